@@ -1,0 +1,46 @@
+package blockdev
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// MountEROFS mounts an image, a file or a block device, read-only on dir. It calls mount(2),
+// since mount(8) may put a loop device between on its own.
+func MountEROFS(source, dir string) error {
+	err := unix.Mount(source, dir, "erofs", unix.MS_RDONLY|unix.MS_NODEV, "")
+	if errors.Is(err, unix.EOPNOTSUPP) { // an EROFS without xattrs or ACLs refuses nothing else
+		err = unix.Mount(source, dir, "erofs", unix.MS_RDONLY|unix.MS_NODEV, "noacl")
+	}
+	if err != nil {
+		return &os.PathError{Op: "mount erofs " + source + " on", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// Bind makes what is mounted on from appear on to as well.
+func Bind(from, to string) error {
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s to %s: %w", from, to, err)
+	}
+	return nil
+}
+
+// Unmount takes away everything that is mounted on dir, at once or when its last user goes.
+func Unmount(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EBUSY) {
+			err = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		}
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil // nothing is mounted there
+		}
+		if err != nil {
+			return &os.PathError{Op: "unmount", Path: dir, Err: err}
+		}
+	}
+}

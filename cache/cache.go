@@ -1,0 +1,299 @@
+package cache
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Options of a Cache. The zero value works.
+type Options struct {
+	Limit    int64         // bytes on disk, files of all kinds together; 0 for no limit
+	Deadline time.Duration // how long a reader waits for an extent; 0 for a minute
+	Log      *slog.Logger
+}
+
+// A Source supplies the bytes of a blob. It must be safe for concurrent use and return soon
+// after ctx ends.
+type Source interface {
+	// Open returns exactly the n bytes of the blob from off, or the reader fails. try counts
+	// from 0 the attempts to get these bytes right: a source that has several places to read
+	// from takes another one each time.
+	Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error)
+}
+
+// A Cache is a directory of image files. Open makes one.
+type Cache struct {
+	dir   string
+	opts  Options
+	log   *slog.Logger
+	sched sched
+
+	budget   budget
+	clock    clock
+	residues residueCodec
+	metrics  metrics
+
+	mu    sync.Mutex // guards the fields below; taken before File.mu
+	files map[string]*File
+
+	stop    context.CancelFunc
+	started sync.WaitGroup
+	kick    chan struct{}
+}
+
+// ErrNotFound says that the cache holds no such file.
+var ErrNotFound = errors.New("not in the cache")
+
+// ErrNoRoom says that an image's metadata does not fit the budget.
+var ErrNoRoom = errors.New("no room in the cache: raise [cache] limit or remove images")
+
+// Open opens the cache in dir, making the directory if there is none. Files in it are opened by
+// File. Close must be called.
+func Open(dir string, opts Options) (*Cache, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.Deadline == 0 {
+		opts.Deadline = time.Minute
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	c := &Cache{dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, stop: stop, kick: make(chan struct{}, 1)}
+	c.budget.limit = opts.Limit
+	c.residues.init()
+	c.metrics = newMetrics()
+	c.started.Go(func() { c.commitLoop(ctx) })
+	return c, nil
+}
+
+// Close records what is not recorded yet and closes all files.
+func (c *Cache) Close() error {
+	c.stop()
+	c.started.Wait()
+	c.mu.Lock()
+	files := c.files
+	c.files = map[string]*File{}
+	c.mu.Unlock()
+	var errs []error
+	for _, f := range files {
+		f.cancelFills(errors.New("cache is closed"))
+		errs = append(errs, f.commit())
+		f.closeFiles()
+	}
+	return errors.Join(errs...)
+}
+
+// Create makes the file called id from a specification and opens it. The file survives a crash
+// of the machine once its first commit is done, within about a second. If there is a file of
+// that name it is replaced.
+func (c *Cache) Create(id string, spec Spec, src Source) (*File, error) {
+	enc, err := encodeTable(&spec)
+	if err != nil {
+		return nil, fmt.Errorf("create image %s: %w", id, err)
+	}
+	if err := c.Remove(id); err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	cost := pages(spec.MetaSize) + pages(int64(len(enc))) + pages(int64(len(spec.Tail)))
+	if !c.reserve(cost) {
+		return nil, fmt.Errorf("create image %s of %d bytes of metadata: %w", id, cost, ErrNoRoom)
+	}
+	f, err := c.create(id, &spec, enc, src)
+	if err != nil {
+		c.budget.add(-cost)
+		os.RemoveAll(c.path(id)) // what is left is overwritten by the next Create
+		return nil, fmt.Errorf("create image %s: %w", id, err)
+	}
+	c.mu.Lock()
+	c.files[id] = f
+	c.mu.Unlock()
+	c.kickCommit()
+	return f, nil
+}
+
+func (c *Cache) path(id string) string { return filepath.Join(c.dir, id) }
+
+func (c *Cache) create(id string, spec *Spec, enc []byte, src Source) (*File, error) {
+	dir := c.path(id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(filepath.Join(dir, tableFile), enc, 0o600); err != nil {
+		return nil, err
+	}
+	img, err := os.OpenFile(filepath.Join(dir, imageFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	w := bufio.NewWriterSize(img, 1<<20)
+	n, err := spec.Meta.WriteTo(w)
+	if err == nil {
+		err = w.Flush()
+	}
+	if err == nil && n != spec.MetaSize {
+		err = fmt.Errorf("metadata of %d bytes, not %d", n, spec.MetaSize)
+	}
+	if err == nil {
+		err = img.Truncate(spec.ImageSize)
+	}
+	if err != nil {
+		img.Close()
+		return nil, err
+	}
+	t, err := openTable(filepath.Join(dir, tableFile))
+	if err != nil {
+		img.Close()
+		return nil, err
+	}
+	f := newFile(c, id, dir, img, t, src)
+	if len(spec.Tail) > 0 {
+		f.keepResidue(uint32(t.nUnits-1), spec.Tail, true)
+	}
+	return f, nil
+}
+
+// File opens the file called id, or returns the one that is open. An error that wraps
+// ErrNotFound or ErrCorrupt says that it must be created again.
+func (c *Cache) File(id string, src Source) (*File, error) {
+	c.mu.Lock()
+	f := c.files[id]
+	c.mu.Unlock()
+	if f != nil {
+		return f, nil
+	}
+	f, err := c.open(id, src)
+	if err != nil {
+		return nil, fmt.Errorf("open image %s: %w", id, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if other := c.files[id]; other != nil {
+		f.closeFiles()
+		return other, nil
+	}
+	c.budget.add(f.allocated())
+	c.files[id] = f
+	return f, nil
+}
+
+func (c *Cache) open(id string, src Source) (*File, error) {
+	dir := c.path(id)
+	t, err := openTable(filepath.Join(dir, tableFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, ErrNotFound
+	}
+	if err != nil {
+		return nil, err
+	}
+	img, err := os.OpenFile(filepath.Join(dir, imageFile), os.O_RDWR, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
+	}
+	f := newFile(c, id, dir, img, t, src)
+	st, err := img.Stat()
+	if err == nil && st.Size() != t.imageSize {
+		err = fmt.Errorf("%w: image of %d bytes, not %d", ErrCorrupt, st.Size(), t.imageSize)
+	}
+	if err == nil {
+		f.record, err = openPresence(filepath.Join(dir, presenceFile), t.sum, uint32(t.nExtents), f.applyRun)
+		if errors.Is(err, os.ErrNotExist) {
+			err = fmt.Errorf("%w: never recorded", ErrCorrupt)
+		}
+	}
+	if err != nil {
+		f.closeFiles()
+		return nil, err
+	}
+	f.loadResidue()
+	if _, err := os.Stat(filepath.Join(dir, verifiedFile)); err == nil {
+		f.verified = true
+	}
+	return f, nil
+}
+
+// Remove deletes the file called id.
+func (c *Cache) Remove(id string) error {
+	c.mu.Lock()
+	f := c.files[id]
+	delete(c.files, id)
+	c.mu.Unlock()
+	if f != nil {
+		n := f.discard()
+		c.budget.add(-n)
+	}
+	if _, err := os.Lstat(c.path(id)); errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove image %s: %w", id, ErrNotFound)
+	}
+	if err := os.RemoveAll(c.path(id)); err != nil {
+		return fmt.Errorf("remove image %s: %w", id, err)
+	}
+	return nil
+}
+
+// IDs lists what is on disk, opened or not.
+func (c *Cache) IDs() ([]string, error) {
+	entries, err := os.ReadDir(c.dir)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		ids = append(ids, e.Name())
+	}
+	return ids, nil
+}
+
+func (c *Cache) snapshotFiles() []*File {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	files := make([]*File, 0, len(c.files))
+	for _, f := range c.files {
+		files = append(files, f)
+	}
+	slices.SortFunc(files, func(a, b *File) int {
+		if a.id < b.id {
+			return -1
+		}
+		return 1
+	})
+	return files
+}
+
+const commitInterval = time.Second
+
+// commitLoop records what was filled, soon after it was.
+func (c *Cache) commitLoop(ctx context.Context) {
+	tick := time.NewTicker(commitInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-c.kick:
+		}
+		for _, f := range c.snapshotFiles() {
+			if err := f.commit(); err != nil {
+				c.log.Warn("presence not recorded, will try again", "digest", f.id, "err", err)
+			}
+		}
+	}
+}
+
+func (c *Cache) kickCommit() {
+	select {
+	case c.kick <- struct{}{}:
+	default:
+	}
+}

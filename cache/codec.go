@@ -1,0 +1,81 @@
+package cache
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/gzip"
+)
+
+// Codec says how the units of a blob are compressed. The numbers are written to disk.
+type Codec uint32
+
+// The codecs.
+const (
+	CodecPlain Codec = 0
+	CodecGzip  Codec = 1
+)
+
+// errBytes marks bytes from a source that are not what their digest or format says. Another
+// source may have the right ones.
+var errBytes = errors.New("wrong bytes")
+
+type decoder struct {
+	in bufio.Reader
+	gz gzip.Reader
+}
+
+var decoders = sync.Pool{New: func() any { return new(decoder) }}
+
+// decode calls use with a reader of the plain bytes of the packed ones that r holds.
+func decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
+	if codec == CodecPlain {
+		in := &sourceErrors{r: r}
+		err := use(in)
+		if in.err != nil {
+			return &SourceError{in.err}
+		}
+		return err
+	}
+	if codec != CodecGzip {
+		return fmt.Errorf("codec %d is not known", codec)
+	}
+	d := decoders.Get().(*decoder)
+	defer decoders.Put(d)
+	in := &sourceErrors{r: r}
+	d.in.Reset(in)
+	err := d.gz.Reset(&d.in)
+	if err == nil {
+		err = use(&d.gz)
+	}
+	d.in.Reset(nil)
+	if in.err != nil {
+		return &SourceError{in.err} // what the decoder made of that does not matter
+	}
+	return err
+}
+
+// A SourceError is the error of the reader that supplied packed bytes, as opposed to bytes that
+// cannot be decoded.
+type SourceError struct{ Err error }
+
+func (e *SourceError) Error() string { return e.Err.Error() }
+
+func (e *SourceError) Unwrap() error { return e.Err }
+
+// sourceErrors remembers how its reader failed.
+type sourceErrors struct {
+	r   io.Reader
+	err error
+}
+
+func (s *sourceErrors) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}

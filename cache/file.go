@@ -1,0 +1,358 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	tableFile    = "extents"
+	imageFile    = "image"
+	presenceFile = "present"
+	residueFile  = "residue"
+	verifiedFile = "verified"
+)
+
+// A File is one image. It is a blockdev.Device: read-only, every byte of it readable, what is
+// missing fetched on the way.
+type File struct {
+	c   *Cache
+	id  string
+	dir string
+	img *os.File
+	t   *table
+
+	fetched atomic.Int64 // bytes taken from the source since the daemon started
+
+	// punch is held shared by who reads or writes extents of the image file, and exclusively
+	// by who takes extents away, so that no reader sees a hole instead of data.
+	punch sync.RWMutex
+
+	commitMu sync.Mutex // one commit at a time; taken before mu
+	record   *presence  // guarded by commitMu; nil until the first commit
+
+	mu       sync.Mutex // guards the fields below
+	src      Source
+	present  []uint64 // a bit an extent
+	used     []uint32 // when an extent was last used, in ticks; nil until one is
+	nPresent int
+	bytes    int64 // on disk, of present extents
+	dirty    []run // filled, not recorded
+	inflight map[uint32]*unitFill
+	pins     int
+	gone     bool
+	verified bool // the blob's diffID was checked
+	ahead    readahead
+
+	residue residue
+}
+
+func newFile(c *Cache, id, dir string, img *os.File, t *table, src Source) *File {
+	return &File{
+		c: c, id: id, dir: dir, img: img, t: t, src: src,
+		present: make([]uint64, (t.nExtents+63)/64), inflight: map[uint32]*unitFill{},
+	}
+}
+
+// ID returns the file's name in the cache.
+func (f *File) ID() string { return f.id }
+
+// Path returns where the image lies. While the file is complete and pinned, the kernel may read
+// it without us.
+func (f *File) Path() string { return filepath.Join(f.dir, imageFile) }
+
+// Size returns the image's size in bytes.
+func (f *File) Size() int64 { return f.t.imageSize }
+
+// BlobSize returns the size of the blob in bytes.
+func (f *File) BlobSize() int64 { return f.t.blobSize }
+
+// Stats are a file's numbers, all in bytes.
+type Stats struct {
+	Data    int64 // of all extents
+	Present int64 // of the extents that are here
+	Fetched int64 // taken from the source since the daemon started
+	Disk    int64 // on disk now, everything of this file
+}
+
+// Stats returns the file's numbers.
+func (f *File) Stats() Stats {
+	s := Stats{Fetched: f.fetched.Load()}
+	for i := range f.t.nExtents {
+		n := int64(f.t.extent(uint32(i)).Len)
+		s.Data += n
+		if f.has(uint32(i)) {
+			s.Present += n
+		}
+	}
+	s.Disk = f.allocated()
+	return s
+}
+
+// Disk returns the bytes on disk now, in constant time.
+func (f *File) Disk() int64 { return f.allocated() }
+
+// Complete reports whether every extent is present.
+func (f *File) Complete() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.nPresent == f.t.nExtents
+}
+
+// SetSource replaces where missing extents come from.
+func (f *File) SetSource(src Source) {
+	f.mu.Lock()
+	f.src = src
+	f.mu.Unlock()
+}
+
+// AddFetched counts bytes that the caller took from the source for this file.
+func (f *File) AddFetched(n int64) { f.fetched.Add(n) }
+
+// PinIfComplete keeps all extents where they are until Unpin, if all are here. The kernel may
+// read a pinned file directly.
+func (f *File) PinIfComplete() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.nPresent != f.t.nExtents || f.gone {
+		return false
+	}
+	f.pins++
+	return true
+}
+
+// Unpin undoes one PinIfComplete.
+func (f *File) Unpin() {
+	f.mu.Lock()
+	f.pins--
+	f.mu.Unlock()
+}
+
+func pages(n int64) int64 { return (n + 4095) &^ 4095 }
+
+func (f *File) allocated() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return pages(f.t.metaSize) + pages(int64(len(f.t.data))) + f.bytes + pages(f.residue.size)
+}
+
+func (f *File) has(i uint32) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.hasLocked(i)
+}
+
+func (f *File) hasLocked(i uint32) bool { return f.present[i/64]&(1<<(i%64)) != 0 }
+
+// markLocked sets or clears an extent's bit and keeps the counts.
+func (f *File) markLocked(i uint32, here bool) {
+	if f.hasLocked(i) == here {
+		return
+	}
+	f.present[i/64] ^= 1 << (i % 64)
+	n := pages(int64(f.t.extent(i).Len))
+	if here {
+		f.nPresent++
+		f.bytes += n
+	} else {
+		f.nPresent--
+		f.bytes -= n
+	}
+}
+
+func (f *File) applyRun(r run) {
+	for i := r.first; i < r.first+r.count; i++ {
+		f.markLocked(i, !r.gone)
+	}
+}
+
+// noteLocked adds an extent to what the next commit records.
+func (f *File) noteLocked(i uint32) {
+	if k := len(f.dirty); k > 0 && f.dirty[k-1].first+f.dirty[k-1].count == i {
+		f.dirty[k-1].count++
+		return
+	}
+	f.dirty = append(f.dirty, run{first: i, count: 1})
+}
+
+// ReadAt fills p with the image's bytes from off. It fetches what is missing, sharing the fetch
+// with whoever waits for the same bytes, and returns soon after ctx ends. At the image's end it
+// returns fewer bytes and no error.
+func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if off < 0 || off > f.t.imageSize {
+		return 0, fmt.Errorf("read image %s at %d of %d", f.id, off, f.t.imageSize)
+	}
+	p = p[:min(int64(len(p)), f.t.imageSize-off)]
+	lo, hi := f.t.overlapping(off, int64(len(p)))
+	missing, err := f.readPresent(p, off, lo, hi)
+	if err != nil {
+		return 0, fmt.Errorf("read image %s at %d+%d: %w", f.id, off, len(p), err)
+	}
+	if len(missing) == 0 {
+		f.c.metrics.hits.Inc()
+		return len(p), nil
+	}
+	f.c.metrics.misses.Inc()
+	began := time.Now()
+	fills, err := f.demandUnits(ctx, missing)
+	f.c.metrics.wait.Observe(time.Since(began).Seconds())
+	if err != nil {
+		return 0, fmt.Errorf("read image %s at %d+%d: %w", f.id, off, len(p), err)
+	}
+	for _, u := range fills {
+		u.copyTo(f.t, p, off)
+	}
+	return len(p), nil
+}
+
+// readPresent reads what is here of extents [lo, hi) and everything between them, and returns
+// the units of those that are not.
+func (f *File) readPresent(p []byte, off int64, lo, hi int) (missing []uint32, err error) {
+	f.punch.RLock()
+	defer f.punch.RUnlock()
+	f.mu.Lock()
+	if f.gone {
+		f.mu.Unlock()
+		return nil, errors.New("image was removed")
+	}
+	now := f.c.clock.now()
+	if f.used == nil && hi > lo {
+		f.used = make([]uint32, f.t.nExtents)
+	}
+	for i := lo; i < hi; i++ {
+		f.used[i] = now
+		if f.hasLocked(uint32(i)) {
+			continue
+		}
+		u := f.t.extent(uint32(i)).Unit
+		if k := len(missing); k == 0 || missing[k-1] != u {
+			missing = append(missing, u)
+		}
+	}
+	f.mu.Unlock()
+	_, err = f.img.ReadAt(p, off)
+	return missing, err
+}
+
+// commit syncs the image's data and then records what was filled. The order is what makes the
+// record true.
+func (f *File) commit() error {
+	f.commitMu.Lock()
+	defer f.commitMu.Unlock()
+	f.mu.Lock()
+	runs := f.dirty
+	f.dirty = nil
+	gone := f.gone
+	f.mu.Unlock()
+	if gone || (len(runs) == 0 && f.record != nil) {
+		return nil
+	}
+	err := f.commitRuns(runs)
+	if err != nil {
+		f.mu.Lock()
+		f.dirty = append(runs, f.dirty...)
+		f.mu.Unlock()
+	}
+	return err
+}
+
+func (f *File) commitRuns(runs []run) error {
+	if err := unix.Fdatasync(int(f.img.Fd())); err != nil {
+		return fmt.Errorf("sync image: %w", err)
+	}
+	if f.record == nil {
+		if err := f.firstCommit(); err != nil {
+			return err
+		}
+	}
+	return f.record.append(runs)
+}
+
+// firstCommit puts the file's other parts on stable storage; the presence record, made last,
+// says that all of it is there.
+func (f *File) firstCommit() error {
+	tab, err := os.Open(filepath.Join(f.dir, tableFile))
+	if err != nil {
+		return err
+	}
+	err = tab.Sync()
+	tab.Close() // opened for reading
+	if err != nil {
+		return err
+	}
+	r, err := createPresence(filepath.Join(f.dir, presenceFile), f.t.sum)
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{f.dir, f.c.dir} {
+		if err := syncDir(dir); err != nil {
+			r.close() // the next commit makes it again
+			return err
+		}
+	}
+	f.record = r
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// closeFiles closes without recording. Nothing is written behind a close, so errors say nothing.
+func (f *File) closeFiles() {
+	f.commitMu.Lock()
+	defer f.commitMu.Unlock()
+	f.punch.Lock()
+	defer f.punch.Unlock()
+	f.mu.Lock()
+	already := f.gone
+	f.gone = true
+	f.mu.Unlock()
+	if already {
+		return
+	}
+	f.img.Close()
+	if f.record != nil {
+		f.record.close()
+	}
+	f.residue.close()
+}
+
+// cancelFills ends all fetches of the file and waits for them.
+func (f *File) cancelFills(cause error) {
+	f.mu.Lock()
+	jobs := map[*job]bool{}
+	for _, u := range f.inflight {
+		jobs[u.job] = true
+	}
+	f.mu.Unlock()
+	for j := range jobs {
+		j.cancel(cause)
+	}
+	for j := range jobs {
+		<-j.ended
+	}
+}
+
+// discard closes the file for good and returns how many bytes it had on disk.
+func (f *File) discard() int64 {
+	f.cancelFills(errors.New("image was removed"))
+	f.mu.Lock()
+	f.dirty = nil
+	f.mu.Unlock()
+	f.closeFiles()
+	return f.allocated()
+}

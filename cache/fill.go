@@ -1,0 +1,426 @@
+package cache
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// A unitFill is one unit on its way here. Who waits for it reads its bytes from memory, so that
+// neither a full disk nor an eviction in between is seen.
+type unitFill struct {
+	unit  uint32
+	job   *job
+	done  chan struct{}
+	err   error             // after done
+	plain []byte            // after done: the decoded unit, up to its last extent
+	parts map[uint32][]byte // after done: extents copied from other files, if plain is nil
+}
+
+// A job fetches neighbouring units by one request.
+type job struct {
+	cancel context.CancelCauseFunc
+	ended  chan struct{}
+	ticket *ticket
+	users  int // who waits for any of its units, a prefetch included; guarded by File.mu
+}
+
+// readahead lets sequential readers ask for more each time.
+type readahead struct {
+	next uint32 // the unit behind the last run
+	size int64  // packed bytes of the last run
+}
+
+const (
+	minDemand    = 256 << 10 // packed bytes: a request costs a round trip, which moves more than this
+	maxDemandRun = 8 << 20
+)
+
+// extentBytes returns the bytes of an extent of the filled unit.
+func (u *unitFill) extentBytes(i uint32, e *Extent) []byte {
+	if u.plain != nil {
+		return u.plain[e.Inner : e.Inner+e.Len]
+	}
+	return u.parts[i]
+}
+
+// copyTo copies what the unit has of the image's range [off, off+len(p)).
+func (u *unitFill) copyTo(t *table, p []byte, off int64) {
+	n, at := t.unitExtents(u.unit)
+	for k := range n {
+		i := at(k)
+		e := t.extent(i)
+		b := u.extentBytes(i, &e)
+		if b == nil || e.end() <= off || e.Off >= off+int64(len(p)) {
+			continue
+		}
+		if e.Off < off {
+			copy(p, b[off-e.Off:])
+		} else {
+			copy(p[e.Off-off:], b)
+		}
+	}
+}
+
+// demandUnits makes units present for a reader and returns them.
+func (f *File) demandUnits(ctx context.Context, units []uint32) ([]*unitFill, error) {
+	slices.Sort(units)
+	units = slices.Compact(units)
+	f.mu.Lock()
+	if f.gone {
+		f.mu.Unlock()
+		return nil, errors.New("image was removed")
+	}
+	var fills []*unitFill
+	var fresh []uint32
+	for _, u := range units {
+		if fill := f.inflight[u]; fill != nil {
+			fill.job.users++
+			fill.job.ticket.promote()
+			fills = append(fills, fill)
+		} else {
+			fresh = append(fresh, u)
+		}
+	}
+	for len(fresh) > 0 {
+		want := f.demandSizeLocked(fresh[0])
+		run := f.runLocked(fresh[0], want)
+		covered := 0
+		for covered < len(fresh) && fresh[covered] < run[0]+uint32(len(run)) {
+			covered++
+		}
+		started := f.startLocked(run, demand)
+		for _, fill := range started {
+			if slices.Contains(fresh[:covered], fill.unit) {
+				fill.job.users++
+				fills = append(fills, fill)
+			}
+		}
+		started[0].job.users-- // startLocked counts one for itself
+		fresh = fresh[covered:]
+	}
+	f.mu.Unlock()
+	return fills, f.await(ctx, fills)
+}
+
+// await waits for fills and then leaves their jobs, which end when nobody is left.
+func (f *File) await(ctx context.Context, fills []*unitFill) (err error) {
+	for _, fill := range fills {
+		select {
+		case <-fill.done:
+			err = errors.Join(err, fill.err)
+		case <-ctx.Done():
+			err = errors.Join(err, fmt.Errorf("wait for unit %d: %w", fill.unit, context.Cause(ctx)))
+		}
+		if err != nil {
+			break
+		}
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, fill := range fills {
+		f.leaveLocked(fill.job)
+	}
+	return err
+}
+
+func (f *File) leaveLocked(j *job) {
+	if j.users--; j.users == 0 {
+		j.cancel(errors.New("nobody waits any more"))
+	}
+}
+
+// demandSizeLocked says how many packed bytes to ask for at a miss of unit u.
+func (f *File) demandSizeLocked(u uint32) int64 {
+	a := &f.ahead
+	if a.size > 0 && u+2 >= a.next && u <= a.next+2 {
+		a.size = min(a.size*2, maxDemandRun)
+	} else {
+		a.size = minDemand
+	}
+	return a.size
+}
+
+// wantedLocked reports whether fetching the unit brings something.
+func (f *File) wantedLocked(u uint32) bool {
+	if f.inflight[u] != nil {
+		return false
+	}
+	n, at := f.t.unitExtents(u)
+	for k := range n {
+		if !f.hasLocked(at(k)) {
+			return true
+		}
+	}
+	return n == 0 && !f.residue.has(u)
+}
+
+// runLocked returns unit u and the wanted units behind it, up to size packed bytes.
+func (f *File) runLocked(u uint32, size int64) []uint32 {
+	run := []uint32{u}
+	total := f.t.unit(u).Len
+	for v := u + 1; int(v) < f.t.nUnits && f.wantedLocked(v); v++ {
+		total += f.t.unit(v).Len
+		if total > size {
+			break
+		}
+		run = append(run, v)
+	}
+	f.ahead.next = u + uint32(len(run))
+	return run
+}
+
+// startLocked starts a job for a run of units, none of which is in flight. The job has one user.
+func (f *File) startLocked(run []uint32, prio priority) []*unitFill {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	j := &job{cancel: cancel, ended: make(chan struct{}), ticket: f.c.sched.enter(prio), users: 1}
+	fills := make([]*unitFill, len(run))
+	for i, u := range run {
+		fills[i] = &unitFill{unit: u, job: j, done: make(chan struct{})}
+		f.inflight[u] = fills[i]
+	}
+	src := f.src
+	f.c.started.Go(func() {
+		defer close(j.ended)
+		defer cancel(nil)
+		defer j.ticket.release()
+		if prio == demand {
+			timed, stop := context.WithTimeoutCause(ctx, f.c.opts.Deadline,
+				fmt.Errorf("nothing came within %s", f.c.opts.Deadline))
+			defer stop()
+			ctx = timed
+		}
+		err := f.runJob(ctx, src, slices.Clone(fills), j.ticket)
+		for _, fill := range fills {
+			f.finish(fill, err)
+		}
+	})
+	return fills
+}
+
+// finish ends a fill, once.
+func (f *File) finish(fill *unitFill, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.inflight[fill.unit] != fill {
+		return
+	}
+	fill.err = err
+	delete(f.inflight, fill.unit)
+	close(fill.done)
+}
+
+// runJob fills what it can from other files and fetches the rest, one request for each stretch
+// of neighbours.
+func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, t *ticket) error {
+	fills = slices.DeleteFunc(fills, func(fill *unitFill) bool {
+		if !f.fillLocally(fill) {
+			return false
+		}
+		f.finish(fill, nil)
+		return true
+	})
+	if len(fills) == 0 {
+		return nil
+	}
+	if src == nil {
+		return errors.New("no source for this image")
+	}
+	if err := t.wait(ctx); err != nil {
+		return err
+	}
+	for len(fills) > 0 {
+		n := 1
+		for n < len(fills) && fills[n].unit == fills[n-1].unit+1 {
+			n++
+		}
+		if err := f.fetchRun(ctx, src, fills[:n]); err != nil {
+			f.c.metrics.fetchErrors.Inc()
+			return err
+		}
+		fills = fills[n:]
+	}
+	return nil
+}
+
+const maxTries = 3 // at getting a unit's bytes right
+
+// fetchRun fetches neighbouring units by one request. A unit with wrong bytes is asked for
+// again, from elsewhere if the source can.
+func (f *File) fetchRun(ctx context.Context, src Source, fills []*unitFill) error {
+	try := 0
+	for len(fills) > 0 {
+		done, err := f.fetchStream(ctx, src, fills, try)
+		fills = fills[done:]
+		if done > 0 {
+			try = 0
+		}
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, errBytes) || try+1 >= maxTries {
+			return err
+		}
+		f.c.metrics.wrongBytes.Inc()
+		f.c.log.Warn("source sent wrong bytes, asking again", "digest", f.id, "err", err)
+		try++
+	}
+	return nil
+}
+
+// fetchStream reads units from one request until the end or the first error, and says how many
+// it finished.
+func (f *File) fetchStream(ctx context.Context, src Source, fills []*unitFill, try int) (done int, err error) {
+	first, last := f.t.unit(fills[0].unit), f.t.unit(fills[len(fills)-1].unit)
+	r, err := src.Open(ctx, first.Off, last.Off+last.Len-first.Off, try)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	in := &countingReader{r: r}
+	defer func() {
+		f.fetched.Add(in.n)
+		f.c.metrics.fetchBytes.Add(float64(in.n))
+	}()
+	for _, fill := range fills {
+		one := &io.LimitedReader{R: in, N: f.t.unit(fill.unit).Len}
+		if err := f.decodeUnit(fill, one, nil); err != nil {
+			return done, fmt.Errorf("unit %d at %d: %w", fill.unit, f.t.unit(fill.unit).Off, err)
+		}
+		if _, err := io.Copy(io.Discard, one); err != nil {
+			return done, err
+		}
+		f.store(fill)
+		f.finish(fill, nil)
+		done++
+	}
+	return done, nil
+}
+
+type countingReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
+}
+
+// decodeUnit decodes a unit, checks its extents' digests and keeps what else is in it. All of
+// the plain bytes go to also, if that is not nil.
+func (f *File) decodeUnit(fill *unitFill, packed io.Reader, also io.Writer) error {
+	n, at := f.t.unitExtents(fill.unit)
+	need := int64(0)
+	for k := range n {
+		e := f.t.extent(at(k))
+		need = max(need, int64(e.Inner)+int64(e.Len))
+	}
+	plain := make([]byte, need)
+	var rest []byte
+	whole := true
+	err := decode(f.t.codec, packed, func(r io.Reader) error {
+		if _, err := io.ReadFull(r, plain); err != nil {
+			return err
+		}
+		var err error
+		if also != nil {
+			if _, err := also.Write(plain); err != nil {
+				return err
+			}
+			r = io.TeeReader(r, also)
+		}
+		if rest, err = io.ReadAll(io.LimitReader(r, maxResidue+1)); err != nil {
+			return err
+		}
+		if len(rest) > maxResidue {
+			whole, rest = false, nil
+			_, err = io.Copy(io.Discard, r)
+		}
+		return err
+	})
+	if err != nil {
+		var source *SourceError
+		if errors.As(err, &source) {
+			return source.Err
+		}
+		return fmt.Errorf("%w: decode: %w", errBytes, err)
+	}
+	for k := range n {
+		e := f.t.extent(at(k))
+		if sha256.Sum256(plain[e.Inner:e.Inner+e.Len]) != e.Digest {
+			return fmt.Errorf("%w: extent at %d of the image has another digest", errBytes, e.Off)
+		}
+	}
+	fill.plain = plain
+	if whole && !f.residue.has(fill.unit) {
+		f.keepResidue(fill.unit, f.gaps(fill.unit, plain, rest), false)
+	}
+	return nil
+}
+
+// store writes a filled unit's extents to the image, as far as there is room.
+func (f *File) store(fill *unitFill) {
+	n, at := f.t.unitExtents(fill.unit)
+	for k := range n {
+		i := at(k)
+		if f.has(i) {
+			continue
+		}
+		e := f.t.extent(i)
+		b := fill.extentBytes(i, &e)
+		if b == nil {
+			continue
+		}
+		if !f.c.reserve(pages(int64(e.Len))) {
+			f.c.metrics.unstored.Inc()
+			continue
+		}
+		err := f.write(i, &e, b)
+		if errors.Is(err, unix.ENOSPC) && f.c.evict(pages(int64(e.Len))) > 0 {
+			err = f.write(i, &e, b)
+		}
+		if err != nil {
+			f.c.budget.add(-pages(int64(e.Len)))
+			f.c.metrics.unstored.Inc()
+			f.c.log.Warn("extent served without being stored", "digest", f.id, "off", e.Off, "len", e.Len, "err", err)
+		}
+	}
+}
+
+// write puts an extent into the image and marks it. The space is reserved already.
+func (f *File) write(i uint32, e *Extent, b []byte) error {
+	f.punch.RLock()
+	defer f.punch.RUnlock()
+	f.mu.Lock()
+	gone := f.gone
+	f.mu.Unlock()
+	if gone {
+		return errors.New("image was removed")
+	}
+	if _, err := f.img.WriteAt(b, e.Off); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.hasLocked(i) {
+		f.c.budget.add(-pages(int64(e.Len)))
+		return nil
+	}
+	f.markLocked(i, true)
+	f.noteLocked(i)
+	if f.used == nil {
+		f.used = make([]uint32, f.t.nExtents)
+	}
+	f.used[i] = f.c.clock.now()
+	if f.nPresent == f.t.nExtents {
+		f.c.kickCommit()
+	}
+	return nil
+}

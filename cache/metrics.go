@@ -1,0 +1,41 @@
+package cache
+
+import "github.com/prometheus/client_golang/prometheus"
+
+type metrics struct {
+	hits, misses, localUnits prometheus.Counter
+	fetchBytes, evicted      prometheus.Counter
+	fetchErrors, wrongBytes  prometheus.Counter
+	unstored                 prometheus.Counter
+	wait                     prometheus.Histogram
+}
+
+func newMetrics() metrics {
+	count := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "remora", Subsystem: "cache", Name: name, Help: help})
+	}
+	return metrics{
+		hits:        count("read_hits_total", "Reads of images that found every byte present."),
+		misses:      count("read_misses_total", "Reads of images that waited for a fetch."),
+		localUnits:  count("local_units_total", "Units filled from extents with the same digest."),
+		fetchBytes:  count("fetch_bytes_total", "Bytes taken from sources."),
+		fetchErrors: count("fetch_errors_total", "Fetches that failed after all retries."),
+		wrongBytes:  count("wrong_bytes_total", "Units whose bytes were not what their digest says."),
+		evicted:     count("evicted_bytes_total", "Bytes evicted."),
+		unstored:    count("unstored_extents_total", "Extents served without being stored, for lack of room."),
+		wait: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "remora", Subsystem: "cache", Name: "read_wait_seconds",
+			Help: "How long reads of images waited for a fetch.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
+		}),
+	}
+}
+
+// Register adds the cache's metrics to a registry.
+func (c *Cache) Register(r prometheus.Registerer) {
+	m := &c.metrics
+	r.MustRegister(m.hits, m.misses, m.localUnits, m.fetchBytes, m.fetchErrors, m.wrongBytes, m.evicted, m.unstored, m.wait,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "used_bytes",
+			Help: "Bytes on disk."}, func() float64 { used, _ := c.Usage(); return float64(used) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "limit_bytes",
+			Help: "The budget; 0 for none."}, func() float64 { _, limit := c.Usage(); return float64(limit) }))
+}

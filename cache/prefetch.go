@@ -1,0 +1,101 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"sync"
+)
+
+// Prefetch makes units present, in the order given, behind every reader that waits. It returns
+// when all are here, with the errors of those that are not, or soon after ctx ends.
+func (f *File) Prefetch(ctx context.Context, units []uint32) error {
+	var (
+		mu   sync.Mutex
+		errs []error
+		wg   sync.WaitGroup
+	)
+	slots := make(chan struct{}, maxBulk)
+	for len(units) > 0 && ctx.Err() == nil {
+		var fills []*unitFill
+		fills, units = f.startBulk(units)
+		if len(fills) == 0 {
+			continue
+		}
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := f.awaitBulk(ctx, fills); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return errors.Join(errs...)
+}
+
+// PrefetchAll makes the file complete.
+func (f *File) PrefetchAll(ctx context.Context) error {
+	units := make([]uint32, f.t.nUnits)
+	for i := range units {
+		units[i] = uint32(i)
+	}
+	return f.Prefetch(ctx, units)
+}
+
+// startBulk starts a job for the first wanted units, or joins the first that is in flight.
+func (f *File) startBulk(units []uint32) (fills []*unitFill, rest []uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.gone {
+		return nil, nil
+	}
+	var run []uint32
+	size := int64(0)
+	for len(units) > 0 {
+		u := units[0]
+		if int(u) >= f.t.nUnits {
+			units = units[1:]
+			continue
+		}
+		if fill := f.inflight[u]; fill != nil {
+			if len(run) > 0 {
+				break
+			}
+			fill.job.users++
+			return []*unitFill{fill}, units[1:]
+		}
+		n := f.t.unit(u).Len
+		switch {
+		case !f.wantedLocked(u) && len(run) == 0:
+			units = units[1:]
+			continue
+		case !f.wantedLocked(u), len(run) > 0 && (u != run[len(run)-1]+1 || size+n > bulkRequestSize):
+			return f.startLocked(run, bulk), units
+		}
+		run = append(run, u)
+		size += n
+		units = units[1:]
+	}
+	if len(run) == 0 {
+		return nil, nil
+	}
+	return f.startLocked(run, bulk), units
+}
+
+// awaitBulk waits for the units of one job and leaves it once.
+func (f *File) awaitBulk(ctx context.Context, fills []*unitFill) error {
+	var err error
+	for _, fill := range fills[1:] {
+		select {
+		case <-fill.done:
+			err = errors.Join(err, fill.err)
+		case <-ctx.Done():
+		}
+	}
+	return errors.Join(err, f.await(ctx, fills[:1]))
+}

@@ -1,0 +1,206 @@
+package cache
+
+import (
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// What a unit holds besides extents (the headers of the archive) is needed once more: to compute
+// the digest of the whole plain blob, its diffID, when all extents are here. It is kept in a log
+// of records. Nothing but that computation reads it, and a lost record costs one more fetch, so
+// it is not synced.
+//
+//	offset  size  field
+//	0       4     unit
+//	4       4     1 if the payload is the whole packed unit, 0 if zstd of the bytes around the extents
+//	8       4     length of the payload
+//	12      4     CRC32C of the 12 bytes before and the payload
+//	16            payload
+const (
+	residueHeader = 16
+	maxResidue    = 16 << 20 // bytes of a unit besides extents; with more the unit is fetched again
+)
+
+// residue is the open log. Its zero value has no records.
+type residue struct {
+	mu    sync.Mutex // guards the fields below
+	f     *os.File
+	size  int64
+	known []uint64 // a bit a unit
+}
+
+// residueCodec compresses records.
+type residueCodec struct {
+	enc *zstd.Encoder
+	dec *zstd.Decoder
+}
+
+func (c *residueCodec) init() {
+	// Options that are constant and valid cannot fail.
+	c.enc, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(64<<10), zstd.WithLowerEncoderMem(true))
+	c.dec, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxResidue), zstd.WithDecoderLowmem(true))
+}
+
+func (r *residue) has(u uint32) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.known != nil && r.known[u/64]&(1<<(u%64)) != 0
+}
+
+func (r *residue) noteLocked(u uint32, units int) {
+	if r.known == nil {
+		r.known = make([]uint64, (units+63)/64)
+	}
+	r.known[u/64] |= 1 << (u % 64)
+}
+
+func (r *residue) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.f != nil {
+		r.f.Close()
+	}
+}
+
+// gaps returns what plain+rest holds besides the unit's extents, in order.
+func (f *File) gaps(unit uint32, plain, rest []byte) []byte {
+	n, at := f.t.unitExtents(unit)
+	var out []byte
+	pos := uint32(0)
+	for k := range n {
+		e := f.t.extent(at(k))
+		if e.Inner > pos {
+			out = append(out, plain[pos:e.Inner]...)
+		}
+		pos = max(pos, e.Inner+e.Len)
+	}
+	return append(out, rest...)
+}
+
+// keepResidue adds a record. Failing is not an error: see above.
+func (f *File) keepResidue(unit uint32, payload []byte, packed bool) {
+	flag := uint32(1)
+	if !packed {
+		flag = 0
+		payload = f.c.residues.enc.EncodeAll(payload, nil)
+	}
+	if !f.c.reserve(int64(len(payload)) + residueHeader) {
+		return
+	}
+	r := &f.residue
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := pages(r.size)
+	defer func() { // the budget counts whole pages; the reservation was of bytes
+		f.c.budget.add(pages(r.size) - before - int64(len(payload)) - residueHeader)
+	}()
+	if r.f == nil {
+		file, err := os.OpenFile(filepath.Join(f.dir, residueFile), os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return
+		}
+		r.f = file
+	}
+	rec := make([]byte, 12, residueHeader+len(payload))
+	le.PutUint32(rec[0:], unit)
+	le.PutUint32(rec[4:], flag)
+	le.PutUint32(rec[8:], uint32(len(payload)))
+	rec = le.AppendUint32(rec, crc32.Update(crc32.Checksum(rec[:12], castagnoli), castagnoli, payload))
+	rec = append(rec, payload...)
+	if _, err := r.f.WriteAt(rec, r.size); err != nil {
+		return
+	}
+	r.size += int64(len(rec))
+	r.noteLocked(unit, f.t.nUnits)
+}
+
+// loadResidue finds the valid records.
+func (f *File) loadResidue() {
+	r := &f.residue
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	file, err := os.OpenFile(filepath.Join(f.dir, residueFile), os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	r.f = file
+	f.scanResidueLocked(func(unit uint32, at int64, packed bool, n int) { r.noteLocked(unit, f.t.nUnits) })
+}
+
+// scanResidueLocked reads records until the first that is not valid, which ends the log.
+func (f *File) scanResidueLocked(yield func(unit uint32, at int64, packed bool, n int)) {
+	r := &f.residue
+	r.size = 0
+	st, err := r.f.Stat()
+	if err != nil {
+		return
+	}
+	head := make([]byte, residueHeader)
+	in := io.NewSectionReader(r.f, 0, st.Size())
+	var payload []byte
+	for {
+		if _, err := in.ReadAt(head, r.size); err != nil {
+			return
+		}
+		unit, flag, n := le.Uint32(head), le.Uint32(head[4:]), int64(le.Uint32(head[8:]))
+		if int(unit) >= f.t.nUnits || flag > 1 || n > st.Size()-r.size-residueHeader {
+			return
+		}
+		if int64(cap(payload)) < n {
+			payload = make([]byte, n)
+		}
+		payload = payload[:n]
+		if _, err := in.ReadAt(payload, r.size+residueHeader); err != nil {
+			return
+		}
+		if crc32.Update(crc32.Checksum(head[:12], castagnoli), castagnoli, payload) != le.Uint32(head[12:]) {
+			return
+		}
+		yield(unit, r.size+residueHeader, flag == 1, int(n))
+		r.size += residueHeader + n
+	}
+}
+
+// residueAt is where a record's payload lies.
+type residueAt struct {
+	off    int64
+	n      int
+	packed bool
+}
+
+// residueIndex maps units to their records.
+func (f *File) residueIndex() map[uint32]residueAt {
+	r := &f.residue
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	index := map[uint32]residueAt{}
+	if r.f != nil {
+		f.scanResidueLocked(func(unit uint32, at int64, packed bool, n int) {
+			index[unit] = residueAt{off: at, n: n, packed: packed}
+		})
+	}
+	return index
+}
+
+// readResidue returns a record's payload, decompressed unless it is a packed unit.
+func (f *File) readResidue(at residueAt) ([]byte, error) {
+	p := make([]byte, at.n)
+	if _, err := f.residue.f.ReadAt(p, at.off); err != nil {
+		return nil, err
+	}
+	if at.packed {
+		return p, nil
+	}
+	out, err := f.c.residues.dec.DecodeAll(p, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: residue: %w", ErrCorrupt, err)
+	}
+	return out, nil
+}

@@ -1,0 +1,50 @@
+package cache
+
+import (
+	"fmt"
+	"io"
+	"math"
+)
+
+// A Spec describes an image that is to be kept.
+type Spec struct {
+	ImageSize int64       // bytes
+	MetaSize  int64       // bytes that Meta writes
+	Meta      io.WriterTo // the image's first bytes, present from the start
+	Codec     Codec
+	Units     []Unit   // in blob order, from 0 to the blob's end without gaps
+	Extents   []Extent // in any order
+	// Tail is what the caller has read of the blob's last unit anyway, packed; or nil.
+	Tail []byte
+}
+
+func (s *Spec) blobSize() int64 {
+	if len(s.Units) == 0 {
+		return 0
+	}
+	u := s.Units[len(s.Units)-1]
+	return u.Off + u.Len
+}
+
+// check insists on what the rest of the package relies on. Extents are sorted by offset.
+func (s *Spec) check() error {
+	next := int64(0)
+	for i, u := range s.Units {
+		if u.Off != next || u.Len <= 0 || u.Len > math.MaxInt64-next {
+			return fmt.Errorf("unit %d at %d+%d does not follow %d", i, u.Off, u.Len, next)
+		}
+		next += u.Len
+	}
+	if len(s.Units) > math.MaxUint32 || len(s.Extents) > math.MaxUint32 {
+		return fmt.Errorf("%d units, %d extents", len(s.Units), len(s.Extents))
+	}
+	end := s.MetaSize
+	for i := range s.Extents {
+		e := &s.Extents[i]
+		if e.Off < end || e.Len == 0 || e.end() > s.ImageSize || int(e.Unit) >= len(s.Units) {
+			return fmt.Errorf("extent at %d+%d of unit %d does not fit behind %d", e.Off, e.Len, e.Unit, end)
+		}
+		end = e.end()
+	}
+	return nil
+}

@@ -1,0 +1,172 @@
+package cache
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// ErrDiffID says that a blob, decoded, is not what its image's configuration says.
+var ErrDiffID = errors.New("layer's content does not match its diffID")
+
+// Verified reports whether the blob's diffID was checked, in this life or an earlier one.
+func (f *File) Verified() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.verified
+}
+
+// Verify computes the digest of the whole plain blob and compares it with the diffID. Most of
+// it comes from the image; what the cache has not kept is fetched. The result is remembered.
+func (f *File) Verify(ctx context.Context, diffID digest.Digest) error {
+	if f.Verified() {
+		return nil
+	}
+	h := sha256.New()
+	if err := f.writePlain(ctx, h); err != nil {
+		return fmt.Errorf("verify image %s: %w", f.id, err)
+	}
+	return f.conclude(diffID, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)))
+}
+
+func (f *File) conclude(want, got digest.Digest) error {
+	if want != got {
+		return fmt.Errorf("verify image %s: got %s, want %s: %w", f.id, got, want, ErrDiffID)
+	}
+	if err := os.WriteFile(filepath.Join(f.dir, verifiedFile), []byte(got.String()+"\n"), 0o600); err != nil {
+		return fmt.Errorf("verify image %s: %w", f.id, err)
+	}
+	f.mu.Lock()
+	f.verified = true
+	f.mu.Unlock()
+	return nil
+}
+
+// writePlain writes the plain blob to w.
+func (f *File) writePlain(ctx context.Context, w io.Writer) error {
+	index := f.residueIndex()
+	for u := uint32(0); int(u) < f.t.nUnits; {
+		if at, ok := index[u]; ok {
+			if err := f.writeKept(ctx, w, u, at); err != nil {
+				return err
+			}
+			u++
+			continue
+		}
+		end := u + 1 // fetch this unit and the unknown ones behind it by one request
+		for int(end) < f.t.nUnits {
+			if _, ok := index[end]; ok {
+				break
+			}
+			end++
+		}
+		if err := f.streamUnits(ctx, u, end, nil, w, nil); err != nil {
+			return err
+		}
+		u = end
+	}
+	return nil
+}
+
+// writeKept writes a unit's plain bytes from the image and the residue.
+func (f *File) writeKept(ctx context.Context, w io.Writer, u uint32, at residueAt) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	rest, err := f.readResidue(at)
+	if err != nil {
+		return err
+	}
+	if at.packed {
+		return decode(f.t.codec, bytes.NewReader(rest), func(r io.Reader) error {
+			_, err := io.Copy(w, r)
+			return err
+		})
+	}
+	n, unitExtent := f.t.unitExtents(u)
+	pos := uint32(0)
+	for k := range n {
+		e := f.t.extent(unitExtent(k))
+		if e.Inner < pos { // extents that share bytes: only a made-up table has them
+			return fmt.Errorf("extents of unit %d overlap: %w", u, ErrDiffID)
+		}
+		gap := min(int(e.Inner-pos), len(rest))
+		if _, err := w.Write(rest[:gap]); err != nil {
+			return err
+		}
+		rest = rest[gap:]
+		b := make([]byte, e.Len)
+		if _, err := f.ReadAt(ctx, b, e.Off); err != nil {
+			return err
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		pos = e.Inner + e.Len
+	}
+	_, err = w.Write(rest)
+	return err
+}
+
+// Stream reads the whole blob from the source once. It writes the packed bytes to packed, fills
+// every missing extent on the way and checks the diffID. progress, if not nil, is told how many
+// bytes were read so far.
+func (f *File) Stream(ctx context.Context, diffID digest.Digest, packed io.Writer, progress func(int64)) error {
+	h := sha256.New()
+	if err := f.streamUnits(ctx, 0, uint32(f.t.nUnits), packed, h, progress); err != nil {
+		return fmt.Errorf("read blob of image %s: %w", f.id, err)
+	}
+	return f.conclude(diffID, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)))
+}
+
+// streamUnits reads units [from, to) by one request, stores their extents, and writes the packed
+// and the plain bytes to where they are wanted.
+func (f *File) streamUnits(ctx context.Context, from, to uint32, packed, plain io.Writer, progress func(int64)) error {
+	f.mu.Lock()
+	src := f.src
+	f.mu.Unlock()
+	if src == nil {
+		return errors.New("no source for this image")
+	}
+	t := f.c.sched.enter(bulk)
+	defer t.release()
+	if err := t.wait(ctx); err != nil {
+		return err
+	}
+	first, last := f.t.unit(from), f.t.unit(to-1)
+	r, err := src.Open(ctx, first.Off, last.Off+last.Len-first.Off, 0)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	in := &countingReader{r: r}
+	defer func() {
+		f.fetched.Add(in.n)
+		f.c.metrics.fetchBytes.Add(float64(in.n))
+	}()
+	for u := from; u < to; u++ {
+		one := io.Reader(&io.LimitedReader{R: in, N: f.t.unit(u).Len})
+		if packed != nil {
+			one = io.TeeReader(one, packed)
+		}
+		fill := &unitFill{unit: u}
+		if err := f.decodeUnit(fill, one, plain); err != nil {
+			return fmt.Errorf("unit %d at %d: %w", u, f.t.unit(u).Off, err)
+		}
+		if _, err := io.Copy(io.Discard, one); err != nil {
+			return err
+		}
+		f.store(fill)
+		if progress != nil {
+			progress(f.t.unit(u).Off + f.t.unit(u).Len - first.Off)
+		}
+	}
+	return nil
+}

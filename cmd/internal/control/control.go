@@ -1,0 +1,207 @@
+// Package control is how snapctl speaks to remorad: a gRPC service on the same socket as
+// containerd's snapshots service, with JSON messages, so that it needs no generated code.
+package control
+
+import (
+	"context"
+	"encoding/json"
+
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+)
+
+// StatusReply is also what `snapctl status --json` prints. Sizes are in bytes.
+type StatusReply struct {
+	Version  string     `json:"version"`
+	Root     string     `json:"root"`
+	Backend  Backend    `json:"backend"`
+	Cache    CacheUsage `json:"cache"`
+	Registry Registry   `json:"registry"`
+	Layers   []Layer    `json:"layers"`
+	Broken   []Broken   `json:"broken"`
+}
+
+// Backend is how incomplete layers are mounted, and complete ones.
+type Backend struct {
+	Name         string `json:"name"`
+	Reason       string `json:"reason"`
+	Direct       bool   `json:"direct"`
+	DirectReason string `json:"direct_reason,omitempty"`
+}
+
+// CacheUsage is the cache's use of its budget. A limit of 0 is none.
+type CacheUsage struct {
+	Bytes int64 `json:"bytes"`
+	Limit int64 `json:"limit"`
+}
+
+// Registry is what snapctl needs to reach registries as remorad does.
+type Registry struct {
+	ConfigPath   []string `json:"config_path,omitempty"`
+	DockerConfig string   `json:"docker_config,omitempty"`
+}
+
+// Layer is one snapshot of a remote layer.
+type Layer struct {
+	Digest       digest.Digest `json:"digest"`
+	Image        string        `json:"image"`
+	Snapshot     string        `json:"snapshot"`
+	Format       string        `json:"format"`
+	Backend      string        `json:"backend"`
+	State        string        `json:"state"`
+	Reason       string        `json:"reason,omitempty"`
+	Verified     bool          `json:"verified"`
+	PresentBytes int64         `json:"present_bytes"`
+	TotalBytes   int64         `json:"total_bytes"`
+	FetchedBytes int64         `json:"fetched_bytes"`
+	DiskBytes    int64         `json:"disk_bytes"`
+}
+
+// Broken is an active snapshot whose processes may get EIO.
+type Broken struct {
+	Snapshot string `json:"snapshot"`
+	Mounted  string `json:"mounted"`
+	Reason   string `json:"reason"`
+}
+
+// LoginRequest tells remorad how a registry host is to be reached.
+type LoginRequest struct {
+	Host      string `json:"host"`
+	User      string `json:"user,omitempty"`
+	Secret    string `json:"secret,omitempty"`
+	PlainHTTP bool   `json:"plain_http,omitempty"`
+}
+
+// ResolveRequest names a manifest in containerd's content store.
+type ResolveRequest struct {
+	Namespace string        `json:"namespace"`
+	Manifest  digest.Digest `json:"manifest"`
+	Ref       string        `json:"ref"`
+}
+
+// ResolveReply says which layers take the ordinary path, and why.
+type ResolveReply struct {
+	Ordinary map[digest.Digest]string `json:"ordinary,omitempty"`
+}
+
+// FetchRequest asks for all of an image.
+type FetchRequest struct {
+	Namespace string        `json:"namespace"`
+	Manifest  digest.Digest `json:"manifest"`
+	CacheOnly bool          `json:"cache_only,omitempty"`
+}
+
+// FetchProgress is sent again and again for each layer; the last one has Done.
+type FetchProgress struct {
+	Digest digest.Digest `json:"digest"`
+	Bytes  int64         `json:"bytes"`
+	Total  int64         `json:"total"`
+	Done   bool          `json:"done"`
+}
+
+// Empty is no message.
+type Empty struct{}
+
+// Server is what remorad does.
+type Server interface {
+	Status(context.Context, *Empty) (*StatusReply, error)
+	Login(context.Context, *LoginRequest) (*Empty, error)
+	Resolve(context.Context, *ResolveRequest) (*ResolveReply, error)
+	Fetch(ctx context.Context, req *FetchRequest, send func(*FetchProgress) error) error
+}
+
+const (
+	service = "remora.v1.Control"
+	codec   = "remora-json"
+)
+
+type jsonCodec struct{}
+
+func (jsonCodec) Name() string                       { return codec }
+func (jsonCodec) Marshal(v any) ([]byte, error)      { return json.Marshal(v) }
+func (jsonCodec) Unmarshal(data []byte, v any) error { return json.Unmarshal(data, v) }
+
+func init() { encoding.RegisterCodec(jsonCodec{}) }
+
+// Register adds the service to a server.
+func Register(s *grpc.Server, impl Server) {
+	s.RegisterService(&grpc.ServiceDesc{
+		ServiceName: service,
+		HandlerType: (*Server)(nil),
+		Methods: []grpc.MethodDesc{
+			unary("Status", Server.Status), unary("Login", Server.Login), unary("Resolve", Server.Resolve),
+		},
+		Streams: []grpc.StreamDesc{{StreamName: "Fetch", ServerStreams: true, Handler: fetchHandler}},
+	}, impl)
+}
+
+func unary[Req, Reply any](name string, call func(Server, context.Context, *Req) (*Reply, error)) grpc.MethodDesc {
+	return grpc.MethodDesc{MethodName: name, Handler: func(srv any, ctx context.Context, dec func(any) error, ic grpc.UnaryServerInterceptor) (any, error) {
+		in := new(Req)
+		if err := dec(in); err != nil {
+			return nil, err
+		}
+		handle := func(ctx context.Context, req any) (any, error) { return call(srv.(Server), ctx, req.(*Req)) }
+		if ic == nil {
+			return handle(ctx, in)
+		}
+		return ic(ctx, in, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + service + "/" + name}, handle)
+	}}
+}
+
+func fetchHandler(srv any, stream grpc.ServerStream) error {
+	in := new(FetchRequest)
+	if err := stream.RecvMsg(in); err != nil {
+		return err
+	}
+	return srv.(Server).Fetch(stream.Context(), in, func(p *FetchProgress) error { return stream.SendMsg(p) })
+}
+
+// Client speaks to remorad.
+type Client struct {
+	Conn grpc.ClientConnInterface
+}
+
+func invoke[Req, Reply any](ctx context.Context, c *Client, name string, req *Req) (*Reply, error) {
+	out := new(Reply)
+	err := c.Conn.Invoke(ctx, "/"+service+"/"+name, req, out, grpc.CallContentSubtype(codec))
+	return out, err
+}
+
+// Status returns what remorad does now.
+func (c *Client) Status(ctx context.Context) (*StatusReply, error) {
+	return invoke[Empty, StatusReply](ctx, c, "Status", &Empty{})
+}
+
+// Login tells remorad how a registry host is to be reached.
+func (c *Client) Login(ctx context.Context, req *LoginRequest) error {
+	_, err := invoke[LoginRequest, Empty](ctx, c, "Login", req)
+	return err
+}
+
+// Resolve returns when all layers of an image are open or have failed.
+func (c *Client) Resolve(ctx context.Context, req *ResolveRequest) (*ResolveReply, error) {
+	return invoke[ResolveRequest, ResolveReply](ctx, c, "Resolve", req)
+}
+
+// Fetch makes an image complete and tells progress how it goes.
+func (c *Client) Fetch(ctx context.Context, req *FetchRequest, progress func(*FetchProgress)) error {
+	stream, err := c.Conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/"+service+"/Fetch", grpc.CallContentSubtype(codec))
+	if err != nil {
+		return err
+	}
+	if err := stream.SendMsg(req); err != nil {
+		return err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	for {
+		p := new(FetchProgress)
+		if err := stream.RecvMsg(p); err != nil {
+			return endOfStream(err)
+		}
+		progress(p)
+	}
+}

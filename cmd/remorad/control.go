@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/cmd/internal/version"
+	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/snapshotter"
+)
+
+// controlServer answers snapctl.
+type controlServer struct {
+	root       string
+	cfg        *config
+	cache      *cache.Cache
+	sn         *snapshotter.Snapshotter
+	registry   *remote.Registry
+	containerd *client.Client
+}
+
+func (c *controlServer) Status(context.Context, *control.Empty) (*control.StatusReply, error) {
+	st := c.sn.Status()
+	used, limit := c.cache.Usage()
+	reply := &control.StatusReply{
+		Version: version.String(), Root: c.root,
+		Backend: control.Backend{
+			Name: string(st.Capabilities.Lazy), Reason: st.Capabilities.LazyReason,
+			Direct: st.Capabilities.Direct, DirectReason: st.Capabilities.Reason,
+		},
+		Cache:    control.CacheUsage{Bytes: used, Limit: limit},
+		Registry: control.Registry{ConfigPath: c.cfg.Registry.ConfigPath, DockerConfig: c.cfg.Registry.DockerConfig},
+		Layers:   []control.Layer{}, Broken: []control.Broken{},
+	}
+	for _, l := range st.Layers {
+		reply.Layers = append(reply.Layers, control.Layer{
+			Digest: l.Digest, Image: l.Image, Snapshot: l.Snapshot, Format: l.Format, Backend: l.Backend, State: l.State,
+			Reason: l.Reason, Verified: l.Verified, PresentBytes: l.Present, TotalBytes: l.Data, FetchedBytes: l.Fetched, DiskBytes: l.Disk,
+		})
+	}
+	for _, b := range st.Broken {
+		reply.Broken = append(reply.Broken, control.Broken{Snapshot: b.ID, Mounted: b.Mounted, Reason: b.Reason})
+	}
+	return reply, nil
+}
+
+func (c *controlServer) Login(_ context.Context, req *control.LoginRequest) (*control.Empty, error) {
+	return &control.Empty{}, c.registry.SetLogin(req.Host, remote.Login{User: req.User, Secret: req.Secret, PlainHTTP: req.PlainHTTP})
+}
+
+func (c *controlServer) Resolve(ctx context.Context, req *control.ResolveRequest) (*control.ResolveReply, error) {
+	reasons, err := c.sn.Resolve(namespaces.WithNamespace(ctx, req.Namespace), req.Manifest, req.Ref)
+	if err != nil {
+		return nil, err
+	}
+	return &control.ResolveReply{Ordinary: reasons}, nil
+}
+
+const progressEvery = 200 * time.Millisecond
+
+// Fetch makes every layer complete, two at a time, and puts the blobs into containerd's content
+// store.
+func (c *controlServer) Fetch(ctx context.Context, req *control.FetchRequest, send func(*control.FetchProgress) error) error {
+	ctx = namespaces.WithNamespace(ctx, req.Namespace)
+	files, img, err := c.sn.Layers(ctx, req.Manifest)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var (
+		mu    sync.Mutex // for send
+		wg    sync.WaitGroup
+		slots = make(chan struct{}, 2)
+	)
+	for i := range img.Layers {
+		src := &img.Layers[i]
+		f := files[src.Descriptor.Digest]
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			last := time.Time{}
+			tell := func(n int64, done bool) {
+				if !done && time.Since(last) < progressEvery {
+					return
+				}
+				last = time.Now()
+				mu.Lock()
+				defer mu.Unlock()
+				if err := send(&control.FetchProgress{Digest: src.Descriptor.Digest, Bytes: n, Total: src.Descriptor.Size, Done: done}); err != nil {
+					cancel(err)
+				}
+			}
+			if err := c.fetchLayer(ctx, f, src, img, req.CacheOnly, func(n int64) { tell(n, false) }); err != nil {
+				cancel(fmt.Errorf("layer %s: %w", src.Descriptor.Digest, err))
+				return
+			}
+			tell(src.Descriptor.Size, true)
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// fetchLayer makes one layer complete. f is nil if the layer took the ordinary path.
+func (c *controlServer) fetchLayer(ctx context.Context, f *cache.File, src *snapshotter.Source, img snapshotter.Image, cacheOnly bool, progress func(int64)) error {
+	if cacheOnly {
+		if f == nil {
+			return nil // unpacked: all of it is here
+		}
+		if err := f.PrefetchAll(ctx); err != nil {
+			return err
+		}
+		return f.Verify(ctx, src.DiffID)
+	}
+	store := c.containerd.ContentStore()
+	if _, err := store.Info(ctx, src.Descriptor.Digest); err == nil {
+		if f == nil {
+			return nil
+		}
+		return c.fetchLayer(ctx, f, src, img, true, progress)
+	}
+	if f == nil {
+		return errors.New("its blob is neither in containerd's content store nor read by remora; pull the image again")
+	}
+	desc := ocispec.Descriptor{MediaType: src.Descriptor.MediaType, Digest: src.Descriptor.Digest, Size: src.Descriptor.Size}
+	w, err := content.OpenWriter(ctx, store, content.WithRef("remora-fetch-"+desc.Digest.String()), content.WithDescriptor(desc))
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if err := w.Truncate(0); err != nil { // what an earlier try left
+		return err
+	}
+	if err := f.Stream(ctx, src.DiffID, onlyWriter{w}, progress); err != nil {
+		return err
+	}
+	err = w.Commit(ctx, desc.Size, desc.Digest, content.WithLabels(map[string]string{
+		labels.LabelDistributionSource + "." + img.Repo.Host: img.Repo.Path,
+		labels.LabelUncompressed:                             src.DiffID.String(),
+	}))
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil && strings.Contains(err.Error(), "unexpected commit digest") {
+		return fmt.Errorf("the registry serves another blob under this digest: %w", err)
+	}
+	return err
+}
+
+// onlyWriter hides a content writer's other methods.
+type onlyWriter struct{ io.Writer }

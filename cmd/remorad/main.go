@@ -1,0 +1,91 @@
+// Command remorad is Remora's daemon: containerd's proxy snapshotter over remote images.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remora-storage/remora/cmd/internal/version"
+)
+
+// Where things are unless flags say otherwise.
+const (
+	defaultConfig = "/etc/remora/config.toml"
+	defaultRoot   = "/var/lib/remora"
+	defaultSocket = "/run/remora/remora.sock"
+)
+
+// usageError is a mistake in how the command was called.
+type usageError struct{ error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "remorad:", err)
+	var usage usageError
+	if errors.As(err, &usage) {
+		os.Exit(2)
+	}
+	os.Exit(1)
+}
+
+type flags struct {
+	config, root, address, logLevel string
+	defaultConfig                   bool
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var f flags
+	cmd := &cobra.Command{
+		Use:   "remorad",
+		Short: "Lazy container images for containerd",
+		Long: `remorad is a containerd proxy snapshotter. Containers start while their image is still in the
+registry; data comes when it is read, and what was prefetched comes before.
+
+containerd needs to know its socket (see "remorad containerd-config"), and pulls need to be told
+to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotter = "remora".`,
+		Args:          cobra.NoArgs,
+		Version:       version.String(),
+		SilenceErrors: true, SilenceUsage: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.defaultConfig = !cmd.Flags().Changed("config")
+			return serve(cmd.Context(), f, stderr)
+		},
+	}
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	cmd.CompletionOptions.DisableDefaultCmd = true
+	cmd.Flags().StringVar(&f.config, "config", defaultConfig, "configuration `file`; the default one may be missing")
+	cmd.Flags().StringVar(&f.root, "root", defaultRoot, "`directory` for snapshots and the cache, on ext4, xfs or btrfs for the best back ends")
+	cmd.Flags().StringVar(&f.address, "address", defaultSocket, "Unix `socket` to serve on")
+	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "least `level` to log: debug, info, warn or error")
+	cmd.AddCommand(
+		&cobra.Command{Use: "sample-config", Short: "Print the commented default configuration", Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error { _, err := stdout.Write(sampleConfig); return err }},
+		&cobra.Command{Use: "containerd-config", Short: "Print what belongs in containerd's config.toml", Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error { _, err := stdout.Write(containerdConfig); return err }},
+	)
+	return cmd.ExecuteContext(ctx)
+}
+
+func newLog(level string, w io.Writer) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, usageError{fmt.Errorf("--log-level %q: want debug, info, warn or error", level)}
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l})), nil
+}

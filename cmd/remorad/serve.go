@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/pprof"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"google.golang.org/grpc"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/snapshotter"
+)
+
+//go:embed containerd.toml
+var containerdConfig []byte
+
+// serve runs the daemon until ctx ends.
+func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
+	log, err := newLog(f.logLevel, stderr)
+	if err != nil {
+		return err
+	}
+	cfg, err := readConfig(f.config, f.defaultConfig)
+	if err != nil {
+		return err
+	}
+	if f.root, err = filepath.Abs(f.root); err != nil {
+		return err
+	}
+	// Garbage of a pull is large beside what stays; keep the heap close to the latter.
+	debug.SetGCPercent(50)
+
+	// The parts, leaf first.
+	lock, err := snapshotter.Lock(f.root)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	limit, err := cfg.cacheLimit(f.root)
+	if err != nil {
+		return err
+	}
+	limits, err := cfg.limits()
+	if err != nil {
+		return err
+	}
+	logins, err := remote.OpenLogins(filepath.Join(f.root, "logins.json"))
+	if err != nil {
+		return err
+	}
+	registry := remote.NewRegistry(remote.Options{
+		ConfigPath: cfg.Registry.ConfigPath, DockerConfig: cfg.Registry.DockerConfig, Logins: logins,
+		Retry: remote.Retry{Attempts: cfg.Registry.Attempts}, Stall: time.Duration(cfg.Registry.StallTimeout), Log: log,
+	})
+	images, err := cache.Open(filepath.Join(f.root, "cache"), cache.Options{
+		Limit: limit, Deadline: time.Duration(cfg.Fetch.Deadline), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+	containerd, err := client.New(cfg.Containerd.Address)
+	if err != nil {
+		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)
+	}
+	defer containerd.Close()
+	sn, err := snapshotter.New(f.root, images, registry, snapshotter.NewContentImages(containerd.ContentStore()), snapshotter.Options{
+		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, sn.Close()) }()
+
+	server := grpc.NewServer()
+	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
+	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: registry, containerd: containerd})
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	images.Register(metrics)
+	return listen(ctx, f.address, cfg.Metrics.Address, server, metrics, log)
+}
+
+// listen serves until ctx ends or a listener fails, then stops accepting and finishes requests.
+func listen(ctx context.Context, socket, metricsAddr string, server *grpc.Server, metrics *prometheus.Registry, log *slog.Logger) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	l, err := listenUnix(ctx, socket)
+	if err != nil {
+		return err
+	}
+	var started sync.WaitGroup
+	if metricsAddr != "" {
+		h, err := serveMetrics(ctx, metricsAddr, metrics, &started, stop)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		defer h.Close()
+		log.Info("serving metrics", "address", metricsAddr)
+	}
+	started.Go(func() {
+		if err := server.Serve(l); err != nil {
+			stop(fmt.Errorf("serve on %s: %w", socket, err))
+		}
+	})
+	log.Info("serving", "address", socket)
+	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+		log.Warn("systemd not notified", "err", err)
+	}
+	<-ctx.Done()
+	log.Info("stopping")
+	_, _ = daemon.SdNotify(false, daemon.SdNotifyStopping) // it only informs
+	finished := make(chan struct{})
+	started.Go(func() {
+		defer close(finished)
+		server.GracefulStop()
+	})
+	select {
+	case <-finished:
+	case <-time.After(stopGrace): // somebody waits for a mount
+		server.Stop()
+	}
+	started.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+const stopGrace = 5 * time.Second
+
+// listenUnix listens on a socket that only root may use, replacing one that nobody serves.
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("somebody already serves on %s; stop it, or choose another --address", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return l, nil
+}
+
+func serveMetrics(ctx context.Context, addr string, metrics *prometheus.Registry, started *sync.WaitGroup, stop context.CancelCauseFunc) (*http.Server, error) {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("/debug/pprof/", pprof.Index)
+	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("[metrics] address: %w", err)
+	}
+	h := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	started.Go(func() {
+		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			stop(fmt.Errorf("serve metrics: %w", err))
+		}
+	})
+	context.AfterFunc(ctx, func() { h.Close() })
+	return h, nil
+}

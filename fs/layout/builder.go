@@ -1,0 +1,340 @@
+package layout
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"math"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrInvalid marks an index that breaks the rules of its format or our limits.
+var ErrInvalid = errors.New("invalid layer index")
+
+const (
+	whiteoutPrefix = ".wh."
+	whiteoutMeta   = ".wh..wh."
+	whiteoutOpaque = ".wh..wh..opq"
+
+	overlayXattrs  = "trusted.overlay."
+	overlayOpaque  = "trusted.overlay.opaque"
+	maxSymlinks    = 40
+	maxInode       = math.MaxUint32 - 1
+	blockSize      = 4096
+	maxXattrTotal  = 128 << 10 // bytes of all attributes of one inode, what EROFS can index
+	maxLinkTarget  = 4095
+	implicitDirMod = unix.S_IFDIR | 0o755
+)
+
+// A Builder turns a sequence of archive entries into a Layout.
+type Builder struct {
+	limits Limits
+	nodes  []node
+	data   int64
+}
+
+// node is an inode in the making.
+type node struct {
+	Inode
+	children map[string]uint32 // directories
+	implicit bool
+	extents  []Extent
+}
+
+// NewBuilder returns a Builder whose tree holds only the root directory.
+func NewBuilder(limits Limits) *Builder {
+	b := &Builder{limits: limits.WithDefaults()}
+	// containerd creates a layer's root itself, 0755, and ignores what the archive says of it.
+	b.nodes = append(b.nodes, node{Inode: Inode{Mode: implicitDirMod}, children: map[string]uint32{}})
+	return b
+}
+
+// Add adds one entry. name is the archive's name for it; in.Mode holds the file type. For a
+// regular file in.Size is the size and the extents come by AddExtent. It returns a handle for
+// AddExtent, or ok = false where the entry has no inode of its own (whiteout marks, the root).
+func (b *Builder) Add(name string, in Inode) (handle uint32, ok bool, err error) {
+	dir, base, err := b.locate(name)
+	if err != nil {
+		return 0, false, err
+	}
+	if base == "" { // the root
+		b.nodes[Root].MtimeSec, b.nodes[Root].MtimeNsec = in.MtimeSec, in.MtimeNsec
+		return 0, false, nil
+	}
+	switch {
+	case base == whiteoutOpaque:
+		setXattr(&b.nodes[dir].Inode, overlayOpaque, []byte("y"))
+		return 0, false, nil
+	case strings.HasPrefix(base, whiteoutMeta):
+		return 0, false, nil // AUFS's own bookkeeping
+	case strings.HasPrefix(base, whiteoutPrefix):
+		base = base[len(whiteoutPrefix):]
+		if base == "" || base == "." || base == ".." {
+			return 0, false, fmt.Errorf("%w: whiteout %q names nothing", ErrInvalid, name)
+		}
+		b.replace(dir, base, Inode{Mode: unix.S_IFCHR, MtimeSec: in.MtimeSec, MtimeNsec: in.MtimeNsec})
+		return 0, false, nil
+	}
+	if err := b.checkInode(name, &in); err != nil {
+		return 0, false, err
+	}
+	return b.replace(dir, base, in), true, nil
+}
+
+// Link adds another name for the entry that target names.
+func (b *Builder) Link(name, target string) error {
+	dir, base, err := b.locate(name)
+	if err != nil {
+		return err
+	}
+	tdir, tbase, err := b.locate(target)
+	if err != nil {
+		return err
+	}
+	ino, found := b.nodes[tdir].children[tbase]
+	if !found || base == "" {
+		return fmt.Errorf("%w: hard link %q names %q, which is not in the layer before it", ErrInvalid, name, target)
+	}
+	if b.nodes[ino].IsDir() {
+		return fmt.Errorf("%w: hard link %q names directory %q", ErrInvalid, name, target)
+	}
+	b.nodes[dir].children[base] = ino
+	return nil
+}
+
+// AddExtent adds the next range of a file that Add returned the handle of.
+func (b *Builder) AddExtent(handle uint32, e Extent) error {
+	n := &b.nodes[handle]
+	end := int64(0)
+	if k := len(n.extents); k > 0 {
+		end = n.extents[k-1].FileOff + n.extents[k-1].Len
+	}
+	switch {
+	case !n.IsRegular():
+		return fmt.Errorf("%w: data for what is not a regular file", ErrInvalid)
+	case e.Len <= 0 || e.Len > b.limits.Extent:
+		return fmt.Errorf("%w: extent of %d bytes (limit %d)", ErrInvalid, e.Len, b.limits.Extent)
+	case e.FileOff < end || e.FileOff > n.Size-e.Len:
+		return fmt.Errorf("%w: extent at %d+%d does not fit a file of %d bytes after %d", ErrInvalid, e.FileOff, e.Len, n.Size, end)
+	case e.Inner < 0 || e.Inner > math.MaxInt32:
+		return fmt.Errorf("%w: offset %d in a unit", ErrInvalid, e.Inner)
+	}
+	n.extents = append(n.extents, e)
+	return nil
+}
+
+func (b *Builder) checkInode(name string, in *Inode) error {
+	switch in.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		if in.Size < 0 || in.Size > b.limits.Image-b.data {
+			return fmt.Errorf("%w: %q of %d bytes makes the layer larger than %d", ErrInvalid, name, in.Size, b.limits.Image)
+		}
+		b.data += (in.Size + blockSize - 1) / blockSize * blockSize
+	case unix.S_IFLNK:
+		if in.Target == "" || len(in.Target) > maxLinkTarget || strings.ContainsRune(in.Target, 0) {
+			return fmt.Errorf("%w: symbolic link %q has a target of %d bytes", ErrInvalid, name, len(in.Target))
+		}
+		in.Size = int64(len(in.Target))
+	case unix.S_IFCHR, unix.S_IFBLK:
+		if in.Major >= 1<<12 || in.Minor >= 1<<20 {
+			return fmt.Errorf("%w: device %d:%d of %q", ErrInvalid, in.Major, in.Minor, name)
+		}
+	case unix.S_IFDIR, unix.S_IFIFO, unix.S_IFSOCK:
+	default:
+		return fmt.Errorf("%w: %q has mode %#o", ErrInvalid, name, in.Mode)
+	}
+	if in.MtimeNsec >= 1e9 {
+		return fmt.Errorf("%w: %q has %d nanoseconds", ErrInvalid, name, in.MtimeNsec)
+	}
+	return b.checkXattrs(name, in)
+}
+
+func (b *Builder) checkXattrs(name string, in *Inode) error {
+	// overlayfs keeps its own state in these; a layer must not forge it.
+	in.Xattrs = slices.DeleteFunc(in.Xattrs, func(x Xattr) bool { return strings.HasPrefix(x.Name, overlayXattrs) })
+	total := 0
+	for _, x := range in.Xattrs {
+		if len(x.Name) > 255 || strings.ContainsRune(x.Name, 0) || len(x.Value) > min(b.limits.XattrValue, 65535) {
+			return fmt.Errorf("%w: extended attribute %.64q of %q has %d bytes", ErrInvalid, x.Name, name, len(x.Value))
+		}
+		total += len(x.Name) + len(x.Value) + 8
+	}
+	if total > maxXattrTotal {
+		return fmt.Errorf("%w: %q has %d bytes of extended attributes", ErrInvalid, name, total)
+	}
+	slices.SortFunc(in.Xattrs, func(a, b Xattr) int { return cmp.Compare(a.Name, b.Name) })
+	in.Xattrs = slices.CompactFunc(in.Xattrs, func(a, b Xattr) bool { return a.Name == b.Name })
+	return nil
+}
+
+// locate finds the directory that name lies in, making implicit directories on the way, and
+// the last part of the name. Symbolic links on the way are followed inside the layer, as
+// containerd's unpacker does.
+func (b *Builder) locate(name string) (dir uint32, base string, err error) {
+	if len(name) > b.limits.Path+2 || strings.ContainsRune(name, 0) {
+		return 0, "", fmt.Errorf("%w: path of %d bytes", ErrInvalid, len(name))
+	}
+	for part := range strings.SplitSeq(name, "/") {
+		if part == ".." {
+			return 0, "", fmt.Errorf("%w: path %q leaves its directory", ErrInvalid, name)
+		}
+		if len(part) > b.limits.Name {
+			return 0, "", fmt.Errorf("%w: name of %d bytes in %.64q", ErrInvalid, len(part), name)
+		}
+	}
+	clean := path.Clean("/" + name)
+	if clean == "/" {
+		return Root, "", nil
+	}
+	parent, base := path.Split(clean)
+	dir, err = b.walk(parent, 0)
+	return dir, base, err
+}
+
+func (b *Builder) walk(dirPath string, links int) (uint32, error) {
+	at, done := uint32(Root), "/"
+	rest := strings.Trim(dirPath, "/")
+	for rest != "" {
+		part, more, _ := strings.Cut(rest, "/")
+		rest = more
+		if part == "" || part == "." {
+			continue
+		}
+		if part == ".." { // only out of a link's target; the root is its own parent
+			at, done = b.nodes[at].Parent, path.Dir(done)
+			continue
+		}
+		child, ok := b.nodes[at].children[part]
+		if !ok {
+			child = b.newNode(Inode{Mode: implicitDirMod, Parent: at})
+			b.nodes[child].implicit = true
+			b.nodes[at].children[part] = child
+		}
+		n := &b.nodes[child]
+		if n.IsSymlink() {
+			if links++; links > maxSymlinks {
+				return 0, fmt.Errorf("%w: too many symbolic links in %q", ErrInvalid, dirPath)
+			}
+			target := n.Target
+			if !path.IsAbs(target) {
+				target = path.Join(done, target)
+			}
+			rest = strings.Trim(path.Clean("/"+target)+"/"+rest, "/")
+			at, done = Root, "/"
+			continue
+		}
+		if !n.IsDir() {
+			return 0, fmt.Errorf("%w: %q lies under something that is not a directory", ErrInvalid, dirPath)
+		}
+		at, done = child, path.Join(done, part)
+	}
+	return at, nil
+}
+
+func (b *Builder) newNode(in Inode) uint32 {
+	n := node{Inode: in}
+	if in.IsDir() {
+		n.children = map[string]uint32{}
+	}
+	b.nodes = append(b.nodes, n)
+	return uint32(len(b.nodes) - 1)
+}
+
+// replace puts an inode at dir/base. A directory over a directory keeps what is in it.
+func (b *Builder) replace(dir uint32, base string, in Inode) uint32 {
+	in.Parent = dir
+	if old, ok := b.nodes[dir].children[base]; ok && b.nodes[old].IsDir() && in.IsDir() {
+		n := &b.nodes[old]
+		if v, opaque := xattr(&n.Inode, overlayOpaque); opaque {
+			setXattr(&in, overlayOpaque, v)
+		}
+		n.Inode, n.implicit = in, false
+		return old
+	}
+	ino := b.newNode(in)
+	b.nodes[dir].children[base] = ino
+	return ino
+}
+
+// Finish returns the Layout. units must be in blob order. unitOf says which of them an extent
+// lies in, given the Unit that the extent was added with.
+func (b *Builder) Finish(codec Codec, units []Unit, unitOf func(uint32) uint32) (*Layout, error) {
+	l := &Layout{Codec: codec, Units: units}
+	if len(b.nodes) > maxInode {
+		return nil, fmt.Errorf("%w: %d inodes", ErrInvalid, len(b.nodes))
+	}
+	// Breadth first from the root, so that what was replaced is left out and the numbers of
+	// a directory's children are neighbours.
+	renumber := map[uint32]uint32{Root: Root}
+	order := []uint32{Root}
+	paths := []string{""}
+	l.Inodes = append(l.Inodes, Inode{})
+	for at := 0; at < len(order); at++ {
+		n := &b.nodes[order[at]]
+		in := n.Inode
+		in.Nlink = l.Inodes[at].Nlink
+		in.Parent = l.Inodes[at].Parent
+		if n.implicit {
+			l.Implicit = append(l.Implicit, ImplicitDir{Path: paths[at], Inode: uint32(at)})
+		}
+		if in.IsDir() {
+			in.Nlink = 2
+			names := make([]string, 0, len(n.children))
+			for name := range n.children {
+				names = append(names, name)
+			}
+			slices.Sort(names)
+			in.Entries = make([]Dirent, 0, len(names))
+			for _, name := range names {
+				old := n.children[name]
+				to, seen := renumber[old]
+				if !seen {
+					to = uint32(len(order))
+					renumber[old] = to
+					order = append(order, old)
+					p := ""
+					if b.nodes[old].IsDir() {
+						p = path.Join(paths[at], name)
+					}
+					paths = append(paths, p)
+					l.Inodes = append(l.Inodes, Inode{Parent: uint32(at)})
+				}
+				if b.nodes[old].IsDir() {
+					in.Nlink++
+				} else {
+					l.Inodes[to].Nlink++
+				}
+				in.Entries = append(in.Entries, Dirent{Name: name, Inode: to})
+			}
+		}
+		in.FirstExtent, in.NumExtents = uint32(len(l.Extents)), uint32(len(n.extents))
+		for _, e := range n.extents {
+			e.Unit = unitOf(e.Unit)
+			if int(e.Unit) >= len(units) {
+				return nil, fmt.Errorf("%w: extent in unit %d of %d", ErrInvalid, e.Unit, len(units))
+			}
+			l.Extents = append(l.Extents, e)
+		}
+		l.Inodes[at] = in
+	}
+	return l, nil
+}
+
+func xattr(in *Inode, name string) ([]byte, bool) {
+	for _, x := range in.Xattrs {
+		if x.Name == name {
+			return x.Value, true
+		}
+	}
+	return nil, false
+}
+
+func setXattr(in *Inode, name string, value []byte) {
+	in.Xattrs = slices.DeleteFunc(slices.Clone(in.Xattrs), func(x Xattr) bool { return x.Name == name })
+	in.Xattrs = append(in.Xattrs, Xattr{Name: name, Value: value})
+	slices.SortFunc(in.Xattrs, func(a, b Xattr) int { return cmp.Compare(a.Name, b.Name) })
+}

@@ -1,0 +1,248 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
+)
+
+// A Blob is a blob in a repository, read by range.
+type Blob struct {
+	r      *Registry
+	repo   Repository
+	digest digest.Digest
+	size   int64
+}
+
+// Blob returns a blob of a repository. It makes no request.
+func (r *Registry) Blob(repo Repository, dgst digest.Digest, size int64) *Blob {
+	return &Blob{r: r, repo: repo, digest: dgst, size: size}
+}
+
+// Size returns the blob's size in bytes, as the manifest has it.
+func (b *Blob) Size() int64 { return b.size }
+
+// Open returns a reader of exactly the n bytes from off. A connection that breaks is made again
+// where it broke; the reader fails when that does not help. try counts from 0 the attempts to
+// get right bytes: each asks another host first, where there are several.
+func (b *Blob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	if off < 0 || n <= 0 || off > b.size-n {
+		return nil, fmt.Errorf("read %s at %d+%d of %d: outside the blob", b.digest, off, n, b.size)
+	}
+	r := &rangeReader{ctx: ctx, b: b, off: off, end: off + n, try: try}
+	if err := r.connect(); err != nil {
+		return nil, fmt.Errorf("read %s of %s at %d+%d: %w", b.digest, b.repo, off, n, err)
+	}
+	return r, nil
+}
+
+// ReadAt fills p from off or fails.
+func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	r, err := b.Open(ctx, off, int64(len(p)), 0)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	return io.ReadFull(r, p)
+}
+
+// rangeReader reads a range over as many connections as it takes.
+type rangeReader struct {
+	ctx      context.Context // of Open: the reader is one operation
+	b        *Blob
+	off, end int64
+	try      int
+	body     *stallReader
+	broken   int // connections that broke without giving a byte
+}
+
+// connect asks the hosts in turn for the rest of the range, and all of them again while that
+// may help.
+func (r *rangeReader) connect() error {
+	reg := r.b.r
+	return reg.opts.Retry.do(r.ctx, func(attempt int) error {
+		hosts, err := reg.registryHosts(r.ctx, r.b.repo.Host)
+		if err != nil {
+			return err
+		}
+		err = nil
+		tried := 0
+		for i := range hosts {
+			host := hosts[(i+r.try)%len(hosts)]
+			if !host.Capabilities.Has(docker.HostCapabilityPull) {
+				continue
+			}
+			tried++
+			body, e := r.ask(host)
+			if e == nil {
+				r.body = body
+				return nil
+			}
+			if cause := context.Cause(r.ctx); cause != nil {
+				return cause
+			}
+			reg.opts.Log.Debug("host did not serve a range", "host", host.Host, "digest", r.b.digest, "err", e)
+			err = keep(err, e)
+		}
+		if tried == 0 {
+			return fmt.Errorf("no host is configured to pull from %s", r.b.repo.Host)
+		}
+		if errors.Is(err, ErrUnauthorized) && attempt == 0 {
+			reg.forget(r.b.repo.Host) // credentials may have changed since they were read
+			return &tryOnce{err}
+		}
+		return err
+	})
+}
+
+// tryOnce makes an error worth one more attempt.
+type tryOnce struct{ error }
+
+func (e *tryOnce) Unwrap() error { return e.error }
+
+// keep returns the error that says more: one that a retry may cure goes before one that it
+// will not, and a mirror's not-found is of no interest beside another answer.
+func keep(a, b error) error {
+	if a == nil || !Retryable(a) && (Retryable(b) || errors.Is(a, ErrNotFound)) {
+		return b
+	}
+	return a
+}
+
+// ask makes one request for the rest of the range and checks the answer's form.
+func (r *rangeReader) ask(host docker.RegistryHost) (*stallReader, error) {
+	reg := r.b.r
+	ctx, cancel := context.WithCancelCause(r.ctx)
+	rng := fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)
+	timer := time.AfterFunc(reg.opts.Stall, func() { cancel(errStalled) })
+	resp, err := reg.request(ctx, host, r.b.repo, r.b.digest.String(), rng)
+	timer.Stop()
+	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
+			err = fmt.Errorf("%s: %w", host.Host, cause)
+		}
+		cancel(nil)
+		return nil, err
+	}
+	if err := r.check(resp); err != nil {
+		resp.Body.Close()
+		cancel(nil)
+		return nil, err
+	}
+	return &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: host.Host}, nil
+}
+
+// check insists on 206 and on the very range that was asked for.
+func (r *rangeReader) check(resp *http.Response) error {
+	if resp.StatusCode == http.StatusOK {
+		if r.off == 0 && r.end == r.b.size && resp.ContentLength == r.b.size {
+			return nil // the whole blob is the range
+		}
+		return fmt.Errorf("%w: %s answers 200 with the whole blob", ErrRange, resp.Request.URL.Host)
+	}
+	if resp.StatusCode != http.StatusPartialContent {
+		return statusError(resp)
+	}
+	from, to, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
+	if !ok || from != r.off || to != r.end-1 || (total != -1 && total != r.b.size) {
+		return fmt.Errorf("%w: %s answers with Content-Range %.80q for bytes %d-%d of %d", ErrRange,
+			resp.Request.URL.Host, resp.Header.Get("Content-Range"), r.off, r.end-1, r.b.size)
+	}
+	if resp.ContentLength >= 0 && resp.ContentLength != r.end-r.off {
+		return fmt.Errorf("%w: %s announces %d bytes for %d", ErrRange, resp.Request.URL.Host, resp.ContentLength, r.end-r.off)
+	}
+	return nil
+}
+
+// parseContentRange reads "bytes 0-9/100"; total is -1 for "*".
+func parseContentRange(v string) (from, to, total int64, ok bool) {
+	rest, found := strings.CutPrefix(v, "bytes ")
+	span, size, cut := strings.Cut(rest, "/")
+	a, b, dash := strings.Cut(span, "-")
+	if !found || !cut || !dash {
+		return 0, 0, 0, false
+	}
+	var errs [3]error
+	from, errs[0] = strconv.ParseInt(a, 10, 64)
+	to, errs[1] = strconv.ParseInt(b, 10, 64)
+	total = -1
+	if size != "*" {
+		total, errs[2] = strconv.ParseInt(size, 10, 64)
+	}
+	return from, to, total, errors.Join(errs[:]...) == nil && from >= 0 && to >= from
+}
+
+func (r *rangeReader) Read(p []byte) (int, error) {
+	for {
+		if r.off == r.end {
+			return 0, io.EOF
+		}
+		if r.body == nil {
+			if err := r.connect(); err != nil {
+				return 0, fmt.Errorf("read %s of %s at %d: %w", r.b.digest, r.b.repo, r.off, err)
+			}
+		}
+		n, err := r.body.Read(p[:min(int64(len(p)), r.end-r.off)])
+		r.off += int64(n)
+		if n > 0 {
+			r.broken = 0
+			return n, nil
+		}
+		if err == nil {
+			continue
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF // the body is shorter than the range
+		}
+		r.body.Close()
+		r.body = nil
+		if cause := context.Cause(r.ctx); cause != nil {
+			return 0, cause
+		}
+		if r.broken++; r.broken >= r.b.r.opts.Retry.Attempts || !Retryable(err) {
+			return 0, fmt.Errorf("read %s of %s at %d: %w", r.b.digest, r.b.repo, r.off, hide(err))
+		}
+	}
+}
+
+func (r *rangeReader) Close() error {
+	if r.body == nil {
+		return nil
+	}
+	return r.body.Close()
+}
+
+// errStalled says that a server sent nothing for too long.
+var errStalled = errors.New("server sends nothing")
+
+// stallReader gives up on a body that stops coming.
+type stallReader struct {
+	body   io.ReadCloser
+	cancel context.CancelCauseFunc
+	ctx    context.Context // of the request, to tell why it ended
+	stall  time.Duration
+	host   string
+}
+
+func (s *stallReader) Read(p []byte) (int, error) {
+	timer := time.AfterFunc(s.stall, func() { s.cancel(errStalled) })
+	n, err := s.body.Read(p)
+	timer.Stop()
+	if err != nil && err != io.EOF && errors.Is(context.Cause(s.ctx), errStalled) {
+		err = fmt.Errorf("%s: %w", s.host, errStalled)
+	}
+	return n, err
+}
+
+func (s *stallReader) Close() error {
+	s.cancel(nil)
+	return s.body.Close()
+}

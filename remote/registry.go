@@ -1,0 +1,159 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/containerd/v2/core/remotes/docker/config"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/errdefs"
+)
+
+// Options say how registries are reached. The zero value works.
+type Options struct {
+	// ConfigPath lists directories with a folder a host that holds hosts.toml, as in
+	// containerd's registry configuration.
+	ConfigPath []string
+	// DockerConfig is Docker's config.json or the directory it is in; "" for none.
+	DockerConfig string
+	Logins       *Logins
+	Retry        Retry
+	Stall        time.Duration // how long a server may send nothing; default 30 s
+	Log          *slog.Logger
+}
+
+// A Registry reaches registries. It is safe for concurrent use.
+type Registry struct {
+	opts Options
+
+	mu        sync.Mutex // guards the fields below
+	hosts     map[string]cachedHosts
+	redirects map[string]redirect // by blob URL
+}
+
+// cachedHosts keeps connections and tokens of one registry's hosts together.
+type cachedHosts struct {
+	hosts []docker.RegistryHost
+	until time.Time
+}
+
+const hostsTTL = 10 * time.Minute // hosts.toml may change
+
+// NewRegistry returns a Registry. It opens no connection.
+func NewRegistry(opts Options) *Registry {
+	opts.Retry = opts.Retry.withDefaults()
+	if opts.Stall == 0 {
+		opts.Stall = 30 * time.Second
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Registry{opts: opts, hosts: map[string]cachedHosts{}, redirects: map[string]redirect{}}
+}
+
+// A Repository is a place for images: a registry's host as references name it, and a path.
+type Repository struct {
+	Host, Path string
+}
+
+// ParseRepository returns the repository of a reference like docker.io/library/redis:7.
+func ParseRepository(ref string) (Repository, error) {
+	spec, err := reference.Parse(ref)
+	if err != nil {
+		return Repository{}, fmt.Errorf("reference %q: %w (a full reference names its registry: docker.io/library/redis:7)", ref, err)
+	}
+	host := spec.Hostname()
+	return Repository{Host: host, Path: strings.TrimPrefix(spec.Locator, host+"/")}, nil
+}
+
+func (r Repository) String() string { return r.Host + "/" + r.Path }
+
+// SetLogin remembers what an operator told us about a host, for this life and the next ones.
+func (r *Registry) SetLogin(host string, login Login) error {
+	changed, err := r.opts.Logins.Set(host, login)
+	if changed {
+		r.mu.Lock()
+		delete(r.hosts, host)
+		r.mu.Unlock()
+	}
+	return err
+}
+
+// Resolver returns containerd's resolver over the same hosts and credentials.
+func (r *Registry) Resolver(ctx context.Context) remotes.Resolver {
+	return docker.NewResolver(docker.ResolverOptions{Hosts: func(host string) ([]docker.RegistryHost, error) {
+		return r.registryHosts(ctx, host)
+	}})
+}
+
+// registryHosts returns the hosts that serve a registry, mirrors first.
+func (r *Registry) registryHosts(ctx context.Context, host string) ([]docker.RegistryHost, error) {
+	r.mu.Lock()
+	c, ok := r.hosts[host]
+	r.mu.Unlock()
+	if ok && time.Now().Before(c.until) {
+		return c.hosts, nil
+	}
+	login := r.opts.Logins.Get(host)
+	options := config.HostOptions{
+		HostDir: r.hostDir,
+		Credentials: func(asked string) (string, string, error) {
+			return r.credentials(context.WithoutCancel(ctx), host, asked)
+		},
+		UpdateClient: func(c *http.Client) error {
+			if t, ok := c.Transport.(*http.Transport); ok {
+				t.ResponseHeaderTimeout = r.opts.Stall
+				t.MaxIdleConnsPerHost = 32
+			}
+			return nil
+		},
+	}
+	if login.PlainHTTP {
+		options.DefaultScheme = "http"
+	}
+	hosts, err := config.ConfigureHosts(context.WithoutCancel(ctx), options)(host)
+	if err != nil {
+		return nil, fmt.Errorf("hosts of registry %s: %w", host, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.hosts[host] = cachedHosts{hosts: hosts, until: time.Now().Add(hostsTTL)}
+	return hosts, nil
+}
+
+// hostDir finds a registry's directory in the first ConfigPath that has one.
+func (r *Registry) hostDir(host string) (string, error) {
+	for _, root := range r.opts.ConfigPath {
+		dir, err := config.HostDirFromRoot(root)(host)
+		if err == nil || !errors.Is(err, errdefs.ErrNotFound) {
+			return dir, err
+		}
+	}
+	return "", nil
+}
+
+// credentials for a host that serves a registry: what an operator said of the registry goes to
+// the registry's own host, never to a mirror.
+func (r *Registry) credentials(ctx context.Context, registry, asked string) (user, secret string, err error) {
+	if asked == registry || registry == "docker.io" && asked == "registry-1.docker.io" {
+		if l := r.opts.Logins.Get(registry); l.User != "" || l.Secret != "" {
+			return l.User, l.Secret, nil
+		}
+	}
+	return dockerCredentials(ctx, r.opts.DockerConfig, asked)
+}
+
+// forget drops what is cached of a registry, so that credentials and hosts are read again.
+func (r *Registry) forget(host string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.hosts, host)
+}

@@ -1,0 +1,113 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/continuity/sysx"
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/fs/layout"
+)
+
+// below returns a function that gives the attributes of a directory as the snapshots with the
+// given ids, the nearest first, show it together. It waits until they are mounted.
+func (s *Snapshotter) below(ctx context.Context, parents []string) (func(string) (layout.Attributes, bool, error), error) {
+	for _, id := range parents {
+		if b := s.binding(id); b != nil {
+			if err := s.ensure(ctx, b); err != nil {
+				return nil, fmt.Errorf("below it, %w", err)
+			}
+		}
+	}
+	roots := make([]string, len(parents))
+	for i, id := range parents {
+		roots[i] = s.upperPath(id)
+	}
+	return func(p string) (layout.Attributes, bool, error) { return lookBelow(roots, p) }, nil
+}
+
+// lookBelow finds p in the topmost root that has it, heeding whiteouts and opaque directories.
+func lookBelow(roots []string, p string) (a layout.Attributes, found bool, err error) {
+	for _, root := range roots {
+		st, hidden, err := lookIn(root, p)
+		if err != nil {
+			return a, false, err
+		}
+		if st != nil {
+			if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+				return a, false, notLazy("it has entries under %q, which is a symbolic link below", p)
+			}
+			if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+				return a, false, nil // replaced: nothing to take
+			}
+			a, err = attributes(filepath.Join(root, p), st)
+			return a, err == nil, err
+		}
+		if hidden {
+			return a, false, nil
+		}
+	}
+	return a, false, nil
+}
+
+// lookIn returns p's status in one layer, or whether the layer hides those below.
+func lookIn(root, p string) (st *unix.Stat_t, hidden bool, err error) {
+	at := root
+	for part := range strings.SplitSeq(path.Clean(p), "/") {
+		if isOpaque(at) {
+			hidden = true
+		}
+		at = filepath.Join(at, part)
+		var one unix.Stat_t
+		err := unix.Lstat(at, &one)
+		if errors.Is(err, unix.ENOENT) {
+			return nil, hidden, nil
+		}
+		if err != nil {
+			return nil, false, &os.PathError{Op: "lstat", Path: at, Err: err}
+		}
+		switch one.Mode & unix.S_IFMT {
+		case unix.S_IFCHR:
+			if one.Rdev == 0 {
+				return nil, true, nil // whiteout
+			}
+			return &one, true, nil
+		case unix.S_IFDIR:
+			st = &one
+		default:
+			return &one, true, nil
+		}
+	}
+	return st, hidden, nil
+}
+
+func isOpaque(dir string) bool {
+	var v [1]byte
+	n, err := unix.Lgetxattr(dir, "trusted.overlay.opaque", v[:])
+	return err == nil && n == 1 && v[0] == 'y'
+}
+
+func attributes(p string, st *unix.Stat_t) (layout.Attributes, error) {
+	a := layout.Attributes{Mode: st.Mode, UID: st.Uid, GID: st.Gid, MtimeSec: st.Mtim.Sec, MtimeNsec: uint32(st.Mtim.Nsec)}
+	names, err := sysx.LListxattr(p)
+	if err != nil && !errors.Is(err, unix.ENOTSUP) {
+		return a, &os.PathError{Op: "listxattr", Path: p, Err: err}
+	}
+	for _, name := range names {
+		if strings.HasPrefix(name, "trusted.overlay.") {
+			continue
+		}
+		v, err := sysx.LGetxattr(p, name)
+		if err != nil {
+			return a, &os.PathError{Op: "getxattr " + name, Path: p, Err: err}
+		}
+		a.Xattrs = append(a.Xattrs, layout.Xattr{Name: name, Value: v})
+	}
+	return a, nil
+}

@@ -1,0 +1,295 @@
+package snapshotter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/cache"
+)
+
+// A binding ties a committed snapshot to a remote layer. It lies beside the snapshot's
+// directory, so that the next daemon finds it.
+type binding struct {
+	id  string // of the snapshot, in the metadata store
+	dir string // of the snapshot
+
+	mu      sync.Mutex // guards the fields below
+	saved   savedBinding
+	attempt *attempt // to mount it; the last one
+	file    *cache.File
+	how     mountedAs
+	export  string // path of the FUSE-served file, while one is needed
+	removed bool
+}
+
+// savedBinding is a binding on disk, as JSON in layer.json.
+type savedBinding struct {
+	Version int    `json:"version"`
+	Name    string `json:"name"` // of the snapshot
+	Source  Source `json:"source"`
+	// CacheID is the image's name in the cache, once it is known.
+	CacheID string `json:"cache_id,omitempty"`
+	// Parents are the ids of the snapshots below, the nearest first.
+	Parents []string `json:"parents,omitempty"`
+	// Quarantined says why the layer must not be used.
+	Quarantined string `json:"quarantined,omitempty"`
+}
+
+const (
+	bindingFile    = "layer.json"
+	bindingVersion = 1
+)
+
+// mountedAs says how a binding's directory shows its layer.
+type mountedAs string
+
+const (
+	notMounted    mountedAs = ""
+	mountedLazy   mountedAs = "lazy"   // reads may come to us
+	mountedDirect mountedAs = "direct" // the kernel reads the complete image file
+)
+
+// attempt is one try to mount a binding.
+type attempt struct {
+	done chan struct{}
+	err  error // after done
+}
+
+func (s savedBinding) write(dir string) error {
+	p, err := json.MarshalIndent(s, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp := filepath.Join(dir, bindingFile+".new")
+	if err := os.WriteFile(tmp, p, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(dir, bindingFile))
+}
+
+func readBinding(dir string) (savedBinding, error) {
+	var s savedBinding
+	p, err := os.ReadFile(filepath.Join(dir, bindingFile))
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(p, &s); err != nil {
+		return s, fmt.Errorf("read %s: %w", filepath.Join(dir, bindingFile), err)
+	}
+	if s.Version != bindingVersion {
+		return s, fmt.Errorf("read %s: version %d is not known to this remorad", filepath.Join(dir, bindingFile), s.Version)
+	}
+	return s, nil
+}
+
+func (b *binding) fsDir() string { return filepath.Join(b.dir, "fs") }
+
+func (b *binding) quarantined() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.saved.Quarantined
+}
+
+func (b *binding) source() Source {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.saved.Source
+}
+
+// ensure returns when the binding's layer is mounted. Callers share an attempt; one that failed
+// is made again by the next caller.
+func (s *Snapshotter) ensure(ctx context.Context, b *binding) error {
+	a := s.startAttempt(b)
+	select {
+	case <-a.done:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for %s: %w", describe(&b.saved.Source), context.Cause(ctx))
+	}
+	if a.err != nil {
+		return a.err
+	}
+	s.goDirect(b)
+	return nil
+}
+
+// startAttempt returns the attempt that is under way or has succeeded, or starts one.
+func (s *Snapshotter) startAttempt(b *binding) *attempt {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.attempt != nil {
+		select {
+		case <-b.attempt.done:
+			if b.attempt.err == nil {
+				return b.attempt
+			}
+		default:
+			return b.attempt
+		}
+	}
+	a := &attempt{done: make(chan struct{})}
+	b.attempt = a
+	s.started.Go(func() {
+		defer close(a.done)
+		ctx, cancel := context.WithTimeout(s.life, mountTimeout)
+		defer cancel()
+		if a.err = s.mountBinding(ctx, b); a.err != nil {
+			a.err = fmt.Errorf("%s: %w", describe(&b.saved.Source), a.err)
+			s.log.Error("layer not mounted", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", a.err)
+		}
+	})
+	return a
+}
+
+// mountBinding finds or builds the layer's image and mounts it.
+func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
+	b.mu.Lock()
+	saved := b.saved
+	b.mu.Unlock()
+	if saved.Quarantined != "" {
+		return fmt.Errorf("quarantined: %s", saved.Quarantined)
+	}
+	f, err := s.image(ctx, b, &saved)
+	if err != nil {
+		return err
+	}
+	if s.opts.Trust.BeforeUse && !f.Verified() {
+		if err := s.verifyBeforeUse(ctx, b, f); err != nil {
+			return err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.removed {
+		return errors.New("snapshot was removed")
+	}
+	b.file = f
+	if b.saved.CacheID != f.ID() {
+		b.saved.CacheID = f.ID()
+		if err := b.saved.write(b.dir); err != nil {
+			return err
+		}
+	}
+	return s.mountLocked(b)
+}
+
+// image returns the layer's image: from the cache, or built from the index.
+func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, error) {
+	if saved.CacheID != "" {
+		f, err := s.layers.cache.File(saved.CacheID, s.layers.blob(&saved.Source))
+		if err == nil {
+			return f, nil
+		}
+		s.log.Warn("image not in the cache, opening the layer again", "digest", saved.Source.Descriptor.Digest, "err", err)
+	}
+	o, err := s.opened(ctx, &saved.Source)
+	if err != nil || o.file != nil {
+		return o.file, err
+	}
+	below, err := s.below(ctx, saved.Parents)
+	if err != nil {
+		return nil, err
+	}
+	s.buildMu.Lock() // Fill changes the index, which other bindings may share
+	defer s.buildMu.Unlock()
+	return s.layers.buildOn(&saved.Source, o.index, below)
+}
+
+// opened returns a layer's opening with its index, or with an image that is in the cache.
+func (s *Snapshotter) opened(ctx context.Context, src *Source) (*opening, error) {
+	for range 3 {
+		o := s.layers.open(*src)
+		select {
+		case <-o.done:
+		case <-ctx.Done():
+			return &opening{}, context.Cause(ctx)
+		}
+		if o.err != nil || o.file == nil {
+			return o, o.err
+		}
+		// The image may have gone with the last snapshot that used it.
+		if f, err := s.layers.cache.File(o.file.ID(), s.layers.blob(src)); err == nil {
+			return &opening{file: f}, nil
+		}
+		s.layers.forget(src.Descriptor.Digest)
+	}
+	return &opening{}, errors.New("its image is removed again and again")
+}
+
+// mountLocked mounts b.file on the binding's directory, directly if it is complete and checked.
+func (s *Snapshotter) mountLocked(b *binding) error {
+	if b.how != notMounted {
+		return nil
+	}
+	if b.file.Verified() && s.mountDirectLocked(b) == nil {
+		return nil
+	}
+	if s.caps.Lazy == "" {
+		return fmt.Errorf("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
+	}
+	path, err := s.files.Export(b.file)
+	if err != nil {
+		return err
+	}
+	mount := blockdev.MountEROFS
+	if s.caps.Lazy == blockdev.FuseLoop {
+		mount = blockdev.MountLoop
+	}
+	if err := mount(path, b.fsDir()); err != nil {
+		s.files.Withdraw(path)
+		return err
+	}
+	b.export, b.how = path, mountedLazy
+	return nil
+}
+
+// mountDirectLocked mounts the complete image file on top of whatever is on the directory, so
+// that there is no moment without the layer.
+func (s *Snapshotter) mountDirectLocked(b *binding) error {
+	if !b.file.PinIfComplete() {
+		return errors.New("image is not complete")
+	}
+	mount := blockdev.MountEROFS
+	if !s.caps.Direct {
+		mount = blockdev.MountLoop
+	}
+	if err := mount(b.file.Path(), b.fsDir()); err != nil {
+		b.file.Unpin()
+		return err
+	}
+	b.how = mountedDirect
+	return nil
+}
+
+// goDirect lets the kernel read a layer itself once that has become complete and its diffID is
+// right. Containers that run keep what they have.
+func (s *Snapshotter) goDirect(b *binding) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.how != mountedLazy || b.removed || !b.file.Verified() || !b.file.Complete() {
+		return
+	}
+	if err := s.mountDirectLocked(b); err != nil {
+		s.log.Warn("complete layer stays behind its export", "digest", b.saved.Source.Descriptor.Digest, "err", err)
+	}
+}
+
+// unmount takes a binding's layer off its directory.
+func (s *Snapshotter) unmount(b *binding) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	err := blockdev.Unmount(b.fsDir())
+	if b.how == mountedDirect {
+		b.file.Unpin()
+	}
+	if b.export != "" {
+		s.files.Withdraw(b.export)
+	}
+	b.how, b.export, b.attempt = notMounted, "", nil
+	return err
+}

@@ -1,0 +1,147 @@
+package snapshotter
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/cache"
+)
+
+// Cleanup implements snapshots.Cleaner: it takes away what removed snapshots left.
+func (s *Snapshotter) Cleanup(context.Context) error {
+	s.mu.Lock()
+	ids := s.garbage
+	s.garbage = nil
+	s.mu.Unlock()
+	var errs []error
+	for _, id := range ids {
+		if err := s.reclaim(id); err != nil {
+			errs = append(errs, err)
+			s.mu.Lock()
+			s.garbage = append(s.garbage, id)
+			s.mu.Unlock()
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// reclaim unmounts and deletes one removed snapshot, and its layer's image with the last that
+// used it.
+func (s *Snapshotter) reclaim(id string) error {
+	if b := s.binding(id); b != nil {
+		b.mu.Lock()
+		b.removed = true
+		a := b.attempt
+		b.mu.Unlock()
+		if a != nil {
+			<-a.done
+		}
+		if err := s.unmount(b); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		delete(s.bindings, id)
+		s.mu.Unlock()
+		if err := s.dropImage(b); err != nil {
+			return err
+		}
+	} else if err := blockdev.Unmount(s.upperPath(id)); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.snapshotDir(id)); err != nil {
+		return fmt.Errorf("remove snapshot %s: %w", id, err)
+	}
+	return nil
+}
+
+// dropImage removes a binding's image from the cache unless another binding needs it.
+func (s *Snapshotter) dropImage(b *binding) error {
+	b.mu.Lock()
+	id, d := b.saved.CacheID, b.saved.Source.Descriptor.Digest
+	b.mu.Unlock()
+	for _, other := range s.allBindings() {
+		if other.source().Descriptor.Digest == d {
+			if other.cacheID() == id || other.cacheID() == "" {
+				return nil
+			}
+		}
+	}
+	s.layers.forget(d)
+	if id == "" {
+		return nil
+	}
+	if err := s.layers.cache.Remove(id); err != nil && !errors.Is(err, cache.ErrNotFound) {
+		return err
+	}
+	return nil
+}
+
+func (b *binding) cacheID() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.saved.CacheID
+}
+
+func sortBindings(all []*binding) {
+	slices.SortFunc(all, func(a, b *binding) int {
+		x, _ := strconv.ParseUint(a.id, 10, 64) // the store's ids are numbers
+		y, _ := strconv.ParseUint(b.id, 10, 64)
+		return cmp.Compare(x, y)
+	})
+}
+
+// knownIDs maps the ids of all snapshots to their names. Its transaction is a writable one, so
+// that no snapshot is in the making meanwhile.
+func (s *Snapshotter) knownIDs(ctx context.Context) (known map[string]string, err error) {
+	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		known, err = storage.IDMap(ctx)
+		if errdefs.IsNotFound(err) { // a new store
+			return nil
+		}
+		return err
+	})
+	return known, err
+}
+
+// removeStray deletes directories of snapshots that the store does not know, and images that no
+// snapshot uses.
+func (s *Snapshotter) removeStray(ctx context.Context) error {
+	known, err := s.knownIDs(ctx)
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(s.snapshotsDir())
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if _, ok := known[e.Name()]; !ok {
+			errs = append(errs, s.reclaim(e.Name()))
+		}
+	}
+	used := map[string]bool{}
+	for _, b := range s.allBindings() {
+		used[b.cacheID()] = true
+	}
+	ids, err := s.layers.cache.IDs()
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, id := range ids {
+		if !used[id] {
+			errs = append(errs, s.layers.cache.Remove(id))
+		}
+	}
+	return errors.Join(errs...)
+}

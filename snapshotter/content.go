@@ -1,0 +1,251 @@
+package snapshotter
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// A Content is the part of containerd's content store that we read. The namespace is in the
+// context.
+type Content interface {
+	content.InfoProvider
+	content.Provider
+	Walk(ctx context.Context, fn content.WalkFunc, filters ...string) error
+}
+
+const (
+	sourceLabelPrefix = "containerd.io/distribution.source."
+	configRefLabel    = "containerd.io/gc.ref.content.config"
+	maxManifest       = 4 << 20 // bytes; containerd's own limit is the same
+	maxConfig         = 8 << 20
+	maxRemembered     = 256 // manifests kept in memory
+)
+
+// ContentImages finds images in a content store.
+type ContentImages struct {
+	store Content
+
+	mu    sync.Mutex // guards the fields below
+	known map[string]*knownManifest
+	order []string // of known, oldest first
+}
+
+type knownManifest struct {
+	layers   []ocispec.Descriptor
+	diffIDs  []digest.Digest // nil until the configuration is there
+	chainIDs []digest.Digest
+	config   ocispec.Descriptor
+}
+
+// NewContentImages returns an Images over a content store.
+func NewContentImages(store Content) *ContentImages {
+	return &ContentImages{store: store, known: map[string]*knownManifest{}}
+}
+
+// Find implements Images. With a manifest in the query only that one is looked at; otherwise
+// all manifests that have the layer must have come from one repository.
+func (c *ContentImages) Find(ctx context.Context, q Query) (Image, int, error) {
+	ctx, err := forward(ctx)
+	if err != nil {
+		return Image{}, 0, err
+	}
+	if q.Manifest != "" {
+		if img, i, err := c.inManifest(ctx, q.Manifest, q); err == nil {
+			return img, i, nil
+		}
+		// The label may be the image author's own; look further.
+	}
+	type found struct {
+		img   Image
+		index int
+	}
+	var all []found
+	var last error
+	err = c.store.Walk(ctx, func(info content.Info) error {
+		img, i, err := c.inManifest(ctx, info.Digest, q)
+		if err == nil {
+			all = append(all, found{img, i})
+		} else if last == nil {
+			last = err
+		}
+		return nil
+	}, fmt.Sprintf("labels.%q", configRefLabel))
+	if err != nil {
+		return Image{}, 0, fmt.Errorf("walk content store: %w", err)
+	}
+	if len(all) == 0 {
+		return Image{}, 0, notLazy("no manifest in containerd's content store has it (%v)", last)
+	}
+	slices.SortFunc(all, func(a, b found) int { return cmp.Compare(a.img.Manifest, b.img.Manifest) })
+	for _, f := range all[1:] {
+		if f.img.Repo != all[0].img.Repo || f.img.Layers[f.index].Descriptor.Digest != all[0].img.Layers[all[0].index].Descriptor.Digest {
+			return Image{}, 0, notLazy("it may come from %s or %s, and no label says which", all[0].img.Repo, f.img.Repo)
+		}
+	}
+	return all[0].img, all[0].index, nil
+}
+
+// forward makes the namespace that a request came with the one of the requests that we make.
+func forward(ctx context.Context) (context.Context, error) {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return ctx, err
+	}
+	return namespaces.WithNamespace(ctx, ns), nil
+}
+
+// inManifest returns the image of a manifest if it has the layer.
+func (c *ContentImages) inManifest(ctx context.Context, manifest digest.Digest, q Query) (Image, int, error) {
+	m, err := c.load(ctx, manifest, true)
+	if err != nil {
+		return Image{}, 0, err
+	}
+	i := slices.Index(m.chainIDs, q.ChainID)
+	if i < 0 {
+		return Image{}, 0, fmt.Errorf("manifest %s has no layer %s", manifest, q.ChainID)
+	}
+	img, err := c.image(ctx, manifest, m, q.Ref)
+	return img, i, err
+}
+
+// Manifest implements Images.
+func (c *ContentImages) Manifest(ctx context.Context, manifest digest.Digest, ref string) (Image, error) {
+	ctx, err := forward(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	m, err := c.load(ctx, manifest, false)
+	if err != nil {
+		return Image{}, err
+	}
+	return c.image(ctx, manifest, m, ref)
+}
+
+func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *knownManifest, ref string) (Image, error) {
+	info, err := c.store.Info(ctx, manifest)
+	if err != nil {
+		return Image{}, err
+	}
+	repo, err := chooseRepository(info.Labels, ref)
+	if err != nil {
+		return Image{}, err
+	}
+	img := Image{Ref: ref, Manifest: manifest, Repo: repo}
+	name := cmp.Or(ref, repo.String()+"@"+manifest.String())
+	for i, d := range m.layers {
+		s := Source{Image: name, Repo: repo, Descriptor: d}
+		if m.diffIDs != nil {
+			s.DiffID = m.diffIDs[i]
+		}
+		img.Layers = append(img.Layers, s)
+	}
+	return img, nil
+}
+
+// chooseRepository decides where an image's blobs are asked for: only where containerd itself
+// fetched the manifest. A reference chooses between several such places and adds none.
+func chooseRepository(labels map[string]string, ref string) (remote.Repository, error) {
+	var all []remote.Repository
+	for k, v := range labels {
+		host, ok := strings.CutPrefix(k, sourceLabelPrefix)
+		if !ok {
+			continue
+		}
+		for path := range strings.SplitSeq(v, ",") {
+			if path != "" {
+				all = append(all, remote.Repository{Host: host, Path: path})
+			}
+		}
+	}
+	if ref != "" {
+		if want, err := remote.ParseRepository(ref); err == nil && slices.Contains(all, want) {
+			return want, nil
+		}
+	}
+	switch len(all) {
+	case 0:
+		return remote.Repository{}, notLazy("containerd did not record where the manifest came from")
+	case 1:
+		return all[0], nil
+	}
+	slices.SortFunc(all, func(a, b remote.Repository) int { return cmp.Compare(a.String(), b.String()) })
+	return remote.Repository{}, notLazy("it may come from %s or %s, and no label says which", all[0], all[1])
+}
+
+// load reads a manifest, and its configuration if that is wanted.
+func (c *ContentImages) load(ctx context.Context, manifest digest.Digest, withConfig bool) (*knownManifest, error) {
+	ns, err := namespaces.NamespaceRequired(ctx)
+	if err != nil {
+		return nil, err
+	}
+	key := ns + "/" + manifest.String()
+	c.mu.Lock()
+	m := c.known[key]
+	c.mu.Unlock()
+	if m != nil && (m.diffIDs != nil || !withConfig) {
+		return m, nil
+	}
+	var doc ocispec.Manifest
+	if err := c.readJSON(ctx, ocispec.Descriptor{Digest: manifest}, maxManifest, &doc); err != nil {
+		return nil, err
+	}
+	m = &knownManifest{layers: doc.Layers, config: doc.Config}
+	if doc.MediaType != "" && !images.IsManifestType(doc.MediaType) || len(doc.Layers) == 0 {
+		return nil, fmt.Errorf("%s is not an image manifest with layers", manifest)
+	}
+	if withConfig {
+		var config ocispec.Image
+		if err := c.readJSON(ctx, doc.Config, maxConfig, &config); err != nil {
+			return nil, err
+		}
+		if len(config.RootFS.DiffIDs) != len(doc.Layers) {
+			return nil, fmt.Errorf("manifest %s has %d layers and %d diffIDs", manifest, len(doc.Layers), len(config.RootFS.DiffIDs))
+		}
+		m.diffIDs = config.RootFS.DiffIDs
+		m.chainIDs = identity.ChainIDs(slices.Clone(m.diffIDs))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known[key] == nil {
+		c.order = append(c.order, key)
+		if len(c.order) > maxRemembered {
+			delete(c.known, c.order[0])
+			c.order = c.order[1:]
+		}
+	}
+	c.known[key] = m
+	return m, nil
+}
+
+func (c *ContentImages) readJSON(ctx context.Context, desc ocispec.Descriptor, limit int64, into any) error {
+	info, err := c.store.Info(ctx, desc.Digest)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", desc.Digest, err)
+	}
+	if info.Size > limit {
+		return fmt.Errorf("read %s: %d bytes, more than %d", desc.Digest, info.Size, limit)
+	}
+	desc.Size = info.Size
+	p, err := content.ReadBlob(ctx, c.store, desc)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", desc.Digest, err)
+	}
+	if err := json.Unmarshal(p, into); err != nil {
+		return fmt.Errorf("read %s: %w", desc.Digest, err)
+	}
+	return nil
+}

@@ -1,0 +1,163 @@
+package snapshotter
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+)
+
+const (
+	// claimWait bounds how long a Prepare waits for its layer's index: other calls of
+	// containerd may wait behind it. What is left is waited for in Mounts.
+	claimWait = 80 * time.Millisecond
+
+	mountTimeout = 5 * time.Minute
+
+	parentChainLabel = "containerd.io/snapshot/parent-chain-id"
+
+	stargzRefLabel      = "containerd.io/snapshot/remote/stargz.reference"
+	stargzManifestLabel = "containerd.io/snapshot/remote/stargz.manifest" // no client sends it today
+)
+
+// claim tries to supply the layer that a Prepare asks for. If it returns nil, a committed
+// snapshot with the label and the parent exists and Prepare answers "already exists". An error
+// that wraps ErrNotLazy sends the layer the ordinary way.
+func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels map[string]string) error {
+	if parent == "" && labels[parentChainLabel] != "" {
+		return fmt.Errorf("layer %s is prepared without its parent %s: %w (remora must not be declared with the capability \"rebase\")",
+			chainID, labels[parentChainLabel], errdefs.ErrInvalidArgument)
+	}
+	name := remoteName(parent, chainID)
+	if known, err := s.claimed(ctx, name); known || err != nil {
+		return err
+	}
+	img, index, err := s.images.Find(ctx, query(chainID, labels))
+	if err != nil {
+		return err
+	}
+	if err := s.startAll(img); err != nil {
+		return err
+	}
+	src := img.Layers[index]
+	if _, _, err := s.opts.Trust.indexOf(&src); err != nil {
+		return err
+	}
+	if s.caps.Lazy == "" {
+		return notLazy("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
+	}
+	o := s.layers.open(src)
+	wait := time.NewTimer(claimWait)
+	defer wait.Stop()
+	select {
+	case <-o.done:
+		if o.err != nil {
+			return notLazy("%w", o.err)
+		}
+	case <-wait.C: // the rest is waited for in Mounts
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	err = s.commitRemote(ctx, name, parent, labels, src)
+	if errdefs.IsAlreadyExists(err) {
+		return nil // another namespace was faster
+	}
+	return err
+}
+
+func query(chainID string, labels map[string]string) Query {
+	q := Query{ChainID: digest.Digest(chainID), Ref: labels[snapshotters.TargetRefLabel]}
+	if q.Ref == "" {
+		q.Ref = labels[stargzRefLabel]
+	}
+	if d, err := digest.Parse(labels[snapshotters.TargetManifestDigestLabel]); err == nil {
+		q.Manifest = d
+	}
+	return q
+}
+
+// remoteName is unique in the backend: two namespaces may have the same layer on parents that
+// differ here.
+func remoteName(parent, chainID string) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "%q %q", parent, chainID)
+	return "remora-" + hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// claimed reports whether the snapshot is there already.
+func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
+	known := false
+	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		id, _, _, err := storage.GetInfo(ctx, name)
+		if errdefs.IsNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if b := s.binding(id); b != nil && b.quarantined() != "" {
+			return notLazy("its snapshot is quarantined: %s", b.quarantined())
+		}
+		known = true
+		return nil
+	})
+	return known, err
+}
+
+// startAll starts opening every layer of the image that may be lazy: their indexes come while
+// containerd still works its way up.
+func (s *Snapshotter) startAll(img Image) error {
+	for i := range img.Layers {
+		if _, _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil {
+			s.layers.open(img.Layers[i])
+		}
+	}
+	return nil
+}
+
+// commitRemote makes a committed snapshot of a layer that is on its way.
+func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, labels map[string]string, src Source) (err error) {
+	key := name + "-claim-" + uniqueSuffix()
+	b := &binding{saved: savedBinding{Version: bindingVersion, Name: name, Source: src}}
+	defer func() {
+		if err != nil && b.dir != "" {
+			err = errors.Join(err, os.RemoveAll(b.dir))
+		}
+	}()
+	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent)
+		if err != nil {
+			return err
+		}
+		b.id, b.saved.Parents = snap.ID, snap.ParentIDs
+		b.dir = s.snapshotDir(snap.ID)
+		if err := os.MkdirAll(filepath.Join(b.dir, "fs"), 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(b.dir, 0o700); err != nil {
+			return err
+		}
+		if err := b.saved.write(b.dir); err != nil {
+			return err
+		}
+		_, err = storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	s.addBinding(b)
+	s.log.Info("layer claimed", "key", name, "digest", src.Descriptor.Digest, "image", src.Image)
+	s.startAttempt(b)
+	return nil
+}

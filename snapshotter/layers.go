@@ -1,0 +1,233 @@
+package snapshotter
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/erofs"
+	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/remote"
+)
+
+// A Registry gives access to blobs by range.
+type Registry interface {
+	Blob(repo remote.Repository, dgst digest.Digest, size int64) *remote.Blob
+}
+
+const (
+	openTimeout   = 2 * time.Minute // for an index, all retries included
+	openingKept   = 2 * time.Minute // an index that nobody claimed
+	completeCheck = time.Second
+)
+
+// layers opens the indexes of remote layers, builds their images, and keeps both while they are
+// of use.
+type layers struct {
+	registry Registry
+	cache    *cache.Cache
+	trust    Trust
+	limits   layout.Limits
+	log      *slog.Logger
+
+	// life ends when the snapshotter closes; started waits for what runs until then.
+	life    context.Context
+	started *sync.WaitGroup
+
+	mu       sync.Mutex // guards the fields below; taken after Snapshotter.mu
+	openings map[digest.Digest]*opening
+}
+
+// An opening is one layer's index on its way here.
+type opening struct {
+	src  Source
+	done chan struct{}
+	// after done
+	err   error
+	index *estargz.Index // nil if the image is built already
+	file  *cache.File    // set if the image does not depend on the layers below
+	ended time.Time
+}
+
+// plainID is the name in the cache of a layer's image that does not depend on the layers below.
+func plainID(s *Source) string { return s.Descriptor.Digest.Encoded() }
+
+// open starts opening a layer, or joins who does.
+func (l *layers) open(s Source) *opening {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if o := l.openings[s.Descriptor.Digest]; o != nil {
+		select {
+		case <-o.done:
+			if o.err == nil || errors.Is(o.err, ErrNotLazy) && time.Since(o.ended) < openingKept {
+				return o
+			}
+		default:
+			return o
+		}
+	}
+	o := &opening{src: s, done: make(chan struct{})}
+	l.openings[s.Descriptor.Digest] = o
+	l.started.Go(func() {
+		defer close(o.done)
+		ctx, cancel := context.WithTimeout(l.life, openTimeout)
+		defer cancel()
+		began := time.Now()
+		o.err = l.fill(ctx, o)
+		o.ended = time.Now()
+		if o.err != nil {
+			l.log.Warn("layer not opened", "digest", s.Descriptor.Digest, "image", s.Image, "err", o.err)
+			return
+		}
+		l.log.Info("layer opened", "digest", s.Descriptor.Digest, "image", s.Image, "took", time.Since(began).Round(time.Millisecond))
+	})
+	return o
+}
+
+// fill reads the index, and builds the image unless it depends on the layers below.
+func (l *layers) fill(ctx context.Context, o *opening) error {
+	toc, unverified, err := l.trust.indexOf(&o.src)
+	if err != nil {
+		return err
+	}
+	blob := l.blob(&o.src)
+	if f, err := l.cache.File(plainID(&o.src), blob); err == nil {
+		o.file = f
+		return nil
+	}
+	counted := &countedBlob{Blob: blob.Blob}
+	hint, _ := strconv.ParseInt(o.src.Descriptor.Annotations[estargz.TOCOffset], 10, 64) // 0 where there is none
+	index, err := estargz.Open(ctx, counted, estargz.Options{
+		TOCDigest: toc, Unverified: unverified, OffsetHint: hint, Limits: l.limits,
+	})
+	if errors.Is(err, layout.ErrInvalid) || errors.Is(err, remote.ErrRange) || errors.Is(err, remote.ErrNotFound) {
+		return notLazy("%w", err)
+	}
+	if err != nil {
+		return err
+	}
+	if len(index.Layout.Implicit) > 0 {
+		o.index = index
+		return nil
+	}
+	o.file, err = l.build(plainID(&o.src), &o.src, index)
+	if o.file != nil {
+		o.file.AddFetched(counted.n)
+	}
+	return err
+}
+
+// build writes a layer's image into the cache and starts prefetching.
+func (l *layers) build(id string, s *Source, index *estargz.Index) (*cache.File, error) {
+	var uuid [16]byte
+	sum := sha256.Sum256([]byte(id))
+	copy(uuid[:], sum[:])
+	plan, err := erofs.NewPlan(index.Layout, uuid)
+	if err != nil {
+		return nil, notLazy("%w", err)
+	}
+	spec, err := plan.Spec(index.Tail)
+	if err != nil {
+		return nil, notLazy("%w", err)
+	}
+	f, err := l.cache.Create(id, spec, l.blob(s))
+	if errors.Is(err, cache.ErrNoRoom) {
+		return nil, notLazy("%w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if units := index.Layout.Prefetch; len(units) > 0 {
+		l.started.Go(func() {
+			began := time.Now()
+			if err := f.Prefetch(l.life, units); err != nil {
+				l.log.Warn("prefetch ended early", "digest", s.Descriptor.Digest, "err", err)
+				return
+			}
+			l.log.Debug("prefetched", "digest", s.Descriptor.Digest, "units", len(units), "took", time.Since(began))
+		})
+	}
+	return f, nil
+}
+
+// buildOn builds the image of a layer with implicit directories, given what lies below it.
+func (l *layers) buildOn(s *Source, index *estargz.Index, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
+	taken := sha256.New()
+	if err := index.Layout.Fill(func(path string) (layout.Attributes, bool, error) {
+		a, found, err := below(path)
+		if found {
+			enc, err := json.Marshal(struct {
+				Path string
+				A    layout.Attributes
+			}{path, a})
+			if err != nil {
+				return a, false, err
+			}
+			taken.Write(enc)
+		}
+		return a, found, err
+	}); err != nil {
+		return nil, err
+	}
+	id := plainID(s) + "-" + hex.EncodeToString(taken.Sum(nil)[:8])
+	if f, err := l.cache.File(id, l.blob(s)); err == nil {
+		return f, nil
+	}
+	return l.build(id, s, index)
+}
+
+// forget drops what is kept of an opening, so that its index can be collected.
+func (l *layers) forget(d digest.Digest) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.openings, d)
+}
+
+// sweep drops openings that nobody came for.
+func (l *layers) sweep() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for d, o := range l.openings {
+		select {
+		case <-o.done:
+			if time.Since(o.ended) > openingKept {
+				delete(l.openings, d)
+			}
+		default:
+		}
+	}
+}
+
+// layerBlob is a layer's blob as the cache wants it.
+type layerBlob struct{ *remote.Blob }
+
+func (l *layers) blob(s *Source) layerBlob {
+	return layerBlob{l.registry.Blob(s.Repo, s.Descriptor.Digest, s.Descriptor.Size)}
+}
+
+// countedBlob is a layer's blob as the front end wants it.
+type countedBlob struct {
+	*remote.Blob
+	n int64
+}
+
+func (b *countedBlob) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	b.n += n
+	return b.Blob.Open(ctx, off, n, 0)
+}
+
+var _ estargz.Blob = (*countedBlob)(nil)
+
+func describe(s *Source) string { return fmt.Sprintf("layer %s of %s", s.Descriptor.Digest, s.Image) }

@@ -1,0 +1,361 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/continuity/fs"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/layout"
+)
+
+// Options of a Snapshotter. The zero value works.
+type Options struct {
+	Trust   Trust
+	Limits  layout.Limits
+	Backend blockdev.Backend // the only way to mount incomplete layers; "" for the best
+	Log     *slog.Logger
+}
+
+// A Snapshotter is containerd's interface of that name. New makes one.
+type Snapshotter struct {
+	root   string
+	opts   Options
+	log    *slog.Logger
+	store  *storage.MetaStore
+	images Images
+	layers *layers
+	files  *blockdev.FuseFiles
+	caps   blockdev.Capabilities
+	lock   *os.File
+	extra  []string // options of every overlay mount
+
+	// life ends in Close; started waits for what runs until then.
+	life    context.Context
+	stop    context.CancelFunc
+	started sync.WaitGroup
+
+	buildMu sync.Mutex // one image that depends on the layers below is built at a time
+
+	mu       sync.Mutex // guards the fields below
+	bindings map[string]*binding
+	broken   map[string]string // active snapshots that lost their lower layers, and why
+	garbage  []string          // directories of removed snapshots
+}
+
+var _ snapshots.Cleaner = (*Snapshotter)(nil)
+
+func (s *Snapshotter) snapshotsDir() string         { return filepath.Join(s.root, "snapshots") }
+func (s *Snapshotter) snapshotDir(id string) string { return filepath.Join(s.snapshotsDir(), id) }
+func (s *Snapshotter) upperPath(id string) string   { return filepath.Join(s.snapshotDir(id), "fs") }
+func (s *Snapshotter) workPath(id string) string    { return filepath.Join(s.snapshotDir(id), "work") }
+
+var suffix atomic.Uint64
+
+// uniqueSuffix tells the keys of concurrent claims apart.
+func uniqueSuffix() string {
+	return strconv.FormatInt(time.Now().UnixNano(), 36) + "-" + strconv.FormatUint(suffix.Add(1), 36)
+}
+
+// Stat implements snapshots.Snapshotter.
+func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
+	err = s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		_, info, _, err = storage.GetInfo(ctx, key)
+		return err
+	})
+	return info, err
+}
+
+// Update implements snapshots.Snapshotter.
+func (s *Snapshotter) Update(ctx context.Context, info snapshots.Info, fieldpaths ...string) (updated snapshots.Info, err error) {
+	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		updated, err = storage.UpdateInfo(ctx, info, fieldpaths...)
+		return err
+	})
+	return updated, err
+}
+
+// Usage implements snapshots.Snapshotter: the bytes and inodes that a snapshot holds on disk
+// now. A remote layer's are those of its image in the cache, counted for one of the snapshots
+// that share it.
+func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Usage, err error) {
+	var id string
+	var info snapshots.Info
+	if err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		id, info, usage, err = storage.GetInfo(ctx, key)
+		return err
+	}); err != nil {
+		return snapshots.Usage{}, err
+	}
+	if info.Kind == snapshots.KindActive {
+		du, err := fs.DiskUsage(ctx, s.upperPath(id))
+		if err != nil {
+			return snapshots.Usage{}, fmt.Errorf("usage of %s: %w", key, err)
+		}
+		return snapshots.Usage(du), nil
+	}
+	if b := s.binding(id); b != nil {
+		return s.bindingUsage(b), nil
+	}
+	return usage, nil
+}
+
+const inodesOfImage = 5 // its directory and the files in it
+
+func (s *Snapshotter) bindingUsage(b *binding) snapshots.Usage {
+	b.mu.Lock()
+	f := b.file
+	b.mu.Unlock()
+	if f == nil || s.firstWith(f) != b {
+		return snapshots.Usage{}
+	}
+	return snapshots.Usage{Size: f.Disk(), Inodes: inodesOfImage}
+}
+
+// Prepare implements snapshots.Snapshotter. For a layer that is supplied here it answers
+// "already exists".
+func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	var info snapshots.Info
+	for _, opt := range opts {
+		if err := opt(&info); err != nil {
+			return nil, err
+		}
+	}
+	chainID, isLayer := info.Labels[snapshots.LabelSnapshotRef]
+	if isLayer {
+		err := s.claim(ctx, chainID, parent, info.Labels)
+		if err == nil {
+			return nil, fmt.Errorf("prepare %s on %q: layer %s is supplied remotely: %w", key, parent, chainID, errdefs.ErrAlreadyExists)
+		}
+		if !errors.Is(err, ErrNotLazy) {
+			return nil, fmt.Errorf("prepare %s on %q: %w", key, parent, err)
+		}
+		s.log.Info("layer takes the ordinary path", "key", key, "reason", err)
+	}
+	return s.create(ctx, snapshots.KindActive, key, parent, isLayer, opts)
+}
+
+// View implements snapshots.Snapshotter.
+func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
+	return s.create(ctx, snapshots.KindView, key, parent, false, opts)
+}
+
+// unpackWait bounds how long the Prepare of a layer that containerd unpacks waits for remote
+// layers below it: their attributes are needed while unpacking.
+const unpackWait = 10 * time.Second
+
+// create makes an active snapshot or a view.
+func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, unpack bool, opts []snapshots.Opt) (_ []mount.Mount, err error) {
+	var snap storage.Snapshot
+	made := ""
+	defer func() {
+		if err != nil && made != "" {
+			err = errors.Join(err, os.RemoveAll(made))
+		}
+	}()
+	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		if snap, err = storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
+			return err
+		}
+		made = s.snapshotDir(snap.ID)
+		return s.makeDirs(snap)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if unpack {
+		ctx, cancel := context.WithTimeout(ctx, unpackWait)
+		defer cancel()
+		if err := s.ensureAll(ctx, snap.ParentIDs); err != nil {
+			return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
+		}
+	}
+	return s.mounts(snap), nil
+}
+
+// makeDirs makes a snapshot's directories. As in containerd's overlay snapshotter the root
+// belongs to whom the parent's belongs to.
+func (s *Snapshotter) makeDirs(snap storage.Snapshot) error {
+	dir := s.snapshotDir(snap.ID)
+	if err := os.RemoveAll(dir); err != nil { // of a transaction that was rolled back by a crash
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	upper := filepath.Join(dir, "fs")
+	if err := os.Mkdir(upper, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chmod(upper, 0o755); err != nil { // whatever the umask
+		return err
+	}
+	if snap.Kind == snapshots.KindActive {
+		if err := os.Mkdir(filepath.Join(dir, "work"), 0o711); err != nil {
+			return err
+		}
+	}
+	if len(snap.ParentIDs) == 0 {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(s.upperPath(snap.ParentIDs[0]), &st); err != nil {
+		return &os.PathError{Op: "stat", Path: s.upperPath(snap.ParentIDs[0]), Err: err}
+	}
+	return os.Lchown(upper, int(st.Uid), int(st.Gid))
+}
+
+// Mounts implements snapshots.Snapshotter. It returns when all layers below are mounted.
+func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
+	var snap storage.Snapshot
+	if err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		snap, err = storage.GetSnapshot(ctx, key)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	if err := s.ensureAll(ctx, snap.ParentIDs); err != nil {
+		return nil, fmt.Errorf("mounts of %s: %w", key, err)
+	}
+	return s.mounts(snap), nil
+}
+
+// ensureAll waits until all remote layers among the snapshots are mounted.
+func (s *Snapshotter) ensureAll(ctx context.Context, ids []string) error {
+	var all []*binding
+	for _, id := range ids {
+		if b := s.binding(id); b != nil {
+			s.startAttempt(b)
+			all = append(all, b)
+		}
+	}
+	for _, b := range all {
+		if err := s.ensure(ctx, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Commit implements snapshots.Snapshotter.
+func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	return s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+		id, _, _, err := storage.GetInfo(ctx, key)
+		if err != nil {
+			return err
+		}
+		du, err := fs.DiskUsage(ctx, s.upperPath(id))
+		if err != nil {
+			return fmt.Errorf("commit %s: %w", key, err)
+		}
+		if _, err := storage.CommitActive(ctx, key, name, snapshots.Usage(du), opts...); err != nil {
+			return fmt.Errorf("commit %s as %s: %w", key, name, err)
+		}
+		return nil
+	})
+}
+
+// Remove implements snapshots.Snapshotter. It returns at once; the space is reclaimed after.
+func (s *Snapshotter) Remove(ctx context.Context, key string) error {
+	var id string
+	if err := s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+		id, _, err = storage.Remove(ctx, key)
+		return err
+	}); err != nil {
+		return fmt.Errorf("remove %s: %w", key, err)
+	}
+	s.mu.Lock()
+	s.garbage = append(s.garbage, id)
+	delete(s.broken, id)
+	s.mu.Unlock()
+	s.started.Go(func() {
+		if err := s.Cleanup(s.life); err != nil {
+			s.log.Warn("space not reclaimed, will try again", "err", err)
+		}
+	})
+	return nil
+}
+
+// Walk implements snapshots.Snapshotter.
+func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	return s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		return storage.WalkInfo(ctx, fn, filters...)
+	})
+}
+
+// mounts returns how a snapshot is mounted.
+func (s *Snapshotter) mounts(snap storage.Snapshot) []mount.Mount {
+	if len(snap.ParentIDs) == 0 || snap.Kind == snapshots.KindView && len(snap.ParentIDs) == 1 {
+		source, access := s.upperPath(snap.ID), "rw"
+		if snap.Kind == snapshots.KindView {
+			access = "ro"
+			if len(snap.ParentIDs) == 1 {
+				source = s.upperPath(snap.ParentIDs[0])
+			}
+		}
+		return []mount.Mount{{Type: "bind", Source: source, Options: []string{access, "rbind"}}}
+	}
+	var options []string
+	if snap.Kind == snapshots.KindActive {
+		options = append(options, "workdir="+s.workPath(snap.ID), "upperdir="+s.upperPath(snap.ID))
+	}
+	lower := "lowerdir="
+	for i, id := range snap.ParentIDs {
+		if i > 0 {
+			lower += ":"
+		}
+		lower += s.upperPath(id)
+	}
+	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(append(options, lower), s.extra...)}}
+}
+
+func (s *Snapshotter) binding(id string) *binding {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bindings[id]
+}
+
+func (s *Snapshotter) addBinding(b *binding) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bindings[b.id] = b
+}
+
+func (s *Snapshotter) allBindings() []*binding {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make([]*binding, 0, len(s.bindings))
+	for _, b := range s.bindings {
+		all = append(all, b)
+	}
+	sortBindings(all)
+	return all
+}
+
+// firstWith returns the binding that accounts for an image: the oldest of those that share it.
+func (s *Snapshotter) firstWith(f *cache.File) *binding {
+	for _, b := range s.allBindings() {
+		b.mu.Lock()
+		same := b.file == f
+		b.mu.Unlock()
+		if same {
+			return b
+		}
+	}
+	return nil
+}

@@ -1,0 +1,67 @@
+package snapshotter_test
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/testsuite"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/snapshotter"
+)
+
+// noImages is a content store without images.
+type noImages struct{}
+
+func (noImages) Find(context.Context, snapshotter.Query) (snapshotter.Image, int, error) {
+	return snapshotter.Image{}, 0, snapshotter.ErrNotLazy
+}
+
+func (noImages) Manifest(context.Context, digest.Digest, string) (snapshotter.Image, error) {
+	return snapshotter.Image{}, snapshotter.ErrNotLazy
+}
+
+func open(t testing.TB, root string, images snapshotter.Images) (*snapshotter.Snapshotter, func() error) {
+	t.Helper()
+	lock, err := snapshotter.Lock(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cache.Open(filepath.Join(root, "cache"), cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := snapshotter.New(root, c, remote.NewRegistry(remote.Options{}), images, snapshotter.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, func() error {
+		defer lock.Close()
+		if err := s.Close(); err != nil {
+			return err
+		}
+		return c.Close()
+	}
+}
+
+// TestContainerdSuite is containerd's own suite, in process.
+func TestContainerdSuite(t *testing.T) {
+	// By this name the suite knows that directories of lower layers cannot be renamed on overlayfs.
+	testsuite.SnapshotterSuite(t, "overlayfs", func(ctx context.Context, root string) (snapshots.Snapshotter, func() error, error) {
+		s, done := open(t, root, noImages{})
+		return s, done, nil
+	})
+}
+
+func TestTwoDaemonsOnOneRoot(t *testing.T) {
+	root := t.TempDir()
+	_, done := open(t, root, noImages{})
+	defer done()
+	if _, err := snapshotter.Lock(root); err == nil {
+		t.Fatal("a second daemon was let in")
+	}
+}

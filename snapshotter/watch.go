@@ -1,0 +1,86 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/remora-storage/remora/cache"
+)
+
+const verifyAgain = time.Minute // after the registry could not be reached
+
+// watch checks the diffID of layers that have become complete, hands them to the kernel, and
+// drops indexes that nobody came for, until ctx ends.
+func (s *Snapshotter) watch(ctx context.Context) {
+	tick := time.NewTicker(completeCheck)
+	defer tick.Stop()
+	notBefore := map[*cache.File]time.Time{}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.layers.sweep()
+		for _, b := range s.allBindings() {
+			b.mu.Lock()
+			f, src, ready := b.file, b.saved.Source, b.how == mountedLazy && b.saved.Quarantined == ""
+			b.mu.Unlock()
+			if !ready || !f.Complete() || time.Now().Before(notBefore[f]) {
+				continue
+			}
+			if err := f.Verify(ctx, src.DiffID); errors.Is(err, cache.ErrDiffID) {
+				s.quarantine(f, err)
+			} else if err != nil {
+				notBefore[f] = time.Now().Add(verifyAgain)
+				s.log.Warn("diffID not checked yet", "digest", src.Descriptor.Digest, "err", err)
+			} else {
+				s.goDirect(b)
+				delete(notBefore, f)
+			}
+		}
+	}
+}
+
+// verifyBeforeUse makes a layer complete and checks it.
+func (s *Snapshotter) verifyBeforeUse(ctx context.Context, b *binding, f *cache.File) error {
+	if err := f.PrefetchAll(ctx); err != nil {
+		return err
+	}
+	err := f.Verify(ctx, b.source().DiffID)
+	if errors.Is(err, cache.ErrDiffID) {
+		b.mu.Lock()
+		b.file = f
+		b.mu.Unlock()
+		s.quarantine(f, err)
+	}
+	return err
+}
+
+// quarantine keeps a layer from being used: its bytes are not what the image's configuration
+// promises, so the image that brought it may not decide what others see.
+func (s *Snapshotter) quarantine(f *cache.File, why error) {
+	for _, b := range s.allBindings() {
+		b.mu.Lock()
+		if b.file != f {
+			b.mu.Unlock()
+			continue
+		}
+		b.saved.Quarantined = fmt.Sprintf("%v; image %s brought it: remove that image, and what shares the layer, and pull again",
+			why, b.saved.Source.Image)
+		err := b.saved.write(b.dir)
+		failed := &attempt{done: make(chan struct{}), err: fmt.Errorf("%s is quarantined: %s", describe(&b.saved.Source), b.saved.Quarantined)}
+		close(failed.done)
+		b.mu.Unlock()
+		s.log.Error("layer quarantined", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest,
+			"image", b.saved.Source.Image, "err", errors.Join(why, err))
+		if err := s.unmount(b); err != nil {
+			s.log.Error("quarantined layer stays mounted", "key", b.saved.Name, "err", err)
+		}
+		b.mu.Lock()
+		b.attempt = failed
+		b.mu.Unlock()
+	}
+}
