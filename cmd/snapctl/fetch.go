@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/remora-storage/remora/cmd/internal/control"
+)
+
+// fetchedImage is what `snapctl fetch --json` prints.
+type fetchedImage struct {
+	Image   string          `json:"image"`
+	Layers  []digest.Digest `json:"layers"`
+	Bytes   int64           `json:"bytes"` // packed, of all layers
+	Blobs   bool            `json:"blobs"` // whether they are in containerd's content store
+	Seconds float64         `json:"seconds"`
+}
+
+func (a *app) fetchCommand() *cobra.Command {
+	var cacheOnly bool
+	c := &cobra.Command{
+		Use:   "fetch [flags] IMAGE",
+		Short: "Make a lazily pulled image complete",
+		Long: `fetch downloads what is missing of an image that was pulled lazily, checks every layer against
+its diffID, and puts the layers' blobs into containerd's content store, so that the image can be
+pushed to another registry, exported or converted. The registry is not needed any more after it.`,
+		Example: `  snapctl fetch registry.example.com/redis:7-lazy
+  ctr images export redis.tar registry.example.com/redis:7-lazy`,
+		Args: exactly(1, "one image"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.fetch(cmd.Context(), args[0], cacheOnly) },
+	}
+	c.Flags().BoolVar(&cacheOnly, "cache-only", false, "fill remorad's cache only, not containerd's content store")
+	return c
+}
+
+func (a *app) fetch(ctx context.Context, image string, cacheOnly bool) error {
+	began := time.Now()
+	ref, err := normalize(image)
+	if err != nil {
+		return err
+	}
+	ctx, containerd, err := a.dialContainerd(ctx)
+	if err != nil {
+		return err
+	}
+	defer containerd.Close()
+	img, err := containerd.ImageService().Get(ctx, ref)
+	if err != nil {
+		return fmt.Errorf("image %s in namespace %s: %w (pull it first: snapctl pull %s)", ref, a.namespace, err, ref)
+	}
+	manifest, err := manifestDigest(ctx, containerd.ContentStore(), img)
+	if err != nil {
+		return err
+	}
+	remora, closer, err := a.dialRemora()
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	result := &fetchedImage{Image: ref, Blobs: !cacheOnly}
+	last := time.Time{}
+	err = remora.Fetch(ctx, &control.FetchRequest{Namespace: a.namespace, Manifest: manifest, CacheOnly: cacheOnly}, func(p *control.FetchProgress) {
+		if p.Done {
+			result.Layers = append(result.Layers, p.Digest)
+			result.Bytes += p.Total
+		}
+		if p.Done || time.Since(last) > time.Second {
+			last = time.Now()
+			a.note("%s  %s of %s", short(p.Digest), size(p.Bytes), size(p.Total))
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("fetch %s: %w", ref, control.Explain(err, a.remora))
+	}
+	result.Seconds = time.Since(began).Seconds()
+	return a.print(result, func(w io.Writer) {
+		where := "in containerd's content store and in the cache"
+		if cacheOnly {
+			where = "in the cache"
+		}
+		fmt.Fprintf(w, "%s: %d layers, %s, complete and checked, %s after %.2f s\n", ref, len(result.Layers), size(result.Bytes), where, result.Seconds)
+	})
+}
+
+// manifestDigest returns the digest of the manifest that an image has for this machine.
+func manifestDigest(ctx context.Context, store content.Provider, img images.Image) (digest.Digest, error) {
+	if images.IsManifestType(img.Target.MediaType) {
+		return img.Target.Digest, nil
+	}
+	p, err := content.ReadBlob(ctx, store, img.Target)
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", img.Name, err)
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(p, &index); err != nil {
+		return "", fmt.Errorf("image %s: %w", img.Name, err)
+	}
+	here := platforms.Default()
+	var best *ocispec.Descriptor
+	for i := range index.Manifests {
+		m := &index.Manifests[i]
+		if m.Platform != nil && here.Match(*m.Platform) && (best == nil || here.Less(*m.Platform, *best.Platform)) {
+			best = m
+		}
+	}
+	if best == nil {
+		return "", fmt.Errorf("image %s has no manifest for %s", img.Name, platforms.DefaultString())
+	}
+	return best.Digest, nil
+}

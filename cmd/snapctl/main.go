@@ -1,0 +1,119 @@
+// Command snapctl pulls, converts and inspects images that remorad serves.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/spf13/cobra"
+
+	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/cmd/internal/version"
+)
+
+// usageError is a mistake in how the command was called.
+type usageError struct{ error }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err == nil {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "snapctl:", err)
+	var usage usageError
+	if errors.As(err, &usage) {
+		os.Exit(2)
+	}
+	os.Exit(1)
+}
+
+// app is what every command needs.
+type app struct {
+	containerd, remora, namespace string
+	json                          bool
+	stdout, stderr                io.Writer
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	a := &app{stdout: stdout, stderr: stderr}
+	cmd := &cobra.Command{
+		Use:   "snapctl",
+		Short: "Lazy container images for containerd",
+		Long: `snapctl works with images that start while they are still in the registry.
+
+  snapctl convert docker.io/library/redis:7 registry.example.com/redis:7-lazy
+  snapctl pull registry.example.com/redis:7-lazy
+  ctr run --rm --snapshotter remora registry.example.com/redis:7-lazy demo redis-server --version
+  snapctl status
+
+"snapctl doctor" checks that this machine, containerd and remorad fit together.`,
+		Version:       version.String(),
+		SilenceErrors: true, SilenceUsage: true,
+	}
+	cmd.SetArgs(args)
+	cmd.SetOut(stdout)
+	cmd.SetErr(stderr)
+	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w (see %s --help)", err, c.CommandPath())}
+	})
+	cmd.CompletionOptions.HiddenDefaultCmd = true
+	f := cmd.PersistentFlags()
+	f.StringVar(&a.containerd, "address", envOr("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock"), "containerd's `socket`")
+	f.StringVar(&a.remora, "remora", envOr("REMORA_ADDRESS", "/run/remora/remora.sock"), "remorad's `socket`")
+	f.StringVar(&a.namespace, "namespace", envOr("CONTAINERD_NAMESPACE", "default"), "containerd's `namespace` (k8s.io for Kubernetes)")
+	f.BoolVar(&a.json, "json", false, "print one JSON object on stdout")
+	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.statusCommand(), a.doctorCommand())
+	return cmd.ExecuteContext(ctx)
+}
+
+func envOr(key, otherwise string) string {
+	if v := os.Getenv(key); v != "" {
+		return v
+	}
+	return otherwise
+}
+
+// exactly makes a wrong number of arguments a usage error.
+func exactly(n int, what string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		if len(args) != n {
+			return usageError{fmt.Errorf("want %s, got %d arguments (see %s --help)", what, len(args), c.CommandPath())}
+		}
+		return nil
+	}
+}
+
+// dialRemora connects to remorad. The closer must be called.
+func (a *app) dialRemora() (*control.Client, io.Closer, error) { return control.Dial(a.remora) }
+
+// dialContainerd connects to containerd and puts the namespace into the context.
+func (a *app) dialContainerd(ctx context.Context) (context.Context, *client.Client, error) {
+	c, err := client.New(a.containerd)
+	if err != nil {
+		return ctx, nil, fmt.Errorf("containerd at %s: %w", a.containerd, err)
+	}
+	return namespaces.WithNamespace(ctx, a.namespace), c, nil
+}
+
+// print writes v as JSON, or calls human.
+func (a *app) print(v any, human func(w io.Writer)) error {
+	if a.json {
+		enc := json.NewEncoder(a.stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(v)
+	}
+	human(a.stdout)
+	return nil
+}
+
+func (a *app) note(format string, args ...any) { fmt.Fprintf(a.stderr, format+"\n", args...) }

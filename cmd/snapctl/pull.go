@@ -1,0 +1,261 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/remote"
+)
+
+type pullOptions struct {
+	plainHTTP   bool
+	user        string
+	snapshotter string
+}
+
+// pulledImage is what `snapctl pull --json` prints.
+type pulledImage struct {
+	Image       string        `json:"image"`
+	Digest      digest.Digest `json:"digest"`
+	Snapshotter string        `json:"snapshotter"`
+	Seconds     float64       `json:"seconds"`
+	Layers      []pulledLayer `json:"layers"`
+}
+
+type pulledLayer struct {
+	Digest digest.Digest `json:"digest"`
+	Size   int64         `json:"size"` // packed bytes
+	Lazy   bool          `json:"lazy"`
+	Reason string        `json:"reason,omitempty"` // why not lazy
+}
+
+func (a *app) pullCommand() *cobra.Command {
+	var o pullOptions
+	c := &cobra.Command{
+		Use:   "pull [flags] IMAGE",
+		Short: "Pull an image without downloading it",
+		Long: `pull makes an image ready to run: manifest, configuration and the indexes of its layers are
+fetched, the layers' data stays in the registry until it is read. It returns when the image's
+root file system can be mounted. A layer without an index takes the ordinary path: containerd
+downloads and unpacks it (convert the image with "snapctl convert" to change that).
+
+Registries on localhost are reached by plain HTTP; others as hosts.toml in remorad's
+[registry] config_path says.`,
+		Example: `  snapctl pull registry.example.com/redis:7-lazy
+  snapctl --namespace k8s.io pull registry.example.com/redis:7-lazy
+  snapctl pull --user robot:secret registry.example.com/private/app:1`,
+		Args: exactly(1, "one image"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.pull(cmd.Context(), args[0], o) },
+	}
+	c.Flags().BoolVar(&o.plainHTTP, "plain-http", false, "reach the registry by plain HTTP")
+	c.Flags().StringVar(&o.user, "user", "", "`user[:password]` for the registry; without a password $SNAPCTL_PASSWORD is used. remorad keeps both, readable by root alone")
+	c.Flags().StringVar(&o.snapshotter, "snapshotter", "remora", "containerd's `name` for the snapshotter")
+	return c
+}
+
+func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
+	began := time.Now()
+	ref, err := normalize(image)
+	if err != nil {
+		return err
+	}
+	remora, closer, err := a.dialRemora()
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	status, err := remora.Status(ctx)
+	if err != nil {
+		return control.Explain(err, a.remora)
+	}
+	logins := new(remote.Logins)
+	if err := a.login(ctx, remora, logins, registryHost(ref), o); err != nil {
+		return err
+	}
+	ctx, containerd, err := a.dialContainerd(ctx)
+	if err != nil {
+		return err
+	}
+	defer containerd.Close()
+	registry := remote.NewRegistry(remote.Options{
+		ConfigPath: status.Registry.ConfigPath, DockerConfig: status.Registry.DockerConfig, Logins: logins,
+	})
+	// A lease keeps what the pull makes until its root file system was mounted once.
+	ctx, release, err := containerd.WithLease(ctx)
+	if err != nil {
+		return fmt.Errorf("containerd at %s: %w", a.containerd, err)
+	}
+	defer func() { _ = release(context.WithoutCancel(ctx)) }() // it would expire by itself
+	early := &resolver{remora: remora, namespace: a.namespace, ref: ref}
+	img, err := containerd.Pull(ctx, ref,
+		client.WithResolver(registry.Resolver(ctx)),
+		client.WithPullUnpack,
+		client.WithPullSnapshotter(o.snapshotter),
+		client.WithImageHandlerWrapper(early.wrap),
+	)
+	early.wait.Wait()
+	if err != nil {
+		return explainPull(err, ref, o.snapshotter)
+	}
+	if err := mountable(ctx, containerd, img, o.snapshotter); err != nil {
+		return fmt.Errorf("pull %s: %w", ref, err)
+	}
+	result, err := a.pulled(ctx, img, remora, early, o)
+	if err != nil {
+		return err
+	}
+	result.Seconds = time.Since(began).Seconds()
+	return a.print(result, result.human)
+}
+
+// login passes credentials on, to remorad and to this process's own requests.
+func (a *app) login(ctx context.Context, remora *control.Client, logins *remote.Logins, host string, o pullOptions) error {
+	if o.user == "" && !o.plainHTTP {
+		return nil
+	}
+	l, err := parseLogin(o.user, o.plainHTTP)
+	if err != nil {
+		return err
+	}
+	if _, err := logins.Set(host, l); err != nil {
+		return err
+	}
+	return control.Explain(remora.Login(ctx, &control.LoginRequest{Host: host, User: l.User, Secret: l.Secret, PlainHTTP: l.PlainHTTP}), a.remora)
+}
+
+func explainPull(err error, ref, snapshotter string) error {
+	err = fmt.Errorf("pull %s: %w", ref, err)
+	if errdefs.IsNotFound(err) && strings.Contains(err.Error(), "snapshotter") {
+		return fmt.Errorf("%w: containerd does not know the snapshotter %q; add what \"remorad containerd-config\" prints to its configuration", err, snapshotter)
+	}
+	return err
+}
+
+// resolver tells remorad of the manifest as soon as containerd has it, and holds containerd back
+// until every layer's index is here or has failed: then each layer's Prepare finds its answer.
+type resolver struct {
+	remora         *control.Client
+	namespace, ref string
+
+	wait sync.WaitGroup
+
+	mu       sync.Mutex // guards the fields below
+	byConfig map[digest.Digest]chan struct{}
+	ordinary map[digest.Digest]string
+}
+
+func (r *resolver) wrap(h images.Handler) images.Handler {
+	h = snapshotters.AppendInfoHandlerWrapper(r.ref)(h)
+	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+		children, err := h.Handle(ctx, desc)
+		switch {
+		case err != nil:
+		case images.IsManifestType(desc.MediaType):
+			r.start(ctx, desc.Digest, children)
+		case images.IsConfigType(desc.MediaType):
+			r.mu.Lock()
+			done := r.byConfig[desc.Digest]
+			r.mu.Unlock()
+			if done != nil {
+				select {
+				case <-done:
+				case <-ctx.Done():
+				}
+			}
+		}
+		return children, err
+	})
+}
+
+func (r *resolver) start(ctx context.Context, manifest digest.Digest, children []ocispec.Descriptor) {
+	for _, c := range children {
+		if !images.IsConfigType(c.MediaType) {
+			continue
+		}
+		done := make(chan struct{})
+		r.mu.Lock()
+		if r.byConfig == nil {
+			r.byConfig = map[digest.Digest]chan struct{}{}
+		}
+		r.byConfig[c.Digest] = done
+		r.mu.Unlock()
+		r.wait.Go(func() {
+			defer close(done)
+			reply, err := r.remora.Resolve(ctx, &control.ResolveRequest{Namespace: r.namespace, Manifest: manifest, Ref: r.ref})
+			if err == nil { // otherwise Prepare finds out again, and says why
+				r.mu.Lock()
+				r.ordinary = reply.Ordinary
+				r.mu.Unlock()
+			}
+		})
+	}
+}
+
+// mountable returns when the image's root file system can be mounted: Mounts waits for it.
+func mountable(ctx context.Context, c *client.Client, img client.Image, name string) error {
+	diffIDs, err := img.RootFS(ctx)
+	if err != nil {
+		return err
+	}
+	sn := c.SnapshotService(name)
+	key := "snapctl-ready-" + rand.Text()
+	if _, err := sn.View(ctx, key, identity.ChainID(diffIDs).String()); err != nil {
+		return err
+	}
+	_, err = sn.Mounts(ctx, key)
+	return errors.Join(err, sn.Remove(context.WithoutCancel(ctx), key))
+}
+
+func (a *app) pulled(ctx context.Context, img client.Image, remora *control.Client, early *resolver, o pullOptions) (*pulledImage, error) {
+	manifest, err := images.Manifest(ctx, img.ContentStore(), img.Target(), img.Platform())
+	if err != nil {
+		return nil, err
+	}
+	status, err := remora.Status(ctx)
+	if err != nil {
+		return nil, control.Explain(err, a.remora)
+	}
+	lazy := map[digest.Digest]bool{}
+	for _, l := range status.Layers {
+		lazy[l.Digest] = true
+	}
+	p := &pulledImage{Image: img.Name(), Digest: img.Target().Digest, Snapshotter: o.snapshotter}
+	for _, l := range manifest.Layers {
+		one := pulledLayer{Digest: l.Digest, Size: l.Size, Lazy: lazy[l.Digest]}
+		if !one.Lazy {
+			one.Reason = early.ordinary[l.Digest]
+		}
+		p.Layers = append(p.Layers, one)
+	}
+	return p, nil
+}
+
+func (p *pulledImage) human(w io.Writer) {
+	fmt.Fprintf(w, "%s@%s is ready after %.2f s\n", p.Image, p.Digest, p.Seconds)
+	for _, l := range p.Layers {
+		how := "lazy"
+		if !l.Lazy {
+			how = "unpacked"
+			if l.Reason != "" {
+				how += ": " + l.Reason
+			}
+		}
+		fmt.Fprintf(w, "  %s  %10s  %s\n", short(l.Digest), size(l.Size), how)
+	}
+}

@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2"
+	"oras.land/oras-go/v2/content/oci"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// openTarget opens what SRC or DST names, and returns the name in it.
+func (a *app) openTarget(ctx context.Context, name string, o convertOptions, write bool) (oras.Target, string, error) {
+	if rest, ok := strings.CutPrefix(name, "oci:"); ok {
+		dir, tag, ok := cutLast(rest, ":")
+		if !ok || dir == "" || tag == "" {
+			return nil, "", usageError{fmt.Errorf("%q: want oci:DIR:TAG", name)}
+		}
+		if _, err := os.Stat(filepath.Join(dir, "oci-layout")); err != nil && !write {
+			return nil, "", fmt.Errorf("%s: %w", name, err)
+		}
+		store, err := oci.NewWithContext(ctx, dir)
+		return store, tag, err
+	}
+	ref, err := normalize(name)
+	if err != nil {
+		return nil, "", err
+	}
+	logins := new(remote.Logins)
+	if err := a.convertLogin(logins, registryHost(ref), o); err != nil {
+		return nil, "", err
+	}
+	options := a.registryOptions(ctx)
+	options.Logins = logins
+	return &registryTarget{ref: ref, resolver: remote.NewRegistry(options).Resolver(ctx)}, ref, nil
+}
+
+// registryOptions are remorad's where it runs, so that both reach registries alike, and
+// otherwise those of a user's Docker.
+func (a *app) registryOptions(ctx context.Context) remote.Options {
+	if remora, closer, err := a.dialRemora(); err == nil {
+		defer closer.Close()
+		if st, err := remora.Status(ctx); err == nil {
+			return remote.Options{ConfigPath: st.Registry.ConfigPath, DockerConfig: st.Registry.DockerConfig}
+		}
+	}
+	o := remote.Options{ConfigPath: []string{"/etc/containerd/certs.d"}}
+	if home, err := os.UserHomeDir(); err == nil {
+		o.DockerConfig = filepath.Join(home, ".docker", "config.json")
+	}
+	if dir := os.Getenv("DOCKER_CONFIG"); dir != "" {
+		o.DockerConfig = dir
+	}
+	return o
+}
+
+func (a *app) convertLogin(logins *remote.Logins, host string, o convertOptions) error {
+	l, err := parseLogin(o.user, o.plainHTTP)
+	if err != nil {
+		return err
+	}
+	_, err = logins.Set(host, l)
+	return err
+}
+
+// parseLogin reads --user and --plain-http.
+func parseLogin(user string, plainHTTP bool) (remote.Login, error) {
+	name, secret, ok := strings.Cut(user, ":")
+	if !ok && name != "" {
+		secret = os.Getenv("SNAPCTL_PASSWORD")
+		if secret == "" {
+			return remote.Login{}, usageError{errors.New("--user without a password: write --user USER:PASSWORD or set SNAPCTL_PASSWORD")}
+		}
+	}
+	return remote.Login{User: name, Secret: secret, PlainHTTP: plainHTTP}, nil
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
+// registryTarget is a repository as oras has it, reached as containerd reaches it.
+type registryTarget struct {
+	ref      string
+	resolver remotes.Resolver
+}
+
+var _ oras.Target = (*registryTarget)(nil)
+
+func (t *registryTarget) Resolve(ctx context.Context, ref string) (ocispec.Descriptor, error) {
+	_, desc, err := t.resolver.Resolve(ctx, ref)
+	return desc, err
+}
+
+func (t *registryTarget) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	f, err := t.resolver.Fetcher(ctx, t.ref)
+	if err != nil {
+		return nil, err
+	}
+	return f.Fetch(ctx, desc)
+}
+
+// Exists always answers no: Push finds out with the same request that begins the upload.
+func (t *registryTarget) Exists(context.Context, ocispec.Descriptor) (bool, error) { return false, nil }
+
+// Push stores a blob, or a manifest by its digest.
+func (t *registryTarget) Push(ctx context.Context, desc ocispec.Descriptor, r io.Reader) error {
+	return t.push(ctx, t.untagged(desc.Digest), desc, r)
+}
+
+func (t *registryTarget) push(ctx context.Context, ref string, desc ocispec.Descriptor, r io.Reader) error {
+	p, err := t.resolver.Pusher(ctx, ref)
+	if err != nil {
+		return err
+	}
+	w, err := p.Push(ctx, desc)
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	err = content.Copy(ctx, w, r, desc.Size, desc.Digest)
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+// Tag gives a manifest, which was pushed by digest, its name.
+func (t *registryTarget) Tag(ctx context.Context, desc ocispec.Descriptor, ref string) error {
+	r, err := t.Fetch(ctx, desc)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return t.push(ctx, ref, desc, r)
+}
+
+// untagged is the reference of a blob in the same repository.
+func (t *registryTarget) untagged(d digest.Digest) string {
+	name := t.ref
+	if at := strings.LastIndex(name, "@"); at > 0 {
+		name = name[:at]
+	}
+	if colon := strings.LastIndex(name, ":"); colon > strings.LastIndex(name, "/") {
+		name = name[:colon]
+	}
+	return name + "@" + d.String()
+}
