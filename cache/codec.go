@@ -24,11 +24,11 @@ const (
 var errBytes = errors.New("wrong bytes")
 
 type decoder struct {
-	in bufio.Reader
+	in *bufio.Reader
 	gz gzip.Reader
 }
 
-var decoders = sync.Pool{New: func() any { return new(decoder) }}
+var decoders = sync.Pool{New: func() any { return &decoder{in: bufio.NewReaderSize(nil, 64<<10)} }}
 
 // decode calls use with a reader of the plain bytes of the packed ones that r holds.
 func decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
@@ -47,7 +47,7 @@ func decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
 	defer decoders.Put(d)
 	in := &sourceErrors{r: r}
 	d.in.Reset(in)
-	err := d.gz.Reset(&d.in)
+	err := d.gz.Reset(d.in)
 	if err == nil {
 		err = use(&d.gz)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"sync"
@@ -42,6 +43,7 @@ type File struct {
 	mu       sync.Mutex // guards the fields below
 	src      Source
 	present  []uint64 // a bit an extent
+	read     []uint64 // a bit a unit that a reader asked for; nil until one did
 	used     []uint32 // when an extent was last used, in ticks; nil until one is
 	nPresent int
 	bytes    int64 // on disk, of present extents
@@ -80,6 +82,7 @@ type Stats struct {
 	Data    int64 // of all extents
 	Present int64 // of the extents that are here
 	Fetched int64 // taken from the source since the daemon started
+	Read    int64 // packed, of the units that readers asked for since the daemon started
 	Disk    int64 // on disk now, everything of this file
 }
 
@@ -94,6 +97,13 @@ func (f *File) Stats() Stats {
 		}
 	}
 	s.Disk = f.allocated()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i, w := range f.read {
+		for ; w != 0; w &= w - 1 {
+			s.Read += f.t.unit(uint32(i*64 + bits.TrailingZeros64(w))).Len
+		}
+	}
 	return s
 }
 
@@ -203,6 +213,9 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	f.c.metrics.misses.Inc()
 	began := time.Now()
 	fills, err := f.demandUnits(ctx, missing)
+	for errors.Is(err, errAbandoned) && ctx.Err() == nil { // we joined it too late
+		fills, err = f.demandUnits(ctx, missing)
+	}
 	f.c.metrics.wait.Observe(time.Since(began).Seconds())
 	if err != nil {
 		return 0, fmt.Errorf("read image %s at %d+%d: %w", f.id, off, len(p), err)
@@ -227,12 +240,16 @@ func (f *File) readPresent(p []byte, off int64, lo, hi int) (missing []uint32, e
 	if f.used == nil && hi > lo {
 		f.used = make([]uint32, f.t.nExtents)
 	}
+	if f.read == nil && hi > lo {
+		f.read = make([]uint64, (f.t.nUnits+63)/64)
+	}
 	for i := lo; i < hi; i++ {
 		f.used[i] = now
+		u := f.t.extent(uint32(i)).Unit
+		f.read[u/64] |= 1 << (u % 64)
 		if f.hasLocked(uint32(i)) {
 			continue
 		}
-		u := f.t.extent(uint32(i)).Unit
 		if k := len(missing); k == 0 || missing[k-1] != u {
 			missing = append(missing, u)
 		}

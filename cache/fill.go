@@ -108,7 +108,11 @@ func (f *File) demandUnits(ctx context.Context, units []uint32) ([]*unitFill, er
 	return fills, f.await(ctx, fills)
 }
 
-// await waits for fills and then leaves their jobs, which end when nobody is left.
+// errAbandoned ends a fetch that nobody waits for any more.
+var errAbandoned = errors.New("nobody waits any more")
+
+// await waits for fills and then leaves their jobs. A job that its last user gives up is
+// cancelled; one whose last user got what it wanted goes on with what it reads ahead.
 func (f *File) await(ctx context.Context, fills []*unitFill) (err error) {
 	for _, fill := range fills {
 		select {
@@ -124,15 +128,11 @@ func (f *File) await(ctx context.Context, fills []*unitFill) (err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, fill := range fills {
-		f.leaveLocked(fill.job)
+		if fill.job.users--; fill.job.users == 0 && ctx.Err() != nil {
+			fill.job.cancel(errAbandoned)
+		}
 	}
 	return err
-}
-
-func (f *File) leaveLocked(j *job) {
-	if j.users--; j.users == 0 {
-		j.cancel(errors.New("nobody waits any more"))
-	}
 }
 
 // demandSizeLocked says how many packed bytes to ask for at a miss of unit u.

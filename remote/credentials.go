@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"oras.land/oras-go/v2/registry/remote/credentials"
@@ -52,6 +54,16 @@ func (l *Logins) Get(host string) Login {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.hosts[host]
+}
+
+// Hosts lists the hosts that something is known of.
+func (l *Logins) Hosts() []string {
+	if l == nil {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Sorted(maps.Keys(l.hosts))
 }
 
 // Set remembers a login; changed reports whether it is another one than before.

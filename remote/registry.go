@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
+	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -138,6 +141,37 @@ func (r *Registry) hostDir(host string) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+// Configured returns the registries on a host, with their ports, that a configuration directory
+// or a login names.
+func (r *Registry) Configured(hostname string) []string {
+	var all []string
+	add := func(name string) {
+		if trimmed, ok := strings.CutSuffix(name, "_"); ok { // host_port_ stands for host:port
+			if i := strings.LastIndex(trimmed, "_"); i > 0 {
+				name = trimmed[:i] + ":" + trimmed[i+1:]
+			}
+		}
+		u := url.URL{Host: name}
+		if u.Hostname() == hostname && !slices.Contains(all, name) {
+			all = append(all, name)
+		}
+	}
+	for _, dir := range r.opts.ConfigPath {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			continue // need not exist
+		}
+		for _, e := range entries {
+			add(e.Name())
+		}
+	}
+	for _, host := range r.opts.Logins.Hosts() {
+		add(host)
+	}
+	slices.Sort(all)
+	return all
 }
 
 // credentials for a host that serves a registry: what an operator said of the registry goes to

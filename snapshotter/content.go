@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -37,7 +39,8 @@ const (
 
 // ContentImages finds images in a content store.
 type ContentImages struct {
-	store Content
+	store      Content
+	configured func(hostname string) []string
 
 	mu    sync.Mutex // guards the fields below
 	known map[string]*knownManifest
@@ -51,9 +54,10 @@ type knownManifest struct {
 	config   ocispec.Descriptor
 }
 
-// NewContentImages returns an Images over a content store.
-func NewContentImages(store Content) *ContentImages {
-	return &ContentImages{store: store, known: map[string]*knownManifest{}}
+// NewContentImages returns an Images over a content store. configured returns the registries,
+// with their ports, that the operator has configured on a host; it may be nil.
+func NewContentImages(store Content, configured func(hostname string) []string) *ContentImages {
+	return &ContentImages{store: store, configured: configured, known: map[string]*knownManifest{}}
 }
 
 // Find implements Images. With a manifest in the query only that one is looked at; otherwise
@@ -140,7 +144,8 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 	if err != nil {
 		return Image{}, err
 	}
-	repo, err := chooseRepository(info.Labels, ref)
+	ref = clientRef(ref, m.layers)
+	repo, err := c.chooseRepository(info.Labels, ref)
 	if err != nil {
 		return Image{}, err
 	}
@@ -157,8 +162,10 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 }
 
 // chooseRepository decides where an image's blobs are asked for: only where containerd itself
-// fetched the manifest. A reference chooses between several such places and adds none.
-func chooseRepository(labels map[string]string, ref string) (remote.Repository, error) {
+// fetched the manifest. containerd records that place without the registry's port, so a
+// reference, if it is of the same host and path, supplies the port; otherwise the port is that of
+// the one registry on this host which the operator configured, or the default.
+func (c *ContentImages) chooseRepository(labels map[string]string, ref string) (remote.Repository, error) {
 	var all []remote.Repository
 	for k, v := range labels {
 		host, ok := strings.CutPrefix(k, sourceLabelPrefix)
@@ -172,7 +179,8 @@ func chooseRepository(labels map[string]string, ref string) (remote.Repository, 
 		}
 	}
 	if ref != "" {
-		if want, err := remote.ParseRepository(ref); err == nil && slices.Contains(all, want) {
+		if want, err := remote.ParseRepository(ref); err == nil &&
+			slices.Contains(all, remote.Repository{Host: withoutPort(want.Host), Path: want.Path}) {
 			return want, nil
 		}
 	}
@@ -180,10 +188,44 @@ func chooseRepository(labels map[string]string, ref string) (remote.Repository, 
 	case 0:
 		return remote.Repository{}, notLazy("containerd did not record where the manifest came from")
 	case 1:
-		return all[0], nil
+		return c.withConfiguredPort(all[0])
 	}
 	slices.SortFunc(all, func(a, b remote.Repository) int { return cmp.Compare(a.String(), b.String()) })
 	return remote.Repository{}, notLazy("it may come from %s or %s, and no label says which", all[0], all[1])
+}
+
+func (c *ContentImages) withConfiguredPort(r remote.Repository) (remote.Repository, error) {
+	if c.configured == nil {
+		return r, nil
+	}
+	hosts := c.configured(r.Host)
+	switch len(hosts) {
+	case 0:
+	case 1:
+		r.Host = hosts[0]
+	default:
+		return r, notLazy("it may come from %s or %s, and no label says which", hosts[0], hosts[1])
+	}
+	return r, nil
+}
+
+// withoutPort is a registry's host as containerd's labels have it.
+func withoutPort(host string) string {
+	u := url.URL{Host: host}
+	return u.Hostname()
+}
+
+// clientRef returns the reference that a label holds, unless it may be the image author's own
+// doing: annotations of the layers become labels where a client does not set them itself.
+func clientRef(ref string, layers []ocispec.Descriptor) string {
+	for _, l := range layers {
+		for _, key := range []string{snapshotters.TargetRefLabel, stargzRefLabel} {
+			if v, ok := l.Annotations[key]; ok && v == ref {
+				return ""
+			}
+		}
+	}
+	return ref
 }
 
 // load reads a manifest, and its configuration if that is wanted.

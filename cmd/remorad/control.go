@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ func (c *controlServer) Status(context.Context, *control.Empty) (*control.Status
 	for _, l := range st.Layers {
 		reply.Layers = append(reply.Layers, control.Layer{
 			Digest: l.Digest, Image: l.Image, Snapshot: l.Snapshot, Format: l.Format, Backend: l.Backend, State: l.State,
-			Reason: l.Reason, Verified: l.Verified, PresentBytes: l.Present, TotalBytes: l.Data, FetchedBytes: l.Fetched, DiskBytes: l.Disk,
+			Reason: l.Reason, Verified: l.Verified, PresentBytes: l.Present, TotalBytes: l.Data, FetchedBytes: l.Fetched, ReadBytes: l.Read, DiskBytes: l.Disk,
 		})
 	}
 	for _, b := range st.Broken {
@@ -149,7 +150,11 @@ func (c *controlServer) fetchLayer(ctx context.Context, f *cache.File, src *snap
 	if err := w.Truncate(0); err != nil { // what an earlier try left
 		return err
 	}
-	if err := f.Stream(ctx, src.DiffID, onlyWriter{w}, progress); err != nil {
+	buf := bufio.NewWriterSize(onlyWriter{w}, 1<<20) // each write is a request
+	if err := f.Stream(ctx, src.DiffID, buf, progress); err != nil {
+		return err
+	}
+	if err := buf.Flush(); err != nil {
 		return err
 	}
 	err = w.Commit(ctx, desc.Size, desc.Digest, content.WithLabels(map[string]string{

@@ -19,6 +19,7 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	containerdlog "github.com/containerd/log"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -45,6 +46,9 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	if f.root, err = filepath.Abs(f.root); err != nil {
+		return err
+	}
+	if err := containerdlog.SetLevel("error"); err != nil { // of containerd's packages: they log what we return
 		return err
 	}
 	// Garbage of a pull is large beside what stays; keep the heap close to the latter.
@@ -84,7 +88,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)
 	}
 	defer containerd.Close()
-	sn, err := snapshotter.New(f.root, images, registry, snapshotter.NewContentImages(containerd.ContentStore()), snapshotter.Options{
+	sn, err := snapshotter.New(f.root, images, registry, snapshotter.NewContentImages(containerd.ContentStore(), registry.Configured), snapshotter.Options{
 		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), Log: log,
 	})
 	if err != nil {

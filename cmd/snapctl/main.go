@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
 	"github.com/remora-storage/remora/cmd/internal/control"
@@ -46,6 +47,9 @@ type app struct {
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	a := &app{stdout: stdout, stderr: stderr}
+	if err := log.SetLevel("error"); err != nil { // of containerd's packages
+		return err
+	}
 	cmd := &cobra.Command{
 		Use:   "snapctl",
 		Short: "Lazy container images for containerd",

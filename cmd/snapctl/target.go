@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,7 +42,7 @@ func (a *app) openTarget(ctx context.Context, name string, o convertOptions, wri
 	}
 	options := a.registryOptions(ctx)
 	options.Logins = logins
-	return &registryTarget{ref: ref, resolver: remote.NewRegistry(options).Resolver(ctx)}, ref, nil
+	return &registryTarget{ref: ref, registry: remote.NewRegistry(options)}, ref, nil
 }
 
 // registryOptions are remorad's where it runs, so that both reach registries alike, and
@@ -97,18 +96,18 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 // registryTarget is a repository as oras has it, reached as containerd reaches it.
 type registryTarget struct {
 	ref      string
-	resolver remotes.Resolver
+	registry *remote.Registry
 }
 
 var _ oras.Target = (*registryTarget)(nil)
 
 func (t *registryTarget) Resolve(ctx context.Context, ref string) (ocispec.Descriptor, error) {
-	_, desc, err := t.resolver.Resolve(ctx, ref)
+	_, desc, err := t.registry.Resolver(ctx).Resolve(ctx, ref)
 	return desc, err
 }
 
 func (t *registryTarget) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	f, err := t.resolver.Fetcher(ctx, t.ref)
+	f, err := t.registry.Resolver(ctx).Fetcher(ctx, t.ref)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +123,9 @@ func (t *registryTarget) Push(ctx context.Context, desc ocispec.Descriptor, r io
 }
 
 func (t *registryTarget) push(ctx context.Context, ref string, desc ocispec.Descriptor, r io.Reader) error {
-	p, err := t.resolver.Pusher(ctx, ref)
+	// A resolver remembers what it has pushed by digest alone, and would not push a manifest
+	// once more under its tag: hence a new one each time.
+	p, err := t.registry.Resolver(ctx).Pusher(ctx, ref)
 	if err != nil {
 		return err
 	}

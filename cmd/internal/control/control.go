@@ -55,6 +55,7 @@ type Layer struct {
 	PresentBytes int64         `json:"present_bytes"`
 	TotalBytes   int64         `json:"total_bytes"`
 	FetchedBytes int64         `json:"fetched_bytes"`
+	ReadBytes    int64         `json:"read_bytes"` // packed, of what readers asked for since remorad started
 	DiskBytes    int64         `json:"disk_bytes"`
 }
 

@@ -1,0 +1,171 @@
+// Package link simulates a network link in user space: a TCP proxy with a delay each way and one
+// token bucket a direction for all connections together.
+//
+// A connection through it costs a round trip before its first byte moves, as a handshake does.
+// Loss, and TCP's slow start, are not simulated.
+package link
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Options of a Link. A zero RTT or Rate is none.
+type Options struct {
+	RTT  time.Duration // both ways together
+	Rate int64         // bytes a second, each way
+}
+
+// A Link forwards connections to one address.
+type Link struct {
+	to   string
+	opts Options
+	l    net.Listener
+
+	up, down bucket
+	conns    atomic.Int64
+	received atomic.Int64
+
+	started sync.WaitGroup
+	stop    context.CancelFunc
+}
+
+// New listens on a free port of loopback and forwards to the address. Close must be called.
+func New(to string, opts Options) (*Link, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	k := &Link{to: to, opts: opts, l: l, stop: stop, up: bucket{rate: opts.Rate}, down: bucket{rate: opts.Rate}}
+	k.started.Go(func() { k.accept(ctx) })
+	return k, nil
+}
+
+// Addr is where to connect to.
+func (k *Link) Addr() string { return k.l.Addr().String() }
+
+// Stats returns how many connections were made and how many bytes came back since the start.
+func (k *Link) Stats() (connections, received int64) { return k.conns.Load(), k.received.Load() }
+
+// Close ends all connections.
+func (k *Link) Close() error {
+	k.stop()
+	err := k.l.Close()
+	k.started.Wait()
+	return err
+}
+
+func (k *Link) accept(ctx context.Context) {
+	for {
+		c, err := k.l.Accept()
+		if err != nil {
+			return // closed
+		}
+		k.conns.Add(1)
+		k.started.Go(func() { k.forward(ctx, c) })
+	}
+}
+
+func (k *Link) forward(ctx context.Context, c net.Conn) {
+	defer c.Close()
+	s, err := net.Dial("tcp", k.to)
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close(); s.Close() })
+	defer stop()
+	opened := time.Now().Add(k.opts.RTT) // SYN there, SYN-ACK back
+	var both sync.WaitGroup
+	both.Go(func() { k.pump(s, c, &k.up, opened, nil) })
+	both.Go(func() { k.pump(c, s, &k.down, opened, &k.received) })
+	both.Wait()
+}
+
+// packet is bytes on their way.
+type packet struct {
+	data []byte
+	at   time.Time // when they arrive
+}
+
+const (
+	packetSize = 16 << 10
+	// window bounds what is on the way in a connection; it must hold a link's bandwidth times
+	// its delay.
+	window = 1024 // packets
+)
+
+func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, count *atomic.Int64) {
+	queue := make(chan packet, window)
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for p := range queue {
+			time.Sleep(time.Until(p.at))
+			if _, err := dst.Write(p.data); err != nil {
+				src.Close() // ends the reader below
+				for range queue {
+				}
+				return
+			}
+			if count != nil {
+				count.Add(int64(len(p.data)))
+			}
+		}
+		if t, ok := dst.(*net.TCPConn); ok {
+			_ = t.CloseWrite() // the peer may have gone
+		}
+	})
+	for {
+		buf := make([]byte, packetSize)
+		n, err := src.Read(buf)
+		if n > 0 {
+			sent := time.Now()
+			if sent.Before(notBefore) {
+				sent = notBefore
+			}
+			queue <- packet{buf[:n], b.take(sent, n).Add(k.opts.RTT / 2)}
+		}
+		if err != nil {
+			if !errors.Is(err, io.EOF) {
+				dst.Close()
+			}
+			break
+		}
+	}
+	close(queue)
+	writer.Wait()
+}
+
+// bucket is the rate of one direction.
+type bucket struct {
+	rate int64
+
+	mu   sync.Mutex // guards next
+	next time.Time  // when the link is free
+}
+
+// take returns when n bytes, given to the link at a time, have left it.
+func (b *bucket) take(at time.Time, n int) time.Time {
+	if b.rate == 0 {
+		return at
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.next.Before(at) {
+		b.next = at
+	}
+	b.next = b.next.Add(time.Duration(int64(n) * int64(time.Second) / b.rate))
+	return b.next
+}
+
+// String describes the link.
+func (k *Link) String() string {
+	return fmt.Sprintf("%s round trip, %.0f Mbit/s", k.opts.RTT, float64(k.opts.Rate)*8/1e6)
+}

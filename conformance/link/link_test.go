@@ -1,0 +1,110 @@
+package link_test
+
+import (
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/remora-storage/remora/conformance/link"
+)
+
+// serve answers each byte with one, then n bytes.
+func serve(t *testing.T, n int) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				one := make([]byte, 1)
+				for {
+					if _, err := io.ReadFull(c, one); err != nil {
+						return
+					}
+					if _, err := c.Write(make([]byte, n)); err != nil {
+						return
+					}
+				}
+			}()
+		}
+	}()
+	return l.Addr().String()
+}
+
+func ask(t *testing.T, c net.Conn, n int) time.Duration {
+	t.Helper()
+	began := time.Now()
+	if _, err := c.Write([]byte{1}); err != nil {
+		t.Error(err)
+	}
+	if _, err := io.ReadFull(c, make([]byte, n)); err != nil {
+		t.Error(err)
+	}
+	return time.Since(began)
+}
+
+func between(t *testing.T, what string, got, low, high float64) {
+	t.Helper()
+	t.Logf("%s: %.3f", what, got)
+	if got < low || got > high {
+		t.Errorf("%s: got %.3f, want %.3f to %.3f", what, got, low, high)
+	}
+}
+
+func TestRoundTrip(t *testing.T) {
+	const rtt = 20 * time.Millisecond
+	k, err := link.New(serve(t, 1), link.Options{RTT: rtt, Rate: 125_000_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	c, err := net.Dial("tcp", k.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	between(t, "first answer, handshake included, in round trips", float64(ask(t, c, 1))/float64(rtt), 2, 2.6)
+	between(t, "second answer, in round trips", float64(ask(t, c, 1))/float64(rtt), 1, 1.5)
+}
+
+// TestThroughput shows that the rate is the same for one connection and for sixteen together.
+func TestThroughput(t *testing.T) {
+	const rate = 25_000_000 // slow enough that the machine is not the limit
+	for _, conns := range []int{1, 16} {
+		n := 10_000_000 / conns
+		k, err := link.New(serve(t, n), link.Options{RTT: 20 * time.Millisecond, Rate: rate})
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		var all sync.WaitGroup
+		for range conns {
+			all.Go(func() {
+				c, err := net.Dial("tcp", k.Addr())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer c.Close()
+				ask(t, c, n)
+			})
+		}
+		all.Wait()
+		got := float64(n*conns) / (time.Since(began) - 40*time.Millisecond).Seconds()
+		between(t, "throughput ÷ rate", got/rate, 0.85, 1.03)
+		if _, received := k.Stats(); received != int64(n*conns) {
+			t.Errorf("counted %d bytes, want %d", received, n*conns)
+		}
+		k.Close()
+	}
+}

@@ -1,0 +1,170 @@
+package testbed
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Repo returns the repository's root: where go.mod is.
+func Repo() string {
+	dir, err := os.Getwd()
+	for err == nil {
+		if _, serr := os.Stat(filepath.Join(dir, "go.mod")); serr == nil {
+			return dir
+		}
+		if dir == filepath.Dir(dir) {
+			break
+		}
+		dir = filepath.Dir(dir)
+	}
+	panic("testbed: not in the repository")
+}
+
+// Work returns the directory for what is kept between runs.
+func Work() string {
+	if dir := os.Getenv("REMORA_WORK"); dir != "" {
+		return dir
+	}
+	return filepath.Join(Repo(), ".work")
+}
+
+// Env is the environment with our programs and the tools first in PATH.
+func Env() []string {
+	path := filepath.Join(Repo(), "bin") + ":" + filepath.Join(Work(), "tools") + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"
+	return append(os.Environ(), "PATH="+path)
+}
+
+// lookPath finds a program as Env's PATH has it.
+func lookPath(name string) (string, error) {
+	for _, kv := range Env() {
+		if dirs, ok := strings.CutPrefix(kv, "PATH="); ok {
+			for _, dir := range filepath.SplitList(dirs) {
+				p := filepath.Join(dir, name)
+				if st, err := os.Stat(p); err == nil && !st.IsDir() {
+					return p, nil
+				}
+			}
+		}
+	}
+	return "", fmt.Errorf("%s is not installed: run make tools", name)
+}
+
+// Command returns a command with Env.
+func Command(ctx context.Context, name string, args ...string) (*exec.Cmd, error) {
+	p, err := lookPath(name)
+	if err != nil {
+		return nil, err
+	}
+	c := exec.CommandContext(ctx, p, args...)
+	c.Env = Env()
+	return c, nil
+}
+
+// Output runs a command and returns what it printed on stdout. An error holds its stderr.
+func Output(ctx context.Context, env []string, name string, args ...string) (string, error) {
+	c, err := Command(ctx, name, args...)
+	if err != nil {
+		return "", err
+	}
+	c.Env = append(c.Env, env...)
+	var out, errs bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errs
+	if err := c.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, errs.String())
+	}
+	return out.String(), nil
+}
+
+// A Process is a daemon with its log in a file.
+type Process struct {
+	Cmd  *exec.Cmd
+	Log  string
+	done chan struct{}
+	err  error
+}
+
+// Start starts a daemon and returns when ready says that it serves.
+func Start(log string, ready func() bool, env []string, name string, args ...string) (*Process, error) {
+	c, err := Command(context.Background(), name, args...)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	c.Env = append(c.Env, env...)
+	c.Stdout, c.Stderr = f, f
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	p := &Process{Cmd: c, Log: log, done: make(chan struct{})}
+	if err := c.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		p.err = c.Wait()
+		close(p.done)
+	}()
+	for deadline := time.Now().Add(60 * time.Second); ; {
+		if ready() {
+			return p, nil
+		}
+		select {
+		case <-p.done:
+			return nil, fmt.Errorf("%s ended before it served: %w\n%s", name, p.err, p.Tail())
+		case <-time.After(5 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			p.Stop(syscall.SIGKILL)
+			return nil, fmt.Errorf("%s does not serve:\n%s", name, p.Tail())
+		}
+	}
+}
+
+// Tail returns the end of the log.
+func (p *Process) Tail() string {
+	b, err := os.ReadFile(p.Log)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-8<<10):])
+}
+
+// Stop sends a signal and waits for the end. A daemon that does not end is killed.
+func (p *Process) Stop(sig syscall.Signal) error {
+	if p == nil {
+		return nil
+	}
+	_ = p.Cmd.Process.Signal(sig) // it may have ended
+	select {
+	case <-p.done:
+	case <-time.After(30 * time.Second):
+		_ = p.Cmd.Process.Kill()
+		<-p.done
+		return fmt.Errorf("%s did not end after %s", p.Cmd.Path, sig)
+	}
+	var exit *exec.ExitError
+	if errors.As(p.err, &exit) && exit.ExitCode() > 0 {
+		return fmt.Errorf("%s: %w\n%s", p.Cmd.Path, p.err, p.Tail())
+	}
+	return nil
+}
+
+// Running reports whether the process has not ended.
+func (p *Process) Running() bool {
+	select {
+	case <-p.done:
+		return false
+	default:
+		return true
+	}
+}
+

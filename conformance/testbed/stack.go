@@ -1,0 +1,305 @@
+package testbed
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options of a Stack. The zero value works.
+type Options struct {
+	Config   string // remorad's configuration, beyond where containerd is
+	Root     string // remorad's root; default in the stack's directory
+	Registry string // an existing registry's storage, so that pushes need not be repeated
+	LogLevel string // remorad's; default debug
+}
+
+// A Stack is a registry, containerd and remorad, with everything they write in one directory.
+type Stack struct {
+	Dir        string
+	Addr       string // the registry's host:port
+	Root       string // remorad's
+	Socket     string // containerd's
+	Remora     string // remorad's socket
+	HostsDir   string // hosts.toml for every party, by which registries are plain HTTP
+	registry   *Process
+	containerd *Process
+	remorad    *Process
+	opts       Options
+}
+
+// NewStack starts all three. Close must be called.
+func NewStack(dir string, opts Options) (_ *Stack, err error) {
+	s := &Stack{
+		Dir: dir, Root: opts.Root, Socket: filepath.Join(dir, "containerd.sock"), Remora: filepath.Join(dir, "remora.sock"),
+		HostsDir: filepath.Join(dir, "hosts"), opts: opts,
+	}
+	if s.Root == "" {
+		s.Root = filepath.Join(dir, "remora")
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.Close())
+		}
+	}()
+	if err := s.startRegistry(); err != nil {
+		return nil, err
+	}
+	if err := s.PlainHTTP(s.Addr, s.Addr); err != nil {
+		return nil, err
+	}
+	if err := s.StartContainerd(); err != nil {
+		return nil, err
+	}
+	return s, s.StartRemorad()
+}
+
+// FreeAddr returns a port of loopback that is free now.
+func FreeAddr() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+func accepts(network, addr string) func() bool {
+	return func() bool {
+		c, err := net.DialTimeout(network, addr, time.Second)
+		if err != nil {
+			return false
+		}
+		c.Close()
+		return true
+	}
+}
+
+func (s *Stack) startRegistry() error {
+	storage := s.opts.Registry
+	if storage == "" {
+		storage = filepath.Join(s.Dir, "registry")
+	}
+	addr, err := FreeAddr()
+	if err != nil {
+		return err
+	}
+	s.Addr = addr
+	config := fmt.Sprintf(`version: 0.1
+log: {level: warn}
+storage:
+  filesystem: {rootdirectory: %q}
+  delete: {enabled: true}
+http: {addr: %q}
+`, storage, addr)
+	path := filepath.Join(s.Dir, "registry.yml")
+	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
+		return err
+	}
+	s.registry, err = Start(filepath.Join(s.Dir, "registry.log"), accepts("tcp", addr), nil, "docker-registry", "serve", path)
+	return err
+}
+
+// PlainHTTP makes a registry name stand for a server, for containerd and remorad alike.
+func (s *Stack) PlainHTTP(name, server string) error {
+	dir := filepath.Join(s.HostsDir, name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	toml := fmt.Sprintf("server = \"http://%s\"\n[host.\"http://%s\"]\n  capabilities = [\"pull\", \"resolve\", \"push\"]\n", server, server)
+	return os.WriteFile(filepath.Join(dir, "hosts.toml"), []byte(toml), 0o644)
+}
+
+// StartContainerd starts containerd with the proxy plugin and the transfer service set up.
+func (s *Stack) StartContainerd() error {
+	config := fmt.Sprintf(`version = 3
+root = "%[1]s/containerd/root"
+state = "%[1]s/containerd/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime"]
+[grpc]
+  address = %[2]q
+[ttrpc]
+  address = "%[2]s.ttrpc"
+[proxy_plugins.remora]
+  type = "snapshot"
+  address = %[3]q
+  [proxy_plugins.remora.exports]
+    root = %[4]q
+    enable_remote_snapshot_annotations = "true"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/%[5]s"
+  snapshotter = "remora"
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/%[5]s"
+  snapshotter = "overlayfs"
+[plugins."io.containerd.transfer.v1.local"]
+  config_path = %[6]q
+`, s.Dir, s.Socket, s.Remora, s.Root, runtime.GOARCH, s.HostsDir)
+	if err := os.WriteFile(s.ContainerdConfig(), []byte(config), 0o644); err != nil {
+		return err
+	}
+	var err error
+	s.containerd, err = Start(filepath.Join(s.Dir, "containerd.log"), accepts("unix", s.Socket), nil, "containerd", "--config", s.ContainerdConfig())
+	return err
+}
+
+// ContainerdConfig is the path of containerd's configuration.
+func (s *Stack) ContainerdConfig() string { return filepath.Join(s.Dir, "containerd.toml") }
+
+// StartRemorad starts remorad and returns when it serves.
+func (s *Stack) StartRemorad() error {
+	config := fmt.Sprintf("[containerd]\naddress = %q\n[registry]\nconfig_path = [%q]\ndocker_config = \"\"\n", s.Socket, s.HostsDir)
+	path := filepath.Join(s.Dir, "remora.toml")
+	if err := os.WriteFile(path, []byte(config+s.opts.Config), 0o644); err != nil {
+		return err
+	}
+	level := s.opts.LogLevel
+	if level == "" {
+		level = "debug"
+	}
+	var err error
+	s.remorad, err = Start(s.RemoradLog(), accepts("unix", s.Remora), nil, "remorad",
+		"--config", path, "--root", s.Root, "--address", s.Remora, "--log-level", level)
+	return err
+}
+
+// RemoradLog is the path of remorad's log.
+func (s *Stack) RemoradLog() string { return filepath.Join(s.Dir, "remorad.log") }
+
+// RemoradPID returns remorad's process.
+func (s *Stack) RemoradPID() int { return s.remorad.Cmd.Process.Pid }
+
+// StopRemorad ends remorad by a signal.
+func (s *Stack) StopRemorad(sig syscall.Signal) error {
+	err := s.remorad.Stop(sig)
+	s.remorad = nil
+	return err
+}
+
+// RestartRemorad ends remorad by a signal and starts it again.
+func (s *Stack) RestartRemorad(sig syscall.Signal) error {
+	return errors.Join(s.StopRemorad(sig), s.StartRemorad())
+}
+
+// Close ends everything and takes mounts away. The directory stays.
+func (s *Stack) Close() error {
+	var errs []error
+	if s.containerd != nil {
+		errs = append(errs, s.killTasks())
+	}
+	errs = append(errs, s.remorad.Stop(syscall.SIGTERM), s.containerd.Stop(syscall.SIGTERM), s.registry.Stop(syscall.SIGTERM))
+	s.remorad, s.containerd, s.registry = nil, nil, nil
+	mounts, err := MountsUnder(s.Dir)
+	for i := len(mounts) - 1; i >= 0; i-- {
+		errs = append(errs, unix.Unmount(mounts[i], unix.MNT_DETACH))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+// killTasks ends what tests left running, so that no shim stays.
+func (s *Stack) killTasks() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	namespaces, err := s.Ctr(ctx, "namespaces", "ls", "-q")
+	if err != nil {
+		return err
+	}
+	for _, ns := range strings.Fields(namespaces) {
+		out, err := s.Ctr(ctx, "-n", ns, "tasks", "ls", "-q")
+		if err != nil {
+			return err
+		}
+		for _, id := range strings.Fields(out) {
+			if _, err := s.Ctr(ctx, "-n", ns, "tasks", "rm", "-f", id); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// MountsUnder lists the mount points under a directory, oldest first.
+func MountsUnder(dir string) ([]string, error) {
+	p, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for line := range strings.Lines(string(p)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			all = append(all, f[4])
+		}
+	}
+	return all, nil
+}
+
+// Ctr runs ctr and returns its stdout.
+func (s *Stack) Ctr(ctx context.Context, args ...string) (string, error) {
+	return Output(ctx, []string{"CONTAINERD_ADDRESS=" + s.Socket}, "ctr", args...)
+}
+
+// Snapctl runs snapctl and returns its stdout.
+func (s *Stack) Snapctl(ctx context.Context, args ...string) (string, error) {
+	return Output(ctx, []string{"CONTAINERD_ADDRESS=" + s.Socket, "REMORA_ADDRESS=" + s.Remora}, "snapctl", args...)
+}
+
+// Status is what tests read of `snapctl status --json`, by its documented names.
+type Status struct {
+	Backend struct{ Name, Reason string }
+	Cache   struct{ Bytes, Limit int64 }
+	Layers  []LayerStatus
+	Broken  []struct{ Snapshot, Mounted, Reason string }
+}
+
+// LayerStatus is one of Status.Layers.
+type LayerStatus struct {
+	Digest       string
+	Image        string
+	Format       string
+	Backend      string
+	State        string
+	Reason       string
+	Verified     bool
+	PresentBytes int64 `json:"present_bytes"`
+	TotalBytes   int64 `json:"total_bytes"`
+	FetchedBytes int64 `json:"fetched_bytes"`
+	ReadBytes    int64 `json:"read_bytes"`
+}
+
+// Status returns what `snapctl status --json` says.
+func (s *Stack) Status(ctx context.Context) (*Status, error) {
+	out, err := s.Snapctl(ctx, "--json", "status")
+	if err != nil {
+		return nil, err
+	}
+	st := new(Status)
+	return st, json.Unmarshal([]byte(out), st)
+}
+
+// Ref names an image in the stack's registry.
+func (s *Stack) Ref(name string) string { return s.Addr + "/" + name }
+
+// PullOrdinary pulls by containerd alone.
+func (s *Stack) PullOrdinary(ctx context.Context, ref, snapshotter string) error {
+	_, err := s.Ctr(ctx, "images", "pull", "--local", "--hosts-dir", s.HostsDir, "--snapshotter", snapshotter, ref)
+	return err
+}
+
+// Push copies an OCI layout into the registry.
+func (s *Stack) Push(ctx context.Context, layout, tag, name string) error {
+	_, err := Output(ctx, nil, "skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "oci:"+layout+":"+tag, "docker://"+s.Ref(name))
+	return err
+}
