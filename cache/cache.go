@@ -105,7 +105,7 @@ func (c *Cache) Create(id string, spec Spec, src Source) (*File, error) {
 	if err := c.Remove(id); err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
-	cost := pages(spec.MetaSize) + pages(int64(len(enc))) + pages(int64(len(spec.Tail)))
+	cost := pages(spec.MetaSize) + pages(int64(len(enc)))
 	if !c.reserve(cost) {
 		return nil, fmt.Errorf("create image %s of %d bytes of metadata: %w", id, cost, ErrNoRoom)
 	}

@@ -79,6 +79,12 @@ func ParseRepository(ref string) (Repository, error) {
 
 func (r Repository) String() string { return r.Host + "/" + r.Path }
 
+// Hostname returns the host without its port, which is how containerd's labels name it.
+func (r Repository) Hostname() string {
+	u := url.URL{Host: r.Host}
+	return u.Hostname()
+}
+
 // SetLogin remembers what an operator told us about a host, for this life and the next ones.
 func (r *Registry) SetLogin(host string, login Login) error {
 	changed, err := r.opts.Logins.Set(host, login)

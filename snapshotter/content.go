@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -180,7 +179,7 @@ func (c *ContentImages) chooseRepository(labels map[string]string, ref string) (
 	}
 	if ref != "" {
 		if want, err := remote.ParseRepository(ref); err == nil &&
-			slices.Contains(all, remote.Repository{Host: withoutPort(want.Host), Path: want.Path}) {
+			slices.Contains(all, remote.Repository{Host: want.Hostname(), Path: want.Path}) {
 			return want, nil
 		}
 	}
@@ -207,12 +206,6 @@ func (c *ContentImages) withConfiguredPort(r remote.Repository) (remote.Reposito
 		return r, notLazy("it may come from %s or %s, and no label says which", hosts[0], hosts[1])
 	}
 	return r, nil
-}
-
-// withoutPort is a registry's host as containerd's labels have it.
-func withoutPort(host string) string {
-	u := url.URL{Host: host}
-	return u.Hostname()
 }
 
 // clientRef returns the reference that a label holds, unless it may be the image author's own

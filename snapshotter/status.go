@@ -138,8 +138,8 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 
 // Layers returns the images of a manifest's layers that are in the cache, with their sources.
 // Layers that are not supplied here are left out.
-func (s *Snapshotter) Layers(ctx context.Context, manifest digest.Digest) (map[digest.Digest]*cache.File, Image, error) {
-	img, err := s.images.Manifest(ctx, manifest, "")
+func (s *Snapshotter) Layers(ctx context.Context, manifest digest.Digest, ref string) (map[digest.Digest]*cache.File, Image, error) {
+	img, err := s.images.Manifest(ctx, manifest, ref)
 	if err != nil {
 		return nil, Image{}, err
 	}

@@ -77,7 +77,7 @@ const progressEvery = 200 * time.Millisecond
 // store.
 func (c *controlServer) Fetch(ctx context.Context, req *control.FetchRequest, send func(*control.FetchProgress) error) error {
 	ctx = namespaces.WithNamespace(ctx, req.Namespace)
-	files, img, err := c.sn.Layers(ctx, req.Manifest)
+	files, img, err := c.sn.Layers(ctx, req.Manifest, req.Ref)
 	if err != nil {
 		return err
 	}
@@ -158,8 +158,8 @@ func (c *controlServer) fetchLayer(ctx context.Context, f *cache.File, src *snap
 		return err
 	}
 	err = w.Commit(ctx, desc.Size, desc.Digest, content.WithLabels(map[string]string{
-		labels.LabelDistributionSource + "." + img.Repo.Host: img.Repo.Path,
-		labels.LabelUncompressed:                             src.DiffID.String(),
+		labels.LabelDistributionSource + "." + img.Repo.Hostname(): img.Repo.Path,
+		labels.LabelUncompressed:                                   src.DiffID.String(),
 	}))
 	if errdefs.IsAlreadyExists(err) {
 		return nil

@@ -69,7 +69,7 @@ func (a *app) fetch(ctx context.Context, image string, cacheOnly bool) error {
 	defer closer.Close()
 	result := &fetchedImage{Image: ref, Blobs: !cacheOnly}
 	last := time.Time{}
-	err = remora.Fetch(ctx, &control.FetchRequest{Namespace: a.namespace, Manifest: manifest, CacheOnly: cacheOnly}, func(p *control.FetchProgress) {
+	err = remora.Fetch(ctx, &control.FetchRequest{Namespace: a.namespace, Manifest: manifest, Ref: ref, CacheOnly: cacheOnly}, func(p *control.FetchProgress) {
 		if p.Done {
 			result.Layers = append(result.Layers, p.Digest)
 			result.Bytes += p.Total

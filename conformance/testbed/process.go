@@ -167,4 +167,3 @@ func (p *Process) Running() bool {
 		return true
 	}
 }
-

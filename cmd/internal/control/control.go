@@ -90,6 +90,7 @@ type ResolveReply struct {
 type FetchRequest struct {
 	Namespace string        `json:"namespace"`
 	Manifest  digest.Digest `json:"manifest"`
+	Ref       string        `json:"ref"`
 	CacheOnly bool          `json:"cache_only,omitempty"`
 }
 

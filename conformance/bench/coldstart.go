@@ -1,0 +1,300 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/remora-storage/remora/conformance/link"
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// A way of starting a container from an image that is not here.
+type way struct {
+	name        string
+	tag         string // of the image it pulls
+	snapshotter string
+	pull        func(ctx context.Context, s *testbed.Stack, ref, snapshotter string) error
+}
+
+func pullFull(ctx context.Context, s *testbed.Stack, ref, snapshotter string) error {
+	return s.PullOrdinary(ctx, ref, snapshotter)
+}
+
+func pullLazy(ctx context.Context, s *testbed.Stack, ref, _ string) error {
+	_, err := s.Snapctl(ctx, "pull", ref)
+	return err
+}
+
+var ways = []way{
+	{"overlayfs, full pull", "src", "overlayfs", pullFull},
+	{"erofs snapshotter, full pull", "src", "erofs", pullFull},
+	{"remora, with file list", "lazy", "remora", pullLazy},
+	{"remora, without list", "plain", "remora", pullLazy},
+}
+
+const floor = "floor"
+
+// coldStart measures the time from the beginning of the pull to the program's output.
+func coldStart(ctx context.Context, o options) (err error) {
+	s, k, err := benchStack(ctx, filepath.Join(o.work, "coldstart"), o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close(), k.Close()) }()
+	fmt.Printf("\nCold start: pull + run until the program's output. Link: %s. %d rounds, medians.\n", k, o.rounds)
+	times := map[string]map[string][]time.Duration{} // way, program
+	for _, w := range ways {
+		times[w.name] = map[string][]time.Duration{}
+	}
+	times[floor] = map[string][]time.Duration{}
+	skipped := map[string]error{}
+	for round := range o.rounds {
+		for _, p := range testbed.Programs {
+			for _, w := range ways {
+				if skipped[w.name] != nil {
+					continue
+				}
+				took, err := coldOnce(ctx, s, k, w, p)
+				if err != nil && w.snapshotter == "erofs" {
+					skipped[w.name] = err
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				times[w.name][p.Name] = append(times[w.name][p.Name], took)
+			}
+			took, err := floorOnce(ctx, s, k, o, p)
+			if err != nil {
+				return err
+			}
+			times[floor][p.Name] = append(times[floor][p.Name], took)
+		}
+		fmt.Fprintf(os.Stderr, "round %d of %d done\n", round+1, o.rounds)
+	}
+	for name, err := range skipped {
+		fmt.Printf("%s: not measured here: %v\n", name, err)
+	}
+	printColdStart(times)
+	return nil
+}
+
+// benchStack starts a stack whose registry is behind the link, with all images in it.
+func benchStack(ctx context.Context, dir string, o options) (*testbed.Stack, *link.Link, error) {
+	s, err := testbed.NewStack(dir, testbed.Options{Registry: filepath.Join(testbed.Work(), "bench-registry"), LogLevel: "info"})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, p := range testbed.Programs {
+		layout, err := p.Layout(ctx)
+		if err != nil {
+			return nil, nil, errors.Join(err, s.Close())
+		}
+		if err := pushAll(ctx, s, p, layout); err != nil {
+			return nil, nil, errors.Join(err, s.Close())
+		}
+	}
+	k, err := link.New(s.Addr, link.Options{RTT: o.rtt, Rate: o.mbit * 1e6 / 8})
+	if err != nil {
+		return nil, nil, errors.Join(err, s.Close())
+	}
+	return s, k, s.PlainHTTP(k.Addr(), k.Addr())
+}
+
+func pushAll(ctx context.Context, s *testbed.Stack, p testbed.Program, layout string) error {
+	marker := filepath.Join(testbed.Work(), "bench-registry", p.Name+".pushed")
+	list, err := os.ReadFile(p.FilesList())
+	if err != nil {
+		return err
+	}
+	if have, err := os.ReadFile(marker); err == nil && string(have) == string(list) {
+		return nil
+	}
+	fmt.Fprintf(os.Stderr, "pushing and converting %s\n", p.Name)
+	if err := s.Push(ctx, layout, "src", p.Name+":src"); err != nil {
+		return err
+	}
+	if _, err := s.Snapctl(ctx, "convert", "oci:"+layout+":src", s.Ref(p.Name+":plain")); err != nil {
+		return err
+	}
+	if _, err := s.Snapctl(ctx, "convert", "--prioritize", p.FilesList(), "oci:"+layout+":src", s.Ref(p.Name+":lazy")); err != nil {
+		return err
+	}
+	return os.WriteFile(marker, list, 0o644)
+}
+
+// coldOnce pulls and runs once, with nothing of the image left from before.
+func coldOnce(ctx context.Context, s *testbed.Stack, k *link.Link, w way, p testbed.Program) (time.Duration, error) {
+	ref := k.Addr() + "/" + p.Name + ":" + w.tag
+	if err := clean(ctx, s); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if err := w.pull(ctx, s, ref, w.snapshotter); err != nil {
+		return 0, err
+	}
+	if err := runUntilOutput(ctx, s, ref, w.snapshotter, p); err != nil {
+		return 0, err
+	}
+	return time.Since(began), nil
+}
+
+// clean removes all images and what was cached of them.
+func clean(ctx context.Context, s *testbed.Stack) error {
+	if err := settle(); err != nil {
+		return err
+	}
+	refs, err := s.Ctr(ctx, "images", "ls", "-q")
+	if err != nil {
+		return err
+	}
+	if all := strings.Fields(refs); len(all) > 0 {
+		if _, err := s.Ctr(ctx, append([]string{"images", "rm", "--sync"}, all...)...); err != nil {
+			return err
+		}
+	}
+	for range 100 {
+		st, err := s.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if len(st.Layers) == 0 && st.Cache.Bytes == 0 {
+			return dropCaches()
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return errors.New("remorad keeps layers of removed images")
+}
+
+// runUntilOutput runs the program's container until the line that says that it works.
+func runUntilOutput(ctx context.Context, s *testbed.Stack, ref, snapshotter string, p testbed.Program) error {
+	c, err := testbed.Command(ctx, "ctr", append([]string{"--address", s.Socket, "run", "--rm", "--snapshotter", snapshotter, ref,
+		"bench-" + p.Name}, p.Args...)...)
+	if err != nil {
+		return err
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	var stderr strings.Builder
+	c.Stderr = &stderr
+	if err := c.Start(); err != nil {
+		return err
+	}
+	in := bufio.NewScanner(out)
+	seen := false
+	for in.Scan() && !seen {
+		seen = strings.Contains(in.Text(), p.Want)
+	}
+	if !seen {
+		return fmt.Errorf("%s did not print %q: %w\n%s", p.Name, p.Want, c.Wait(), stderr.String())
+	}
+	go func() { // the rest of the container's life is not part of the measurement
+		for in.Scan() {
+		}
+	}()
+	return waitLater(c.Wait)
+}
+
+// pending are the ends of containers whose output was seen.
+var pending = make(chan func() error, 1)
+
+func waitLater(wait func() error) error {
+	pending <- wait
+	return nil
+}
+
+// settle waits for the container that runs last to end.
+func settle() error {
+	select {
+	case wait := <-pending:
+		return wait()
+	default:
+		return nil
+	}
+}
+
+// floorOnce is what no lazy start can beat: the same container from a complete cache, six round
+// trips, and the packed bytes that the program reads at the link's rate.
+func floorOnce(ctx context.Context, s *testbed.Stack, k *link.Link, o options, p testbed.Program) (time.Duration, error) {
+	ref := k.Addr() + "/" + p.Name + ":plain"
+	if err := clean(ctx, s); err != nil {
+		return 0, err
+	}
+	if err := pullLazy(ctx, s, ref, ""); err != nil {
+		return 0, err
+	}
+	if err := runUntilOutput(ctx, s, ref, "remora", p); err != nil {
+		return 0, err
+	}
+	if err := settle(); err != nil {
+		return 0, err
+	}
+	st, err := s.Status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	read := int64(0)
+	for _, l := range st.Layers {
+		read += l.ReadBytes
+	}
+	if _, err := s.Snapctl(ctx, "fetch", "--cache-only", ref); err != nil {
+		return 0, err
+	}
+	if err := dropCaches(); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	if err := runUntilOutput(ctx, s, ref, "remora", p); err != nil {
+		return 0, err
+	}
+	took := time.Since(began)
+	return took + 6*o.rtt + time.Duration(read*8*int64(time.Second)/(o.mbit*1e6)), nil
+}
+
+func printColdStart(times map[string]map[string][]time.Duration) {
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprint(t, "seconds (÷ overlayfs)")
+	for _, p := range testbed.Programs {
+		fmt.Fprintf(t, "\t%s", p.Name)
+	}
+	fmt.Fprintln(t, "\tmean ÷ overlayfs\tmean ÷ floor")
+	names := []string{}
+	for _, w := range ways {
+		names = append(names, w.name)
+	}
+	base := ways[0].name
+	for _, name := range append(names, floor) {
+		if len(times[name]) == 0 {
+			continue
+		}
+		fmt.Fprint(t, name)
+		var toBase, toFloor float64
+		for _, p := range testbed.Programs {
+			m := median(times[name][p.Name])
+			r := float64(m) / float64(median(times[base][p.Name]))
+			toBase += r
+			toFloor += float64(m) / float64(median(times[floor][p.Name]))
+			fmt.Fprintf(t, "\t%.2f (%.2f) %s", m.Seconds(), r, seconds(times[name][p.Name]))
+		}
+		n := float64(len(testbed.Programs))
+		fmt.Fprintf(t, "\t%.3f\t%.2f\n", toBase/n, toFloor/n)
+	}
+	t.Flush()
+}
+
+func seconds(all []time.Duration) string {
+	var parts []string
+	for _, d := range all {
+		parts = append(parts, fmt.Sprintf("%.2f", d.Seconds()))
+	}
+	return "[" + strings.Join(parts, " ") + "]"
+}

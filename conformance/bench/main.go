@@ -1,0 +1,74 @@
+// Command bench measures what docs/performance.md shows: cold starts beside containerd's own
+// snapshotters, complete layers beside a local EROFS file, and memory.
+//
+//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|complete|memory ...]
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+type options struct {
+	rounds int
+	rtt    time.Duration
+	mbit   int64
+	work   string
+}
+
+func main() {
+	var o options
+	flag.IntVar(&o.rounds, "rounds", 3, "how often each thing is measured, in turn")
+	flag.DurationVar(&o.rtt, "rtt", 20*time.Millisecond, "the link's round trip")
+	flag.Int64Var(&o.mbit, "mbit", 1000, "the link's rate, Mbit/s")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, o, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options, which []string) (err error) {
+	if len(which) == 0 {
+		which = []string{"coldstart", "complete", "memory"}
+	}
+	if o.work, err = os.MkdirTemp("", "remora-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(o.work)
+	for _, name := range which {
+		parts := map[string]func(context.Context, options) error{"coldstart": coldStart, "complete": complete, "memory": memory}
+		part, ok := parts[name]
+		if !ok {
+			return fmt.Errorf("no benchmark %q: want coldstart, complete or memory", name)
+		}
+		if err := part(ctx, o); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// median of some durations.
+func median(all []time.Duration) time.Duration {
+	sorted := append([]time.Duration(nil), all...)
+	for i := range sorted {
+		for j := i; j > 0 && sorted[j] < sorted[j-1]; j-- {
+			sorted[j], sorted[j-1] = sorted[j-1], sorted[j]
+		}
+	}
+	return sorted[len(sorted)/2]
+}
+
+// dropCaches empties the page, dentry and inode caches.
+func dropCaches() error {
+	syscall.Sync()
+	return os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+}

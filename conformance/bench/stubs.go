@@ -1,0 +1,6 @@
+package main
+
+import "context"
+
+func complete(ctx context.Context, o options) error { return nil }
+func memory(ctx context.Context, o options) error   { return nil }
