@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -173,53 +172,23 @@ func clean(ctx context.Context, s *testbed.Stack) error {
 	return errors.New("remorad keeps layers of removed images")
 }
 
-// runUntilOutput runs the program's container until the line that says that it works.
-func runUntilOutput(ctx context.Context, s *testbed.Stack, ref, snapshotter string, p testbed.Program) error {
-	c, err := testbed.Command(ctx, "ctr", append([]string{"--address", s.Socket, "run", "--rm", "--snapshotter", snapshotter, ref,
-		"bench-" + p.Name}, p.Args...)...)
-	if err != nil {
-		return err
-	}
-	out, err := c.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	var stderr strings.Builder
-	c.Stderr = &stderr
-	if err := c.Start(); err != nil {
-		return err
-	}
-	in := bufio.NewScanner(out)
-	seen := false
-	for in.Scan() && !seen {
-		seen = strings.Contains(in.Text(), p.Want)
-	}
-	if !seen {
-		return fmt.Errorf("%s did not print %q: %w\n%s", p.Name, p.Want, c.Wait(), stderr.String())
-	}
-	go func() { // the rest of the container's life is not part of the measurement
-		for in.Scan() {
-		}
-	}()
-	return waitLater(c.Wait)
+// pending is the end of the container that runs last.
+var pending func() error
+
+// runUntilOutput runs the program's container until the line that says that it works. The rest
+// of its life is not part of the measurement; settle waits for it.
+func runUntilOutput(ctx context.Context, s *testbed.Stack, ref, snapshotter string, p testbed.Program) (err error) {
+	pending, err = s.RunProgram(ctx, ref, snapshotter, p)
+	return err
 }
 
-// pending are the ends of containers whose output was seen.
-var pending = make(chan func() error, 1)
-
-func waitLater(wait func() error) error {
-	pending <- wait
-	return nil
-}
-
-// settle waits for the container that runs last to end.
 func settle() error {
-	select {
-	case wait := <-pending:
-		return wait()
-	default:
+	end := pending
+	pending = nil
+	if end == nil {
 		return nil
 	}
+	return end()
 }
 
 // floorOnce is what no lazy start can beat: the same container from a complete cache, six round

@@ -1,10 +1,12 @@
 package testbed
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -296,6 +298,34 @@ func (s *Stack) Ref(name string) string { return s.Addr + "/" + name }
 func (s *Stack) PullOrdinary(ctx context.Context, ref, snapshotter string) error {
 	_, err := s.Ctr(ctx, "images", "pull", "--local", "--hosts-dir", s.HostsDir, "--snapshotter", snapshotter, ref)
 	return err
+}
+
+// RunProgram runs a program's container and returns with the line that says that it works. end
+// waits for the container's end.
+func (s *Stack) RunProgram(ctx context.Context, ref, snapshotter string, p Program) (end func() error, err error) {
+	c, err := Command(ctx, "ctr", append([]string{"--address", s.Socket, "run", "--rm", "--snapshotter", snapshotter, ref, p.Name}, p.Args...)...)
+	if err != nil {
+		return nil, err
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	var stderr strings.Builder
+	c.Stderr = &stderr
+	if err := c.Start(); err != nil {
+		return nil, err
+	}
+	in := bufio.NewScanner(out)
+	for in.Scan() {
+		if strings.Contains(in.Text(), p.Want) {
+			return func() error {
+				_, err := io.Copy(io.Discard, out)
+				return errors.Join(err, c.Wait())
+			}, nil
+		}
+	}
+	return nil, fmt.Errorf("%s did not print %q: %v\n%s", p.Name, p.Want, c.Wait(), stderr.String())
 }
 
 // Push copies an OCI layout into the registry.

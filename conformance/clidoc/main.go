@@ -1,0 +1,38 @@
+// Command clidoc prints docs/cli.md: the help of every command.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+func main() {
+	fmt.Print("# Commands\n\nMade by `make generate` from the commands' own help.\n")
+	for _, args := range [][]string{
+		{"snapctl"}, {"snapctl", "pull"}, {"snapctl", "convert"}, {"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "doctor"},
+		{"remorad"},
+	} {
+		out, err := testbed.Output(context.Background(), nil, args[0], append(args[1:], "--help")...)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "clidoc:", err)
+			os.Exit(1)
+		}
+		fmt.Printf("\n## %s\n\n```\n%s\n```\n", strings.Join(args, " "), strings.TrimSpace(out))
+	}
+	fmt.Print(exitCodes)
+}
+
+const exitCodes = `
+## Exit codes
+
+0: done. 1: it failed; the reason is on stderr. 2: the command was called wrongly.
+
+## Environment
+
+snapctl reads ` + "`CONTAINERD_ADDRESS`, `CONTAINERD_NAMESPACE`, `REMORA_ADDRESS` and `SNAPCTL_PASSWORD`" + `. convert also reads
+` + "`DOCKER_CONFIG`" + ` where remorad does not run.
+`
