@@ -50,7 +50,8 @@ type File struct {
 	dirty    []run // filled, not recorded
 	inflight map[uint32]*unitFill
 	pins     int
-	gone     bool
+	gone     bool // nothing begins any more
+	closed   bool
 	verified bool // the blob's diffID was checked
 	ahead    readahead
 
@@ -335,8 +336,8 @@ func (f *File) closeFiles() {
 	f.punch.Lock()
 	defer f.punch.Unlock()
 	f.mu.Lock()
-	already := f.gone
-	f.gone = true
+	already := f.closed
+	f.gone, f.closed = true, true
 	f.mu.Unlock()
 	if already {
 		return
@@ -366,10 +367,11 @@ func (f *File) cancelFills(cause error) {
 
 // discard closes the file for good and returns how many bytes it had on disk.
 func (f *File) discard() int64 {
-	f.cancelFills(errors.New("image was removed"))
 	f.mu.Lock()
+	f.gone = true // no fetch begins any more
 	f.dirty = nil
 	f.mu.Unlock()
+	f.cancelFills(errors.New("image was removed"))
 	f.closeFiles()
 	return f.allocated()
 }

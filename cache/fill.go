@@ -195,7 +195,7 @@ func (f *File) startLocked(run []uint32, prio priority) []*unitFill {
 			defer stop()
 			ctx = timed
 		}
-		err := f.runJob(ctx, src, slices.Clone(fills), j.ticket)
+		err := f.runJob(ctx, src, slices.Clone(fills), prio, j.ticket)
 		for _, fill := range fills {
 			f.finish(fill, err)
 		}
@@ -217,7 +217,7 @@ func (f *File) finish(fill *unitFill, err error) {
 
 // runJob fills what it can from other files and fetches the rest, one request for each stretch
 // of neighbours.
-func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, t *ticket) error {
+func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, prio priority, t *ticket) error {
 	fills = slices.DeleteFunc(fills, func(fill *unitFill) bool {
 		if !f.fillLocally(fill) {
 			return false
@@ -225,6 +225,9 @@ func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, t *tic
 		f.finish(fill, nil)
 		return true
 	})
+	if prio == demand && !slices.ContainsFunc(fills, func(fill *unitFill) bool { n, _ := f.t.unitExtents(fill.unit); return n > 0 }) {
+		return errAbandoned // what a reader asked for is here; the rest can wait
+	}
 	if len(fills) == 0 {
 		return nil
 	}

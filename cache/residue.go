@@ -33,6 +33,7 @@ type residue struct {
 	f     *os.File
 	size  int64
 	known []uint64 // a bit a unit
+	over  bool     // closed
 }
 
 // residueCodec compresses records.
@@ -64,6 +65,7 @@ func (r *residue) noteLocked(u uint32, units int) {
 func (r *residue) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.over = true
 	if r.f != nil {
 		r.f.Close()
 	}
@@ -101,6 +103,9 @@ func (f *File) keepResidue(unit uint32, payload []byte, packed bool) {
 	defer func() { // the budget counts whole pages; the reservation was of bytes
 		f.c.budget.add(pages(r.size) - before - int64(len(payload)) - residueHeader)
 	}()
+	if r.over {
+		return
+	}
 	if r.f == nil {
 		file, err := os.OpenFile(filepath.Join(f.dir, residueFile), os.O_RDWR|os.O_CREATE, 0o600)
 		if err != nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 )
 
 const (
@@ -118,10 +119,7 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, u, rng str
 	}
 	if auth != nil {
 		if err := auth.Authorize(ctx, req); err != nil {
-			if errors.Is(err, docker.ErrInvalidAuthorization) {
-				err = fmt.Errorf("%w: %w", ErrUnauthorized, err)
-			}
-			return nil, fmt.Errorf("token for %s: %w", host.Host, hide(err))
+			return nil, tokenError(host.Host, err)
 		}
 	}
 	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -133,6 +131,18 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, u, rng str
 		return nil, hide(err)
 	}
 	return resp, nil
+}
+
+// tokenError says what a token server's refusal means.
+func tokenError(host string, err error) error {
+	var status remoteerrors.ErrUnexpectedStatus
+	switch {
+	case errors.As(err, &status):
+		err = fmt.Errorf("%w: token server: %s", &StatusError{Host: host, Status: status.StatusCode}, status.Status)
+	case errors.Is(err, docker.ErrInvalidAuthorization):
+		err = fmt.Errorf("%w: %w", ErrUnauthorized, err)
+	}
+	return fmt.Errorf("token for %s: %w", host, hide(err))
 }
 
 // drain ends an answer that is of no use, keeping its connection if little is left of it.

@@ -42,7 +42,6 @@ type Snapshotter struct {
 	layers *layers
 	files  *blockdev.FuseFiles
 	caps   blockdev.Capabilities
-	lock   *os.File
 	extra  []string // options of every overlay mount
 
 	// life ends in Close; started waits for what runs until then.

@@ -1,0 +1,48 @@
+package cache
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"testing"
+)
+
+func FuzzPresence(f *testing.F) {
+	head := append([]byte(presenceMagic), 1, 0, 0, 0, 7, 0, 0, 0)
+	f.Add(head)
+	f.Add(append(bytes.Clone(head), make([]byte, 100)...))
+	body := le.AppendUint32(le.AppendUint32(nil, 3), 5)
+	f.Add(append(bytes.Clone(head), le.AppendUint32(body, entrySum(7, 0, body))...))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		const extents = 100
+		n, err := decodePresence(p, 7, extents, func(r run) {
+			if uint64(r.first)+uint64(r.count) > extents {
+				t.Fatalf("run %+v of %d extents", r, extents)
+			}
+		})
+		if err == nil && presenceHeader+int(n)*entrySize > len(p) {
+			t.Fatalf("%d entries in %d bytes", n, len(p))
+		}
+	})
+}
+
+func FuzzTable(f *testing.F) {
+	s := &Spec{ImageSize: 8192, MetaSize: 4096, Units: []Unit{{0, 10}, {10, 5}},
+		Extents: []Extent{{Off: 4096, Len: 100, Unit: 1, Digest: sha256.Sum256(nil)}}}
+	p, err := encodeTable(s)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(p)
+	f.Add(p[:50])
+	f.Fuzz(func(t *testing.T, p []byte) {
+		tab, err := decodeTable(p)
+		if err != nil {
+			return
+		}
+		// What has the right checksums was written by us; only reading it must be safe.
+		for i := range tab.nUnits {
+			tab.unit(uint32(i))
+		}
+		tab.overlapping(0, tab.imageSize)
+	})
+}
