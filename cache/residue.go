@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
 )
@@ -24,11 +25,14 @@ import (
 //	16            payload
 const (
 	residueHeader = 16
+	residueStep   = 16 << 10 // bytes of budget that are taken at a time
 	maxResidue    = 16 << 20 // bytes of a unit besides extents; with more the unit is fetched again
 )
 
 // residue is the open log. Its zero value has no records.
 type residue struct {
+	reserved atomic.Int64 // bytes of the budget
+
 	mu    sync.Mutex // guards the fields below
 	f     *os.File
 	size  int64
@@ -93,18 +97,22 @@ func (f *File) keepResidue(unit uint32, payload []byte, packed bool) {
 		flag = 0
 		payload = f.c.residues.enc.EncodeAll(payload, nil)
 	}
-	if !f.c.reserve(int64(len(payload)) + residueHeader) {
+	r := &f.residue
+	need := int64(len(payload)) + residueHeader
+	r.mu.Lock()
+	grow := max(0, (r.size+need+residueStep-1)/residueStep*residueStep-r.reserved.Load())
+	r.mu.Unlock()
+	if grow > 0 && !f.c.reserve(grow) { // may evict, so no lock is held
 		return
 	}
-	r := &f.residue
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before := pages(r.size)
-	defer func() { // the budget counts whole pages; the reservation was of bytes
-		f.c.budget.add(pages(r.size) - before - int64(len(payload)) - residueHeader)
-	}()
 	if r.over {
+		f.c.budget.add(-grow)
 		return
+	}
+	if r.reserved.Add(grow) < r.size+need {
+		return // others took the space meanwhile
 	}
 	if r.f == nil {
 		file, err := os.OpenFile(filepath.Join(f.dir, residueFile), os.O_RDWR|os.O_CREATE, 0o600)
@@ -137,6 +145,7 @@ func (f *File) loadResidue() {
 	}
 	r.f = file
 	f.scanResidueLocked(func(unit uint32, at int64, packed bool, n int) { r.noteLocked(unit, f.t.nUnits) })
+	r.reserved.Store(pages(r.size))
 }
 
 // scanResidueLocked reads records until the first that is not valid, which ends the log.
