@@ -26,7 +26,8 @@ const (
 	prefetchLandmark   = ".prefetch.landmark"
 	noPrefetchLandmark = ".no.prefetch.landmark"
 
-	maxDepth = 32 // nesting of the JSON
+	maxDepth = 32      // nesting of the JSON
+	maxEntry = 1 << 20 // bytes of one entry's JSON
 )
 
 // entry is one element of the table's "entries".
@@ -95,15 +96,21 @@ func checkTOC(packed []byte, want digest.Digest, limits layout.Limits) error {
 	return nil
 }
 
-// objectCounter counts JSON objects outside the "xattrs" of their parents, roughly: every
-// object counts. It refuses too many of them, and nesting that no real table has.
+// objectCounter counts the entries of a table. It refuses too many of them, entries that are too
+// large to be kept while they are decoded, and nesting that no real table has.
 type objectCounter struct {
 	limit, objects, depth int
 	inString, escaped     bool
+	piece                 int // bytes since an entry began or ended
 }
 
 func (c *objectCounter) Write(p []byte) (int, error) {
 	for _, b := range p {
+		if b != ' ' && b != '\n' && b != '\t' && b != '\r' {
+			if c.piece++; c.piece > maxEntry {
+				return 0, fmt.Errorf("%w: an entry of more than %d bytes", layout.ErrInvalid, maxEntry)
+			}
+		}
 		switch {
 		case c.inString:
 			if c.escaped {
@@ -119,6 +126,7 @@ func (c *objectCounter) Write(p []byte) (int, error) {
 			// Objects inside an entry (its extended attributes) are at depth 4.
 			if b == '{' && c.depth < 3 {
 				c.objects++
+				c.piece = 0
 			}
 			c.depth++
 			if c.objects > c.limit {
@@ -128,7 +136,9 @@ func (c *objectCounter) Write(p []byte) (int, error) {
 				return 0, fmt.Errorf("%w: table nests deeper than %d", layout.ErrInvalid, maxDepth)
 			}
 		case b == '}' || b == ']':
-			c.depth--
+			if c.depth--; c.depth <= 2 {
+				c.piece = 0
+			}
 		}
 	}
 	return len(p), nil
