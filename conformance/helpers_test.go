@@ -15,9 +15,7 @@ import (
 // newStack starts a stack that ends with the test and must leave nothing.
 func newStack(t *testing.T, opts testbed.Options) *testbed.Stack {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("these tests need root")
-	}
+	needRoot(t)
 	dir := t.TempDir()
 	s, err := testbed.NewStack(dir, opts)
 	if err != nil {
@@ -36,6 +34,17 @@ func newStack(t *testing.T, opts testbed.Options) *testbed.Stack {
 		}
 	})
 	return s
+}
+
+// needRoot skips the tests of whole systems where only fast tests are wanted.
+func needRoot(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts containerd and mounts: not a fast test")
+	}
+	if os.Geteuid() != 0 {
+		t.Fatal("this test needs root")
+	}
 }
 
 func must(t *testing.T, err error) {

@@ -1,6 +1,7 @@
 package testbed
 
 import (
+	"archive/tar"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -205,4 +206,25 @@ func WriteLayout(dir, tag string, layers []ocispec.Descriptor, diffIDs []digest.
 		return fmt.Errorf("write layout %s: %w", dir, err)
 	}
 	return nil
+}
+
+// WriteTars writes an OCI layout with one image of gzip layers, each a tar that a function writes.
+func WriteTars(dir, tag string, layers ...func(*tar.Writer) error) error {
+	blobs := filepath.Join(dir, "blobs", "sha256")
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return err
+	}
+	var descs []ocispec.Descriptor
+	var diffIDs []digest.Digest
+	for _, layer := range layers {
+		desc, diffID, err := writeLayer(blobs, func(w io.Writer) error {
+			tw := tar.NewWriter(w)
+			return errors.Join(layer(tw), tw.Close())
+		})
+		if err != nil {
+			return err
+		}
+		descs, diffIDs = append(descs, desc), append(diffIDs, diffID)
+	}
+	return WriteLayout(dir, tag, descs, diffIDs)
 }

@@ -104,7 +104,7 @@ func Start(log string, ready func() bool, env []string, name string, args ...str
 	defer f.Close()
 	c.Env = append(c.Env, env...)
 	c.Stdout, c.Stderr = f, f
-	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p := &Process{Cmd: c, Log: log, done: make(chan struct{})}
 	if err := c.Start(); err != nil {
 		return nil, err

@@ -333,3 +333,10 @@ func (s *Stack) Push(ctx context.Context, layout, tag, name string) error {
 	_, err := Output(ctx, nil, "skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "oci:"+layout+":"+tag, "docker://"+s.Ref(name))
 	return err
 }
+
+// StopRegistry ends the registry.
+func (s *Stack) StopRegistry() error {
+	err := s.registry.Stop(syscall.SIGTERM)
+	s.registry = nil
+	return err
+}

@@ -114,7 +114,7 @@ func buildOdds(t testing.TB) (*layout.Layout, map[string]odd) {
 		byName[o.name] = o
 	}
 	for _, name := range []string{"hard1", "dir/hard2"} {
-		if err := b.Link(name, "setuid"); err != nil {
+		if err := b.Link(name, "setuid", byName["setuid"].in); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -264,7 +264,7 @@ func FuzzLayout(f *testing.F) {
 				in.Xattrs = append(in.Xattrs, layout.Xattr{Name: fmt.Sprintf("user.%d", k), Value: bytes.Repeat([]byte{1}, int(nx)*k*13)})
 			}
 			if last != "" && i%5 == 4 {
-				_ = b.Link(name, last) // may be refused
+				_ = b.Link(name, last, in) // may be refused
 				continue
 			}
 			if _, ok, err := b.Add(name, in); err == nil && ok && !in.IsDir() {

@@ -85,8 +85,9 @@ func (b *Builder) Add(name string, in Inode) (handle uint32, ok bool, err error)
 	return b.replace(dir, base, in), true, nil
 }
 
-// Link adds another name for the entry that target names.
-func (b *Builder) Link(name, target string) error {
+// Link adds another name for the entry that target names. The inode takes the owner, the
+// permissions and the time that the link's own entry has, as it does where a tar is unpacked.
+func (b *Builder) Link(name, target string, in Inode) error {
 	dir, base, err := b.locate(name)
 	if err != nil {
 		return err
@@ -103,6 +104,9 @@ func (b *Builder) Link(name, target string) error {
 		return fmt.Errorf("%w: hard link %q names directory %q", ErrInvalid, name, target)
 	}
 	b.nodes[dir].children[base] = ino
+	n := &b.nodes[ino].Inode
+	n.Mode = n.Mode&unix.S_IFMT | in.Mode&^unix.S_IFMT
+	n.UID, n.GID, n.MtimeSec, n.MtimeNsec = in.UID, in.GID, in.MtimeSec, in.MtimeNsec
 	return nil
 }
 

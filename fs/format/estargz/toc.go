@@ -101,13 +101,13 @@ func checkTOC(packed []byte, want digest.Digest, limits layout.Limits) error {
 type objectCounter struct {
 	limit, objects, depth int
 	inString, escaped     bool
-	piece                 int // bytes since an entry began or ended
+	length                int // bytes since an entry began or ended
 }
 
 func (c *objectCounter) Write(p []byte) (int, error) {
 	for _, b := range p {
 		if b != ' ' && b != '\n' && b != '\t' && b != '\r' {
-			if c.piece++; c.piece > maxEntry {
+			if c.length++; c.length > maxEntry {
 				return 0, fmt.Errorf("%w: an entry of more than %d bytes", layout.ErrInvalid, maxEntry)
 			}
 		}
@@ -126,7 +126,7 @@ func (c *objectCounter) Write(p []byte) (int, error) {
 			// Objects inside an entry (its extended attributes) are at depth 4.
 			if b == '{' && c.depth < 3 {
 				c.objects++
-				c.piece = 0
+				c.length = 0
 			}
 			c.depth++
 			if c.objects > c.limit {
@@ -137,7 +137,7 @@ func (c *objectCounter) Write(p []byte) (int, error) {
 			}
 		case b == '}' || b == ']':
 			if c.depth--; c.depth <= 2 {
-				c.piece = 0
+				c.length = 0
 			}
 		}
 	}
@@ -264,12 +264,12 @@ func (p *parser) add(e *entry) error {
 		}
 		return nil
 	}
-	if e.Type == "hardlink" {
-		return p.b.Link(e.Name, e.LinkName)
-	}
 	in, err := inode(e)
 	if err != nil {
 		return err
+	}
+	if e.Type == "hardlink" {
+		return p.b.Link(e.Name, e.LinkName, in)
 	}
 	handle, ok, err := p.b.Add(e.Name, in)
 	if err != nil || !ok || !in.IsRegular() {
@@ -396,6 +396,7 @@ func inode(e *entry) (layout.Inode, error) {
 	case "reg":
 		in.Mode |= unix.S_IFREG
 		in.Size = e.Size
+	case "hardlink": // has the type of what it names
 	case "symlink":
 		in.Mode |= unix.S_IFLNK
 		in.Target = e.LinkName

@@ -1,0 +1,209 @@
+package conformance_test
+
+import (
+	"archive/tar"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+const hugeSize = 4<<30 + 4097
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// oddLayer is a layer with every inode that a tar can hold.
+func oddLayer(huge bool) func(*tar.Writer) error {
+	when := time.Unix(1500000001, 0)
+	return func(tw *tar.Writer) error {
+		add := func(h tar.Header, body io.Reader) error {
+			if h.ModTime.IsZero() {
+				h.ModTime = when
+			}
+			h.Format = tar.FormatPAX
+			if err := tw.WriteHeader(&h); err != nil {
+				return fmt.Errorf("%.40s: %w", h.Name, err)
+			}
+			if h.Typeflag != tar.TypeReg {
+				return nil
+			}
+			_, err := io.CopyN(tw, body, h.Size)
+			return err
+		}
+		text := strings.NewReader
+		x := func(kv ...string) map[string]string {
+			m := map[string]string{}
+			for i := 0; i < len(kv); i += 2 {
+				m["SCHILY.xattr."+kv[i]] = kv[i+1]
+			}
+			return m
+		}
+		list := []tar.Header{
+			{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o1777},
+			{Name: "d/empty", Typeflag: tar.TypeReg, Mode: 0o600},
+			{Name: "d/setuid", Typeflag: tar.TypeReg, Mode: 0o6755, Size: 6, Uid: 100000, Gid: 3000000000},
+			{Name: "d/old", Typeflag: tar.TypeReg, Mode: 0o644, Size: 1, ModTime: time.Unix(1, 0)},
+			{Name: "d/future", Typeflag: tar.TypeReg, Mode: 0o644, Size: 1, ModTime: time.Unix(4000000000, 0)},
+			{Name: "d/hard", Typeflag: tar.TypeLink, Linkname: "d/setuid"},
+			{Name: "hard2", Typeflag: tar.TypeLink, Linkname: "d/setuid"},
+			{Name: "soft", Typeflag: tar.TypeSymlink, Linkname: "d/setuid", Mode: 0o777},
+			{Name: "dangling", Typeflag: tar.TypeSymlink, Linkname: "/no/where/" + strings.Repeat("x", 3000), Mode: 0o777},
+			{Name: "null", Typeflag: tar.TypeChar, Mode: 0o666, Devmajor: 1, Devminor: 3},
+			{Name: "disk", Typeflag: tar.TypeBlock, Mode: 0o660, Devmajor: 259, Devminor: 70000},
+			{Name: "fifo", Typeflag: tar.TypeFifo, Mode: 0o622},
+			{Name: strings.Repeat("é", 127) + "x", Typeflag: tar.TypeReg, Mode: 0o644, Size: 3},
+			{Name: "a b\tc\nd\"'\\", Typeflag: tar.TypeReg, Mode: 0o644, Size: 3},
+			{Name: "cap", Typeflag: tar.TypeReg, Mode: 0o755, Size: 2, PAXRecords: x("security.capability", "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")},
+			{Name: "user-x", Typeflag: tar.TypeReg, Mode: 0o644, Size: 2, PAXRecords: x("user.one", "1", "user.two", strings.Repeat("2", 2000))},
+			{Name: "d/xdir/", Typeflag: tar.TypeDir, Mode: 0o711, Uid: 77, Gid: 78, PAXRecords: x("user.dir", "yes")},
+			{Name: "d/xdir/sub/", Typeflag: tar.TypeDir, Mode: 0o750},
+			{Name: "d/xdir/sub/file", Typeflag: tar.TypeReg, Mode: 0o640, Size: 5000},
+			{Name: "gone", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+			{Name: "gone-dir/", Typeflag: tar.TypeDir, Mode: 0o755},
+			{Name: "gone-dir/x", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+			{Name: "covered/", Typeflag: tar.TypeDir, Mode: 0o755},
+			{Name: "covered/below", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+			{Name: "becomes-dir", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+			{Name: "becomes-file/", Typeflag: tar.TypeDir, Mode: 0o755},
+			{Name: "becomes-file/x", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+			{Name: "twice", Typeflag: tar.TypeReg, Mode: 0o600, Size: 9},
+			{Name: "twice", Typeflag: tar.TypeReg, Mode: 0o644, Size: 4},
+			{Name: "linkdir", Typeflag: tar.TypeSymlink, Linkname: "d", Mode: 0o777},
+			{Name: "linkdir/through", Typeflag: tar.TypeReg, Mode: 0o644, Size: 7},
+			{Name: "unlisted/a/b/c", Typeflag: tar.TypeReg, Mode: 0o644, Size: 2},
+			{Name: "crowd/", Typeflag: tar.TypeDir, Mode: 0o755},
+		}
+		for _, h := range list {
+			if err := add(h, text(strings.Repeat("content of "+h.Name, 1000))); err != nil {
+				return err
+			}
+		}
+		for i := range 100_000 {
+			if err := add(tar.Header{Name: fmt.Sprintf("crowd/%06d", i), Typeflag: tar.TypeReg, Mode: 0o644}, nil); err != nil {
+				return err
+			}
+		}
+		if !huge {
+			return nil
+		}
+		return add(tar.Header{Name: "huge", Typeflag: tar.TypeReg, Mode: 0o644, Size: hugeSize}, io.MultiReader(
+			io.LimitReader(zeros{}, hugeSize-4), strings.NewReader("end!")))
+	}
+}
+
+// overOddLayer changes what oddLayer made, without listing the directories on the way.
+func overOddLayer(tw *tar.Writer) error {
+	for _, h := range []tar.Header{
+		{Name: ".wh.gone", Typeflag: tar.TypeReg},
+		{Name: ".wh.gone-dir", Typeflag: tar.TypeReg},
+		{Name: "covered/.wh..wh..opq", Typeflag: tar.TypeReg},
+		{Name: "covered/above", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "becomes-dir/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: "becomes-dir/x", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "becomes-file", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "d/xdir/sub/new", Typeflag: tar.TypeReg, Mode: 0o644},
+		{Name: "d/empty", Typeflag: tar.TypeReg, Mode: 0o755},
+	} {
+		h.ModTime = time.Unix(1600000000, 0)
+		if err := tw.WriteHeader(&h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unlistedDirs have the time of unpacking.
+func unlistedDirs(p string) bool {
+	for _, d := range []string{"unlisted", "unlisted/a", "unlisted/a/b", "covered", "d", "d/xdir", "d/xdir/sub"} {
+		if p == d {
+			return true
+		}
+	}
+	return false
+}
+
+// TestOddImage compares an image of odd inodes, through each back end that this kernel has, with
+// what containerd unpacks.
+func TestOddImage(t *testing.T) {
+	needRoot(t)
+	layout := filepath.Join(t.TempDir(), "layout")
+	must(t, testbed.WriteTars(layout, "src", oddLayer(true), overOddLayer))
+	for i, backend := range []string{"fuse-file", "fuse-loop"} {
+		t.Run(backend, func(t *testing.T) {
+			s := newStack(t, testbed.Options{Config: "[mount]\nbackend = \"" + backend + "\"\n", LogLevel: "info"})
+			if i > 0 { // once is enough for the large file
+				layout = filepath.Join(t.TempDir(), "layout")
+				must(t, testbed.WriteTars(layout, "src", oddLayer(false), overOddLayer))
+			}
+			must(t, s.Push(t.Context(), layout, "src", "odd:src"))
+			_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref("odd:lazy"))
+			must(t, err)
+			must(t, s.PullOrdinary(t.Context(), s.Ref("odd:src"), "overlayfs"))
+			_, err = s.Snapctl(t.Context(), "pull", s.Ref("odd:lazy"))
+			must(t, err)
+			sameTree(t, s, s.Ref("odd:lazy"), s.Ref("odd:src"), unlistedDirs)
+			lazyLayers(t, s, 2, backend)
+		})
+	}
+}
+
+// lazyLayers insists on the number of lazy layers and their back end. A layer that has become
+// complete may be mounted directly.
+func lazyLayers(t *testing.T, s *testbed.Stack, n int, backend string) {
+	t.Helper()
+	st, err := s.Status(t.Context())
+	must(t, err)
+	if len(st.Layers) != n {
+		t.Errorf("%d lazy layers, want %d", len(st.Layers), n)
+	}
+	for _, l := range st.Layers {
+		if l.State != "mounted" || l.Backend != backend && l.Backend != "direct" {
+			t.Errorf("layer %s is %s by %q: %s", l.Digest, l.State, l.Backend, l.Reason)
+		}
+	}
+}
+
+// TestImagesByOthers: one built by umoci and converted by us, one made eStargz by crane.
+func TestImagesByOthers(t *testing.T) {
+	s := newStack(t, testbed.Options{})
+	dir := t.TempDir()
+	layout := filepath.Join(dir, "umoci")
+	umoci := func(args ...string) {
+		t.Helper()
+		_, err := testbed.Output(t.Context(), nil, "umoci", args...)
+		must(t, err)
+	}
+	base, err := testbed.Programs[2].Layout(t.Context())
+	must(t, err)
+	umoci("init", "--layout", layout)
+	_, err = testbed.Output(t.Context(), nil, "skopeo", "--insecure-policy", "copy", "oci:"+base+":src", "oci:"+layout+":img")
+	must(t, err)
+	umoci("unpack", "--image", layout+":img", filepath.Join(dir, "bundle"))
+	root := filepath.Join(dir, "bundle", "rootfs")
+	must(t, os.RemoveAll(filepath.Join(root, "usr/share/nginx")))
+	must(t, os.WriteFile(filepath.Join(root, "etc/added-by-umoci"), []byte("hello\n"), 0o640))
+	must(t, os.Symlink("added-by-umoci", filepath.Join(root, "etc/link")))
+	umoci("repack", "--image", layout+":img", filepath.Join(dir, "bundle"))
+	must(t, s.Push(t.Context(), layout, "img", "others:umoci"))
+	must(t, s.PullOrdinary(t.Context(), s.Ref("others:umoci"), "overlayfs"))
+
+	_, err = s.Snapctl(t.Context(), "convert", s.Ref("others:umoci"), s.Ref("others:ours"))
+	must(t, err)
+	_, err = testbed.Output(t.Context(), nil, "crane", "optimize", "--insecure", s.Ref("others:umoci"), s.Ref("others:crane"))
+	must(t, err)
+	for _, tag := range []string{"ours", "crane"} {
+		t.Run(tag, func(t *testing.T) {
+			_, err := s.Snapctl(t.Context(), "pull", s.Ref("others:"+tag))
+			must(t, err)
+			sameTree(t, s, s.Ref("others:"+tag), s.Ref("others:umoci"), func(string) bool { return false })
+			run(t, s, s.Ref("others:"+tag), "others", "remora", testbed.Programs[2])
+		})
+	}
+}

@@ -1,0 +1,340 @@
+package conformance_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+var python = testbed.Programs[0]
+
+// wantNothingLeft insists that removed images leave neither snapshots nor mounts, files or
+// descriptors of layers.
+func wantNothingLeft(t *testing.T, s *testbed.Stack, fds int) {
+	t.Helper()
+	var left []string
+	for range 100 {
+		left = nil
+		st, err := s.Status(t.Context())
+		must(t, err)
+		if len(st.Layers) > 0 || st.Cache.Bytes != 0 {
+			left = append(left, fmt.Sprintf("%d layers, %d bytes of cache", len(st.Layers), st.Cache.Bytes))
+		}
+		mounts, err := testbed.MountsUnder(s.Root)
+		must(t, err)
+		if len(mounts) != 1 { // the FUSE directory
+			left = append(left, fmt.Sprintf("mounts %v", mounts))
+		}
+		for _, dir := range []string{"snapshots", "cache"} {
+			entries, err := os.ReadDir(filepath.Join(s.Root, dir))
+			must(t, err)
+			if len(entries) > 0 {
+				left = append(left, fmt.Sprintf("%d entries in %s", len(entries), dir))
+			}
+		}
+		if n := openFiles(t, s); n > fds {
+			left = append(left, fmt.Sprintf("%d descriptors, %d before", n, fds))
+		}
+		if left == nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	t.Errorf("left: %v", left)
+}
+
+// openFiles counts remorad's descriptors but for sockets, which idle connections keep.
+func openFiles(t *testing.T, s *testbed.Stack) int {
+	t.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", s.RemoradPID())
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	n := 0
+	for _, e := range entries {
+		if to, err := os.Readlink(filepath.Join(dir, e.Name())); err == nil && !strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
+}
+
+func removeAll(t *testing.T, s *testbed.Stack, refs ...string) {
+	t.Helper()
+	_, err := s.Ctr(t.Context(), append([]string{"images", "rm", "--sync"}, refs...)...)
+	must(t, err)
+}
+
+// TestLifecycle takes an image through what people do with it: run, write, commit, push to the
+// same and to another repository, export, before and after it was fetched whole, and remove.
+func TestLifecycle(t *testing.T) {
+	s := newStack(t, testbed.Options{})
+	_, lazy := pushed(t, s, python)
+	_, err := s.Ctr(t.Context(), "version") // containerd has connected
+	must(t, err)
+	fds := openFiles(t, s)
+	_, err = s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	run(t, s, lazy, "one", "remora", python)
+
+	ctr := func(args ...string) string {
+		t.Helper()
+		out, err := s.Ctr(t.Context(), args...)
+		must(t, err)
+		return out
+	}
+	// Write in a container, stop it, commit what it wrote as a layer's diff.
+	ctr("run", "--snapshotter", "remora", lazy, "writer", "sh", "-c", "echo written > /written; rm /etc/debian_version; touch /etc/passwd")
+	if diff := ctr("snapshots", "--snapshotter", "remora", "diff", "writer"); len(diff) == 0 {
+		t.Error("a changed container has no diff")
+	}
+	ctr("snapshots", "--snapshotter", "remora", "usage", "writer")
+	ctr("containers", "rm", "writer")
+
+	push := func(to string) error {
+		_, err := s.Ctr(t.Context(), "images", "push", "--local", "--hosts-dir", s.HostsDir, to, lazy)
+		return err
+	}
+	must(t, push(s.Ref("python:again")))
+	if err := push(s.Ref("elsewhere/python:one")); err != nil {
+		t.Logf("another repository needs the blobs or a mount: %v", err)
+	}
+	tarball := filepath.Join(t.TempDir(), "image.tar")
+	if _, err := s.Ctr(t.Context(), "images", "export", "--local", tarball, lazy); err == nil {
+		t.Error("an image without its blobs was exported")
+	}
+	out, err := s.Snapctl(t.Context(), "fetch", lazy)
+	must(t, err)
+	t.Log(out)
+	ctr("images", "export", "--local", tarball, lazy)
+	must(t, push(s.Ref("elsewhere/python:two")))
+	out, err = testbed.Output(t.Context(), nil, "skopeo", "inspect", "--tls-verify=false", "docker://"+s.Ref("elsewhere/python:two"))
+	must(t, err)
+	if !strings.Contains(out, "sha256:") {
+		t.Errorf("pushed image: %s", out)
+	}
+	run(t, s, lazy, "two", "remora", python)
+	time.Sleep(1500 * time.Millisecond) // a second for complete layers to go to the kernel
+	lazyLayers(t, s, 3, "direct")
+	run(t, s, lazy, "three", "remora", python)
+	// Collection keeps what the image refers to.
+	ctr("content", "prune", "references")
+	ctr("images", "export", "--local", tarball, lazy)
+
+	removeAll(t, s, lazy)
+	wantNothingLeft(t, s, fds)
+}
+
+// TestTwoNamespaces: one has the base layer by the ordinary path, the other lazily.
+func TestTwoNamespaces(t *testing.T) {
+	s := newStack(t, testbed.Options{})
+	layout, err := python.Layout(t.Context())
+	must(t, err)
+	lazy := s.Ref("python:lazy")
+	_, err = s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", lazy)
+	must(t, err)
+	// Without labels, and with two registries on this host configured, no layer is lazy.
+	must(t, s.PlainHTTP("127.0.0.1:1", s.Addr))
+	_, err = s.Ctr(t.Context(), "-n", "first", "images", "pull", "--local", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", lazy)
+	must(t, err)
+	lazyLayers(t, s, 0, "")
+	_, err = s.Snapctl(t.Context(), "--namespace", "second", "pull", lazy)
+	must(t, err)
+	lazyLayers(t, s, 3, "fuse-file")
+	for _, ns := range []string{"first", "second"} {
+		out, err := s.Ctr(t.Context(), append([]string{"-n", ns, "run", "--rm", "--snapshotter", "remora", lazy, "c"}, python.Args...)...)
+		must(t, err)
+		if !strings.Contains(out, python.Want) {
+			t.Errorf("namespace %s: %q", ns, out)
+		}
+	}
+	// A third one shares the second's layers.
+	_, err = s.Snapctl(t.Context(), "--namespace", "third", "pull", lazy)
+	must(t, err)
+	lazyLayers(t, s, 3, "fuse-file")
+	_, err = s.Ctr(t.Context(), "-n", "second", "images", "rm", "--sync", lazy)
+	must(t, err)
+	lazyLayers(t, s, 3, "fuse-file")
+	_, err = s.Ctr(t.Context(), append([]string{"-n", "third", "run", "--rm", "--snapshotter", "remora", lazy, "c"}, python.Args...)...)
+	must(t, err)
+}
+
+// TestPullsByOthers: clients that are not snapctl are lazy too.
+func TestPullsByOthers(t *testing.T) {
+	s := newStack(t, testbed.Options{})
+	_, lazy := pushed(t, s, python)
+	for name, pull := range map[string]func() error{
+		"ctr images pull --local, no labels": func() error { return s.PullOrdinary(t.Context(), lazy, "remora") },
+		"ctr images pull, transfer service": func() error {
+			_, err := s.Ctr(t.Context(), "images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", lazy)
+			return err
+		},
+		"a client with AppendInfoHandlerWrapper": func() error { return outsideClient(t.Context(), s, lazy) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			must(t, pull())
+			lazyLayers(t, s, 3, "fuse-file")
+			run(t, s, lazy, "c", "remora", python)
+			st, err := s.Status(t.Context())
+			must(t, err)
+			if l := st.Layers[0]; l.FetchedBytes == 0 || l.PresentBytes == l.TotalBytes {
+				t.Errorf("base layer fetched %d, present %d of %d", l.FetchedBytes, l.PresentBytes, l.TotalBytes)
+			}
+			removeAll(t, s, lazy)
+		})
+	}
+}
+
+// TestManyLayers: 120 lazy layers mount and work.
+func TestManyLayers(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	const n = 120
+	layout := filepath.Join(t.TempDir(), "layout")
+	must(t, writeManyLayers(layout, n))
+	_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref("many:lazy"))
+	must(t, err)
+	_, err = s.Snapctl(t.Context(), "pull", s.Ref("many:lazy"))
+	must(t, err)
+	lazyLayers(t, s, n, "fuse-file")
+	root := mountImage(t, s, s.Ref("many:lazy"), "remora")
+	for i := range n {
+		got, err := os.ReadFile(filepath.Join(root, "layers", fmt.Sprint(i)))
+		if err != nil || string(got) != fmt.Sprint("layer ", i) {
+			t.Fatalf("layer %d: %q, %v", i, got, err)
+		}
+	}
+	must(t, s.RestartRemorad(syscall.SIGKILL))
+	lazyLayers(t, s, n, "fuse-file")
+}
+
+// TestRestart: what was pulled works after any end of remorad, and a container that ran
+// meanwhile is named.
+func TestRestart(t *testing.T) {
+	s := newStack(t, testbed.Options{})
+	_, lazy := pushed(t, s, python)
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		t.Run("between pull and run, "+sig.String(), func(t *testing.T) {
+			must(t, s.RestartRemorad(sig))
+			lazyLayers(t, s, 3, "fuse-file")
+			run(t, s, lazy, "after", "remora", python)
+		})
+		t.Run("with a container running, "+sig.String(), func(t *testing.T) {
+			_, err := s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "sleeper", "sleep", "1000")
+			must(t, err)
+			must(t, s.RestartRemorad(sig))
+			st, err := s.Status(t.Context())
+			must(t, err)
+			if len(st.Broken) != 1 || st.Broken[0].Reason == "" {
+				t.Errorf("broken: %+v, want the running container", st.Broken)
+			}
+			run(t, s, lazy, "other", "remora", python) // new containers work
+			// In the running one, what is read is right or fails.
+			out, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "x", "sleeper", "sh", "-c", "cat /usr/share/common-licenses/GPL-3 | md5sum")
+			t.Logf("read in the old container: %q, %v", out, err)
+			if err == nil && strings.HasPrefix(out, "d41d8cd98f00b204e9800998ecf8427e") == false {
+				want, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", lazy, "fresh", "sh", "-c", "cat /usr/share/common-licenses/GPL-3 | md5sum")
+				must(t, err)
+				if out != want {
+					t.Errorf("got %q, want %q: wrong bytes", out, want)
+				}
+			}
+			_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "sleeper")
+			must(t, err)
+			// A stopped container starts after the restart: only Mounts is called for it.
+			_, err = s.Ctr(t.Context(), "tasks", "start", "-d", "sleeper")
+			must(t, err)
+			_, err = s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "y", "sleeper", "python3", "-c", "import json")
+			must(t, err)
+			st, err = s.Status(t.Context())
+			must(t, err)
+			_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "sleeper")
+			must(t, err)
+			_, err = s.Ctr(t.Context(), "containers", "rm", "sleeper")
+			must(t, err)
+		})
+	}
+	t.Run("without the registry", func(t *testing.T) {
+		_, err := s.Snapctl(t.Context(), "fetch", "--cache-only", lazy)
+		must(t, err)
+		must(t, s.StopRemorad(syscall.SIGTERM))
+		must(t, s.StopRegistry())
+		must(t, s.StartRemorad())
+		lazyLayers(t, s, 3, "direct")
+		run(t, s, lazy, "offline", "remora", python)
+		st, err := s.Status(t.Context())
+		must(t, err)
+		for _, l := range st.Layers {
+			if l.FetchedBytes != 0 || !l.Verified {
+				t.Errorf("layer %s: fetched %d after a restart, verified %v", l.Digest, l.FetchedBytes, l.Verified)
+			}
+		}
+	})
+}
+
+// TestEmptiedRoot: a root that was deleted under the mounts of an earlier life is a clean start.
+func TestEmptiedRoot(t *testing.T) {
+	s := newStack(t, testbed.Options{})
+	_, lazy := pushed(t, s, python)
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "sleeper", "sleep", "1000")
+	must(t, err)
+	must(t, s.StopRemorad(syscall.SIGKILL))
+	for _, dir := range []string{"metadata.db", "cache", "logins.json", "lock"} {
+		must(t, os.RemoveAll(filepath.Join(s.Root, dir)))
+	}
+	must(t, s.StartRemorad())
+	st, err := s.Status(t.Context())
+	must(t, err)
+	if len(st.Layers) != 0 {
+		t.Errorf("layers of an emptied root: %+v", st.Layers)
+	}
+	_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "sleeper")
+	must(t, err)
+	_, err = s.Snapctl(t.Context(), "--namespace", "new", "pull", lazy)
+	must(t, err)
+	_, err = s.Ctr(t.Context(), append([]string{"-n", "new", "run", "--rm", "--snapshotter", "remora", lazy, "c"}, python.Args...)...)
+	must(t, err)
+}
+
+// TestQuarantine: an image that claims another's diffID for other bytes is found out.
+func TestQuarantine(t *testing.T) {
+	s := newStack(t, testbed.Options{})
+	layout := filepath.Join(t.TempDir(), "layout")
+	must(t, writeManyLayers(layout, 1))
+	_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", "oci:"+layout+":lazy")
+	must(t, err)
+	must(t, liar(layout, "lazy", "liar"))
+	must(t, s.Push(t.Context(), layout, "liar", "liar:1"))
+	_, err = s.Snapctl(t.Context(), "pull", s.Ref("liar:1"))
+	must(t, err)
+	if _, err := s.Snapctl(t.Context(), "fetch", "--cache-only", s.Ref("liar:1")); err == nil || !strings.Contains(err.Error(), "diffID") {
+		t.Errorf("fetch of wrong content: %v", err)
+	}
+	for range 100 {
+		st, err := s.Status(t.Context())
+		must(t, err)
+		if len(st.Layers) == 1 && st.Layers[0].State == "quarantined" {
+			if !strings.Contains(st.Layers[0].Reason, "liar:1") {
+				t.Errorf("the image that brought it is not named: %s", st.Layers[0].Reason)
+			}
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	_, err = s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", s.Ref("liar:1"), "c", "true")
+	if err == nil || !strings.Contains(err.Error(), "quarantined") {
+		t.Errorf("run: %v", err)
+	}
+	must(t, s.RestartRemorad(syscall.SIGKILL))
+	if _, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", s.Ref("liar:1"), "d", "true"); err == nil {
+		t.Error("quarantine was forgotten by a restart")
+	}
+}
