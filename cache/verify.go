@@ -37,6 +37,9 @@ func (f *File) Verify(ctx context.Context, diffID digest.Digest) error {
 }
 
 func (f *File) conclude(want, got digest.Digest) error {
+	if want == "" {
+		return fmt.Errorf("verify image %s: its diffID is not known", f.id)
+	}
 	if want != got {
 		return fmt.Errorf("verify image %s: got %s, want %s: %w", f.id, got, want, ErrDiffID)
 	}

@@ -24,7 +24,7 @@ func newStack(t *testing.T, opts testbed.Options) *testbed.Stack {
 	t.Cleanup(func() {
 		if t.Failed() {
 			p, _ := os.ReadFile(s.RemoradLog())
-			t.Logf("remorad's log ends:\n%s", p[max(0, len(p)-6000):])
+			t.Logf("remorad's log ends:\n%s", p[max(0, len(p)-20000):])
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)

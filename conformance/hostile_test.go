@@ -202,7 +202,8 @@ func TestImagesByOthers(t *testing.T) {
 		t.Run(tag, func(t *testing.T) {
 			_, err := s.Snapctl(t.Context(), "pull", s.Ref("others:"+tag))
 			must(t, err)
-			sameTree(t, s, s.Ref("others:"+tag), s.Ref("others:umoci"), func(string) bool { return false })
+			// umoci lists a directory only if it changed: these are unlisted in its layer.
+			sameTree(t, s, s.Ref("others:"+tag), s.Ref("others:umoci"), func(p string) bool { return p == "usr" || p == "usr/share" || p == "etc" })
 			run(t, s, s.Ref("others:"+tag), "others", "remora", testbed.Programs[2])
 		})
 	}

@@ -67,8 +67,9 @@ func readJSON(path string, into any) error {
 	return json.Unmarshal(p, into)
 }
 
-// outsideClient pulls as any program with containerd's client would.
-func outsideClient(ctx context.Context, s *testbed.Stack, ref string) error {
+// outsideClient pulls as any program with containerd's client would, with the labels that say
+// which image a layer belongs to or without.
+func outsideClient(ctx context.Context, s *testbed.Stack, ref string, labels bool) error {
 	c, err := client.New(s.Socket)
 	if err != nil {
 		return err
@@ -78,7 +79,10 @@ func outsideClient(ctx context.Context, s *testbed.Stack, ref string) error {
 	resolver := docker.NewResolver(docker.ResolverOptions{
 		Hosts: config.ConfigureHosts(ctx, config.HostOptions{HostDir: config.HostDirFromRoot(s.HostsDir)}),
 	})
-	_, err = c.Pull(ctx, ref, client.WithResolver(resolver), client.WithPullUnpack, client.WithPullSnapshotter("remora"),
-		client.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(ref)))
+	opts := []client.RemoteOpt{client.WithResolver(resolver), client.WithPullUnpack, client.WithPullSnapshotter("remora")}
+	if labels {
+		opts = append(opts, client.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(ref)))
+	}
+	_, err = c.Pull(ctx, ref, opts...)
 	return err
 }

@@ -203,7 +203,7 @@ func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding
 // opened returns a layer's opening with its index, or with an image that is in the cache.
 func (s *Snapshotter) opened(ctx context.Context, src *Source) (*opening, error) {
 	for range 3 {
-		o := s.layers.open(*src)
+		o := s.layers.open(*src, tryAgain)
 		select {
 		case <-o.done:
 		case <-ctx.Done():

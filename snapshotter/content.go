@@ -131,9 +131,11 @@ func (c *ContentImages) Manifest(ctx context.Context, manifest digest.Digest, re
 	if err != nil {
 		return Image{}, err
 	}
-	m, err := c.load(ctx, manifest, false)
-	if err != nil {
-		return Image{}, err
+	m, err := c.load(ctx, manifest, true)
+	if err != nil { // the configuration may be on its way
+		if m, err = c.load(ctx, manifest, false); err != nil {
+			return Image{}, err
+		}
 	}
 	return c.image(ctx, manifest, m, ref)
 }

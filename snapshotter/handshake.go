@@ -56,7 +56,7 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 	if s.caps.Lazy == "" {
 		return notLazy("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
 	}
-	o := s.layers.open(src)
+	o := s.layers.open(src, failureHolds)
 	wait := time.NewTimer(claimWait)
 	defer wait.Stop()
 	select {
@@ -119,7 +119,7 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 func (s *Snapshotter) startAll(img Image) error {
 	for i := range img.Layers {
 		if _, _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil {
-			s.layers.open(img.Layers[i])
+			s.layers.open(img.Layers[i], failureHolds)
 		}
 	}
 	return nil

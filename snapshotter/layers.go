@@ -28,8 +28,12 @@ type Registry interface {
 }
 
 const (
-	openTimeout   = 2 * time.Minute // for an index, all retries included
-	openingKept   = 2 * time.Minute // an index that nobody claimed
+	openTimeout = 2 * time.Minute // for an index, all retries included
+	openingKept = 2 * time.Minute // an index that nobody claimed
+	// A layer that has just failed to open takes the ordinary path: claimed, it would fail when
+	// it is mounted.
+	failureHolds  = 30 * time.Second
+	tryAgain      = time.Duration(0)
 	completeCheck = time.Second
 )
 
@@ -64,14 +68,15 @@ type opening struct {
 // plainID is the name in the cache of a layer's image that does not depend on the layers below.
 func plainID(s *Source) string { return s.Descriptor.Digest.Encoded() }
 
-// open starts opening a layer, or joins who does.
-func (l *layers) open(s Source) *opening {
+// open starts opening a layer, or joins who does. An opening that failed less than failedFor
+// ago is returned as it is.
+func (l *layers) open(s Source, failedFor time.Duration) *opening {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if o := l.openings[s.Descriptor.Digest]; o != nil {
 		select {
 		case <-o.done:
-			if o.err == nil || errors.Is(o.err, ErrNotLazy) && time.Since(o.ended) < openingKept {
+			if o.err == nil || time.Since(o.ended) < failedFor {
 				return o
 			}
 		default:

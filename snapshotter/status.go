@@ -121,7 +121,7 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 			reasons[img.Layers[i].Descriptor.Digest] = err.Error()
 			continue
 		}
-		all = append(all, s.layers.open(img.Layers[i]))
+		all = append(all, s.layers.open(img.Layers[i], tryAgain))
 	}
 	for _, o := range all {
 		select {

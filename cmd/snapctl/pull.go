@@ -23,6 +23,8 @@ import (
 	"github.com/remora-storage/remora/remote"
 )
 
+const reconnectTries = 5
+
 type pullOptions struct {
 	plainHTTP   bool
 	user        string
@@ -102,16 +104,28 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 		return fmt.Errorf("containerd at %s: %w", a.containerd, err)
 	}
 	defer func() { _ = release(context.WithoutCancel(ctx)) }() // it would expire by itself
-	early := &resolver{remora: remora, namespace: a.namespace, ref: ref}
-	img, err := containerd.Pull(ctx, ref,
-		client.WithResolver(registry.Resolver(ctx)),
-		client.WithPullUnpack,
-		client.WithPullSnapshotter(o.snapshotter),
-		client.WithImageHandlerWrapper(early.wrap),
+	var (
+		early *resolver
+		img   client.Image
 	)
-	early.wait.Wait()
-	if err != nil {
-		return explainPull(err, ref, o.snapshotter)
+	for try := 0; ; try++ {
+		early = &resolver{remora: remora, namespace: a.namespace, ref: ref}
+		img, err = containerd.Pull(ctx, ref,
+			client.WithResolver(registry.Resolver(ctx)),
+			client.WithPullUnpack,
+			client.WithPullSnapshotter(o.snapshotter),
+			client.WithImageHandlerWrapper(early.wrap),
+		)
+		early.wait.Wait()
+		if err == nil {
+			break
+		}
+		// remorad answers us; containerd waits up to 3 s to try again after a restart.
+		if try == reconnectTries || !strings.Contains(err.Error(), "dial unix") {
+			return explainPull(err, ref, o.snapshotter)
+		}
+		a.note("containerd has not reached remorad again yet, waiting")
+		time.Sleep(time.Second)
 	}
 	if err := mountable(ctx, containerd, img, o.snapshotter); err != nil {
 		return fmt.Errorf("pull %s: %w", ref, err)

@@ -175,6 +175,16 @@ func (s *Stack) StartRemorad() error {
 	var err error
 	s.remorad, err = Start(s.RemoradLog(), accepts("unix", s.Remora), nil, "remorad",
 		"--config", path, "--root", s.Root, "--address", s.Remora, "--log-level", level)
+	if err != nil {
+		return err
+	}
+	// If containerd has tried while nobody served, it waits up to 3 s before it tries again.
+	for range 100 {
+		if _, err = s.Ctr(context.Background(), "snapshots", "--snapshotter", "remora", "ls"); err == nil {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 	return err
 }
 
