@@ -114,7 +114,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 			client.WithResolver(registry.Resolver(ctx)),
 			client.WithPullUnpack,
 			client.WithPullSnapshotter(o.snapshotter),
-			client.WithImageHandlerWrapper(early.wrap),
+			client.WithImageHandlerWrapper(early.wrapper(ctx)),
 		)
 		early.wait.Wait()
 		if err == nil {
@@ -174,27 +174,37 @@ type resolver struct {
 	ordinary map[digest.Digest]string
 }
 
-func (r *resolver) wrap(h images.Handler) images.Handler {
-	h = snapshotters.AppendInfoHandlerWrapper(r.ref)(h)
-	return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
-		children, err := h.Handle(ctx, desc)
-		switch {
-		case err != nil:
-		case images.IsManifestType(desc.MediaType):
-			r.start(ctx, desc.Digest, children)
-		case images.IsConfigType(desc.MediaType):
-			r.mu.Lock()
-			done := r.byConfig[desc.Digest]
-			r.mu.Unlock()
-			if done != nil {
-				select {
-				case <-done:
-				case <-ctx.Done():
-				}
+// wrapper wraps containerd's handler of manifests and configurations. What it starts belongs to
+// the pull, whose context is given: a handler's own ends with the handler.
+func (r *resolver) wrapper(pull context.Context) func(images.Handler) images.Handler {
+	return func(h images.Handler) images.Handler {
+		h = snapshotters.AppendInfoHandlerWrapper(r.ref)(h)
+		return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
+			children, err := h.Handle(ctx, desc)
+			switch {
+			case err != nil:
+			case images.IsManifestType(desc.MediaType):
+				r.start(pull, desc.Digest, children)
+			case images.IsConfigType(desc.MediaType):
+				r.await(ctx, desc.Digest)
 			}
-		}
-		return children, err
-	})
+			return children, err
+		})
+	}
+}
+
+// await holds a configuration, and with it the unpacking, back until the layers are resolved.
+func (r *resolver) await(ctx context.Context, config digest.Digest) {
+	r.mu.Lock()
+	done := r.byConfig[config]
+	r.mu.Unlock()
+	if done == nil {
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
 }
 
 func (r *resolver) start(ctx context.Context, manifest digest.Digest, children []ocispec.Descriptor) {
