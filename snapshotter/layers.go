@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"time"
@@ -32,8 +33,10 @@ const (
 	openingKept = 2 * time.Minute // an index that nobody claimed
 	// A layer that has just failed to open takes the ordinary path: claimed, it would fail when
 	// it is mounted.
-	failureHolds  = 30 * time.Second
-	tryAgain      = time.Duration(0)
+	failureHolds = 30 * time.Second
+	tryAgain     = time.Duration(0)
+
+	openAtOnce    = 16
 	completeCheck = time.Second
 )
 
@@ -50,8 +53,12 @@ type layers struct {
 	life    context.Context
 	started *sync.WaitGroup
 
+	slots chan struct{} // bounds how many layers are opened at once, and with that memory
+
 	mu       sync.Mutex // guards the fields below; taken after Snapshotter.mu
 	openings map[digest.Digest]*opening
+	active   int  // openings under way
+	garbage  bool // something was opened since memory was given back
 }
 
 // An opening is one layer's index on its way here.
@@ -85,8 +92,12 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 	}
 	o := &opening{src: s, done: make(chan struct{})}
 	l.openings[s.Descriptor.Digest] = o
+	l.active++
 	l.started.Go(func() {
 		defer close(o.done)
+		defer l.opened()
+		l.slots <- struct{}{}
+		defer func() { <-l.slots }()
 		ctx, cancel := context.WithTimeout(l.life, openTimeout)
 		defer cancel()
 		began := time.Now()
@@ -99,6 +110,14 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		l.log.Info("layer opened", "digest", s.Descriptor.Digest, "image", s.Image, "took", time.Since(began).Round(time.Millisecond))
 	})
 	return o
+}
+
+// opened notes the end of an opening.
+func (l *layers) opened() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.active--
+	l.garbage = true
 }
 
 // fill reads the index, and builds the image unless it depends on the layers below.
@@ -200,10 +219,22 @@ func (l *layers) forget(d digest.Digest) {
 	delete(l.openings, d)
 }
 
-// sweep drops openings that nobody came for.
+// sweep drops openings that nobody came for, and gives back the memory that decoding indexes
+// took, which is many times what stays.
 func (l *layers) sweep() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
+	idle := l.garbage && l.active == 0
+	if idle {
+		l.garbage = false
+	}
+	l.dropOldLocked()
+	l.mu.Unlock()
+	if idle {
+		debug.FreeOSMemory()
+	}
+}
+
+func (l *layers) dropOldLocked() {
 	for d, o := range l.openings {
 		select {
 		case <-o.done:

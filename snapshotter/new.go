@@ -52,7 +52,7 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
 		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, log: opts.Log,
-		life: s.life, started: &s.started, openings: map[digest.Digest]*opening{},
+		life: s.life, started: &s.started, openings: map[digest.Digest]*opening{}, slots: make(chan struct{}, openAtOnce),
 	}
 	defer func() {
 		if err != nil {
