@@ -19,8 +19,17 @@ type Loop struct {
 const loopAttempts = 64 // others may take the free device between asking for it and taking it
 
 // AttachLoop sets up a read-only loop device on the file at path.
-func AttachLoop(path string) (*Loop, error) {
-	back, err := os.Open(path)
+func AttachLoop(path string) (*Loop, error) { return attachLoop(path, false) }
+
+// AttachLoopWritable sets up a loop device that can be written to.
+func AttachLoopWritable(path string) (*Loop, error) { return attachLoop(path, true) }
+
+func attachLoop(path string, writable bool) (*Loop, error) {
+	mode, flags := os.O_RDONLY, uint32(unix.LO_FLAGS_READ_ONLY|unix.LO_FLAGS_AUTOCLEAR)
+	if writable {
+		mode, flags = os.O_RDWR, unix.LO_FLAGS_AUTOCLEAR
+	}
+	back, err := os.OpenFile(path, mode, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -36,18 +45,18 @@ func AttachLoop(path string) (*Loop, error) {
 			return nil, fmt.Errorf("find a free loop device: %w", err)
 		}
 		dev := "/dev/loop" + strconv.Itoa(n)
-		f, err := os.OpenFile(dev, os.O_RDONLY, 0)
+		f, err := os.OpenFile(dev, mode, 0)
 		if errors.Is(err, os.ErrNotExist) { // no devtmpfs keeps the nodes here
 			if err := unix.Mknod(dev, unix.S_IFBLK|0o600, int(unix.Mkdev(7, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
 				return nil, fmt.Errorf("make %s: %w", dev, err)
 			}
-			f, err = os.OpenFile(dev, os.O_RDONLY, 0)
+			f, err = os.OpenFile(dev, mode, 0)
 		}
 		if err != nil {
 			return nil, err
 		}
 		cfg := unix.LoopConfig{Fd: uint32(back.Fd()), Size: 4096}
-		cfg.Info.Flags = unix.LO_FLAGS_READ_ONLY | unix.LO_FLAGS_AUTOCLEAR
+		cfg.Info.Flags = flags
 		copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], path)
 		err = unix.IoctlLoopConfigure(int(f.Fd()), &cfg)
 		if err == nil {

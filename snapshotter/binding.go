@@ -197,7 +197,12 @@ func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding
 	}
 	s.buildMu.Lock() // Fill changes the index, which other bindings may share
 	defer s.buildMu.Unlock()
-	return s.layers.buildOn(&saved.Source, o.index, below)
+	f, err := s.layers.buildOn(&saved.Source, o.index, below)
+	if err == nil {
+		// The index is large and another base for the same layer is rare.
+		s.layers.forget(saved.Source.Descriptor.Digest)
+	}
+	return f, err
 }
 
 // opened returns a layer's opening with its index, or with an image that is in the cache.

@@ -217,6 +217,7 @@ func (l *layers) forget(d digest.Digest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.openings, d)
+	l.garbage = true
 }
 
 // sweep drops openings that nobody came for, and gives back the memory that decoding indexes

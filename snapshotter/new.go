@@ -70,6 +70,9 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 			return nil, err
 		}
 	}
+	if err := s.prepareScratch(kept[s.snapshotsDir()]); err != nil {
+		return nil, err
+	}
 	if s.caps, err = blockdev.Probe(root, probeImage(), opts.Backend, opts.Log); err != nil {
 		return nil, fmt.Errorf("probe what this kernel can mount: %w", err)
 	}
@@ -108,6 +111,7 @@ func (s *Snapshotter) Close() error {
 	if s.files != nil {
 		errs = append(errs, s.files.Close())
 	}
+	errs = append(errs, s.releaseScratch())
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
 	}

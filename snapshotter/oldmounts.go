@@ -69,6 +69,10 @@ func (s *Snapshotter) clearMounts(left []mountLine) (kept map[string]bool) {
 	}
 	for i := len(left) - 1; i >= 0; i-- {
 		m := left[i]
+		if m.dir == s.snapshotsDir() && m.fstype == "ext4" {
+			kept[m.dir] = true // see prepareScratch
+			continue
+		}
 		if m.fstype == "erofs" && count[m.dir] == 1 && strings.HasPrefix(m.source, filepath.Join(s.root, "cache")+"/") {
 			if _, err := os.Stat(m.source); err == nil {
 				kept[m.dir] = true

@@ -1,0 +1,70 @@
+package conformance_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// TestRootElsewhere: the root may lie on file systems that cannot do everything.
+func TestRootElsewhere(t *testing.T) {
+	needRoot(t)
+	for name, mount := range map[string]func(dir string) error{
+		"tmpfs": func(dir string) error { return unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2g") },
+		"overlayfs": func(dir string) error {
+			parts := dir + ".parts"
+			for _, d := range []string{"lower", "upper", "work"} {
+				if err := os.MkdirAll(filepath.Join(parts, d), 0o755); err != nil {
+					return err
+				}
+			}
+			return unix.Mount("overlay", dir, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", parts))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := filepath.Join(t.TempDir(), "root")
+			must(t, os.Mkdir(root, 0o755))
+			must(t, mount(root))
+			t.Cleanup(func() {
+				left, err := testbed.MountsUnder(root) // complete layers outlive remorad
+				must(t, err)
+				for i := len(left) - 1; i >= 0; i-- {
+					if err := unix.Unmount(left[i], 0); err != nil {
+						t.Errorf("%s is still in use: %v", left[i], err)
+					}
+				}
+				if err := unix.Unmount(root, 0); err != nil {
+					t.Errorf("the root's file system is still in use: %v", err)
+					_ = unix.Unmount(root, unix.MNT_DETACH)
+				}
+			})
+			s := newStack(t, testbed.Options{Root: root, LogLevel: "info"})
+			_, lazy := pushed(t, s, python)
+			_, err := s.Snapctl(t.Context(), "pull", lazy)
+			must(t, err)
+			lazyLayers(t, s, 3, "fuse-file")
+			run(t, s, lazy, "one", "remora", python)
+			_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "sleeper", "sleep", "1000")
+			must(t, err)
+			must(t, s.RestartRemorad(syscall.SIGKILL))
+			lazyLayers(t, s, 3, "fuse-file")
+			run(t, s, lazy, "two", "remora", python)
+			_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "sleeper")
+			must(t, err)
+			_, err = s.Ctr(t.Context(), "containers", "rm", "sleeper")
+			must(t, err)
+			_, err = s.Snapctl(t.Context(), "fetch", "--cache-only", lazy)
+			must(t, err)
+			run(t, s, lazy, "three", "remora", python)
+			src := s.Ref("python:src")
+			must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
+			sameTree(t, s, lazy, src, func(string) bool { return false })
+		})
+	}
+}
