@@ -258,8 +258,6 @@ func TestRestart(t *testing.T) {
 			must(t, err)
 			_, err = s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "y", "sleeper", "python3", "-c", "import json")
 			must(t, err)
-			st, err = s.Status(t.Context())
-			must(t, err)
 			_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "sleeper")
 			must(t, err)
 			_, err = s.Ctr(t.Context(), "containers", "rm", "sleeper")
