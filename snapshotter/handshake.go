@@ -46,9 +46,7 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 	if err != nil {
 		return err
 	}
-	if err := s.startAll(img); err != nil {
-		return err
-	}
+	s.startAll(img)
 	src := img.Layers[index]
 	if _, _, err := s.opts.Trust.indexOf(&src); err != nil {
 		return err
@@ -114,15 +112,24 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 	return known, err
 }
 
-// startAll starts opening every layer of the image that may be lazy: their indexes come while
-// containerd still works its way up.
-func (s *Snapshotter) startAll(img Image) error {
+// startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
+// their indexes come while containerd still works its way up.
+func (s *Snapshotter) startAll(img Image) {
+	bound := s.boundDigests()
 	for i := range img.Layers {
-		if _, _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil {
+		if _, _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil && !bound[img.Layers[i].Descriptor.Digest] {
 			s.layers.open(img.Layers[i], failureHolds)
 		}
 	}
-	return nil
+}
+
+// boundDigests returns the layers that have a snapshot.
+func (s *Snapshotter) boundDigests() map[digest.Digest]bool {
+	bound := map[digest.Digest]bool{}
+	for _, b := range s.allBindings() {
+		bound[b.source().Descriptor.Digest] = true
+	}
+	return bound
 }
 
 // commitRemote makes a committed snapshot of a layer that is on its way.

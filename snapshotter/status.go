@@ -116,7 +116,11 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 	}
 	reasons = map[digest.Digest]string{}
 	var all []*opening
+	bound := s.boundDigests()
 	for i := range img.Layers {
+		if bound[img.Layers[i].Descriptor.Digest] {
+			continue
+		}
 		if _, _, err := s.opts.Trust.indexOf(&img.Layers[i]); err != nil {
 			reasons[img.Layers[i].Descriptor.Digest] = err.Error()
 			continue
