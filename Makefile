@@ -45,7 +45,7 @@ unit:
 	go test -count=1 $(GO_UNIT)
 
 race: ## unit tests under the race detector
-	CGO_ENABLED=1 go test -race -count=1 $(GO_UNIT)
+	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT)
 
 conformance: deps tools build ## real containerd, runc, registry and kernel (root)
 	go test -count=1 -timeout 40m ./conformance/...

@@ -76,7 +76,31 @@ func ServeFiles(dir string, log *slog.Logger) (*FuseFiles, error) {
 		return nil, errors.Join(fmt.Errorf("stat FUSE mount %s: %w", dir, err), f.Close())
 	}
 	f.connection = unix.Minor(st.Dev)
+	if err := f.refusePoll(); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
 	return f, nil
+}
+
+// refusePoll makes the kernel ask us once whether we support poll(2), from a system call that
+// the Go runtime knows to block. Otherwise it would ask when this process itself opens one of the
+// files (to set up a loop device, say): os.Open hands the descriptor to epoll by a call that the
+// runtime believes to be short, and with all processors in such calls nobody is left to answer.
+func (f *FuseFiles) refusePoll() error {
+	path, err := f.Export(bytesDevice{0})
+	if err != nil {
+		return err
+	}
+	defer f.Withdraw(path)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err != nil {
+		return &os.PathError{Op: "poll", Path: path, Err: err}
+	}
+	return nil
 }
 
 // Close unmounts. Whatever the kernel has mounted on a file fails from now on.
