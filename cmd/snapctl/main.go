@@ -4,39 +4,22 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
+	"strings"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/log"
 	"github.com/spf13/cobra"
 
+	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/cmd/internal/version"
 )
 
-// usageError is a mistake in how the command was called.
-type usageError struct{ error }
-
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err == nil {
-		return
-	}
-	fmt.Fprintln(os.Stderr, "snapctl:", err)
-	var usage usageError
-	if errors.As(err, &usage) {
-		os.Exit(2)
-	}
-	os.Exit(1)
-}
+func main() { cli.Main("snapctl", run) }
 
 // app is what every command needs.
 type app struct {
@@ -68,7 +51,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w (see %s --help)", err, c.CommandPath())}
+		return cli.Usagef("%w (see %s --help)", err, c.CommandPath())
 	})
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	f := cmd.PersistentFlags()
@@ -77,7 +60,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f.StringVar(&a.namespace, "namespace", envOr("CONTAINERD_NAMESPACE", "default"), "containerd's `namespace` (k8s.io for Kubernetes)")
 	f.BoolVar(&a.json, "json", false, "print one JSON object on stdout")
 	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.statusCommand(), a.doctorCommand())
-	return cmd.ExecuteContext(ctx)
+	err := cmd.ExecuteContext(ctx)
+	if err != nil && strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
+		return cli.Usage(err)
+	}
+	return err
 }
 
 func envOr(key, otherwise string) string {
@@ -91,7 +78,7 @@ func envOr(key, otherwise string) string {
 func exactly(n int, what string) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if len(args) != n {
-			return usageError{fmt.Errorf("want %s, got %d arguments (see %s --help)", what, len(args), c.CommandPath())}
+			return cli.Usagef("want %s, got %d arguments (see %s --help)", what, len(args), c.CommandPath())
 		}
 		return nil
 	}

@@ -1,16 +1,16 @@
 package main
 
 import (
-	"fmt"
-
 	"github.com/distribution/reference"
+
+	"github.com/remora-storage/remora/cmd/internal/cli"
 )
 
 // normalize turns what people type into the full reference that containerd wants.
 func normalize(ref string) (string, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
-		return "", usageError{fmt.Errorf("image %q: %w", ref, err)}
+		return "", cli.Usagef("image %q: %w", ref, err)
 	}
 	return named.String(), nil
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"oras.land/oras-go/v2"
 	"oras.land/oras-go/v2/content/oci"
 
+	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/remote"
 )
 
@@ -24,7 +24,7 @@ func (a *app) openTarget(ctx context.Context, name string, o convertOptions, wri
 	if rest, ok := strings.CutPrefix(name, "oci:"); ok {
 		dir, tag, ok := cutLast(rest, ":")
 		if !ok || dir == "" || tag == "" {
-			return nil, "", usageError{fmt.Errorf("%q: want oci:DIR:TAG", name)}
+			return nil, "", cli.Usagef("%q: want oci:DIR:TAG", name)
 		}
 		if _, err := os.Stat(filepath.Join(dir, "oci-layout")); err != nil && !write {
 			return nil, "", fmt.Errorf("%s: %w", name, err)
@@ -79,7 +79,7 @@ func parseLogin(user string, plainHTTP bool) (remote.Login, error) {
 	if !ok && name != "" {
 		secret = os.Getenv("SNAPCTL_PASSWORD")
 		if secret == "" {
-			return remote.Login{}, usageError{errors.New("--user without a password: write --user USER:PASSWORD or set SNAPCTL_PASSWORD")}
+			return remote.Login{}, cli.Usagef("--user without a password: write --user USER:PASSWORD or set SNAPCTL_PASSWORD")
 		}
 	}
 	return remote.Login{User: name, Secret: secret, PlainHTTP: plainHTTP}, nil
