@@ -2,7 +2,6 @@ package blockdev
 
 import (
 	"errors"
-	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -17,14 +16,6 @@ func MountEROFS(source, dir string) error {
 	}
 	if err != nil {
 		return &os.PathError{Op: "mount erofs " + source + " on", Path: dir, Err: err}
-	}
-	return nil
-}
-
-// Bind makes what is mounted on from appear on to as well.
-func Bind(from, to string) error {
-	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("bind %s to %s: %w", from, to, err)
 	}
 	return nil
 }

@@ -211,6 +211,11 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 			err = fmt.Errorf("%w: never recorded", ErrCorrupt)
 		}
 	}
+	if err == nil && f.record.entries > uint32(t.nExtents)+minCompact {
+		if cerr := f.compact(); cerr != nil {
+			c.log.Warn("presence record stays long", "digest", id, "err", cerr)
+		}
+	}
 	if err != nil {
 		f.closeFiles()
 		return nil, err

@@ -529,3 +529,49 @@ func TestRemovedWhileRead(t *testing.T) {
 		t.Errorf("%d bytes are accounted for in an empty cache", used)
 	}
 }
+
+// TestRecordIsCompacted: a record that evictions have made long says the same when it is short.
+func TestRecordIsCompacted(t *testing.T) {
+	dir := t.TempDir()
+	im := newImage(t, 50, 20, 9000)
+	src := &source{blob: im.blob}
+	c := open(t, dir, cache.Options{Limit: 80_000})
+	f := create(t, c, "a", im, src)
+	path := filepath.Join(dir, "a", "present")
+	size := func() int64 {
+		st, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.Size()
+	}
+	for range 400 {
+		wantAll(t, f, im)
+		if err := c.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if size() > 20_000 {
+			break
+		}
+	}
+	before := size()
+	closeAndCheck(t, c)
+	if before <= 20_000 {
+		t.Fatalf("the record has only %d bytes", before)
+	}
+	for range 2 { // the second time it is short already
+		c = open(t, dir, cache.Options{Limit: 80_000})
+		f, err := c.File("a", src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := size(); n > 1000 {
+			t.Errorf("%d bytes after, %d before", n, before)
+		}
+		if err := c.Check(); err != nil {
+			t.Error(err)
+		}
+		wantRange(t, f, im, 0, 5000)
+		closeAndCheck(t, c)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"io"
 	"os"
+	"path/filepath"
 )
 
 // The presence record is a log: a header, then entries that say which extents came or went.
@@ -137,6 +138,41 @@ func (p *presence) append(runs []run) error {
 	}
 	p.entries += uint32(len(runs))
 	return nil
+}
+
+// minCompact is how many entries more than extents a record has before it is written anew.
+const minCompact = 1024
+
+// compact replaces the record by a shorter one that says the same. It is called before anybody
+// else has the file.
+func (f *File) compact() error {
+	path := filepath.Join(f.dir, presenceFile)
+	short, err := createPresence(path+".new", f.t.sum)
+	if err != nil {
+		return err
+	}
+	var runs []run
+	for i := range uint32(f.t.nExtents) {
+		if !f.hasLocked(i) {
+			continue
+		}
+		if k := len(runs); k > 0 && runs[k-1].first+runs[k-1].count == i {
+			runs[k-1].count++
+		} else {
+			runs = append(runs, run{first: i, count: 1})
+		}
+	}
+	err = short.append(runs)
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		short.close() // the long one stays
+		return err
+	}
+	f.record.close() // nothing was written to it
+	f.record = short
+	return syncDir(f.dir)
 }
 
 func (p *presence) close() error { return p.f.Close() }

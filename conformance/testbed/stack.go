@@ -24,7 +24,15 @@ type Options struct {
 	Root     string // remorad's root; default in the stack's directory
 	Registry string // an existing registry's storage, so that pushes need not be repeated
 	LogLevel string // remorad's; default debug
+	Auth     bool   // the registry wants User and Password
 }
+
+// Credentials of a registry with Options.Auth; the hash is the password's, by bcrypt.
+const (
+	User     = "robot"
+	Password = "secret"
+	htpasswd = User + ":$2a$05$sWMv6b90fRcEiYAQE1/qAuwWpeVtYI/4dBZDs0rhhfiR59jMv3UJ6\n"
+)
 
 // A Stack is a registry, containerd and remorad, with everything they write in one directory.
 type Stack struct {
@@ -107,6 +115,13 @@ storage:
   delete: {enabled: true}
 http: {addr: %q}
 `, storage, addr)
+	if s.opts.Auth {
+		users := filepath.Join(s.Dir, "htpasswd")
+		if err := os.WriteFile(users, []byte(htpasswd), 0o600); err != nil {
+			return err
+		}
+		config += fmt.Sprintf("auth:\n  htpasswd: {realm: test, path: %q}\n", users)
+	}
 	path := filepath.Join(s.Dir, "registry.yml")
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		return err
@@ -340,7 +355,11 @@ func (s *Stack) RunProgram(ctx context.Context, ref, snapshotter string, p Progr
 
 // Push copies an OCI layout into the registry.
 func (s *Stack) Push(ctx context.Context, layout, tag, name string) error {
-	_, err := Output(ctx, nil, "skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "oci:"+layout+":"+tag, "docker://"+s.Ref(name))
+	args := []string{"--insecure-policy", "copy", "--dest-tls-verify=false"}
+	if s.opts.Auth {
+		args = append(args, "--dest-creds", User+":"+Password)
+	}
+	_, err := Output(ctx, nil, "skopeo", append(args, "oci:"+layout+":"+tag, "docker://"+s.Ref(name))...)
 	return err
 }
 

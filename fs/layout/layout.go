@@ -1,7 +1,6 @@
 package layout
 
 import (
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -83,11 +82,6 @@ type Extent struct {
 	Unit    uint32
 	Inner   int64 // where the extent starts in the decoded unit
 	Digest  [32]byte
-}
-
-// DigestString returns the extent's digest in the form that OCI uses.
-func (e *Extent) DigestString() string {
-	return digest.NewDigestFromBytes(digest.SHA256, e.Digest[:]).String()
 }
 
 // A Unit is a range of the blob that is decoded as a whole.

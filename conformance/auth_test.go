@@ -1,0 +1,43 @@
+package conformance_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// TestPrivateRegistry: without credentials a pull says so; with --user it is lazy, and remorad
+// can go on fetching after it was killed.
+func TestPrivateRegistry(t *testing.T) {
+	s := newStack(t, testbed.Options{Auth: true})
+	layout, err := python.Layout(t.Context())
+	must(t, err)
+	lazy := s.Ref("private/python:lazy")
+	login := testbed.User + ":" + testbed.Password
+	_, err = s.Snapctl(t.Context(), "convert", "--user", login, "oci:"+layout+":src", lazy)
+	must(t, err)
+	for _, args := range [][]string{{"pull", lazy}, {"pull", "--user", testbed.User + ":wrong", lazy}} {
+		if out, err := s.Snapctl(t.Context(), args...); err == nil {
+			t.Errorf("%v: %s", args, out)
+		}
+	}
+	_, err = s.Snapctl(t.Context(), "pull", "--user", login, lazy)
+	must(t, err)
+	lazyLayers(t, s, 3, "fuse-file")
+	must(t, s.RestartRemorad(syscall.SIGKILL))
+	run(t, s, lazy, "c", "remora", python)
+	log, err := os.ReadFile(s.RemoradLog())
+	must(t, err)
+	if strings.Contains(string(log), testbed.Password) {
+		t.Error("the password is in remorad's log")
+	}
+	st, err := os.Stat(filepath.Join(s.Root, "logins.json"))
+	must(t, err)
+	if st.Mode().Perm() != 0o600 {
+		t.Errorf("logins.json has mode %v", st.Mode())
+	}
+}
