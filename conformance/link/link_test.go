@@ -1,6 +1,7 @@
 package link_test
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"sync"
@@ -68,43 +69,60 @@ func TestRoundTrip(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	c, err := net.Dial("tcp", k.Addr())
-	if err != nil {
-		t.Fatal(err)
+	// The best of several: a busy machine only makes it longer.
+	first, second := time.Hour, time.Hour
+	for range 8 {
+		c, err := net.Dial("tcp", k.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		first = min(first, ask(t, c, 1))
+		second = min(second, ask(t, c, 1))
+		c.Close()
 	}
-	defer c.Close()
-	between(t, "first answer, handshake included, in round trips", float64(ask(t, c, 1))/float64(rtt), 2, 2.6)
-	between(t, "second answer, in round trips", float64(ask(t, c, 1))/float64(rtt), 1, 1.5)
+	between(t, "first answer, handshake included, in round trips", float64(first)/float64(rtt), 2, 2.6)
+	between(t, "second answer, in round trips", float64(second)/float64(rtt), 1, 1.5)
 }
 
 // TestThroughput shows that the rate is the same for one connection and for sixteen together.
 func TestThroughput(t *testing.T) {
 	const rate = 25_000_000 // slow enough that the machine is not the limit
 	for _, conns := range []int{1, 16} {
-		n := 10_000_000 / conns
-		k, err := link.New(serve(t, n), link.Options{RTT: 20 * time.Millisecond, Rate: rate})
-		if err != nil {
-			t.Fatal(err)
+		best := 0.0
+		for range 4 { // the best of several: a busy machine only makes it less
+			best = max(best, throughput(t, conns, rate))
 		}
-		began := time.Now()
-		var all sync.WaitGroup
-		for range conns {
-			all.Go(func() {
-				c, err := net.Dial("tcp", k.Addr())
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer c.Close()
-				ask(t, c, n)
-			})
-		}
-		all.Wait()
-		got := float64(n*conns) / (time.Since(began) - 40*time.Millisecond).Seconds()
-		between(t, "throughput ÷ rate", got/rate, 0.85, 1.03)
-		if _, received := k.Stats(); received != int64(n*conns) {
-			t.Errorf("counted %d bytes, want %d", received, n*conns)
-		}
-		k.Close()
+		between(t, fmt.Sprintf("throughput ÷ rate, %d connections", conns), best/rate, 0.85, 1.03)
 	}
+}
+
+// throughput moves 5 MB over some connections and returns bytes a second.
+func throughput(t *testing.T, conns int, rate int64) float64 {
+	t.Helper()
+	const rtt = 20 * time.Millisecond
+	n := 5_000_000 / conns
+	k, err := link.New(serve(t, n), link.Options{RTT: rtt, Rate: rate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	began := time.Now()
+	var all sync.WaitGroup
+	for range conns {
+		all.Go(func() {
+			c, err := net.Dial("tcp", k.Addr())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			ask(t, c, n)
+		})
+	}
+	all.Wait()
+	took := time.Since(began)
+	if _, received := k.Stats(); received != int64(n*conns) {
+		t.Errorf("counted %d bytes, want %d", received, n*conns)
+	}
+	return float64(n*conns) / (took - 2*rtt).Seconds() // the handshake and the request
 }

@@ -1,0 +1,24 @@
+package conformance_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// TestCommandsAreDocumented: docs/cli.md is what make generate makes.
+func TestCommandsAreDocumented(t *testing.T) {
+	needRoot(t) // only because bin/ is there then
+	c := exec.Command("go", "run", "./conformance/clidoc")
+	c.Dir = testbed.Repo()
+	want, err := c.Output()
+	must(t, err)
+	got, err := os.ReadFile(filepath.Join(testbed.Repo(), "docs", "cli.md"))
+	must(t, err)
+	if string(got) != string(want) {
+		t.Error("docs/cli.md is stale: run make generate")
+	}
+}
