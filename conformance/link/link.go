@@ -108,14 +108,14 @@ func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, count *at
 	writer.Go(func() {
 		for p := range queue {
 			time.Sleep(time.Until(p.at))
+			if count != nil { // before: who has the bytes must find them counted
+				count.Add(int64(len(p.data)))
+			}
 			if _, err := dst.Write(p.data); err != nil {
 				src.Close() // ends the reader below
 				for range queue {
 				}
 				return
-			}
-			if count != nil {
-				count.Add(int64(len(p.data)))
 			}
 		}
 		if t, ok := dst.(*net.TCPConn); ok {
