@@ -2,6 +2,8 @@ package conformance_test
 
 import (
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -64,6 +66,27 @@ func openFiles(t *testing.T, s *testbed.Stack) (open []string) {
 	return open
 }
 
+// ourGoroutines counts remorad's goroutines that are in our packages: those of idle connections
+// are not.
+func ourGoroutines(t *testing.T, metrics string) int {
+	t.Helper()
+	resp, err := http.Get("http://" + metrics + "/debug/pprof/goroutine?debug=2")
+	must(t, err)
+	defer resp.Body.Close()
+	p, err := io.ReadAll(resp.Body)
+	must(t, err)
+	n := 0
+	for g := range strings.SplitSeq(string(p), "\n\n") {
+		for _, room := range []string{"cache", "snapshotter", "remote", "blockdev", "fs"} {
+			if strings.Contains(g, "github.com/remora-storage/remora/"+room) {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
+
 func removeAll(t *testing.T, s *testbed.Stack, refs ...string) {
 	t.Helper()
 	_, err := s.Ctr(t.Context(), append([]string{"images", "rm", "--sync"}, refs...)...)
@@ -73,10 +96,11 @@ func removeAll(t *testing.T, s *testbed.Stack, refs ...string) {
 // TestLifecycle takes an image through what people do with it: run, write, commit, push to the
 // same and to another repository, export, before and after it was fetched whole, and remove.
 func TestLifecycle(t *testing.T) {
-	s := newStack(t, testbed.Options{})
-	_, lazy := pushed(t, s, python)
-	_, err := s.Ctr(t.Context(), "version") // containerd has connected
+	metrics, err := testbed.FreeAddr()
 	must(t, err)
+	s := newStack(t, testbed.Options{Config: "[metrics]\naddress = \"" + metrics + "\"\n"})
+	_, lazy := pushed(t, s, python)
+	goroutines := ourGoroutines(t, metrics)
 	fds := len(openFiles(t, s))
 	_, err = s.Snapctl(t.Context(), "pull", lazy)
 	must(t, err)
@@ -129,6 +153,9 @@ func TestLifecycle(t *testing.T) {
 
 	removeAll(t, s, lazy)
 	wantNothingLeft(t, s, fds)
+	if n := ourGoroutines(t, metrics); n > goroutines {
+		t.Errorf("%d goroutines, %d before", n, goroutines)
+	}
 }
 
 // TestTwoNamespaces: one has the base layer by the ordinary path, the other lazily.
