@@ -575,3 +575,35 @@ func TestRecordIsCompacted(t *testing.T) {
 		closeAndCheck(t, c)
 	}
 }
+
+// TestPrefetchJoinsAnAbandonedFetch: a prefetch that waits for a reader's fetch fetches itself when
+// the readers leave.
+func TestPrefetchJoinsAnAbandonedFetch(t *testing.T) {
+	im := newImage(t, 51, 4, 1000)
+	src := &source{blob: im.blob}
+	asked := make(chan struct{}, 10)
+	src.fault = func(ctx context.Context, _, _ int64, _ int) (io.ReadCloser, error) {
+		if src.opens.Load() > 1 {
+			return nil, nil
+		}
+		asked <- struct{}{}
+		<-ctx.Done()
+		time.Sleep(50 * time.Millisecond) // the prefetch, told of the end, finds the fetch still there
+		return nil, context.Cause(ctx)
+	}
+	c := open(t, t.TempDir(), cache.Options{})
+	defer closeAndCheck(t, c)
+	f := create(t, c, "a", im, src)
+	ctx, leave := context.WithCancel(t.Context())
+	left := make(chan error, 1)
+	go func() {
+		_, err := f.ReadAt(ctx, make([]byte, 10), 4096)
+		left <- err
+	}()
+	<-asked
+	leave()
+	<-left
+	if err := f.PrefetchAll(t.Context()); err != nil || !f.Complete() {
+		t.Errorf("complete %v, %v", f.Complete(), err)
+	}
+}

@@ -75,9 +75,6 @@ func (f *File) Path() string { return filepath.Join(f.dir, imageFile) }
 // Size returns the image's size in bytes.
 func (f *File) Size() int64 { return f.t.imageSize }
 
-// BlobSize returns the size of the blob in bytes.
-func (f *File) BlobSize() int64 { return f.t.blobSize }
-
 // Stats are a file's numbers, all in bytes.
 type Stats struct {
 	Data    int64 // of all extents

@@ -24,7 +24,12 @@ func (f *File) Prefetch(ctx context.Context, units []uint32) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := f.awaitBulk(ctx, fills); err != nil {
+			err := f.awaitBulk(ctx, fills)
+			if errors.Is(err, errAbandoned) && ctx.Err() == nil {
+				// We joined a reader's fetch that its readers left; it is ours to make now.
+				err = f.Prefetch(ctx, unitsOf(fills))
+			}
+			if err != nil {
 				mu.Lock()
 				errs = append(errs, err)
 				mu.Unlock()
@@ -36,6 +41,14 @@ func (f *File) Prefetch(ctx context.Context, units []uint32) error {
 		return err
 	}
 	return errors.Join(errs...)
+}
+
+func unitsOf(fills []*unitFill) []uint32 {
+	units := make([]uint32, len(fills))
+	for i, fill := range fills {
+		units[i] = fill.unit
+	}
+	return units
 }
 
 // PrefetchAll makes the file complete.

@@ -26,8 +26,7 @@ const (
 
 	parentChainLabel = "containerd.io/snapshot/parent-chain-id"
 
-	stargzRefLabel      = "containerd.io/snapshot/remote/stargz.reference"
-	stargzManifestLabel = "containerd.io/snapshot/remote/stargz.manifest" // no client sends it today
+	stargzRefLabel = "containerd.io/snapshot/remote/stargz.reference"
 )
 
 // claim tries to supply the layer that a Prepare asks for. If it returns nil, a committed

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -69,7 +71,7 @@ func (t Trust) indexOf(s *Source) (toc digest.Digest, unverified bool, err error
 		return "", false, notLazy("digest %q", d.Digest)
 	}
 	for key := range d.Annotations {
-		if hasAnyPrefix(key, "io.containers.zstd-chunked.", "io.github.containers.zstd-chunked.") {
+		if strings.HasPrefix(key, "io.containers.zstd-chunked.") || strings.HasPrefix(key, "io.github.containers.zstd-chunked.") {
 			if _, both := d.Annotations[estargz.TOCDigest]; both {
 				return "", false, notLazy("two kinds of index on one layer")
 			}
@@ -77,7 +79,7 @@ func (t Trust) indexOf(s *Source) (toc digest.Digest, unverified bool, err error
 	}
 	v, ok := d.Annotations[estargz.TOCDigest]
 	if !ok {
-		if t.unverified(s.Repo.Host) {
+		if slices.Contains(t.Unverified, s.Repo.Host) {
 			return "", true, nil
 		}
 		return "", false, notLazy("the manifest has no index for this layer (convert the image with snapctl convert)")
@@ -89,15 +91,6 @@ func (t Trust) indexOf(s *Source) (toc digest.Digest, unverified bool, err error
 	return toc, false, nil
 }
 
-func hasAnyPrefix(s string, prefixes ...string) bool {
-	for _, p := range prefixes {
-		if len(s) >= len(p) && s[:len(p)] == p {
-			return true
-		}
-	}
-	return false
-}
-
 // Trust is what an operator allows.
 type Trust struct {
 	// Unverified lists registry hosts whose layers are used by a table of contents that the
@@ -105,13 +98,4 @@ type Trust struct {
 	Unverified []string
 	// BeforeUse makes a layer complete and checks its diffID before its first mount.
 	BeforeUse bool
-}
-
-func (t Trust) unverified(host string) bool {
-	for _, h := range t.Unverified {
-		if h == host {
-			return true
-		}
-	}
-	return false
 }

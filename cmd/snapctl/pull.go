@@ -143,11 +143,8 @@ func (a *app) login(ctx context.Context, remora *control.Client, logins *remote.
 	if o.user == "" && !o.plainHTTP {
 		return nil
 	}
-	l, err := parseLogin(o.user, o.plainHTTP)
+	l, err := setLogin(logins, host, o.user, o.plainHTTP)
 	if err != nil {
-		return err
-	}
-	if _, err := logins.Set(host, l); err != nil {
 		return err
 	}
 	return control.Explain(remora.Login(ctx, &control.LoginRequest{Host: host, User: l.User, Secret: l.Secret, PlainHTTP: l.PlainHTTP}), a.remora)

@@ -37,7 +37,7 @@ func (a *app) openTarget(ctx context.Context, name string, o convertOptions, wri
 		return nil, "", err
 	}
 	logins := new(remote.Logins)
-	if err := a.convertLogin(logins, registryHost(ref), o); err != nil {
+	if _, err := setLogin(logins, registryHost(ref), o.user, o.plainHTTP); err != nil {
 		return nil, "", err
 	}
 	options := a.registryOptions(ctx)
@@ -64,13 +64,13 @@ func (a *app) registryOptions(ctx context.Context) remote.Options {
 	return o
 }
 
-func (a *app) convertLogin(logins *remote.Logins, host string, o convertOptions) error {
-	l, err := parseLogin(o.user, o.plainHTTP)
-	if err != nil {
-		return err
+// setLogin reads --user and --plain-http and remembers them for a host.
+func setLogin(logins *remote.Logins, host, user string, plainHTTP bool) (remote.Login, error) {
+	l, err := parseLogin(user, plainHTTP)
+	if err == nil {
+		_, err = logins.Set(host, l)
 	}
-	_, err = logins.Set(host, l)
-	return err
+	return l, err
 }
 
 // parseLogin reads --user and --plain-http.

@@ -122,22 +122,42 @@ type Diff struct{ From, To string }
 
 // WriteImage writes an OCI layout with one image of gzip layers.
 func WriteImage(ctx context.Context, dir, tag string, diffs []Diff) error {
+	var layers []func(io.Writer) error
+	for _, d := range diffs {
+		layers = append(layers, func(w io.Writer) error { return archive.WriteDiff(ctx, w, d.From, d.To) })
+	}
+	return writeImage(dir, tag, layers)
+}
+
+// WriteTars writes an OCI layout with one image of gzip layers, each a tar that a function writes.
+func WriteTars(dir, tag string, tars ...func(*tar.Writer) error) error {
+	var layers []func(io.Writer) error
+	for _, write := range tars {
+		layers = append(layers, func(w io.Writer) error {
+			tw := tar.NewWriter(w)
+			return errors.Join(write(tw), tw.Close())
+		})
+	}
+	return writeImage(dir, tag, layers)
+}
+
+// writeImage writes an OCI layout with one image of gzip layers, each a stream that a function
+// writes.
+func writeImage(dir, tag string, layers []func(io.Writer) error) error {
 	blobs := filepath.Join(dir, "blobs", "sha256")
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		return err
 	}
-	var layers []ocispec.Descriptor
+	var descs []ocispec.Descriptor
 	var diffIDs []digest.Digest
-	for _, d := range diffs {
-		desc, diffID, err := writeLayer(blobs, func(w io.Writer) error {
-			return archive.WriteDiff(ctx, w, d.From, d.To)
-		})
+	for _, write := range layers {
+		desc, diffID, err := writeLayer(blobs, write)
 		if err != nil {
 			return err
 		}
-		layers, diffIDs = append(layers, desc), append(diffIDs, diffID)
+		descs, diffIDs = append(descs, desc), append(diffIDs, diffID)
 	}
-	return WriteLayout(dir, tag, layers, diffIDs)
+	return WriteLayout(dir, tag, descs, diffIDs)
 }
 
 // writeLayer stores a gzip layer of the tar that write makes.
@@ -206,25 +226,4 @@ func WriteLayout(dir, tag string, layers []ocispec.Descriptor, diffIDs []digest.
 		return fmt.Errorf("write layout %s: %w", dir, err)
 	}
 	return nil
-}
-
-// WriteTars writes an OCI layout with one image of gzip layers, each a tar that a function writes.
-func WriteTars(dir, tag string, layers ...func(*tar.Writer) error) error {
-	blobs := filepath.Join(dir, "blobs", "sha256")
-	if err := os.MkdirAll(blobs, 0o755); err != nil {
-		return err
-	}
-	var descs []ocispec.Descriptor
-	var diffIDs []digest.Digest
-	for _, layer := range layers {
-		desc, diffID, err := writeLayer(blobs, func(w io.Writer) error {
-			tw := tar.NewWriter(w)
-			return errors.Join(layer(tw), tw.Close())
-		})
-		if err != nil {
-			return err
-		}
-		descs, diffIDs = append(descs, desc), append(diffIDs, diffID)
-	}
-	return WriteLayout(dir, tag, descs, diffIDs)
 }
