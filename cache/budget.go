@@ -2,6 +2,7 @@ package cache
 
 import (
 	"cmp"
+	"math"
 	"os"
 	"slices"
 	"sync"
@@ -109,10 +110,13 @@ func (c *Cache) evict(n int64) (freed int64) {
 	return freed
 }
 
+// Prune evicts everything that may be evicted and returns how many bytes that freed.
+func (c *Cache) Prune() int64 { return c.evict(math.MaxInt64 / 2) }
+
 func (f *File) appendVictims(all []victim) []victim {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.pins > 0 || f.gone {
+	if !f.evictableLocked() {
 		return all
 	}
 	for i := range uint32(f.t.nExtents) {
@@ -140,7 +144,7 @@ func (f *File) drop(extents []uint32) (freed int64, err error) {
 	f.mu.Lock()
 	runs := f.dirty
 	f.dirty = nil
-	pinned := f.pins > 0 || f.gone
+	pinned := !f.evictableLocked()
 	f.mu.Unlock()
 	if pinned || f.record == nil {
 		f.mu.Lock()

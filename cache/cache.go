@@ -12,13 +12,23 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Options of a Cache. The zero value works.
 type Options struct {
-	Limit    int64         // bytes on disk, files of all kinds together; 0 for no limit
-	Deadline time.Duration // how long a reader waits for an extent; 0 for a minute
-	Log      *slog.Logger
+	Limit  int64  // bytes on disk, files of all kinds together; 0 for no limit
+	Policy Policy // of files that are given none
+	// Unreachable tells the errors of sources that pass, so that waiting may help, from those
+	// that do not. nil takes all for the latter.
+	Unreachable func(error) bool
+	// Rate bounds what CompleteInBackground fetches, in bytes a second; 0 for no bound.
+	Rate int64
+	// Held returns a descriptor of the image file called id, opened in an earlier life, or nil.
+	// It is used instead of opening the file, and belongs to the cache.
+	Held func(id string) *os.File
+	Log  *slog.Logger
 }
 
 // A Source supplies the bytes of a blob. It must be safe for concurrent use and return soon
@@ -30,12 +40,18 @@ type Source interface {
 	Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error)
 }
 
+// A Placed source says where its bytes come from. Requests to one place are counted together, so
+// that a place which does not answer holds up no other.
+type Placed interface{ Place() string }
+
 // A Cache is a directory of image files. Open makes one.
 type Cache struct {
-	dir   string
-	opts  Options
-	log   *slog.Logger
-	sched sched
+	dir     string
+	opts    Options
+	log     *slog.Logger
+	scheds  scheds
+	waits   waits
+	limiter *rate.Limiter // of CompleteInBackground; nil for none
 
 	budget   budget
 	clock    clock
@@ -62,8 +78,12 @@ func Open(dir string, opts Options) (*Cache, error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	if opts.Deadline == 0 {
-		opts.Deadline = time.Minute
+	opts.Policy = opts.Policy.withDefaults()
+	if opts.Unreachable == nil {
+		opts.Unreachable = func(error) bool { return false }
+	}
+	if opts.Held == nil {
+		opts.Held = func(string) *os.File { return nil }
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
@@ -71,6 +91,9 @@ func Open(dir string, opts Options) (*Cache, error) {
 	ctx, stop := context.WithCancel(context.Background())
 	c := &Cache{dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, stop: stop, kick: make(chan struct{}, 1)}
 	c.budget.limit = opts.Limit
+	if opts.Rate > 0 {
+		c.limiter = rate.NewLimiter(rate.Limit(opts.Rate), bulkRequestSize)
+	}
 	c.residues.init()
 	c.metrics = newMetrics()
 	c.started.Go(func() { c.commitLoop(ctx) })
@@ -80,14 +103,19 @@ func Open(dir string, opts Options) (*Cache, error) {
 // Close records what is not recorded yet and closes all files.
 func (c *Cache) Close() error {
 	c.stop()
-	c.started.Wait()
 	c.mu.Lock()
 	files := c.files
 	c.files = map[string]*File{}
 	c.mu.Unlock()
+	for _, f := range files {
+		f.mu.Lock()
+		f.closing = true // no fetch begins any more
+		f.mu.Unlock()
+		f.cancelFills(errors.New("cache is closed"))
+	}
+	c.started.Wait()
 	var errs []error
 	for _, f := range files {
-		f.cancelFills(errors.New("cache is closed"))
 		errs = append(errs, f.commit())
 		f.closeFiles()
 	}
@@ -196,7 +224,7 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := os.OpenFile(filepath.Join(dir, imageFile), os.O_RDWR, 0)
+	img, err := c.openImage(id)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
@@ -224,7 +252,32 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 	if _, err := os.Stat(filepath.Join(dir, verifiedFile)); err == nil {
 		f.verified = true
 	}
+	if _, err := os.Stat(filepath.Join(dir, keptFile)); err == nil {
+		f.kept = true
+	}
 	return f, nil
+}
+
+// openImage opens an image file, or takes the descriptor that an earlier life has left: where the
+// kernel reports reads of the file, only one that was opened before that may be written through.
+func (c *Cache) openImage(id string) (*os.File, error) {
+	path := filepath.Join(c.path(id), imageFile)
+	held := c.opts.Held(id)
+	if held == nil {
+		return os.OpenFile(path, os.O_RDWR, 0)
+	}
+	a, err := held.Stat()
+	if err == nil {
+		var b os.FileInfo
+		if b, err = os.Stat(path); err == nil && !os.SameFile(a, b) {
+			err = fmt.Errorf("%s was replaced", path)
+		}
+	}
+	if err != nil {
+		held.Close()
+		return nil, err
+	}
+	return held, nil
 }
 
 // Remove deletes the file called id.
@@ -292,6 +345,7 @@ func (c *Cache) commitLoop(ctx context.Context) {
 			if err := f.commit(); err != nil {
 				c.log.Warn("presence not recorded, will try again", "digest", f.id, "err", err)
 			}
+			f.residue.trim()
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache"
 )
@@ -37,6 +39,11 @@ func (m meta) WriteTo(w io.Writer) (int64, error) { n, err := w.Write(m); return
 // newImage makes an image of n extents of up to size bytes, each in a gzip member of its own
 // with bytes around it that belong to no extent.
 func newImage(t testing.TB, seed uint64, n, size int) *image {
+	t.Helper()
+	return newImageWith(t, seed, n, size, "tail and the next header")
+}
+
+func newImageWith(t testing.TB, seed uint64, n, size int, tail string) *image {
 	t.Helper()
 	r := rand.New(rand.NewPCG(seed, 7))
 	im := &image{bytes: make([]byte, 4096)}
@@ -70,7 +77,7 @@ func newImage(t testing.TB, seed uint64, n, size int) *image {
 		im.spec.Extents = append(im.spec.Extents, cache.Extent{
 			Off: int64(len(im.bytes)), Len: uint32(len(p)), Unit: uint32(i + 1), Inner: uint32(len(head)), Digest: sha256.Sum256(p),
 		})
-		member(head, p, []byte("tail and the next header"))
+		member(head, p, []byte(tail))
 		im.bytes = append(im.bytes, p...)
 		im.bytes = append(im.bytes, make([]byte, (4096-len(im.bytes)%4096)%4096)...)
 	}
@@ -306,7 +313,7 @@ func TestDeadline(t *testing.T) {
 	}
 	dir := t.TempDir()
 	synctest.Test(t, func(t *testing.T) {
-		c := open(t, dir, cache.Options{Deadline: 30 * time.Second})
+		c := open(t, dir, cache.Options{Policy: cache.Policy{Deadline: 30 * time.Second}})
 		defer c.Close()
 		f := create(t, c, "a", im, src)
 		began := time.Now()
@@ -383,6 +390,130 @@ func TestSameDigestIsCopied(t *testing.T) {
 	wantAll(t, f, im)
 	if n := src.bytes.Load(); n != 0 {
 		t.Errorf("fetched %d bytes that another layer had", n)
+	}
+}
+
+// TestRebuiltLayer: of a layer that is like another but for a few extents, only those are fetched to
+// make it complete and to check its diffID, with what lies around them. One whose headers differ
+// where nobody can see it is found out by its diffID, and fetched.
+func TestRebuiltLayer(t *testing.T) {
+	old := newImage(t, 4, 60, 5000)
+	same := newImage(t, 4, 60, 5000)
+	headers := newImageWith(t, 4, 60, 5000, "tail and the NEXT header")
+	c := open(t, t.TempDir(), cache.Options{})
+	defer closeAndCheck(t, c)
+	wantAll(t, create(t, c, "old", old, &source{blob: old.blob}), old)
+	for name, one := range map[string]struct {
+		im  *image
+		all bool
+	}{"the same": {same, false}, "other headers": {headers, true}} {
+		t.Run(name, func(t *testing.T) {
+			src := &source{blob: one.im.blob}
+			f := create(t, c, name, one.im, src)
+			if err := f.PrefetchAll(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			var both sync.WaitGroup
+			for range 2 { // at once: one must not be misled by what the other drops
+				both.Go(func() {
+					if err := f.Verify(t.Context(), one.im.diffID); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			both.Wait()
+			if n := src.bytes.Load(); (n > int64(len(one.im.blob))/4) != one.all {
+				t.Errorf("fetched %d of %d bytes", n, len(one.im.blob))
+			}
+			wantAll(t, f, one.im)
+		})
+	}
+}
+
+// TestFillWithoutRoom: where the kernel reads the file, a range that does not fit is no space left,
+// after the deadline; with room it succeeds.
+func TestFillWithoutRoom(t *testing.T) {
+	im, hog := newImage(t, 5, 20, 9000), newImage(t, 6, 40, 9000)
+	c := open(t, t.TempDir(), cache.Options{Limit: 280_000, Policy: cache.Policy{Deadline: 300 * time.Millisecond}})
+	defer closeAndCheck(t, c)
+	f := create(t, c, "a", im, &source{blob: im.blob})
+	f.Pin()
+	defer f.Unpin()
+	other := create(t, c, "hog", hog, &source{blob: hog.blob})
+	if err := other.Keep(true); err != nil {
+		t.Fatal(err)
+	}
+	wantAll(t, other, hog) // as much of it as fits
+	if f.Fits() {
+		t.Error("an image that does not fit beside what is kept is said to fit")
+	}
+	if err := f.Fill(t.Context(), 0, 0); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("got %v, want no space left", err)
+	}
+	if err := other.Keep(false); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Fill(t.Context(), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	p, err := os.ReadFile(f.Path())
+	if err != nil || !bytes.Equal(p, im.bytes) {
+		t.Errorf("the file has other bytes: %v", err)
+	}
+	if !f.Complete() || f.Commit() != nil {
+		t.Error("not complete, or not recorded")
+	}
+}
+
+// TestUnreachable: a source that does not answer is asked again, for as long as somebody waits.
+func TestUnreachable(t *testing.T) {
+	im := newImage(t, 7, 20, 5000)
+	for name, wait := range map[string]bool{"wait": true, "eio": false} {
+		t.Run(name, func(t *testing.T) {
+			c := open(t, t.TempDir(), cache.Options{
+				Policy: cache.Policy{Wait: wait, Deadline: 500 * time.Millisecond}, Unreachable: func(error) bool { return true },
+			})
+			defer closeAndCheck(t, c)
+			src := &source{blob: im.blob}
+			var down atomic.Bool
+			down.Store(true)
+			src.fault = func(context.Context, int64, int64, int) (io.ReadCloser, error) {
+				if down.Load() {
+					return nil, errors.New("nobody answers")
+				}
+				return nil, nil
+			}
+			f := create(t, c, "a", im, src)
+			done := make(chan error, 1)
+			go func() {
+				_, err := f.ReadAt(cache.WithReader(context.Background(), 42), make([]byte, 100), int64(len(im.bytes)-5000))
+				done <- err
+			}()
+			if !wait {
+				if err := <-done; err == nil || !strings.Contains(err.Error(), "nobody answers") {
+					t.Errorf("got %v", err)
+				}
+				return
+			}
+			for range 1000 {
+				if w := c.Waiting(0); len(w) == 1 && w[0].PID == 42 && w[0].ID == "a" && w[0].Trouble != nil {
+					break
+				}
+				time.Sleep(time.Millisecond)
+			}
+			select {
+			case err := <-done:
+				t.Fatalf("did not wait: %v", err)
+			case <-time.After(time.Second): // twice the deadline, which is not for it
+			}
+			down.Store(false)
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if w := c.Waiting(0); len(w) != 0 {
+				t.Errorf("waits: %+v", w)
+			}
+		})
 	}
 }
 

@@ -7,9 +7,12 @@ import (
 )
 
 // Check walks everything: each extent that is said to be present must have its digest, and the
-// budget must be the sum of what there is. It is for tests and for repair; nothing may read or
-// write meanwhile.
+// budget must be the sum of what there is. It is for tests and for repair: it waits for fetches that
+// are under way, what their readers have not waited for too, and nobody may begin one meanwhile.
 func (c *Cache) Check() error {
+	for _, f := range c.snapshotFiles() {
+		f.awaitJobs()
+	}
 	var errs []error
 	sum := int64(0)
 	for _, f := range c.snapshotFiles() {

@@ -20,6 +20,7 @@ const (
 	presenceFile = "present"
 	residueFile  = "residue"
 	verifiedFile = "verified"
+	keptFile     = "kept"
 )
 
 // A File is one image. It is a blockdev.Device: read-only, every byte of it readable, what is
@@ -37,11 +38,15 @@ type File struct {
 	// by who takes extents away, so that no reader sees a hole instead of data.
 	punch sync.RWMutex
 
+	verifying chan struct{} // holds a token while the file is verified
+
 	commitMu sync.Mutex // one commit at a time; taken before mu
 	record   *presence  // guarded by commitMu; nil until the first commit
 
 	mu       sync.Mutex // guards the fields below
 	src      Source
+	policy   Policy
+	trouble  error    // why the source does not answer; nil while it does
 	present  []uint64 // a bit an extent
 	read     []uint64 // a bit a unit that a reader asked for; nil until one did
 	used     []uint32 // when an extent was last used, in ticks; nil until one is
@@ -51,8 +56,10 @@ type File struct {
 	inflight map[uint32]*unitFill
 	pins     int
 	gone     bool // nothing begins any more
+	closing  bool // no fetch begins any more
 	closed   bool
 	verified bool // the blob's diffID was checked
+	kept     bool // an operator wants it never evicted
 	ahead    readahead
 
 	residue residue
@@ -60,8 +67,9 @@ type File struct {
 
 func newFile(c *Cache, id, dir string, img *os.File, t *table, src Source) *File {
 	return &File{
-		c: c, id: id, dir: dir, img: img, t: t, src: src,
+		c: c, id: id, dir: dir, img: img, t: t, src: src, policy: c.opts.Policy,
 		present: make([]uint64, (t.nExtents+63)/64), inflight: map[uint32]*unitFill{},
+		verifying: make(chan struct{}, 1),
 	}
 }
 
@@ -71,6 +79,9 @@ func (f *File) ID() string { return f.id }
 // Path returns where the image lies. While the file is complete and pinned, the kernel may read
 // it without us.
 func (f *File) Path() string { return filepath.Join(f.dir, imageFile) }
+
+// MetaSize returns the bytes at the image's start that are always present.
+func (f *File) MetaSize() int64 { return f.t.metaSize }
 
 // Size returns the image's size in bytes.
 func (f *File) Size() int64 { return f.t.imageSize }
@@ -122,6 +133,19 @@ func (f *File) SetSource(src Source) {
 	f.mu.Unlock()
 }
 
+// SetPolicy says what becomes of reads while the source does not answer.
+func (f *File) SetPolicy(p Policy) {
+	f.mu.Lock()
+	f.policy = p.withDefaults()
+	f.mu.Unlock()
+}
+
+// Image returns the open image file. It stays the cache's.
+func (f *File) Image() *os.File { return f.img }
+
+// Commit records everything that was filled so far and returns when that is on stable storage.
+func (f *File) Commit() error { return f.commit() }
+
 // AddFetched counts bytes that the caller took from the source for this file.
 func (f *File) AddFetched(n int64) { f.fetched.Add(n) }
 
@@ -137,12 +161,47 @@ func (f *File) PinIfComplete() bool {
 	return true
 }
 
-// Unpin undoes one PinIfComplete.
+// Pin keeps all extents that are here, or come, until Unpin. The kernel may read a pinned file
+// directly, if somebody fills it before.
+func (f *File) Pin() {
+	f.mu.Lock()
+	f.pins++
+	f.mu.Unlock()
+}
+
+// Unpin undoes one Pin or PinIfComplete.
 func (f *File) Unpin() {
 	f.mu.Lock()
 	f.pins--
 	f.mu.Unlock()
 }
+
+// Keep has the file never evicted, in this life and later ones, or as others are.
+func (f *File) Keep(keep bool) error {
+	mark := filepath.Join(f.dir, keptFile)
+	var err error
+	if keep {
+		err = os.WriteFile(mark, nil, 0o600)
+	} else if err = os.Remove(mark); errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	if err != nil {
+		return fmt.Errorf("keep image %s: %w", f.id, err)
+	}
+	f.mu.Lock()
+	f.kept = keep
+	f.mu.Unlock()
+	return nil
+}
+
+// Kept reports whether an operator wants the file never evicted, and whether it may be now.
+func (f *File) Kept() (kept, evictable bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.kept, f.evictableLocked()
+}
+
+func (f *File) evictableLocked() bool { return f.pins == 0 && !f.kept && !f.gone }
 
 func pages(n int64) int64 { return (n + 4095) &^ 4095 }
 
@@ -208,13 +267,7 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 		f.c.metrics.hits.Inc()
 		return len(p), nil
 	}
-	f.c.metrics.misses.Inc()
-	began := time.Now()
-	fills, err := f.demandUnits(ctx, missing)
-	for errors.Is(err, errAbandoned) && ctx.Err() == nil { // we joined it too late
-		fills, err = f.demandUnits(ctx, missing)
-	}
-	f.c.metrics.wait.Observe(time.Since(began).Seconds())
+	fills, err := f.waitForUnits(ctx, missing, off, int64(len(p)))
 	if err != nil {
 		return 0, fmt.Errorf("read image %s at %d+%d: %w", f.id, off, len(p), err)
 	}
@@ -224,14 +277,36 @@ func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// waitForUnits makes units present for a reader of [off, off+n) and returns them.
+func (f *File) waitForUnits(ctx context.Context, units []uint32, off, n int64) ([]*unitFill, error) {
+	f.c.metrics.misses.Inc()
+	began := time.Now()
+	defer f.c.waits.enter(ctx, f, off, n)()
+	fills, err := f.demandUnits(ctx, units)
+	for errors.Is(err, errAbandoned) && ctx.Err() == nil { // we joined it too late
+		fills, err = f.demandUnits(ctx, units)
+	}
+	f.c.metrics.wait.Observe(time.Since(began).Seconds())
+	return fills, err
+}
+
 // readPresent reads what is here of extents [lo, hi) and everything between them, and returns
 // the units of those that are not.
 func (f *File) readPresent(p []byte, off int64, lo, hi int) (missing []uint32, err error) {
 	f.punch.RLock()
 	defer f.punch.RUnlock()
+	if missing, err = f.use(lo, hi); err != nil {
+		return nil, err
+	}
+	_, err = f.img.ReadAt(p, off)
+	return missing, err
+}
+
+// use notes that somebody reads extents [lo, hi) and returns the units of those that are not here.
+func (f *File) use(lo, hi int) (missing []uint32, err error) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.gone {
-		f.mu.Unlock()
 		return nil, errors.New("image was removed")
 	}
 	now := f.c.clock.now()
@@ -252,9 +327,7 @@ func (f *File) readPresent(p []byte, off int64, lo, hi int) (missing []uint32, e
 			missing = append(missing, u)
 		}
 	}
-	f.mu.Unlock()
-	_, err = f.img.ReadAt(p, off)
-	return missing, err
+	return missing, nil
 }
 
 // commit syncs the image's data and then records what was filled. The order is what makes the
@@ -346,18 +419,31 @@ func (f *File) closeFiles() {
 	f.residue.close()
 }
 
-// cancelFills ends all fetches of the file and waits for them.
-func (f *File) cancelFills(cause error) {
+// jobs returns the fetches of the file that are under way.
+func (f *File) jobs() map[*job]bool {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	jobs := map[*job]bool{}
 	for _, u := range f.inflight {
 		jobs[u.job] = true
 	}
-	f.mu.Unlock()
+	return jobs
+}
+
+// cancelFills ends all fetches of the file and waits for them.
+func (f *File) cancelFills(cause error) {
+	jobs := f.jobs()
 	for j := range jobs {
 		j.cancel(cause)
 	}
 	for j := range jobs {
+		<-j.ended
+	}
+}
+
+// awaitJobs waits for all fetches of the file.
+func (f *File) awaitJobs() {
+	for j := range f.jobs() {
 		<-j.ended
 	}
 }

@@ -72,9 +72,9 @@ func (f *File) demandUnits(ctx context.Context, units []uint32) ([]*unitFill, er
 	slices.Sort(units)
 	units = slices.Compact(units)
 	f.mu.Lock()
-	if f.gone {
+	if f.gone || f.closing {
 		f.mu.Unlock()
-		return nil, errors.New("image was removed")
+		return nil, errors.New("image was removed, or the cache is closed")
 	}
 	var fills []*unitFill
 	var fresh []uint32
@@ -178,29 +178,32 @@ func (f *File) runLocked(u uint32, size int64) []uint32 {
 // startLocked starts a job for a run of units, none of which is in flight. The job has one user.
 func (f *File) startLocked(run []uint32, prio priority) []*unitFill {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	j := &job{cancel: cancel, ended: make(chan struct{}), ticket: f.c.sched.enter(prio), users: 1}
+	j := &job{cancel: cancel, ended: make(chan struct{}), ticket: f.c.scheds.enter(f.src, prio), users: 1}
 	fills := make([]*unitFill, len(run))
 	for i, u := range run {
 		fills[i] = &unitFill{unit: u, job: j, done: make(chan struct{})}
 		f.inflight[u] = fills[i]
 	}
-	src := f.src
+	src, policy := f.src, f.policy
 	f.c.started.Go(func() {
 		defer close(j.ended)
 		defer cancel(nil)
 		defer j.ticket.release()
-		if prio == demand {
-			timed, stop := context.WithTimeoutCause(ctx, f.c.opts.Deadline,
-				fmt.Errorf("nothing came within %s", f.c.opts.Deadline))
-			defer stop()
-			ctx = timed
-		}
-		err := f.runJob(ctx, src, slices.Clone(fills), prio, j.ticket)
+		err := f.persist(ctx, policy, j, prio, func(ctx context.Context) error {
+			return f.runJob(ctx, src, f.unfinished(fills), prio, j.ticket)
+		})
 		for _, fill := range fills {
 			f.finish(fill, err)
 		}
 	})
 	return fills
+}
+
+// unfinished returns the fills that are still to be made.
+func (f *File) unfinished(fills []*unitFill) []*unitFill {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(fills), func(fill *unitFill) bool { return f.inflight[fill.unit] != fill })
 }
 
 // finish ends a fill, once.

@@ -1,12 +1,16 @@
 package cache
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 type metrics struct {
 	hits, misses, localUnits prometheus.Counter
 	fetchBytes, evicted      prometheus.Counter
 	fetchErrors, wrongBytes  prometheus.Counter
-	unstored                 prometheus.Counter
+	unstored, unreachable    prometheus.Counter
 	wait                     prometheus.Histogram
 }
 
@@ -23,6 +27,7 @@ func newMetrics() metrics {
 		wrongBytes:  count("wrong_bytes_total", "Units whose bytes were not what their digest says."),
 		evicted:     count("evicted_bytes_total", "Bytes evicted."),
 		unstored:    count("unstored_extents_total", "Extents served without being stored, for lack of room."),
+		unreachable: count("unreachable_total", "Times that a source stopped answering while somebody waited for it."),
 		wait: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "remora", Subsystem: "cache", Name: "read_wait_seconds",
 			Help: "How long reads of images waited for a fetch.", Buckets: prometheus.ExponentialBuckets(0.001, 2, 16),
@@ -33,7 +38,11 @@ func newMetrics() metrics {
 // Register adds the cache's metrics to a registry.
 func (c *Cache) Register(r prometheus.Registerer) {
 	m := &c.metrics
-	r.MustRegister(m.hits, m.misses, m.localUnits, m.fetchBytes, m.fetchErrors, m.wrongBytes, m.evicted, m.unstored, m.wait,
+	r.MustRegister(m.hits, m.misses, m.localUnits, m.fetchBytes, m.fetchErrors, m.wrongBytes, m.evicted, m.unstored, m.unreachable, m.wait,
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "waiting_reads",
+			Help: "Reads that have waited for more than a second now."}, func() float64 { return float64(len(c.Waiting(time.Second))) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "pinned_bytes",
+			Help: "Bytes that cannot be evicted, since the kernel may read them without asking."}, func() float64 { return float64(c.Pinned()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "used_bytes",
 			Help: "Bytes on disk."}, func() float64 { used, _ := c.Usage(); return float64(used) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "limit_bytes",

@@ -9,15 +9,24 @@ import (
 // Prefetch makes units present, in the order given, behind every reader that waits. It returns
 // when all are here, with the errors of those that are not, or soon after ctx ends.
 func (f *File) Prefetch(ctx context.Context, units []uint32) error {
+	return f.prefetch(ctx, units, prefetch, maxPrefetch)
+}
+
+func (f *File) prefetch(ctx context.Context, units []uint32, prio priority, atOnce int) error {
 	var (
 		mu   sync.Mutex
 		errs []error
 		wg   sync.WaitGroup
 	)
-	slots := make(chan struct{}, maxBulk)
+	slots := make(chan struct{}, atOnce)
 	for len(units) > 0 && ctx.Err() == nil {
+		if prio == background {
+			if err := f.waitTurn(ctx); err != nil {
+				break
+			}
+		}
 		var fills []*unitFill
-		fills, units = f.startBulk(units)
+		fills, units = f.startBulk(units, prio)
 		if len(fills) == 0 {
 			continue
 		}
@@ -27,7 +36,7 @@ func (f *File) Prefetch(ctx context.Context, units []uint32) error {
 			err := f.awaitBulk(ctx, fills)
 			if errors.Is(err, errAbandoned) && ctx.Err() == nil {
 				// We joined a reader's fetch that its readers left; it is ours to make now.
-				err = f.Prefetch(ctx, unitsOf(fills))
+				err = f.prefetch(ctx, unitsOf(fills), prio, atOnce)
 			}
 			if err != nil {
 				mu.Lock()
@@ -52,19 +61,34 @@ func unitsOf(fills []*unitFill) []uint32 {
 }
 
 // PrefetchAll makes the file complete.
-func (f *File) PrefetchAll(ctx context.Context) error {
+func (f *File) PrefetchAll(ctx context.Context) error { return f.Prefetch(ctx, f.allUnits()) }
+
+// CompleteInBackground makes the file complete behind everything else, at Options.Rate.
+func (f *File) CompleteInBackground(ctx context.Context) error {
+	return f.prefetch(ctx, f.allUnits(), background, maxBackground)
+}
+
+func (f *File) allUnits() []uint32 {
 	units := make([]uint32, f.t.nUnits)
 	for i := range units {
 		units[i] = uint32(i)
 	}
-	return f.Prefetch(ctx, units)
+	return units
+}
+
+// waitTurn waits until the rate of background work allows one more request.
+func (f *File) waitTurn(ctx context.Context) error {
+	if f.c.limiter == nil {
+		return nil
+	}
+	return f.c.limiter.WaitN(ctx, bulkRequestSize)
 }
 
 // startBulk starts a job for the first wanted units, or joins the first that is in flight.
-func (f *File) startBulk(units []uint32) (fills []*unitFill, rest []uint32) {
+func (f *File) startBulk(units []uint32, prio priority) (fills []*unitFill, rest []uint32) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.gone {
+	if f.gone || f.closing {
 		return nil, nil
 	}
 	var run []uint32
@@ -88,7 +112,7 @@ func (f *File) startBulk(units []uint32) (fills []*unitFill, rest []uint32) {
 			units = units[1:]
 			continue
 		case !f.wantedLocked(u), len(run) > 0 && (u != run[len(run)-1]+1 || size+n > bulkRequestSize):
-			return f.startLocked(run, bulk), units
+			return f.startLocked(run, prio), units
 		}
 		run = append(run, u)
 		size += n
@@ -97,7 +121,7 @@ func (f *File) startBulk(units []uint32) (fills []*unitFill, rest []uint32) {
 	if len(run) == 0 {
 		return nil, nil
 	}
-	return f.startLocked(run, bulk), units
+	return f.startLocked(run, prio), units
 }
 
 // awaitBulk waits for the units of one job and leaves it once.

@@ -19,7 +19,8 @@ import (
 //
 //	offset  size  field
 //	0       4     unit
-//	4       4     1 if the payload is the whole packed unit, 0 if zstd of the bytes around the extents
+//	4       4     1 if the payload is the whole packed unit, 0 if zstd of the bytes around the extents,
+//	              2 if zstd of what those bytes may be: another layer's (see guessResidue)
 //	8       4     length of the payload
 //	12      4     CRC32C of the 12 bytes before and the payload
 //	16            payload
@@ -27,6 +28,10 @@ const (
 	residueHeader = 16
 	residueStep   = 16 << 10 // bytes of budget that are taken at a time
 	maxResidue    = 16 << 20 // bytes of a unit besides extents; with more the unit is fetched again
+
+	residueAround = 0
+	residuePacked = 1
+	residueGuess  = 2
 )
 
 // residue is the open log. Its zero value has no records.
@@ -38,6 +43,10 @@ type residue struct {
 	size  int64
 	known []uint64 // a bit a unit
 	over  bool     // closed
+	// index is where records lie, if somebody asked for that, up to size indexed.
+	index   map[uint32]residueAt
+	indexed int64
+	asked   bool // since trim
 }
 
 // residueCodec compresses records.
@@ -92,11 +101,15 @@ func (f *File) gaps(unit uint32, plain, rest []byte) []byte {
 
 // keepResidue adds a record. Failing is not an error: see above.
 func (f *File) keepResidue(unit uint32, payload []byte, packed bool) {
-	flag := uint32(1)
-	if !packed {
-		flag = 0
-		payload = f.c.residues.enc.EncodeAll(payload, nil)
+	if packed {
+		f.keepRecord(unit, residuePacked, payload)
+		return
 	}
+	f.keepRecord(unit, residueAround, f.c.residues.enc.EncodeAll(payload, nil))
+}
+
+// keepRecord adds a record. A later record of the same unit holds instead of an earlier one.
+func (f *File) keepRecord(unit, flag uint32, payload []byte) {
 	r := &f.residue
 	need := int64(len(payload)) + residueHeader
 	r.mu.Lock()
@@ -144,12 +157,12 @@ func (f *File) loadResidue() {
 		return
 	}
 	r.f = file
-	f.scanResidueLocked(func(unit uint32, at int64, packed bool, n int) { r.noteLocked(unit, f.t.nUnits) })
+	f.scanResidueLocked(func(unit uint32, _ residueAt) { r.noteLocked(unit, f.t.nUnits) })
 	r.reserved.Store(pages(r.size))
 }
 
 // scanResidueLocked reads records until the first that is not valid, which ends the log.
-func (f *File) scanResidueLocked(yield func(unit uint32, at int64, packed bool, n int)) {
+func (f *File) scanResidueLocked(yield func(unit uint32, at residueAt)) {
 	r := &f.residue
 	r.size = 0
 	st, err := r.f.Stat()
@@ -164,7 +177,7 @@ func (f *File) scanResidueLocked(yield func(unit uint32, at int64, packed bool, 
 			return
 		}
 		unit, flag, n := le.Uint32(head), le.Uint32(head[4:]), int64(le.Uint32(head[8:]))
-		if int(unit) >= f.t.nUnits || flag > 1 || n > st.Size()-r.size-residueHeader {
+		if int(unit) >= f.t.nUnits || flag > residueGuess || n > st.Size()-r.size-residueHeader {
 			return
 		}
 		if int64(cap(payload)) < n {
@@ -177,16 +190,16 @@ func (f *File) scanResidueLocked(yield func(unit uint32, at int64, packed bool, 
 		if crc32.Update(crc32.Checksum(head[:12], castagnoli), castagnoli, payload) != le.Uint32(head[12:]) {
 			return
 		}
-		yield(unit, r.size+residueHeader, flag == 1, int(n))
+		yield(unit, residueAt{off: r.size + residueHeader, n: int(n), flag: flag})
 		r.size += residueHeader + n
 	}
 }
 
 // residueAt is where a record's payload lies.
 type residueAt struct {
-	off    int64
-	n      int
-	packed bool
+	off  int64
+	n    int
+	flag uint32
 }
 
 // residueIndex maps units to their records.
@@ -196,9 +209,7 @@ func (f *File) residueIndex() map[uint32]residueAt {
 	defer r.mu.Unlock()
 	index := map[uint32]residueAt{}
 	if r.f != nil {
-		f.scanResidueLocked(func(unit uint32, at int64, packed bool, n int) {
-			index[unit] = residueAt{off: at, n: n, packed: packed}
-		})
+		f.scanResidueLocked(func(unit uint32, at residueAt) { index[unit] = at })
 	}
 	return index
 }
@@ -209,7 +220,7 @@ func (f *File) readResidue(at residueAt) ([]byte, error) {
 	if _, err := f.residue.f.ReadAt(p, at.off); err != nil {
 		return nil, err
 	}
-	if at.packed {
+	if at.flag == residuePacked {
 		return p, nil
 	}
 	out, err := f.c.residues.dec.DecodeAll(p, nil)
@@ -217,4 +228,56 @@ func (f *File) readResidue(at residueAt) ([]byte, error) {
 		return nil, fmt.Errorf("%w: residue: %w", ErrCorrupt, err)
 	}
 	return out, nil
+}
+
+// surelyAround returns what a unit holds besides its extents, if that is known and no guess.
+func (f *File) surelyAround(u uint32) ([]byte, bool) {
+	f.residue.mu.Lock()
+	at, ok := f.residue.places(f)[u]
+	f.residue.mu.Unlock()
+	if !ok || at.flag != residueAround {
+		return nil, false
+	}
+	rest, err := f.readResidue(at)
+	return rest, err == nil
+}
+
+// places maps units to their records, and keeps the map for the next call. The caller holds mu.
+func (r *residue) places(f *File) map[uint32]residueAt {
+	if r.f == nil || r.over {
+		return nil
+	}
+	r.asked = true
+	if r.index == nil || r.indexed != r.size {
+		r.index = map[uint32]residueAt{}
+		f.scanResidueLocked(func(unit uint32, at residueAt) { r.index[unit] = at })
+		r.indexed = r.size
+	}
+	return r.index
+}
+
+// dropGuesses forgets what was supposed, and reports whether there was anything.
+func (f *File) dropGuesses() bool {
+	index := f.residueIndex()
+	r := &f.residue
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	any := false
+	for u, at := range index {
+		if at.flag == residueGuess && r.known != nil {
+			r.known[u/64] &^= 1 << (u % 64)
+			any = true
+		}
+	}
+	return any
+}
+
+// trim gives the map's memory back if nobody has asked since the last time.
+func (r *residue) trim() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.asked {
+		r.index = nil
+	}
+	r.asked = false
 }

@@ -7,26 +7,54 @@ import (
 	"sync"
 )
 
-// priority of a fetch. A reader that waits goes before all else.
+// priority of a fetch.
 type priority int
 
 const (
-	demand priority = iota // somebody waits
-	bulk                   // prefetch, completion
+	demand     priority = iota // somebody waits
+	prefetch                   // somebody will want it soon, or has asked for all
+	background                 // nobody has asked
+	priorities
 )
 
 const (
-	maxDemand       = 24 // requests at once for readers
-	maxBulk         = 4  // requests at once for the rest, while no reader waits
-	maxBulkBesides  = 1  // and while readers wait
-	bulkRequestSize = 2 << 20
+	maxDemand          = 24 // requests to one place at once for readers
+	maxPrefetch        = 4  // requests at once for the rest, while no reader waits
+	maxPrefetchBesides = 1  // and while readers wait
+	maxBackground      = 2  // requests at once while nobody waits for anything
+	bulkRequestSize    = 2 << 20
 )
 
-// sched hands out the right to make a request.
+// scheds hand out the right to make a request, each for one place.
+type scheds struct {
+	mu  sync.Mutex // guards all; taken before sched.mu
+	all map[string]*sched
+}
+
+// enter puts a job into the queue of its source's place. Its release must be called, granted or not.
+func (s *scheds) enter(src Source, p priority) *ticket {
+	place := ""
+	if placed, ok := src.(Placed); ok {
+		place = placed.Place()
+	}
+	s.mu.Lock()
+	one := s.all[place]
+	if one == nil {
+		if s.all == nil {
+			s.all = map[string]*sched{}
+		}
+		one = &sched{}
+		s.all[place] = one
+	}
+	s.mu.Unlock()
+	return one.enter(p)
+}
+
+// sched hands out the right to make a request to one place.
 type sched struct {
 	mu      sync.Mutex // guards the fields below and all tickets; taken after all others
-	running [2]int
-	waiting [2][]*ticket
+	running [priorities]int
+	waiting [priorities][]*ticket
 }
 
 // A ticket is one job's place in the queue, then its right.
@@ -37,7 +65,6 @@ type ticket struct {
 	over    bool
 }
 
-// enter puts a job into the queue. Its release must be called, granted or not.
 func (s *sched) enter(p priority) *ticket {
 	t := &ticket{s: s, prio: p, granted: make(chan struct{})}
 	s.mu.Lock()
@@ -49,15 +76,19 @@ func (s *sched) enter(p priority) *ticket {
 
 // wait returns when the job may make its request.
 func (t *ticket) wait(ctx context.Context) error {
+	t.s.mu.Lock()
+	granted := t.granted
+	t.s.mu.Unlock()
 	select {
-	case <-t.granted:
+	case <-granted:
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("wait for a connection: %w", context.Cause(ctx))
 	}
 }
 
-// promote lets a job that waits go before all bulk work, because a reader now waits for it.
+// promote lets a job that waits go before all that nobody waits for, because a reader now waits
+// for it.
 func (t *ticket) promote() {
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
@@ -69,6 +100,7 @@ func (t *ticket) promote() {
 	t.s.grantLocked()
 }
 
+// release gives the right, or the place in the queue, back.
 func (t *ticket) release() {
 	t.s.mu.Lock()
 	defer t.s.mu.Unlock()
@@ -79,6 +111,18 @@ func (t *ticket) release() {
 	if !t.leaveQueueLocked() {
 		t.s.running[t.prio]--
 	}
+	t.s.grantLocked()
+}
+
+// renew queues a ticket that was released once more.
+func (t *ticket) renew() {
+	t.s.mu.Lock()
+	defer t.s.mu.Unlock()
+	if !t.over {
+		return
+	}
+	t.over, t.granted = false, make(chan struct{})
+	t.s.waiting[t.prio] = append(t.s.waiting[t.prio], t)
 	t.s.grantLocked()
 }
 
@@ -94,14 +138,10 @@ func (t *ticket) leaveQueueLocked() bool {
 }
 
 func (s *sched) grantLocked() {
-	for {
-		p := demand
-		switch {
-		case len(s.waiting[demand]) > 0 && s.running[demand] < maxDemand:
-		case len(s.waiting[bulk]) > 0 && s.running[bulk] < s.bulkLimitLocked():
-			p = bulk
-		default:
-			return
+	for p := demand; p < priorities; {
+		if len(s.waiting[p]) == 0 || s.running[p] >= s.limitLocked(p) {
+			p++
+			continue
 		}
 		t := s.waiting[p][0]
 		s.waiting[p] = s.waiting[p][1:]
@@ -110,9 +150,18 @@ func (s *sched) grantLocked() {
 	}
 }
 
-func (s *sched) bulkLimitLocked() int {
-	if s.running[demand] > 0 || len(s.waiting[demand]) > 0 {
-		return maxBulkBesides
+// limitLocked is how many requests of a priority may run now.
+func (s *sched) limitLocked(p priority) int {
+	busy := func(p priority) bool { return s.running[p] > 0 || len(s.waiting[p]) > 0 }
+	switch {
+	case p == demand:
+		return maxDemand
+	case p == prefetch && busy(demand):
+		return maxPrefetchBesides
+	case p == prefetch:
+		return maxPrefetch
+	case busy(demand) || busy(prefetch):
+		return 0
 	}
-	return maxBulk
+	return maxBackground
 }
