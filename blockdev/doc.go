@@ -1,8 +1,8 @@
 // Package blockdev is the wall between our engines and the kernel: a Device is bytes by offset,
 // and an export makes a path of it that the kernel can mount.
 //
-// Belongs here: the Device contract, its exports (a FUSE-served file, a loop device), mounting,
-// and finding out what this kernel can do by doing it.
+// Belongs here: the Device contract, the names of the back ends, loop devices, mounting; in packages below,
+// each export, what keeps exports alive, and finding out what this kernel can do by doing it.
 // Does not: where bytes come from (cache, volume), which snapshot needs what (snapshotter).
 package blockdev
 
@@ -18,3 +18,17 @@ type Device interface {
 	// Size returns the number of bytes. It never changes.
 	Size() int64
 }
+
+// A Backend is a way in which the kernel mounts an incomplete image.
+type Backend string
+
+// The back ends.
+const (
+	Precontent Backend = "precontent" // EROFS on the image file itself, filled by fanotify pre-content events
+	FuseFile   Backend = "fuse-file"  // EROFS on a FUSE-served file
+	FuseLoop   Backend = "fuse-loop"  // EROFS on a loop device on a FUSE-served file
+	FuseTree   Backend = "fuse-tree"  // the tree itself served by FUSE, without EROFS
+)
+
+// Backends lists all.
+var Backends = []Backend{Precontent, FuseFile, FuseLoop, FuseTree}

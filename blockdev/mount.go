@@ -35,3 +35,13 @@ func Unmount(dir string) error {
 		}
 	}
 }
+
+// MountLoop mounts an image by a loop device.
+func MountLoop(source, dir string) error {
+	l, err := AttachLoop(source)
+	if err != nil {
+		return err
+	}
+	defer l.Release() // the mount holds the device now
+	return MountEROFS(l.Path(), dir)
+}

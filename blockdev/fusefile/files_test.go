@@ -1,4 +1,4 @@
-package blockdev_test
+package fusefile_test
 
 import (
 	"bytes"
@@ -15,19 +15,22 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/fusefile"
 )
 
-func serve(t *testing.T) *blockdev.FuseFiles {
+const node = fusefile.FirstNode
+
+func serve(t *testing.T) *fusefile.Files {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
-	f, err := blockdev.ServeFiles(t.TempDir(), slog.New(slog.DiscardHandler))
+	f, err := fusefile.Mount(t.TempDir(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := f.Close(); err != nil {
+		if err := f.Unmount(); err != nil {
 			t.Error(err)
 		}
 	})
@@ -46,10 +49,7 @@ func randomBytes(n int) []byte {
 func TestFuseFileHasTheDevicesBytes(t *testing.T) {
 	f := serve(t)
 	data := randomBytes(5_000_001)
-	path, err := f.Export(blockdev.Memory(data))
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := f.Export(node, blockdev.Memory(data))
 	got, err := os.ReadFile(path)
 	if err != nil || !bytes.Equal(got, data) {
 		t.Fatalf("got %d bytes, %v", len(got), err)
@@ -69,7 +69,7 @@ func TestFuseFileHasTheDevicesBytes(t *testing.T) {
 	if n, err := in.ReadAt(p, int64(len(data))-50); n != 50 || err != io.EOF {
 		t.Errorf("at the end: %d, %v", n, err)
 	}
-	f.Withdraw(path)
+	f.Withdraw(node)
 	if _, err := os.Open(path); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("withdrawn: %v", err)
 	}
@@ -94,6 +94,7 @@ func (d failing) ReadAt(ctx context.Context, _ []byte, _ int64) (int, error) {
 
 func TestErrorsReachTheReader(t *testing.T) {
 	f := serve(t)
+	next := uint64(node)
 	for name, c := range map[string]struct {
 		err  error
 		want unix.Errno
@@ -103,10 +104,8 @@ func TestErrorsReachTheReader(t *testing.T) {
 		"other errnos": {&os.PathError{Op: "read", Err: unix.ENOENT}, unix.EIO},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path, err := f.Export(failing{err: c.err})
-			if err != nil {
-				t.Fatal(err)
-			}
+			next++
+			path := f.Export(next, failing{err: c.err})
 			if _, err := os.ReadFile(path); !errors.Is(err, c.want) {
 				t.Errorf("got %v, want %v", err, c.want)
 			}
@@ -118,10 +117,7 @@ func TestErrorsReachTheReader(t *testing.T) {
 func TestReaderIsKilled(t *testing.T) {
 	f := serve(t)
 	d := failing{hang: make(chan struct{}, 100)}
-	path, err := f.Export(d)
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := f.Export(node, d)
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -150,10 +146,7 @@ func TestReaderIsKilled(t *testing.T) {
 func TestManyReaders(t *testing.T) {
 	f := serve(t)
 	data := randomBytes(8 << 20)
-	path, err := f.Export(blockdev.Memory(data))
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := f.Export(node, blockdev.Memory(data))
 	var all sync.WaitGroup
 	for w := range 16 {
 		all.Go(func() {
@@ -180,10 +173,7 @@ func TestManyReaders(t *testing.T) {
 func TestLoop(t *testing.T) {
 	f := serve(t)
 	data := randomBytes(1 << 20)
-	path, err := f.Export(blockdev.Memory(data))
-	if err != nil {
-		t.Fatal(err)
-	}
+	path := f.Export(node, blockdev.Memory(data))
 	l, err := blockdev.AttachLoop(path)
 	if err != nil {
 		t.Fatal(err)
@@ -194,13 +184,5 @@ func TestLoop(t *testing.T) {
 	}
 	if err := l.Release(); err != nil {
 		t.Error(err)
-	}
-}
-
-func TestProbeRefusesWhatIsNotItsImage(t *testing.T) {
-	serve(t) // only for its demands
-	c, err := blockdev.Probe(t.TempDir(), bytes.Repeat([]byte{0}, 8192), "", slog.New(slog.DiscardHandler))
-	if err != nil || c.Lazy != "" || c.Direct || c.LazyReason == "" {
-		t.Errorf("got %+v, %v", c, err)
 	}
 }

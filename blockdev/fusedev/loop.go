@@ -1,0 +1,207 @@
+package fusedev
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+// loop reads requests and has each answered by a goroutine of its own.
+type loop struct {
+	c       *Conn
+	fs      fuse.RawFileSystem
+	started sync.WaitGroup
+}
+
+// A request is one that the kernel waits for.
+type request struct {
+	pid    uint32        // of the thread that waits
+	cancel chan struct{} // closed when its caller is being killed, or we stop
+	once   sync.Once
+	done   chan struct{} // closed when it is answered
+}
+
+func (r *request) leave() { r.once.Do(func() { close(r.cancel) }) }
+
+// run serves until the connection ends or Stop is called.
+func (l *loop) run() {
+	c := l.c
+	defer l.started.Wait()
+	defer l.leaveAll()
+	for i := c.mem.Len() - 1; i >= 0; i-- { // what an earlier process had read and not answered
+		if n := binary.NativeEndian.Uint32(c.mem.Slot(i)); n > 0 {
+			l.dispatch(i, int(n))
+		} else {
+			c.mem.Release(i)
+		}
+	}
+	raw, err := c.dev.SyscallConn()
+	if err != nil {
+		return
+	}
+	for {
+		slot, ok := c.mem.Take(c.stopping)
+		if !ok {
+			return
+		}
+		p := c.mem.Slot(slot)
+		putUint32(p, 0) // in use once the kernel has put the request's length there
+		n, err := 0, error(nil)
+		if rerr := raw.Read(func(fd uintptr) bool {
+			n, err = unix.Read(int(fd), p[:requestSize])
+			return !errors.Is(err, unix.EAGAIN)
+		}); rerr != nil {
+			c.mem.Release(slot)
+			return // told to stop
+		}
+		switch {
+		case err == nil:
+			l.dispatch(slot, n)
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOENT): // ENOENT: the caller has left
+			c.mem.Release(slot)
+		default: // ENODEV: unmounted; nothing else is possible
+			c.mem.Release(slot)
+			if !errors.Is(err, unix.ENODEV) && !errors.Is(err, unix.ECONNABORTED) {
+				c.opts.Log.Error("FUSE connection fails", "dir", c.dir, "err", err)
+			}
+			return
+		}
+	}
+}
+
+func (l *loop) leaveAll() {
+	l.c.mu.Lock()
+	defer l.c.mu.Unlock()
+	for _, r := range l.c.inflight {
+		r.leave()
+	}
+}
+
+// dispatch answers the request in a slot. What needs no answer, or none that takes long, is done
+// at once.
+func (l *loop) dispatch(slot, n int) {
+	c := l.c
+	p := c.mem.Slot(slot)
+	h, err := header(p[:min(n, len(p))])
+	if err != nil {
+		c.opts.Log.Error("FUSE request not understood", "err", err)
+		l.free(slot)
+		return
+	}
+	body := p[inHeader:h.Length]
+	switch h.Opcode {
+	case opForget, opBatchForget, opDestroy: // our nodes have no counts
+		l.free(slot)
+		return
+	case opInterrupt:
+		if len(body) >= 8 {
+			c.mu.Lock()
+			r := c.inflight[binary.NativeEndian.Uint64(body)]
+			c.mu.Unlock()
+			if r != nil {
+				l.started.Go(r.interrupted)
+			}
+		}
+		l.free(slot)
+		return
+	}
+	r := &request{pid: h.Pid, cancel: make(chan struct{}), done: make(chan struct{})}
+	c.mu.Lock()
+	c.inflight[h.Unique] = r
+	c.mu.Unlock()
+	l.started.Go(func() {
+		defer close(r.done)
+		kept := l.answer(r, h, body)
+		c.mu.Lock()
+		delete(c.inflight, h.Unique)
+		c.mu.Unlock()
+		if !kept {
+			l.free(slot)
+		}
+	})
+}
+
+// free gives a slot back.
+func (l *loop) free(slot int) {
+	putUint32(l.c.mem.Slot(slot), 0)
+	l.c.mem.Release(slot)
+}
+
+// answer carries a request out. It returns true if the request was left to the next process.
+func (l *loop) answer(r *request, h fuse.InHeader, body []byte) (kept bool) {
+	c := l.c
+	out, done, status := l.carryOut(r, h, body)
+	if done != nil {
+		defer done()
+	}
+	if status != fuse.OK {
+		select {
+		case <-c.stopping: // it may have failed for that reason alone
+			return true
+		default:
+		}
+		out = nil
+	}
+	err := c.write(-int32(status), h.Unique, out)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOENT): // the caller has left, or an earlier process had answered
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ECONNABORTED):
+	default:
+		c.opts.Log.Error("FUSE answer not sent", "op", h.Opcode, "len", len(out), "err", err)
+		if status == fuse.OK {
+			_ = c.write(-int32(unix.EIO), h.Unique) // the kernel must have some answer
+		}
+	}
+	return false
+}
+
+const killCheck = 50 * time.Millisecond
+
+// interrupted is what becomes of a request whose caller got a signal. Reads of files are not given
+// up for signals that do not kill: a Go program that is executed gets one every few milliseconds and
+// would try for ever. The kernel tells of the first signal only, so the caller is looked at
+// until the request is answered.
+func (r *request) interrupted() {
+	for {
+		if r.killed() {
+			r.leave()
+			return
+		}
+		select {
+		case <-r.done:
+			return
+		case <-r.cancel:
+			return
+		case <-time.After(killCheck):
+		}
+	}
+}
+
+// killed reports whether SIGKILL waits for the caller, or the caller is not there.
+func (r *request) killed() bool {
+	p, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(r.pid), 10) + "/status")
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(p)) {
+		set, ok := strings.CutPrefix(line, "SigPnd:")
+		if !ok {
+			set, ok = strings.CutPrefix(line, "ShdPnd:")
+		}
+		if !ok {
+			continue
+		}
+		pending, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
+		if err != nil || pending&(1<<(uint(unix.SIGKILL)-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,225 @@
+// Package fusefile exports Devices as read-only files in a directory that FUSE serves. The kernel
+// mounts a file system on such a file, or sets a loop device up on it.
+//
+// Belongs here: the directory and its files. Does not: the FUSE connection itself (fusedev), what
+// the bytes are.
+package fusefile
+
+import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/fusedev"
+	"github.com/remora-storage/remora/cache"
+)
+
+// Files is the directory. A file's name is its node's number in decimal, which its exporter
+// chooses: it must mean the same Device as long as the connection lives, whoever serves it.
+type Files struct {
+	fuse.RawFileSystem
+	conn *fusedev.Conn
+	log  *slog.Logger
+
+	mu    sync.Mutex // guards the fields below
+	files map[uint64]blockdev.Device
+}
+
+const (
+	rootMode     = 0o500 | unix.S_IFDIR
+	fileMode     = 0o400 | unix.S_IFREG
+	foreverValid = 365 * 24 * time.Hour
+
+	// FirstNode is the least number of a file.
+	FirstNode = fuse.FUSE_ROOT_ID + 1
+	pollNode  = 1 << 62 // of refusePoll
+)
+
+// Mount mounts an empty directory on dir, which must exist, and serves it. Stop or Unmount must be
+// called.
+func Mount(dir string, log *slog.Logger) (*Files, error) {
+	conn, err := fusedev.Mount(dir, fusedev.Options{Log: log})
+	if err != nil {
+		return nil, err
+	}
+	f := newFiles(conn, log)
+	if err := f.Start(); err != nil {
+		return nil, errors.Join(err, conn.Unmount())
+	}
+	if err := f.refusePoll(); err != nil {
+		return nil, errors.Join(err, conn.Unmount())
+	}
+	return f, nil
+}
+
+// Adopt takes over a directory that an earlier process mounted. It serves nothing before Start:
+// the caller exports again first what was exported then.
+func Adopt(dir string, kept []*os.File, log *slog.Logger) (*Files, error) {
+	conn, err := fusedev.Adopt(dir, kept, fusedev.Options{Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return newFiles(conn, log), nil
+}
+
+func newFiles(conn *fusedev.Conn, log *slog.Logger) *Files {
+	return &Files{RawFileSystem: fuse.NewDefaultRawFileSystem(), conn: conn, log: log, files: map[uint64]blockdev.Device{}}
+}
+
+// Start serves an adopted directory.
+func (f *Files) Start() error { return f.conn.Start(f) }
+
+// Kept returns what another process must keep for Adopt.
+func (f *Files) Kept() []*os.File { return f.conn.Files() }
+
+// Stop leaves the directory mounted for the next process, its readers waiting.
+func (f *Files) Stop() error { return f.conn.Stop() }
+
+// Unmount ends the directory. Whatever the kernel has mounted on a file fails from now on.
+func (f *Files) Unmount() error { return f.conn.Unmount() }
+
+// refusePoll makes the kernel ask us once whether we support poll(2), from a system call that
+// the Go runtime knows to block. Otherwise it would ask when this process itself opens one of the
+// files (to set up a loop device, say): os.Open hands the descriptor to epoll by a call that the
+// runtime believes to be short, and with all processors in such calls nobody is left to answer.
+func (f *Files) refusePoll() error {
+	path := f.Export(pollNode, blockdev.Memory([]byte{0}))
+	defer f.Withdraw(pollNode)
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+	if _, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0); err != nil {
+		return &os.PathError{Op: "poll", Path: path, Err: err}
+	}
+	return nil
+}
+
+// Path returns the path of a node's file.
+func (f *Files) Path(node uint64) string {
+	return filepath.Join(f.conn.Dir(), strconv.FormatUint(node, 10))
+}
+
+// Export adds a file for a device, or gives the file another device, and returns its path.
+func (f *Files) Export(node uint64, dev blockdev.Device) (path string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.files[node] = dev
+	return f.Path(node)
+}
+
+// Withdraw removes a node's file. The kernel may go on using it where it is open; reads then
+// fail.
+func (f *Files) Withdraw(node uint64) {
+	f.mu.Lock()
+	delete(f.files, node)
+	f.mu.Unlock()
+	f.conn.Forget(fuse.FUSE_ROOT_ID, strconv.FormatUint(node, 10))
+}
+
+func (f *Files) device(node uint64) blockdev.Device {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.files[node]
+}
+
+func (f *Files) String() string { return "remora" }
+
+// Lookup finds a device's file by its number.
+func (f *Files) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	node, err := strconv.ParseUint(name, 10, 64)
+	if h.NodeId != fuse.FUSE_ROOT_ID || err != nil {
+		return fuse.ENOENT
+	}
+	dev := f.device(node)
+	if dev == nil {
+		return fuse.ENOENT
+	}
+	out.NodeId, out.Generation = node, 1
+	out.SetEntryTimeout(foreverValid)
+	out.SetAttrTimeout(foreverValid)
+	fileAttr(&out.Attr, node, dev)
+	return fuse.OK
+}
+
+// GetAttr describes the directory or a device's file.
+func (f *Files) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	out.SetTimeout(foreverValid)
+	if in.NodeId == fuse.FUSE_ROOT_ID {
+		out.Ino, out.Mode, out.Nlink = fuse.FUSE_ROOT_ID, rootMode, 2
+		return fuse.OK
+	}
+	dev := f.device(in.NodeId)
+	if dev == nil {
+		return fuse.ENOENT
+	}
+	fileAttr(&out.Attr, in.NodeId, dev)
+	return fuse.OK
+}
+
+func fileAttr(a *fuse.Attr, node uint64, dev blockdev.Device) {
+	a.Ino, a.Mode, a.Nlink, a.Size, a.Blksize = node, fileMode, 1, uint64(dev.Size()), 4096
+	a.Blocks = (a.Size + 511) / 512
+}
+
+// Open lets the kernel keep what it has cached: a device's bytes never change.
+func (f *Files) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if f.device(in.NodeId) == nil {
+		return fuse.ENOENT
+	}
+	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
+		return fuse.EROFS
+	}
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	return fuse.OK
+}
+
+// Read reads from the device. An interrupted reader leaves at once.
+func (f *Files) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	dev := f.device(in.NodeId)
+	if dev == nil {
+		return nil, fuse.EIO
+	}
+	ctx := cache.WithReader(&fuse.Context{Caller: in.Caller, Cancel: cancel}, int(in.Pid))
+	n, err := dev.ReadAt(ctx, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
+	if err != nil {
+		errno := cache.Errno(err)
+		if errno != unix.EINTR {
+			f.log.Error("read failed", "off", in.Offset, "len", in.Size, "err", err)
+		}
+		return nil, fuse.Status(errno)
+	}
+	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// OpenDir and ReadDir let the directory be opened.
+func (f *Files) OpenDir(<-chan struct{}, *fuse.OpenIn, *fuse.OpenOut) fuse.Status { return fuse.OK }
+
+// ReadDir lists nothing: files are found by name.
+func (f *Files) ReadDir(<-chan struct{}, *fuse.ReadIn, *fuse.DirEntryList) fuse.Status {
+	return fuse.OK
+}
+
+// ReadDirPlus lists nothing either.
+func (f *Files) ReadDirPlus(<-chan struct{}, *fuse.ReadIn, *fuse.DirEntryList) fuse.Status {
+	return fuse.OK
+}
+
+// StatFs gives the zero answer.
+func (f *Files) StatFs(<-chan struct{}, *fuse.InHeader, *fuse.StatfsOut) fuse.Status {
+	return fuse.OK
+}
+
+// Tiny returns a file system with an empty root directory.
+func Tiny() fuse.RawFileSystem {
+	return &Files{RawFileSystem: fuse.NewDefaultRawFileSystem(), log: slog.New(slog.DiscardHandler)}
+}

@@ -1,0 +1,418 @@
+package precontent_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev/holder"
+	"github.com/remora-storage/remora/blockdev/precontent"
+	"github.com/remora-storage/remora/blockdev/slots"
+)
+
+// image is a file whose bytes come from memory, block by block, when they are asked for.
+type image struct {
+	f     *os.File
+	data  []byte
+	fills atomic.Int64
+
+	mu    sync.Mutex
+	err   error
+	delay time.Duration
+}
+
+const block = 4096
+
+// newImage makes an image of which the first block is present.
+func newImage(t *testing.T, dir string, size int) *image {
+	t.Helper()
+	i := &image{data: make([]byte, size)}
+	r := rand.New(rand.NewPCG(1, uint64(size)))
+	for k := range i.data {
+		i.data[k] = byte(r.Uint32() | 1) // no zero, so that a hole shows
+	}
+	f, err := os.Create(filepath.Join(dir, fmt.Sprint("image-", size)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	if _, err := f.WriteAt(i.data[:block], 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(int64(size)); err != nil {
+		t.Fatal(err)
+	}
+	i.f = f
+	return i
+}
+
+func (i *image) Image() *os.File { return i.f }
+
+func (i *image) set(err error, delay time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.err, i.delay = err, delay
+}
+
+func (i *image) Fill(ctx context.Context, off, n int64) error {
+	i.mu.Lock()
+	err, delay := i.err, i.delay
+	i.mu.Unlock()
+	i.fills.Add(1)
+	select {
+	case <-time.After(delay):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	if n == 0 || n > int64(len(i.data))-off {
+		n = int64(len(i.data)) - off
+	}
+	_, err = i.f.WriteAt(i.data[off:off+n], off)
+	return err
+}
+
+func newGroup(t *testing.T) (*precontent.Group, *holder.Local) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("fanotify needs root")
+	}
+	keeper := holder.NewLocal()
+	g, err := precontent.New(keeper, "test", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Skip("no pre-content events here: ", err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(g.Close(), keeper.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := g.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return g, keeper
+}
+
+// TestReadersSeeTheBytes: many readers, by read(2), mmap and direct I/O, see what was missing.
+func TestReadersSeeTheBytes(t *testing.T) {
+	g, _ := newGroup(t)
+	i := newImage(t, t.TempDir(), 8<<20)
+	if err := g.Mark("one", i); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for w := range 16 {
+		all.Go(func() {
+			flags := os.O_RDONLY
+			if w%4 == 3 {
+				flags |= unix.O_DIRECT
+			}
+			f, err := os.OpenFile(i.f.Name(), flags, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			if w%4 == 2 {
+				readMapped(t, f, i.data)
+				return
+			}
+			r := rand.New(rand.NewPCG(2, uint64(w)))
+			p := alignedBlock(t)
+			for range 200 {
+				off := int64(r.IntN(len(i.data)/block)) * block
+				if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, i.data[off:off+block]) {
+					t.Errorf("reader %d at %d: %v", w, off, err)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+func alignedBlock(t *testing.T) []byte {
+	p, err := unix.Mmap(-1, 0, block, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
+	if err != nil {
+		t.Error(err)
+	}
+	return p
+}
+
+func readMapped(t *testing.T, f *os.File, want []byte) {
+	p, err := unix.Mmap(int(f.Fd()), 0, len(want), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer unix.Munmap(p)
+	if !bytes.Equal(p, want) {
+		t.Error("mapped bytes differ")
+	}
+}
+
+// TestOpenedBeforeTheMark: such a file never raises events. So nobody but us may have it open then,
+// and we may write by it.
+func TestOpenedBeforeTheMark(t *testing.T) {
+	g, _ := newGroup(t)
+	i := newImage(t, t.TempDir(), 1<<20)
+	early, err := os.Open(i.f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
+	if err := g.Mark("one", i); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, block)
+	if _, err := early.ReadAt(p, 8*block); err != nil || !bytes.Equal(p, make([]byte, block)) {
+		t.Errorf("a file opened before its mark: %v, and not zeros", err)
+	}
+	if n := i.fills.Load(); n != 0 {
+		t.Errorf("%d fills", n)
+	}
+}
+
+// TestFloodedQueue: far more readers than a queue of the usual size holds, all right.
+func TestFloodedQueue(t *testing.T) {
+	g, _ := newGroup(t)
+	i := newImage(t, t.TempDir(), 4<<20)
+	i.set(nil, 100*time.Millisecond)
+	if err := g.Mark("one", i); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	for k := range 500 {
+		all.Go(func() {
+			f, err := os.OpenFile(i.f.Name(), os.O_RDONLY|unix.O_DIRECT, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			p := alignedBlock(t)
+			off := int64(1+k%(len(i.data)/block-1)) * block
+			if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, i.data[off:off+block]) {
+				t.Errorf("at %d: %v", off, err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// TestDenied: a reader sees ENOSPC and EIO, and a later read succeeds.
+func TestDenied(t *testing.T) {
+	g, _ := newGroup(t)
+	i := newImage(t, t.TempDir(), 1<<20)
+	if err := g.Mark("one", i); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(i.f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	p := make([]byte, block)
+	for _, want := range []unix.Errno{unix.ENOSPC, unix.EIO} {
+		i.set(fmt.Errorf("as the test says: %w", want), 0)
+		if _, err := f.ReadAt(p, 4*block); !errors.Is(err, want) {
+			t.Errorf("got %v, want %v", err, want)
+		}
+	}
+	i.set(nil, 0)
+	if _, err := f.ReadAt(p, 4*block); err != nil || !bytes.Equal(p, i.data[4*block:5*block]) {
+		t.Errorf("later: %v", err)
+	}
+}
+
+// TestForgotten: reads of a removed image's holes fail; they never give zeros.
+func TestForgotten(t *testing.T) {
+	g, _ := newGroup(t)
+	i := newImage(t, t.TempDir(), 1<<20)
+	if err := g.Mark("one", i); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(i.f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(g.Forget("one"), i.f.Close(), os.Remove(i.f.Name())); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.ReadAt(make([]byte, block), 4*block); !errors.Is(err, unix.EIO) {
+		t.Errorf("got %v, want EIO", err)
+	}
+}
+
+// TestUnmarked: a complete image asks nobody, not even where it was open before.
+func TestUnmarked(t *testing.T) {
+	g, _ := newGroup(t)
+	i := newImage(t, t.TempDir(), 1<<20)
+	if err := g.Mark("one", i); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(i.f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := errors.Join(i.Fill(t.Context(), 0, 0), g.Unmark("one", i)); err != nil {
+		t.Fatal(err)
+	}
+	fills := i.fills.Load()
+	p := make([]byte, len(i.data))
+	if _, err := f.ReadAt(p, 0); err != nil || !bytes.Equal(p, i.data) {
+		t.Error(err)
+	}
+	if n := i.fills.Load(); n != fills {
+		t.Errorf("%d reads were asked for", n-fills)
+	}
+}
+
+// TestReaderKilled: a reader that is killed while it waits ends at once, and nobody fills for it
+// for ever.
+func TestReaderKilled(t *testing.T) {
+	g, _ := newGroup(t)
+	i := newImage(t, t.TempDir(), 1<<20)
+	i.set(nil, time.Hour)
+	if err := g.Mark("one", i); err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("cat", i.f.Name())
+	c.Stdout = io.Discard
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for i.fills.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	if err := c.Process.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Fatal("a killed reader does not end")
+	}
+	// The group's Close, which ends this test, returns when nothing is being filled any more.
+}
+
+// capture is a holder that dies at the worst moment: it keeps everything and reads nothing.
+type capture struct {
+	files []*os.File
+	mem   *slots.Slots
+	emit  func(int)
+}
+
+func (c *capture) Put(name string, files ...*os.File) error {
+	if len(files) == 2 {
+		c.files = files
+	}
+	return nil
+}
+func (c *capture) Drop(string) error { return nil }
+func (c *capture) Watch(_ string, mem *slots.Slots, emit func(int)) error {
+	c.mem, c.emit = mem, emit
+	return nil
+}
+func (c *capture) Answered(*holder.Event) {}
+
+// TestHolderDiedWhileReading: an event that a holder had read when it died, before it could even
+// look which file it is of, is answered right before anything new is read.
+func TestHolderDiedWhileReading(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("fanotify needs root")
+	}
+	dead := &capture{}
+	g, err := precontent.New(dead, "test", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Skip("no pre-content events here: ", err)
+	}
+	defer g.Stop()
+	dir := t.TempDir()
+	one, other := newImage(t, dir, 1<<20), newImage(t, dir, 2<<20)
+	for id, i := range map[string]*image{"one": one, "other": other} {
+		if err := g.Mark(id, i); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := g.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var all sync.WaitGroup
+	read := func(i *image, off int64) {
+		all.Go(func() {
+			f, err := os.Open(i.f.Name())
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			p := make([]byte, block)
+			if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, i.data[off:off+block]) {
+				t.Errorf("at %d: %v, or other bytes", off, err)
+			}
+		})
+	}
+	read(one, 8*block)
+	// The dead holder's last act: read(2) has filled the slot, and nothing came after it.
+	slot := dead.mem.Slot(0)
+	*(*uint32)(unsafe.Pointer(&slot[104])) = 1
+	var fd int32
+	for n := 0; n <= 0; {
+		n, err = unix.Read(fdOf(t, dead.files[0]), slot[:80])
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
+			t.Fatal(err)
+		}
+	}
+	fd = int32(binary.NativeEndian.Uint32(slot[16:]))
+	unix.Close(int(fd)) // as death does
+	read(other, 16*block)
+
+	heir := holder.NewLocal() // finds the slot, and must not read on before it is answered
+	defer heir.Close()
+	if err := errors.Join(heir.Put("events", dead.files...), heir.Watch("events", dead.mem, func(slot int) { dead.emit(slot) })); err != nil {
+		t.Fatal(err)
+	}
+	for one.fills.Load() == 0 || other.fills.Load() == 0 { // each, since the file is not known
+		time.Sleep(time.Millisecond)
+	}
+	e := holder.Event{Slot: 0, Sequence: binary.NativeEndian.Uint64(slot[96:])}
+	for *(*uint32)(unsafe.Pointer(&slot[104])) != 3 {
+		time.Sleep(time.Millisecond)
+	}
+	heir.Answered(&e) // what the group told the dead one
+	all.Wait()
+}
+
+func fdOf(t *testing.T, f *os.File) (fd int) {
+	raw, err := f.SyscallConn()
+	if err == nil {
+		err = raw.Control(func(n uintptr) { fd = int(n) })
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
