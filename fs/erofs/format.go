@@ -172,3 +172,12 @@ func appendXattrs(p []byte, in *layout.Inode) []byte {
 	}
 	return p
 }
+
+// Mode returns the type bits of stat(2) for a directory entry's type.
+func Mode(t byte) uint32 {
+	modes := [...]uint32{0, unix.S_IFREG, unix.S_IFDIR, unix.S_IFCHR, unix.S_IFBLK, unix.S_IFIFO, unix.S_IFSOCK, unix.S_IFLNK}
+	if int(t) >= len(modes) {
+		return 0
+	}
+	return modes[t]
+}

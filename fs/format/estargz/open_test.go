@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/fusefile"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format/estargz"
@@ -153,15 +154,12 @@ func mountedThroughEverything(t *testing.T, opts []lib.Option) {
 		t.Fatal(err)
 	}
 	dir, on := t.TempDir(), t.TempDir()
-	served, err := blockdev.ServeFiles(dir, slog.Default())
+	served, err := fusefile.Mount(dir, slog.Default())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer served.Close()
-	path, err := served.Export(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	defer served.Unmount()
+	path := served.Export(fusefile.FirstNode, f)
 	if err := blockdev.MountEROFS(path, on); err != nil {
 		t.Fatal(err)
 	}
