@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -24,7 +25,9 @@ type binding struct {
 	attempt *attempt // to mount it; the last one
 	file    *cache.File
 	how     mountedAs
-	export  string // path of the FUSE-served file, while one is needed
+	ways    []blockdev.Backend // of the lazy mounts on the directory, the oldest first
+	pinned  int                // pins of file that direct mounts have
+	dead    string             // why what an earlier process had mounted could not be taken over
 	removed bool
 }
 
@@ -88,6 +91,18 @@ func readBinding(dir string) (savedBinding, error) {
 	return s, nil
 }
 
+// number returns the snapshot's id, which the store makes of a counter.
+func (b *binding) number() uint64 {
+	n, _ := strconv.ParseUint(b.id, 10, 64)
+	return n
+}
+
+func (b *binding) isLazy() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.how == mountedLazy
+}
+
 func (b *binding) fsDir() string { return filepath.Join(b.dir, "fs") }
 
 func (b *binding) quarantined() string {
@@ -122,6 +137,10 @@ func (s *Snapshotter) ensure(ctx context.Context, b *binding) error {
 func (s *Snapshotter) startAttempt(b *binding) *attempt {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return s.startAttemptLocked(b)
+}
+
+func (s *Snapshotter) startAttemptLocked(b *binding) *attempt {
 	if b.attempt != nil {
 		select {
 		case <-b.attempt.done:
@@ -181,7 +200,7 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 // image returns the layer's image: from the cache, or built from the index.
 func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, error) {
 	if saved.CacheID != "" {
-		f, err := s.layers.cache.File(saved.CacheID, s.layers.blob(&saved.Source))
+		f, err := s.layers.file(saved.CacheID, &saved.Source)
 		if err == nil {
 			return f, nil
 		}
@@ -218,7 +237,7 @@ func (s *Snapshotter) opened(ctx context.Context, src *Source) (*opening, error)
 			return o, o.err
 		}
 		// The image may have gone with the last snapshot that used it.
-		if f, err := s.layers.cache.File(o.file.ID(), s.layers.blob(src)); err == nil {
+		if f, err := s.layers.file(o.file.ID(), src); err == nil {
 			return &opening{file: f}, nil
 		}
 		s.layers.forget(src.Descriptor.Digest)
@@ -234,23 +253,24 @@ func (s *Snapshotter) mountLocked(b *binding) error {
 	if b.file.Verified() && s.mountDirectLocked(b) == nil {
 		return nil
 	}
-	if s.caps.Lazy == "" {
-		return fmt.Errorf("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
+	way, reason := s.wayFor(b)
+	if way == "" {
+		return fmt.Errorf("this kernel cannot mount an incomplete image: %s", reason)
 	}
-	path, err := s.files.Export(b.file)
-	if err != nil {
+	if err := s.exports.mount(way, b.number(), b.file, b.fsDir()); err != nil {
 		return err
 	}
-	mount := blockdev.MountEROFS
-	if s.caps.Lazy == blockdev.FuseLoop {
-		mount = blockdev.MountLoop
-	}
-	if err := mount(path, b.fsDir()); err != nil {
-		s.files.Withdraw(path)
-		return err
-	}
-	b.export, b.how = path, mountedLazy
+	s.log.Debug("layer mounted", "digest", b.saved.Source.Descriptor.Digest, "backend", way, "reason", reason)
+	b.how, b.ways = mountedLazy, append(b.ways, way)
 	return nil
+}
+
+// way returns the back end of the topmost lazy mount.
+func (b *binding) way() blockdev.Backend {
+	if len(b.ways) == 0 {
+		return ""
+	}
+	return b.ways[len(b.ways)-1]
 }
 
 // mountDirectLocked mounts the complete image file on top of whatever is on the directory, so
@@ -259,15 +279,24 @@ func (s *Snapshotter) mountDirectLocked(b *binding) error {
 	if !b.file.PinIfComplete() {
 		return errors.New("image is not complete")
 	}
-	mount := blockdev.MountEROFS
-	if !s.caps.Direct {
-		mount = blockdev.MountLoop
+	err := s.exports.complete(b.file)
+	if err == nil && b.how == mountedLazy && b.way() == blockdev.Precontent {
+		// The image file itself is mounted already, and nothing of it is missing.
+		b.how, b.pinned = mountedDirect, b.pinned+1
+		return nil
 	}
-	if err := mount(b.file.Path(), b.fsDir()); err != nil {
+	if err == nil {
+		mount := blockdev.MountEROFS
+		if !s.caps.Direct {
+			mount = blockdev.MountLoop
+		}
+		err = mount(b.file.Path(), b.fsDir())
+	}
+	if err != nil {
 		b.file.Unpin()
 		return err
 	}
-	b.how = mountedDirect
+	b.how, b.pinned = mountedDirect, b.pinned+1
 	return nil
 }
 
@@ -288,13 +317,17 @@ func (s *Snapshotter) goDirect(b *binding) {
 func (s *Snapshotter) unmount(b *binding) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return s.unmountLocked(b)
+}
+
+func (s *Snapshotter) unmountLocked(b *binding) error {
 	err := blockdev.Unmount(b.fsDir())
-	if b.how == mountedDirect {
+	for ; b.pinned > 0; b.pinned-- {
 		b.file.Unpin()
 	}
-	if b.export != "" {
-		s.files.Withdraw(b.export)
+	for _, way := range b.ways {
+		s.exports.release(way, b.number(), b.file)
 	}
-	b.how, b.export, b.attempt = notMounted, "", nil
+	b.how, b.ways, b.attempt = notMounted, nil, nil
 	return err
 }

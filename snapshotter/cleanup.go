@@ -80,6 +80,9 @@ func (s *Snapshotter) dropImage(b *binding) error {
 	if id == "" {
 		return nil
 	}
+	if err := s.exports.forget(id); err != nil {
+		return err
+	}
 	if err := s.layers.cache.Remove(id); err != nil && !errors.Is(err, cache.ErrNotFound) {
 		return err
 	}
@@ -140,7 +143,7 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 	}
 	for _, id := range ids {
 		if !used[id] {
-			errs = append(errs, s.layers.cache.Remove(id))
+			errs = append(errs, s.exports.forget(id), s.layers.cache.Remove(id))
 		}
 	}
 	return errors.Join(errs...)

@@ -47,6 +47,7 @@ type layers struct {
 	cache    *cache.Cache
 	trust    Trust
 	limits   layout.Limits
+	policyOf func(remote.Repository) cache.Policy
 	log      *slog.Logger
 
 	// life ends when the snapshotter closes; started waits for what runs until then.
@@ -127,7 +128,7 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 		return err
 	}
 	blob := l.blob(&o.src)
-	if f, err := l.cache.File(plainID(&o.src), blob); err == nil {
+	if f, err := l.file(plainID(&o.src), &o.src); err == nil {
 		o.file = f
 		return nil
 	}
@@ -173,6 +174,7 @@ func (l *layers) build(id string, s *Source, index *estargz.Index) (*cache.File,
 	if err != nil {
 		return nil, err
 	}
+	l.setPolicy(f, s)
 	if units := index.Layout.Prefetch; len(units) > 0 {
 		l.started.Go(func() {
 			began := time.Now()
@@ -206,7 +208,7 @@ func (l *layers) buildOn(s *Source, index *estargz.Index, below func(string) (la
 		return nil, err
 	}
 	id := plainID(s) + "-" + hex.EncodeToString(taken.Sum(nil)[:8])
-	if f, err := l.cache.File(id, l.blob(s)); err == nil {
+	if f, err := l.file(id, s); err == nil {
 		return f, nil
 	}
 	return l.build(id, s, index)
@@ -247,11 +249,32 @@ func (l *layers) dropOldLocked() {
 	}
 }
 
+// file opens a layer's image in the cache.
+func (l *layers) file(id string, s *Source) (*cache.File, error) {
+	f, err := l.cache.File(id, l.blob(s))
+	if err == nil {
+		l.setPolicy(f, s)
+	}
+	return f, err
+}
+
+func (l *layers) setPolicy(f *cache.File, s *Source) {
+	if l.policyOf != nil {
+		f.SetPolicy(l.policyOf(s.Repo))
+	}
+}
+
 // layerBlob is a layer's blob as the cache wants it.
-type layerBlob struct{ *remote.Blob }
+type layerBlob struct {
+	*remote.Blob
+	place string
+}
+
+// Place implements cache.Placed: requests to one registry are counted together.
+func (b layerBlob) Place() string { return b.place }
 
 func (l *layers) blob(s *Source) layerBlob {
-	return layerBlob{l.registry.Blob(s.Repo, s.Descriptor.Digest, s.Descriptor.Size)}
+	return layerBlob{l.registry.Blob(s.Repo, s.Descriptor.Digest, s.Descriptor.Size), s.Repo.Host}
 }
 
 // countedBlob is a layer's blob as the front end wants it.

@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,10 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/probe"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 )
+
+const databaseFile = "metadata.db"
 
 // Lock takes a root directory for this process. It fails if another remorad has it.
 func Lock(root string) (*os.File, error) {
@@ -45,13 +49,18 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
+	if opts.Exports == nil {
+		if opts.Exports, err = OpenExports(root, nil, nil, opts.Log); err != nil {
+			return nil, err
+		}
+	}
 	s := &Snapshotter{
-		root: root, opts: opts, log: opts.Log, images: images,
+		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports,
 		bindings: map[string]*binding{}, broken: map[string]string{},
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
-		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, log: opts.Log,
+		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
 		life: s.life, started: &s.started, openings: map[digest.Digest]*opening{}, slots: make(chan struct{}, openAtOnce),
 	}
 	defer func() {
@@ -59,73 +68,88 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	fuseDir := filepath.Join(root, "fuse")
 	left, err := mountsUnder(root)
 	if err != nil {
 		return nil, err
 	}
-	kept := s.clearMounts(left)
-	for _, dir := range []string{s.snapshotsDir(), fuseDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, err
-		}
-	}
-	if err := s.prepareScratch(kept[s.snapshotsDir()]); err != nil {
+	earlier := s.sortMounts(left)
+	if err := os.MkdirAll(s.snapshotsDir(), 0o700); err != nil {
 		return nil, err
 	}
-	if s.caps, err = blockdev.Probe(root, probeImage(), opts.Backend, opts.Log); err != nil {
-		return nil, fmt.Errorf("probe what this kernel can mount: %w", err)
+	if err := s.prepareScratch(earlier.scratch); err != nil {
+		return nil, err
+	}
+	removeProbes(root)
+	if s.caps, err = Probe(root, opts.Backend, s.exports.Outlive() && !opts.Pod, opts.Log); err != nil {
+		return nil, err
 	}
 	s.log.Info("back end chosen", "backend", s.caps.Lazy, "reason", s.caps.LazyReason, "direct", s.caps.Direct, "not_direct", s.caps.Reason)
-	if s.files, err = blockdev.ServeFiles(fuseDir, opts.Log); err != nil {
-		s.log.Warn("no lazy layers", "err", err)
-		s.caps.Lazy, s.caps.LazyReason = "", err.Error()
-	}
 	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
 		s.extra = []string{"index=off"}
 	}
-	if s.store, err = storage.NewMetaStore(filepath.Join(root, "metadata.db")); err != nil {
+	if s.store, err = storage.NewMetaStore(filepath.Join(root, databaseFile)); err != nil {
 		return nil, err
 	}
-	if err := s.restore(kept); err != nil {
+	if err := s.restore(earlier); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", root, err)
 	}
 	s.started.Go(func() { s.watch(s.life) })
+	s.started.Go(func() { s.completeLayers(s.life) })
 	return s, nil
 }
 
-// Close stops all work and takes away the mounts that need this process. Layers that the kernel
-// reads itself stay.
+// removeProbes deletes what probes that were killed have left. Nothing of it is mounted any more.
+func removeProbes(root string) {
+	left, err := filepath.Glob(filepath.Join(root, "probe-*"))
+	if err != nil {
+		return // the pattern is right
+	}
+	for _, dir := range left {
+		_ = os.RemoveAll(dir) // else the next start tries again
+	}
+}
+
+// Close stops all work. Where a holder keeps them, mounts stay, and whoever reads what they miss
+// waits for the next process; otherwise those that need this process are taken away. Layers that
+// the kernel reads itself stay in any case.
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.started.Wait()
 	var errs []error
-	for _, b := range s.allBindings() {
-		b.mu.Lock()
-		if b.how == mountedLazy {
-			errs = append(errs, blockdev.Unmount(b.fsDir()))
-			b.how = notMounted
+	if s.exports.Outlive() {
+		if n := s.countLazy(); n > 0 {
+			s.log.Info("mounts stay: reads of what is missing wait until remorad starts again (snapctl detach --all ends the mounts)", "layers", n)
 		}
-		b.mu.Unlock()
+		errs = append(errs, s.exports.leave())
+	} else {
+		for _, b := range s.allBindings() {
+			if b.isLazy() {
+				errs = append(errs, s.unmount(b))
+			}
+		}
+		errs = append(errs, s.exports.end(), s.releaseScratch())
 	}
-	if s.files != nil {
-		errs = append(errs, s.files.Close())
-	}
-	errs = append(errs, s.releaseScratch())
 	if s.store != nil {
 		errs = append(errs, s.store.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// probeImage is a tiny EROFS image with one directory.
+// probeImage is a tiny EROFS image with a directory and a file of one block.
 func probeImage() []byte {
 	b := layout.NewBuilder(layout.Limits{})
-	_, _, err := b.Add(blockdev.ProbeName, layout.Inode{Mode: unix.S_IFDIR | 0o755})
+	_, _, err := b.Add(probe.DirName, layout.Inode{Mode: unix.S_IFDIR | 0o755})
 	if err != nil {
 		panic(err) // a constant layout
 	}
-	l, err := b.Finish(layout.Plain, nil, nil)
+	file, _, err := b.Add(probe.FileName, layout.Inode{Mode: unix.S_IFREG | 0o644, Size: erofs.BlockSize})
+	if err == nil {
+		err = b.AddExtent(file, layout.Extent{Len: erofs.BlockSize})
+	}
+	if err != nil {
+		panic(err)
+	}
+	l, err := b.Finish(layout.Plain, []layout.Unit{{Len: erofs.BlockSize}}, func(u uint32) uint32 { return u })
 	if err != nil {
 		panic(err)
 	}
@@ -137,7 +161,7 @@ func probeImage() []byte {
 	if _, err := plan.WriteTo(&w); err != nil {
 		panic(err)
 	}
-	return w
+	return append(w, bytes.Repeat([]byte{probe.FileByte}, erofs.BlockSize)...)
 }
 
 type memory []byte
@@ -151,7 +175,7 @@ var _ io.Writer = (*memory)(nil)
 
 // restore loads bindings and mounts them: at once where the image is here, in the background
 // where the registry must be asked. One that is damaged does not stop the others.
-func (s *Snapshotter) restore(kept map[string]bool) error {
+func (s *Snapshotter) restore(earlier earlierMounts) error {
 	ctx := s.life
 	known, err := s.knownIDs(ctx)
 	if err != nil {
@@ -169,44 +193,129 @@ func (s *Snapshotter) restore(kept map[string]bool) error {
 		}
 		s.bindings[id] = &binding{id: id, dir: dir, saved: saved}
 	}
-	s.findBroken(kept)
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, 8)
-	for _, b := range s.allBindings() {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			s.restoreBinding(b, kept)
-		})
+	// First what is mounted: the kernel is served again as soon as all of that is known.
+	eachOf(s.allBindings(), func(b *binding) { s.adoptBinding(b, earlier.layers[b.fsDir()]) })
+	s.findBroken()
+	if err := s.exports.start(); err != nil {
+		return fmt.Errorf("take over what is mounted: %w", err)
 	}
-	wg.Wait()
+	eachOf(s.allBindings(), s.restoreBinding)
 	if err := s.removeStray(ctx); err != nil {
 		s.log.Warn("strays of an earlier life not removed", "err", err)
 	}
 	return nil
 }
 
-func (s *Snapshotter) restoreBinding(b *binding, kept map[string]bool) {
+const restoreAtOnce = 8
+
+func eachOf(all []*binding, do func(*binding)) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, restoreAtOnce)
+	for _, b := range all {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			do(b)
+		})
+	}
+	wg.Wait()
+}
+
+// openImage opens a binding's image if it is in the cache.
+func (s *Snapshotter) openImage(b *binding) *cache.File {
 	b.mu.Lock()
 	saved := b.saved
 	b.mu.Unlock()
-	if saved.Quarantined != "" {
-		return
+	if saved.Quarantined != "" || saved.CacheID == "" {
+		return nil
 	}
-	f, err := s.layers.cache.File(saved.CacheID, s.layers.blob(&saved.Source))
-	if saved.CacheID == "" || err != nil {
-		s.startAttempt(b)
-		return
+	f, err := s.layers.file(saved.CacheID, &saved.Source)
+	if err != nil {
+		s.log.Warn("image not in the cache", "digest", saved.Source.Descriptor.Digest, "err", err)
+		return nil
 	}
+	return f
+}
+
+// adoptBinding takes over what an earlier process has mounted on a binding's directory, the oldest
+// first, or takes it away if it cannot be served any more.
+func (s *Snapshotter) adoptBinding(b *binding, mounts []mountLine) {
+	f := s.openImage(b)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.file = f
-	if kept[b.fsDir()] && f.PinIfComplete() {
+	if len(mounts) == 0 {
+		return
+	}
+	dead := ""
+	if f == nil {
+		dead = "its image is no longer in the cache"
+	}
+	for _, m := range mounts {
+		if dead == "" {
+			dead = s.adoptMountLocked(b, m)
+		}
+	}
+	if dead == "" {
+		s.finishAttemptLocked(b)
+		return
+	}
+	b.dead = dead
+	if err := s.unmountLocked(b); err != nil {
+		s.log.Warn("mount of an earlier life stays", "dir", b.fsDir(), "err", err)
+	}
+}
+
+// adoptMountLocked takes one mount over. It returns why that is not possible.
+func (s *Snapshotter) adoptMountLocked(b *binding, m mountLine) (dead string) {
+	way, ok := s.exports.wayOf(m)
+	files, trees := s.exports.adopted()
+	switch {
+	case !ok:
+		return "it is not a mount of ours"
+	case (way == "" || way == blockdev.Precontent) && b.file.Complete():
+		if err := s.exports.unmark(b.file); err != nil {
+			return err.Error()
+		}
+		b.file.Pin()
+		b.pinned++
 		b.how = mountedDirect
-	} else if err := errors.Join(blockdev.Unmount(b.fsDir()), s.mountLocked(b)); err != nil {
-		s.log.Error("layer not mounted", "key", saved.Name, "digest", saved.Source.Descriptor.Digest, "err", err)
+		return ""
+	case way == "":
+		return "its image file is no longer complete"
+	case way == blockdev.Precontent && !s.exports.marked(b.file.ID()):
+		return "remorad and its holder both ended while it was mounted, and until now reads of data that was not here gave zeros: what its processes read may be wrong"
+	case way == blockdev.FuseTree && !trees, (way == blockdev.FuseFile || way == blockdev.FuseLoop) && !files:
+		return "remorad and its holder both ended while it was mounted; reads of data that was not cached fail"
+	}
+	if err := s.exports.adopt(way, b.number(), b.file); err != nil {
+		return err.Error()
+	}
+	b.how, b.ways = mountedLazy, append(b.ways, way)
+	return ""
+}
+
+// restoreBinding mounts a binding's layer unless it is mounted: at once if its image is here, in
+// the background otherwise.
+func (s *Snapshotter) restoreBinding(b *binding) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.saved.Quarantined != "", b.how != notMounted:
+		return
+	case b.file == nil:
+		s.startAttemptLocked(b)
+		return
+	}
+	if err := s.mountLocked(b); err != nil {
+		s.log.Error("layer not mounted", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
 		return // the next Mounts tries again
 	}
+	s.finishAttemptLocked(b)
+}
+
+// finishAttemptLocked notes that the binding is mounted.
+func (s *Snapshotter) finishAttemptLocked(b *binding) {
 	b.attempt = &attempt{done: make(chan struct{})}
 	close(b.attempt.done)
 }

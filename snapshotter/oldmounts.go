@@ -15,8 +15,10 @@ type mountLine struct {
 }
 
 // readMounts returns this process's mounts, oldest first.
-func readMounts() ([]mountLine, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+func readMounts() ([]mountLine, error) { return readMountsOf("/proc/self/mountinfo") }
+
+func readMountsOf(path string) ([]mountLine, error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -58,56 +60,33 @@ func mountsUnder(root string) ([]mountLine, error) {
 	return under, nil
 }
 
-// clearMounts takes away the mounts of an earlier life, the newest first, but keeps layers that
-// the kernel reads from complete image files: containers must not lose those, and nothing needs
-// us there. It returns the directories of what is kept.
-func (s *Snapshotter) clearMounts(left []mountLine) (kept map[string]bool) {
-	kept = map[string]bool{}
-	count := map[string]int{}
-	for _, m := range left {
-		count[m.dir]++
-	}
-	for i := len(left) - 1; i >= 0; i-- {
-		m := left[i]
-		if m.dir == s.snapshotsDir() && m.fstype == "ext4" {
-			kept[m.dir] = true // see prepareScratch
-			continue
-		}
-		if m.fstype == "erofs" && count[m.dir] == 1 && strings.HasPrefix(m.source, filepath.Join(s.root, "cache")+"/") {
-			if _, err := os.Stat(m.source); err == nil {
-				kept[m.dir] = true
-				continue
-			}
-		}
-		if err := blockdev.Unmount(m.dir); err != nil {
-			s.log.Warn("mount of an earlier life stays", "dir", m.dir, "err", err)
-		}
-	}
-	return kept
+// earlierMounts are what an earlier process left mounted and this one may take over.
+type earlierMounts struct {
+	scratch bool                   // the snapshots' own file system; see prepareScratch
+	layers  map[string][]mountLine // by directory, the oldest first
 }
 
-// findBroken names the active snapshots that are mounted over layers whose server has died: a
-// process in them may get EIO until its container is started again.
-func (s *Snapshotter) findBroken(kept map[string]bool) {
-	all, err := readMounts()
-	if err != nil {
-		s.log.Warn("mounts not read", "err", err)
-		return
-	}
-	for _, m := range all {
-		id, ok := s.activeOf(m)
-		if !ok {
-			continue
-		}
-		for _, lower := range s.lowersOf(m) {
-			b := s.bindings[lower]
-			if b != nil && !kept[b.fsDir()] {
-				s.broken[id] = "remorad was restarted while it was mounted; reads of data that was not cached fail until its container is started again"
-				s.log.Warn("snapshot is broken", "id", id, "mounted", m.dir)
-				break
-			}
+// sortMounts finds what an earlier process left mounted, and takes away what nobody can use: what
+// depends on a connection that is dead, and what is not of a layer.
+func (s *Snapshotter) sortMounts(left []mountLine) earlierMounts {
+	e := earlierMounts{layers: map[string][]mountLine{}}
+	files, trees := s.exports.adopted()
+	for _, m := range left {
+		switch {
+		case m.dir == s.snapshotsDir() && m.fstype == "ext4":
+			e.scratch = true
+		case m.dir == s.exports.filesDir() && files, m.dir == s.exports.treesDir() && trees:
+		case strings.HasPrefix(m.dir, s.snapshotsDir()+"/") && filepath.Base(m.dir) == "fs":
+			e.layers[m.dir] = append(e.layers[m.dir], m)
+		default:
+			defer func() { // the newest first
+				if err := blockdev.Unmount(m.dir); err != nil {
+					s.log.Warn("mount of an earlier life stays", "dir", m.dir, "err", err)
+				}
+			}()
 		}
 	}
+	return e
 }
 
 // activeOf returns the snapshot whose upper directory an overlay mount has.

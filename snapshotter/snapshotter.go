@@ -22,27 +22,40 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/remote"
 )
 
 // Options of a Snapshotter. The zero value works.
 type Options struct {
-	Trust   Trust
-	Limits  layout.Limits
-	Backend blockdev.Backend // the only way to mount incomplete layers; "" for the best
-	Log     *slog.Logger
+	Trust  Trust
+	Limits layout.Limits
+	// Backend is the only way to mount incomplete layers; "" for the best. BackendOf says so
+	// for single repositories; nil for none.
+	Backend   blockdev.Backend
+	BackendOf func(remote.Repository) blockdev.Backend
+	// PolicyOf says what becomes of reads while a repository does not answer; nil takes the
+	// cache's own policy for all.
+	PolicyOf func(remote.Repository) cache.Policy
+	// Background says when incomplete layers are completed.
+	Background Background
+	// Exports are what OpenExports returned; nil makes some that end with the Snapshotter.
+	Exports *Exports
+	// Pod says that whatever ends this process may end the holder too.
+	Pod bool
+	Log *slog.Logger
 }
 
 // A Snapshotter is containerd's interface of that name. New makes one.
 type Snapshotter struct {
-	root   string
-	opts   Options
-	log    *slog.Logger
-	store  *storage.MetaStore
-	images Images
-	layers *layers
-	files  *blockdev.FuseFiles
-	caps   blockdev.Capabilities
-	extra  []string // options of every overlay mount
+	root    string
+	opts    Options
+	log     *slog.Logger
+	store   *storage.MetaStore
+	images  Images
+	layers  *layers
+	exports *Exports
+	caps    Capabilities
+	extra   []string // options of every overlay mount
 
 	// life ends in Close; started waits for what runs until then.
 	life    context.Context
@@ -161,6 +174,7 @@ const unpackWait = 10 * time.Second
 // create makes an active snapshot or a view.
 func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, unpack bool, opts []snapshots.Opt) (_ []mount.Mount, err error) {
 	var snap storage.Snapshot
+	var info snapshots.Info
 	made := ""
 	defer func() {
 		if err != nil && made != "" {
@@ -172,7 +186,10 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 			return err
 		}
 		made = s.snapshotDir(snap.ID)
-		return s.makeDirs(snap)
+		if _, info, _, err = storage.GetInfo(ctx, key); err != nil {
+			return err
+		}
+		return s.makeDirs(snap, info.Labels)
 	})
 	if err != nil {
 		return nil, err
@@ -184,12 +201,12 @@ func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, pare
 			return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
 		}
 	}
-	return s.mounts(snap), nil
+	return s.mounts(snap, info.Labels), nil
 }
 
 // makeDirs makes a snapshot's directories. As in containerd's overlay snapshotter the root
-// belongs to whom the parent's belongs to.
-func (s *Snapshotter) makeDirs(snap storage.Snapshot) error {
+// belongs to whom the parent's belongs to, or to the root user of a user namespace.
+func (s *Snapshotter) makeDirs(snap storage.Snapshot, labels map[string]string) error {
 	dir := s.snapshotDir(snap.ID)
 	if err := os.RemoveAll(dir); err != nil { // of a transaction that was rolled back by a crash
 		return err
@@ -209,6 +226,9 @@ func (s *Snapshotter) makeDirs(snap storage.Snapshot) error {
 			return err
 		}
 	}
+	if uid, gid, mapped, err := mappedRoot(labels); mapped || err != nil {
+		return errors.Join(err, os.Lchown(upper, uid, gid))
+	}
 	if len(snap.ParentIDs) == 0 {
 		return nil
 	}
@@ -222,8 +242,12 @@ func (s *Snapshotter) makeDirs(snap storage.Snapshot) error {
 // Mounts implements snapshots.Snapshotter. It returns when all layers below are mounted.
 func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, error) {
 	var snap storage.Snapshot
+	var info snapshots.Info
 	if err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		snap, err = storage.GetSnapshot(ctx, key)
+		if snap, err = storage.GetSnapshot(ctx, key); err != nil {
+			return err
+		}
+		_, info, _, err = storage.GetInfo(ctx, key)
 		return err
 	}); err != nil {
 		return nil, err
@@ -231,7 +255,8 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	if err := s.ensureAll(ctx, snap.ParentIDs); err != nil {
 		return nil, fmt.Errorf("mounts of %s: %w", key, err)
 	}
-	return s.mounts(snap), nil
+	s.forgetEnded()
+	return s.mounts(snap, info.Labels), nil
 }
 
 // ensureAll waits until all remote layers among the snapshots are mounted.
@@ -298,7 +323,8 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 }
 
 // mounts returns how a snapshot is mounted.
-func (s *Snapshotter) mounts(snap storage.Snapshot) []mount.Mount {
+func (s *Snapshotter) mounts(snap storage.Snapshot, labels map[string]string) []mount.Mount {
+	mapping := idMapping(labels)
 	if len(snap.ParentIDs) == 0 || snap.Kind == snapshots.KindView && len(snap.ParentIDs) == 1 {
 		source, access := s.upperPath(snap.ID), "rw"
 		if snap.Kind == snapshots.KindView {
@@ -307,9 +333,9 @@ func (s *Snapshotter) mounts(snap storage.Snapshot) []mount.Mount {
 				source = s.upperPath(snap.ParentIDs[0])
 			}
 		}
-		return []mount.Mount{{Type: "bind", Source: source, Options: []string{access, "rbind"}}}
+		return []mount.Mount{{Type: "bind", Source: source, Options: append(mapping, access, "rbind")}}
 	}
-	var options []string
+	options := mapping
 	if snap.Kind == snapshots.KindActive {
 		options = append(options, "workdir="+s.workPath(snap.ID), "upperdir="+s.upperPath(snap.ID))
 	}

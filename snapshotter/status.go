@@ -2,19 +2,24 @@ package snapshotter
 
 import (
 	"context"
+	"os"
+	"path"
 	"slices"
+	"strconv"
+	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 )
 
 // Status is what the snapshotter does now.
 type Status struct {
-	Capabilities blockdev.Capabilities
+	Capabilities Capabilities
 	Layers       []LayerStatus
 	Broken       []BrokenSnapshot
+	Waiting      []WaitingReader
 }
 
 // LayerStatus describes one snapshot of a remote layer. Sizes are in bytes.
@@ -33,11 +38,23 @@ type LayerStatus struct {
 // A BrokenSnapshot is an active snapshot whose processes may get EIO.
 type BrokenSnapshot struct {
 	ID, Mounted, Reason string
+	Container           string // namespace/name as containerd has them, "" if unknown
+}
+
+// A WaitingReader is a process that has waited for missing data for a while.
+type WaitingReader struct {
+	PID       int
+	Command   string
+	Container string // the end of its control group's path, which names it; "" if unknown
+	Image     string
+	Digest    digest.Digest
+	Since     time.Time
+	Reason    string // why the registry does not answer, "" if it is only slow
 }
 
 // Status returns the state of every remote layer.
 func (s *Snapshotter) Status() Status {
-	st := Status{Capabilities: s.caps, Broken: s.stillBroken()}
+	st := Status{Capabilities: s.caps, Broken: s.stillBroken(), Waiting: s.waiting()}
 	for _, b := range s.allBindings() {
 		st.Layers = append(st.Layers, s.layerStatus(b))
 	}
@@ -57,7 +74,7 @@ func (s *Snapshotter) layerStatus(b *binding) LayerStatus {
 	}
 	switch b.how {
 	case mountedLazy:
-		l.State, l.Backend = "mounted", string(s.caps.Lazy)
+		l.State, l.Backend = "mounted", string(b.way())
 	case mountedDirect:
 		l.State, l.Backend = "mounted", "direct"
 	}
@@ -76,35 +93,42 @@ func (s *Snapshotter) layerStatus(b *binding) LayerStatus {
 	return l
 }
 
-// stillBroken returns the broken snapshots that are still mounted.
-func (s *Snapshotter) stillBroken() []BrokenSnapshot {
-	mounts, err := readMounts()
-	if err != nil {
-		s.log.Warn("mounts not read", "err", err)
+const longWait = time.Second
+
+// waiting returns the processes whose reads wait for long.
+func (s *Snapshotter) waiting() []WaitingReader {
+	images := map[string]Source{}
+	for _, b := range s.allBindings() {
+		images[b.cacheID()] = b.source()
 	}
-	mounted := map[string]string{}
-	for _, m := range mounts {
-		if id, ok := s.activeOf(m); ok {
-			mounted[id] = m.dir
+	var all []WaitingReader
+	for _, w := range s.layers.cache.Waiting(longWait) {
+		r := WaitingReader{PID: w.PID, Since: w.Since, Image: images[w.ID].Image, Digest: images[w.ID].Descriptor.Digest}
+		r.Command, r.Container = processOf(w.PID)
+		if w.Trouble != nil {
+			r.Reason = w.Trouble.Error()
 		}
+		all = append(all, r)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []BrokenSnapshot
-	for id, why := range s.broken {
-		if dir, ok := mounted[id]; ok {
-			all = append(all, BrokenSnapshot{ID: id, Mounted: dir, Reason: why})
-		} else {
-			delete(s.broken, id) // its container has ended
-		}
-	}
-	slices.SortFunc(all, func(a, b BrokenSnapshot) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
 	return all
+}
+
+// processOf returns a process's command and the last part of its control group's path, which
+// container runtimes name after the container.
+func processOf(pid int) (command, container string) {
+	if pid <= 0 {
+		return "", ""
+	}
+	dir := "/proc/" + strconv.Itoa(pid)
+	p, _ := os.ReadFile(dir + "/comm") // "" if it has ended
+	command = strings.TrimSpace(string(p))
+	p, _ = os.ReadFile(dir + "/cgroup")
+	for line := range strings.Lines(string(p)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 3); len(f) == 3 && len(path.Base(f[2])) > len(container) {
+			container = strings.Trim(path.Base(f[2]), "/")
+		}
+	}
+	return command, container
 }
 
 // Resolve opens every layer of a manifest that may be lazy and returns when all are open or have

@@ -9,7 +9,10 @@ import (
 	"github.com/remora-storage/remora/cache"
 )
 
-const verifyAgain = time.Minute // after the registry could not be reached
+const (
+	verifyAgain = time.Minute      // after the registry could not be reached
+	dropEvery   = 10 * time.Second // second copies in the page cache
+)
 
 // watch checks the diffID of layers that have become complete, hands them to the kernel, and
 // drops indexes that nobody came for, until ctx ends.
@@ -17,6 +20,7 @@ func (s *Snapshotter) watch(ctx context.Context) {
 	tick := time.NewTicker(completeCheck)
 	defer tick.Stop()
 	notBefore := map[*cache.File]time.Time{}
+	dropped := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
@@ -24,12 +28,19 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		case <-tick.C:
 		}
 		s.layers.sweep()
+		if time.Since(dropped) > dropEvery {
+			s.dropPages()
+			dropped = time.Now()
+		}
 		for _, b := range s.allBindings() {
 			b.mu.Lock()
 			f, src, ready := b.file, b.saved.Source, b.how == mountedLazy && b.saved.Quarantined == ""
 			b.mu.Unlock()
 			if !ready || !f.Complete() || time.Now().Before(notBefore[f]) {
 				continue
+			}
+			if err := s.exports.complete(f); err != nil {
+				s.log.Warn("complete layer still asks for reads", "digest", src.Descriptor.Digest, "err", err)
 			}
 			if err := f.Verify(ctx, src.DiffID); errors.Is(err, cache.ErrDiffID) {
 				s.quarantine(f, err)
@@ -40,6 +51,17 @@ func (s *Snapshotter) watch(ctx context.Context) {
 				s.goDirect(b)
 				delete(notBefore, f)
 			}
+		}
+	}
+}
+
+// dropPages gives back second copies of what mounts have read.
+func (s *Snapshotter) dropPages() {
+	done := map[*cache.File]bool{}
+	for _, b := range s.allBindings() {
+		if f := b.image(); f != nil && !done[f] {
+			done[f] = true
+			f.DropPages()
 		}
 	}
 }

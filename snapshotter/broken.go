@@ -1,0 +1,124 @@
+package snapshotter
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// brokenFile keeps the broken snapshots over restarts: after the first, nothing else tells that a
+// container still has what was lost then.
+const brokenFile = "broken.json"
+
+func (s *Snapshotter) readBroken() map[string]string {
+	broken := map[string]string{}
+	p, err := os.ReadFile(filepath.Join(s.root, brokenFile))
+	if err == nil {
+		err = json.Unmarshal(p, &broken)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Error("containers that an earlier life has named are not known any more", "err", err)
+	}
+	return broken
+}
+
+// saveBrokenLocked writes the broken snapshots down. The caller holds mu.
+func (s *Snapshotter) saveBrokenLocked() {
+	path := filepath.Join(s.root, brokenFile)
+	p, err := json.Marshal(s.broken)
+	if err == nil {
+		err = os.WriteFile(path+".new", p, 0o600)
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		s.log.Error("the next start will not name these containers", "broken", s.broken, "err", err)
+	}
+}
+
+// findBroken names the active snapshots that are mounted over layers which could not be taken
+// over, until their containers are started again. It is called before anybody else is there.
+func (s *Snapshotter) findBroken() {
+	all, err := readMounts()
+	if err != nil {
+		s.log.Warn("mounts not read", "err", err)
+		return
+	}
+	earlier := s.readBroken()
+	for _, m := range all {
+		id, ok := s.activeOf(m)
+		if !ok {
+			continue
+		}
+		if why, was := earlier[id]; was {
+			s.broken[id] = why
+			continue
+		}
+		for _, lower := range s.lowersOf(m) {
+			if b := s.bindings[lower]; b != nil && b.dead != "" {
+				s.broken[id] = b.dead + "; start its container again"
+				s.log.Error("container may see errors or wrong data", "container", containerOf(m.dir), "snapshot", id, "mounted", m.dir, "reason", b.dead)
+				break
+			}
+		}
+	}
+	if len(s.broken)+len(earlier) > 0 {
+		s.saveBrokenLocked()
+	}
+}
+
+// containerOf returns the namespace and name of the container whose root file system containerd
+// mounts on a directory, or "".
+func containerOf(dir string) string {
+	parts := strings.Split(dir, "/")
+	if n := len(parts); n > 3 && parts[n-1] == "rootfs" {
+		return parts[n-3] + "/" + parts[n-2]
+	}
+	return ""
+}
+
+// forgetEnded drops broken snapshots that are no longer mounted. It is called before a container is
+// started: mounted again, its snapshot is whole.
+func (s *Snapshotter) forgetEnded() {
+	s.mu.Lock()
+	any := len(s.broken) > 0
+	s.mu.Unlock()
+	if any {
+		s.stillBroken()
+	}
+}
+
+// stillBroken returns the broken snapshots that are still mounted.
+func (s *Snapshotter) stillBroken() []BrokenSnapshot {
+	mounts, err := readMounts()
+	if err != nil {
+		s.log.Warn("mounts not read", "err", err)
+	}
+	mounted := map[string]string{}
+	for _, m := range mounts {
+		if id, ok := s.activeOf(m); ok {
+			mounted[id] = m.dir
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var all []BrokenSnapshot
+	ended := false
+	for id, why := range s.broken {
+		if dir, ok := mounted[id]; ok {
+			all = append(all, BrokenSnapshot{ID: id, Mounted: dir, Reason: why, Container: containerOf(dir)})
+		} else {
+			delete(s.broken, id) // its container has ended
+			ended = true
+		}
+	}
+	if ended {
+		s.saveBrokenLocked()
+	}
+	slices.SortFunc(all, func(a, b BrokenSnapshot) int { return strings.Compare(a.ID, b.ID) })
+	return all
+}
