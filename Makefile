@@ -78,7 +78,7 @@ generate: build ## docs/cli.md from the commands' help
 
 install: build ## into DESTDIR/PREFIX, with the systemd unit and a sample configuration
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/remorad bin/snapctl
-	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system cmd/remorad/remorad.service
+	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system cmd/remorad/remorad.service cmd/remorad/remora-holder.service
 	install -D -m 0644 cmd/remorad/config.toml $(DESTDIR)/etc/remora/config.toml.sample
 	install -D -m 0644 cmd/remorad/containerd.toml $(DESTDIR)/etc/remora/containerd.toml.sample
 

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,7 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/snapshotter"
 )
 
@@ -39,10 +43,14 @@ type config struct {
 		Limit string `toml:"limit"`
 	} `toml:"cache"`
 	Fetch struct {
-		Deadline duration `toml:"deadline"`
+		policyConfig
+		Background     string                  `toml:"background"`
+		BackgroundRate string                  `toml:"background_rate"`
+		For            map[string]policyConfig `toml:"for"`
 	} `toml:"fetch"`
 	Mount struct {
-		Backend string `toml:"backend"`
+		Backend string            `toml:"backend"`
+		For     map[string]string `toml:"for"`
 	} `toml:"mount"`
 	Trust struct {
 		DiffID     string   `toml:"diff_id"`
@@ -61,6 +69,13 @@ type config struct {
 	Metrics struct {
 		Address string `toml:"address"`
 	} `toml:"metrics"`
+}
+
+// policyConfig says what becomes of reads while a registry does not answer. What a section of a
+// single registry leaves out is as for all.
+type policyConfig struct {
+	Unreachable string   `toml:"unreachable"`
+	Deadline    duration `toml:"deadline"`
 }
 
 type duration time.Duration
@@ -100,10 +115,29 @@ func readConfig(path string, mayBeMissing bool) (*config, error) {
 }
 
 func (c *config) check() error {
-	switch blockdev.Backend(c.Mount.Backend) {
-	case "auto", blockdev.FuseFile, blockdev.FuseLoop:
+	if err := checkBackend("[mount] backend", c.Mount.Backend); err != nil {
+		return err
+	}
+	for where, backend := range c.Mount.For {
+		if err := checkBackend(fmt.Sprintf("[mount.for] %q", where), backend); err != nil {
+			return err
+		}
+	}
+	if err := c.Fetch.check("[fetch]"); err != nil {
+		return err
+	}
+	for where, p := range c.Fetch.For {
+		if err := p.or(c.Fetch.policyConfig).check(fmt.Sprintf("[fetch.for.%q]", where)); err != nil {
+			return err
+		}
+	}
+	switch snapshotter.Background(c.Fetch.Background) {
+	case snapshotter.BackgroundOff, snapshotter.BackgroundIdle, snapshotter.BackgroundOn:
 	default:
-		return fmt.Errorf("[mount] backend = %q: want auto, %s or %s", c.Mount.Backend, blockdev.FuseFile, blockdev.FuseLoop)
+		return fmt.Errorf("[fetch] background = %q: want off, idle or on", c.Fetch.Background)
+	}
+	if _, err := c.backgroundRate(); err != nil {
+		return err
 	}
 	switch c.Trust.DiffID {
 	case "background", "before_use":
@@ -117,11 +151,78 @@ func (c *config) check() error {
 	return err
 }
 
-func (c *config) backend() blockdev.Backend {
-	if c.Mount.Backend == "auto" {
+func checkBackend(key, v string) error {
+	if v == "auto" || slices.Contains(blockdev.Backends, blockdev.Backend(v)) {
+		return nil
+	}
+	return fmt.Errorf("%s = %q: want auto or one of %v", key, v, blockdev.Backends)
+}
+
+// or fills what p leaves out.
+func (p policyConfig) or(all policyConfig) policyConfig {
+	if p.Unreachable == "" {
+		p.Unreachable = all.Unreachable
+	}
+	if p.Deadline == 0 {
+		p.Deadline = all.Deadline
+	}
+	return p
+}
+
+func (p policyConfig) check(section string) error {
+	if p.Unreachable != "wait" && p.Unreachable != "eio" {
+		return fmt.Errorf("%s unreachable = %q: want wait or eio", section, p.Unreachable)
+	}
+	if p.Deadline <= 0 {
+		return fmt.Errorf("%s deadline: want more than nothing", section)
+	}
+	return nil
+}
+
+func (p policyConfig) policy() cache.Policy {
+	return cache.Policy{Wait: p.Unreachable == "wait", Deadline: time.Duration(p.Deadline)}
+}
+
+// policyOf returns what holds for a repository.
+func (c *config) policyOf(repo remote.Repository) cache.Policy {
+	p, _ := mostSpecific(c.Fetch.For, repo)
+	return p.or(c.Fetch.policyConfig).policy()
+}
+
+func backendOf(v string) blockdev.Backend {
+	if v == "auto" {
 		return ""
 	}
-	return blockdev.Backend(c.Mount.Backend)
+	return blockdev.Backend(v)
+}
+
+func (c *config) backend() blockdev.Backend { return backendOf(c.Mount.Backend) }
+
+// backendFor returns the back end that is pinned for a repository, or "".
+func (c *config) backendFor(repo remote.Repository) blockdev.Backend {
+	v, ok := mostSpecific(c.Mount.For, repo)
+	if !ok {
+		return ""
+	}
+	return backendOf(v)
+}
+
+// mostSpecific finds a repository among keys that are a registry's host, or that and the beginning
+// of a path.
+func mostSpecific[T any](all map[string]T, repo remote.Repository) (v T, ok bool) {
+	for name := repo.String(); ; name = path.Dir(name) {
+		if v, ok = all[name]; ok || name == "." || name == "/" {
+			return v, ok
+		}
+	}
+}
+
+func (c *config) backgroundRate() (int64, error) {
+	n, err := units.RAMInBytes(c.Fetch.BackgroundRate)
+	if err != nil || n < 0 {
+		return 0, fmt.Errorf("[fetch] background_rate = %q: want bytes a second like 16MiB, or 0 for no bound", c.Fetch.BackgroundRate)
+	}
+	return n, nil
 }
 
 func (c *config) trust() snapshotter.Trust {

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/remora-storage/remora/remote"
 )
 
 // TestSampleHasEveryKey: the sample is the defaults, so a key that it lacks has none.
@@ -21,8 +23,11 @@ func TestSampleHasEveryKey(t *testing.T) {
 	for i := range sections.NumField() {
 		section := sections.Field(i)
 		name := section.Tag.Get("toml")
-		for k := range section.Type.NumField() {
-			key := section.Type.Field(k).Tag.Get("toml")
+		for _, field := range reflect.VisibleFields(section.Type) {
+			key := field.Tag.Get("toml")
+			if key == "" { // embedded
+				continue
+			}
 			if _, ok := sample[name][key]; !ok {
 				t.Errorf("[%s] %s is not in the sample", name, key)
 			}
@@ -44,6 +49,13 @@ func TestReadConfig(t *testing.T) {
 		"a wrong diff_id":      {"[trust]\ndiff_id = \"never\"", "before_use"},
 		"a wrong size":         {"[limits]\nextent = \"big\"", "64MiB"},
 		"no attempts":          {"[registry]\nattempts = 0", "at least 1"},
+		"a wrong policy":       {"[fetch]\nunreachable = \"panic\"", "want wait or eio"},
+		"a repository's own":   {"[fetch.for.\"r.example.com/a\"]\nunreachable = \"eio\"", ""},
+		"a wrong one":          {"[fetch.for.\"r.example.com/a\"]\nunreachable = \"no\"", "r.example.com/a"},
+		"a wrong background":   {"[fetch]\nbackground = \"always\"", "off, idle or on"},
+		"a wrong rate":         {"[fetch]\nbackground_rate = \"fast\"", "16MiB"},
+		"a back end for one":   {"[mount.for]\n\"r.example.com\" = \"fuse-tree\"", ""},
+		"a wrong one for one":  {"[mount.for]\n\"r.example.com\" = \"magic\"", "want auto"},
 		"a duration as number": {"[fetch]\ndeadline = \"5\"", "configuration"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -74,5 +86,17 @@ func TestCacheLimit(t *testing.T) {
 		if (err == nil) != ok || ok && n <= 0 {
 			t.Errorf("%q: %d, %v", text, n, err)
 		}
+	}
+}
+
+func TestMostSpecific(t *testing.T) {
+	all := map[string]int{"r.example.com": 1, "r.example.com/team": 2, "r.example.com/team/app": 3}
+	for repo, want := range map[string]int{"app": 1, "team": 2, "team/other": 2, "team/app": 3, "teams": 1} {
+		if got, _ := mostSpecific(all, remote.Repository{Host: "r.example.com", Path: repo}); got != want {
+			t.Errorf("%s: got %d, want %d", repo, got, want)
+		}
+	}
+	if _, ok := mostSpecific(all, remote.Repository{Host: "other.example.com", Path: "team"}); ok {
+		t.Error("another registry was found")
 	}
 }

@@ -32,6 +32,7 @@ type controlServer struct {
 	sn         *snapshotter.Snapshotter
 	registry   *remote.Registry
 	containerd *client.Client
+	holder     *theHolder
 }
 
 func (c *controlServer) Status(context.Context, *control.Empty) (*control.StatusReply, error) {
@@ -42,10 +43,12 @@ func (c *controlServer) Status(context.Context, *control.Empty) (*control.Status
 		Backend: control.Backend{
 			Name: string(st.Capabilities.Lazy), Reason: st.Capabilities.LazyReason,
 			Direct: st.Capabilities.Direct, DirectReason: st.Capabilities.Reason,
+			IDMap: st.Capabilities.IDMap, IDMapReason: st.Capabilities.IDReason,
 		},
-		Cache:    control.CacheUsage{Bytes: used, Limit: limit},
+		Cache:    control.CacheUsage{Bytes: used, Limit: limit, Pinned: c.cache.Pinned()},
 		Registry: control.Registry{ConfigPath: c.cfg.Registry.ConfigPath, DockerConfig: c.cfg.Registry.DockerConfig},
-		Layers:   []control.Layer{}, Broken: []control.Broken{},
+		Layers:   []control.Layer{}, Broken: []control.Broken{}, Waiting: []control.Waiting{},
+		Holder: control.Holder{PID: c.holder.pid()},
 	}
 	for _, l := range st.Layers {
 		reply.Layers = append(reply.Layers, control.Layer{
@@ -54,9 +57,41 @@ func (c *controlServer) Status(context.Context, *control.Empty) (*control.Status
 		})
 	}
 	for _, b := range st.Broken {
-		reply.Broken = append(reply.Broken, control.Broken{Snapshot: b.ID, Mounted: b.Mounted, Reason: b.Reason})
+		reply.Broken = append(reply.Broken, control.Broken{Container: b.Container, Snapshot: b.ID, Mounted: b.Mounted, Reason: b.Reason})
+	}
+	for _, w := range st.Waiting {
+		reply.Waiting = append(reply.Waiting, control.Waiting{
+			PID: w.PID, Command: w.Command, Container: w.Container, Image: w.Image, Digest: w.Digest,
+			Seconds: time.Since(w.Since).Seconds(), Reason: w.Reason,
+		})
 	}
 	return reply, nil
+}
+
+// Detach takes all mounts away. The holder has nothing left to keep.
+func (c *controlServer) Detach(context.Context, *control.Empty) (*control.DetachReply, error) {
+	n, err := c.sn.Detach()
+	return &control.DetachReply{Layers: n}, err
+}
+
+func (c *controlServer) Cache(context.Context, *control.Empty) (*control.CacheReply, error) {
+	used, limit := c.cache.Usage()
+	reply := &control.CacheReply{CacheUsage: control.CacheUsage{Bytes: used, Limit: limit, Pinned: c.cache.Pinned()}, Entries: []control.CacheEntry{}}
+	for _, l := range c.sn.Cached() {
+		reply.Entries = append(reply.Entries, control.CacheEntry{
+			Digest: l.Digest, Images: l.Images, DiskBytes: l.Disk, PresentBytes: l.Present, TotalBytes: l.Data, Pinned: l.Kept, Evictable: l.Evictable,
+		})
+	}
+	return reply, nil
+}
+
+func (c *controlServer) Pin(_ context.Context, req *control.PinRequest) (*control.PinReply, error) {
+	n, err := c.sn.Keep(req.Image, req.Pin)
+	return &control.PinReply{Layers: n}, err
+}
+
+func (c *controlServer) Prune(context.Context, *control.Empty) (*control.PruneReply, error) {
+	return &control.PruneReply{Bytes: c.cache.Prune()}, nil
 }
 
 func (c *controlServer) Login(_ context.Context, req *control.LoginRequest) (*control.Empty, error) {

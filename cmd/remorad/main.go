@@ -22,8 +22,8 @@ const (
 func main() { cli.Main("remorad", run) }
 
 type flags struct {
-	config, root, address, logLevel string
-	defaultConfig                   bool
+	config, root, address, logLevel, holder string
+	defaultConfig                           bool
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -50,14 +50,24 @@ to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotte
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cli.Usage(err) })
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.Flags().StringVar(&f.config, "config", defaultConfig, "configuration `file`; the default one may be missing")
-	cmd.Flags().StringVar(&f.root, "root", defaultRoot, "`directory` for snapshots and the cache, on ext4, xfs or btrfs for the best back ends")
+	cmd.PersistentFlags().StringVar(&f.root, "root", defaultRoot, "`directory` for snapshots and the cache, on ext4, xfs or btrfs for the best back ends")
 	cmd.Flags().StringVar(&f.address, "address", defaultSocket, "Unix `socket` to serve on")
-	cmd.Flags().StringVar(&f.logLevel, "log-level", "info", "least `level` to log: debug, info, warn or error")
+	cmd.Flags().StringVar(&f.holder, "holder", holderAuto, "`who` keeps mounts alive while remorad is not there: auto finds the root's holder or starts one, external waits for one that somebody else starts (systemd), none has mounts end with remorad")
+	cmd.PersistentFlags().StringVar(&f.logLevel, "log-level", "info", "least `level` to log: debug, info, warn or error")
 	cmd.AddCommand(
 		&cobra.Command{Use: "sample-config", Short: "Print the commented default configuration", Args: cobra.NoArgs,
 			RunE: func(*cobra.Command, []string) error { _, err := stdout.Write(sampleConfig); return err }},
 		&cobra.Command{Use: "containerd-config", Short: "Print what belongs in containerd's config.toml", Args: cobra.NoArgs,
-			RunE: func(*cobra.Command, []string) error { _, err := stdout.Write(containerdConfig); return err }},
+			RunE: func(cmd *cobra.Command, _ []string) error { return printContainerdConfig(stdout, f.root) }},
+		&cobra.Command{Use: "holder", Short: "Keep mounts alive while remorad is not there (remorad starts it itself)", Args: cobra.NoArgs,
+			Long: `holder is a second, small process beside remorad. It has a reference to everything that mounts of
+lazy layers depend on, and keeps reads that the kernel has handed out until they are answered. So
+remorad can be killed, stopped or upgraded while containers run: their reads of missing data wait
+for the next remorad. It uses no network and needs no restart at an upgrade.
+
+remorad starts one for its root unless --holder says otherwise. Under systemd it has a unit of its
+own, remora-holder.service. It ends by snapctl detach --all, or when its root is deleted.`,
+			RunE: func(cmd *cobra.Command, _ []string) error { return hold(cmd.Context(), f, stderr) }},
 	)
 	return cmd.ExecuteContext(ctx)
 }

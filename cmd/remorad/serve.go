@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -32,9 +31,6 @@ import (
 	"github.com/remora-storage/remora/snapshotter"
 )
 
-//go:embed containerd.toml
-var containerdConfig []byte
-
 // serve runs the daemon until ctx ends.
 func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	log, err := newLog(f.logLevel, stderr)
@@ -60,6 +56,9 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer lock.Close()
+	if err := needsNothingLazy(cfg); err != nil {
+		return err
+	}
 	limit, err := cfg.cacheLimit(f.root)
 	if err != nil {
 		return err
@@ -76,8 +75,21 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		ConfigPath: cfg.Registry.ConfigPath, DockerConfig: cfg.Registry.DockerConfig, Logins: logins,
 		Retry: remote.Retry{Attempts: cfg.Registry.Attempts}, Stall: time.Duration(cfg.Registry.StallTimeout), Log: log,
 	})
+	rate, err := cfg.backgroundRate()
+	if err != nil {
+		return err
+	}
+	h, kept, err := connectHolder(f, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, h.close()) }()
+	exports, err := snapshotter.OpenExports(f.root, h.keeper(), kept, log)
+	if err != nil {
+		return err
+	}
 	images, err := cache.Open(filepath.Join(f.root, "cache"), cache.Options{
-		Limit: limit, Deadline: time.Duration(cfg.Fetch.Deadline), Log: log,
+		Limit: limit, Policy: cfg.Fetch.policy(), Unreachable: mayAnswerLater, Rate: rate, Held: exports.Held, Log: log,
 	})
 	if err != nil {
 		return err
@@ -89,7 +101,8 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	}
 	defer containerd.Close()
 	sn, err := snapshotter.New(f.root, images, registry, snapshotter.NewContentImages(containerd.ContentStore(), registry.Configured), snapshotter.Options{
-		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), Log: log,
+		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
+		Background: snapshotter.Background(cfg.Fetch.Background), Exports: exports, Pod: inPod(), Log: log,
 	})
 	if err != nil {
 		return err
@@ -98,11 +111,18 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
-	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: registry, containerd: containerd})
+	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: registry, containerd: containerd, holder: h})
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	images.Register(metrics)
+	sn.Register(metrics)
 	return listen(ctx, f.address, cfg.Metrics.Address, server, metrics, log)
+}
+
+// mayAnswerLater tells the errors of a registry that pass from those that do not. Credentials may
+// be renewed.
+func mayAnswerLater(err error) bool {
+	return remote.Retryable(err) || errors.Is(err, remote.ErrUnauthorized)
 }
 
 // listen serves until ctx ends or a listener fails, then stops accepting and finishes requests.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -76,6 +77,8 @@ func (a *app) doctor(ctx context.Context, configPath, name string) error {
 	return nil
 }
 
+const requestTimeout = "/proc/sys/fs/fuse/default_request_timeout"
+
 func kernelFindings() []finding {
 	var all []finding
 	var u unix.Utsname
@@ -89,8 +92,14 @@ func kernelFindings() []finding {
 			f.Result, f.Fix = failure, "lazy images need Linux 5.16 or later (EROFS with what our images use, overlay on it)"
 		case v < 612:
 			f.Detail += ": EROFS needs a loop device between (back end fuse-loop); from 6.12 it does not"
+		case v < 614:
+			f.Detail += ": no pre-content events (back end precontent); they come with 6.14"
 		}
 		all = append(all, f)
+	}
+	if p, err := os.ReadFile(requestTimeout); err == nil && strings.TrimSpace(string(p)) != "0" {
+		all = append(all, finding{Check: requestTimeout, Result: warning, Detail: "a FUSE request that waits longer than " + strings.TrimSpace(string(p)) + " s ends its mount: a registry that does not answer would do that",
+			Fix: "sysctl -w fs.fuse.default_request_timeout=0"})
 	}
 	p, err := os.ReadFile("/proc/filesystems")
 	for _, fs := range []string{"erofs", "overlay", "fuse"} {
@@ -123,12 +132,20 @@ func (a *app) remoraFindings(ctx context.Context) (*control.StatusReply, []findi
 	all := []finding{{Check: "remorad", Result: ok, Detail: st.Version + " on " + a.remora}}
 	b := finding{Check: "back end", Result: ok, Detail: st.Backend.Name + " (" + st.Backend.Reason + ")"}
 	if st.Backend.Name == "" {
-		b = finding{Check: "back end", Result: failure, Detail: st.Backend.Reason, Fix: "every layer takes the ordinary path until the kernel can mount EROFS on a FUSE-served file, or on a loop device on one"}
+		b = finding{Check: "back end", Result: failure, Detail: st.Backend.Reason, Fix: "every layer takes the ordinary path until the kernel has EROFS or FUSE in one of the ways that the reason names"}
 	}
 	all = append(all, b)
 	if !st.Backend.Direct {
 		all = append(all, finding{Check: "complete layers", Result: warning, Detail: "need a loop device: " + st.Backend.DirectReason,
 			Fix: "put --root on ext4, xfs or btrfs, with Linux 6.12 or later"})
+	}
+	h := finding{Check: "holder", Result: ok, Detail: fmt.Sprintf("process %d keeps mounts alive while remorad is not there", st.Holder.PID)}
+	if st.Holder.PID == 0 {
+		h = finding{Check: h.Check, Result: warning, Detail: "none: mounts of incomplete layers end with remorad", Fix: "start remorad without --holder none"}
+	}
+	all = append(all, h)
+	for _, b := range st.Broken {
+		all = append(all, finding{Check: "container " + cmp.Or(b.Container, b.Mounted), Result: warning, Detail: b.Reason, Fix: "start that container again"})
 	}
 	c := finding{Check: "cache", Result: ok, Detail: size(st.Cache.Bytes) + " of " + size(st.Cache.Limit)}
 	if st.Cache.Limit > 0 && st.Cache.Bytes > st.Cache.Limit/10*9 {
@@ -176,9 +193,37 @@ func pluginFindings(ctx context.Context, c *client.Client, name string, st *cont
 		if slices.Contains(p.Capabilities, "rebase") {
 			all = append(all, finding{Check: "capabilities", Result: failure, Detail: "rebase is declared", Fix: "remove \"rebase\" from the plugin's capabilities: lazy layers need their parents"})
 		}
+		if st != nil {
+			all = append(all, idmapFinding(p.Capabilities, name, st.Backend))
+		}
 		return all
 	}
 	return []finding{{Check: "proxy plugin " + name, Result: failure, Detail: "containerd does not know it", Fix: snippet}}
+}
+
+// idmapFinding checks what containerd does for containers in user namespaces against what the back
+// end can.
+func idmapFinding(declared []string, name string, b control.Backend) finding {
+	f := finding{Check: "user namespaces", Result: ok, Detail: "layers are shared by idmapped mounts"}
+	want := "remap-ids"
+	if !b.IDMap {
+		want = "only-remap-ids"
+		f.Detail = "containers in user namespaces are refused: " + b.IDMapReason
+	}
+	if slices.Contains(declared, want) && (b.IDMap || !slices.Contains(declared, "remap-ids")) {
+		return f
+	}
+	f.Result, f.Fix = warning, "set [proxy_plugins."+name+"] capabilities = [\""+want+"\"] in containerd's configuration and restart containerd"
+	switch {
+	case b.IDMap:
+		f.Detail = "containerd copies the whole image for each container in a user namespace: remap-ids is not declared"
+	case slices.Contains(declared, "remap-ids"):
+		f.Result = failure
+		f.Detail = "remap-ids is declared, and the back end cannot do it: " + b.IDMapReason
+	default:
+		f.Detail = "containerd copies the whole image for each container in a user namespace, since nothing is declared: " + b.IDMapReason
+	}
+	return f
 }
 
 // configFindings reads what containerd does not tell over its socket.

@@ -59,7 +59,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f.StringVar(&a.remora, "remora", envOr("REMORA_ADDRESS", "/run/remora/remora.sock"), "remorad's `socket`")
 	f.StringVar(&a.namespace, "namespace", envOr("CONTAINERD_NAMESPACE", "default"), "containerd's `namespace` (k8s.io for Kubernetes)")
 	f.BoolVar(&a.json, "json", false, "print one JSON object on stdout")
-	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.statusCommand(), a.doctorCommand())
+	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.statusCommand(), a.cacheCommand(), a.detachCommand(), a.doctorCommand())
 	err := cmd.ExecuteContext(ctx)
 	if err != nil && strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
 		return cli.Usage(err)
@@ -86,6 +86,17 @@ func exactly(n int, what string) cobra.PositionalArgs {
 
 // dialRemora connects to remorad. The closer must be called.
 func (a *app) dialRemora() (*control.Client, io.Closer, error) { return control.Dial(a.remora) }
+
+// ask makes one call of remorad and returns what it answers, or an error that is fit for people.
+func ask[Reply any](a *app, call func(*control.Client) (Reply, error)) (reply Reply, err error) {
+	remora, closer, err := a.dialRemora()
+	if err != nil {
+		return reply, err
+	}
+	defer closer.Close()
+	reply, err = call(remora)
+	return reply, control.Explain(err, a.remora)
+}
 
 // dialContainerd connects to containerd and puts the namespace into the context.
 func (a *app) dialContainerd(ctx context.Context) (context.Context, *client.Client, error) {

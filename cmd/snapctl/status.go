@@ -18,23 +18,21 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show the back end, the cache and every lazy layer",
 		Long: `status shows how layers are mounted here and why, how full the cache is, and for every lazy
-layer how much of it is present and how much was fetched since remorad started. With --json it
-prints one object: backend.name, backend.reason, cache.bytes, cache.limit, and layers[] with
-digest, image, format, backend, state, present_bytes, total_bytes, fetched_bytes.`,
+layer how much of it is present and how much was fetched since remorad started. It names the
+processes that wait for a registry, and the containers that may have seen errors or wrong data
+since what their mounts depend on was lost. With --json it prints one object: backend.name,
+backend.reason, holder.pid, cache.bytes, cache.limit, cache.pinned, layers[] with digest, image,
+format, backend, state, present_bytes, total_bytes, fetched_bytes, waiting[] with pid, command,
+container, image, seconds, reason, and broken[] with container, snapshot, mounted, reason.`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) },
 	}
 }
 
 func (a *app) status(ctx context.Context) error {
-	remora, closer, err := a.dialRemora()
+	st, err := ask(a, func(c *control.Client) (*control.StatusReply, error) { return c.Status(ctx) })
 	if err != nil {
 		return err
-	}
-	defer closer.Close()
-	st, err := remora.Status(ctx)
-	if err != nil {
-		return control.Explain(err, a.remora)
 	}
 	return a.print(st, func(w io.Writer) { humanStatus(w, st) })
 }
@@ -46,7 +44,12 @@ func humanStatus(w io.Writer, st *control.StatusReply) {
 	}
 	fmt.Fprintf(w, "remorad   %s, root %s\n", st.Version, st.Root)
 	fmt.Fprintf(w, "back end  %s (%s)\n", name, st.Backend.Reason)
-	fmt.Fprintf(w, "cache     %s of %s\n", size(st.Cache.Bytes), size(st.Cache.Limit))
+	if st.Holder.PID > 0 {
+		fmt.Fprintf(w, "holder    process %d keeps mounts alive while remorad is not there\n", st.Holder.PID)
+	} else {
+		fmt.Fprintln(w, "holder    none: mounts of incomplete layers end with remorad")
+	}
+	fmt.Fprintf(w, "cache     %s of %s, %s of it cannot be evicted now\n", size(st.Cache.Bytes), size(st.Cache.Limit), size(st.Cache.Pinned))
 	if len(st.Layers) == 0 {
 		fmt.Fprintln(w, "\nno lazy layers; pull an image with: snapctl pull IMAGE")
 		return
@@ -68,8 +71,19 @@ func humanStatus(w io.Writer, st *control.StatusReply) {
 			fmt.Fprintf(w, "%s: %s\n", short(l.Digest), l.Reason)
 		}
 	}
+	for _, p := range st.Waiting {
+		reason := p.Reason
+		if reason == "" {
+			reason = "the registry is slow"
+		}
+		fmt.Fprintf(w, "process %d (%s, %s) has waited for %.0f s for data of %s: %s\n", p.PID, p.Command, p.Container, p.Seconds, p.Image, reason)
+	}
 	for _, b := range st.Broken {
-		fmt.Fprintf(w, "snapshot %s, mounted on %s, is broken: %s\n", b.Snapshot, b.Mounted, b.Reason)
+		name := "container " + b.Container
+		if b.Container == "" {
+			name = "snapshot " + b.Snapshot + ", mounted on " + b.Mounted + ","
+		}
+		fmt.Fprintf(w, "%s is broken: %s\n", name, b.Reason)
 	}
 }
 

@@ -20,6 +20,25 @@ type StatusReply struct {
 	Registry Registry   `json:"registry"`
 	Layers   []Layer    `json:"layers"`
 	Broken   []Broken   `json:"broken"`
+	Waiting  []Waiting  `json:"waiting"`
+	Holder   Holder     `json:"holder"`
+}
+
+// Holder is the process that keeps mounts alive while remorad is not there. PID is 0 if there is
+// none.
+type Holder struct {
+	PID int `json:"pid"`
+}
+
+// Waiting is a process that has waited for missing data for more than a second.
+type Waiting struct {
+	PID       int           `json:"pid"`
+	Command   string        `json:"command,omitempty"`
+	Container string        `json:"container,omitempty"`
+	Image     string        `json:"image"`
+	Digest    digest.Digest `json:"digest"`
+	Seconds   float64       `json:"seconds"`
+	Reason    string        `json:"reason,omitempty"`
 }
 
 // Backend is how incomplete layers are mounted, and complete ones.
@@ -28,12 +47,16 @@ type Backend struct {
 	Reason       string `json:"reason"`
 	Direct       bool   `json:"direct"`
 	DirectReason string `json:"direct_reason,omitempty"`
+	// IDMap says whether containers in user namespaces can share the layers.
+	IDMap       bool   `json:"idmap"`
+	IDMapReason string `json:"idmap_reason,omitempty"`
 }
 
 // CacheUsage is the cache's use of its budget. A limit of 0 is none.
 type CacheUsage struct {
-	Bytes int64 `json:"bytes"`
-	Limit int64 `json:"limit"`
+	Bytes  int64 `json:"bytes"`
+	Limit  int64 `json:"limit"`
+	Pinned int64 `json:"pinned"` // cannot be evicted: mounts read it without asking, or it was pinned
 }
 
 // Registry is what snapctl needs to reach registries as remorad does.
@@ -61,9 +84,10 @@ type Layer struct {
 
 // Broken is an active snapshot whose processes may get EIO.
 type Broken struct {
-	Snapshot string `json:"snapshot"`
-	Mounted  string `json:"mounted"`
-	Reason   string `json:"reason"`
+	Container string `json:"container,omitempty"` // namespace/name
+	Snapshot  string `json:"snapshot"`
+	Mounted   string `json:"mounted"`
+	Reason    string `json:"reason"`
 }
 
 // LoginRequest tells remorad how a registry host is to be reached.
@@ -102,6 +126,44 @@ type FetchProgress struct {
 	Done   bool          `json:"done"`
 }
 
+// DetachReply says what was detached.
+type DetachReply struct {
+	Layers int `json:"layers"`
+}
+
+// CacheReply lists what the cache holds.
+type CacheReply struct {
+	CacheUsage
+	Entries []CacheEntry `json:"entries"`
+}
+
+// CacheEntry is one layer in the cache.
+type CacheEntry struct {
+	Digest       digest.Digest `json:"digest"`
+	Images       []string      `json:"images"`
+	DiskBytes    int64         `json:"disk_bytes"`
+	PresentBytes int64         `json:"present_bytes"`
+	TotalBytes   int64         `json:"total_bytes"`
+	Pinned       bool          `json:"pinned"`    // by snapctl cache pin
+	Evictable    bool          `json:"evictable"` // neither pinned nor read by the kernel without asking
+}
+
+// PinRequest pins an image's layers in the cache, or no longer.
+type PinRequest struct {
+	Image string `json:"image"`
+	Pin   bool   `json:"pin"`
+}
+
+// PinReply says how many layers that were.
+type PinReply struct {
+	Layers int `json:"layers"`
+}
+
+// PruneReply says how much was freed.
+type PruneReply struct {
+	Bytes int64 `json:"bytes"`
+}
+
 // Empty is no message.
 type Empty struct{}
 
@@ -111,6 +173,10 @@ type Server interface {
 	Login(context.Context, *LoginRequest) (*Empty, error)
 	Resolve(context.Context, *ResolveRequest) (*ResolveReply, error)
 	Fetch(ctx context.Context, req *FetchRequest, send func(*FetchProgress) error) error
+	Detach(context.Context, *Empty) (*DetachReply, error)
+	Cache(context.Context, *Empty) (*CacheReply, error)
+	Pin(context.Context, *PinRequest) (*PinReply, error)
+	Prune(context.Context, *Empty) (*PruneReply, error)
 }
 
 const (
@@ -133,6 +199,7 @@ func Register(s *grpc.Server, impl Server) {
 		HandlerType: (*Server)(nil),
 		Methods: []grpc.MethodDesc{
 			unary("Status", Server.Status), unary("Login", Server.Login), unary("Resolve", Server.Resolve),
+			unary("Detach", Server.Detach), unary("Cache", Server.Cache), unary("Pin", Server.Pin), unary("Prune", Server.Prune),
 		},
 		Streams: []grpc.StreamDesc{{StreamName: "Fetch", ServerStreams: true, Handler: fetchHandler}},
 	}, impl)
@@ -185,6 +252,26 @@ func (c *Client) Login(ctx context.Context, req *LoginRequest) error {
 // Resolve returns when all layers of an image are open or have failed.
 func (c *Client) Resolve(ctx context.Context, req *ResolveRequest) (*ResolveReply, error) {
 	return invoke[ResolveRequest, ResolveReply](ctx, c, "Resolve", req)
+}
+
+// Detach takes all mounts of layers away.
+func (c *Client) Detach(ctx context.Context) (*DetachReply, error) {
+	return invoke[Empty, DetachReply](ctx, c, "Detach", &Empty{})
+}
+
+// Cache lists what the cache holds.
+func (c *Client) Cache(ctx context.Context) (*CacheReply, error) {
+	return invoke[Empty, CacheReply](ctx, c, "Cache", &Empty{})
+}
+
+// Pin pins an image's layers, or no longer.
+func (c *Client) Pin(ctx context.Context, req *PinRequest) (*PinReply, error) {
+	return invoke[PinRequest, PinReply](ctx, c, "Pin", req)
+}
+
+// Prune evicts everything that may be evicted.
+func (c *Client) Prune(ctx context.Context) (*PruneReply, error) {
+	return invoke[Empty, PruneReply](ctx, c, "Prune", &Empty{})
 }
 
 // Fetch makes an image complete and tells progress how it goes.
