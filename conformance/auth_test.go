@@ -27,7 +27,7 @@ func TestPrivateRegistry(t *testing.T) {
 	}
 	_, err = s.Snapctl(t.Context(), "pull", "--user", login, lazy)
 	must(t, err)
-	lazyLayers(t, s, 3, "fuse-file")
+	lazyLayers(t, s, 3, bestBackend)
 	must(t, s.RestartRemorad(syscall.SIGKILL))
 	run(t, s, lazy, "c", "remora", python)
 	log, err := os.ReadFile(s.RemoradLog())

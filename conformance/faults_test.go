@@ -24,6 +24,7 @@ type fault func(w http.ResponseWriter, r *http.Request, pass http.Handler)
 type faultyProxy struct {
 	*httptest.Server
 	fault atomic.Pointer[fault]
+	delay atomic.Int64 // before each range, in nanoseconds
 	pass  http.Handler
 }
 
@@ -31,6 +32,9 @@ func newFaultyProxy(t *testing.T, s *testbed.Stack) *faultyProxy {
 	t.Helper()
 	p := &faultyProxy{pass: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.Addr})}
 	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") != "" {
+			time.Sleep(time.Duration(p.delay.Load()))
+		}
 		if f := p.fault.Load(); f != nil && strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") != "" {
 			(*f)(w, r, p.pass)
 			return
@@ -88,7 +92,7 @@ var faults = map[string]fault{
 	"hangs": hang, "wrong bytes": wrongBytes, "cuts every body": cut, "200 to a range": wholeBlob,
 }
 
-const impatient = "stall_timeout = \"500ms\"\nattempts = 3\n[fetch]\ndeadline = \"4s\"\n"
+const impatient = "stall_timeout = \"500ms\"\nattempts = 3\n[fetch]\ndeadline = \"4s\"\nunreachable = \"eio\"\nbackground = \"off\"\n"
 
 // TestFaultsAtPull: whatever the registry does to remorad, the pull ends in a container that
 // runs, by the ordinary path, with the reason told.

@@ -47,6 +47,9 @@ func needRoot(t *testing.T) {
 	}
 }
 
+// bestBackend is what remorad chooses here by itself.
+const bestBackend = "precontent"
+
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {

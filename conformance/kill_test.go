@@ -47,9 +47,9 @@ func TestKilledUnderLoad(t *testing.T) {
 		})
 		time.Sleep(time.Duration(r.IntN(1200)) * time.Millisecond)
 		must(t, s.StopRemorad(syscall.SIGKILL))
+		must(t, s.StartRemorad()) // readers wait for it
 		cancel()
 		load.Wait()
-		must(t, s.StartRemorad())
 	}
 	_, err := s.Snapctl(t.Context(), "pull", lazy)
 	must(t, err)

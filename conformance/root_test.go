@@ -15,9 +15,27 @@ import (
 // TestRootElsewhere: the root may lie on file systems that cannot do everything.
 func TestRootElsewhere(t *testing.T) {
 	needRoot(t)
-	for name, mount := range map[string]func(dir string) error{
-		"tmpfs": func(dir string) error { return unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2g") },
-		"overlayfs": func(dir string) error {
+	ways := []struct {
+		name  string
+		works []string // back ends, the one that is chosen first
+		mount func(dir string) error
+	}{
+		{"xfs", backends, func(dir string) error {
+			file := dir + ".xfs"
+			if err := os.WriteFile(file, nil, 0o600); err != nil {
+				return err
+			}
+			if err := os.Truncate(file, 4<<30); err != nil {
+				return err
+			}
+			if _, err := testbed.Output(t.Context(), nil, "mkfs.xfs", "-q", file); err != nil {
+				return err
+			}
+			_, err := testbed.Output(t.Context(), nil, "mount", "-o", "loop", file, dir)
+			return err
+		}},
+		{"tmpfs", backends[1:], func(dir string) error { return unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2g") }},
+		{"overlayfs", backends[1:], func(dir string) error {
 			parts := dir + ".parts"
 			for _, d := range []string{"lower", "upper", "work"} {
 				if err := os.MkdirAll(filepath.Join(parts, d), 0o755); err != nil {
@@ -25,46 +43,59 @@ func TestRootElsewhere(t *testing.T) {
 				}
 			}
 			return unix.Mount("overlay", dir, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", parts))
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			root := filepath.Join(t.TempDir(), "root")
-			must(t, os.Mkdir(root, 0o755))
-			must(t, mount(root))
-			t.Cleanup(func() {
-				left, err := testbed.MountsUnder(root) // complete layers outlive remorad
-				must(t, err)
-				for i := len(left) - 1; i >= 0; i-- {
-					if err := unix.Unmount(left[i], 0); err != nil {
-						t.Errorf("%s is still in use: %v", left[i], err)
-					}
-				}
-				if err := unix.Unmount(root, 0); err != nil {
-					t.Errorf("the root's file system is still in use: %v", err)
-					_ = unix.Unmount(root, unix.MNT_DETACH)
-				}
-			})
-			s := newStack(t, testbed.Options{Root: root, LogLevel: "info"})
-			_, lazy := pushed(t, s, python)
-			_, err := s.Snapctl(t.Context(), "pull", lazy)
-			must(t, err)
-			lazyLayers(t, s, 3, "fuse-file")
-			run(t, s, lazy, "one", "remora", python)
-			_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "sleeper", "sleep", "1000")
-			must(t, err)
-			must(t, s.RestartRemorad(syscall.SIGKILL))
-			lazyLayers(t, s, 3, "fuse-file")
-			run(t, s, lazy, "two", "remora", python)
-			_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "sleeper")
-			must(t, err)
-			_, err = s.Ctr(t.Context(), "containers", "rm", "sleeper")
-			must(t, err)
-			_, err = s.Snapctl(t.Context(), "fetch", "--cache-only", lazy)
-			must(t, err)
-			run(t, s, lazy, "three", "remora", python)
-			src := s.Ref("python:src")
-			must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
-			sameTree(t, s, lazy, src, func(string) bool { return false })
-		})
+		}},
 	}
+	for _, way := range ways {
+		for _, backend := range way.works[:rounds(1, len(way.works))] {
+			elsewhere(t, way.name, backend, backend != way.works[0], way.mount)
+		}
+	}
+}
+
+// elsewhere takes an image through its life on a root that mount makes.
+func elsewhere(t *testing.T, name, backend string, pinned bool, mount func(dir string) error) {
+	t.Helper()
+	config := ""
+	if pinned {
+		config = mountBy(backend)
+	}
+	t.Run(name+"/"+backend, func(t *testing.T) {
+		root := filepath.Join(t.TempDir(), "root")
+		must(t, os.Mkdir(root, 0o755))
+		must(t, mount(root))
+		t.Cleanup(func() {
+			left, err := testbed.MountsUnder(root) // complete layers outlive remorad
+			must(t, err)
+			for i := len(left) - 1; i >= 0; i-- {
+				if err := unix.Unmount(left[i], 0); err != nil {
+					t.Errorf("%s is still in use: %v", left[i], err)
+				}
+			}
+			if err := unix.Unmount(root, 0); err != nil {
+				t.Errorf("the root's file system is still in use: %v", err)
+				_ = unix.Unmount(root, unix.MNT_DETACH)
+			}
+		})
+		s := newStack(t, testbed.Options{Root: root, LogLevel: "info", Config: config})
+		_, lazy := pushed(t, s, python)
+		_, err := s.Snapctl(t.Context(), "pull", lazy)
+		must(t, err)
+		lazyLayers(t, s, 3, backend)
+		run(t, s, lazy, "one", "remora", python)
+		_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "sleeper", "sleep", "1000")
+		must(t, err)
+		must(t, s.RestartRemorad(syscall.SIGKILL))
+		lazyLayers(t, s, 3, backend)
+		run(t, s, lazy, "two", "remora", python)
+		_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "sleeper")
+		must(t, err)
+		_, err = s.Ctr(t.Context(), "containers", "rm", "sleeper")
+		must(t, err)
+		_, err = s.Snapctl(t.Context(), "fetch", "--cache-only", lazy)
+		must(t, err)
+		run(t, s, lazy, "three", "remora", python)
+		src := s.Ref("python:src")
+		must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
+		sameTree(t, s, lazy, src, func(string) bool { return false })
+	})
 }

@@ -87,7 +87,7 @@ func coldStart(ctx context.Context, o options) (err error) {
 
 // benchStack starts a stack whose registry is behind the link, with all images in it.
 func benchStack(ctx context.Context, dir string, o options) (*testbed.Stack, *link.Link, error) {
-	s, err := testbed.NewStack(dir, testbed.Options{Registry: filepath.Join(testbed.Work(), "bench-registry"), LogLevel: "info"})
+	s, err := testbed.NewStack(dir, testbed.Options{Registry: filepath.Join(testbed.Work(), "bench-registry"), LogLevel: "info", Config: o.config})
 	if err != nil {
 		return nil, nil, err
 	}

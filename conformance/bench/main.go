@@ -1,7 +1,7 @@
 // Command bench measures what docs/performance.md shows: cold starts beside containerd's own
 // snapshotters, complete layers beside a local EROFS file, and memory.
 //
-//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|complete|memory ...]
+//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|complete|present|pause|layers|update|memory ...]
 package main
 
 import (
@@ -19,6 +19,7 @@ type options struct {
 	rtt    time.Duration
 	mbit   int64
 	work   string
+	config string // of remorad, for the cold starts
 }
 
 func main() {
@@ -26,7 +27,9 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each thing is measured, in turn")
 	flag.DurationVar(&o.rtt, "rtt", 20*time.Millisecond, "the link's round trip")
 	flag.Int64Var(&o.mbit, "mbit", 1000, "the link's rate, Mbit/s")
+	backend := flag.String("backend", "auto", "[mount] backend of the cold starts")
 	flag.Parse()
+	o.config = fmt.Sprintf("[mount]\nbackend = %q\n", *backend)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, o, flag.Args()); err != nil {
@@ -37,17 +40,19 @@ func main() {
 
 func run(ctx context.Context, o options, which []string) (err error) {
 	if len(which) == 0 {
-		which = []string{"coldstart", "complete", "memory"}
+		which = []string{"coldstart", "complete", "present", "pause", "layers", "update", "memory"}
 	}
 	if o.work, err = os.MkdirTemp("", "remora-bench-"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(o.work)
 	for _, name := range which {
-		parts := map[string]func(context.Context, options) error{"coldstart": coldStart, "complete": complete, "memory": memory}
+		parts := map[string]func(context.Context, options) error{
+			"coldstart": coldStart, "complete": complete, "present": present, "pause": pause, "layers": layers, "update": update, "memory": memory,
+		}
 		part, ok := parts[name]
 		if !ok {
-			return fmt.Errorf("no benchmark %q: want coldstart, complete or memory", name)
+			return fmt.Errorf("no benchmark %q: want coldstart, complete, present, pause, layers, update or memory", name)
 		}
 		if err := part(ctx, o); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

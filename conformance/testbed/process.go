@@ -44,6 +44,9 @@ func Env() []string {
 
 // lookPath finds a program as Env's PATH has it.
 func lookPath(name string) (string, error) {
+	if filepath.IsAbs(name) {
+		return name, nil
+	}
 	for _, kv := range Env() {
 		if dirs, ok := strings.CutPrefix(kv, "PATH="); ok {
 			for _, dir := range filepath.SplitList(dirs) {
@@ -147,9 +150,16 @@ func (p *Process) Stop(sig syscall.Signal) error {
 	select {
 	case <-p.done:
 	case <-time.After(30 * time.Second):
-		_ = p.Cmd.Process.Kill()
-		<-p.done
-		return fmt.Errorf("%s did not end after %s", p.Cmd.Path, sig)
+		_ = p.Cmd.Process.Signal(syscall.SIGQUIT) // a Go program says what it does
+		select {
+		case <-p.done:
+		case <-time.After(5 * time.Second):
+			_ = p.Cmd.Process.Kill()
+			<-p.done
+		}
+		kept := filepath.Join(os.TempDir(), "remora-hung.log")
+		_ = os.Rename(p.Log, kept) // for whoever looks into it
+		return fmt.Errorf("%s did not end after %s; see %s", p.Cmd.Path, sig, kept)
 	}
 	var exit *exec.ExitError
 	if errors.As(p.err, &exit) && exit.ExitCode() > 0 {

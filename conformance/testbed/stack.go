@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -46,7 +48,14 @@ type Stack struct {
 	containerd *Process
 	remorad    *Process
 	opts       Options
+	program    string // instead of remorad
 }
+
+// UseRemorad has another program started as remorad from now on.
+func (s *Stack) UseRemorad(path string) { s.program = path }
+
+// Configure adds to the configuration of the next remorad.
+func (s *Stack) Configure(more string) { s.opts.Config += more }
 
 // NewStack starts all three. Close must be called.
 func NewStack(dir string, opts Options) (_ *Stack, err error) {
@@ -153,6 +162,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 [proxy_plugins.remora]
   type = "snapshot"
   address = %[3]q
+  capabilities = ["remap-ids"]
   [proxy_plugins.remora.exports]
     root = %[4]q
     enable_remote_snapshot_annotations = "true"
@@ -168,6 +178,12 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 	if err := os.WriteFile(s.ContainerdConfig(), []byte(config), 0o644); err != nil {
 		return err
 	}
+	// Containers in user namespaces must get through to their root file systems, as in /run.
+	for _, dir := range []string{filepath.Dir(s.Dir), s.Dir, filepath.Join(s.Dir, "containerd")} {
+		if err := errors.Join(os.MkdirAll(dir, 0o711), os.Chmod(dir, 0o711)); err != nil {
+			return err
+		}
+	}
 	var err error
 	s.containerd, err = Start(filepath.Join(s.Dir, "containerd.log"), accepts("unix", s.Socket), nil, "containerd", "--config", s.ContainerdConfig())
 	return err
@@ -176,11 +192,26 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 // ContainerdConfig is the path of containerd's configuration.
 func (s *Stack) ContainerdConfig() string { return filepath.Join(s.Dir, "containerd.toml") }
 
-// StartRemorad starts remorad and returns when it serves.
+// StartRemorad starts remorad and returns when it serves, and containerd has noticed.
 func (s *Stack) StartRemorad() error {
+	if err := s.StartRemoradOnly(); err != nil {
+		return err
+	}
+	return s.AwaitContainerd()
+}
+
+// StartRemoradOnly starts remorad and returns when it serves.
+func (s *Stack) StartRemoradOnly() error {
+	// Tests look at what is lazy, so nothing is completed behind their backs, and an outage ends in
+	// an error, unless a test says otherwise.
+	const defaults = "[fetch]\nbackground = \"off\"\nunreachable = \"eio\"\n"
 	config := fmt.Sprintf("[containerd]\naddress = %q\n[registry]\nconfig_path = [%q]\ndocker_config = \"\"\n", s.Socket, s.HostsDir)
+	config += s.opts.Config
+	if !strings.Contains(config, "[fetch]") {
+		config += defaults
+	}
 	path := filepath.Join(s.Dir, "remora.toml")
-	if err := os.WriteFile(path, []byte(config+s.opts.Config), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
 		return err
 	}
 	level := s.opts.LogLevel
@@ -188,11 +219,13 @@ func (s *Stack) StartRemorad() error {
 		level = "debug"
 	}
 	var err error
-	s.remorad, err = Start(s.RemoradLog(), accepts("unix", s.Remora), nil, "remorad",
+	s.remorad, err = Start(s.RemoradLog(), accepts("unix", s.Remora), nil, cmp.Or(s.program, "remorad"),
 		"--config", path, "--root", s.Root, "--address", s.Remora, "--log-level", level)
-	if err != nil {
-		return err
-	}
+	return err
+}
+
+// AwaitContainerd returns when containerd reaches remorad.
+func (s *Stack) AwaitContainerd() (err error) {
 	// If containerd has tried while nobody served, it waits up to 3 s before it tries again.
 	for range 100 {
 		if _, err = s.Ctr(context.Background(), "snapshots", "--snapshotter", "remora", "ls"); err == nil {
@@ -227,13 +260,68 @@ func (s *Stack) Close() error {
 	if s.containerd != nil {
 		errs = append(errs, s.killTasks())
 	}
-	errs = append(errs, s.remorad.Stop(syscall.SIGTERM), s.containerd.Stop(syscall.SIGTERM), s.registry.Stop(syscall.SIGTERM))
+	errs = append(errs, s.containerd.Stop(syscall.SIGTERM), unmountUnder(filepath.Join(s.Dir, "containerd")))
+	errs = append(errs, s.endMounts(), s.remorad.Stop(syscall.SIGTERM), s.KillHolder(), s.registry.Stop(syscall.SIGTERM))
 	s.remorad, s.containerd, s.registry = nil, nil, nil
-	mounts, err := MountsUnder(s.Dir)
+	return errors.Join(append(errs, unmountUnder(s.Dir))...)
+}
+
+// unmountUnder takes away what is mounted under a directory, the newest first.
+func unmountUnder(dir string) error {
+	mounts, err := MountsUnder(dir)
+	errs := []error{err}
 	for i := len(mounts) - 1; i >= 0; i-- {
 		errs = append(errs, unix.Unmount(mounts[i], unix.MNT_DETACH))
 	}
-	return errors.Join(append(errs, err)...)
+	return errors.Join(errs...)
+}
+
+// endMounts takes the layers' mounts away, so that the holder ends with remorad.
+func (s *Stack) endMounts() error {
+	if s.remorad != nil && s.remorad.Running() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		if _, err := s.Snapctl(ctx, "detach", "--all"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// HolderPID returns the process that keeps the root's mounts alive, 0 if there is none.
+func (s *Stack) HolderPID() int {
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return 0
+	}
+	for _, p := range all {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			continue // it has ended
+		}
+		if args := strings.Split(string(b), "\x00"); len(args) > 3 && args[1] == "holder" && args[3] == s.Root {
+			pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+			if err == nil {
+				return pid
+			}
+		}
+	}
+	return 0
+}
+
+// KillHolder kills the holder and returns when it has ended.
+func (s *Stack) KillHolder() error {
+	pid := s.HolderPID()
+	if pid == 0 {
+		return nil
+	}
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	for s.HolderPID() == pid {
+		time.Sleep(time.Millisecond)
+	}
+	return nil
 }
 
 // killTasks ends what tests left running, so that no shim stays.
@@ -286,9 +374,15 @@ func (s *Stack) Snapctl(ctx context.Context, args ...string) (string, error) {
 // Status is what tests read of `snapctl status --json`, by its documented names.
 type Status struct {
 	Backend struct{ Name, Reason string }
-	Cache   struct{ Bytes, Limit int64 }
+	Cache   struct{ Bytes, Limit, Pinned int64 }
 	Layers  []LayerStatus
-	Broken  []struct{ Snapshot, Mounted, Reason string }
+	Broken  []struct{ Container, Snapshot, Mounted, Reason string }
+	Holder  struct{ PID int }
+	Waiting []struct {
+		PID                                       int
+		Command, Container, Image, Digest, Reason string
+		Seconds                                   float64
+	}
 }
 
 // LayerStatus is one of Status.Layers.

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+const pauseKills = 30
+
+// pause measures how long a reader of missing data waits when remorad is killed while it reads and
+// started again at once.
+func pause(ctx context.Context, o options) (err error) {
+	tree := filepath.Join(o.work, "pause-tree")
+	if err := os.MkdirAll(tree, 0o755); err != nil {
+		return err
+	}
+	if err := bigTree(tree); err != nil {
+		return err
+	}
+	fmt.Printf("\nRead of 64 KiB of missing data. %d reads undisturbed, and %d during which remorad is killed with SIGKILL and started again at once.\n", pauseKills, pauseKills)
+	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "ms\tundisturbed p50\tp99\tkilled p50\tp99")
+	for _, backend := range []string{"precontent", "fuse-file"} {
+		if err := pauseBy(ctx, o, t, backend, tree); err != nil {
+			return err
+		}
+	}
+	return t.Flush()
+}
+
+func pauseBy(ctx context.Context, o options, t *tabwriter.Writer, backend, tree string) (err error) {
+	s, err := testbed.NewStack(filepath.Join(o.work, "pause-"+backend), testbed.Options{LogLevel: "info", Config: fmt.Sprintf("[mount]\nbackend = %q\n", backend)})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Close()) }()
+	ref, err := bigImage(ctx, s, o, tree)
+	if err != nil {
+		return err
+	}
+	if _, err := s.Snapctl(ctx, "pull", ref); err != nil {
+		return err
+	}
+	on := filepath.Join(o.work, "pause-on-"+backend)
+	if err := os.MkdirAll(on, 0o755); err != nil {
+		return err
+	}
+	if _, err := s.Ctr(ctx, "images", "mount", "--snapshotter", "remora", ref, on); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unix.Unmount(on, unix.MNT_DETACH)) }()
+	f, err := os.Open(filepath.Join(on, bigFile))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_RANDOM); err != nil {
+		return err
+	}
+	// Places far enough from each other that no read brings the next one's data.
+	const places = 2 * pauseKills
+	order := rand.New(rand.NewPCG(5, 5)).Perm(places)
+	read := func(i int) (time.Duration, error) {
+		began := time.Now()
+		_, err := f.ReadAt(make([]byte, 64<<10), int64(order[i])*(bigBytes/places))
+		return time.Since(began), err
+	}
+	var calm, killed []time.Duration
+	for i := range pauseKills {
+		took, err := read(i)
+		if err != nil {
+			return err
+		}
+		calm = append(calm, took)
+	}
+	type result struct {
+		took time.Duration
+		err  error
+	}
+	for i := range pauseKills {
+		if err := s.StopRemorad(syscall.SIGKILL); err != nil {
+			return err
+		}
+		done := make(chan result, 1)
+		go func() {
+			took, err := read(pauseKills + i)
+			done <- result{took, err}
+		}()
+		if err := s.StartRemorad(); err != nil {
+			return err
+		}
+		r := <-done
+		if r.err != nil {
+			return r.err
+		}
+		killed = append(killed, r.took)
+	}
+	ms := func(all []time.Duration, p float64) float64 {
+		sorted := slices.Sorted(slices.Values(all))
+		return sorted[int(p*float64(len(sorted)-1))].Seconds() * 1000
+	}
+	_, err = fmt.Fprintf(t, "%s\t%.1f\t%.1f\t%.1f\t%.1f\n", backend, ms(calm, .5), ms(calm, .99), ms(killed, .5), ms(killed, .99))
+	return err
+}

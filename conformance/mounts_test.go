@@ -1,0 +1,422 @@
+package conformance_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+const license = "/usr/share/common-licenses/GPL-3" // a file that no program here reads by itself
+
+// TestRegistryGone: with unreachable = "wait" a reader waits for as long as the registry is away,
+// status says who waits and why, and then the read is right.
+func TestRegistryGone(t *testing.T) {
+	for _, backend := range []string{"precontent", "fuse-file"} {
+		t.Run(backend, func(t *testing.T) {
+			s := newStack(t, testbed.Options{LogLevel: "info", Config: "attempts = 2\n[fetch]\nunreachable = \"wait\"\nbackground = \"off\"\n" + mountBy(backend)})
+			_, _ = pushed(t, s, python)
+			want, err := os.ReadFile(mountOrdinary(t, s) + license)
+			must(t, err)
+			p := newFaultyProxy(t, s)
+			lazy := p.Listener.Addr().String() + "/python:lazy"
+			_, err = s.Snapctl(t.Context(), "pull", lazy)
+			must(t, err)
+			_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "waiter", "sleep", "1000")
+			must(t, err)
+			down := fault(status(http.StatusServiceUnavailable))
+			p.fault.Store(&down)
+			got := make(chan string, 1)
+			go func() {
+				out, err := s.Ctr(context.Background(), "tasks", "exec", "--exec-id", "read", "waiter", "cat", license)
+				if err != nil {
+					out = err.Error()
+				}
+				got <- out
+			}()
+			waitFor(t, "status to name the reader", func() bool {
+				st, err := s.Status(t.Context())
+				must(t, err)
+				for _, w := range st.Waiting {
+					if w.Container == "waiter" && w.Command != "" && strings.Contains(w.Reason, "503") && strings.Contains(w.Image, "python:lazy") {
+						return true
+					}
+				}
+				return false
+			})
+			away := time.Duration(rounds(4, 60)) * time.Second
+			select {
+			case out := <-got:
+				t.Fatalf("the reader did not wait: %.200q", out)
+			case <-time.After(away):
+			}
+			// A reader that is killed while it waits is gone at once; remorad's restart changes nothing.
+			must(t, s.RestartRemorad(syscall.SIGKILL))
+			p.fault.Store(nil)
+			if out := <-got; out != string(want) {
+				t.Errorf("after %s: got %d bytes (%.100q), want %d", away, len(out), out, len(want))
+			}
+			log, err := os.ReadFile(s.RemoradLog())
+			must(t, err)
+			if n := bytes.Count(log, []byte("source does not answer")); n == 0 || n > 6 { // once a layer and life
+				t.Errorf("%d warnings", n)
+			}
+		})
+	}
+}
+
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for range 600 {
+		if done() {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("waited in vain for %s", what)
+}
+
+// TestDaemonDown: with remorad stopped, what waits can be killed, and containers ended.
+func TestDaemonDown(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			s := newStack(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
+			_, lazy := pushed(t, s, python)
+			_, err := s.Snapctl(t.Context(), "pull", lazy)
+			must(t, err)
+			_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "waiter", "sh", "-c", "sleep 1; cat "+license+"; sleep 1000")
+			must(t, err)
+			must(t, s.StopRemorad(syscall.SIGTERM))
+			log, err := os.ReadFile(s.RemoradLog())
+			must(t, err)
+			if !strings.Contains(string(log), "mounts stay") {
+				t.Error("the log does not say that mounts stay")
+			}
+			time.Sleep(1500 * time.Millisecond) // cat waits now
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			if _, err := s.Ctr(ctx, "tasks", "kill", "--all", "-s", "SIGKILL", "waiter"); err != nil {
+				t.Errorf("kill: %v", err)
+			}
+			waitFor(t, "the container to end", func() bool {
+				out, err := s.Ctr(ctx, "tasks", "ls")
+				must(t, err)
+				return !strings.Contains(out, "waiter") || strings.Contains(out, "STOPPED")
+			})
+			if _, err := s.Ctr(ctx, "tasks", "rm", "-f", "waiter"); err != nil { // unmounts its root file system
+				t.Errorf("delete: %v", err)
+			}
+			must(t, s.StartRemorad())
+			run(t, s, lazy, "after", "remora", python)
+		})
+	}
+}
+
+// TestDetach: refused while a container runs, and then nothing is left, the holder included.
+func TestDetach(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	_, lazy := pushed(t, s, python)
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "user", "sleep", "1000")
+	must(t, err)
+	if _, err := s.Snapctl(t.Context(), "detach", "--all"); err == nil || !strings.Contains(err.Error(), "default/user") {
+		t.Errorf("detach under a container: %v", err)
+	}
+	_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "user")
+	must(t, err)
+	out, err := s.Snapctl(t.Context(), "detach", "--all")
+	must(t, err)
+	if !strings.Contains(out, "3 layers") {
+		t.Errorf("said %q", out)
+	}
+	left, err := testbed.MountsUnder(s.Root)
+	must(t, err)
+	if len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	run(t, s, lazy, "again", "remora", python) // mounts anew, without a pull
+	lazyLayers(t, s, 3, bestBackend)
+	_, err = s.Snapctl(t.Context(), "detach", "--all")
+	must(t, err)
+	must(t, s.StopRemorad(syscall.SIGTERM))
+	waitFor(t, "the holder to end", func() bool { return s.HolderPID() == 0 })
+	must(t, s.StartRemorad())
+}
+
+// TestCacheCommands: what is pinned stays, the rest can be pruned, and comes back. What the kernel
+// reads without asking stays in any case: a hole punched into it would read as zeros.
+func TestCacheCommands(t *testing.T) {
+	for _, backend := range []string{"precontent", "fuse-file"} {
+		t.Run(backend, func(t *testing.T) { cacheCommands(t, backend) })
+	}
+}
+
+func cacheCommands(t *testing.T, backend string) {
+	t.Helper()
+	s := newStack(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
+	_, one := pushed(t, s, python)
+	_, two := pushed(t, s, testbed.Programs[2])
+	for _, ref := range []string{one, two} {
+		_, err := s.Snapctl(t.Context(), "pull", ref)
+		must(t, err)
+		must(t, readInView(t, s, ref))
+	}
+	_, err := s.Snapctl(t.Context(), "cache", "pin", one)
+	must(t, err)
+	if _, err := s.Snapctl(t.Context(), "cache", "pin", s.Ref("no/such:image")); err == nil {
+		t.Error("an image that is not here was pinned")
+	}
+	before := cacheOf(t, s)
+	must(t, s.RestartRemorad(syscall.SIGTERM)) // pins are kept
+	_, err = s.Snapctl(t.Context(), "cache", "prune")
+	must(t, err)
+	after := cacheOf(t, s)
+	for digest, b := range before {
+		a := after[digest]
+		switch shared := len(b.Images) > 1; {
+		case backend == "precontent" && (a.Present < b.Present || a.Evictable):
+			t.Errorf("layer %s, which is mounted: %d of %d bytes are left", digest, a.Present, b.Present)
+		case (b.Pinned || shared) && a.Present < b.Present:
+			t.Errorf("pinned layer %s: %d of %d bytes are left", digest, a.Present, b.Present)
+		case !b.Pinned && !shared && a.Present > 0 && a.Evictable:
+			t.Errorf("layer %s: %d bytes are left", digest, a.Present)
+		}
+	}
+	for _, ref := range []string{one, two} {
+		must(t, readInView(t, s, ref))
+	}
+	_, err = s.Snapctl(t.Context(), "cache", "unpin", one)
+	must(t, err)
+}
+
+type cachedLayer struct {
+	Images            []string
+	Present           int64 `json:"present_bytes"`
+	Pinned, Evictable bool
+}
+
+func cacheOf(t *testing.T, s *testbed.Stack) map[string]cachedLayer {
+	t.Helper()
+	out, err := s.Snapctl(t.Context(), "--json", "cache", "ls")
+	must(t, err)
+	var reply struct {
+		Entries []struct {
+			Digest string
+			cachedLayer
+		}
+	}
+	must(t, json.Unmarshal([]byte(out), &reply))
+	all := map[string]cachedLayer{}
+	for _, e := range reply.Entries {
+		all[e.Digest] = e.cachedLayer
+	}
+	return all
+}
+
+// readInView reads a file of an image.
+func readInView(t *testing.T, s *testbed.Stack, ref string) error {
+	t.Helper()
+	_, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", ref, "view", "cat", license)
+	return err
+}
+
+// TestUserNamespace: a container in a user namespace shares the layers by idmapped mounts, sees its
+// files as root's, and fetches no more than one outside.
+func TestUserNamespace(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			s := newStack(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
+			_, lazy := pushed(t, s, python)
+			fetched := func(args ...string) int64 {
+				t.Helper()
+				_, err := s.Snapctl(t.Context(), "pull", lazy)
+				must(t, err)
+				out, err := s.Ctr(t.Context(), append(append([]string{"run", "--rm", "--snapshotter", "remora"}, args...), lazy, "c",
+					"sh", "-c", "stat -c %u:%g /etc/passwd /usr/bin/python3; echo x >/etc/new; rm /etc/debian_version; python3 -c 'print(\"ok\")'")...)
+				must(t, err)
+				if out != "0:0\n0:0\nok\n" {
+					t.Errorf("printed %q", out)
+				}
+				st, err := s.Status(t.Context())
+				must(t, err)
+				n := int64(0)
+				for _, l := range st.Layers {
+					n += l.FetchedBytes
+				}
+				removeAll(t, s, lazy)
+				waitNoLayers(t, s)
+				return n
+			}
+			outside := fetched()
+			inside := fetched("--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536", "--remap-labels")
+			t.Logf("fetched %d outside, %d inside", outside, inside)
+			if inside > outside*11/10 {
+				t.Errorf("a container in a user namespace fetched %d bytes, one outside %d", inside, outside)
+			}
+		})
+	}
+}
+
+// TestMemoryLimit: a container with little memory reads an image that is much larger. What remorad
+// writes into the cache is not the container's.
+func TestMemoryLimit(t *testing.T) {
+	for _, backend := range []string{"precontent", "fuse-file"} {
+		t.Run(backend, func(t *testing.T) {
+			s := newStack(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
+			_, lazy := pushed(t, s, python)
+			_, err := s.Snapctl(t.Context(), "pull", lazy)
+			must(t, err)
+			const limit = 32 << 20
+			out, err := s.Ctr(t.Context(), "run", "--rm", "--memory-limit", strconv.Itoa(limit), "--snapshotter", "remora", lazy, "small",
+				"sh", "-c", "find / -xdev -type f -print0 | xargs -0 cat | wc -c")
+			must(t, err)
+			if n, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64); err != nil || n < 3*limit {
+				t.Errorf("read %q, %v", out, err)
+			}
+		})
+	}
+}
+
+// TestReboot: after a reboot nothing is mounted and nobody holds anything. Everything comes back
+// from the cache, without the registry, and what is missing then waits or fails, and is never zeros.
+func TestReboot(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			s := newStack(t, testbed.Options{LogLevel: "info", Config: "attempts = 2\n[fetch]\nunreachable = \"eio\"\ndeadline = \"1s\"\nbackground = \"off\"\n" + mountBy(backend)})
+			_, lazy := pushed(t, s, python)
+			_, err := s.Snapctl(t.Context(), "pull", lazy)
+			must(t, err)
+			run(t, s, lazy, "before", "remora", python)
+			time.Sleep(1500 * time.Millisecond) // a second for what was filled to be recorded
+			must(t, s.KillHolder())
+			must(t, s.StopRemorad(syscall.SIGKILL))
+			must(t, s.KillHolder())
+			left, err := testbed.MountsUnder(s.Root)
+			must(t, err)
+			for i := len(left) - 1; i >= 0; i-- {
+				must(t, unix.Unmount(left[i], unix.MNT_DETACH))
+			}
+			must(t, s.StopRegistry())
+			must(t, s.StartRemorad())
+			lazyLayers(t, s, 3, backend)
+			run(t, s, lazy, "after", "remora", python)
+			out, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", lazy, "missing", "cat", license)
+			if err == nil || strings.Contains(out, "\x00") {
+				t.Errorf("data that is not here: %d bytes, %v", len(out), err)
+			}
+		})
+	}
+}
+
+// TestUpgrade: a newer remorad takes over from an older one, with the older one's holder.
+func TestUpgrade(t *testing.T) {
+	next := filepath.Join(t.TempDir(), "remorad")
+	needRoot(t)
+	_, err := testbed.Output(t.Context(), nil, "go", "build", "-C", testbed.Repo(), "-ldflags", "-X github.com/remora-storage/remora/cmd/internal/version.Version=next", "-o", next, "./cmd/remorad")
+	must(t, err)
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	_, lazy := pushed(t, s, python)
+	_, err = s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "runs", "sleep", "1000")
+	must(t, err)
+	holder := s.HolderPID()
+	must(t, s.StopRemorad(syscall.SIGTERM))
+	s.UseRemorad(next)
+	must(t, s.StartRemorad())
+	out, err := s.Snapctl(t.Context(), "--json", "status")
+	must(t, err)
+	if !strings.Contains(out, `"version": "next`) {
+		t.Errorf("status: %.200s", out)
+	}
+	if now := s.HolderPID(); now != holder {
+		t.Errorf("another holder: %d, was %d", now, holder)
+	}
+	st, err := s.Status(t.Context())
+	must(t, err)
+	if len(st.Broken) > 0 {
+		t.Errorf("broken: %+v", st.Broken)
+	}
+	_, err = s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "x", "runs", "cat", license)
+	must(t, err)
+}
+
+// TestNothingLazyIsNeeded: remorad refuses to start from an image that it serves itself.
+func TestNothingLazyIsNeeded(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	_, lazy := pushed(t, s, python)
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	root := mountImage(t, s, lazy, "remora")
+	config := filepath.Join(t.TempDir(), "config.toml")
+	must(t, os.WriteFile(config, fmt.Appendf(nil, "[registry]\nconfig_path = [%q]\n", filepath.Join(root, "etc")), 0o644))
+	_, err = testbed.Output(t.Context(), nil, "remorad", "--config", config, "--root", t.TempDir(), "--address", filepath.Join(t.TempDir(), "s"))
+	if err == nil || !strings.Contains(err.Error(), "lazily mounted image") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestBackendOfRepository: one repository's layers can be mounted in another way than the rest.
+func TestBackendOfRepository(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	_, lazy := pushed(t, s, python)
+	must(t, s.StopRemorad(syscall.SIGTERM))
+	s.Configure(fmt.Sprintf("[mount.for]\n%q = \"fuse-tree\"\n", s.Addr+"/python"))
+	must(t, s.StartRemorad())
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	lazyLayers(t, s, 3, "fuse-tree")
+	run(t, s, lazy, "c", "remora", python)
+}
+
+// TestBackground: layers are completed when nobody waits, and then need nobody.
+func TestBackground(t *testing.T) {
+	for _, when := range []string{"idle", "on"} {
+		t.Run(when, func(t *testing.T) {
+			s := newStack(t, testbed.Options{LogLevel: "info", Config: "[fetch]\nbackground = \"" + when + "\"\nbackground_rate = \"0\"\n"})
+			_, lazy := pushed(t, s, python)
+			_, err := s.Snapctl(t.Context(), "pull", lazy)
+			must(t, err)
+			_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "runs", "sleep", "1000")
+			must(t, err)
+			waitFor(t, "all layers to be direct", func() bool {
+				st, err := s.Status(t.Context())
+				must(t, err)
+				for _, l := range st.Layers {
+					if l.Backend != "direct" || !l.Verified {
+						return false
+					}
+				}
+				return len(st.Layers) == 3
+			})
+			// The container that ran before reads by itself now: with everybody dead, everything.
+			must(t, s.KillHolder())
+			must(t, s.StopRemorad(syscall.SIGKILL))
+			must(t, s.KillHolder())
+			out, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "x", "runs", "sh", "-c", "find / -xdev -type f -print0 | xargs -0 cat | tr -d '\\000' | wc -c")
+			must(t, err)
+			if n, err := strconv.Atoi(strings.TrimSpace(out)); err != nil || n < 100_000_000 {
+				t.Errorf("read %q, %v", out, err)
+			}
+			must(t, s.StartRemorad())
+			st, err := s.Status(t.Context())
+			must(t, err)
+			if len(st.Broken) > 0 {
+				t.Errorf("broken: %+v", st.Broken)
+			}
+		})
+	}
+}
