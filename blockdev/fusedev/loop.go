@@ -37,7 +37,10 @@ func (l *loop) run() {
 	defer l.leaveAll()
 	for i := c.mem.Len() - 1; i >= 0; i-- { // what an earlier process had read and not answered
 		if n := binary.NativeEndian.Uint32(c.mem.Slot(i)); n > 0 {
-			l.dispatch(i, int(n))
+			if r := l.dispatch(i, int(n)); r != nil {
+				// Its caller's signal may have been told to the process that died.
+				l.started.Go(r.interrupted)
+			}
 		} else {
 			c.mem.Release(i)
 		}
@@ -84,22 +87,21 @@ func (l *loop) leaveAll() {
 	}
 }
 
-// dispatch answers the request in a slot. What needs no answer, or none that takes long, is done
-// at once.
-func (l *loop) dispatch(slot, n int) {
+// dispatch has the request in a slot answered, and returns it. What needs no answer is done at once.
+func (l *loop) dispatch(slot, n int) *request {
 	c := l.c
 	p := c.mem.Slot(slot)
 	h, err := header(p[:min(n, len(p))])
 	if err != nil {
 		c.opts.Log.Error("FUSE request not understood", "err", err)
 		l.free(slot)
-		return
+		return nil
 	}
 	body := p[inHeader:h.Length]
 	switch h.Opcode {
 	case opForget, opBatchForget, opDestroy: // our nodes have no counts
 		l.free(slot)
-		return
+		return nil
 	case opInterrupt:
 		if len(body) >= 8 {
 			c.mu.Lock()
@@ -110,7 +112,7 @@ func (l *loop) dispatch(slot, n int) {
 			}
 		}
 		l.free(slot)
-		return
+		return nil
 	}
 	r := &request{pid: h.Pid, cancel: make(chan struct{}), done: make(chan struct{})}
 	c.mu.Lock()
@@ -126,6 +128,7 @@ func (l *loop) dispatch(slot, n int) {
 			l.free(slot)
 		}
 	})
+	return r
 }
 
 // free gives a slot back.
@@ -170,8 +173,11 @@ const killCheck = 50 * time.Millisecond
 // until the request is answered.
 func (r *request) interrupted() {
 	for {
-		if r.killed() {
+		killed, there := r.killed()
+		if killed {
 			r.leave()
+		}
+		if killed || !there {
 			return
 		}
 		select {
@@ -184,11 +190,12 @@ func (r *request) interrupted() {
 	}
 }
 
-// killed reports whether SIGKILL waits for the caller, or the caller is not there.
-func (r *request) killed() bool {
+// killed reports whether SIGKILL waits for the caller, and whether the caller is there: nobody in
+// particular waits for what the kernel reads ahead.
+func (r *request) killed() (killed, there bool) {
 	p, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(r.pid), 10) + "/status")
 	if err != nil {
-		return true
+		return false, false
 	}
 	for line := range strings.Lines(string(p)) {
 		set, ok := strings.CutPrefix(line, "SigPnd:")
@@ -199,9 +206,9 @@ func (r *request) killed() bool {
 			continue
 		}
 		pending, err := strconv.ParseUint(strings.TrimSpace(set), 16, 64)
-		if err != nil || pending&(1<<(uint(unix.SIGKILL)-1)) != 0 {
-			return true
+		if err == nil && pending&(1<<(uint(unix.SIGKILL)-1)) != 0 {
+			return true, true
 		}
 	}
-	return false
+	return false, true
 }

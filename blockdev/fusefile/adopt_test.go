@@ -6,9 +6,11 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -118,5 +120,48 @@ func TestAdoptRefuses(t *testing.T) {
 		if _, err := fusefile.Adopt(t.TempDir(), files, slog.New(slog.DiscardHandler)); err == nil {
 			t.Errorf("%s was adopted", name)
 		}
+	}
+}
+
+// TestKilledOverATakeover: a reader that is killed while nobody serves it ends with the next server,
+// which was not told of the signal.
+func TestKilledOverATakeover(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	log := slog.New(slog.DiscardHandler)
+	f, err := fusefile.Mount(dir, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := &stuck{size: 4096}
+	c := exec.Command("dd", "if="+f.Export(node, dev), "of=/dev/null", "iflag=direct", "bs=4096") // nothing between it and FUSE
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for dev.reads.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	kept := dups(t, f.Kept())
+	if err := errors.Join(f.Stop(), c.Process.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	if f, err = fusefile.Adopt(dir, kept, log); err != nil {
+		t.Fatal(err)
+	}
+	f.Export(node, &stuck{size: 4096})
+	if err := f.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	select {
+	case <-ended:
+	case <-time.After(20 * time.Second):
+		t.Error("a killed reader does not end")
+	}
+	if err := f.Unmount(); err != nil {
+		t.Error(err)
 	}
 }

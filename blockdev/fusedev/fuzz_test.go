@@ -1,0 +1,34 @@
+package fusedev
+
+import (
+	"encoding/binary"
+	"log/slog"
+	"testing"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// FuzzRequest: whatever lies in a slot that another process left is answered, or refused.
+func FuzzRequest(f *testing.F) {
+	for _, op := range []uint32{opLookup, opGetattr, opOpen, opRead, opReaddirplus, opGetxattr, opListxattr, opInit, opStatfs, opInterrupt, 4711} {
+		p := make([]byte, inHeader+48)
+		binary.NativeEndian.PutUint32(p, uint32(len(p)))
+		binary.NativeEndian.PutUint32(p[4:], op)
+		copy(p[inHeader+16:], "\x00\x10\x00\x00name\x00")
+		f.Add(p)
+	}
+	l := &loop{c: &Conn{opts: Options{AnyUser: true, Log: slog.New(slog.DiscardHandler)}}, fs: fuse.NewDefaultRawFileSystem()}
+	f.Fuzz(func(t *testing.T, p []byte) {
+		h, err := header(p)
+		if err != nil {
+			return
+		}
+		out, done, status := l.carryOut(&request{cancel: make(chan struct{})}, h, p[inHeader:h.Length])
+		if status == fuse.OK && len(out) > maxRequest {
+			t.Errorf("operation %d is answered with %d bytes", h.Opcode, len(out))
+		}
+		if done != nil {
+			done()
+		}
+	})
+}
