@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/remora-storage/remora/conformance/testbed"
 )
 
 const pauseKills = 30
@@ -41,26 +39,11 @@ func pause(ctx context.Context, o options) (err error) {
 }
 
 func pauseBy(ctx context.Context, o options, t *tabwriter.Writer, backend, tree string) (err error) {
-	s, err := testbed.NewStack(filepath.Join(o.work, "pause-"+backend), testbed.Options{LogLevel: "info", Config: fmt.Sprintf("[mount]\nbackend = %q\n", backend)})
+	s, _, on, end, err := bigMounted(ctx, o, "pause", backend, tree)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	ref, err := bigImage(ctx, s, o, tree)
-	if err != nil {
-		return err
-	}
-	if _, err := s.Snapctl(ctx, "pull", ref); err != nil {
-		return err
-	}
-	on := filepath.Join(o.work, "pause-on-"+backend)
-	if err := os.MkdirAll(on, 0o755); err != nil {
-		return err
-	}
-	if _, err := s.Ctr(ctx, "images", "mount", "--snapshotter", "remora", ref, on); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, unix.Unmount(on, unix.MNT_DETACH)) }()
+	defer func() { err = errors.Join(err, end()) }()
 	f, err := os.Open(filepath.Join(on, bigFile))
 	if err != nil {
 		return err

@@ -72,6 +72,36 @@ func bigImage(ctx context.Context, s *testbed.Stack, o options, tree string) (st
 	return ref, err
 }
 
+// bigMounted starts a stack whose layers are mounted by a back end, pulls the image of the tree and
+// mounts its root file system on a directory. end takes all of it away.
+func bigMounted(ctx context.Context, o options, name, backend, tree string) (s *testbed.Stack, ref, on string, end func() error, err error) {
+	s, err = testbed.NewStack(filepath.Join(o.work, name+"-"+backend), testbed.Options{LogLevel: "info", Config: fmt.Sprintf("[mount]\nbackend = %q\n", backend)})
+	if err != nil {
+		return nil, "", "", nil, err
+	}
+	on = filepath.Join(o.work, name+"-on-"+backend)
+	end = func() error {
+		if err := unix.Unmount(on, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return errors.Join(err, s.Close())
+		}
+		return s.Close()
+	}
+	ref, err = bigImage(ctx, s, o, tree)
+	if err == nil {
+		_, err = s.Snapctl(ctx, "pull", ref)
+	}
+	if err == nil {
+		err = os.MkdirAll(on, 0o755)
+	}
+	if err == nil {
+		_, err = s.Ctr(ctx, "images", "mount", "--snapshotter", "remora", ref, on)
+	}
+	if err != nil {
+		return nil, "", "", nil, errors.Join(err, end())
+	}
+	return s, ref, on, end, nil
+}
+
 // present compares reading what is present of an incomplete layer with reading a local file.
 func present(ctx context.Context, o options) (err error) {
 	tree := filepath.Join(o.work, "big-tree")
@@ -105,22 +135,11 @@ func present(ctx context.Context, o options) (err error) {
 }
 
 func presentBy(ctx context.Context, o options, t io.Writer, backend, tree, local string) (err error) {
-	s, err := testbed.NewStack(filepath.Join(o.work, "present-"+backend), testbed.Options{LogLevel: "info", Config: fmt.Sprintf("[mount]\nbackend = %q\n", backend)})
+	s, ref, on, end, err := bigMounted(ctx, o, "present", backend, tree)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.Close()) }()
-	ref, err := bigImage(ctx, s, o, tree)
-	if err != nil {
-		return err
-	}
-	if _, err := s.Snapctl(ctx, "pull", ref); err != nil {
-		return err
-	}
-	on := filepath.Join(o.work, "on-"+backend)
-	if err := os.MkdirAll(on, 0o755); err != nil {
-		return err
-	}
+	defer func() { err = errors.Join(err, end()) }()
 	row := func(name string) error {
 		seq, random := map[string][]time.Duration{}, map[string][]time.Duration{}
 		for round := range o.rounds {
@@ -147,14 +166,6 @@ func presentBy(ctx context.Context, o options, t io.Writer, backend, tree, local
 			median(random[on]).Seconds(), median(random[local]).Seconds(), ratio(random))
 		return err
 	}
-	mount := func() error {
-		_, err := s.Ctr(ctx, "images", "mount", "--snapshotter", "remora", ref, on)
-		return err
-	}
-	if err := mount(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, unix.Unmount(on, unix.MNT_DETACH)) }()
 	if _, err := sequential(filepath.Join(on, bigFile)); err != nil { // makes it present
 		return err
 	}
