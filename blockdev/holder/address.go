@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -34,7 +35,7 @@ func listen(root string) (l *net.UnixListener, lock *os.File, err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := takeLock(int(lock.Fd())); err != nil {
 		lock.Close()
 		return nil, nil, fmt.Errorf("lock %s: %w (is there a holder already?)", filepath.Join(root, lockFile), err)
 	}
@@ -55,6 +56,22 @@ func listen(root string) (l *net.UnixListener, lock *os.File, err error) {
 		return nil, nil, fmt.Errorf("listen in %s: %w", root, err)
 	}
 	return l, lock, nil
+}
+
+const (
+	lockPatience = 2 * time.Second
+	lockStep     = 5 * time.Millisecond
+)
+
+// takeLock takes the lock of a root. A holder that was just killed lets go of its socket, by which
+// its daemon learns of that, before it lets go of the lock.
+func takeLock(fd int) error {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockStep) {
+		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
+			return err
+		}
+	}
 }
 
 // dial connects to a root's holder.

@@ -63,7 +63,8 @@ type Client struct {
 const (
 	connectTimeout = 10 * time.Second
 	connectStep    = 2 * time.Millisecond
-	again          = time.Second // after a holder could not be started
+	again          = time.Second     // after everything could not be handed over
+	startAgain     = 3 * time.Second // after a holder was started that does not come up
 )
 
 // Connect finds the holder of a root, or starts one, and returns what it has kept: the files
@@ -97,7 +98,7 @@ func Connect(opts ClientOptions) (*Client, map[string][]*os.File, error) {
 func (c *Client) reach() (conn *net.UnixConn, pid int, err error) {
 	ctx, cancel := context.WithTimeout(c.ctx, connectTimeout)
 	defer cancel()
-	started := false
+	var started time.Time
 	for {
 		conn, err = dial(ctx, c.opts.Root)
 		if err == nil {
@@ -108,13 +109,14 @@ func (c *Client) reach() (conn *net.UnixConn, pid int, err error) {
 			if errors.Is(err, errVersion) {
 				return nil, 0, err
 			}
-			started = false
+			started = time.Time{}
 		}
-		if !started && c.opts.Start != nil {
+		// One that does not come up may have ended again.
+		if time.Since(started) > startAgain && c.opts.Start != nil {
 			if serr := c.opts.Start(); serr != nil {
 				return nil, 0, fmt.Errorf("start a holder: %w", serr)
 			}
-			started = true
+			started = time.Now()
 		}
 		select {
 		case <-time.After(connectStep):
