@@ -66,7 +66,8 @@ remorad can be killed, stopped or upgraded while containers run: their reads of 
 for the next remorad. It uses no network and needs no restart at an upgrade.
 
 remorad starts one for its root unless --holder says otherwise. Under systemd it has a unit of its
-own, remora-holder.service. It ends by snapctl detach --all, or when its root is deleted.`,
+own, remora-holder.service. It ends when remorad stops and nothing is left to hold, as after snapctl
+detach --all, or when its root is deleted.`,
 			RunE: func(cmd *cobra.Command, _ []string) error { return hold(cmd.Context(), f, stderr) }},
 	)
 	return cmd.ExecuteContext(ctx)
