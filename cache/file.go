@@ -208,7 +208,12 @@ func pages(n int64) int64 { return (n + 4095) &^ 4095 }
 func (f *File) allocated() int64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return pages(f.t.metaSize) + pages(int64(len(f.t.data))) + f.bytes + f.residue.reserved.Load()
+	return f.fixed() + f.bytes
+}
+
+// fixed is what the file takes on disk whatever extents are here.
+func (f *File) fixed() int64 {
+	return pages(f.t.metaSize) + pages(int64(len(f.t.data))) + f.residue.reserved.Load()
 }
 
 func (f *File) has(i uint32) bool {

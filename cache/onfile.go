@@ -101,16 +101,10 @@ func (f *File) Fits() bool {
 	for _, other := range f.c.snapshotFiles() {
 		other.mu.Lock()
 		if other == f || !other.evictableLocked() {
-			need += other.wholeLocked()
-		} else {
-			need += pages(other.t.metaSize) + pages(int64(len(other.t.data))) + other.residue.reserved.Load()
+			need += pages(other.t.imageSize - other.t.metaSize) // once it is complete
 		}
 		other.mu.Unlock()
+		need += other.fixed()
 	}
 	return need <= limit
-}
-
-// wholeLocked is what the file takes on disk once it is complete.
-func (f *File) wholeLocked() int64 {
-	return pages(f.t.metaSize) + pages(int64(len(f.t.data))) + pages(f.t.imageSize-f.t.metaSize) + f.residue.reserved.Load()
 }

@@ -85,9 +85,9 @@ func containerOf(dir string) string {
 // started: mounted again, its snapshot is whole.
 func (s *Snapshotter) forgetEnded() {
 	s.mu.Lock()
-	any := len(s.broken) > 0
+	some := len(s.broken) > 0
 	s.mu.Unlock()
-	if any {
+	if some {
 		s.stillBroken()
 	}
 }

@@ -407,8 +407,8 @@ func (e *Exports) end() error {
 	return errors.Join(errs...)
 }
 
-// wayOf says by which back end a mount of a layer was made, and with what id. ok is false for
-// mounts that are not of an incomplete layer.
+// wayOf says by which back end a mount was made: Precontent also where an image file that is complete
+// is mounted as it is, and "" where that is by a loop device. ok is false for what is not a layer's.
 func (e *Exports) wayOf(m mountLine) (way blockdev.Backend, ok bool) {
 	switch {
 	case m.fstype == "fuse.remora":

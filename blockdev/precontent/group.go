@@ -32,7 +32,6 @@ type Group struct {
 	log    *slog.Logger
 	group  *os.File
 	mem    *slots.Slots
-	marked map[string]*os.File // adopted descriptors that nobody has asked for yet; guarded by mu
 
 	life    context.Context
 	stop    context.CancelFunc
@@ -41,8 +40,9 @@ type Group struct {
 	mu     sync.Mutex // guards the fields below
 	images map[inode]marked
 	ids    map[string]inode
-	taken  map[string]bool    // ids that Held gave a descriptor of
-	busy   map[uint64]*reader // by the sequence numbers of events that are being answered
+	kept   map[string]*os.File // adopted descriptors that nobody has asked for yet, by id
+	taken  map[string]bool     // ids that Held gave a descriptor of
+	busy   map[uint64]*reader  // by the sequence numbers of events that are being answered
 	over   bool
 }
 
@@ -96,10 +96,10 @@ func Adopt(keeper holder.Keeper, name string, kept map[string][]*os.File, log *s
 		return nil, err
 	}
 	g := newGroup(keeper, name, files[0], mem, log)
-	g.marked = map[string]*os.File{}
+	g.kept = map[string]*os.File{}
 	for item, files := range kept {
 		if id, ok := strings.CutPrefix(item, imageName+name+"/"); ok && len(files) == 1 {
-			g.marked[id] = files[0]
+			g.kept[id] = files[0]
 			delete(kept, item)
 		}
 	}
@@ -119,8 +119,8 @@ func newGroup(keeper holder.Keeper, name string, file *os.File, mem *slots.Slots
 // others are denied.
 func (g *Group) Start() error {
 	g.mu.Lock()
-	left := g.marked
-	g.marked = nil
+	left := g.kept
+	g.kept = nil
 	g.mu.Unlock()
 	for id, f := range left { // of images that are no more
 		if err := g.keeper.Drop(g.item(id)); err != nil {
@@ -165,8 +165,8 @@ func (g *Group) item(id string) string { return imageName + g.name + "/" + id }
 func (g *Group) Held(id string) *os.File {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	f := g.marked[id]
-	delete(g.marked, id)
+	f := g.kept[id]
+	delete(g.kept, id)
 	if f != nil {
 		g.taken[id] = true
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
+	"github.com/remora-storage/remora/fs/layout"
 )
 
 // Data gives the bytes of a layer's image. Its contract is blockdev.Device's.
@@ -242,18 +243,24 @@ func dirEntry(number uint32, e erofs.DirEntry) fuse.DirEntry {
 	return fuse.DirEntry{Name: e.Name, Ino: nodeOf(number, e.NID), Mode: erofs.Mode(e.Type), Off: e.Next}
 }
 
-// GetXAttr implements fuse.RawFileSystem.
-func (t *Trees) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
-	if h.NodeId == fuse.FUSE_ROOT_ID {
-		return 0, fuse.ENOATTR
+// xattrs returns a node's extended attributes. The root has none.
+func (t *Trees) xattrs(node uint64) ([]layout.Xattr, fuse.Status) {
+	if node == fuse.FUSE_ROOT_ID {
+		return nil, fuse.OK
 	}
-	layer, _, n, status := t.find(h.NodeId)
+	layer, _, n, status := t.find(node)
 	if status != fuse.OK {
-		return 0, status
+		return nil, status
 	}
 	all, err := layer.Xattrs(n)
-	if err != nil {
-		return 0, t.status(err)
+	return all, t.status(err)
+}
+
+// GetXAttr implements fuse.RawFileSystem.
+func (t *Trees) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest []byte) (uint32, fuse.Status) {
+	all, status := t.xattrs(h.NodeId)
+	if status != fuse.OK {
+		return 0, status
 	}
 	for _, x := range all {
 		if x.Name != name {
@@ -269,16 +276,9 @@ func (t *Trees) GetXAttr(_ <-chan struct{}, h *fuse.InHeader, name string, dest 
 
 // ListXAttr implements fuse.RawFileSystem.
 func (t *Trees) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	if h.NodeId == fuse.FUSE_ROOT_ID {
-		return 0, fuse.OK
-	}
-	layer, _, n, status := t.find(h.NodeId)
+	all, status := t.xattrs(h.NodeId)
 	if status != fuse.OK {
 		return 0, status
-	}
-	all, err := layer.Xattrs(n)
-	if err != nil {
-		return 0, t.status(err)
 	}
 	var list []byte
 	for _, x := range all {
