@@ -37,7 +37,7 @@ func (b *Blob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, 
 	if off < 0 || n <= 0 || off > b.size-n {
 		return nil, fmt.Errorf("read %s at %d+%d of %d: outside the blob", b.digest, off, n, b.size)
 	}
-	r := &rangeReader{ctx: ctx, b: b, off: off, end: off + n, try: try}
+	r := &rangeReader{ctx: ctx, b: b, off: off, end: off + n, try: try, meter: b.r.meterOf(b.repo.Host)}
 	if err := r.connect(); err != nil {
 		return nil, fmt.Errorf("read %s of %s at %d+%d: %w", b.digest, b.repo, off, n, err)
 	}
@@ -60,6 +60,7 @@ type rangeReader struct {
 	b        *Blob
 	off, end int64
 	try      int
+	meter    *meter
 	body     *stallReader
 	broken   int // connections that broke without giving a byte
 }
@@ -123,6 +124,7 @@ func (r *rangeReader) ask(host docker.RegistryHost) (*stallReader, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	rng := fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)
 	timer := time.AfterFunc(reg.opts.Stall, func() { cancel(errStalled) })
+	began := time.Now()
 	resp, err := reg.request(ctx, host, r.b.repo, r.b.digest.String(), rng)
 	timer.Stop()
 	if err != nil {
@@ -137,6 +139,7 @@ func (r *rangeReader) ask(host docker.RegistryHost) (*stallReader, error) {
 		cancel(nil)
 		return nil, err
 	}
+	r.meter.answered(time.Since(began))
 	return &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: host.Host}, nil
 }
 
@@ -194,6 +197,7 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 		r.off += int64(n)
 		if n > 0 {
 			r.broken = 0
+			r.meter.received(n, time.Now())
 			return n, nil
 		}
 		if err == nil {

@@ -40,6 +40,7 @@ type Registry struct {
 	mu        sync.Mutex // guards the fields below
 	hosts     map[string]cachedHosts
 	redirects map[string]redirect // by blob URL
+	meters    map[string]*meter   // by registry host
 }
 
 // cachedHosts keeps connections and tokens of one registry's hosts together.
@@ -59,7 +60,7 @@ func NewRegistry(opts Options) *Registry {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{opts: opts, hosts: map[string]cachedHosts{}, redirects: map[string]redirect{}}
+	return &Registry{opts: opts, hosts: map[string]cachedHosts{}, redirects: map[string]redirect{}, meters: map[string]*meter{}}
 }
 
 // A Repository is a place for images: a registry's host as references name it, and a path.

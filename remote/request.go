@@ -32,7 +32,7 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 	to, cached := r.redirects[u]
 	r.mu.Unlock()
 	if cached && time.Now().Before(to.until) {
-		resp, err := r.get(ctx, host, to.url, rng, nil)
+		resp, err := r.get(ctx, host, to.url, rng, "", nil)
 		if err == nil && resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
 		}
@@ -46,20 +46,20 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 			return nil, err
 		}
 	}
-	return r.requestOrigin(ctx, host, repo, u, rng)
+	return r.requestOrigin(ctx, host, repo, u, rng, "")
 }
 
 // requestOrigin asks the registry itself, twice if it wants a token first, and follows redirects.
-func (r *Registry) requestOrigin(ctx context.Context, host docker.RegistryHost, repo Repository, u, rng string) (*http.Response, error) {
+func (r *Registry) requestOrigin(ctx context.Context, host docker.RegistryHost, repo Repository, u, rng, accept string) (*http.Response, error) {
 	ctx = docker.ContextWithAppendPullRepositoryScope(ctx, repo.Path)
 	var refused []*http.Response
 	for {
-		resp, err := r.get(ctx, host, u, rng, host.Authorizer)
+		resp, err := r.get(ctx, host, u, rng, accept, host.Authorizer)
 		if err != nil {
 			return nil, err
 		}
 		if resp.StatusCode != http.StatusUnauthorized || host.Authorizer == nil || len(refused) >= 2 {
-			return r.follow(ctx, host, u, rng, resp)
+			return r.follow(ctx, host, u, rng, accept, resp)
 		}
 		drain(resp)
 		refused = append(refused, resp)
@@ -70,7 +70,7 @@ func (r *Registry) requestOrigin(ctx context.Context, host docker.RegistryHost, 
 }
 
 // follow goes where a redirect leads and remembers the place if it serves the range.
-func (r *Registry) follow(ctx context.Context, host docker.RegistryHost, from, rng string, resp *http.Response) (*http.Response, error) {
+func (r *Registry) follow(ctx context.Context, host docker.RegistryHost, from, rng, accept string, resp *http.Response) (*http.Response, error) {
 	for range maxRedirects {
 		switch resp.StatusCode {
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
@@ -94,7 +94,7 @@ func (r *Registry) follow(ctx context.Context, host docker.RegistryHost, from, r
 		if to.Host == host.Host {
 			auth = host.Authorizer
 		}
-		if resp, err = r.get(ctx, host, to.String(), rng, auth); err != nil {
+		if resp, err = r.get(ctx, host, to.String(), rng, accept, auth); err != nil {
 			return nil, err
 		}
 	}
@@ -103,7 +103,7 @@ func (r *Registry) follow(ctx context.Context, host docker.RegistryHost, from, r
 }
 
 // get makes one HTTP request and follows nothing.
-func (r *Registry) get(ctx context.Context, host docker.RegistryHost, u, rng string, auth docker.Authorizer) (*http.Response, error) {
+func (r *Registry) get(ctx context.Context, host docker.RegistryHost, u, rng, accept string, auth docker.Authorizer) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
 		return nil, hide(err)
@@ -116,6 +116,9 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, u, rng str
 	req.Header.Set("Accept-Encoding", "identity")
 	if rng != "" {
 		req.Header.Set("Range", rng)
+	}
+	if accept != "" {
+		req.Header.Set("Accept", accept)
 	}
 	if auth != nil {
 		if err := auth.Authorize(ctx, req); err != nil {

@@ -1,0 +1,108 @@
+package remote
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// ArtifactTag is the tag under which an artifact that refers to an image is found without asking
+// for a list first: one round trip instead of three.
+func ArtifactTag(image digest.Digest, kind string) string {
+	return image.Algorithm().String() + "-" + image.Encoded() + "." + kind
+}
+
+// Artifact returns the content of the newest artifact of a type that refers to an image, as its
+// only layer holds it. It is asked for under its own tag first and, at the same time, by the
+// Referrers API. An error that wraps ErrNotFound says that there is none.
+func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.Digest, artifactType, kind string) ([]byte, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	type answer struct {
+		p   []byte
+		err error
+	}
+	answers := make(chan answer, 2)
+	var both sync.WaitGroup
+	defer both.Wait()
+	defer cancel()
+	both.Go(func() {
+		p, err := r.artifactAt(ctx, repo, ArtifactTag(image, kind), image, artifactType)
+		answers <- answer{p, err}
+	})
+	both.Go(func() {
+		p, err := r.referrer(ctx, repo, image, artifactType)
+		answers <- answer{p, err}
+	})
+	first := <-answers
+	if first.err == nil {
+		return first.p, nil
+	}
+	second := <-answers
+	if second.err == nil {
+		return second.p, nil
+	}
+	return nil, fmt.Errorf("artifact %s of %s@%s: %w", artifactType, repo, image, keep(first.err, second.err))
+}
+
+// referrer finds an artifact by the Referrers API.
+func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.Digest, artifactType string) ([]byte, error) {
+	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "referrers/"+image.String()+"?"+url.Values{"artifactType": {artifactType}}.Encode(), ocispec.MediaTypeImageIndex)
+	if err != nil {
+		return nil, err
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(p, &index); err != nil {
+		return nil, fmt.Errorf("list of referrers: %w", err)
+	}
+	newest, when := "", time.Time{}
+	for _, d := range index.Manifests {
+		if d.ArtifactType != artifactType {
+			continue // a registry need not filter
+		}
+		at, _ := time.Parse(time.RFC3339, d.Annotations[ocispec.AnnotationCreated]) // the zero time if it does not say
+		if newest == "" || at.After(when) {
+			newest, when = d.Digest.String(), at
+		}
+	}
+	if newest == "" {
+		return nil, fmt.Errorf("no referrer: %w", ErrNotFound)
+	}
+	return r.artifactAt(ctx, repo, newest, image, artifactType)
+}
+
+// artifactAt returns the content of the artifact that a tag or digest names.
+func (r *Registry) artifactAt(ctx context.Context, repo Repository, ref string, image digest.Digest, artifactType string) ([]byte, error) {
+	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "manifests/"+ref, ocispec.MediaTypeImageManifest)
+	if err != nil {
+		return nil, err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(p, &m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", ref, err)
+	}
+	if m.ArtifactType != artifactType || m.Subject == nil || m.Subject.Digest != image || len(m.Layers) != 1 {
+		return nil, fmt.Errorf("manifest %s is no %s of %s: %w", ref, artifactType, image, ErrNotFound)
+	}
+	d := m.Layers[0]
+	if d.Size <= 0 || d.Size > maxDocument || d.Digest.Validate() != nil {
+		return nil, fmt.Errorf("artifact %s of %d bytes", d.Digest, d.Size)
+	}
+	content := d.Data
+	if content == nil {
+		content = make([]byte, d.Size)
+		if _, err := r.Blob(repo, d.Digest, d.Size).ReadAt(ctx, content, 0); err != nil {
+			return nil, err
+		}
+	}
+	if int64(len(content)) != d.Size || d.Digest.Algorithm().FromBytes(content) != d.Digest {
+		return nil, fmt.Errorf("artifact %s has other bytes", d.Digest)
+	}
+	return content, nil
+}

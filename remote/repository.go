@@ -1,0 +1,96 @@
+package remote
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"oras.land/oras-go/v2/registry"
+	oras "oras.land/oras-go/v2/registry/remote"
+)
+
+// Writable returns a repository as oras-go has it, for pushing: over the host of the registry that
+// takes pushes, with the credentials that we have for it. Blobs may be mounted from other
+// repositories of the same registry.
+func (r *Registry) Writable(ctx context.Context, repo Repository) (*oras.Repository, error) {
+	hosts, err := r.registryHosts(ctx, repo.Host)
+	if err != nil {
+		return nil, err
+	}
+	for _, host := range hosts {
+		if !host.Capabilities.Has(docker.HostCapabilityPush) {
+			continue
+		}
+		ref := registry.Reference{Registry: repo.Host, Repository: repo.Path}
+		return &oras.Repository{
+			Reference: ref, PlainHTTP: host.Scheme == "http", SkipReferrersGC: true,
+			Client: &pushClient{host: host, named: ref.Host(), scope: "repository:" + repo.Path + ":pull,push"},
+		}, nil
+	}
+	return nil, fmt.Errorf("no host is configured to push to %s", repo.Host)
+}
+
+// pushClient makes oras-go's requests of the host that takes a registry's pushes.
+type pushClient struct {
+	host  docker.RegistryHost
+	named string // the host that requests name
+	scope string
+}
+
+// Do implements oras-go's Client.
+func (c *pushClient) Do(req *http.Request) (*http.Response, error) {
+	ctx := docker.WithScope(req.Context(), c.scope)
+	if from := req.URL.Query().Get("from"); from != "" {
+		ctx = docker.ContextWithAppendPullRepositoryScope(ctx, from)
+	}
+	ours := req.URL.Host == c.named
+	send := func(req *http.Request) (*http.Response, error) {
+		req = req.Clone(ctx)
+		if ours {
+			req.URL.Scheme, req.URL.Host = c.host.Scheme, c.host.Host
+			req.URL.Path = c.host.Path + strings.TrimPrefix(req.URL.Path, "/v2")
+			req.Host = ""
+			for k, v := range c.host.Header {
+				req.Header[k] = append([]string(nil), v...)
+			}
+		}
+		if req.URL.Host == c.host.Host && c.host.Authorizer != nil {
+			if err := c.host.Authorizer.Authorize(ctx, req); err != nil {
+				return nil, tokenError(c.host.Host, err)
+			}
+		}
+		client := http.DefaultClient
+		if c.host.Client != nil {
+			client = c.host.Client
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return nil, hide(err)
+		}
+		return resp, nil
+	}
+	var refused []*http.Response
+	for {
+		resp, err := send(req)
+		if err != nil || resp.StatusCode != http.StatusUnauthorized || c.host.Authorizer == nil || len(refused) >= 2 {
+			return resp, err
+		}
+		if req.Body != nil && req.Body != http.NoBody {
+			if req.GetBody == nil {
+				return resp, nil
+			}
+			body, err := req.GetBody()
+			if err != nil {
+				return nil, err
+			}
+			req.Body = body
+		}
+		drain(resp)
+		refused = append(refused, resp)
+		if err := c.host.Authorizer.AddResponses(ctx, refused); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrUnauthorized, c.host.Host, hide(err))
+		}
+	}
+}
