@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -46,12 +47,14 @@ type Placed interface{ Place() string }
 
 // A Cache is a directory of image files. Open makes one.
 type Cache struct {
-	dir     string
-	opts    Options
-	log     *slog.Logger
-	scheds  scheds
-	waits   waits
-	limiter *rate.Limiter // of CompleteInBackground; nil for none
+	dir       string
+	opts      Options
+	log       *slog.Logger
+	scheds    scheds
+	waits     waits
+	observers observers
+	limiter   *rate.Limiter // of CompleteInBackground; nil for none
+	decoding  chan struct{} // a token for each packed unit in memory
 
 	budget   budget
 	clock    clock
@@ -89,7 +92,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	c := &Cache{dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, stop: stop, kick: make(chan struct{}, 1)}
+	c := &Cache{dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, stop: stop, kick: make(chan struct{}, 1), decoding: make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
 	c.budget.limit = opts.Limit
 	if opts.Rate > 0 {
 		c.limiter = rate.NewLimiter(rate.Limit(opts.Rate), bulkRequestSize)

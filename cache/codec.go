@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/gzip"
+	"github.com/klauspost/compress/zstd"
 )
 
 // Codec says how the units of a blob are compressed. The numbers are written to disk.
@@ -17,6 +18,7 @@ type Codec uint32
 const (
 	CodecPlain Codec = 0
 	CodecGzip  Codec = 1
+	CodecZstd  Codec = 2
 )
 
 // errBytes marks bytes from a source that are not what their digest or format says. Another
@@ -40,6 +42,9 @@ func decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
 		}
 		return err
 	}
+	if codec == CodecZstd {
+		return decodeZstd(r, use)
+	}
 	if codec != CodecGzip {
 		return fmt.Errorf("codec %d is not known", codec)
 	}
@@ -54,6 +59,34 @@ func decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
 	d.in.Reset(nil)
 	if in.err != nil {
 		return &SourceError{in.err} // what the decoder made of that does not matter
+	}
+	return err
+}
+
+// maxWindow is what a frame may ask for to be decoded, in bytes. Frames of whole files do not need
+// it, and what --ultra makes of a tar is not read here.
+const maxWindow = 32 << 20
+
+var zstdDecoders = sync.Pool{New: func() any {
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+	if err != nil {
+		panic(err) // the options are right
+	}
+	return d
+}}
+
+// decodeZstd decodes one frame or several.
+func decodeZstd(r io.Reader, use func(io.Reader) error) error {
+	d := zstdDecoders.Get().(*zstd.Decoder)
+	defer zstdDecoders.Put(d)
+	in := &sourceErrors{r: r}
+	err := d.Reset(in)
+	if err == nil {
+		err = use(d)
+	}
+	_ = d.Reset(nil) // lets go of in
+	if in.err != nil {
+		return &SourceError{in.err}
 	}
 	return err
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/bits"
 	"os"
 	"path/filepath"
 	"sync"
@@ -43,24 +42,25 @@ type File struct {
 	commitMu sync.Mutex // one commit at a time; taken before mu
 	record   *presence  // guarded by commitMu; nil until the first commit
 
-	mu       sync.Mutex // guards the fields below
-	src      Source
-	policy   Policy
-	trouble  error    // why the source does not answer; nil while it does
-	present  []uint64 // a bit an extent
-	read     []uint64 // a bit a unit that a reader asked for; nil until one did
-	used     []uint32 // when an extent was last used, in ticks; nil until one is
-	nPresent int
-	bytes    int64 // on disk, of present extents
-	dirty    []run // filled, not recorded
-	inflight map[uint32]*unitFill
-	pins     int
-	gone     bool // nothing begins any more
-	closing  bool // no fetch begins any more
-	closed   bool
-	verified bool // the blob's diffID was checked
-	kept     bool // an operator wants it never evicted
-	ahead    readahead
+	mu         sync.Mutex // guards the fields below
+	src        Source
+	policy     Policy
+	trouble    error    // why the source does not answer; nil while it does
+	present    []uint64 // a bit an extent
+	used       []uint32 // when an extent was last used, in ticks; nil until one is
+	nPresent   int
+	bytes      int64 // on disk, of present extents
+	dirty      []run // filled, not recorded
+	inflight   map[uint32]*unitFill
+	pins       int
+	gone       bool // nothing begins any more
+	closing    bool // no fetch begins any more
+	closed     bool
+	verified   bool // the blob's diffID was checked
+	kept       bool // an operator wants it never evicted
+	ahead      readahead
+	acct       account
+	recordings []*Recording
 
 	residue residue
 }
@@ -91,8 +91,15 @@ type Stats struct {
 	Data    int64 // of all extents
 	Present int64 // of the extents that are here
 	Fetched int64 // taken from the source since the daemon started
-	Read    int64 // packed, of the units that readers asked for since the daemon started
 	Disk    int64 // on disk now, everything of this file
+
+	// Packed bytes of units since the daemon started: those that readers asked for, those that were
+	// fetched before anybody waited, those of the latter that readers asked for, and those that were
+	// fetched because a reader waited. What the kernel reads without asking is not seen.
+	Read, Prefetched, PrefetchUsed, Demanded int64
+
+	Waits  int64         // reads that waited for the network since the daemon started
+	Waited time.Duration // how long, all together
 }
 
 // Stats returns the file's numbers.
@@ -108,11 +115,7 @@ func (f *File) Stats() Stats {
 	s.Disk = f.allocated()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i, w := range f.read {
-		for ; w != 0; w &= w - 1 {
-			s.Read += f.t.unit(uint32(i*64 + bits.TrailingZeros64(w))).Len
-		}
-	}
+	f.acct.addLocked(f.t, &s)
 	return s
 }
 
@@ -291,7 +294,12 @@ func (f *File) waitForUnits(ctx context.Context, units []uint32, off, n int64) (
 	for errors.Is(err, errAbandoned) && ctx.Err() == nil { // we joined it too late
 		fills, err = f.demandUnits(ctx, units)
 	}
-	f.c.metrics.wait.Observe(time.Since(began).Seconds())
+	took := time.Since(began)
+	f.c.metrics.wait.Observe(took.Seconds())
+	if f.noteWait(fills, took) && f.c.observers.watched() {
+		pid, _ := ctx.Value(readerKey{}).(int)
+		f.c.observers.tell(Event{Kind: Waited, File: f, Off: off, Len: n, PID: pid, Began: began, Took: took, Err: err})
+	}
 	return fills, err
 }
 
@@ -318,13 +326,13 @@ func (f *File) use(lo, hi int) (missing []uint32, err error) {
 	if f.used == nil && hi > lo {
 		f.used = make([]uint32, f.t.nExtents)
 	}
-	if f.read == nil && hi > lo {
-		f.read = make([]uint64, (f.t.nUnits+63)/64)
-	}
 	for i := lo; i < hi; i++ {
 		f.used[i] = now
 		u := f.t.extent(uint32(i)).Unit
-		f.read[u/64] |= 1 << (u % 64)
+		f.askLocked(u)
+		for _, r := range f.recordings {
+			r.noteLocked(uint32(i))
+		}
 		if f.hasLocked(uint32(i)) {
 			continue
 		}

@@ -1,13 +1,16 @@
 package cache
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -94,7 +97,7 @@ func (f *File) demandUnits(ctx context.Context, units []uint32) ([]*unitFill, er
 		for covered < len(fresh) && fresh[covered] < run[0]+uint32(len(run)) {
 			covered++
 		}
-		started := f.startLocked(run, demand)
+		started := f.startLocked(run, demand, 0)
 		for _, fill := range started {
 			if slices.Contains(fresh[:covered], fill.unit) {
 				fill.job.users++
@@ -175,8 +178,9 @@ func (f *File) runLocked(u uint32, size int64) []uint32 {
 	return run
 }
 
-// startLocked starts a job for a run of units, none of which is in flight. The job has one user.
-func (f *File) startLocked(run []uint32, prio priority) []*unitFill {
+// startLocked starts a job for a run of units, none of which is in flight. It may read gaps of some
+// packed bytes between them. The job has one user.
+func (f *File) startLocked(run []uint32, prio priority, gap int64) []*unitFill {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	j := &job{cancel: cancel, ended: make(chan struct{}), ticket: f.c.scheds.enter(f.src, prio), users: 1}
 	fills := make([]*unitFill, len(run))
@@ -190,7 +194,7 @@ func (f *File) startLocked(run []uint32, prio priority) []*unitFill {
 		defer cancel(nil)
 		defer j.ticket.release()
 		err := f.persist(ctx, policy, j, prio, func(ctx context.Context) error {
-			return f.runJob(ctx, src, f.unfinished(fills), prio, j.ticket)
+			return f.runJob(ctx, src, f.unfinished(fills), prio, gap, j.ticket)
 		})
 		for _, fill := range fills {
 			f.finish(fill, err)
@@ -220,7 +224,7 @@ func (f *File) finish(fill *unitFill, err error) {
 
 // runJob fills what it can from other files and fetches the rest, one request for each stretch
 // of neighbours.
-func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, prio priority, t *ticket) error {
+func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, prio priority, gap int64, t *ticket) error {
 	fills = slices.DeleteFunc(fills, func(fill *unitFill) bool {
 		if !f.fillLocally(fill) {
 			return false
@@ -242,10 +246,10 @@ func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, prio p
 	}
 	for len(fills) > 0 {
 		n := 1
-		for n < len(fills) && fills[n].unit == fills[n-1].unit+1 {
+		for n < len(fills) && f.gapBetween(fills[n-1].unit, fills[n].unit) <= gap {
 			n++
 		}
-		if err := f.fetchRun(ctx, src, fills[:n]); err != nil {
+		if err := f.fetchRun(ctx, src, fills[:n], prio, t); err != nil {
 			f.c.metrics.fetchErrors.Inc()
 			return err
 		}
@@ -256,14 +260,15 @@ func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, prio p
 
 const maxTries = 3 // at getting a unit's bytes right
 
-// fetchRun fetches neighbouring units by one request. A unit with wrong bytes is asked for
-// again, from elsewhere if the source can.
-func (f *File) fetchRun(ctx context.Context, src Source, fills []*unitFill) error {
+// fetchRun fetches units by one request, and with them what lies in small gaps between them. A
+// unit with wrong bytes is asked for again, from elsewhere if the source can.
+func (f *File) fetchRun(ctx context.Context, src Source, fills []*unitFill, prio priority, t *ticket) error {
 	try := 0
 	for len(fills) > 0 {
-		done, err := f.fetchStream(ctx, src, fills, try)
-		fills = fills[done:]
-		if done > 0 {
+		err := f.fetchStream(ctx, src, fills, prio, t, try)
+		before := len(fills)
+		fills = f.unfinished(fills)
+		if len(fills) < before {
 			try = 0
 		}
 		if err == nil {
@@ -279,13 +284,23 @@ func (f *File) fetchRun(ctx context.Context, src Source, fills []*unitFill) erro
 	return nil
 }
 
-// fetchStream reads units from one request until the end or the first error, and says how many
-// it finished.
-func (f *File) fetchStream(ctx context.Context, src Source, fills []*unitFill, try int) (done int, err error) {
+// maxHeld is up to which size a packed unit is held in memory, so that it is decoded beside the
+// next one's arrival. Larger ones are decoded as they come.
+const maxHeld = 4 << 20
+
+// fetchStream reads units from one request until the end or the first error, and decodes them on
+// all cores.
+func (f *File) fetchStream(ctx context.Context, src Source, fills []*unitFill, prio priority, t *ticket, try int) (err error) {
 	first, last := f.t.unit(fills[0].unit), f.t.unit(fills[len(fills)-1].unit)
+	if began := time.Now(); f.c.observers.watched() {
+		defer func() {
+			f.c.observers.tell(Event{Kind: Fetched, File: f, Off: first.Off, Len: last.Off + last.Len - first.Off,
+				For: prio.String(), Began: began, Took: time.Since(began), Err: err})
+		}()
+	}
 	r, err := src.Open(ctx, first.Off, last.Off+last.Len-first.Off, try)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer r.Close()
 	in := &countingReader{r: r}
@@ -293,19 +308,52 @@ func (f *File) fetchStream(ctx context.Context, src Source, fills []*unitFill, t
 		f.fetched.Add(in.n)
 		f.c.metrics.fetchBytes.Add(float64(in.n))
 	}()
+	var decoding errgroup.Group
+	at := first.Off
 	for _, fill := range fills {
-		one := &io.LimitedReader{R: in, N: f.t.unit(fill.unit).Len}
-		if err := f.decodeUnit(fill, one, nil); err != nil {
-			return done, fmt.Errorf("unit %d at %d: %w", fill.unit, f.t.unit(fill.unit).Off, err)
+		if prio != demand {
+			t.yield(ctx)
 		}
-		if _, err := io.Copy(io.Discard, one); err != nil {
-			return done, err
+		u := f.t.unit(fill.unit)
+		if _, err = io.CopyN(io.Discard, in, u.Off-at); err != nil {
+			break
 		}
-		f.store(fill)
-		f.finish(fill, nil)
-		done++
+		at = u.Off + u.Len
+		if u.Len > maxHeld {
+			if err = f.take(fill, io.LimitReader(in, u.Len), prio); err != nil {
+				break
+			}
+			continue
+		}
+		packed := make([]byte, u.Len)
+		if _, err = io.ReadFull(in, packed); err != nil {
+			break
+		}
+		f.c.decoding <- struct{}{}
+		decoding.Go(func() error {
+			defer func() { <-f.c.decoding }()
+			return f.take(fill, bytes.NewReader(packed), prio)
+		})
 	}
-	return done, nil
+	// A broken request matters less than bytes that are wrong: the former is made again anyway.
+	if wrong := decoding.Wait(); wrong != nil {
+		return wrong
+	}
+	return err
+}
+
+// take decodes a unit, stores it and lets those who wait for it go on.
+func (f *File) take(fill *unitFill, packed io.Reader, prio priority) error {
+	if err := f.decodeUnit(fill, packed, nil); err != nil {
+		return fmt.Errorf("unit %d at %d: %w", fill.unit, f.t.unit(fill.unit).Off, err)
+	}
+	if _, err := io.Copy(io.Discard, packed); err != nil {
+		return err
+	}
+	f.account(fill.unit, prio)
+	f.store(fill)
+	f.finish(fill, nil)
+	return nil
 }
 
 type countingReader struct {

@@ -1,71 +1,63 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"sync"
 )
 
-// Prefetch makes units present, in the order given, behind every reader that waits. It returns
-// when all are here, with the errors of those that are not, or soon after ctx ends.
+// A Piece is a unit of a file that is to be made present.
+type Piece struct {
+	File *File
+	Unit uint32
+}
+
+// Prefetch makes pieces present behind every reader that waits. next returns the pieces that come
+// next, about n packed bytes of them, or none at the end. Pieces of one answer that are neighbours
+// in their blob, or nearly so, are fetched by one request; what comes in an earlier answer is asked
+// for earlier. Prefetch returns when all are here, with the errors of those that are not, or soon
+// after ctx ends.
+func (c *Cache) Prefetch(ctx context.Context, next func(n int64) []Piece) error {
+	return c.prefetch(ctx, next, ahead)
+}
+
+// Prefetch makes units of one file present.
 func (f *File) Prefetch(ctx context.Context, units []uint32) error {
-	return f.prefetch(ctx, units, prefetch, maxPrefetch)
+	return f.c.Prefetch(ctx, f.pieces(units))
 }
 
-func (f *File) prefetch(ctx context.Context, units []uint32, prio priority, atOnce int) error {
-	var (
-		mu   sync.Mutex
-		errs []error
-		wg   sync.WaitGroup
-	)
-	slots := make(chan struct{}, atOnce)
-	for len(units) > 0 && ctx.Err() == nil {
-		if prio == background {
-			if err := f.waitTurn(ctx); err != nil {
-				break
-			}
-		}
-		var fills []*unitFill
-		fills, units = f.startBulk(units, prio)
-		if len(fills) == 0 {
-			continue
-		}
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			err := f.awaitBulk(ctx, fills)
-			if errors.Is(err, errAbandoned) && ctx.Err() == nil {
-				// We joined a reader's fetch that its readers left; it is ours to make now.
-				err = f.prefetch(ctx, unitsOf(fills), prio, atOnce)
-			}
-			if err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
-			}
-		})
-	}
-	wg.Wait()
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	return errors.Join(errs...)
+// A manner is how bytes are fetched that no reader waits for.
+type manner struct {
+	prio    priority
+	atOnce  int   // requests
+	largest int64 // packed bytes of one
+	gaps    bool  // a gap may be read where that is faster than another request
 }
 
-func unitsOf(fills []*unitFill) []uint32 {
-	units := make([]uint32, len(fills))
-	for i, fill := range fills {
-		units[i] = fill.unit
+// gap is how many packed bytes may be read and dropped.
+func (m manner) gap(src Source) int64 {
+	if !m.gaps {
+		return 0
 	}
-	return units
+	return sizesOf(src).gap
 }
+
+var (
+	ahead  = manner{prefetch, maxPrefetch, 8 << 20, true}
+	whole  = manner{prefetch, maxPrefetch, 8 << 20, false} // every byte counts: much may be here already
+	behind = manner{background, maxBackground, bulkRequestSize, false}
+)
 
 // PrefetchAll makes the file complete.
-func (f *File) PrefetchAll(ctx context.Context) error { return f.Prefetch(ctx, f.allUnits()) }
+func (f *File) PrefetchAll(ctx context.Context) error {
+	return f.c.prefetch(ctx, f.pieces(f.allUnits()), whole)
+}
 
 // CompleteInBackground makes the file complete behind everything else, at Options.Rate.
 func (f *File) CompleteInBackground(ctx context.Context) error {
-	return f.prefetch(ctx, f.allUnits(), background, maxBackground)
+	return f.c.prefetch(ctx, f.pieces(f.allUnits()), behind)
 }
 
 func (f *File) allUnits() []uint32 {
@@ -76,63 +68,170 @@ func (f *File) allUnits() []uint32 {
 	return units
 }
 
-// waitTurn waits until the rate of background work allows one more request.
-func (f *File) waitTurn(ctx context.Context) error {
-	if f.c.limiter == nil {
-		return nil
+// pieces hands units out in their order.
+func (f *File) pieces(units []uint32) func(n int64) []Piece {
+	return func(n int64) (some []Piece) {
+		for ; len(units) > 0 && n > 0; units = units[1:] {
+			if int(units[0]) < f.t.nUnits {
+				some = append(some, Piece{f, units[0]})
+				n -= f.t.unit(units[0]).Len
+			}
+		}
+		return some
 	}
-	return f.c.limiter.WaitN(ctx, bulkRequestSize)
 }
 
-// startBulk starts a job for the first wanted units, or joins the first that is in flight.
-func (f *File) startBulk(units []uint32, prio priority) (fills []*unitFill, rest []uint32) {
+func (c *Cache) prefetch(ctx context.Context, next func(n int64) []Piece, m manner) error {
+	var (
+		mu   sync.Mutex
+		errs []error
+		wg   sync.WaitGroup
+	)
+	slots := make(chan struct{}, m.atOnce)
+	flight := newFlight()
+	window := int64(unknownLink)
+	for ctx.Err() == nil {
+		pieces := next(window)
+		if len(pieces) == 0 {
+			break
+		}
+		window = sizesOf(pieces[0].File.source()).flight
+		for _, b := range batches(pieces, m) {
+			if m.prio == background && c.limiter != nil {
+				if err := c.limiter.WaitN(ctx, bulkRequestSize); err != nil {
+					break
+				}
+			}
+			slots <- struct{}{}
+			n := b.bytes()
+			flight.enter(n, window)
+			wg.Go(func() {
+				defer func() { flight.leave(n); <-slots }()
+				if err := b.f.fetchBatch(ctx, b.units, m); err != nil && ctx.Err() == nil {
+					mu.Lock()
+					errs = append(errs, err)
+					mu.Unlock()
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	return errors.Join(errs...)
+}
+
+func (f *File) source() Source {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.src
+}
+
+// A batch is units of one file, ascending, that one request fetches.
+type batch struct {
+	f     *File
+	units []uint32
+}
+
+// batches makes as few requests of pieces as their places allow, in the order in which the first
+// piece of each came.
+func batches(pieces []Piece, m manner) []batch {
+	byFile := map[*File][]uint32{}
+	rank := map[Piece]int{}
+	var files []*File
+	for i, p := range pieces {
+		if _, again := rank[p]; again {
+			continue
+		}
+		rank[p] = i
+		if byFile[p.File] == nil {
+			files = append(files, p.File)
+		}
+		byFile[p.File] = append(byFile[p.File], p.Unit)
+	}
+	var all []batch
+	first := map[int]int{} // rank of a batch
+	for _, f := range files {
+		units := byFile[f]
+		slices.Sort(units)
+		most := m.gap(f.source())
+		start, n, least := 0, int64(0), len(pieces)
+		for i, u := range units {
+			if i > start {
+				gap := f.gapBetween(units[i-1], u)
+				if gap > most || n+gap+f.t.unit(u).Len > m.largest {
+					first[len(all)] = least
+					all = append(all, batch{f, units[start:i]})
+					start, n, least = i, 0, len(pieces)
+				} else {
+					n += gap
+				}
+			}
+			n += f.t.unit(u).Len
+			least = min(least, rank[Piece{f, u}])
+		}
+		first[len(all)] = least
+		all = append(all, batch{f, units[start:]})
+	}
+	order := make([]int, len(all))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int { return cmp.Compare(first[a], first[b]) })
+	sorted := make([]batch, len(all))
+	for i, k := range order {
+		sorted[i] = all[k]
+	}
+	return sorted
+}
+
+// fetchBatch makes units present: those that nobody fetches yet by one job, the others by joining.
+func (f *File) fetchBatch(ctx context.Context, units []uint32, m manner) error {
+	for {
+		fills := f.startBatch(units, m)
+		if len(fills) == 0 {
+			return nil
+		}
+		err := f.awaitBatch(ctx, fills)
+		if !errors.Is(err, errAbandoned) || ctx.Err() != nil {
+			return err
+		}
+		// We joined a reader's fetch that its readers left; it is ours to make now.
+	}
+}
+
+// startBatch starts one job for the units that are wanted, and joins those in flight.
+func (f *File) startBatch(units []uint32, m manner) (fills []*unitFill) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.gone || f.closing {
-		return nil, nil
+		return nil
 	}
 	var run []uint32
-	size := int64(0)
-	for len(units) > 0 {
-		u := units[0]
-		if int(u) >= f.t.nUnits {
-			units = units[1:]
-			continue
-		}
+	for _, u := range units {
 		if fill := f.inflight[u]; fill != nil {
-			if len(run) > 0 {
-				break
-			}
 			fill.job.users++
-			return []*unitFill{fill}, units[1:]
+			fills = append(fills, fill)
+		} else if f.wantedLocked(u) {
+			run = append(run, u)
 		}
-		n := f.t.unit(u).Len
-		switch {
-		case !f.wantedLocked(u) && len(run) == 0:
-			units = units[1:]
-			continue
-		case !f.wantedLocked(u), len(run) > 0 && (u != run[len(run)-1]+1 || size+n > bulkRequestSize):
-			return f.startLocked(run, prio), units
-		}
-		run = append(run, u)
-		size += n
-		units = units[1:]
 	}
 	if len(run) == 0 {
-		return nil, nil
+		return fills
 	}
-	return f.startLocked(run, prio), units
+	started := f.startLocked(run, m.prio, m.gap(f.src))
+	started[0].job.users += len(started) - 1 // one for each fill that is awaited
+	return append(fills, started...)
 }
 
-// awaitBulk waits for the units of one job and leaves it once.
-func (f *File) awaitBulk(ctx context.Context, fills []*unitFill) error {
-	var err error
-	for _, fill := range fills[1:] {
-		select {
-		case <-fill.done:
-			err = errors.Join(err, fill.err)
-		case <-ctx.Done():
+// awaitBatch waits for all fills and leaves their jobs.
+func (f *File) awaitBatch(ctx context.Context, fills []*unitFill) error {
+	var errs []error
+	for _, fill := range fills {
+		if err := f.await(ctx, []*unitFill{fill}); err != nil && !slices.ContainsFunc(errs, func(e error) bool { return e.Error() == err.Error() }) {
+			errs = append(errs, err)
 		}
 	}
-	return errors.Join(err, f.await(ctx, fills[:1]))
+	return errors.Join(errs...)
 }

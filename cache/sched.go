@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 )
 
 // priority of a fetch.
@@ -17,9 +18,11 @@ const (
 	priorities
 )
 
+func (p priority) String() string { return [...]string{"demand", "prefetch", "background"}[p] }
+
 const (
 	maxDemand          = 24 // requests to one place at once for readers
-	maxPrefetch        = 4  // requests at once for the rest, while no reader waits
+	maxPrefetch        = 16 // requests at once for the rest, while no reader waits
 	maxPrefetchBesides = 1  // and while readers wait
 	maxBackground      = 2  // requests at once while nobody waits for anything
 	bulkRequestSize    = 2 << 20
@@ -124,6 +127,25 @@ func (t *ticket) renew() {
 	t.over, t.granted = false, make(chan struct{})
 	t.s.waiting[t.prio] = append(t.s.waiting[t.prio], t)
 	t.s.grantLocked()
+}
+
+const (
+	yieldStep = 5 * time.Millisecond
+	yieldMost = 100 * time.Millisecond // a reader may wait for the very request that yields
+)
+
+// yield holds a request that nobody waits for back while a reader's is under way, so that the
+// reader's bytes come first over a link that both share.
+func (t *ticket) yield(ctx context.Context) {
+	for waited := time.Duration(0); waited < yieldMost && ctx.Err() == nil; waited += yieldStep {
+		t.s.mu.Lock()
+		free := t.prio == demand || t.s.running[demand] == 0
+		t.s.mu.Unlock()
+		if free {
+			return
+		}
+		time.Sleep(yieldStep)
+	}
 }
 
 // leaveQueueLocked reports whether the ticket was still waiting.
