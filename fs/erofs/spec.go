@@ -21,6 +21,8 @@ func (p *Plan) Spec(tail []byte) (cache.Spec, error) {
 		s.Codec = cache.CodecPlain
 	case layout.Gzip:
 		s.Codec = cache.CodecGzip
+	case layout.Zstd:
+		s.Codec = cache.CodecZstd
 	}
 	for i, u := range p.l.Units {
 		s.Units[i] = cache.Unit{Off: u.Off, Len: u.Len}

@@ -35,6 +35,10 @@ type Builder struct {
 	limits Limits
 	nodes  []node
 	data   int64
+
+	// The directory that was found last: entries of one follow each other. "" for none.
+	lastPath string
+	lastDir  uint32
 }
 
 // node is an inode in the making.
@@ -195,12 +199,17 @@ func (b *Builder) locate(name string) (dir uint32, base string, err error) {
 		return Root, "", nil
 	}
 	parent, base := path.Split(clean)
-	dir, err = b.walk(parent, 0)
+	if parent == b.lastPath {
+		return b.lastDir, base, nil
+	}
+	if dir, err = b.walk(parent, 0); err == nil {
+		b.lastPath, b.lastDir = parent, dir
+	}
 	return dir, base, err
 }
 
 func (b *Builder) walk(dirPath string, links int) (uint32, error) {
-	at, done := uint32(Root), "/"
+	at := uint32(Root)
 	rest := strings.Trim(dirPath, "/")
 	for rest != "" {
 		part, more, _ := strings.Cut(rest, "/")
@@ -209,7 +218,7 @@ func (b *Builder) walk(dirPath string, links int) (uint32, error) {
 			continue
 		}
 		if part == ".." { // only out of a link's target; the root is its own parent
-			at, done = b.nodes[at].Parent, path.Dir(done)
+			at = b.nodes[at].Parent
 			continue
 		}
 		child, ok := b.nodes[at].children[part]
@@ -223,18 +232,16 @@ func (b *Builder) walk(dirPath string, links int) (uint32, error) {
 			if links++; links > maxSymlinks {
 				return 0, fmt.Errorf("%w: too many symbolic links in %q", ErrInvalid, dirPath)
 			}
-			target := n.Target
-			if !path.IsAbs(target) {
-				target = path.Join(done, target)
+			if path.IsAbs(n.Target) {
+				at = Root
 			}
-			rest = strings.Trim(path.Clean("/"+target)+"/"+rest, "/")
-			at, done = Root, "/"
+			rest = n.Target + "/" + rest
 			continue
 		}
 		if !n.IsDir() {
 			return 0, fmt.Errorf("%w: %q lies under something that is not a directory", ErrInvalid, dirPath)
 		}
-		at, done = child, path.Join(done, part)
+		at = child
 	}
 	return at, nil
 }
@@ -251,6 +258,9 @@ func (b *Builder) newNode(in Inode) uint32 {
 // replace puts an inode at dir/base. A directory over a directory keeps what is in it.
 func (b *Builder) replace(dir uint32, base string, in Inode) uint32 {
 	in.Parent = dir
+	if _, ok := b.nodes[dir].children[base]; ok {
+		b.lastPath = "" // a directory of it may lead elsewhere now
+	}
 	if old, ok := b.nodes[dir].children[base]; ok && b.nodes[old].IsDir() && in.IsDir() {
 		n := &b.nodes[old]
 		if v, opaque := xattr(&n.Inode, overlayOpaque); opaque {
@@ -273,10 +283,15 @@ func (b *Builder) Finish(codec Codec, units []Unit, unitOf func(uint32) uint32) 
 	}
 	// Breadth first from the root, so that what was replaced is left out and the numbers of
 	// a directory's children are neighbours.
-	renumber := map[uint32]uint32{Root: Root}
-	order := []uint32{Root}
-	paths := []string{""}
-	l.Inodes = append(l.Inodes, Inode{})
+	const unseen = math.MaxUint32
+	renumber := make([]uint32, len(b.nodes))
+	for i := range renumber {
+		renumber[i] = unseen
+	}
+	renumber[Root] = Root
+	order := make([]uint32, 1, len(b.nodes))
+	paths := make([]string, 1, len(b.nodes))
+	l.Inodes = make([]Inode, 1, len(b.nodes))
 	for at := 0; at < len(order); at++ {
 		n := &b.nodes[order[at]]
 		in := n.Inode
@@ -295,8 +310,8 @@ func (b *Builder) Finish(codec Codec, units []Unit, unitOf func(uint32) uint32) 
 			in.Entries = make([]Dirent, 0, len(names))
 			for _, name := range names {
 				old := n.children[name]
-				to, seen := renumber[old]
-				if !seen {
+				to := renumber[old]
+				if to == unseen {
 					to = uint32(len(order))
 					renumber[old] = to
 					order = append(order, old)

@@ -96,6 +96,7 @@ type Codec uint32
 const (
 	Plain Codec = 0
 	Gzip  Codec = 1
+	Zstd  Codec = 2
 )
 
 // Limits bound what a layer's index may ask of us. A zero value is replaced by the default.

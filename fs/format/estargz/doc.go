@@ -5,5 +5,5 @@
 // turns the table into a layout.Layout whose every extent has a digest of its own.
 //
 // Belongs here: the footer, the table, the landmarks. Does not: fetching (remote), decoding and
-// checking of extents (cache), writing eStargz (cmd/snapctl, by the estargz library).
+// checking of extents (cache), writing eStargz (fs/convert).
 package estargz

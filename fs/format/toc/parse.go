@@ -1,28 +1,27 @@
-package estargz
+package toc
 
 import (
-	"archive/tar"
-	"bytes"
-	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"path"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
-	"github.com/klauspost/compress/gzip"
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/fs/layout"
 )
 
 const (
-	tocName            = "stargz.index.json"
+	// Name is what eStargz calls the table in the layer's tar.
+	Name = "stargz.index.json"
+
 	prefetchLandmark   = ".prefetch.landmark"
 	noPrefetchLandmark = ".no.prefetch.landmark"
 
@@ -49,109 +48,24 @@ type entry struct {
 	ChunkOffset int64             `json:"chunkOffset"`
 	ChunkSize   int64             `json:"chunkSize"`
 	ChunkDigest string            `json:"chunkDigest"`
+	ChunkType   string            `json:"chunkType"` // "zeros" is a hole
 }
 
-// openTOC returns the plain JSON of a packed table.
-func openTOC(packed []byte, limits layout.Limits) (io.Reader, error) {
-	zr, err := gzip.NewReader(bytes.NewReader(packed))
-	if err != nil {
-		return nil, fmt.Errorf("%w: table is not gzip: %w", layout.ErrInvalid, err)
-	}
-	zr.Multistream(false)
-	tr := tar.NewReader(io.LimitReader(zr, limits.PlainIndex+1<<20))
-	h, err := tr.Next()
-	if err != nil {
-		return nil, fmt.Errorf("%w: table is not a tar: %w", layout.ErrInvalid, err)
-	}
-	if h.Name != tocName {
-		return nil, fmt.Errorf("%w: table is called %.64q", layout.ErrInvalid, h.Name)
-	}
-	if h.Size < 0 || h.Size > limits.PlainIndex {
-		return nil, fmt.Errorf("%w: table of %d bytes (limit %d)", layout.ErrInvalid, h.Size, limits.PlainIndex)
-	}
-	return tr, nil
+// Options say what the caller knows of a table.
+type Options struct {
+	DataEnd  int64 // where the blob's data ends, in bytes
+	BlobSize int64
+	Codec    layout.Codec
+	Limits   layout.Limits // with defaults filled in
+	Version  int64         // the highest that is read
+	// Landmarks takes the entries that eStargz adds to a layer for what they mean, and hides them.
+	Landmarks bool
 }
 
-// checkTOC compares the table with its digest and counts its entries, without keeping any of
-// it, so that a table which must be refused costs no memory.
-func checkTOC(packed []byte, want digest.Digest, limits layout.Limits) error {
-	r, err := openTOC(packed, limits)
-	if err != nil {
-		return err
-	}
-	h := sha256.New()
-	count := objectCounter{limit: limits.Entries + 1} // the table itself is one more
-	if _, err := io.CopyBuffer(io.MultiWriter(h, &count), r, make([]byte, 64<<10)); err != nil {
-		if errors.Is(err, layout.ErrInvalid) {
-			return err
-		}
-		return fmt.Errorf("%w: read table: %w", layout.ErrInvalid, err)
-	}
-	if want == "" {
-		return nil // the caller was told to take it unverified
-	}
-	if got := digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)); got != want {
-		return fmt.Errorf("%w: table has digest %s, the manifest says %s", layout.ErrInvalid, got, want)
-	}
-	return nil
-}
-
-// objectCounter counts the entries of a table. It refuses too many of them, entries that are too
-// large to be kept while they are decoded, and nesting that no real table has.
-type objectCounter struct {
-	limit, objects, depth int
-	inString, escaped     bool
-	length                int // bytes since an entry began or ended
-}
-
-func (c *objectCounter) Write(p []byte) (int, error) {
-	for _, b := range p {
-		if b != ' ' && b != '\n' && b != '\t' && b != '\r' {
-			if c.length++; c.length > maxEntry {
-				return 0, fmt.Errorf("%w: an entry of more than %d bytes", layout.ErrInvalid, maxEntry)
-			}
-		}
-		switch {
-		case c.inString:
-			if c.escaped {
-				c.escaped = false
-			} else if b == '\\' {
-				c.escaped = true
-			} else if b == '"' {
-				c.inString = false
-			}
-		case b == '"':
-			c.inString = true
-		case b == '{' || b == '[':
-			// Objects inside an entry (its extended attributes) are at depth 4.
-			if b == '{' && c.depth < 3 {
-				c.objects++
-				c.length = 0
-			}
-			c.depth++
-			if c.objects > c.limit {
-				return 0, fmt.Errorf("%w: more than %d entries", layout.ErrInvalid, c.limit-1)
-			}
-			if c.depth > maxDepth {
-				return 0, fmt.Errorf("%w: table nests deeper than %d", layout.ErrInvalid, maxDepth)
-			}
-		case b == '}' || b == ']':
-			if c.depth--; c.depth <= 2 {
-				c.length = 0
-			}
-		}
-	}
-	return len(p), nil
-}
-
-// parseTOC turns a packed table into a Layout.
-func parseTOC(packed []byte, tocOff, blobSize int64, limits layout.Limits) (*layout.Layout, error) {
-	r, err := openTOC(packed, limits)
-	if err != nil {
-		return nil, err
-	}
-	p := parser{b: layout.NewBuilder(limits), tocOff: tocOff, landmark: -1}
-	if err := decodeEntries(r, p.add); err != nil {
+// Parse turns a table into a Layout.
+func Parse(r io.Reader, o Options) (*layout.Layout, error) {
+	p := parser{o: o, b: layout.NewBuilder(o.Limits), landmark: -1}
+	if err := decodeEntries(r, o.Version, p.add); err != nil {
 		if errors.Is(err, layout.ErrInvalid) {
 			return nil, err
 		}
@@ -160,11 +74,11 @@ func parseTOC(packed []byte, tocOff, blobSize int64, limits layout.Limits) (*lay
 	if err := p.finishFile(); err != nil {
 		return nil, err
 	}
-	return p.finish(blobSize)
+	return p.finish()
 }
 
 // decodeEntries calls add with each entry in turn; the entry is reused.
-func decodeEntries(r io.Reader, add func(*entry) error) error {
+func decodeEntries(r io.Reader, newest int64, add func(*entry) error) error {
 	dec := jsontext.NewDecoder(r, jsontext.AllowInvalidUTF8(true), jsontext.AllowDuplicateNames(true))
 	if t, err := dec.ReadToken(); err != nil {
 		return err
@@ -212,7 +126,7 @@ func decodeEntries(r io.Reader, add func(*entry) error) error {
 			if err := json.UnmarshalDecode(dec, &v); err != nil {
 				return err
 			}
-			if v != 1 {
+			if v < 1 || v > newest {
 				return fmt.Errorf("%w: table of version %d", layout.ErrInvalid, v)
 			}
 		default:
@@ -228,8 +142,8 @@ func decodeEntries(r io.Reader, add func(*entry) error) error {
 // parser collects entries. The unit of an extent is known only when all offsets are, so until
 // finish an extent's Unit is an index into offsets.
 type parser struct {
+	o        Options
 	b        *layout.Builder
-	tocOff   int64
 	landmark int64 // prefetch what lies before it; -1 for nothing
 	offsets  []int64
 
@@ -251,10 +165,11 @@ func (p *parser) add(e *entry) error {
 	if err := p.finishFile(); err != nil {
 		return err
 	}
-	switch path.Clean("/" + e.Name) {
-	case "/" + tocName, "/" + noPrefetchLandmark, "/" + prefetchLandmark:
+	switch name := path.Clean("/" + e.Name); {
+	case !p.o.Landmarks:
+	case name == "/"+Name, name == "/"+noPrefetchLandmark, name == "/"+prefetchLandmark:
 		if e.Type == "reg" && e.Size > 0 {
-			if e.Offset < 0 || e.Offset >= p.tocOff {
+			if e.Offset < 0 || e.Offset >= p.o.DataEnd {
 				return p.badOffset(e)
 			}
 			p.offsets = append(p.offsets, e.Offset)
@@ -282,7 +197,7 @@ func (p *parser) add(e *entry) error {
 	return p.chunk(e, e.Size)
 }
 
-// finishFile checks that the file before is whole: this format has no holes.
+// finishFile checks that the file before is whole: what is a hole is said to be one.
 func (p *parser) finishFile() error {
 	if p.open && p.filled != p.fileSize {
 		return fmt.Errorf("%w: %.64q has chunks for %d of %d bytes", layout.ErrInvalid, p.fileName, p.filled, p.fileSize)
@@ -292,11 +207,22 @@ func (p *parser) finishFile() error {
 }
 
 func (p *parser) badOffset(e *entry) error {
-	return fmt.Errorf("%w: %.64q lies at %d, outside the blob's data of %d bytes", layout.ErrInvalid, e.Name, e.Offset, p.tocOff)
+	return fmt.Errorf("%w: %.64q lies at %d, outside the blob's data of %d bytes", layout.ErrInvalid, e.Name, e.Offset, p.o.DataEnd)
 }
 
 func (p *parser) chunk(e *entry, size int64) error {
-	if e.Offset < 0 || e.Offset >= p.tocOff {
+	if e.ChunkType == "zeros" {
+		n := e.ChunkSize
+		if n == 0 {
+			n = size - e.ChunkOffset
+		}
+		if e.ChunkOffset != p.filled || n <= 0 || n > size-p.filled {
+			return fmt.Errorf("%w: hole of %.64q at %d+%d follows %d", layout.ErrInvalid, e.Name, e.ChunkOffset, n, p.filled)
+		}
+		p.filled += n
+		return nil
+	}
+	if e.Offset < 0 || e.Offset >= p.o.DataEnd {
 		return p.badOffset(e)
 	}
 	n := e.ChunkSize
@@ -325,41 +251,30 @@ func (p *parser) chunk(e *entry, size int64) error {
 }
 
 func parseDigest(s string) (sum [32]byte, err error) {
-	d, err := digest.Parse(s)
-	if err != nil {
-		return sum, fmt.Errorf("digest %.80q: %w", s, err)
+	// By hand: go-digest takes a regular expression for it, and there is one an extent.
+	text, ok := strings.CutPrefix(s, "sha256:")
+	if ok && len(text) == 2*len(sum) && strings.ToLower(text) == text {
+		if n, err := hex.Decode(sum[:], []byte(text)); err == nil && n == len(sum) {
+			return sum, nil
+		}
 	}
-	if d.Algorithm() != digest.SHA256 {
-		return sum, fmt.Errorf("digest by %s", d.Algorithm())
-	}
-	hex := d.Encoded()
-	for i := range sum {
-		sum[i] = unhex(hex[2*i])<<4 | unhex(hex[2*i+1])
-	}
-	return sum, nil
-}
-
-func unhex(c byte) byte {
-	if c >= 'a' {
-		return c - 'a' + 10
-	}
-	return c - '0'
+	return sum, fmt.Errorf("digest %.80q is not sha256 in hexadecimal", s)
 }
 
 // finish makes the units: from each offset to the next, and the blob's ends.
-func (p *parser) finish(blobSize int64) (*layout.Layout, error) {
-	starts := append(slices.Clone(p.offsets), 0, p.tocOff)
+func (p *parser) finish() (*layout.Layout, error) {
+	starts := append(slices.Clone(p.offsets), 0, p.o.DataEnd)
 	slices.Sort(starts)
 	starts = slices.Compact(starts)
 	units := make([]layout.Unit, len(starts))
 	for i, off := range starts {
-		end := blobSize
+		end := p.o.BlobSize
 		if i+1 < len(starts) {
 			end = starts[i+1]
 		}
 		units[i] = layout.Unit{Off: off, Len: end - off}
 	}
-	l, err := p.b.Finish(layout.Gzip, units, func(i uint32) uint32 {
+	l, err := p.b.Finish(p.o.Codec, units, func(i uint32) uint32 {
 		unit, _ := slices.BinarySearch(starts, p.offsets[i])
 		return uint32(unit)
 	})

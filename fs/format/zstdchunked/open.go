@@ -1,0 +1,131 @@
+package zstdchunked
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/fs/format/toc"
+	"github.com/remora-storage/remora/fs/layout"
+)
+
+// A Blob is read by range. Open returns exactly n bytes from off, or an error.
+type Blob interface {
+	Open(ctx context.Context, off, n int64) (io.ReadCloser, error)
+	Size() int64
+}
+
+// Options say what the caller knows of the layer.
+type Options struct {
+	Table Table // as the manifest names it; the zero value if it names none
+	// Unverified takes the table that the footer names where the manifest names none: the operator
+	// trusts this registry.
+	Unverified bool
+	// JSONDigest is the digest of the plain table, if the manifest promises that too.
+	JSONDigest digest.Digest
+	// Landmarks says that the layer was made with eStargz's landmarks, which are no files then.
+	Landmarks bool
+	Limits    layout.Limits
+}
+
+// An Index is an opened layer.
+type Index struct {
+	Layout *layout.Layout
+	// Tail is the blob from TailOff to its end if all of that was read, or nil. Its unit is the last
+	// one of the Layout.
+	Tail    []byte
+	TailOff int64
+}
+
+// newestTable is the highest version of the table that is read.
+const newestTable = 2
+
+// smallTail is up to which size what lies behind the table is read with it: the record of the tar's
+// headers is of no use here, and as large.
+const smallTail = 4 << 10
+
+// Open reads a layer's table in one round trip, two where the manifest does not say where it lies.
+// Errors that wrap layout.ErrInvalid are the layer's fault; all others come from blob.
+func Open(ctx context.Context, blob Blob, opts Options) (*Index, error) {
+	limits := opts.Limits.WithDefaults()
+	size := blob.Size()
+	t := opts.Table
+	if t == (Table{}) {
+		if !opts.Unverified {
+			return nil, fmt.Errorf("%w: no digest of the table of contents in the manifest", layout.ErrInvalid)
+		}
+		n := min(size, tailSize)
+		tail, err := readRange(ctx, blob, size-n, n)
+		if err != nil {
+			return nil, err
+		}
+		if t, err = parseFooter(tail); err != nil {
+			return nil, err
+		}
+	}
+	if t.Packed > limits.PackedIndex || t.Plain > limits.PlainIndex || t.Off > size-t.Packed {
+		return nil, fmt.Errorf("%w: table of %d packed bytes, %d plain, at %d of %d (limits %d, %d)", layout.ErrInvalid,
+			t.Packed, t.Plain, t.Off, size, limits.PackedIndex, limits.PlainIndex)
+	}
+	tailOff := t.Off - frameHeader
+	n := t.Off + t.Packed - tailOff
+	if size-tailOff-n <= smallTail {
+		n = size - tailOff
+	}
+	got, err := readRange(ctx, blob, tailOff, n)
+	if err != nil {
+		return nil, err
+	}
+	packed := got[frameHeader : frameHeader+t.Packed]
+	if t.Digest != "" && t.Digest.Algorithm().FromBytes(packed) != t.Digest {
+		return nil, fmt.Errorf("%w: table has digest %s, the manifest says %s", layout.ErrInvalid, t.Digest.Algorithm().FromBytes(packed), t.Digest)
+	}
+	l, err := parseTable(packed, t.Plain, tailOff, size, opts, limits)
+	if err != nil {
+		return nil, err
+	}
+	index := &Index{Layout: l, TailOff: tailOff}
+	if n == size-tailOff {
+		index.Tail = got
+	}
+	return index, nil
+}
+
+// parseTable turns a packed table into a Layout.
+func parseTable(packed []byte, plain, dataEnd, size int64, opts Options, limits layout.Limits) (*layout.Layout, error) {
+	dec, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(64<<20))
+	if err != nil {
+		return nil, fmt.Errorf("%w: table is not zstd: %w", layout.ErrInvalid, err)
+	}
+	defer dec.Close()
+	sum := digest.SHA256.Digester()
+	in := io.TeeReader(io.LimitReader(dec, plain), io.MultiWriter(toc.NewCounter(limits.Entries), sum.Hash()))
+	l, err := toc.Parse(in, toc.Options{DataEnd: dataEnd, BlobSize: size, Codec: layout.Zstd, Limits: limits, Version: newestTable, Landmarks: opts.Landmarks || opts.JSONDigest != ""})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := io.Copy(io.Discard, in); err != nil {
+		return nil, fmt.Errorf("%w: table: %w", layout.ErrInvalid, err)
+	}
+	if want := opts.JSONDigest; want != "" && sum.Digest() != want {
+		return nil, fmt.Errorf("%w: plain table has digest %s, the manifest says %s", layout.ErrInvalid, sum.Digest(), want)
+	}
+	return l, nil
+}
+
+func readRange(ctx context.Context, blob Blob, off, n int64) ([]byte, error) {
+	r, err := blob.Open(ctx, off, n)
+	if err != nil {
+		return nil, fmt.Errorf("read table of contents: %w", err)
+	}
+	defer r.Close()
+	p := make([]byte, n)
+	if _, err := io.ReadFull(r, p); err != nil {
+		return nil, fmt.Errorf("read table of contents: %w", err)
+	}
+	return p, nil
+}
