@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
@@ -188,6 +189,7 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 		return errors.New("snapshot was removed")
 	}
 	b.file = f
+	s.found(b.saved.Source.Descriptor.Digest, f)
 	if b.saved.CacheID != f.ID() {
 		b.saved.CacheID = f.ID()
 		if err := b.saved.write(b.dir); err != nil {
@@ -257,7 +259,10 @@ func (s *Snapshotter) mountLocked(b *binding) error {
 	if way == "" {
 		return fmt.Errorf("this kernel cannot mount an incomplete image: %s", reason)
 	}
-	if err := s.exports.mount(way, b.number(), b.file, b.fsDir()); err != nil {
+	began := time.Now()
+	err := s.exports.mount(way, b.number(), b.file, b.fsDir())
+	s.layers.tracer.end(began, Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
+	if err != nil {
 		return err
 	}
 	s.log.Debug("layer mounted", "digest", b.saved.Source.Descriptor.Digest, "backend", way, "reason", reason)

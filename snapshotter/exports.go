@@ -275,10 +275,9 @@ func (e *Exports) mount(way blockdev.Backend, id uint64, f *cache.File, dir stri
 		if err := trees.Add(numberOf(id), f.Image(), f.MetaSize(), f); err != nil {
 			return err
 		}
-		source := filepath.Join(e.treesDir(), strconv.FormatUint(uint64(numberOf(id)), 10))
-		if err := unix.Mount(source, dir, "", unix.MS_BIND, ""); err != nil {
+		if err := bindTree(e.treesDir(), numberOf(id), dir); err != nil {
 			trees.Remove(numberOf(id))
-			return &os.PathError{Op: "bind " + source + " on", Path: dir, Err: err}
+			return err
 		}
 		return nil
 	case blockdev.Precontent:
@@ -296,6 +295,50 @@ func (e *Exports) mount(way blockdev.Backend, id uint64, f *cache.File, dir stri
 		return err
 	}
 	return fmt.Errorf("back end %q is not known", way)
+}
+
+// mountRecorded mounts a layer once more, by a device of its own.
+func (e *Exports) mountRecorded(way blockdev.Backend, l *recordedLayer) error {
+	if way == blockdev.FuseTree {
+		trees, err := e.theTrees()
+		if err != nil {
+			return err
+		}
+		if err := trees.Add(numberOf(l.number), l.Image(), l.MetaSize(), l); err != nil {
+			return err
+		}
+		return bindTree(e.treesDir(), numberOf(l.number), l.dir)
+	}
+	files, err := e.theFiles()
+	if err != nil {
+		return err
+	}
+	mount := blockdev.MountLazyEROFS
+	if way == blockdev.FuseLoop {
+		mount = blockdev.MountLoop
+	}
+	return mount(files.Export(nodeOf(l.number), l), l.dir)
+}
+
+// releaseRecorded undoes mountRecorded, after the unmounting.
+func (e *Exports) releaseRecorded(way blockdev.Backend, l *recordedLayer) {
+	e.mu.Lock()
+	files, trees := e.files, e.trees
+	e.mu.Unlock()
+	if way == blockdev.FuseTree && trees != nil {
+		trees.Remove(numberOf(l.number))
+	} else if files != nil {
+		files.Withdraw(nodeOf(l.number))
+	}
+}
+
+// bindTree shows a tree in a directory.
+func bindTree(trees string, number uint32, dir string) error {
+	source := filepath.Join(trees, strconv.FormatUint(uint64(number), 10))
+	if err := unix.Mount(source, dir, "", unix.MS_BIND, ""); err != nil {
+		return &os.PathError{Op: "bind " + source + " on", Path: dir, Err: err}
+	}
+	return nil
 }
 
 // adopt connects a layer that an earlier process mounted with its image.

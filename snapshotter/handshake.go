@@ -47,7 +47,7 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 	}
 	s.startAll(img)
 	src := img.Layers[index]
-	if _, _, err := s.opts.Trust.indexOf(&src); err != nil {
+	if _, err := s.opts.Trust.indexOf(&src); err != nil {
 		return err
 	}
 	if s.caps.Lazy == "" {
@@ -114,9 +114,10 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 // startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
 // their indexes come while containerd still works its way up.
 func (s *Snapshotter) startAll(img Image) {
+	s.begin(img)
 	bound := s.boundDigests()
 	for i := range img.Layers {
-		if _, _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil && !bound[img.Layers[i].Descriptor.Digest] {
+		if _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil && !bound[img.Layers[i].Descriptor.Digest] {
 			s.layers.open(img.Layers[i], failureHolds)
 		}
 	}

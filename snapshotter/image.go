@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/remote"
 )
 
@@ -54,41 +51,6 @@ var ErrNotLazy = errors.New("layer cannot be lazy")
 
 func notLazy(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrNotLazy, fmt.Errorf(format, args...))
-}
-
-// indexOf says by which index a layer can be read lazily.
-func (t Trust) indexOf(s *Source) (toc digest.Digest, unverified bool, err error) {
-	d := s.Descriptor
-	switch d.MediaType {
-	case ocispec.MediaTypeImageLayerGzip, "application/vnd.docker.image.rootfs.diff.tar.gzip":
-	default:
-		return "", false, notLazy("media type %s has no index that we read", d.MediaType)
-	}
-	if len(d.URLs) > 0 {
-		return "", false, notLazy("foreign layer")
-	}
-	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 {
-		return "", false, notLazy("digest %q", d.Digest)
-	}
-	for key := range d.Annotations {
-		if strings.HasPrefix(key, "io.containers.zstd-chunked.") || strings.HasPrefix(key, "io.github.containers.zstd-chunked.") {
-			if _, both := d.Annotations[estargz.TOCDigest]; both {
-				return "", false, notLazy("two kinds of index on one layer")
-			}
-		}
-	}
-	v, ok := d.Annotations[estargz.TOCDigest]
-	if !ok {
-		if slices.Contains(t.Unverified, s.Repo.Host) {
-			return "", true, nil
-		}
-		return "", false, notLazy("the manifest has no index for this layer (convert the image with snapctl convert)")
-	}
-	toc, perr := digest.Parse(v)
-	if perr != nil || toc.Algorithm() != digest.SHA256 {
-		return "", false, notLazy("digest of the table of contents %.80q", v)
-	}
-	return toc, false, nil
 }
 
 // Trust is what an operator allows.

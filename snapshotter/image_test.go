@@ -41,7 +41,7 @@ func TestWhichLayersAreLazy(t *testing.T) {
 			s := Source{Repo: remote.Repository{Host: "reg.test", Path: "app"}, Descriptor: ocispec.Descriptor{
 				MediaType: c.mediaType, Digest: digest.FromString("x"), Size: 100, Annotations: c.annotations, URLs: c.urls,
 			}}
-			_, _, err := c.trust.indexOf(&s)
+			_, err := c.trust.indexOf(&s)
 			if (err == nil) != c.lazy || err != nil && !errors.Is(err, ErrNotLazy) {
 				t.Errorf("got %v, want lazy %v", err, c.lazy)
 			}

@@ -10,7 +10,6 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
-	"strconv"
 	"sync"
 	"time"
 
@@ -49,6 +48,13 @@ type layers struct {
 	limits   layout.Limits
 	policyOf func(remote.Repository) cache.Policy
 	log      *slog.Logger
+	tracer   tracer
+	aheads   aheads
+	// built is told of images that are new in the cache, with the units that the layer's author wants
+	// prefetched.
+	built func(layer digest.Digest, f *cache.File, landmark []uint32)
+	// unreadable is told of layers that could not be opened.
+	unreadable func(layer digest.Digest)
 
 	// life ends when the snapshotter closes; started waits for what runs until then.
 	life    context.Context
@@ -68,8 +74,8 @@ type opening struct {
 	done chan struct{}
 	// after done
 	err   error
-	index *estargz.Index // nil if the image is built already
-	file  *cache.File    // set if the image does not depend on the layers below
+	index *index      // nil if the image is built already
+	file  *cache.File // set if the image does not depend on the layers below
 	ended time.Time
 }
 
@@ -105,6 +111,7 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		o.err = l.fill(ctx, o)
 		o.ended = time.Now()
 		if o.err != nil {
+			l.unreadable(s.Descriptor.Digest)
 			l.log.Warn("layer not opened", "digest", s.Descriptor.Digest, "image", s.Image, "err", o.err)
 			return
 		}
@@ -123,7 +130,7 @@ func (l *layers) opened() {
 
 // fill reads the index, and builds the image unless it depends on the layers below.
 func (l *layers) fill(ctx context.Context, o *opening) error {
-	toc, unverified, err := l.trust.indexOf(&o.src)
+	promised, err := l.trust.indexOf(&o.src)
 	if err != nil {
 		return err
 	}
@@ -133,41 +140,39 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 		return nil
 	}
 	counted := &countedBlob{Blob: blob.Blob}
-	hint, _ := strconv.ParseInt(o.src.Descriptor.Annotations[estargz.TOCOffset], 10, 64) // 0 where there is none
-	index, err := estargz.Open(ctx, counted, estargz.Options{
-		TOCDigest: toc, Unverified: unverified, OffsetHint: hint, Limits: l.limits,
-	})
-	if errors.Is(err, layout.ErrInvalid) || errors.Is(err, remote.ErrRange) || errors.Is(err, remote.ErrNotFound) {
-		return notLazy("%w", err)
-	}
+	began := time.Now()
+	x, err := openIndex(ctx, counted, promised, o.src.Descriptor, l.limits)
+	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
 	if err != nil {
 		return err
 	}
-	if len(index.Layout.Implicit) > 0 {
-		o.index = index
+	if len(x.layout.Implicit) > 0 {
+		o.index = x
 		return nil
 	}
-	o.file, err = l.build(plainID(&o.src), &o.src, index)
+	o.file, err = l.build(plainID(&o.src), &o.src, x)
 	if o.file != nil {
 		o.file.AddFetched(counted.n)
 	}
 	return err
 }
 
-// build writes a layer's image into the cache and starts prefetching.
-func (l *layers) build(id string, s *Source, index *estargz.Index) (*cache.File, error) {
+// build writes a layer's image into the cache and tells who wants to know.
+func (l *layers) build(id string, s *Source, index *index) (*cache.File, error) {
 	var uuid [16]byte
 	sum := sha256.Sum256([]byte(id))
 	copy(uuid[:], sum[:])
-	plan, err := erofs.NewPlan(index.Layout, uuid)
+	began := time.Now()
+	plan, err := erofs.NewPlan(index.layout, uuid)
 	if err != nil {
 		return nil, notLazy("%w", err)
 	}
-	spec, err := plan.Spec(index.Tail)
+	spec, err := plan.Spec(index.tail)
 	if err != nil {
 		return nil, notLazy("%w", err)
 	}
-	f, err := l.cache.Create(id, spec, l.blob(s))
+	f, err := l.cache.Create(id, spec, l.aheads.source(s.Descriptor.Digest, l.blob(s)))
+	l.tracer.end(began, Span{Kind: "image", Digest: s.Descriptor.Digest, Len: plan.MetaSize, Err: err})
 	if errors.Is(err, cache.ErrNoRoom) {
 		return nil, notLazy("%w", err)
 	}
@@ -175,23 +180,14 @@ func (l *layers) build(id string, s *Source, index *estargz.Index) (*cache.File,
 		return nil, err
 	}
 	l.setPolicy(f, s)
-	if units := index.Layout.Prefetch; len(units) > 0 {
-		l.started.Go(func() {
-			began := time.Now()
-			if err := f.Prefetch(l.life, units); err != nil {
-				l.log.Warn("prefetch ended early", "digest", s.Descriptor.Digest, "err", err)
-				return
-			}
-			l.log.Debug("prefetched", "digest", s.Descriptor.Digest, "units", len(units), "took", time.Since(began))
-		})
-	}
+	l.built(s.Descriptor.Digest, f, index.layout.Prefetch)
 	return f, nil
 }
 
 // buildOn builds the image of a layer with implicit directories, given what lies below it.
-func (l *layers) buildOn(s *Source, index *estargz.Index, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
+func (l *layers) buildOn(s *Source, index *index, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
 	taken := sha256.New()
-	if err := index.Layout.Fill(func(path string) (layout.Attributes, bool, error) {
+	if err := index.layout.Fill(func(path string) (layout.Attributes, bool, error) {
 		a, found, err := below(path)
 		if found {
 			enc, err := json.Marshal(struct {
@@ -256,6 +252,12 @@ func (l *layers) file(id string, s *Source) (*cache.File, error) {
 		l.setPolicy(f, s)
 	}
 	return f, err
+}
+
+// cached reports whether a layer's image is in the cache.
+func (l *layers) cached(s *Source) bool {
+	f, err := l.file(plainID(s), s)
+	return err == nil && f != nil
 }
 
 func (l *layers) setPolicy(f *cache.File, s *Source) {

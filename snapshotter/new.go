@@ -56,11 +56,12 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 	}
 	s := &Snapshotter{
 		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports,
-		bindings: map[string]*binding{}, broken: map[string]string{},
+		bindings: map[string]*binding{}, broken: map[string]string{}, starts: map[digest.Digest]*start{}, recordings: map[string]*Recording{},
+		profiles: profiles{dir: filepath.Join(root, "profiles")},
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
-		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
+		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log, built: s.built, unreadable: s.unreadable,
 		life: s.life, started: &s.started, openings: map[digest.Digest]*opening{}, slots: make(chan struct{}, openAtOnce),
 	}
 	defer func() {
@@ -115,7 +116,7 @@ func removeProbes(root string) {
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.started.Wait()
-	var errs []error
+	errs := []error{s.endRecordings()}
 	if s.exports.Outlive() {
 		if n := s.countLazy(); n > 0 {
 			s.log.Info("mounts stay: reads of what is missing wait until remorad starts again (snapctl detach --all ends the mounts)", "layers", n)

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -36,6 +37,8 @@ type Options struct {
 	// PolicyOf says what becomes of reads while a repository does not answer; nil takes the
 	// cache's own policy for all.
 	PolicyOf func(remote.Repository) cache.Policy
+	// Learn has the first starts of an image recorded and merged into its profile.
+	Learn bool
 	// Background says when incomplete layers are completed.
 	Background Background
 	// Exports are what OpenExports returned; nil makes some that end with the Snapshotter.
@@ -57,6 +60,8 @@ type Snapshotter struct {
 	caps    Capabilities
 	extra   []string // options of every overlay mount
 
+	profiles profiles
+
 	// life ends in Close; started waits for what runs until then.
 	life    context.Context
 	stop    context.CancelFunc
@@ -66,8 +71,12 @@ type Snapshotter struct {
 
 	mu       sync.Mutex // guards the fields below
 	bindings map[string]*binding
-	broken   map[string]string // active snapshots that lost their lower layers, and why
-	garbage  []string          // directories of removed snapshots
+	broken   map[string]string        // active snapshots that lost their lower layers, and why
+	garbage  []string                 // directories of removed snapshots
+	starts   map[digest.Digest]*start // by manifest
+
+	recordings map[string]*Recording // by ID
+	recorded   atomic.Uint64         // layers so far
 }
 
 var _ snapshots.Cleaner = (*Snapshotter)(nil)
@@ -330,7 +339,7 @@ func (s *Snapshotter) mounts(snap storage.Snapshot, labels map[string]string) []
 		if snap.Kind == snapshots.KindView {
 			access = "ro"
 			if len(snap.ParentIDs) == 1 {
-				source = s.upperPath(snap.ParentIDs[0])
+				source = s.lowerDir(snap.ParentIDs[0], labels)
 			}
 		}
 		return []mount.Mount{{Type: "bind", Source: source, Options: append(mapping, access, "rbind")}}
@@ -344,7 +353,7 @@ func (s *Snapshotter) mounts(snap storage.Snapshot, labels map[string]string) []
 		if i > 0 {
 			lower += ":"
 		}
-		lower += s.upperPath(id)
+		lower += s.lowerDir(id, labels)
 	}
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(append(options, lower), s.extra...)}}
 }

@@ -66,7 +66,7 @@ func (s *Snapshotter) layerStatus(b *binding) LayerStatus {
 	defer b.mu.Unlock()
 	l := LayerStatus{
 		Snapshot: b.saved.Name, Image: b.saved.Source.Image, Digest: b.saved.Source.Descriptor.Digest,
-		Format: "estargz", State: "opening",
+		Format: formatOf(&b.saved.Source), State: "opening",
 	}
 	if b.file != nil {
 		l.Stats = b.file.Stats()
@@ -138,6 +138,7 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 	if err != nil {
 		return nil, err
 	}
+	s.begin(img)
 	reasons = map[digest.Digest]string{}
 	var all []*opening
 	bound := s.boundDigests()
@@ -145,7 +146,7 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 		if bound[img.Layers[i].Descriptor.Digest] {
 			continue
 		}
-		if _, _, err := s.opts.Trust.indexOf(&img.Layers[i]); err != nil {
+		if _, err := s.opts.Trust.indexOf(&img.Layers[i]); err != nil {
 			reasons[img.Layers[i].Descriptor.Digest] = err.Error()
 			continue
 		}

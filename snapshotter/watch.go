@@ -28,6 +28,7 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		case <-tick.C:
 		}
 		s.layers.sweep()
+		s.sweepStarts()
 		if time.Since(dropped) > dropEvery {
 			s.dropPages()
 			dropped = time.Now()

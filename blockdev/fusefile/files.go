@@ -171,15 +171,23 @@ func fileAttr(a *fuse.Attr, node uint64, dev blockdev.Device) {
 	a.Blocks = (a.Size + 511) / 512
 }
 
+// An Exact device wants to be asked for what is read and for nothing else: the kernel neither keeps its
+// bytes nor reads ahead on its file. What lies on top reads ahead and keeps by itself.
+type Exact interface{ Exact() }
+
 // Open lets the kernel keep what it has cached: a device's bytes never change.
 func (f *Files) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	if f.device(in.NodeId) == nil {
+	dev := f.device(in.NodeId)
+	if dev == nil {
 		return fuse.ENOENT
 	}
 	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
 		return fuse.EROFS
 	}
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	if _, exact := dev.(Exact); exact {
+		out.OpenFlags = fuse.FOPEN_DIRECT_IO
+	}
 	return fuse.OK
 }
 

@@ -1,0 +1,246 @@
+package snapshotter
+
+import (
+	"cmp"
+	"context"
+	"io"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/convert"
+)
+
+// An ahead is the beginning of a layer's blob on its way while the layer's index is, too: where a
+// manifest says how much of the blob the program needs when it starts, a round trip and the decoding
+// of the index need not be waited for. The bytes are held packed; the cache decodes and checks them
+// once it knows what they are.
+type ahead struct {
+	digest digest.Digest
+	blob   layerBlob
+	buf    []byte
+
+	mu    sync.Mutex // guards the fields below
+	more  *sync.Cond
+	got   []int64 // bytes that came of each piece
+	over  []bool  // no more will come of it
+	taken int64   // bytes that were read
+}
+
+const (
+	maxAhead      = 32 << 20 // packed bytes of one layer
+	maxAheadBytes = 96 << 20 // of all layers together
+	aheadPiece    = 512 << 10
+	aheadAtOnce   = 8 // requests of one start
+	aheadBesides  = 4 // while indexes are on their way, which everything else waits for
+)
+
+// aheads are all of them.
+type aheads struct {
+	mu    sync.Mutex // guards the fields below; taken before ahead.mu
+	all   map[digest.Digest]*ahead
+	bytes int64
+}
+
+// add makes an ahead of a layer if the manifest says how much of it a start needs; nil otherwise.
+func (a *aheads) add(l *layers, s *Source) *ahead {
+	n, err := strconv.ParseInt(s.Descriptor.Annotations[convert.StartSize], 10, 64)
+	if err != nil || n <= 0 || n >= s.Descriptor.Size {
+		return nil
+	}
+	n = min(n, maxAhead)
+	d := s.Descriptor.Digest
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.all[d] != nil || a.bytes+n > maxAheadBytes {
+		return nil
+	}
+	if a.all == nil {
+		a.all = map[digest.Digest]*ahead{}
+	}
+	pieces := (n + aheadPiece - 1) / aheadPiece
+	one := &ahead{digest: d, blob: l.blob(s), buf: make([]byte, n), got: make([]int64, pieces), over: make([]bool, pieces)}
+	one.more = sync.NewCond(&one.mu)
+	a.all[d] = one
+	a.bytes += n
+	return one
+}
+
+// source returns what a layer's image is filled from.
+func (a *aheads) source(d digest.Digest, otherwise layerBlob) cache.Source {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if one := a.all[d]; one != nil {
+		return one
+	}
+	return otherwise
+}
+
+// drop lets go of a layer's beginning and returns how many bytes of it came that nobody wanted.
+func (a *aheads) drop(d digest.Digest) (wasted int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	one := a.all[d]
+	if one == nil {
+		return 0
+	}
+	delete(a.all, d)
+	a.bytes -= int64(len(one.buf))
+	one.mu.Lock()
+	defer one.mu.Unlock()
+	for _, n := range one.got {
+		wasted += n
+	}
+	return max(wasted-one.taken, 0)
+}
+
+// fetchAhead fetches the beginnings of several layers, all of them at the same pace: what a program
+// reads first lies first in each. opened is closed when the indexes are here.
+func (l *layers) fetchAhead(ctx context.Context, all []*ahead, opened <-chan struct{}) {
+	type piece struct {
+		a *ahead
+		i int
+	}
+	var pieces []piece
+	for _, a := range all {
+		for i := range a.got {
+			pieces = append(pieces, piece{a, i})
+		}
+	}
+	share := func(p piece) float64 { return float64(p.i) / float64(len(p.a.got)) }
+	slices.SortStableFunc(pieces, func(x, y piece) int { return cmp.Compare(share(x), share(y)) })
+	var group sync.WaitGroup
+	defer group.Wait()
+	slots := make(chan struct{}, aheadAtOnce)
+	for range aheadAtOnce - aheadBesides {
+		slots <- struct{}{}
+	}
+	group.Go(func() {
+		select {
+		case <-opened:
+		case <-ctx.Done():
+		}
+		for range aheadAtOnce - aheadBesides {
+			<-slots
+		}
+	})
+	for _, p := range pieces {
+		slots <- struct{}{}
+		group.Go(func() {
+			defer func() { <-slots }()
+			began := time.Now()
+			// Who needs the bytes asks for them again, and sees why they do not come.
+			n, err := p.a.fetch(ctx, p.i)
+			l.tracer.end(began, Span{Kind: "ahead", Digest: p.a.digest, Off: int64(p.i) * aheadPiece, Len: n, Err: err})
+		})
+	}
+}
+
+// fetch fetches a piece, as far as it comes.
+func (a *ahead) fetch(ctx context.Context, i int) (n int64, err error) {
+	off := int64(i) * aheadPiece
+	p := a.buf[off:min(off+aheadPiece, int64(len(a.buf)))]
+	defer func() {
+		a.mu.Lock()
+		a.over[i] = true
+		a.mu.Unlock()
+		a.more.Broadcast()
+	}()
+	r, err := a.blob.Blob.Open(ctx, off, int64(len(p)), 0)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Close()
+	for n < int64(len(p)) {
+		k, err := r.Read(p[n:])
+		n += int64(k)
+		a.mu.Lock()
+		a.got[i] = n
+		a.mu.Unlock()
+		a.more.Broadcast()
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// Place implements cache.Placed.
+func (a *ahead) Place() string { return a.blob.Place() }
+
+// Link implements cache.Measured.
+func (a *ahead) Link() (time.Duration, int64) { return a.blob.Link() }
+
+// Open implements cache.Source.
+func (a *ahead) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	if try > 0 || off >= int64(len(a.buf)) {
+		return a.blob.Open(ctx, off, n, try)
+	}
+	r := &aheadReader{ctx: ctx, a: a, off: off, end: off + n}
+	r.stop = context.AfterFunc(ctx, a.more.Broadcast)
+	return r, nil
+}
+
+// aheadReader reads what has come, waits for what comes, and asks for the rest.
+type aheadReader struct {
+	ctx      context.Context // of Open: the reader is one operation
+	a        *ahead
+	off, end int64
+	rest     io.ReadCloser
+	stop     func() bool
+}
+
+func (r *aheadReader) Read(p []byte) (int, error) {
+	if r.off == r.end {
+		return 0, io.EOF
+	}
+	if r.rest == nil {
+		if n, err := r.held(p); n > 0 || err != nil {
+			return n, err
+		}
+		rest, err := r.a.blob.Open(r.ctx, r.off, r.end-r.off, 0)
+		if err != nil {
+			return 0, err
+		}
+		r.rest = rest
+	}
+	n, err := r.rest.Read(p)
+	r.off += int64(n)
+	return n, err
+}
+
+// held reads from memory; 0 says that no more will come there.
+func (r *aheadReader) held(p []byte) (int, error) {
+	if r.off >= int64(len(r.a.buf)) {
+		return 0, nil
+	}
+	i := r.off / aheadPiece
+	at := r.off - i*aheadPiece
+	r.a.mu.Lock()
+	defer r.a.mu.Unlock()
+	for r.a.got[i] <= at && !r.a.over[i] {
+		if err := context.Cause(r.ctx); err != nil {
+			return 0, err
+		}
+		r.a.more.Wait()
+	}
+	if r.a.got[i] <= at {
+		return 0, nil
+	}
+	n := copy(p[:min(int64(len(p)), r.end-r.off)], r.a.buf[r.off:i*aheadPiece+r.a.got[i]])
+	r.off += int64(n)
+	r.a.taken += int64(n)
+	return n, nil
+}
+
+func (r *aheadReader) Close() error {
+	r.stop()
+	if r.rest == nil {
+		return nil
+	}
+	return r.rest.Close()
+}

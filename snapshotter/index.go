@@ -1,0 +1,115 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/fs/convert"
+	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/format/zstdchunked"
+	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/remote"
+)
+
+// A promise is what a manifest says of a layer's index.
+type promise struct {
+	format     string
+	toc        digest.Digest     // eStargz: of the plain table; zstd:chunked: the same, if that is promised too
+	table      zstdchunked.Table // zstd:chunked
+	unverified bool              // the operator takes the index as it is
+	landmarks  bool              // zstd:chunked: our converter has put eStargz's landmarks into the layer
+}
+
+const (
+	formatEstargz     = "estargz"
+	formatZstdChunked = "zstdchunked"
+)
+
+// indexOf says by which index a layer can be read lazily.
+func (t Trust) indexOf(s *Source) (promise, error) {
+	d := s.Descriptor
+	p := promise{format: formatEstargz}
+	switch d.MediaType {
+	case ocispec.MediaTypeImageLayerGzip, "application/vnd.docker.image.rootfs.diff.tar.gzip":
+	case zstdchunked.MediaType:
+		p.format = formatZstdChunked
+	default:
+		return p, notLazy("media type %s has no index that we read", d.MediaType)
+	}
+	if len(d.URLs) > 0 {
+		return p, notLazy("foreign layer")
+	}
+	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 {
+		return p, notLazy("digest %q", d.Digest)
+	}
+	toc, hasTOC := d.Annotations[estargz.TOCDigest]
+	if hasTOC {
+		sum, err := digest.Parse(toc)
+		if err != nil || sum.Algorithm() != digest.SHA256 {
+			return p, notLazy("digest of the table of contents %.80q", toc)
+		}
+		p.toc = sum
+	}
+	table, named, err := zstdchunked.Named(d.Annotations)
+	if err != nil {
+		return p, notLazy("%w", err)
+	}
+	if p.format == formatEstargz && named {
+		return p, notLazy("an index of zstd:chunked on a layer that is not zstd")
+	}
+	p.table = table
+	p.landmarks = d.Annotations[convert.Landmarks] != ""
+	if p.format == formatEstargz && hasTOC || named {
+		return p, nil
+	}
+	if slices.Contains(t.Unverified, s.Repo.Host) {
+		p.unverified = true
+		return p, nil
+	}
+	return p, notLazy("the manifest has no index for this layer (convert the image with snapctl convert)")
+}
+
+// An index is an opened layer.
+type index struct {
+	layout *layout.Layout
+	tail   []byte // what is known of the blob's last unit, packed, or nil
+}
+
+// openIndex reads a layer's index.
+func openIndex(ctx context.Context, blob *countedBlob, p promise, desc ocispec.Descriptor, limits layout.Limits) (*index, error) {
+	if p.format == formatZstdChunked {
+		x, err := zstdchunked.Open(ctx, blob, zstdchunked.Options{Table: p.table, Unverified: p.unverified, JSONDigest: p.toc, Landmarks: p.landmarks, Limits: limits})
+		if err != nil {
+			return nil, refusal(err)
+		}
+		return &index{x.Layout, x.Tail}, nil
+	}
+	hint, _ := strconv.ParseInt(desc.Annotations[estargz.TOCOffset], 10, 64) // 0 where there is none
+	x, err := estargz.Open(ctx, blob, estargz.Options{TOCDigest: p.toc, Unverified: p.unverified, OffsetHint: hint, Limits: limits})
+	if err != nil {
+		return nil, refusal(err)
+	}
+	return &index{x.Layout, x.Tail}, nil
+}
+
+// refusal marks the errors for which a layer takes the ordinary path.
+func refusal(err error) error {
+	if errors.Is(err, layout.ErrInvalid) || errors.Is(err, remote.ErrRange) || errors.Is(err, remote.ErrNotFound) {
+		return notLazy("%w", err)
+	}
+	return err
+}
+
+// formatOf names the format of a layer that is read lazily.
+func formatOf(s *Source) string {
+	if strings.HasSuffix(s.Descriptor.MediaType, "+zstd") {
+		return formatZstdChunked
+	}
+	return formatEstargz
+}

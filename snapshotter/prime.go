@@ -1,0 +1,113 @@
+package snapshotter
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/reference"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Manifests are what images are made of. A Registry may offer them.
+type Manifests interface {
+	// Manifest returns a manifest or an index, that a tag or a digest names, with its descriptor.
+	Manifest(ctx context.Context, repo remote.Repository, reference string) (ocispec.Descriptor, []byte, error)
+	// Warm opens connections that are soon to be needed.
+	Warm(ctx context.Context, registry string, connections int)
+}
+
+// A Document is a manifest, an index or a configuration.
+type Document struct {
+	Descriptor ocispec.Descriptor
+	Data       []byte
+}
+
+const warmConnections = 8 // for the layers' indexes, the configuration, the profile, and then the data
+
+// Prime makes an image's start begin before containerd knows of the image: it reads the manifest and
+// has the layers opened. It returns what containerd will ask the registry for, the document that the
+// reference names first.
+func (s *Snapshotter) Prime(ctx context.Context, ref string) ([]Document, error) {
+	reg, ok := s.layers.registry.(Manifests)
+	if !ok {
+		return nil, errors.New("this registry gives no manifests")
+	}
+	spec, err := reference.Parse(ref)
+	if err != nil {
+		return nil, err
+	}
+	repo, err := remote.ParseRepository(ref)
+	if err != nil {
+		return nil, err
+	}
+	s.started.Go(func() { reg.Warm(s.life, repo.Host, warmConnections) })
+	name := spec.Object
+	if _, dgst, ok := strings.Cut(name, "@"); ok {
+		name = dgst
+	}
+	began := time.Now()
+	var docs []Document
+	for range 3 { // an index, or an index of indexes, and the manifest
+		desc, doc, err := reg.Manifest(ctx, repo, name)
+		if err != nil {
+			return nil, err
+		}
+		docs = append(docs, Document{desc, doc})
+		if images.IsManifestType(desc.MediaType) {
+			break
+		}
+		if name, err = forThisPlatform(doc); err != nil {
+			return nil, fmt.Errorf("%s: %w", ref, err)
+		}
+	}
+	s.layers.tracer.end(began, Span{Kind: "resolve", What: ref})
+	last := docs[len(docs)-1]
+	var m ocispec.Manifest
+	if err := json.Unmarshal(last.Data, &m); err != nil {
+		return nil, fmt.Errorf("%s: %w", ref, err)
+	}
+	if !images.IsManifestType(last.Descriptor.MediaType) || len(m.Layers) == 0 || m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
+		return nil, fmt.Errorf("%s is not an image with layers", ref)
+	}
+	img := Image{Ref: ref, Manifest: last.Descriptor.Digest, Repo: repo}
+	for _, d := range m.Layers {
+		img.Layers = append(img.Layers, Source{Image: ref, Repo: repo, Descriptor: d})
+	}
+	s.startAll(img)
+	config := make([]byte, m.Config.Size)
+	if _, err := s.layers.registry.Blob(repo, m.Config.Digest, m.Config.Size).ReadAt(ctx, config, 0); err != nil {
+		return docs, nil // containerd asks for it itself, and says what is wrong
+	}
+	if m.Config.Digest.Algorithm().FromBytes(config) == m.Config.Digest {
+		docs = append(docs, Document{m.Config, config})
+	}
+	return docs, nil
+}
+
+// forThisPlatform returns the digest of the manifest of an index that fits this machine best.
+func forThisPlatform(index []byte) (string, error) {
+	var doc ocispec.Index
+	if err := json.Unmarshal(index, &doc); err != nil {
+		return "", err
+	}
+	match := platforms.Default()
+	var best *ocispec.Descriptor
+	for i := range doc.Manifests {
+		m := &doc.Manifests[i]
+		if m.Platform != nil && match.Match(*m.Platform) && (best == nil || match.Less(*m.Platform, *best.Platform)) {
+			best = m
+		}
+	}
+	if best == nil {
+		return "", fmt.Errorf("no manifest for %s", platforms.DefaultString())
+	}
+	return best.Digest.String(), nil
+}

@@ -1,0 +1,224 @@
+package snapshotter
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sort"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/erofs"
+	"github.com/remora-storage/remora/fs/profile"
+)
+
+// profiles keeps the profiles that were recorded on this node, one file an image.
+type profiles struct {
+	dir string
+
+	mu sync.Mutex // one change at a time
+}
+
+const (
+	profileSuffix = ".profile"
+	maxProfiles   = 512 // kept on a node; the oldest go
+)
+
+// ErrNoProfile says that there is no profile.
+var ErrNoProfile = errors.New("no profile")
+
+func (s *profiles) path(image digest.Digest) string {
+	return filepath.Join(s.dir, image.Encoded()+profileSuffix)
+}
+
+// get returns an image's profile.
+func (s *profiles) get(image digest.Digest) (*profile.Profile, error) {
+	if err := image.Validate(); err != nil {
+		return nil, fmt.Errorf("image %q: %w", image, err)
+	}
+	p, err := os.ReadFile(s.path(image))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", image, ErrNoProfile)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return profile.Decode(p)
+}
+
+// ofRepository returns the newest profile of another image of a repository: most of what that reads
+// when it starts, the next build reads too.
+func (s *profiles) ofRepository(repo string) (*profile.Profile, error) {
+	all, err := s.list()
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range all {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		if p, err := profile.Decode(data); err == nil && p.Repository == repo {
+			return p, nil
+		}
+	}
+	return nil, ErrNoProfile
+}
+
+// list returns the files, the newest first.
+func (s *profiles) list() ([]string, error) {
+	all, err := filepath.Glob(filepath.Join(s.dir, "*"+profileSuffix))
+	if err != nil {
+		return nil, err
+	}
+	when := map[string]time.Time{}
+	for _, path := range all {
+		if st, err := os.Stat(path); err == nil {
+			when[path] = st.ModTime()
+		}
+	}
+	slices.SortFunc(all, func(a, b string) int { return cmp.Or(when[b].Compare(when[a]), cmp.Compare(a, b)) })
+	return all, nil
+}
+
+// add merges a profile into an image's, and returns the result.
+func (s *profiles) add(image digest.Digest, p *profile.Profile) (*profile.Profile, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old, err := s.get(image)
+	if err != nil && !errors.Is(err, ErrNoProfile) && !errors.Is(err, profile.ErrInvalid) {
+		return nil, err
+	}
+	if err != nil {
+		old = nil
+	}
+	merged := profile.Merge(old, p)
+	data, err := merged.Encode()
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return nil, err
+	}
+	tmp := s.path(image) + ".new"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(tmp, s.path(image)); err != nil {
+		return nil, err
+	}
+	all, err := s.list()
+	if err == nil && len(all) > maxProfiles {
+		for _, path := range all[maxProfiles:] {
+			err = errors.Join(err, os.Remove(path))
+		}
+	}
+	return merged, err
+}
+
+// remove deletes an image's profile. One that is not there is no error.
+func (s *profiles) remove(image digest.Digest) error {
+	if err := image.Validate(); err != nil {
+		return fmt.Errorf("image %q: %w", image, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := os.Remove(s.path(image)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// metaReader reads a cached image's metadata.
+type metaReader struct{ f *cache.File }
+
+func (m metaReader) ReadAt(p []byte, off int64) (int, error) { return m.f.ReadMeta(p, off) }
+
+var _ io.ReaderAt = metaReader{}
+
+func treeOf(f *cache.File) (*erofs.Reader, error) {
+	return erofs.NewReader(metaReader{f}, f.MetaSize())
+}
+
+// fileAt is where a file's data lies in an image.
+type fileAt struct {
+	data, size int64
+	path       string
+}
+
+// filesByPlace lists an image's files that have data, by its place.
+func filesByPlace(f *cache.File) ([]fileAt, error) {
+	tree, err := treeOf(f)
+	if err != nil {
+		return nil, err
+	}
+	var all []fileAt
+	err = tree.Files(func(path string, n *erofs.Node) bool {
+		if n.Size > 0 {
+			all = append(all, fileAt{n.Data, n.Size, path})
+		}
+		return true
+	})
+	slices.SortFunc(all, func(a, b fileAt) int { return cmp.Or(cmp.Compare(a.data, b.data), cmp.Compare(a.path, b.path)) })
+	return slices.CompactFunc(all, func(a, b fileAt) bool { return a.data == b.data }), err // of several names the first
+}
+
+// entriesOf turns what was read of images into a profile's entries, in order.
+func entriesOf(used map[*cache.File][]cache.Use) ([]profile.Entry, error) {
+	var began time.Time
+	for _, uses := range used {
+		if len(uses) > 0 && (began.IsZero() || uses[0].At.Before(began)) {
+			began = uses[0].At
+		}
+	}
+	type timed struct {
+		profile.Entry
+		at time.Time
+	}
+	var all []timed
+	for f, uses := range used {
+		if len(uses) == 0 {
+			continue
+		}
+		files, err := filesByPlace(f)
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range uses {
+			i := sort.Search(len(files), func(i int) bool { return files[i].data > u.Extent.Off }) - 1
+			if i < 0 || u.Extent.Off >= files[i].data+files[i].size {
+				continue // cannot be: every extent is in a file
+			}
+			all = append(all, timed{profile.Entry{
+				Path: files[i].path, Off: u.Extent.Off - files[i].data, Len: int64(u.Extent.Len),
+				Digest: digest.NewDigestFromBytes(digest.SHA256, u.Extent.Digest[:]), AtMS: u.At.Sub(began).Milliseconds(),
+			}, u.At})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b timed) int { return a.at.Compare(b.at) })
+	entries := make([]profile.Entry, len(all))
+	for i, e := range all {
+		entries[i] = e.Entry
+	}
+	return entries, nil
+}
+
+// Profile returns the profile that was recorded of an image on this node.
+func (s *Snapshotter) Profile(image digest.Digest) (*profile.Profile, error) {
+	return s.profiles.get(image)
+}
+
+// AddProfile merges a profile into the image's on this node, and returns the result.
+func (s *Snapshotter) AddProfile(image digest.Digest, p *profile.Profile) (*profile.Profile, error) {
+	return s.profiles.add(image, p)
+}
+
+// RemoveProfile deletes an image's profile from this node.
+func (s *Snapshotter) RemoveProfile(image digest.Digest) error { return s.profiles.remove(image) }

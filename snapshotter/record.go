@@ -1,0 +1,200 @@
+package snapshotter
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/fusefile"
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/profile"
+)
+
+// RecordLabel on an active snapshot names the Recording whose mounts it is to have.
+const RecordLabel = "containerd.io/snapshot/remora.record"
+
+// A Recording is an image's layers mounted once more, for one container, so that everything which
+// that container reads is seen, whoever else uses the layers and whatever of them the page cache
+// already holds.
+type Recording struct {
+	ID string
+
+	s    *Snapshotter
+	img  Image
+	dir  string
+	way  blockdev.Backend
+	ends sync.Once
+
+	layers map[string]*recordedLayer // by the directory of the binding
+}
+
+// firstRecorded is where the numbers of recordings' exports begin: far behind those of snapshots.
+const firstRecorded = 1 << 31
+
+// recordedLayer is a device that notes what is read of it.
+type recordedLayer struct {
+	*cache.File
+	number uint64
+	dir    string
+
+	mu   sync.Mutex // guards the fields below
+	seen map[int64]bool
+	uses []cache.Use
+}
+
+// Exact implements fusefile.Exact: what is read ahead of a program is not what the program reads.
+func (l *recordedLayer) Exact() {}
+
+var _ fusefile.Exact = (*recordedLayer)(nil)
+
+// ReadAt implements blockdev.Device.
+func (l *recordedLayer) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	now := time.Now()
+	l.Extents(off, int64(len(p)), func(e cache.Extent) bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if !l.seen[e.Off] {
+			l.seen[e.Off] = true
+			l.uses = append(l.uses, cache.Use{Extent: e, At: now})
+		}
+		return true
+	})
+	return l.File.ReadAt(ctx, p, off)
+}
+
+// Record mounts an image's layers for one container whose reads are to be recorded. The image must
+// have been pulled. End must be called.
+func (s *Snapshotter) Record(ctx context.Context, manifest digest.Digest, ref string) (_ *Recording, err error) {
+	files, img, err := s.Layers(ctx, manifest, ref)
+	if err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("no layer of %s is lazy: nothing can be recorded (snapctl pull says why)", img.Ref)
+	}
+	r := &Recording{ID: rand.Text(), s: s, img: img, layers: map[string]*recordedLayer{}}
+	for _, way := range []blockdev.Backend{blockdev.FuseFile, blockdev.FuseLoop, blockdev.FuseTree} {
+		if s.caps.Ways[way].OK {
+			r.way = way
+			break
+		}
+	}
+	if r.way == "" {
+		return nil, errors.New("this kernel has no back end that reads can be recorded by: " + s.caps.Ways[blockdev.FuseFile].Reason)
+	}
+	r.dir = filepath.Join(s.root, "record", r.ID)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.close())
+		}
+	}()
+	for _, b := range s.allBindings() {
+		f := files[b.source().Descriptor.Digest]
+		if f == nil || b.image() != f {
+			continue
+		}
+		l := &recordedLayer{File: f, number: firstRecorded + s.recorded.Add(1), seen: map[int64]bool{}}
+		l.dir = filepath.Join(r.dir, strconv.FormatUint(l.number, 10))
+		if err := os.MkdirAll(l.dir, 0o700); err != nil {
+			return nil, err
+		}
+		r.layers[b.fsDir()] = l
+		if err := s.exports.mountRecorded(r.way, l); err != nil {
+			return nil, err
+		}
+	}
+	s.mu.Lock()
+	s.recordings[r.ID] = r
+	s.mu.Unlock()
+	return r, nil
+}
+
+// lowerDir returns where a snapshot finds a layer: in the mounts of the recording that it names, if
+// it names one.
+func (s *Snapshotter) lowerDir(id string, labels map[string]string) string {
+	dir := s.upperPath(id)
+	name := labels[RecordLabel]
+	if name == "" {
+		return dir
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r := s.recordings[name]; r != nil && r.layers[dir] != nil {
+		return r.layers[dir].dir
+	}
+	return dir
+}
+
+// Profile returns what was read so far.
+func (r *Recording) Profile() (*profile.Profile, error) {
+	used := map[*cache.File][]cache.Use{}
+	for _, l := range r.layers {
+		l.mu.Lock()
+		used[l.File] = slices.Clone(l.uses)
+		l.mu.Unlock()
+	}
+	entries, err := entriesOf(used)
+	if err != nil {
+		return nil, err
+	}
+	return profile.New(r.img.Manifest, r.img.Repo.String(), entries), nil
+}
+
+// End takes the mounts away. The container has ended, or its reads fail.
+func (r *Recording) End() (err error) {
+	r.ends.Do(func() {
+		r.s.mu.Lock()
+		delete(r.s.recordings, r.ID)
+		r.s.mu.Unlock()
+		err = r.close()
+	})
+	return err
+}
+
+func (r *Recording) close() error {
+	var errs []error
+	for _, l := range r.layers {
+		errs = append(errs, blockdev.Unmount(l.dir), os.Remove(l.dir))
+		r.s.exports.releaseRecorded(r.way, l)
+	}
+	if err := os.RemoveAll(r.dir); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// endRecordings ends all that are left.
+func (s *Snapshotter) endRecordings() error {
+	s.mu.Lock()
+	all := make([]*Recording, 0, len(s.recordings))
+	for _, r := range s.recordings {
+		all = append(all, r)
+	}
+	s.mu.Unlock()
+	var errs []error
+	for _, r := range all {
+		errs = append(errs, r.End())
+	}
+	return errors.Join(errs...)
+}
+
+// Recorded returns what was read so far in a recording.
+func (s *Snapshotter) Recorded(id string) (*profile.Profile, error) {
+	s.mu.Lock()
+	r := s.recordings[id]
+	s.mu.Unlock()
+	if r == nil {
+		return nil, fmt.Errorf("no recording %q: remorad was restarted meanwhile", id)
+	}
+	return r.Profile()
+}

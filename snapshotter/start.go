@@ -1,0 +1,441 @@
+package snapshotter
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/erofs"
+	"github.com/remora-storage/remora/fs/profile"
+	"github.com/remora-storage/remora/remote"
+)
+
+// A start is the first start of an image: from the moment its layers become known, what its program
+// will read is fetched, in the order in which it will be read.
+//
+// What that is says a profile: of the image as it was recorded here, or as it is published beside
+// the image, or of another build of the repository as it was recorded here. Without one it is what
+// the layers themselves say (the eStargz landmark), and without that what the program's entrypoint
+// is known to need.
+type start struct {
+	s   *Snapshotter
+	img Image
+	// stop ends it before its time.
+	stop context.CancelFunc
+
+	changed chan struct{} // holds a token when files or the profile have changed
+	opened  chan struct{} // closed when no layer waits to be opened any more
+
+	mu         sync.Mutex // guards the fields below
+	files      map[digest.Digest]*cache.File
+	landmarks  map[digest.Digest][]uint32
+	profile    *profile.Profile
+	asked      bool                   // the profile is known, or that there is none
+	waiting    map[digest.Digest]bool // layers that are not open yet
+	ended      bool
+	recordings []*cache.Recording
+	dirty      bool // the list is to be made anew
+	list       []cache.Piece
+	at         int
+	stale      bool // said that the profile is
+}
+
+const (
+	startEnds     = 5 * time.Minute        // after which nothing is prefetched for it any more
+	profileWait   = 250 * time.Millisecond // for a published profile, once a layer is open
+	profileAskFor = 20 * time.Second
+	profileKind   = "remora-profile"
+	// A profile of which less than this share fits the image is another image's.
+	leastMatch = 0.1
+)
+
+// begin starts the start of an image, once while its layers are new.
+func (s *Snapshotter) begin(img Image) {
+	ctx, stop := context.WithTimeout(s.life, startEnds)
+	st := &start{
+		s: s, img: img, stop: stop, changed: make(chan struct{}, 1), opened: make(chan struct{}), waiting: map[digest.Digest]bool{},
+		files: map[digest.Digest]*cache.File{}, landmarks: map[digest.Digest][]uint32{},
+	}
+	for i := range img.Layers {
+		if _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil {
+			st.waiting[img.Layers[i].Descriptor.Digest] = true
+		}
+	}
+	known := s.filesOf(img)
+	s.mu.Lock()
+	old := s.starts[img.Manifest]
+	if old != nil && !old.over() && !old.gone() || len(known) >= len(st.waiting) {
+		s.mu.Unlock()
+		stop()
+		return
+	}
+	if old != nil {
+		old.stop()
+	}
+	s.starts[img.Manifest] = st
+	s.mu.Unlock()
+	var beginnings []*ahead // before any layer is opened, so that its image is filled from there
+	for i := range img.Layers {
+		l := &img.Layers[i]
+		if known[l.Descriptor.Digest] != nil || s.layers.cached(l) {
+			continue
+		}
+		if a := s.layers.aheads.add(s.layers, l); a != nil {
+			beginnings = append(beginnings, a)
+		}
+	}
+	for d, f := range known {
+		st.add(d, f, nil, false)
+	}
+	s.started.Go(func() {
+		defer stop()
+		var asking sync.WaitGroup
+		asking.Go(func() { s.layers.fetchAhead(ctx, beginnings, st.opened) })
+		asking.Go(func() { st.askProfile(ctx) })
+		st.run(ctx)
+		asking.Wait()
+		st.dropAheads()
+		st.mu.Lock()
+		st.ended = true
+		st.mu.Unlock()
+		st.learn(s.life)
+	})
+}
+
+// dropAheads lets go of the beginnings of blobs that were fetched before it was known what they are.
+func (st *start) dropAheads() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for i := range st.img.Layers {
+		l := &st.img.Layers[i]
+		wasted := st.s.layers.aheads.drop(l.Descriptor.Digest)
+		if f := st.files[l.Descriptor.Digest]; f != nil {
+			f.AddFetched(wasted)
+			f.SetSource(st.s.layers.blob(l))
+		}
+	}
+}
+
+// gone reports whether the image was removed.
+func (st *start) gone() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		if f.Removed() {
+			return true
+		}
+	}
+	return false
+}
+
+// over reports whether the image may be started anew: what this start knew was removed.
+func (st *start) over() bool {
+	st.mu.Lock()
+	ended, empty := st.ended, len(st.files) == 0
+	st.mu.Unlock()
+	return ended && (empty || st.gone())
+}
+
+// sweepStarts ends and forgets starts whose images are gone.
+func (s *Snapshotter) sweepStarts() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for m, st := range s.starts {
+		if st.gone() {
+			st.stop()
+		}
+		if st.over() {
+			delete(s.starts, m)
+		}
+	}
+}
+
+// filesOf returns the images of layers that have a snapshot.
+func (s *Snapshotter) filesOf(img Image) map[digest.Digest]*cache.File {
+	known := map[digest.Digest]*cache.File{}
+	for _, b := range s.allBindings() {
+		d := b.source().Descriptor.Digest
+		if f := b.image(); f != nil && slices.ContainsFunc(img.Layers, func(l Source) bool { return l.Descriptor.Digest == d }) {
+			known[d] = f
+		}
+	}
+	return known
+}
+
+// built tells the starts of a layer's image that was made now.
+func (s *Snapshotter) built(d digest.Digest, f *cache.File, landmark []uint32) {
+	s.tell(d, f, landmark, true)
+}
+
+// found tells the starts of a layer's image that was in the cache.
+func (s *Snapshotter) found(d digest.Digest, f *cache.File) { s.tell(d, f, nil, false) }
+
+func (s *Snapshotter) tell(d digest.Digest, f *cache.File, landmark []uint32, fresh bool) {
+	s.mu.Lock()
+	var all []*start
+	for _, st := range s.starts {
+		if slices.ContainsFunc(st.img.Layers, func(l Source) bool { return l.Descriptor.Digest == d }) {
+			all = append(all, st)
+		}
+	}
+	s.mu.Unlock()
+	for _, st := range all {
+		st.add(d, f, landmark, fresh)
+	}
+}
+
+func (st *start) add(d digest.Digest, f *cache.File, landmark []uint32, fresh bool) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	delete(st.waiting, d)
+	if st.files[d] == f {
+		return
+	}
+	st.files[d], st.landmarks[d] = f, landmark
+	if fresh && st.s.opts.Learn {
+		st.recordings = append(st.recordings, f.RecordUses())
+	}
+	st.kickLocked()
+}
+
+// unreadable tells the starts of a layer that will not be read here.
+func (s *Snapshotter) unreadable(d digest.Digest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.starts {
+		st.mu.Lock()
+		if st.waiting[d] {
+			delete(st.waiting, d)
+			st.kickLocked()
+		}
+		st.mu.Unlock()
+	}
+}
+
+// kickLocked has the list made anew.
+func (st *start) kickLocked() {
+	st.dirty = true
+	if len(st.waiting) == 0 {
+		select {
+		case <-st.opened:
+		default:
+			close(st.opened)
+		}
+	}
+	select {
+	case st.changed <- struct{}{}:
+	default:
+	}
+}
+
+// askProfile finds the image's profile.
+func (st *start) askProfile(ctx context.Context) {
+	began := time.Now()
+	p, from := st.findProfile(ctx)
+	st.s.layers.tracer.end(began, Span{Kind: "profile", What: from})
+	if p != nil {
+		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Manifest, "from", from, "runs", p.Runs, "entries", len(p.Entries))
+	}
+	st.mu.Lock()
+	st.profile, st.asked = p, true
+	st.kickLocked()
+	st.mu.Unlock()
+}
+
+func (st *start) findProfile(ctx context.Context) (p *profile.Profile, from string) {
+	if p, err := st.s.profiles.get(st.img.Manifest); err == nil {
+		return p, "node"
+	} else if !errors.Is(err, ErrNoProfile) {
+		st.s.log.Warn("profile ignored", "manifest", st.img.Manifest, "err", err)
+	}
+	if published, ok := st.s.layers.registry.(Artifacts); ok {
+		ctx, cancel := context.WithTimeout(ctx, profileAskFor)
+		defer cancel()
+		data, err := published.Artifact(ctx, st.img.Repo, st.img.Manifest, profile.ArtifactType, profileKind)
+		if err == nil {
+			if p, err = profile.Decode(data); err == nil {
+				return p, "registry"
+			}
+		}
+		if !errors.Is(err, remote.ErrNotFound) && ctx.Err() == nil {
+			st.s.log.Warn("profile ignored", "image", st.img.Ref, "manifest", st.img.Manifest, "err", err)
+		}
+	}
+	if p, err := st.s.profiles.ofRepository(st.img.Repo.String()); err == nil {
+		return p, "another build"
+	}
+	return nil, ""
+}
+
+// Artifacts are what is published beside an image. A Registry may offer them.
+type Artifacts interface {
+	// Artifact returns the content of the newest artifact of a type that refers to an image. An
+	// error that wraps remote.ErrNotFound says that there is none.
+	Artifact(ctx context.Context, repo remote.Repository, image digest.Digest, artifactType, kind string) ([]byte, error)
+}
+
+// run prefetches until everything on the list is here and no layer is missing any more.
+func (st *start) run(ctx context.Context) {
+	began := time.Now()
+	for {
+		select {
+		case <-st.changed:
+		case <-ctx.Done():
+			return
+		}
+		st.awaitProfile(ctx)
+		if err := st.s.layers.cache.Prefetch(ctx, st.next); err != nil {
+			st.s.log.Warn("prefetch ended early", "image", st.img.Ref, "err", err)
+		}
+		st.mu.Lock()
+		done := len(st.waiting) == 0 && st.asked && !st.dirty
+		unknown := len(st.list) == 0
+		st.mu.Unlock()
+		if done && unknown {
+			st.predict(ctx)
+		}
+		if done {
+			st.s.log.Debug("prefetched", "image", st.img.Ref, "pieces", st.at, "took", time.Since(began).Round(time.Millisecond))
+			return
+		}
+	}
+}
+
+// awaitProfile gives a published profile the time of a round trip or so, once there is a layer.
+func (st *start) awaitProfile(ctx context.Context) {
+	wait := time.NewTimer(profileWait)
+	defer wait.Stop()
+	for {
+		st.mu.Lock()
+		ready := st.asked || len(st.files) == 0
+		st.mu.Unlock()
+		if ready {
+			return
+		}
+		select {
+		case <-st.changed:
+		case <-wait.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// next hands out what comes next, about n packed bytes of it.
+func (st *start) next(n int64) (some []cache.Piece) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.dirty {
+		st.list, st.at, st.dirty = st.makeListLocked(), 0, false // what is here or on its way costs nothing
+	}
+	for ; st.at < len(st.list) && n > 0; st.at++ {
+		p := st.list[st.at]
+		if p.File.Wants(p.Unit) {
+			some = append(some, p)
+			n -= p.File.UnitLen(p.Unit)
+		}
+	}
+	return some
+}
+
+func (st *start) makeListLocked() []cache.Piece {
+	if st.profile != nil {
+		if list, ok := st.byProfileLocked(); ok {
+			return list
+		}
+	}
+	var list []cache.Piece
+	for i := range st.img.Layers { // the lowest first: it has the loader and the C library
+		d := st.img.Layers[i].Descriptor.Digest
+		for _, u := range st.landmarks[d] {
+			list = append(list, cache.Piece{File: st.files[d], Unit: u})
+		}
+	}
+	return st.bound(list)
+}
+
+// byProfileLocked turns the profile into units of the layers that are known.
+func (st *start) byProfileLocked() (list []cache.Piece, ok bool) {
+	var files []*cache.File // the topmost first
+	for i := len(st.img.Layers) - 1; i >= 0; i-- {
+		if f := st.files[st.img.Layers[i].Descriptor.Digest]; f != nil {
+			files = append(files, f)
+		}
+	}
+	trees := map[*cache.File]*erofs.Reader{}
+	matched := 0
+	for i := range st.profile.Entries {
+		pieces := locate(&st.profile.Entries[i], files, trees, len(st.waiting) == 0)
+		if len(pieces) > 0 {
+			matched++
+		}
+		list = append(list, pieces...)
+	}
+	if len(st.waiting) == 0 && float64(matched) < leastMatch*float64(len(st.profile.Entries)) {
+		if !st.stale {
+			st.stale = true
+			st.s.log.Warn("profile ignored: it is another image's", "image", st.img.Ref, "manifest", st.img.Manifest,
+				"entries", len(st.profile.Entries), "found", matched)
+		}
+		return nil, false
+	}
+	return st.bound(list), true
+}
+
+// locate finds an entry's units: by content in any layer, or else, if all layers are known, by path
+// in the topmost that has it.
+func locate(e *profile.Entry, files []*cache.File, trees map[*cache.File]*erofs.Reader, all bool) (pieces []cache.Piece) {
+	var sum [32]byte
+	if n, err := hex.Decode(sum[:], []byte(e.Digest.Encoded())); err == nil && n == len(sum) {
+		for _, f := range files {
+			if x, ok := f.Find(sum, e.Len); ok {
+				return []cache.Piece{{File: f, Unit: x.Unit}}
+			}
+		}
+	}
+	for _, f := range files {
+		if !all {
+			break
+		}
+		if trees[f] == nil {
+			var err error
+			if trees[f], err = treeOf(f); err != nil {
+				continue // no profile is worth failing for
+			}
+		}
+		n, found, _, _, err := trees[f].Find(e.Path)
+		if err != nil || !found {
+			continue
+		}
+		if n.Mode&0o170000 == 0o100000 && e.Off < n.Size {
+			f.Extents(n.Data+e.Off, min(e.Len, n.Size-e.Off), func(x cache.Extent) bool {
+				pieces = append(pieces, cache.Piece{File: f, Unit: x.Unit})
+				return true
+			})
+		}
+		return pieces
+	}
+	return nil
+}
+
+// bound keeps a list from taking more than a quarter of the cache.
+func (st *start) bound(list []cache.Piece) []cache.Piece {
+	_, limit := st.s.layers.cache.Usage()
+	if limit == 0 {
+		return list
+	}
+	left := limit / 4
+	for i, p := range list {
+		if left -= p.File.UnitLen(p.Unit); left < 0 {
+			return list[:i]
+		}
+	}
+	return list
+}
