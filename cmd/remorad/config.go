@@ -52,6 +52,9 @@ type config struct {
 		Backend string            `toml:"backend"`
 		For     map[string]string `toml:"for"`
 	} `toml:"mount"`
+	Profile struct {
+		Learn bool `toml:"learn"`
+	} `toml:"profile"`
 	Trust struct {
 		DiffID     string   `toml:"diff_id"`
 		Unverified []string `toml:"unverified"`

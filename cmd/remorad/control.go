@@ -54,6 +54,7 @@ func (c *controlServer) Status(context.Context, *control.Empty) (*control.Status
 		reply.Layers = append(reply.Layers, control.Layer{
 			Digest: l.Digest, Image: l.Image, Snapshot: l.Snapshot, Format: l.Format, Backend: l.Backend, State: l.State,
 			Reason: l.Reason, Verified: l.Verified, PresentBytes: l.Present, TotalBytes: l.Data, FetchedBytes: l.Fetched, ReadBytes: l.Read, DiskBytes: l.Disk,
+			PrefetchedBytes: l.Prefetched, PrefetchUsedBytes: l.PrefetchUsed, DemandBytes: l.Demanded, Waits: l.Waits, WaitSeconds: l.Waited.Seconds(),
 		})
 	}
 	for _, b := range st.Broken {
@@ -96,6 +97,18 @@ func (c *controlServer) Prune(context.Context, *control.Empty) (*control.PruneRe
 
 func (c *controlServer) Login(_ context.Context, req *control.LoginRequest) (*control.Empty, error) {
 	return &control.Empty{}, c.registry.SetLogin(req.Host, remote.Login{User: req.User, Secret: req.Secret, PlainHTTP: req.PlainHTTP})
+}
+
+func (c *controlServer) Prime(ctx context.Context, req *control.PrimeRequest) (*control.PrimeReply, error) {
+	docs, err := c.sn.Prime(ctx, req.Ref)
+	if err != nil {
+		return nil, err
+	}
+	reply := new(control.PrimeReply)
+	for _, d := range docs {
+		reply.Documents = append(reply.Documents, control.Document{MediaType: d.Descriptor.MediaType, Digest: d.Descriptor.Digest, Data: d.Data})
+	}
+	return reply, nil
 }
 
 func (c *controlServer) Resolve(ctx context.Context, req *control.ResolveRequest) (*control.ResolveReply, error) {

@@ -2,124 +2,251 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
-	lib "github.com/containerd/stargz-snapshotter/estargz"
+	"github.com/containerd/platforms"
+	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
-	"oras.land/oras-go/v2"
-	orascontent "oras.land/oras-go/v2/content"
 
-	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/cmd/internal/cli"
+	"github.com/remora-storage/remora/fs/convert"
+	"github.com/remora-storage/remora/fs/profile"
 )
 
 type convertOptions struct {
-	plainHTTP  bool
-	user       string
-	prioritize string
+	plainHTTP   bool
+	user        string
+	format      string
+	level       int
+	tocFor      string
+	chunkSize   string
+	platforms   []string
+	oci         bool
+	jobs        int
+	reuse       bool
+	profile     string
+	prioritize  string
+	annotations []string
+	dryRun      bool
 }
 
 // convertedImage is what `snapctl convert --json` prints. Sizes are packed bytes.
 type convertedImage struct {
 	Source      string           `json:"source"`
 	Destination string           `json:"destination"`
-	Digest      digest.Digest    `json:"digest"`
+	Digest      digest.Digest    `json:"digest,omitempty"`
+	Format      string           `json:"format"`
+	DryRun      bool             `json:"dry_run,omitempty"`
 	Seconds     float64          `json:"seconds"`
+	Before      int64            `json:"bytes_before"`
+	After       int64            `json:"bytes_after"`
+	Uploaded    int64            `json:"bytes_uploaded"`
 	Layers      []convertedLayer `json:"layers"`
 }
 
 type convertedLayer struct {
-	From    digest.Digest `json:"from"`
-	To      digest.Digest `json:"to"`
-	Bytes   int64         `json:"bytes"`
-	Before  int64         `json:"bytes_before"`
-	Seconds float64       `json:"seconds"`
+	Platform string        `json:"platform,omitempty"`
+	From     digest.Digest `json:"from"`
+	To       digest.Digest `json:"to,omitempty"`
+	Before   int64         `json:"bytes_before"`
+	Bytes    int64         `json:"bytes,omitempty"`
+	Plain    int64         `json:"bytes_plain,omitempty"`
+	How      string        `json:"how"` // converted, reused, known (from an earlier run)
+	Seconds  float64       `json:"seconds"`
 }
-
-const (
-	gzipLevel = 6
-	// chunkSize is the unit of reading large files: a page fault costs a chunk.
-	chunkSize = 1 << 20
-	// slices of a layer that are compressed at once. Fixed, so that every machine makes the
-	// same bytes.
-	layerSlices = 4
-)
 
 func (a *app) convertCommand() *cobra.Command {
 	var o convertOptions
 	c := &cobra.Command{
 		Use:   "convert [flags] SRC DST",
-		Short: "Convert an image to eStargz, so that it can be pulled lazily",
-		Long: `convert copies an image and makes every layer eStargz: the same files, with an index at the
-end. Nodes without Remora pull the result as an ordinary image.
+		Short: "Convert an image, so that it can be pulled lazily",
+		Long: `convert copies an image and makes every layer readable by parts: the same files, with an index
+at the end. Nodes without Remora pull the result as an ordinary image.
 
-SRC and DST are references (registry.example.com/app:1) or OCI layouts on disk (oci:DIR:TAG).
-With --prioritize the files listed, one path a line, are put first in their layers, in that
-order, and are prefetched by every pull: list what the program opens when it starts.`,
+SRC and DST are, as docker push would write them, references like registry.example.com/app:1, or
+
+  oci:DIR:TAG                 an OCI layout on disk
+  docker-archive:FILE[:REF]   what docker save writes and docker load reads
+  containerd:REF              an image in containerd, in --namespace
+
+--format estargz is read by parts by Remora and stargz-snapshotter, zstdchunked by Remora and, as
+--toc-for says, by Podman, Buildah and Skopeo or by stargz-snapshotter. zstdchunked is faster to
+make and to unpack; a node without any of these needs containerd 1.5 or Docker 23 for it.
+
+What the program reads when it starts is best put first: record it once with "snapctl record -o
+FILE", and give it with --profile. The profile is published beside the result too, and nodes
+prefetch by it. --prioritize takes a list of paths instead, one a line.
+
+Nothing is uploaded that the destination has. Stopped at any moment, convert leaves no half-made
+image; run again, it goes on where it stopped. Equal input and options give equal bytes, whatever
+the machine and --jobs.`,
 		Example: `  snapctl convert docker.io/library/redis:7 registry.example.com/redis:7-lazy
-  snapctl convert oci:build:latest localhost:5000/app:lazy --prioritize startup-files.txt`,
+  snapctl convert --format zstdchunked --profile redis.profile redis:7 registry.example.com/redis:7-lazy
+  snapctl convert --platform linux/amd64,linux/arm64 oci:build:latest localhost:5000/app:lazy
+  snapctl convert --dry-run docker-archive:app.tar registry.example.com/app:1`,
 		Args: exactly(2, "a source and a destination"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.convert(cmd.Context(), args[0], args[1], o) },
 	}
-	c.Flags().BoolVar(&o.plainHTTP, "plain-http", false, "reach registries by plain HTTP")
-	c.Flags().StringVar(&o.user, "user", "", "`user[:password]` for the registries; without a password $SNAPCTL_PASSWORD is used")
-	c.Flags().StringVar(&o.prioritize, "prioritize", "", "`file` with the paths to prefetch, one a line, in order")
+	f := c.Flags()
+	f.BoolVar(&o.plainHTTP, "plain-http", false, "reach registries by plain HTTP")
+	f.StringVar(&o.user, "user", "", "`user[:password]` for the registries; without a password $SNAPCTL_PASSWORD is used")
+	f.StringVar(&o.format, "format", string(convert.Estargz), "`format` of the layers: estargz or zstdchunked")
+	f.IntVar(&o.level, "level", 0, "`level` of compression: 1 to 9 for estargz (default 6), 1 to 22 for zstdchunked (default 3)")
+	f.StringVar(&o.tocFor, "toc-for", string(convert.ForPodman), "whose `generation` of zstdchunked: podman or stargz; Podman refuses what stargz-snapshotter needs")
+	f.StringVar(&o.chunkSize, "chunk-size", "1MiB", "`size` of the parts that large files are read in")
+	f.StringSliceVar(&o.platforms, "platform", []string{"all"}, "`platforms` to convert of an image that has several: linux/amd64,linux/arm64 or all; the others are left out")
+	f.BoolVar(&o.oci, "oci", false, "give the result OCI's media types where the source has Docker's (zstdchunked always does)")
+	f.IntVar(&o.jobs, "jobs", runtime.NumCPU(), "processors to use")
+	f.BoolVar(&o.reuse, "reuse", false, "leave layers that are in the format already as they are")
+	f.StringVar(&o.profile, "profile", "", "`file` with a profile: what it lists comes first, in its order, and it is published beside the result")
+	f.StringVar(&o.prioritize, "prioritize", "", "`file` with paths to put first, one a line, in order")
+	f.StringArrayVar(&o.annotations, "annotation", nil, "add an annotation to the image, `KEY=VALUE`; may be repeated")
+	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be done, and do nothing")
 	return c
 }
 
-func (a *app) convert(ctx context.Context, from, to string, o convertOptions) error {
+// plan checks the options and reads the files that they name.
+func (o *convertOptions) plan(from string) (*converter, error) {
+	c := &converter{o: *o, annotations: map[string]string{}}
+	c.layer.Format = convert.Format(o.format)
+	if !slices.Contains(convert.Formats, c.layer.Format) {
+		return nil, cli.Usagef("--format %q: want one of %v", o.format, convert.Formats)
+	}
+	if least, most, _ := c.layer.Format.Levels(); o.level != 0 && (o.level < least || o.level > most) {
+		return nil, cli.Usagef("--level %d: %s has %d to %d", o.level, o.format, least, most)
+	}
+	c.layer.For = convert.Generation(o.tocFor)
+	if c.layer.For != convert.ForPodman && c.layer.For != convert.ForStargz {
+		return nil, cli.Usagef("--toc-for %q: want podman or stargz", o.tocFor)
+	}
+	n, err := units.RAMInBytes(o.chunkSize)
+	if err != nil || n < 4<<10 || n > 64<<20 {
+		return nil, cli.Usagef("--chunk-size %q: want 4KiB to 64MiB", o.chunkSize)
+	}
+	if o.jobs < 1 {
+		return nil, cli.Usagef("--jobs %d: want at least 1", o.jobs)
+	}
+	c.layer.Level, c.layer.ChunkSize, c.layer.Jobs = o.level, int(n), convert.NewJobs(o.jobs)
+	for _, kv := range o.annotations {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok || k == "" {
+			return nil, cli.Usagef("--annotation %q: want KEY=VALUE", kv)
+		}
+		c.annotations[k] = v
+	}
+	if !slices.Contains(o.platforms, "all") {
+		for _, name := range o.platforms {
+			p, err := platforms.Parse(name)
+			if err != nil {
+				return nil, cli.Usagef("--platform %q: %w", name, err)
+			}
+			c.platforms = append(c.platforms, p)
+		}
+	}
+	if o.profile != "" {
+		if c.profile, err = readProfile(o.profile); err != nil {
+			return nil, fmt.Errorf("--profile: %w", err)
+		}
+		c.layer.First = c.profile.Paths()
+	}
+	list, err := readList(o.prioritize)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range list {
+		if !slices.Contains(c.layer.First, path) {
+			c.layer.First = append(c.layer.First, path)
+			c.wanted = append(c.wanted, path)
+		}
+	}
+	return c, nil
+}
+
+func (a *app) convert(ctx context.Context, from, to string, o convertOptions) (err error) {
 	began := time.Now()
-	first, err := readList(o.prioritize)
+	c, err := o.plan(from)
 	if err != nil {
 		return err
 	}
-	src, srcRef, err := a.openTarget(ctx, from, o, false)
-	if err != nil {
+	c.app, c.from, c.to = a, from, to
+	if c.work, err = workDir(); err != nil {
 		return err
 	}
-	dst, dstRef, err := a.openTarget(ctx, to, o, true)
-	if err != nil {
+	defer func() { c.work.close() }()
+	// The library that cuts the layers keeps its files where this says.
+	if err := os.Setenv("TMPDIR", c.work.dir); err != nil {
 		return err
 	}
-	desc, err := src.Resolve(ctx, srcRef)
+	c.layer.Dir = c.work.dir
+	if c.src, err = a.openTarget(ctx, from, o, false, c.work.dir); err != nil {
+		return err
+	}
+	defer func() { err = firstOf(err, c.src.Close()) }()
+	if c.dst, err = a.openTarget(ctx, to, o, true, c.work.dir); err != nil {
+		return err
+	}
+	defer func() { err = firstOf(err, c.dst.Close()) }()
+	desc, err := c.src.Resolve(ctx, c.src.Name())
 	if err != nil {
 		return fmt.Errorf("%s: %w", from, err)
 	}
-	work, err := os.MkdirTemp("", "snapctl-convert-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(work)
-	c := &converter{app: a, src: src, dst: dst, first: first, work: work, found: make([]atomic.Bool, len(first))}
-	out, err := c.any(ctx, desc)
+	result := &convertedImage{Source: from, Destination: to, Format: o.format, DryRun: o.dryRun}
+	out, err := c.any(ctx, desc, "")
 	if err != nil {
 		return fmt.Errorf("convert %s: %w", from, err)
 	}
-	if err := dst.Tag(ctx, out, dstRef); err != nil {
-		return fmt.Errorf("%s: %w", to, err)
-	}
-	for i := range first {
-		if !c.found[i].Load() {
-			a.note("warning: %s is in no layer of %s", first[i], from)
+	if !o.dryRun {
+		if err := c.dst.Tag(ctx, out, c.dst.Name()); err != nil {
+			return fmt.Errorf("%s: %w", to, err)
+		}
+		result.Digest = out.Digest
+		if err := c.publishProfiles(ctx); err != nil {
+			return err
+		}
+		for _, path := range c.unfound() {
+			a.note("warning: %s is in no layer of %s", path, from)
 		}
 	}
-	result := &convertedImage{Source: from, Destination: to, Digest: out.Digest, Seconds: time.Since(began).Seconds(), Layers: c.layers}
+	result.Layers, result.Uploaded = c.done, c.uploaded.Load()
+	for _, l := range result.Layers {
+		result.Before += l.Before
+		result.After += l.Bytes
+	}
+	result.Seconds = time.Since(began).Seconds()
 	return a.print(result, result.human)
+}
+
+func firstOf(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// publishProfiles gives every image that was made the profile that it was made by.
+func (c *converter) publishProfiles(ctx context.Context) error {
+	r, ok := c.dst.(*registryTarget)
+	if c.profile == nil || !ok {
+		return nil
+	}
+	for _, m := range c.manifests {
+		p := profile.Merge(c.profile)
+		p.Image, p.Repository = m.Digest, r.repo.String()
+		image := &remoteImage{ref: r.ref, repo: r.repo, registry: r.registry, manifest: m}
+		if _, err := image.publish(ctx, p); err != nil {
+			return fmt.Errorf("publish the profile of %s: %w", c.to, err)
+		}
+	}
+	return nil
 }
 
 func readList(path string) ([]string, error) {
@@ -141,218 +268,25 @@ func readList(path string) ([]string, error) {
 	return list, in.Err()
 }
 
-// converter converts one image.
-type converter struct {
-	*app
-	src, dst oras.Target
-	first    []string // paths to prefetch
-	work     string
-
-	found  []atomic.Bool // which of first are in some layer
-	layers []convertedLayer
-}
-
-// any converts a manifest, or every manifest of an index.
-func (c *converter) any(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
-	switch desc.MediaType {
-	case ocispec.MediaTypeImageManifest, "application/vnd.docker.distribution.manifest.v2+json":
-		return c.manifest(ctx, desc)
-	case ocispec.MediaTypeImageIndex, "application/vnd.docker.distribution.manifest.list.v2+json":
-	default:
-		return desc, fmt.Errorf("%s is a %s, not an image", desc.Digest, desc.MediaType)
-	}
-	var index ocispec.Index
-	if err := c.read(ctx, desc, &index); err != nil {
-		return desc, err
-	}
-	var manifests []ocispec.Descriptor
-	for _, m := range index.Manifests {
-		if m.Platform != nil && m.Platform.OS == "unknown" {
-			continue // attestations speak of digests that change here
-		}
-		out, err := c.any(ctx, m)
-		if err != nil {
-			return desc, err
-		}
-		out.Platform = m.Platform
-		manifests = append(manifests, out)
-	}
-	index.Manifests, index.MediaType, index.SchemaVersion = manifests, ocispec.MediaTypeImageIndex, 2
-	return c.write(ctx, ocispec.MediaTypeImageIndex, index)
-}
-
-func (c *converter) manifest(ctx context.Context, desc ocispec.Descriptor) (ocispec.Descriptor, error) {
-	var m ocispec.Manifest
-	if err := c.read(ctx, desc, &m); err != nil {
-		return desc, err
-	}
-	out := make([]ocispec.Descriptor, len(m.Layers))
-	diffIDs := make([]digest.Digest, len(m.Layers))
-	seconds := make([]float64, len(m.Layers))
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(max(runtime.NumCPU(), 2))
-	for i, l := range m.Layers {
-		group.Go(func() (err error) {
-			began := time.Now()
-			if out[i], diffIDs[i], err = c.layer(gctx, l); err != nil {
-				return fmt.Errorf("layer %s: %w", l.Digest, err)
-			}
-			seconds[i] = time.Since(began).Seconds()
-			c.note("layer %d of %d: %s, %s, becomes %s, %s", i+1, len(m.Layers), short(l.Digest), size(l.Size), short(out[i].Digest), size(out[i].Size))
-			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return desc, err
-	}
-	for i, l := range m.Layers {
-		c.layers = append(c.layers, convertedLayer{From: l.Digest, To: out[i].Digest, Bytes: out[i].Size, Before: l.Size, Seconds: seconds[i]})
-	}
-	config, err := c.config(ctx, m.Config, diffIDs)
-	if err != nil {
-		return desc, err
-	}
-	return c.write(ctx, ocispec.MediaTypeImageManifest, ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-		Config: config, Layers: out, Annotations: m.Annotations,
-	})
-}
-
-// config writes the image's configuration with other diffIDs and everything else as it was.
-func (c *converter) config(ctx context.Context, desc ocispec.Descriptor, diffIDs []digest.Digest) (ocispec.Descriptor, error) {
-	fields := map[string]json.RawMessage{}
-	if err := c.read(ctx, desc, &fields); err != nil {
-		return desc, err
-	}
-	rootfs, err := json.Marshal(ocispec.RootFS{Type: "layers", DiffIDs: diffIDs})
-	if err != nil {
-		return desc, err
-	}
-	fields["rootfs"] = rootfs
-	return c.write(ctx, ocispec.MediaTypeImageConfig, fields)
-}
-
-const maxDocument = 16 << 20 // bytes of a manifest, index or configuration
-
-func (c *converter) read(ctx context.Context, desc ocispec.Descriptor, into any) error {
-	if desc.Size > maxDocument {
-		return fmt.Errorf("%s has %d bytes, more than %d", desc.Digest, desc.Size, maxDocument)
-	}
-	p, err := orascontent.FetchAll(ctx, c.src, desc)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(p, into); err != nil {
-		return fmt.Errorf("%s: %w", desc.Digest, err)
-	}
-	return nil
-}
-
-func (c *converter) write(ctx context.Context, mediaType string, v any) (ocispec.Descriptor, error) {
-	p, err := json.Marshal(v)
-	if err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(p), Size: int64(len(p))}
-	return desc, c.push(ctx, desc, bytes.NewReader(p))
-}
-
-// push stores a blob unless the destination has it.
-func (c *converter) push(ctx context.Context, desc ocispec.Descriptor, r io.Reader) error {
-	if has, err := c.dst.Exists(ctx, desc); err != nil || has {
-		return err
-	}
-	if err := c.dst.Push(ctx, desc, r); err != nil {
-		return fmt.Errorf("store %s: %w", desc.Digest, err)
-	}
-	return nil
-}
-
-// layer converts one layer and stores it.
-func (c *converter) layer(ctx context.Context, desc ocispec.Descriptor) (out ocispec.Descriptor, diffID digest.Digest, err error) {
-	packed, err := c.download(ctx, desc)
-	if err != nil {
-		return out, "", err
-	}
-	defer packed.Close()
-	var missed []string
-	opts := []lib.Option{
-		lib.WithContext(ctx), lib.WithCompressionLevel(gzipLevel), lib.WithChunkSize(chunkSize), lib.WithParallelism(layerSlices),
-		lib.WithAllowPrioritizeNotFound(&missed),
-	}
-	if len(c.first) > 0 {
-		opts = append(opts, lib.WithPrioritizedFiles(c.first))
-	}
-	blob, err := lib.Build(io.NewSectionReader(packed, 0, desc.Size), opts...)
-	if err != nil {
-		return out, "", err
-	}
-	defer blob.Close()
-	for i, p := range c.first {
-		if !slices.Contains(missed, p) {
-			c.found[i].Store(true)
-		}
-	}
-	made, err := os.CreateTemp(c.work, "layer-")
-	if err != nil {
-		return out, "", err
-	}
-	defer made.Close()
-	sum := digest.Canonical.Digester()
-	n, err := io.Copy(io.MultiWriter(made, sum.Hash()), blob)
-	if err != nil {
-		return out, "", err
-	}
-	plain, err := blob.UncompressedSize()
-	if err != nil {
-		return out, "", err
-	}
-	tocOff, _, err := lib.OpenFooter(io.NewSectionReader(made, 0, n))
-	if err != nil {
-		return out, "", err
-	}
-	out = ocispec.Descriptor{
-		MediaType: ocispec.MediaTypeImageLayerGzip, Digest: sum.Digest(), Size: n,
-		Annotations: map[string]string{
-			estargz.TOCDigest:                   blob.TOCDigest().String(),
-			estargz.TOCOffset:                   strconv.FormatInt(tocOff, 10),
-			lib.StoreUncompressedSizeAnnotation: strconv.FormatInt(plain, 10),
-		},
-	}
-	return out, blob.DiffID(), c.push(ctx, out, io.NewSectionReader(made, 0, n))
-}
-
-// download brings a layer to a file and checks it.
-func (c *converter) download(ctx context.Context, desc ocispec.Descriptor) (*os.File, error) {
-	if len(desc.URLs) > 0 {
-		return nil, errors.New("foreign layers, which lie outside the registry, are not converted")
-	}
-	r, err := c.src.Fetch(ctx, desc)
-	if err != nil {
-		return nil, err
-	}
-	defer r.Close()
-	f, err := os.CreateTemp(c.work, "source-")
-	if err != nil {
-		return nil, err
-	}
-	v := orascontent.NewVerifyReader(r, desc)
-	if _, err = io.Copy(f, v); err == nil {
-		err = v.Verify()
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return f, nil
-}
-
 func (r *convertedImage) human(w io.Writer) {
-	var before, after int64
-	for _, l := range r.Layers {
-		before += l.Before
-		after += l.Bytes
+	if r.DryRun {
+		for _, l := range r.Layers {
+			fmt.Fprintf(w, "%s  %10s  would be %s\n", short(l.From), size(l.Before), l.How)
+		}
+		fmt.Fprintf(w, "%s would become %s: %d layers, %s\n", r.Source, r.Destination, len(r.Layers), size(r.Before))
+		return
 	}
-	fmt.Fprintf(w, "%s is %s@%s: %d layers, %s before, %s now, %.2f s\n", r.Source, r.Destination, r.Digest,
-		len(r.Layers), size(before), size(after), r.Seconds)
+	ratio := 1.0
+	if r.Before > 0 {
+		ratio = float64(r.After) / float64(r.Before)
+	}
+	fmt.Fprintf(w, "%s is %s@%s: %d layers, %s before, %s now (%.2f), %s uploaded, %.2f s\n", r.Source, r.Destination, r.Digest,
+		len(r.Layers), size(r.Before), size(r.After), ratio, size(r.Uploaded), r.Seconds)
+}
+
+func platformName(p *ocispec.Platform) string {
+	if p == nil {
+		return ""
+	}
+	return platforms.Format(*p)
 }

@@ -2,16 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/remora-storage/remora/cmd/internal/control"
@@ -90,31 +85,4 @@ func (a *app) fetch(ctx context.Context, image string, cacheOnly bool) error {
 		}
 		fmt.Fprintf(w, "%s: %d layers, %s, complete and checked, %s after %.2f s\n", ref, len(result.Layers), size(result.Bytes), where, result.Seconds)
 	})
-}
-
-// manifestDigest returns the digest of the manifest that an image has for this machine.
-func manifestDigest(ctx context.Context, store content.Provider, img images.Image) (digest.Digest, error) {
-	if images.IsManifestType(img.Target.MediaType) {
-		return img.Target.Digest, nil
-	}
-	p, err := content.ReadBlob(ctx, store, img.Target)
-	if err != nil {
-		return "", fmt.Errorf("image %s: %w", img.Name, err)
-	}
-	var index ocispec.Index
-	if err := json.Unmarshal(p, &index); err != nil {
-		return "", fmt.Errorf("image %s: %w", img.Name, err)
-	}
-	here := platforms.Default()
-	var best *ocispec.Descriptor
-	for i := range index.Manifests {
-		m := &index.Manifests[i]
-		if m.Platform != nil && here.Match(*m.Platform) && (best == nil || here.Less(*m.Platform, *best.Platform)) {
-			best = m
-		}
-	}
-	if best == nil {
-		return "", fmt.Errorf("image %s has no manifest for %s", img.Name, platforms.DefaultString())
-	}
-	return best.Digest, nil
 }

@@ -65,10 +65,18 @@ Registries on localhost are reached by plain HTTP; others as hosts.toml in remor
 		Args: exactly(1, "one image"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.pull(cmd.Context(), args[0], o) },
 	}
+	o.flags(c)
+	return c
+}
+
+func (o *pullOptions) flags(c *cobra.Command) {
+	o.registryFlags(c)
+	c.Flags().StringVar(&o.snapshotter, "snapshotter", "remora", "containerd's `name` for the snapshotter")
+}
+
+func (o *pullOptions) registryFlags(c *cobra.Command) {
 	c.Flags().BoolVar(&o.plainHTTP, "plain-http", false, "reach the registry by plain HTTP")
 	c.Flags().StringVar(&o.user, "user", "", "`user[:password]` for the registry; without a password $SNAPCTL_PASSWORD is used. remorad keeps both, readable by root alone")
-	c.Flags().StringVar(&o.snapshotter, "snapshotter", "remora", "containerd's `name` for the snapshotter")
-	return c
 }
 
 func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
@@ -90,6 +98,19 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	if err := a.login(ctx, remora, logins, registryHost(ref), o); err != nil {
 		return err
 	}
+	// While remorad reads the manifest and begins with the layers, containerd is prepared.
+	primed := make(chan *control.PrimeReply, 1)
+	var priming sync.WaitGroup
+	defer priming.Wait()
+	pctx, stopPriming := context.WithCancel(ctx)
+	defer stopPriming()
+	priming.Go(func() {
+		reply, err := remora.Prime(pctx, &control.PrimeRequest{Ref: ref})
+		if err != nil {
+			reply = nil // containerd asks the registry itself, and says what is wrong
+		}
+		primed <- reply
+	})
 	ctx, containerd, err := a.dialContainerd(ctx)
 	if err != nil {
 		return err
@@ -105,13 +126,14 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	}
 	defer func() { _ = release(context.WithoutCancel(ctx)) }() // it would expire by itself
 	var (
-		early *resolver
-		img   client.Image
+		early    *layerResolver
+		img      client.Image
+		resolver = primedResolver(registry.Resolver(ctx), ref, <-primed)
 	)
 	for try := 0; ; try++ {
-		early = &resolver{remora: remora, namespace: a.namespace, ref: ref}
+		early = &layerResolver{remora: remora, namespace: a.namespace, ref: ref}
 		img, err = containerd.Pull(ctx, ref,
-			client.WithResolver(registry.Resolver(ctx)),
+			client.WithResolver(resolver),
 			client.WithPullUnpack,
 			client.WithPullSnapshotter(o.snapshotter),
 			client.WithImageHandlerWrapper(early.wrapper(ctx)),
@@ -158,9 +180,9 @@ func explainPull(err error, ref, snapshotter string) error {
 	return err
 }
 
-// resolver tells remorad of the manifest as soon as containerd has it, and holds containerd back
+// layerResolver tells remorad of the manifest as soon as containerd has it, and holds containerd back
 // until every layer's index is here or has failed: then each layer's Prepare finds its answer.
-type resolver struct {
+type layerResolver struct {
 	remora         *control.Client
 	namespace, ref string
 
@@ -173,7 +195,7 @@ type resolver struct {
 
 // wrapper wraps containerd's handler of manifests and configurations. What it starts belongs to
 // the pull, whose context is given: a handler's own ends with the handler.
-func (r *resolver) wrapper(pull context.Context) func(images.Handler) images.Handler {
+func (r *layerResolver) wrapper(pull context.Context) func(images.Handler) images.Handler {
 	return func(h images.Handler) images.Handler {
 		h = snapshotters.AppendInfoHandlerWrapper(r.ref)(h)
 		return images.HandlerFunc(func(ctx context.Context, desc ocispec.Descriptor) ([]ocispec.Descriptor, error) {
@@ -191,7 +213,7 @@ func (r *resolver) wrapper(pull context.Context) func(images.Handler) images.Han
 }
 
 // await holds a configuration, and with it the unpacking, back until the layers are resolved.
-func (r *resolver) await(ctx context.Context, config digest.Digest) {
+func (r *layerResolver) await(ctx context.Context, config digest.Digest) {
 	r.mu.Lock()
 	done := r.byConfig[config]
 	r.mu.Unlock()
@@ -204,7 +226,7 @@ func (r *resolver) await(ctx context.Context, config digest.Digest) {
 	}
 }
 
-func (r *resolver) start(ctx context.Context, manifest digest.Digest, children []ocispec.Descriptor) {
+func (r *layerResolver) start(ctx context.Context, manifest digest.Digest, children []ocispec.Descriptor) {
 	for _, c := range children {
 		if !images.IsConfigType(c.MediaType) {
 			continue
@@ -243,7 +265,7 @@ func mountable(ctx context.Context, c *client.Client, img client.Image, name str
 	return errors.Join(err, sn.Remove(context.WithoutCancel(ctx), key))
 }
 
-func (a *app) pulled(ctx context.Context, img client.Image, remora *control.Client, early *resolver, o pullOptions) (*pulledImage, error) {
+func (a *app) pulled(ctx context.Context, img client.Image, remora *control.Client, early *layerResolver, o pullOptions) (*pulledImage, error) {
 	manifest, err := images.Manifest(ctx, img.ContentStore(), img.Target(), img.Platform())
 	if err != nil {
 		return nil, err

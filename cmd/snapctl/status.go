@@ -4,10 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/docker/go-units"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/remora-storage/remora/cmd/internal/control"
@@ -15,17 +18,31 @@ import (
 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "status",
-		Short: "Show the back end, the cache and every lazy layer",
+		Use:   "status [IMAGE]",
+		Short: "Show the back end, the cache and every lazy layer, or how an image's start went",
 		Long: `status shows how layers are mounted here and why, how full the cache is, and for every lazy
 layer how much of it is present and how much was fetched since remorad started. It names the
 processes that wait for a registry, and the containers that may have seen errors or wrong data
-since what their mounts depend on was lost. With --json it prints one object: backend.name,
-backend.reason, holder.pid, cache.bytes, cache.limit, cache.pinned, layers[] with digest, image,
-format, backend, state, present_bytes, total_bytes, fetched_bytes, waiting[] with pid, command,
-container, image, seconds, reason, and broken[] with container, snapshot, mounted, reason.`,
-		Args: exactly(0, "no arguments"),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.status(cmd.Context()) },
+since what their mounts depend on was lost.
+
+With an image it shows that image's layers, and what became of the bytes that were fetched since
+remorad started: how many were fetched before anybody asked, how many of these were used, how many
+were fetched because a program waited, and how often and how long it waited. That is how a profile
+is judged: record it again if much is unused, or if programs wait. Sizes there are packed; what the
+kernel reads of complete layers by itself is not seen.
+
+With --json it prints one object: backend.name, backend.reason, holder.pid, cache.bytes,
+cache.limit, cache.pinned, layers[] with digest, image, format, backend, state, present_bytes,
+total_bytes, fetched_bytes, read_bytes, prefetched_bytes, prefetch_used_bytes, demand_bytes, waits,
+wait_seconds, waiting[] with pid, command, container, image, seconds, reason, and broken[] with
+container, snapshot, mounted, reason.`,
+		Args: between(0, 1, "at most one image"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return a.imageStatus(cmd.Context(), args[0])
+			}
+			return a.status(cmd.Context())
+		},
 	}
 }
 
@@ -35,6 +52,62 @@ func (a *app) status(ctx context.Context) error {
 		return err
 	}
 	return a.print(st, func(w io.Writer) { humanStatus(w, st) })
+}
+
+// imageStatus shows the layers of one image.
+func (a *app) imageStatus(ctx context.Context, image string) error {
+	ref, err := normalize(image)
+	if err != nil {
+		return err
+	}
+	ctx, containerd, err := a.dialContainerd(ctx)
+	if err != nil {
+		return err
+	}
+	defer containerd.Close()
+	img, err := containerd.GetImage(ctx, ref)
+	if err != nil {
+		return fmt.Errorf("image %s in namespace %s: %w (pull it first: snapctl pull %s)", ref, a.namespace, err, ref)
+	}
+	manifest, err := images.Manifest(ctx, img.ContentStore(), img.Target(), img.Platform())
+	if err != nil {
+		return fmt.Errorf("image %s: %w", ref, err)
+	}
+	st, err := ask(a, func(c *control.Client) (*control.StatusReply, error) { return c.Status(ctx) })
+	if err != nil {
+		return err
+	}
+	st.Layers = slices.DeleteFunc(st.Layers, func(l control.Layer) bool {
+		return !slices.ContainsFunc(manifest.Layers, func(d ocispec.Descriptor) bool { return d.Digest == l.Digest })
+	})
+	return a.print(st, func(w io.Writer) { humanImage(w, ref, st) })
+}
+
+func humanImage(w io.Writer, ref string, st *control.StatusReply) {
+	if len(st.Layers) == 0 {
+		fmt.Fprintf(w, "%s has no lazy layer\n", ref)
+		return
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "LAYER\tFORMAT\tSTATE\tPRESENT\tTOTAL\tPREFETCHED\tUSED\tUNUSED\tON DEMAND\tREADS WAITED\tSECONDS")
+	var sum control.Layer
+	row := func(name, format, state string, l *control.Layer) {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%.3f\n", name, format, state, size(l.PresentBytes), size(l.TotalBytes),
+			size(l.PrefetchedBytes), size(l.PrefetchUsedBytes), size(l.PrefetchedBytes-l.PrefetchUsedBytes), size(l.DemandBytes), l.Waits, l.WaitSeconds)
+	}
+	for i := range st.Layers {
+		l := &st.Layers[i]
+		row(short(l.Digest), l.Format, l.State+" by "+l.Backend, l)
+		sum.PresentBytes += l.PresentBytes
+		sum.TotalBytes += l.TotalBytes
+		sum.PrefetchedBytes += l.PrefetchedBytes
+		sum.PrefetchUsedBytes += l.PrefetchUsedBytes
+		sum.DemandBytes += l.DemandBytes
+		sum.Waits += l.Waits
+		sum.WaitSeconds += l.WaitSeconds
+	}
+	row("all", "", "", &sum)
+	t.Flush()
 }
 
 func humanStatus(w io.Writer, st *control.StatusReply) {

@@ -2,48 +2,85 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2"
 	"oras.land/oras-go/v2/content/oci"
+	"oras.land/oras-go/v2/errdef"
+	orasremote "oras.land/oras-go/v2/registry/remote"
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/remote"
 )
 
-// openTarget opens what SRC or DST names, and returns the name in it.
-func (a *app) openTarget(ctx context.Context, name string, o convertOptions, write bool) (oras.Target, string, error) {
+// A target is where an image is, or goes to.
+type target interface {
+	oras.Target
+	// Name is the image's name there, for Resolve and Tag.
+	Name() string
+	// Place names the repository in a registry, or is "".
+	Place() string
+	Close() error
+}
+
+// A mounter can take blobs over from other repositories.
+type mounter interface {
+	// MountFrom takes a blob over from the first of the places that is of the same registry and has it.
+	MountFrom(ctx context.Context, desc ocispec.Descriptor, places []string) (bool, error)
+}
+
+// openTarget opens what SRC or DST names. dir is for files on the way.
+func (a *app) openTarget(ctx context.Context, name string, o convertOptions, write bool, dir string) (target, error) {
 	if rest, ok := strings.CutPrefix(name, "oci:"); ok {
-		dir, tag, ok := cutLast(rest, ":")
-		if !ok || dir == "" || tag == "" {
-			return nil, "", cli.Usagef("%q: want oci:DIR:TAG", name)
-		}
-		if _, err := os.Stat(filepath.Join(dir, "oci-layout")); err != nil && !write {
-			return nil, "", fmt.Errorf("%s: %w", name, err)
-		}
-		store, err := oci.NewWithContext(ctx, dir)
-		return store, tag, err
+		return openLayout(ctx, name, rest, write, o.dryRun, dir)
+	}
+	if rest, ok := strings.CutPrefix(name, "docker-archive:"); ok {
+		return openArchive(ctx, rest, write, dir)
+	}
+	if rest, ok := strings.CutPrefix(name, "containerd:"); ok {
+		return a.openContainerd(ctx, rest)
 	}
 	ref, err := normalize(name)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	logins := new(remote.Logins)
-	if _, err := setLogin(logins, registryHost(ref), o.user, o.plainHTTP); err != nil {
-		return nil, "", err
-	}
-	options := a.registryOptions(ctx)
-	options.Logins = logins
-	return &registryTarget{ref: ref, registry: remote.NewRegistry(options)}, ref, nil
+	return a.openRegistry(ctx, ref, o.user, o.plainHTTP)
 }
+
+// layoutTarget is an OCI layout on disk.
+type layoutTarget struct {
+	*oci.Store
+	tag string
+}
+
+func openLayout(ctx context.Context, name, rest string, write, dryRun bool, work string) (target, error) {
+	dir, tag, ok := cutLast(rest, ":")
+	if !ok || dir == "" || tag == "" {
+		return nil, cli.Usagef("%q: want oci:DIR:TAG", name)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "oci-layout")); err != nil && !write {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	} else if err != nil && dryRun {
+		dir = filepath.Join(work, "layout") // nothing is there, and nothing is made
+	}
+	store, err := oci.NewWithContext(ctx, dir)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return &layoutTarget{store, tag}, nil
+}
+
+func (t *layoutTarget) Name() string  { return t.tag }
+func (t *layoutTarget) Place() string { return "" }
+func (t *layoutTarget) Close() error  { return nil }
 
 // registryOptions are remorad's where it runs, so that both reach registries alike, and
 // otherwise those of a user's Docker.
@@ -93,19 +130,42 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 	return s[:i], s[i+len(sep):], true
 }
 
-// registryTarget is a repository as oras has it, reached as containerd reaches it.
+// registryTarget is a repository, reached as containerd reaches it. It is read from the hosts that
+// serve it, mirrors among them, and written to the one that takes pushes.
 type registryTarget struct {
 	ref      string
+	repo     remote.Repository
 	registry *remote.Registry
+	write    *orasremote.Repository // nil until it is needed
 }
 
-var _ oras.Target = (*registryTarget)(nil)
+func (a *app) openRegistry(ctx context.Context, ref, user string, plainHTTP bool) (*registryTarget, error) {
+	repo, err := remote.ParseRepository(ref)
+	if err != nil {
+		return nil, err
+	}
+	logins := new(remote.Logins)
+	if _, err := setLogin(logins, repo.Host, user, plainHTTP); err != nil {
+		return nil, err
+	}
+	options := a.registryOptions(ctx)
+	options.Logins = logins
+	t := &registryTarget{ref: ref, repo: repo, registry: remote.NewRegistry(options)}
+	t.write, err = t.registry.Writable(ctx, repo)
+	return t, err
+}
 
+func (t *registryTarget) Name() string  { return t.ref }
+func (t *registryTarget) Place() string { return t.repo.String() }
+func (t *registryTarget) Close() error  { return nil }
+
+// Resolve implements oras.Target.
 func (t *registryTarget) Resolve(ctx context.Context, ref string) (ocispec.Descriptor, error) {
 	_, desc, err := t.registry.Resolver(ctx).Resolve(ctx, ref)
 	return desc, err
 }
 
+// Fetch implements oras.Target.
 func (t *registryTarget) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	f, err := t.registry.Resolver(ctx).Fetcher(ctx, t.ref)
 	if err != nil {
@@ -114,54 +174,45 @@ func (t *registryTarget) Fetch(ctx context.Context, desc ocispec.Descriptor) (io
 	return f.Fetch(ctx, desc)
 }
 
-// Exists always answers no: Push finds out with the same request that begins the upload.
-func (t *registryTarget) Exists(context.Context, ocispec.Descriptor) (bool, error) { return false, nil }
+// Exists implements oras.Target.
+func (t *registryTarget) Exists(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	return t.write.Exists(ctx, desc)
+}
 
 // Push stores a blob, or a manifest by its digest.
 func (t *registryTarget) Push(ctx context.Context, desc ocispec.Descriptor, r io.Reader) error {
-	return t.push(ctx, t.untagged(desc.Digest), desc, r)
-}
-
-func (t *registryTarget) push(ctx context.Context, ref string, desc ocispec.Descriptor, r io.Reader) error {
-	// A resolver remembers what it has pushed by digest alone, and would not push a manifest
-	// once more under its tag: hence a new one each time.
-	p, err := t.registry.Resolver(ctx).Pusher(ctx, ref)
-	if err != nil {
-		return err
-	}
-	w, err := p.Push(ctx, desc)
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	err = content.Copy(ctx, w, r, desc.Size, desc.Digest)
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	return err
+	return t.write.Push(ctx, desc, r)
 }
 
 // Tag gives a manifest, which was pushed by digest, its name.
 func (t *registryTarget) Tag(ctx context.Context, desc ocispec.Descriptor, ref string) error {
-	r, err := t.Fetch(ctx, desc)
-	if err != nil {
-		return err
+	_, tag, ok := cutLast(ref, ":")
+	if at := strings.Contains(ref, "@"); at || !ok || strings.Contains(tag, "/") {
+		return cli.Usagef("%s: a destination needs a tag", ref)
 	}
-	defer r.Close()
-	return t.push(ctx, ref, desc, r)
+	return t.write.Tag(ctx, desc, tag)
 }
 
-// untagged is the reference of a blob in the same repository.
-func (t *registryTarget) untagged(d digest.Digest) string {
-	name := t.ref
-	if at := strings.LastIndex(name, "@"); at > 0 {
-		name = name[:at]
+var errNotMounted = errors.New("not mounted")
+
+// MountFrom implements mounter.
+func (t *registryTarget) MountFrom(ctx context.Context, desc ocispec.Descriptor, places []string) (bool, error) {
+	if images.IsManifestType(desc.MediaType) || images.IsIndexType(desc.MediaType) {
+		return false, nil
 	}
-	if colon := strings.LastIndex(name, ":"); colon > strings.LastIndex(name, "/") {
-		name = name[:colon]
+	for _, place := range places {
+		from, ok := strings.CutPrefix(place, t.repo.Host+"/")
+		if !ok || from == t.repo.Path {
+			continue
+		}
+		// A registry that cannot begins an upload instead, which is left.
+		err := t.write.Mount(ctx, desc, from, func() (io.ReadCloser, error) { return nil, errNotMounted })
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, errNotMounted) && !errors.Is(err, errdef.ErrNotFound) && !errdefs.IsNotFound(err) {
+			return false, nil // no right to read there, say: it is uploaded
+		}
 	}
-	return name + "@" + d.String()
+	return false, nil
 }

@@ -79,7 +79,14 @@ type Layer struct {
 	TotalBytes   int64         `json:"total_bytes"`
 	FetchedBytes int64         `json:"fetched_bytes"`
 	ReadBytes    int64         `json:"read_bytes"` // packed, of what readers asked for since remorad started
-	DiskBytes    int64         `json:"disk_bytes"`
+	// Of the packed bytes since remorad started: fetched before anybody waited for them, those of them
+	// that readers asked for, and fetched because a reader waited.
+	PrefetchedBytes   int64   `json:"prefetched_bytes"`
+	PrefetchUsedBytes int64   `json:"prefetch_used_bytes"`
+	DemandBytes       int64   `json:"demand_bytes"`
+	Waits             int64   `json:"waits"` // reads that waited for the network
+	WaitSeconds       float64 `json:"wait_seconds"`
+	DiskBytes         int64   `json:"disk_bytes"`
 }
 
 // Broken is an active snapshot whose processes may get EIO.
@@ -171,12 +178,19 @@ type Empty struct{}
 type Server interface {
 	Status(context.Context, *Empty) (*StatusReply, error)
 	Login(context.Context, *LoginRequest) (*Empty, error)
+	Prime(context.Context, *PrimeRequest) (*PrimeReply, error)
 	Resolve(context.Context, *ResolveRequest) (*ResolveReply, error)
 	Fetch(ctx context.Context, req *FetchRequest, send func(*FetchProgress) error) error
 	Detach(context.Context, *Empty) (*DetachReply, error)
 	Cache(context.Context, *Empty) (*CacheReply, error)
 	Pin(context.Context, *PinRequest) (*PinReply, error)
 	Prune(context.Context, *Empty) (*PruneReply, error)
+	Record(ctx context.Context, req *RecordRequest, send func(*RecordReply) error) error
+	Recorded(context.Context, *RecordingRequest) (*ProfileReply, error)
+	Profile(context.Context, *ProfileRequest) (*ProfileReply, error)
+	AddProfile(context.Context, *ProfileRequest) (*ProfileReply, error)
+	RemoveProfile(context.Context, *ProfileRequest) (*Empty, error)
+	Trace(ctx context.Context, req *Empty, send func(*TraceEvent) error) error
 }
 
 const (
@@ -200,8 +214,12 @@ func Register(s *grpc.Server, impl Server) {
 		Methods: []grpc.MethodDesc{
 			unary("Status", Server.Status), unary("Login", Server.Login), unary("Resolve", Server.Resolve),
 			unary("Detach", Server.Detach), unary("Cache", Server.Cache), unary("Pin", Server.Pin), unary("Prune", Server.Prune),
+			unary("Recorded", Server.Recorded), unary("Profile", Server.Profile), unary("AddProfile", Server.AddProfile),
+			unary("RemoveProfile", Server.RemoveProfile), unary("Prime", Server.Prime),
 		},
-		Streams: []grpc.StreamDesc{{StreamName: "Fetch", ServerStreams: true, Handler: fetchHandler}},
+		Streams: []grpc.StreamDesc{
+			streamHandler("Fetch", Server.Fetch), streamHandler("Record", Server.Record), streamHandler("Trace", Server.Trace),
+		},
 	}, impl)
 }
 
@@ -217,14 +235,6 @@ func unary[Req, Reply any](name string, call func(Server, context.Context, *Req)
 		}
 		return ic(ctx, in, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/" + service + "/" + name}, handle)
 	}}
-}
-
-func fetchHandler(srv any, stream grpc.ServerStream) error {
-	in := new(FetchRequest)
-	if err := stream.RecvMsg(in); err != nil {
-		return err
-	}
-	return srv.(Server).Fetch(stream.Context(), in, func(p *FetchProgress) error { return stream.SendMsg(p) })
 }
 
 // Client speaks to remorad.
@@ -272,25 +282,4 @@ func (c *Client) Pin(ctx context.Context, req *PinRequest) (*PinReply, error) {
 // Prune evicts everything that may be evicted.
 func (c *Client) Prune(ctx context.Context) (*PruneReply, error) {
 	return invoke[Empty, PruneReply](ctx, c, "Prune", &Empty{})
-}
-
-// Fetch makes an image complete and tells progress how it goes.
-func (c *Client) Fetch(ctx context.Context, req *FetchRequest, progress func(*FetchProgress)) error {
-	stream, err := c.Conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/"+service+"/Fetch", grpc.CallContentSubtype(codec))
-	if err != nil {
-		return err
-	}
-	if err := stream.SendMsg(req); err != nil {
-		return err
-	}
-	if err := stream.CloseSend(); err != nil {
-		return err
-	}
-	for {
-		p := new(FetchProgress)
-		if err := stream.RecvMsg(p); err != nil {
-			return endOfStream(err)
-		}
-		progress(p)
-	}
 }

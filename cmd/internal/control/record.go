@@ -1,0 +1,145 @@
+package control
+
+import (
+	"context"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"google.golang.org/grpc"
+)
+
+// RecordRequest asks for mounts of an image whose reads are recorded.
+type RecordRequest struct {
+	Namespace string        `json:"namespace"`
+	Manifest  digest.Digest `json:"manifest"`
+	Ref       string        `json:"ref"`
+}
+
+// RecordReply names the recording, which lasts for as long as the stream.
+type RecordReply struct {
+	ID    string `json:"id"`
+	Label string `json:"label"` // of the snapshot that is to use it; its value is the ID
+}
+
+// RecordingRequest names a recording.
+type RecordingRequest struct {
+	ID string `json:"id"`
+}
+
+// ProfileRequest names an image, and holds an encoded profile where one is given.
+type ProfileRequest struct {
+	Manifest digest.Digest `json:"manifest"`
+	Profile  []byte        `json:"profile,omitempty"`
+}
+
+// ProfileReply is an encoded profile, empty if there is none.
+type ProfileReply struct {
+	Profile []byte `json:"profile,omitempty"`
+}
+
+// TraceEvent is something that has taken time. Off and Len are bytes: of the blob for fetches, of
+// the image for waits.
+type TraceEvent struct {
+	Kind   string        `json:"kind"` // resolve, profile, index, image, ahead, mount, fetch, wait
+	Digest digest.Digest `json:"digest,omitempty"`
+	For    string        `json:"for,omitempty"` // of a fetch: demand, prefetch or background
+	Off    int64         `json:"off,omitempty"`
+	Len    int64         `json:"len,omitempty"`
+	PID    int           `json:"pid,omitempty"`
+	What   string        `json:"what,omitempty"` // command of a process, or a detail
+	Began  time.Time     `json:"began"`
+	Took   time.Duration `json:"took_ns"`
+	Err    string        `json:"err,omitempty"`
+}
+
+// streamHandler answers a call by many messages.
+func streamHandler[Req, Reply any](name string, call func(Server, context.Context, *Req, func(*Reply) error) error) grpc.StreamDesc {
+	return grpc.StreamDesc{StreamName: name, ServerStreams: true, Handler: func(srv any, stream grpc.ServerStream) error {
+		in := new(Req)
+		if err := stream.RecvMsg(in); err != nil {
+			return err
+		}
+		return call(srv.(Server), stream.Context(), in, func(p *Reply) error { return stream.SendMsg(p) })
+	}}
+}
+
+// receive makes a call that is answered by many messages, until the server or ctx ends it.
+func receive[Req, Reply any](ctx context.Context, c *Client, name string, req *Req, each func(*Reply)) error {
+	stream, err := c.Conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/"+service+"/"+name, grpc.CallContentSubtype(codec))
+	if err != nil {
+		return err
+	}
+	if err := stream.SendMsg(req); err != nil {
+		return err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	for {
+		p := new(Reply)
+		if err := stream.RecvMsg(p); err != nil {
+			return endOfStream(err)
+		}
+		each(p)
+	}
+}
+
+// Fetch makes an image complete and tells progress how it goes.
+func (c *Client) Fetch(ctx context.Context, req *FetchRequest, progress func(*FetchProgress)) error {
+	return receive(ctx, c, "Fetch", req, progress)
+}
+
+// Record has an image mounted once more until ctx ends, and calls ready when that is so.
+func (c *Client) Record(ctx context.Context, req *RecordRequest, ready func(*RecordReply)) error {
+	return receive(ctx, c, "Record", req, ready)
+}
+
+// Trace calls each with what remorad does, until ctx ends. The first event has no kind: it says
+// that the others will come.
+func (c *Client) Trace(ctx context.Context, each func(*TraceEvent)) error {
+	return receive(ctx, c, "Trace", &Empty{}, each)
+}
+
+// Recorded returns the profile of what was read so far in a recording.
+func (c *Client) Recorded(ctx context.Context, req *RecordingRequest) (*ProfileReply, error) {
+	return invoke[RecordingRequest, ProfileReply](ctx, c, "Recorded", req)
+}
+
+// Profile returns the profile of an image that is kept on the node.
+func (c *Client) Profile(ctx context.Context, req *ProfileRequest) (*ProfileReply, error) {
+	return invoke[ProfileRequest, ProfileReply](ctx, c, "Profile", req)
+}
+
+// AddProfile merges a profile into an image's on the node and returns the result.
+func (c *Client) AddProfile(ctx context.Context, req *ProfileRequest) (*ProfileReply, error) {
+	return invoke[ProfileRequest, ProfileReply](ctx, c, "AddProfile", req)
+}
+
+// RemoveProfile deletes an image's profile from the node.
+func (c *Client) RemoveProfile(ctx context.Context, req *ProfileRequest) error {
+	_, err := invoke[ProfileRequest, Empty](ctx, c, "RemoveProfile", req)
+	return err
+}
+
+// PrimeRequest names an image that is about to be pulled.
+type PrimeRequest struct {
+	Ref string `json:"ref"`
+}
+
+// PrimeReply holds the documents that containerd will ask for, the one that the reference names
+// first.
+type PrimeReply struct {
+	Documents []Document `json:"documents"`
+}
+
+// Document is a manifest, an index or a configuration.
+type Document struct {
+	MediaType string        `json:"media_type"`
+	Digest    digest.Digest `json:"digest"`
+	Data      []byte        `json:"data"`
+}
+
+// Prime has the start of an image begin before containerd knows of it.
+func (c *Client) Prime(ctx context.Context, req *PrimeRequest) (*PrimeReply, error) {
+	return invoke[PrimeRequest, PrimeReply](ctx, c, "Prime", req)
+}
