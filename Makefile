@@ -92,7 +92,7 @@ deps:
 	if [ -n "$$missing" ]; then echo "installing" $$missing; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 
 # tools builds pinned Go programs.
-tools: $(TOOLS)/containerd-$(CONTAINERD) $(TOOLS)/staticcheck-$(STATICCHECK) $(TOOLS)/crane-$(CRANE)
+tools: $(TOOLS)/containerd-$(CONTAINERD) $(TOOLS)/staticcheck-$(STATICCHECK) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked
 
 $(TOOLS)/containerd-$(CONTAINERD):
 	GOBIN=$(TOOLS) go install -trimpath github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}@$(CONTAINERD)
@@ -105,3 +105,7 @@ $(TOOLS)/staticcheck-$(STATICCHECK):
 $(TOOLS)/crane-$(CRANE):
 	GOBIN=$(TOOLS) go install -trimpath github.com/google/go-containerregistry/cmd/crane@$(CRANE)
 	@touch $@
+
+# Podman's library, in a module of its own: only the tests need it.
+$(TOOLS)/podman-chunked: conformance/podman/main.go conformance/podman/go.mod
+	cd conformance/podman && CGO_ENABLED=0 go build -trimpath -tags 'exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o $@ .

@@ -34,8 +34,10 @@ func pullLazy(ctx context.Context, s *testbed.Stack, ref, _ string) error {
 var ways = []way{
 	{"overlayfs, full pull", "src", "overlayfs", pullFull},
 	{"erofs snapshotter, full pull", "src", "erofs", pullFull},
-	{"remora, with file list", "lazy", "remora", pullLazy},
-	{"remora, without list", "plain", "remora", pullLazy},
+	{"remora, profile baked in, zstd:chunked", "zstd", "remora", pullLazy},
+	{"remora, profile baked in, eStargz", "lazy", "remora", pullLazy},
+	{"remora, profile beside it", "beside", "remora", pullLazy},
+	{"remora, nothing known", "plain", "remora", pullLazy},
 }
 
 const floor = "floor"
@@ -53,9 +55,10 @@ func coldStart(ctx context.Context, o options) (err error) {
 		times[w.name] = map[string][]time.Duration{}
 	}
 	times[floor] = map[string][]time.Duration{}
+	waits := map[string]map[string]int{} // the most of all rounds
 	skipped := map[string]error{}
 	for round := range o.rounds {
-		for _, p := range testbed.Programs {
+		for _, p := range o.programs {
 			for _, w := range ways {
 				if skipped[w.name] != nil {
 					continue
@@ -69,6 +72,14 @@ func coldStart(ctx context.Context, o options) (err error) {
 					return err
 				}
 				times[w.name][p.Name] = append(times[w.name][p.Name], took)
+				n, err := waited(ctx, s)
+				if err != nil {
+					return err
+				}
+				if waits[w.name] == nil {
+					waits[w.name] = map[string]int{}
+				}
+				waits[w.name][p.Name] = max(waits[w.name][p.Name], n)
 			}
 			took, err := floorOnce(ctx, s, k, o, p)
 			if err != nil {
@@ -81,7 +92,21 @@ func coldStart(ctx context.Context, o options) (err error) {
 	for name, err := range skipped {
 		fmt.Printf("%s: not measured here: %v\n", name, err)
 	}
-	printColdStart(times)
+	if err := settle(); err != nil { // the last container
+		return err
+	}
+	printColdStart(o, times)
+	fmt.Println("\nReads that waited for the network, the most of all rounds:")
+	for _, w := range ways {
+		if w.snapshotter != "remora" {
+			continue
+		}
+		fmt.Printf("%s:", w.name)
+		for _, p := range o.programs {
+			fmt.Printf(" %s %d", p.Name, waits[w.name][p.Name])
+		}
+		fmt.Println()
+	}
 	return nil
 }
 
@@ -91,7 +116,7 @@ func benchStack(ctx context.Context, dir string, o options) (*testbed.Stack, *li
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, p := range testbed.Programs {
+	for _, p := range o.programs {
 		layout, err := p.Layout(ctx)
 		if err != nil {
 			return nil, nil, errors.Join(err, s.Close())
@@ -107,31 +132,46 @@ func benchStack(ctx context.Context, dir string, o options) (*testbed.Stack, *li
 	return s, k, s.PlainHTTP(k.Addr(), k.Addr())
 }
 
+// pushAll pushes a program's image as it is and converted: with its profile in the layout, with it
+// beside, and without any, each in a repository of its own, since a profile serves a whole repository.
 func pushAll(ctx context.Context, s *testbed.Stack, p testbed.Program, layout string) error {
 	marker := filepath.Join(testbed.Work(), "bench-registry", p.Name+".pushed")
-	list, err := os.ReadFile(p.FilesList())
-	if err != nil {
-		return err
-	}
-	if have, err := os.ReadFile(marker); err == nil && string(have) == string(list) {
+	const version = "profiles 4" // of what is pushed
+	if have, err := os.ReadFile(marker); err == nil && string(have) == version {
 		return nil
 	}
-	fmt.Fprintf(os.Stderr, "pushing and converting %s\n", p.Name)
-	if err := s.Push(ctx, layout, "src", p.Name+":src"); err != nil {
+	fmt.Fprintf(os.Stderr, "pushing, converting and recording %s\n", p.Name)
+	if err := s.Push(ctx, layout, "src", p.Name+"/src:src"); err != nil {
 		return err
 	}
-	if _, err := s.Snapctl(ctx, "convert", "oci:"+layout+":src", s.Ref(p.Name+":plain")); err != nil {
+	for _, tag := range []string{"plain", "beside"} {
+		if _, err := s.Snapctl(ctx, "convert", "oci:"+layout+":src", s.Ref(p.Name+"/"+tag+":"+tag)); err != nil {
+			return err
+		}
+	}
+	file := filepath.Join(s.Dir, p.Name+".profile")
+	args := append([]string{"record", "--until-line", p.Want, "-o", file, s.Ref(p.Name + "/beside:beside"), "--"}, p.Args...)
+	if _, err := s.Snapctl(ctx, args...); err != nil {
 		return err
 	}
-	if _, err := s.Snapctl(ctx, "convert", "--prioritize", p.FilesList(), "oci:"+layout+":src", s.Ref(p.Name+":lazy")); err != nil {
+	if _, err := s.Snapctl(ctx, "profile", "push", s.Ref(p.Name+"/beside:beside"), file); err != nil {
 		return err
 	}
-	return os.WriteFile(marker, list, 0o644)
+	for tag, format := range map[string]string{"lazy": "estargz", "zstd": "zstdchunked"} {
+		if _, err := s.Snapctl(ctx, "convert", "--format", format, "--profile", file, "oci:"+layout+":src", s.Ref(p.Name+"/"+tag+":"+tag)); err != nil {
+			return err
+		}
+	}
+	// It was recorded on this node too, where the rounds must not find it.
+	if _, err := s.Snapctl(ctx, "profile", "rm", s.Ref(p.Name+"/beside:beside")); err != nil {
+		return err
+	}
+	return os.WriteFile(marker, []byte(version), 0o644)
 }
 
 // coldOnce pulls and runs once, with nothing of the image left from before.
 func coldOnce(ctx context.Context, s *testbed.Stack, k *link.Link, w way, p testbed.Program) (time.Duration, error) {
-	ref := k.Addr() + "/" + p.Name + ":" + w.tag
+	ref := k.Addr() + "/" + p.Name + "/" + w.tag + ":" + w.tag
 	if err := clean(ctx, s); err != nil {
 		return 0, err
 	}
@@ -194,7 +234,7 @@ func settle() error {
 // floorOnce is what no lazy start can beat: the same container from a complete cache, six round
 // trips, and the packed bytes that the program reads at the link's rate.
 func floorOnce(ctx context.Context, s *testbed.Stack, k *link.Link, o options, p testbed.Program) (time.Duration, error) {
-	ref := k.Addr() + "/" + p.Name + ":plain"
+	ref := k.Addr() + "/" + p.Name + "/plain:plain"
 	if err := clean(ctx, s); err != nil {
 		return 0, err
 	}
@@ -229,10 +269,10 @@ func floorOnce(ctx context.Context, s *testbed.Stack, k *link.Link, o options, p
 	return took + 6*o.rtt + time.Duration(read*8*int64(time.Second)/(o.mbit*1e6)), nil
 }
 
-func printColdStart(times map[string]map[string][]time.Duration) {
+func printColdStart(o options, times map[string]map[string][]time.Duration) {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprint(t, "seconds (÷ overlayfs)")
-	for _, p := range testbed.Programs {
+	for _, p := range o.programs {
 		fmt.Fprintf(t, "\t%s", p.Name)
 	}
 	fmt.Fprintln(t, "\tmean ÷ overlayfs\tmean ÷ floor")
@@ -247,14 +287,14 @@ func printColdStart(times map[string]map[string][]time.Duration) {
 		}
 		fmt.Fprint(t, name)
 		var toBase, toFloor float64
-		for _, p := range testbed.Programs {
+		for _, p := range o.programs {
 			m := median(times[name][p.Name])
 			r := float64(m) / float64(median(times[base][p.Name]))
 			toBase += r
 			toFloor += float64(m) / float64(median(times[floor][p.Name]))
 			fmt.Fprintf(t, "\t%.2f (%.2f) %s", m.Seconds(), r, seconds(times[name][p.Name]))
 		}
-		n := float64(len(testbed.Programs))
+		n := float64(len(o.programs))
 		fmt.Fprintf(t, "\t%.3f\t%.2f\n", toBase/n, toFloor/n)
 	}
 	t.Flush()

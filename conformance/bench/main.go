@@ -1,7 +1,7 @@
 // Command bench measures what docs/performance.md shows: cold starts beside containerd's own
 // snapshotters, complete layers beside a local EROFS file, and memory.
 //
-//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|complete|present|pause|layers|update|memory ...]
+//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|rebuilt|convert|complete|present|pause|layers|update|memory ...]
 package main
 
 import (
@@ -10,8 +10,12 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
+
+	"github.com/remora-storage/remora/conformance/testbed"
 )
 
 type options struct {
@@ -20,6 +24,8 @@ type options struct {
 	mbit   int64
 	work   string
 	config string // of remorad, for the cold starts
+
+	programs []testbed.Program // of the cold starts
 }
 
 func main() {
@@ -28,7 +34,13 @@ func main() {
 	flag.DurationVar(&o.rtt, "rtt", 20*time.Millisecond, "the link's round trip")
 	flag.Int64Var(&o.mbit, "mbit", 1000, "the link's rate, Mbit/s")
 	backend := flag.String("backend", "auto", "[mount] backend of the cold starts")
+	programs := flag.String("programs", "", "programs of the cold starts, comma-separated; all if empty")
 	flag.Parse()
+	for _, p := range testbed.BenchPrograms {
+		if *programs == "" || slices.Contains(strings.Split(*programs, ","), p.Name) {
+			o.programs = append(o.programs, p)
+		}
+	}
 	o.config = fmt.Sprintf("[mount]\nbackend = %q\n", *backend)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -40,7 +52,7 @@ func main() {
 
 func run(ctx context.Context, o options, which []string) (err error) {
 	if len(which) == 0 {
-		which = []string{"coldstart", "complete", "present", "pause", "layers", "update", "memory"}
+		which = []string{"coldstart", "rebuilt", "convert", "complete", "present", "pause", "layers", "update", "memory"}
 	}
 	if o.work, err = os.MkdirTemp("", "remora-bench-"); err != nil {
 		return err
@@ -48,11 +60,11 @@ func run(ctx context.Context, o options, which []string) (err error) {
 	defer os.RemoveAll(o.work)
 	for _, name := range which {
 		parts := map[string]func(context.Context, options) error{
-			"coldstart": coldStart, "complete": complete, "present": present, "pause": pause, "layers": layers, "update": update, "memory": memory,
+			"coldstart": coldStart, "rebuilt": rebuilt, "convert": conversions, "complete": complete, "present": present, "pause": pause, "layers": layers, "update": update, "memory": memory,
 		}
 		part, ok := parts[name]
 		if !ok {
-			return fmt.Errorf("no benchmark %q: want coldstart, complete, present, pause, layers, update or memory", name)
+			return fmt.Errorf("no benchmark %q: want coldstart, rebuilt, convert, complete, present, pause, layers, update or memory", name)
 		}
 		if err := part(ctx, o); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,6 +41,16 @@ var Programs = []Program{
 	{Name: "nginx", Packages: []string{"nginx"},
 		Args: []string{"sh", "-c", `nginx && test -s /run/nginx.pid && echo ok && nginx -s stop`}, Want: "ok"},
 }
+
+// BenchPrograms are what cold starts are measured with: small and large, compiled and interpreted.
+var BenchPrograms = append(slices.Clone(Programs),
+	Program{Name: "node", Packages: []string{"nodejs"},
+		Args: []string{"node", "-e", `require("http").createServer().listen(0, () => { console.log("ok"); process.exit(0) })`}, Want: "ok"},
+	Program{Name: "java", Packages: []string{"openjdk-17-jre-headless"},
+		Args: []string{"sh", "-c", `java -XshowSettings:properties -version 2>/dev/null; java -version 2>&1 | grep -q Runtime && echo ok`}, Want: "ok"},
+	Program{Name: "scientific", Packages: []string{"python3-numpy", "python3-scipy"},
+		Args: []string{"python3", "-c", `import numpy, scipy.linalg; scipy.linalg.lu(numpy.eye(3)); print("ok")`}, Want: "ok"},
+)
 
 // FilesList is the committed list of the files that a program opens.
 func (p Program) FilesList() string {
@@ -75,6 +86,72 @@ func (p Program) Layout(ctx context.Context) (string, error) {
 		return "", err
 	}
 	return dir, os.Rename(making, dir)
+}
+
+// BaseTree returns the directory that the first layer of every program's image is made of.
+func BaseTree(ctx context.Context) (string, error) { return tree(ctx, "base", nil) }
+
+// Rebuild writes the program's image into a layout, under the tag "src", as a later build would make
+// it: twenty files of what the program reads have changed, and one that comes before all others is new.
+func (p Program) Rebuild(ctx context.Context, dir string) error {
+	base, err := tree(ctx, "base", nil)
+	if err != nil {
+		return err
+	}
+	full, err := tree(ctx, p.Name, p.Packages)
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(Work(), "rebuild-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	next := filepath.Join(work, "tree")
+	if _, err := Output(ctx, nil, "cp", "-al", full, next); err != nil {
+		return err
+	}
+	list, err := os.ReadFile(p.FilesList())
+	if err != nil {
+		return err
+	}
+	changed := 0
+	for _, name := range strings.Fields(string(list)) {
+		path := filepath.Join(next, name)
+		st, err := os.Lstat(path)
+		if err != nil || !st.Mode().IsRegular() || !strings.HasSuffix(name, ".py") || changed == 20 {
+			continue
+		}
+		if err := replace(path, "\n# changed\n", st); err != nil {
+			return err
+		}
+		changed++
+	}
+	if changed == 0 {
+		return fmt.Errorf("%s lists no file that can be changed", p.FilesList())
+	}
+	if err := os.WriteFile(filepath.Join(next, "bin", "AAA-first"), make([]byte, 100_000), 0o644); err != nil {
+		return err
+	}
+	own, err := ownTree(p.Name)
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(own)
+	return WriteImage(ctx, dir, "src", []Diff{{"", base}, {base, next}, {"", own}})
+}
+
+// replace puts a file with more at its end in the place of one, without touching the old one's other
+// names.
+func replace(path, more string, like os.FileInfo) error {
+	body, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(body, more...), like.Mode().Perm())
 }
 
 // tree returns a directory with a Debian system of the packages.
@@ -141,6 +218,53 @@ func WriteTars(dir, tag string, tars ...func(*tar.Writer) error) error {
 	return writeImage(dir, tag, layers)
 }
 
+// WritePlainTar writes an OCI layout with one image of one layer, a tar that is not packed.
+func WritePlainTar(dir, tag string, write func(*tar.Writer) error) error {
+	blobs := filepath.Join(dir, "blobs", "sha256")
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(blobs, "layer-")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	sum := digest.Canonical.Digester()
+	tw := tar.NewWriter(io.MultiWriter(f, sum.Hash()))
+	if err := errors.Join(write(tw), tw.Close()); err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), filepath.Join(blobs, sum.Digest().Encoded())); err != nil {
+		return err
+	}
+	layer := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: sum.Digest(), Size: st.Size()}
+	return WriteLayout(dir, tag, []ocispec.Descriptor{layer}, []digest.Digest{sum.Digest()})
+}
+
+// ManifestOf reads the manifest of an image in an OCI layout.
+func ManifestOf(dir, tag string) (m ocispec.Manifest, err error) {
+	read := func(path string, into any) {
+		p, rerr := os.ReadFile(path)
+		if rerr == nil {
+			rerr = json.Unmarshal(p, into)
+		}
+		err = errors.Join(err, rerr)
+	}
+	var index ocispec.Index
+	read(filepath.Join(dir, "index.json"), &index)
+	for _, d := range index.Manifests {
+		if d.Annotations[ocispec.AnnotationRefName] == tag {
+			read(filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded()), &m)
+			return m, err
+		}
+	}
+	return m, errors.Join(err, fmt.Errorf("no image %s in %s", tag, dir))
+}
+
 // writeImage writes an OCI layout with one image of gzip layers, each a stream that a function
 // writes.
 func writeImage(dir, tag string, layers []func(io.Writer) error) error {
@@ -189,6 +313,11 @@ func writeLayer(blobs string, write func(io.Writer) error) (desc ocispec.Descrip
 // WriteLayout writes an image's configuration, manifest and index over layers that are in the
 // layout's blobs.
 func WriteLayout(dir, tag string, layers []ocispec.Descriptor, diffIDs []digest.Digest) error {
+	return WriteLayoutCmd(dir, tag, layers, diffIDs, "/bin/sh")
+}
+
+// WriteLayoutCmd is WriteLayout of an image with a command of its own.
+func WriteLayoutCmd(dir, tag string, layers []ocispec.Descriptor, diffIDs []digest.Digest, cmd ...string) error {
 	blobs := filepath.Join(dir, "blobs", "sha256")
 	put := func(mediaType string, v any) (ocispec.Descriptor, error) {
 		p, err := json.Marshal(v)
@@ -200,7 +329,7 @@ func WriteLayout(dir, tag string, layers []ocispec.Descriptor, diffIDs []digest.
 	}
 	config, err := put(ocispec.MediaTypeImageConfig, ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
-		Config:   ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Cmd: []string{"/bin/sh"}},
+		Config:   ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Cmd: cmd},
 		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
 	})
 	if err != nil {
@@ -226,4 +355,30 @@ func WriteLayout(dir, tag string, layers []ocispec.Descriptor, diffIDs []digest.
 		return fmt.Errorf("write layout %s: %w", dir, err)
 	}
 	return nil
+}
+
+// TagIndex adds an index of manifests, which are in the layout already, under a tag.
+func TagIndex(dir, tag string, manifests []ocispec.Descriptor) error {
+	p, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: manifests})
+	if err != nil {
+		return err
+	}
+	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(p), Size: int64(len(p)), Annotations: map[string]string{ocispec.AnnotationRefName: tag}}
+	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded()), p, 0o644); err != nil {
+		return err
+	}
+	path := filepath.Join(dir, "index.json")
+	var index ocispec.Index
+	old, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(old, &index)
+	}
+	if err != nil {
+		return err
+	}
+	index.Manifests = append(index.Manifests, d)
+	if p, err = json.Marshal(index); err != nil {
+		return err
+	}
+	return os.WriteFile(path, p, 0o644)
 }

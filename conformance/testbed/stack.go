@@ -202,13 +202,19 @@ func (s *Stack) StartRemorad() error {
 
 // StartRemoradOnly starts remorad and returns when it serves.
 func (s *Stack) StartRemoradOnly() error {
-	// Tests look at what is lazy, so nothing is completed behind their backs, and an outage ends in
-	// an error, unless a test says otherwise.
-	const defaults = "[fetch]\nbackground = \"off\"\nunreachable = \"eio\"\n"
+	// Tests look at what is lazy, so nothing is completed or learned behind their backs, and an outage
+	// ends in an error, unless a test says otherwise.
+	const (
+		defaults = "[fetch]\nbackground = \"off\"\nunreachable = \"eio\"\n"
+		noLearn  = "[profile]\nlearn = false\n"
+	)
 	config := fmt.Sprintf("[containerd]\naddress = %q\n[registry]\nconfig_path = [%q]\ndocker_config = \"\"\n", s.Socket, s.HostsDir)
 	config += s.opts.Config
 	if !strings.Contains(config, "[fetch]") {
 		config += defaults
+	}
+	if !strings.Contains(config, "[profile]") {
+		config += noLearn
 	}
 	path := filepath.Join(s.Dir, "remora.toml")
 	if err := os.WriteFile(path, []byte(config), 0o644); err != nil {
@@ -368,7 +374,12 @@ func (s *Stack) Ctr(ctx context.Context, args ...string) (string, error) {
 
 // Snapctl runs snapctl and returns its stdout.
 func (s *Stack) Snapctl(ctx context.Context, args ...string) (string, error) {
-	return Output(ctx, []string{"CONTAINERD_ADDRESS=" + s.Socket, "REMORA_ADDRESS=" + s.Remora}, "snapctl", args...)
+	return Output(ctx, s.SnapctlEnv(), "snapctl", args...)
+}
+
+// SnapctlEnv is what snapctl needs in its environment to work with the stack.
+func (s *Stack) SnapctlEnv() []string {
+	return []string{"CONTAINERD_ADDRESS=" + s.Socket, "REMORA_ADDRESS=" + s.Remora, "XDG_CACHE_HOME=" + filepath.Join(s.Dir, "snapctl-cache")}
 }
 
 // Status is what tests read of `snapctl status --json`, by its documented names.
@@ -398,6 +409,12 @@ type LayerStatus struct {
 	TotalBytes   int64 `json:"total_bytes"`
 	FetchedBytes int64 `json:"fetched_bytes"`
 	ReadBytes    int64 `json:"read_bytes"`
+
+	PrefetchedBytes   int64   `json:"prefetched_bytes"`
+	PrefetchUsedBytes int64   `json:"prefetch_used_bytes"`
+	DemandBytes       int64   `json:"demand_bytes"`
+	Waits             int     `json:"waits"`
+	WaitSeconds       float64 `json:"wait_seconds"`
 }
 
 // Status returns what `snapctl status --json` says.
