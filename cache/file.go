@@ -59,6 +59,7 @@ type File struct {
 	verified   bool // the blob's diffID was checked
 	kept       bool // an operator wants it never evicted
 	ahead      readahead
+	alike      map[string]int // how like other files, by name, this one is; see likeness
 	acct       account
 	recordings []*Recording
 

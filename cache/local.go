@@ -81,11 +81,12 @@ func (f *File) guessResidue(u uint32) {
 }
 
 // twin finds the unit of another file that is most likely the same as unit u: of those with the
-// same extents and the same behind them, the one whose place in its blob is nearest.
+// same extents and the same behind them, the one in the file that is most like this one, and there
+// the one whose place in its blob is nearest.
 func (f *File) twin(u uint32) (g *File, unit uint32) {
 	_, at := f.t.unitExtents(u)
 	first := f.t.extent(at(0))
-	far := int64(math.MaxInt64)
+	far, like := int64(math.MaxInt64), -1
 	for _, other := range f.c.snapshotFiles() {
 		if other == f {
 			continue
@@ -95,14 +96,40 @@ func (f *File) twin(u uint32) (g *File, unit uint32) {
 			if f.t.sameUnit(u, other.t, v) && f.t.sameStart(u+1, other.t, v+1) {
 				// Places from the start and from the end: what was inserted shifts one of them.
 				d := min(distance(int64(u), int64(v)), distance(int64(f.t.nUnits)-int64(u), int64(other.t.nUnits)-int64(v)))
-				if d < far {
-					g, unit, far = other, v, d
+				if l := f.likeness(other); l > like || l == like && d < far {
+					g, unit, far, like = other, v, d, l
 				}
 			}
 			return true
 		})
 	}
 	return g, unit
+}
+
+// likenessSample is how many extents of a file are looked for in another one.
+const likenessSample = 128
+
+// likeness says how much of this file another one has: of a sample of its extents. An earlier build of
+// a layer has nearly all, where another layer of the same image has a few by chance.
+func (f *File) likeness(g *File) (n int) {
+	f.mu.Lock()
+	n, known := f.alike[g.id]
+	f.mu.Unlock()
+	if known {
+		return n
+	}
+	step := max(f.t.nExtents/likenessSample, 1)
+	for i := 0; i < f.t.nExtents; i += step {
+		e := f.t.extent(uint32(i))
+		g.t.find(&e.Digest, func(uint32) bool { n++; return false })
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.alike == nil {
+		f.alike = map[string]int{}
+	}
+	f.alike[g.id] = n
+	return n
 }
 
 func distance(a, b int64) int64 { return max(a-b, b-a) }

@@ -68,17 +68,24 @@ func (f *File) allUnits() []uint32 {
 	return units
 }
 
-// pieces hands units out in their order.
+// pieces hands units out in their order, without those that are here.
 func (f *File) pieces(units []uint32) func(n int64) []Piece {
 	return func(n int64) (some []Piece) {
 		for ; len(units) > 0 && n > 0; units = units[1:] {
-			if int(units[0]) < f.t.nUnits {
+			if int(units[0]) < f.t.nUnits && !f.here(units[0]) {
 				some = append(some, Piece{f, units[0]})
 				n -= f.t.unit(units[0]).Len
 			}
 		}
 		return some
 	}
+}
+
+// here reports whether a unit needs no fetch, neither a new one nor one that is under way.
+func (f *File) here(u uint32) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.inflight[u] == nil && !f.wantedLocked(u)
 }
 
 func (c *Cache) prefetch(ctx context.Context, next func(n int64) []Piece, m manner) error {
@@ -97,6 +104,9 @@ func (c *Cache) prefetch(ctx context.Context, next func(n int64) []Piece, m mann
 		}
 		window = sizesOf(pieces[0].File.source()).flight
 		for _, b := range batches(pieces, m) {
+			if ctx.Err() != nil {
+				break
+			}
 			if m.prio == background && c.limiter != nil {
 				if err := c.limiter.WaitN(ctx, bulkRequestSize); err != nil {
 					break
