@@ -3,6 +3,7 @@ package remote
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
 	"sync"
@@ -48,7 +49,22 @@ func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.D
 	if second.err == nil {
 		return second.p, nil
 	}
-	return nil, fmt.Errorf("artifact %s of %s@%s: %w", artifactType, repo, image, keep(first.err, second.err))
+	return nil, fmt.Errorf("artifact %s of %s@%s: %w", artifactType, repo, image, whyNot(first.err, second.err))
+}
+
+// whyNot returns what is to be said of two ways that led to no artifact. That one of them is not there
+// is an answer, whatever status a registry without the other gives; bytes that are wrong are a fault.
+func whyNot(a, b error) error {
+	var status *StatusError
+	for _, err := range []error{a, b} {
+		if !errors.Is(err, ErrNotFound) && !errors.As(err, &status) {
+			return err
+		}
+	}
+	if errors.Is(a, ErrNotFound) {
+		return a
+	}
+	return b
 }
 
 // referrer finds an artifact by the Referrers API.

@@ -23,6 +23,10 @@ const artifactType = "application/vnd.example.test"
 type documents map[string][]byte
 
 func (d documents) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if _, old := d["501"]; old && strings.Contains(r.URL.Path, "/referrers/") {
+		w.WriteHeader(http.StatusNotImplemented)
+		return
+	}
 	for name, p := range d {
 		if !strings.HasSuffix(r.URL.Path, name) {
 			continue
@@ -101,6 +105,7 @@ func TestArtifact(t *testing.T) {
 		"none":                           {documents{}, nil, true},
 		"an empty list":                  {documents{"referrers/" + image.String(): listOf(t)}, nil, true},
 		"of another image under the tag": {documents{tag: artifact(t, other, want, true)}, nil, true},
+		"no Referrers API":               {documents{"501": nil}, nil, true},
 		"other bytes":                    {documents{tag: wrong}, nil, false},
 		"no JSON":                        {documents{tag: []byte("hello")}, nil, false},
 	} {

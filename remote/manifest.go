@@ -13,6 +13,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -55,6 +56,26 @@ func (r *Registry) Manifest(ctx context.Context, repo Repository, reference stri
 		return ocispec.Descriptor{}, nil, fmt.Errorf("manifest %s of %s is a %q and says that it is a %q", reference, repo, mediaType, says.MediaType)
 	}
 	return ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(doc))}, doc, nil
+}
+
+// ForThisPlatform returns the manifest of an index that fits this machine best.
+func ForThisPlatform(index []byte) (ocispec.Descriptor, error) {
+	var doc ocispec.Index
+	if err := json.Unmarshal(index, &doc); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	match := platforms.Default()
+	var best *ocispec.Descriptor
+	for i := range doc.Manifests {
+		m := &doc.Manifests[i]
+		if m.Platform != nil && match.Match(*m.Platform) && (best == nil || match.Less(*m.Platform, *best.Platform)) {
+			best = m
+		}
+	}
+	if best == nil {
+		return ocispec.Descriptor{}, fmt.Errorf("no manifest for %s", platforms.DefaultString())
+	}
+	return *best, nil
 }
 
 // Warm opens connections to the host that serves a registry, so that requests that are soon to be

@@ -17,7 +17,7 @@ import (
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
-	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/remote"
 )
@@ -290,6 +290,6 @@ func (b *countedBlob) Open(ctx context.Context, off, n int64) (io.ReadCloser, er
 	return b.Blob.Open(ctx, off, n, 0)
 }
 
-var _ estargz.Blob = (*countedBlob)(nil)
+var _ toc.Blob = (*countedBlob)(nil)
 
 func describe(s *Source) string { return fmt.Sprintf("layer %s of %s", s.Descriptor.Digest, s.Image) }

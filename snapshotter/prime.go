@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/reference"
-	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/remote"
@@ -64,9 +63,11 @@ func (s *Snapshotter) Prime(ctx context.Context, ref string) ([]Document, error)
 		if images.IsManifestType(desc.MediaType) {
 			break
 		}
-		if name, err = forThisPlatform(doc); err != nil {
+		one, err := remote.ForThisPlatform(doc)
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", ref, err)
 		}
+		name = one.Digest.String()
 	}
 	s.layers.tracer.end(began, Span{Kind: "resolve", What: ref})
 	last := docs[len(docs)-1]
@@ -90,24 +91,4 @@ func (s *Snapshotter) Prime(ctx context.Context, ref string) ([]Document, error)
 		docs = append(docs, Document{m.Config, config})
 	}
 	return docs, nil
-}
-
-// forThisPlatform returns the digest of the manifest of an index that fits this machine best.
-func forThisPlatform(index []byte) (string, error) {
-	var doc ocispec.Index
-	if err := json.Unmarshal(index, &doc); err != nil {
-		return "", err
-	}
-	match := platforms.Default()
-	var best *ocispec.Descriptor
-	for i := range doc.Manifests {
-		m := &doc.Manifests[i]
-		if m.Platform != nil && match.Match(*m.Platform) && (best == nil || match.Less(*m.Platform, *best.Platform)) {
-			best = m
-		}
-	}
-	if best == nil {
-		return "", fmt.Errorf("no manifest for %s", platforms.DefaultString())
-	}
-	return best.Digest.String(), nil
 }

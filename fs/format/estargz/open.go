@@ -3,10 +3,10 @@ package estargz
 import (
 	"context"
 	"fmt"
-	"io"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
 )
 
@@ -16,12 +16,6 @@ const TOCDigest = "containerd.io/snapshot/stargz/toc.digest"
 // TOCOffset is a descriptor annotation that our converter adds: where the table starts, in
 // decimal. It is only a hint that saves bytes; the footer decides.
 const TOCOffset = "io.remora.stargz.toc-offset"
-
-// A Blob is read by range. Open returns exactly n bytes from off, or an error.
-type Blob interface {
-	Open(ctx context.Context, off, n int64) (io.ReadCloser, error)
-	Size() int64
-}
 
 // Options say what the caller knows of the layer.
 type Options struct {
@@ -44,7 +38,7 @@ type Index struct {
 // Open reads a layer's footer and table, in one round trip unless the table is unusually long,
 // and returns what they say. Errors that wrap layout.ErrInvalid are the layer's fault; all
 // others come from blob.
-func Open(ctx context.Context, blob Blob, opts Options) (*Index, error) {
+func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 	limits := opts.Limits.WithDefaults()
 	if opts.TOCDigest == "" && !opts.Unverified {
 		return nil, fmt.Errorf("%w: no digest of the table of contents in the manifest", layout.ErrInvalid)
@@ -54,7 +48,7 @@ func Open(ctx context.Context, blob Blob, opts Options) (*Index, error) {
 		return nil, fmt.Errorf("%w: blob of %d bytes is too short for a footer", layout.ErrInvalid, size)
 	}
 	from := tailStart(size, opts)
-	tail, err := readRange(ctx, blob, from, size-from)
+	tail, err := toc.ReadRange(ctx, blob, from, size-from)
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +60,7 @@ func Open(ctx context.Context, blob Blob, opts Options) (*Index, error) {
 		return nil, fmt.Errorf("%w: table of %d packed bytes (limit %d)", layout.ErrInvalid, n, limits.PackedIndex)
 	}
 	if tocOff < from {
-		head, err := readRange(ctx, blob, tocOff, from-tocOff)
+		head, err := toc.ReadRange(ctx, blob, tocOff, from-tocOff)
 		if err != nil {
 			return nil, err
 		}
@@ -97,17 +91,4 @@ func tailStart(size int64, opts Options) int64 {
 		n = min(max(size/40, 256<<10), 4<<20)
 	}
 	return max(size-n, 0)
-}
-
-func readRange(ctx context.Context, blob Blob, off, n int64) ([]byte, error) {
-	r, err := blob.Open(ctx, off, n)
-	if err != nil {
-		return nil, fmt.Errorf("read table of contents: %w", err)
-	}
-	defer r.Close()
-	p := make([]byte, n)
-	if _, err := io.ReadFull(r, p); err != nil {
-		return nil, fmt.Errorf("read table of contents: %w", err)
-	}
-	return p, nil
 }

@@ -13,12 +13,6 @@ import (
 	"github.com/remora-storage/remora/fs/layout"
 )
 
-// A Blob is read by range. Open returns exactly n bytes from off, or an error.
-type Blob interface {
-	Open(ctx context.Context, off, n int64) (io.ReadCloser, error)
-	Size() int64
-}
-
 // Options say what the caller knows of the layer.
 type Options struct {
 	Table Table // as the manifest names it; the zero value if it names none
@@ -50,7 +44,7 @@ const smallTail = 4 << 10
 
 // Open reads a layer's table in one round trip, two where the manifest does not say where it lies.
 // Errors that wrap layout.ErrInvalid are the layer's fault; all others come from blob.
-func Open(ctx context.Context, blob Blob, opts Options) (*Index, error) {
+func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 	limits := opts.Limits.WithDefaults()
 	size := blob.Size()
 	t := opts.Table
@@ -59,7 +53,7 @@ func Open(ctx context.Context, blob Blob, opts Options) (*Index, error) {
 			return nil, fmt.Errorf("%w: no digest of the table of contents in the manifest", layout.ErrInvalid)
 		}
 		n := min(size, tailSize)
-		tail, err := readRange(ctx, blob, size-n, n)
+		tail, err := toc.ReadRange(ctx, blob, size-n, n)
 		if err != nil {
 			return nil, err
 		}
@@ -76,7 +70,7 @@ func Open(ctx context.Context, blob Blob, opts Options) (*Index, error) {
 	if size-tailOff-n <= smallTail {
 		n = size - tailOff
 	}
-	got, err := readRange(ctx, blob, tailOff, n)
+	got, err := toc.ReadRange(ctx, blob, tailOff, n)
 	if err != nil {
 		return nil, err
 	}
@@ -115,17 +109,4 @@ func parseTable(packed []byte, plain, dataEnd, size int64, opts Options, limits 
 		return nil, fmt.Errorf("%w: plain table has digest %s, the manifest says %s", layout.ErrInvalid, sum.Digest(), want)
 	}
 	return l, nil
-}
-
-func readRange(ctx context.Context, blob Blob, off, n int64) ([]byte, error) {
-	r, err := blob.Open(ctx, off, n)
-	if err != nil {
-		return nil, fmt.Errorf("read table of contents: %w", err)
-	}
-	defer r.Close()
-	p := make([]byte, n)
-	if _, err := io.ReadFull(r, p); err != nil {
-		return nil, fmt.Errorf("read table of contents: %w", err)
-	}
-	return p, nil
 }
