@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -508,5 +510,46 @@ func TestForetold(t *testing.T) {
 	after := account(t, s, ref)
 	if after.DemandBytes > before.PrefetchedBytes/2 || after.PrefetchUsedBytes*2 < after.PrefetchedBytes {
 		t.Errorf("%d bytes foretold, %d of them used, %d on demand", after.PrefetchedBytes, after.PrefetchUsedBytes, after.DemandBytes)
+	}
+}
+
+// TestProfileUnderFaults: prefetching from a registry that is slow, fails, limits its rate, cuts or garbles
+// every third answer keeps no program from running, nor brings it wrong bytes, and ends with its image.
+func TestProfileUnderFaults(t *testing.T) {
+	s := newStack(t, testbed.Options{Config: impatient, LogLevel: "info"})
+	p := testbed.Programs[1]
+	_, _ = pushed(t, s, p) // what the list names comes first in its layers
+	proxy := newFaultyProxy(t, s)
+	ref := proxy.Listener.Addr().String() + "/redis:lazy"
+	sometimes := func(f fault) *fault {
+		var n atomic.Int64
+		g := fault(func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+			if n.Add(1)%3 == 0 {
+				f(w, r, pass)
+				return
+			}
+			pass.ServeHTTP(w, r)
+		})
+		return &g
+	}
+	limited := func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
+		w.Header().Set("Retry-After", "1")
+		w.WriteHeader(http.StatusTooManyRequests)
+	}
+	for name, f := range map[string]fault{"slow": nil, "fails": status(500), "limits its rate": limited, "cuts": cut, "garbles": wrongBytes} {
+		t.Run(name, func(t *testing.T) {
+			if f == nil {
+				proxy.delay.Store(int64(200 * time.Millisecond))
+				defer proxy.delay.Store(0)
+			} else {
+				proxy.fault.Store(sometimes(f))
+				defer proxy.fault.Store(nil)
+			}
+			a := start(t, s, ref, "faults-"+strings.ReplaceAll(name, " ", "-"), p)
+			if a.PrefetchedBytes == 0 {
+				t.Error("nothing was prefetched")
+			}
+			removed(t, s, ref)
+		})
 	}
 }

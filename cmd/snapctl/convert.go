@@ -105,7 +105,7 @@ the machine and --jobs.`,
 	f.StringVar(&o.chunkSize, "chunk-size", "1MiB", "`size` of the parts that large files are read in")
 	f.StringSliceVar(&o.platforms, "platform", []string{"all"}, "`platforms` to convert of an image that has several: linux/amd64,linux/arm64 or all; the others are left out")
 	f.BoolVar(&o.oci, "oci", false, "give the result OCI's media types where the source has Docker's (zstdchunked always does)")
-	f.IntVar(&o.jobs, "jobs", runtime.NumCPU(), "processors to use")
+	f.IntVar(&o.jobs, "jobs", 0, "`processors` to use; 0 for all")
 	f.BoolVar(&o.reuse, "reuse", false, "leave layers that are in the format already as they are")
 	f.StringVar(&o.profile, "profile", "", "`file` with a profile: what it lists comes first, in its order, and it is published beside the result")
 	f.StringVar(&o.prioritize, "prioritize", "", "`file` with paths to put first, one a line, in order")
@@ -132,9 +132,13 @@ func (o *convertOptions) plan(from string) (*converter, error) {
 	if err != nil || n < 4<<10 || n > 64<<20 {
 		return nil, cli.Usagef("--chunk-size %q: want 4KiB to 64MiB", o.chunkSize)
 	}
-	if o.jobs < 1 {
-		return nil, cli.Usagef("--jobs %d: want at least 1", o.jobs)
+	if o.jobs < 0 {
+		return nil, cli.Usagef("--jobs %d: want at least 1, or 0 for all processors", o.jobs)
 	}
+	if o.jobs == 0 {
+		o.jobs = runtime.NumCPU()
+	}
+	c.o.jobs = o.jobs
 	c.layer.Level, c.layer.ChunkSize, c.layer.Jobs = o.level, int(n), convert.NewJobs(o.jobs)
 	for _, kv := range o.annotations {
 		k, v, ok := strings.Cut(kv, "=")

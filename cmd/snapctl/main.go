@@ -41,6 +41,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
   snapctl convert docker.io/library/redis:7 registry.example.com/redis:7-lazy
   snapctl pull registry.example.com/redis:7-lazy
   ctr run --rm --snapshotter remora registry.example.com/redis:7-lazy demo redis-server --version
+  snapctl record registry.example.com/redis:7-lazy --until-line "Ready to accept"
   snapctl status
 
 "snapctl doctor" checks that this machine, containerd and remorad fit together.`,

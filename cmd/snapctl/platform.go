@@ -2,15 +2,15 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	orascontent "oras.land/oras-go/v2/content"
+
+	"github.com/remora-storage/remora/remote"
 )
 
 // manifestDigest returns the digest of the manifest that an image of containerd's has for this
@@ -22,7 +22,7 @@ func manifestDigest(ctx context.Context, store content.Provider, img images.Imag
 	p, err := content.ReadBlob(ctx, store, img.Target)
 	if err == nil {
 		var m ocispec.Descriptor
-		if m, err = here(p); err == nil {
+		if m, err = remote.ForThisPlatform(p); err == nil {
 			return m.Digest, nil
 		}
 	}
@@ -41,25 +41,5 @@ func forThisPlatform(ctx context.Context, from orascontent.Fetcher, desc ocispec
 	if err != nil {
 		return desc, err
 	}
-	return here(p)
-}
-
-// here returns the manifest of an index that fits this machine best.
-func here(index []byte) (ocispec.Descriptor, error) {
-	var doc ocispec.Index
-	if err := json.Unmarshal(index, &doc); err != nil {
-		return ocispec.Descriptor{}, err
-	}
-	match := platforms.Default()
-	var best *ocispec.Descriptor
-	for i := range doc.Manifests {
-		m := &doc.Manifests[i]
-		if m.Platform != nil && match.Match(*m.Platform) && (best == nil || match.Less(*m.Platform, *best.Platform)) {
-			best = m
-		}
-	}
-	if best == nil {
-		return ocispec.Descriptor{}, fmt.Errorf("no manifest for %s", platforms.DefaultString())
-	}
-	return *best, nil
+	return remote.ForThisPlatform(p)
 }

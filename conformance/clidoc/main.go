@@ -13,8 +13,11 @@ import (
 func main() {
 	fmt.Print("# Commands\n\nMade by `make generate` from the commands' own help.\n")
 	for _, args := range [][]string{
-		{"snapctl"}, {"snapctl", "pull"}, {"snapctl", "convert"}, {"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "doctor"},
-		{"remorad"},
+		{"snapctl"}, {"snapctl", "pull"}, {"snapctl", "convert"}, {"snapctl", "record"},
+		{"snapctl", "profile"}, {"snapctl", "profile", "show"}, {"snapctl", "profile", "merge"}, {"snapctl", "profile", "push"},
+		{"snapctl", "profile", "pull"}, {"snapctl", "profile", "rm"}, {"snapctl", "trace"},
+		{"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
+		{"remorad"}, {"remorad", "holder"},
 	} {
 		out, err := testbed.Output(context.Background(), nil, args[0], append(args[1:], "--help")...)
 		if err != nil {
@@ -34,5 +37,5 @@ const exitCodes = `
 ## Environment
 
 snapctl reads ` + "`CONTAINERD_ADDRESS`, `CONTAINERD_NAMESPACE`, `REMORA_ADDRESS` and `SNAPCTL_PASSWORD`" + `. convert also reads
-` + "`DOCKER_CONFIG`" + ` where remorad does not run.
+` + "`DOCKER_CONFIG`" + ` where remorad does not run, and keeps what it knows of layers in ` + "`XDG_CACHE_HOME`" + ` (~/.cache).
 `
