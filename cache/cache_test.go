@@ -430,6 +430,28 @@ func TestRebuiltLayer(t *testing.T) {
 	}
 }
 
+// TestTwinIsOfTheEarlierBuild: another layer begins with the same files, under other headers, and comes
+// first by name; a rebuilt layer resembles its earlier build all the same.
+func TestTwinIsOfTheEarlierBuild(t *testing.T) {
+	other := newImageWith(t, 4, 10, 5000, "tail and the header of another layer")
+	old, rebuilt := newImage(t, 4, 60, 5000), newImage(t, 4, 60, 5000)
+	c := open(t, t.TempDir(), cache.Options{})
+	defer closeAndCheck(t, c)
+	wantAll(t, create(t, c, "a", other, &source{blob: other.blob}), other)
+	wantAll(t, create(t, c, "b", old, &source{blob: old.blob}), old)
+	src := &source{blob: rebuilt.blob}
+	f := create(t, c, "c", rebuilt, src)
+	if err := f.PrefetchAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Verify(t.Context(), rebuilt.diffID); err != nil {
+		t.Fatal(err)
+	}
+	if n := src.bytes.Load(); n > int64(len(rebuilt.blob))/4 {
+		t.Errorf("fetched %d of %d bytes", n, len(rebuilt.blob))
+	}
+}
+
 // TestFillWithoutRoom: where the kernel reads the file, a range that does not fit is no space left,
 // after the deadline; with room it succeeds.
 func TestFillWithoutRoom(t *testing.T) {
