@@ -101,7 +101,10 @@ func TestReaderGoesFirst(t *testing.T) {
 	src := &source{blob: im.blob}
 	src.fault = func(_ context.Context, off, _ int64, _ int) (io.ReadCloser, error) {
 		if off == last.Off {
-			time.Sleep(150 * time.Millisecond) // as an answer takes
+			time.Sleep(100 * time.Millisecond) // what was begun before has been asked for by then
+			reading.Store(true)
+			time.Sleep(150 * time.Millisecond)
+			reading.Store(false)
 			return nil, nil
 		}
 		if !reading.Load() {
@@ -129,14 +132,9 @@ func TestReaderGoesFirst(t *testing.T) {
 	}
 	e := im.spec.Extents[499]
 	p := make([]byte, e.Len)
-	go func() { // from when all that was begun before has been asked for
-		time.Sleep(50 * time.Millisecond)
-		reading.Store(true)
-	}()
 	if _, err := f.ReadAt(t.Context(), p, e.Off); err != nil {
 		t.Fatal(err)
 	}
-	reading.Store(false)
 	if n := most.Load(); n > 1 {
 		t.Errorf("%d requests at once were begun for prefetching while a reader waited, want no more than 1", n)
 	}
