@@ -229,7 +229,9 @@ func (c *converter) oneLayer(ctx context.Context, desc ocispec.Descriptor, diffI
 		return nil, err
 	}
 	defer packed.Close()
-	made, err := convert.Layer(ctx, packed, desc.Size, c.layer)
+	o := c.layer
+	o.Progress = c.packing(what)
+	made, err := convert.Layer(ctx, packed, desc.Size, o)
 	if err != nil {
 		return nil, err
 	}
@@ -376,10 +378,22 @@ func (c *converter) download(ctx context.Context, desc ocispec.Descriptor, what 
 		f.Close()
 		return nil, err
 	}
-	if time.Since(last) > progressEvery || desc.Size > 256<<20 {
-		c.note("%s: packing %s", what, size(desc.Size))
-	}
 	return f, nil
+}
+
+// packing returns what tells a person how far a layer is, now and then.
+func (c *converter) packing(what string) func(int) {
+	var mu sync.Mutex // guards both
+	var done int64
+	last := time.Now()
+	return func(n int) {
+		mu.Lock()
+		defer mu.Unlock()
+		if done += int64(n); time.Since(last) > progressEvery {
+			last = time.Now()
+			c.note("%s: packed %s so far", what, size(done))
+		}
+	}
 }
 
 type readerFunc func([]byte) (int, error)

@@ -68,7 +68,10 @@ type Options struct {
 	For       Generation // of zstd:chunked; "" for ForPodman
 	First     []string   // paths of files that come first, in order, and are prefetched
 	Jobs      Jobs       // shared by all layers that are converted at once
-	Dir       string     // for files on the way; "" for the system's
+	// Progress is told how many bytes of the tar were packed since it was told last; nil for nobody. It
+	// is called by several goroutines at once.
+	Progress func(n int)
+	Dir      string // for files on the way; "" for the system's
 }
 
 // Jobs bounds how many processors are used: it holds a token for each. nil is no bound.
@@ -79,8 +82,9 @@ func NewJobs(n int) Jobs { return make(Jobs, n) }
 
 // limiter bounds the work on one layer: it takes processors by turns, and ends with a context.
 type limiter struct {
-	ctx  context.Context // of Layer: all of this is one operation
-	jobs Jobs
+	ctx      context.Context // of Layer: all of this is one operation
+	jobs     Jobs
+	progress func(int)
 }
 
 func (l *limiter) do(work func() error) error {
@@ -139,7 +143,7 @@ func Layer(ctx context.Context, src io.ReaderAt, size int64, o Options) (_ *Resu
 		o.ChunkSize = DefaultChunkSize
 	}
 	// The library's own context would leave files behind: it ends through what it calls.
-	limit := &limiter{ctx, o.Jobs}
+	limit := &limiter{ctx, o.Jobs, o.Progress}
 	var pack packer
 	switch o.Format {
 	case Estargz:

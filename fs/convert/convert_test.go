@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,7 +116,11 @@ func TestReproducible(t *testing.T) {
 func TestUnpacks(t *testing.T) {
 	plain := aTar(t, 2, 200)
 	formats(t, func(t *testing.T, f convert.Format) {
-		r, blob := layer(t, plain, convert.Options{Format: f, First: []string{"/dir/9"}})
+		var packed atomic.Int64
+		r, blob := layer(t, plain, convert.Options{Format: f, First: []string{"/dir/9"}, Progress: func(n int) { packed.Add(int64(n)) }})
+		if n := packed.Load(); n < r.Plain*9/10 || n > r.Plain {
+			t.Errorf("told of %d bytes packed of %d", n, r.Plain)
+		}
 		var in io.Reader
 		var err error
 		if f == convert.Estargz {

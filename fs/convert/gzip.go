@@ -42,6 +42,9 @@ type pooled struct {
 // Write implements io.Writer.
 func (p *pooled) Write(b []byte) (n int, err error) {
 	err = p.limit.do(func() (err error) { n, err = p.WriteFlushCloser.Write(b); return err })
+	if p.limit.progress != nil {
+		p.limit.progress(n)
+	}
 	return n, err
 }
 
