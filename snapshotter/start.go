@@ -50,7 +50,6 @@ const (
 	startEnds     = 5 * time.Minute        // after which nothing is prefetched for it any more
 	profileWait   = 250 * time.Millisecond // for a published profile, once a layer is open
 	profileAskFor = 20 * time.Second
-	profileKind   = "remora-profile"
 	// A profile of which less than this share fits the image is another image's.
 	leastMatch = 0.1
 )
@@ -257,7 +256,7 @@ func (st *start) findProfile(ctx context.Context) (p *profile.Profile, from stri
 	if published, ok := st.s.layers.registry.(Artifacts); ok {
 		ctx, cancel := context.WithTimeout(ctx, profileAskFor)
 		defer cancel()
-		data, err := published.Artifact(ctx, st.img.Repo, st.img.Manifest, profile.ArtifactType, profileKind)
+		data, err := published.Artifact(ctx, st.img.Repo, st.img.Manifest, profile.ArtifactType, profile.Tag)
 		if err == nil {
 			if p, err = profile.Decode(data); err == nil {
 				return p, "registry"

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -115,7 +116,7 @@ the machine and --jobs.`,
 }
 
 // plan checks the options and reads the files that they name.
-func (o *convertOptions) plan(from string) (*converter, error) {
+func (o *convertOptions) plan() (*converter, error) {
 	c := &converter{o: *o, annotations: map[string]string{}}
 	c.layer.Format = convert.Format(o.format)
 	if !slices.Contains(convert.Formats, c.layer.Format) {
@@ -177,7 +178,7 @@ func (o *convertOptions) plan(from string) (*converter, error) {
 
 func (a *app) convert(ctx context.Context, from, to string, o convertOptions) (err error) {
 	began := time.Now()
-	c, err := o.plan(from)
+	c, err := o.plan()
 	if err != nil {
 		return err
 	}
@@ -194,11 +195,11 @@ func (a *app) convert(ctx context.Context, from, to string, o convertOptions) (e
 	if c.src, err = a.openTarget(ctx, from, o, false, c.work.dir); err != nil {
 		return err
 	}
-	defer func() { err = firstOf(err, c.src.Close()) }()
+	defer func() { err = errors.Join(err, c.src.Close()) }()
 	if c.dst, err = a.openTarget(ctx, to, o, true, c.work.dir); err != nil {
 		return err
 	}
-	defer func() { err = firstOf(err, c.dst.Close()) }()
+	defer func() { err = errors.Join(err, c.dst.Close()) }()
 	desc, err := c.src.Resolve(ctx, c.src.Name())
 	if err != nil {
 		return fmt.Errorf("%s: %w", from, err)
@@ -227,13 +228,6 @@ func (a *app) convert(ctx context.Context, from, to string, o convertOptions) (e
 	}
 	result.Seconds = time.Since(began).Seconds()
 	return a.print(result, result.human)
-}
-
-func firstOf(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // publishProfiles gives every image that was made the profile that it was made by.

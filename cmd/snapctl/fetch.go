@@ -44,16 +44,12 @@ func (a *app) fetch(ctx context.Context, image string, cacheOnly bool) error {
 	if err != nil {
 		return err
 	}
-	ctx, containerd, err := a.dialContainerd(ctx)
+	ctx, containerd, img, err := a.localImage(ctx, ref)
 	if err != nil {
 		return err
 	}
 	defer containerd.Close()
-	img, err := containerd.ImageService().Get(ctx, ref)
-	if err != nil {
-		return fmt.Errorf("image %s in namespace %s: %w (pull it first: snapctl pull %s)", ref, a.namespace, err, ref)
-	}
-	manifest, err := manifestDigest(ctx, containerd.ContentStore(), img)
+	manifest, err := manifestDigest(ctx, containerd.ContentStore(), img.Metadata())
 	if err != nil {
 		return err
 	}

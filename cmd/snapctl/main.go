@@ -108,6 +108,20 @@ func (a *app) dialContainerd(ctx context.Context) (context.Context, *client.Clie
 	return namespaces.WithNamespace(ctx, a.namespace), c, nil
 }
 
+// localImage finds an image in containerd. The client must be closed.
+func (a *app) localImage(ctx context.Context, ref string) (context.Context, *client.Client, client.Image, error) {
+	ctx, c, err := a.dialContainerd(ctx)
+	if err != nil {
+		return ctx, nil, nil, err
+	}
+	img, err := c.GetImage(ctx, ref)
+	if err != nil {
+		c.Close()
+		return ctx, nil, nil, fmt.Errorf("image %s in namespace %s: %w (pull it first: snapctl pull %s)", ref, a.namespace, err, ref)
+	}
+	return ctx, c, img, nil
+}
+
 // print writes v as JSON, or calls human.
 func (a *app) print(v any, human func(w io.Writer)) error {
 	if a.json {

@@ -24,8 +24,6 @@ import (
 	"github.com/remora-storage/remora/remote"
 )
 
-const profileKind = "remora-profile" // the end of the tag that remorad asks for
-
 func (a *app) profileCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "profile",
@@ -295,7 +293,7 @@ func (a *app) remoteImage(ctx context.Context, name string, o pullOptions) (*rem
 }
 
 func (r *remoteImage) published(ctx context.Context) (*profile.Profile, error) {
-	data, err := r.registry.Artifact(ctx, r.repo, r.manifest.Digest, profile.ArtifactType, profileKind)
+	data, err := r.registry.Artifact(ctx, r.repo, r.manifest.Digest, profile.ArtifactType, profile.Tag)
 	if errors.Is(err, remote.ErrNotFound) {
 		return nil, fmt.Errorf("no profile of %s is published; see \"snapctl profile push\"", r.ref)
 	}
@@ -338,7 +336,7 @@ func (r *remoteImage) publish(ctx context.Context, p *profile.Profile) (*pushedP
 		return nil, err
 	}
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(doc), Size: int64(len(doc)), ArtifactType: profile.ArtifactType}
-	tag := remote.ArtifactTag(r.manifest.Digest, profileKind)
+	tag := remote.ArtifactTag(r.manifest.Digest, profile.Tag)
 	// oras-go keeps the list of referrers under a tag where the registry has no Referrers API.
 	if err := repo.PushReference(ctx, desc, bytes.NewReader(doc), tag); err != nil {
 		return nil, err
@@ -364,7 +362,7 @@ func (r *remoteImage) unpublish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	desc, err := repo.Resolve(ctx, remote.ArtifactTag(r.manifest.Digest, profileKind))
+	desc, err := repo.Resolve(ctx, remote.ArtifactTag(r.manifest.Digest, profile.Tag))
 	if errors.Is(err, errdef.ErrNotFound) {
 		return nil // idempotent
 	}

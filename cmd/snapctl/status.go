@@ -60,15 +60,11 @@ func (a *app) imageStatus(ctx context.Context, image string) error {
 	if err != nil {
 		return err
 	}
-	ctx, containerd, err := a.dialContainerd(ctx)
+	ctx, containerd, img, err := a.localImage(ctx, ref)
 	if err != nil {
 		return err
 	}
 	defer containerd.Close()
-	img, err := containerd.GetImage(ctx, ref)
-	if err != nil {
-		return fmt.Errorf("image %s in namespace %s: %w (pull it first: snapctl pull %s)", ref, a.namespace, err, ref)
-	}
 	manifest, err := images.Manifest(ctx, img.ContentStore(), img.Target(), img.Platform())
 	if err != nil {
 		return fmt.Errorf("image %s: %w", ref, err)

@@ -19,6 +19,9 @@ const MediaType = "application/vnd.remora.profile.v1+json+zstd"
 // ArtifactType is that of a manifest which gives an image a profile.
 const ArtifactType = "application/vnd.remora.profile.v1"
 
+// Tag is how the tag ends by which an image's published profile is found at once.
+const Tag = "remora-profile"
+
 // ErrInvalid marks bytes that are not a profile, or one that breaks our limits.
 var ErrInvalid = errors.New("invalid profile")
 
