@@ -26,10 +26,6 @@ func (f *File) Find(digest [sha256.Size]byte, n int64) (found Extent, ok bool) {
 // UnitLen returns the packed bytes of a unit.
 func (f *File) UnitLen(u uint32) int64 { return f.t.unit(u).Len }
 
-// ReadMeta implements io.ReaderAt for the image's metadata, its first MetaSize bytes, which are
-// always present.
-func (f *File) ReadMeta(p []byte, off int64) (int, error) { return f.img.ReadAt(p, off) }
-
 // Wants reports whether fetching a unit would bring anything that is neither here nor on its way.
 func (f *File) Wants(u uint32) bool {
 	f.mu.Lock()

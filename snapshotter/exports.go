@@ -252,34 +252,8 @@ func numberOf(id uint64) uint32 { return uint32(id) }
 // mount mounts an incomplete layer.
 func (e *Exports) mount(way blockdev.Backend, id uint64, f *cache.File, dir string) error {
 	switch way {
-	case blockdev.FuseFile, blockdev.FuseLoop:
-		files, err := e.theFiles()
-		if err != nil {
-			return err
-		}
-		path := files.Export(nodeOf(id), f)
-		mount := blockdev.MountLazyEROFS
-		if way == blockdev.FuseLoop {
-			mount = blockdev.MountLoop
-		}
-		if err := mount(path, dir); err != nil {
-			files.Withdraw(nodeOf(id))
-			return err
-		}
-		return nil
-	case blockdev.FuseTree:
-		trees, err := e.theTrees()
-		if err != nil {
-			return err
-		}
-		if err := trees.Add(numberOf(id), f.Image(), f.MetaSize(), f); err != nil {
-			return err
-		}
-		if err := bindTree(e.treesDir(), numberOf(id), dir); err != nil {
-			trees.Remove(numberOf(id))
-			return err
-		}
-		return nil
+	case blockdev.FuseFile, blockdev.FuseLoop, blockdev.FuseTree:
+		return e.serve(way, id, f, f, dir)
 	case blockdev.Precontent:
 		group, err := e.theGroup()
 		if err != nil {
@@ -297,39 +271,37 @@ func (e *Exports) mount(way blockdev.Backend, id uint64, f *cache.File, dir stri
 	return fmt.Errorf("back end %q is not known", way)
 }
 
-// mountRecorded mounts a layer once more, by a device of its own.
-func (e *Exports) mountRecorded(way blockdev.Backend, l *recordedLayer) error {
+// serve mounts what a device serves of a layer by FUSE: the layer's image itself, or who passes its
+// reads on.
+func (e *Exports) serve(way blockdev.Backend, id uint64, f *cache.File, dev blockdev.Device, dir string) error {
 	if way == blockdev.FuseTree {
 		trees, err := e.theTrees()
 		if err != nil {
 			return err
 		}
-		if err := trees.Add(numberOf(l.number), l.Image(), l.MetaSize(), l); err != nil {
+		if err := trees.Add(numberOf(id), f.Image(), f.MetaSize(), dev); err != nil {
 			return err
 		}
-		return bindTree(e.treesDir(), numberOf(l.number), l.dir)
+		if err := bindTree(e.treesDir(), numberOf(id), dir); err != nil {
+			trees.Remove(numberOf(id))
+			return err
+		}
+		return nil
 	}
 	files, err := e.theFiles()
 	if err != nil {
 		return err
 	}
+	path := files.Export(nodeOf(id), dev)
 	mount := blockdev.MountLazyEROFS
 	if way == blockdev.FuseLoop {
 		mount = blockdev.MountLoop
 	}
-	return mount(files.Export(nodeOf(l.number), l), l.dir)
-}
-
-// releaseRecorded undoes mountRecorded, after the unmounting.
-func (e *Exports) releaseRecorded(way blockdev.Backend, l *recordedLayer) {
-	e.mu.Lock()
-	files, trees := e.files, e.trees
-	e.mu.Unlock()
-	if way == blockdev.FuseTree && trees != nil {
-		trees.Remove(numberOf(l.number))
-	} else if files != nil {
-		files.Withdraw(nodeOf(l.number))
+	if err := mount(path, dir); err != nil {
+		files.Withdraw(nodeOf(id))
+		return err
 	}
+	return nil
 }
 
 // bindTree shows a tree in a directory.

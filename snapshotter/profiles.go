@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -136,16 +135,8 @@ func (s *profiles) remove(image digest.Digest) error {
 	return nil
 }
 
-// metaReader reads a cached image's metadata.
-type metaReader struct{ f *cache.File }
-
-func (m metaReader) ReadAt(p []byte, off int64) (int, error) { return m.f.ReadMeta(p, off) }
-
-var _ io.ReaderAt = metaReader{}
-
-func treeOf(f *cache.File) (*erofs.Reader, error) {
-	return erofs.NewReader(metaReader{f}, f.MetaSize())
-}
+// treeOf reads the tree of a cached image, whose metadata is always there.
+func treeOf(f *cache.File) (*erofs.Reader, error) { return erofs.NewReader(f.Image(), f.MetaSize()) }
 
 // fileAt is where a file's data lies in an image.
 type fileAt struct {

@@ -109,7 +109,7 @@ func (s *Snapshotter) Record(ctx context.Context, manifest digest.Digest, ref st
 			return nil, err
 		}
 		r.layers[b.fsDir()] = l
-		if err := s.exports.mountRecorded(r.way, l); err != nil {
+		if err := s.exports.serve(r.way, l.number, l.File, l, l.dir); err != nil {
 			return nil, err
 		}
 	}
@@ -165,7 +165,7 @@ func (r *Recording) close() error {
 	var errs []error
 	for _, l := range r.layers {
 		errs = append(errs, blockdev.Unmount(l.dir), os.Remove(l.dir))
-		r.s.exports.releaseRecorded(r.way, l)
+		r.s.exports.release(r.way, l.number, l.File)
 	}
 	if err := os.RemoveAll(r.dir); err != nil {
 		errs = append(errs, err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
@@ -294,13 +295,13 @@ func (st *start) run(ctx context.Context) {
 		}
 		st.mu.Lock()
 		done := len(st.waiting) == 0 && st.asked && !st.dirty
-		unknown := len(st.list) == 0
+		unknown, pieces := len(st.list) == 0, st.at
 		st.mu.Unlock()
 		if done && unknown {
 			st.predict(ctx)
 		}
 		if done {
-			st.s.log.Debug("prefetched", "image", st.img.Ref, "pieces", st.at, "took", time.Since(began).Round(time.Millisecond))
+			st.s.log.Debug("prefetched", "image", st.img.Ref, "pieces", pieces, "took", time.Since(began).Round(time.Millisecond))
 			return
 		}
 	}
@@ -413,7 +414,7 @@ func locate(e *profile.Entry, files []*cache.File, trees map[*cache.File]*erofs.
 		if err != nil || !found {
 			continue
 		}
-		if n.Mode&0o170000 == 0o100000 && e.Off < n.Size {
+		if n.Mode&unix.S_IFMT == unix.S_IFREG && e.Off < n.Size {
 			f.Extents(n.Data+e.Off, min(e.Len, n.Size-e.Off), func(x cache.Extent) bool {
 				pieces = append(pieces, cache.Piece{File: f, Unit: x.Unit})
 				return true

@@ -160,6 +160,13 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	return a.print(result, result.human)
 }
 
+// pullFirst pulls an image for another command, whose output is not the pull's.
+func (a *app) pullFirst(ctx context.Context, image string, o pullOptions) error {
+	quiet := *a
+	quiet.stdout, quiet.json = a.stderr, false
+	return quiet.pull(ctx, image, o)
+}
+
 // login passes credentials on, to remorad and to this process's own requests.
 func (a *app) login(ctx context.Context, remora *control.Client, logins *remote.Logins, host string, o pullOptions) error {
 	if o.user == "" && !o.plainHTTP {

@@ -148,9 +148,7 @@ func (a *app) openImage(ctx context.Context, image string, o pullOptions) (_ *im
 	s.img, err = s.containerd.GetImage(s.ctx, ref)
 	if errdefs.IsNotFound(err) {
 		a.note("%s is not on this node, pulling it", ref)
-		quiet := *a
-		quiet.stdout, quiet.json = a.stderr, false
-		if err := quiet.pull(ctx, image, o); err != nil {
+		if err := a.pullFirst(ctx, image, o); err != nil {
 			return nil, err
 		}
 		s.img, err = s.containerd.GetImage(s.ctx, ref)

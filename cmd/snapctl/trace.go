@@ -136,9 +136,7 @@ func (a *app) trace(ctx context.Context, image string, args []string, o traceOpt
 		result.Spans = append(result.Spans, span{Lane: lane, Name: name, Begin: from.Sub(began), Took: to.Sub(from)})
 	}
 	if result.Cold {
-		quiet := *a
-		quiet.stdout, quiet.json = a.stderr, false
-		if err := quiet.pull(ctx, image, o.pull); err != nil {
+		if err := a.pullFirst(ctx, image, o.pull); err != nil {
 			return err
 		}
 		own("snapctl", "pull", began, time.Now())

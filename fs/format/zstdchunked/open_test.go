@@ -184,13 +184,9 @@ func cached(t *testing.T, blob []byte, x *zstdchunked.Index) *cache.File {
 	return f
 }
 
-type metaOf struct{ *cache.File }
-
-func (m metaOf) ReadAt(p []byte, off int64) (int, error) { return m.ReadMeta(p, off) }
-
 func read(t *testing.T, f *cache.File, path string) []byte {
 	t.Helper()
-	tree, err := erofs.NewReader(metaOf{f}, f.MetaSize())
+	tree, err := erofs.NewReader(f.Image(), f.MetaSize())
 	if err != nil {
 		t.Fatal(err)
 	}
