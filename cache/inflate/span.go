@@ -1,0 +1,47 @@
+package inflate
+
+// Inflate returns the n plain bytes behind the point, given the packed bytes behind it: those up to
+// the next point, or the file's end.
+func (p *Point) Inflate(packed []byte, n int) ([]byte, error) {
+	var s Stream
+	s.b.out, s.b.w, s.b.low = make([]byte, BufferSize(n)), Window, Window
+	s.b.in, s.b.last = packed, true
+	if p.Off > 0 {
+		if p.Bits > 7 || !p.Window.expand(s.b.out[:Window]) {
+			return nil, ErrCorrupt
+		}
+		s.b.bits, s.b.n = uint64(p.Value)&(1<<p.Bits-1), uint(p.Bits)
+		if len(p.Window) > 0 {
+			s.b.low = 0
+		}
+		s.frame.inData, s.frame.members = true, 1
+	}
+	for {
+		if !s.frame.inData {
+			switch st, err := s.frame.header(&s.b); {
+			case err != nil:
+				return nil, err
+			case st != frameData:
+				return nil, ErrCorrupt
+			}
+		}
+		st, err := s.b.run()
+		if err != nil {
+			return nil, err
+		}
+		switch st {
+		case streamEnd:
+			s.frame.inData = false
+		case blockStart:
+		default:
+			return nil, ErrCorrupt // more than n bytes
+		}
+		if s.b.w-Window >= n {
+			break
+		}
+	}
+	if s.b.w-Window != n {
+		return nil, ErrCorrupt
+	}
+	return s.b.out[Window : Window+n : Window+n], nil
+}
