@@ -50,14 +50,25 @@ func (c *Cache) Usage() (used, limit int64) {
 // File.punch is held.
 func (c *Cache) reserve(n int64) bool {
 	for {
-		missing := c.budget.tryReserve(n)
-		if missing == 0 {
+		if c.budget.tryReserve(n) == 0 {
 			return true
 		}
-		if c.evict(missing) == 0 {
+		if freed := c.evictFor(n); freed == 0 {
 			return false
 		}
 	}
+}
+
+// evictFor makes room for n bytes, unless another eviction has done so meanwhile, and returns how many
+// bytes are free for it or were freed.
+func (c *Cache) evictFor(n int64) int64 {
+	c.budget.evicting.Lock()
+	defer c.budget.evicting.Unlock()
+	used, limit := c.Usage()
+	if used+n <= limit {
+		return n
+	}
+	return c.evictLocked(used + n - limit)
 }
 
 // clock gives the times by which extents are compared: seconds since start.
@@ -83,7 +94,17 @@ type victim struct {
 func (c *Cache) evict(n int64) (freed int64) {
 	c.budget.evicting.Lock()
 	defer c.budget.evicting.Unlock()
+	return c.evictLocked(n)
+}
+
+func (c *Cache) evictLocked(n int64) (freed int64) {
 	n += c.budget.limit / 32
+	idle := c.dropIdleImports()
+	defer func() { freed += idle }()
+	c.budget.add(-idle)
+	if n -= idle; n <= 0 {
+		return 0
+	}
 	var all []victim
 	for _, f := range c.snapshotFiles() {
 		all = f.appendVictims(all)

@@ -63,6 +63,8 @@ type Cache struct {
 
 	mu    sync.Mutex // guards the fields below; taken before File.mu
 	files map[string]*File
+	// importing are the imports under way.
+	importing map[string]bool
 
 	stop    context.CancelFunc
 	started sync.WaitGroup
@@ -92,13 +94,17 @@ func Open(dir string, opts Options) (*Cache, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	c := &Cache{dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, stop: stop, kick: make(chan struct{}, 1), decoding: make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
+	c := &Cache{dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, importing: map[string]bool{}, stop: stop, kick: make(chan struct{}, 1), decoding: make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
 	c.budget.limit = opts.Limit
 	if opts.Rate > 0 {
 		c.limiter = rate.NewLimiter(rate.Limit(opts.Rate), bulkRequestSize)
 	}
 	c.residues.init()
 	c.metrics = newMetrics()
+	if err := c.sweepImports(); err != nil {
+		stop()
+		return nil, err
+	}
 	c.started.Go(func() { c.commitLoop(ctx) })
 	return c, nil
 }
@@ -129,22 +135,16 @@ func (c *Cache) Close() error {
 // of the machine once its first commit is done, within about a second. If there is a file of
 // that name it is replaced.
 func (c *Cache) Create(id string, spec Spec, src Source) (*File, error) {
-	enc, err := encodeTable(&spec)
-	if err != nil {
-		return nil, fmt.Errorf("create image %s: %w", id, err)
-	}
 	if err := c.Remove(id); err != nil && !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
-	cost := pages(spec.MetaSize) + pages(int64(len(enc)))
-	if !c.reserve(cost) {
-		return nil, fmt.Errorf("create image %s of %d bytes of metadata: %w", id, cost, ErrNoRoom)
-	}
-	f, err := c.create(id, &spec, enc, src)
+	f, err := c.create(id, &spec, src)
 	if err != nil {
-		c.budget.add(-cost)
 		os.RemoveAll(c.path(id)) // what is left is overwritten by the next Create
 		return nil, fmt.Errorf("create image %s: %w", id, err)
+	}
+	if len(spec.Tail) > 0 {
+		f.keepResidue(uint32(f.t.nUnits-1), spec.Tail, true)
 	}
 	c.mu.Lock()
 	c.files[id] = f
@@ -155,19 +155,51 @@ func (c *Cache) Create(id string, spec Spec, src Source) (*File, error) {
 
 func (c *Cache) path(id string) string { return filepath.Join(c.dir, id) }
 
-func (c *Cache) create(id string, spec *Spec, enc []byte, src Source) (*File, error) {
+func (c *Cache) create(id string, spec *Spec, src Source) (*File, error) {
 	dir := c.path(id)
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(filepath.Join(dir, tableFile), enc, 0o600); err != nil {
 		return nil, err
 	}
 	img, err := os.OpenFile(filepath.Join(dir, imageFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	w := bufio.NewWriterSize(img, 1<<20)
+	f, err := c.make(id, dir, img, spec, src)
+	if err != nil {
+		img.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// make writes all but the data of an image into dir, within the budget.
+func (c *Cache) make(id, dir string, img *os.File, spec *Spec, src Source) (_ *File, err error) {
+	enc, err := encodeTable(spec)
+	if err != nil {
+		return nil, err
+	}
+	var points []byte
+	if spec.Codec == CodecSpans {
+		points = encodePoints(spec, le.Uint32(enc[48:]))
+	}
+	cost := pages(spec.MetaSize) + pages(int64(len(enc))) + pages(int64(len(points)))
+	if !c.reserve(cost) {
+		return nil, fmt.Errorf("%d bytes of metadata: %w", cost, ErrNoRoom)
+	}
+	defer func() {
+		if err != nil {
+			c.budget.add(-cost)
+		}
+	}()
+	if err := os.WriteFile(filepath.Join(dir, tableFile), enc, 0o600); err != nil {
+		return nil, err
+	}
+	if points != nil {
+		if err := os.WriteFile(filepath.Join(dir, pointsFile), points, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	w := bufio.NewWriterSize(io.NewOffsetWriter(img, 0), 1<<20)
 	n, err := spec.Meta.WriteTo(w)
 	if err == nil {
 		err = w.Flush()
@@ -179,17 +211,17 @@ func (c *Cache) create(id string, spec *Spec, enc []byte, src Source) (*File, er
 		err = img.Truncate(spec.ImageSize)
 	}
 	if err != nil {
-		img.Close()
 		return nil, err
 	}
 	t, err := openTable(filepath.Join(dir, tableFile))
 	if err != nil {
-		img.Close()
 		return nil, err
 	}
 	f := newFile(c, id, dir, img, t, src)
-	if len(spec.Tail) > 0 {
-		f.keepResidue(uint32(t.nUnits-1), spec.Tail, true)
+	if t.codec == CodecSpans {
+		if f.points, err = openPoints(dir, t); err != nil {
+			return nil, err
+		}
 	}
 	return f, nil
 }
@@ -232,6 +264,12 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	f := newFile(c, id, dir, img, t, src)
+	if t.codec == CodecSpans {
+		if f.points, err = openPoints(dir, t); err != nil {
+			f.closeFiles()
+			return nil, err
+		}
+	}
 	st, err := img.Stat()
 	if err == nil && st.Size() != t.imageSize {
 		err = fmt.Errorf("%w: image of %d bytes, not %d", ErrCorrupt, st.Size(), t.imageSize)
@@ -247,14 +285,15 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 			c.log.Warn("presence record stays long", "digest", id, "err", cerr)
 		}
 	}
+	if err == nil && t.codec == CodecWhole && f.nPresent < t.nExtents {
+		err = fmt.Errorf("%w: not all of it was recorded, and it cannot be fetched by parts", ErrCorrupt)
+	}
 	if err != nil {
 		f.closeFiles()
 		return nil, err
 	}
+	f.loadPlainSum()
 	f.loadResidue()
-	if _, err := os.Stat(filepath.Join(dir, verifiedFile)); err == nil {
-		f.verified = true
-	}
 	if _, err := os.Stat(filepath.Join(dir, keptFile)); err == nil {
 		f.kept = true
 	}
@@ -302,7 +341,7 @@ func (c *Cache) Remove(id string) error {
 	return nil
 }
 
-// IDs lists what is on disk, opened or not.
+// IDs lists the images on disk, opened or not.
 func (c *Cache) IDs() ([]string, error) {
 	entries, err := os.ReadDir(c.dir)
 	if err != nil {
@@ -310,7 +349,9 @@ func (c *Cache) IDs() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		ids = append(ids, e.Name())
+		if e.Name() != importsDir {
+			ids = append(ids, e.Name())
+		}
 	}
 	return ids, nil
 }

@@ -205,8 +205,8 @@ func TestSurvivesRestart(t *testing.T) {
 	}
 	closeAndCheck(t, c)
 	c = open(t, dir, cache.Options{})
-	if f, err = c.File("a", nil); err != nil || !f.Complete() || !f.Verified() {
-		t.Errorf("complete %v, verified %v, %v", f.Complete(), f.Verified(), err)
+	if f, err = c.File("a", nil); err != nil || !f.Complete() || !f.Known() {
+		t.Errorf("complete %v, verified %v, %v", f.Complete(), f.Known(), err)
 	}
 	closeAndCheck(t, c)
 }
@@ -644,8 +644,8 @@ func TestStream(t *testing.T) {
 	if err := f.Stream(t.Context(), im.diffID, &packed, nil); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(packed.Bytes(), im.blob) || !f.Complete() || !f.Verified() {
-		t.Errorf("blob equal %v, complete %v, verified %v", bytes.Equal(packed.Bytes(), im.blob), f.Complete(), f.Verified())
+	if !bytes.Equal(packed.Bytes(), im.blob) || !f.Complete() || !f.Known() {
+		t.Errorf("blob equal %v, complete %v, verified %v", bytes.Equal(packed.Bytes(), im.blob), f.Complete(), f.Known())
 	}
 	g := create(t, c, "b", im, &source{blob: im.blob})
 	if err := g.Stream(t.Context(), digest.FromString("another"), io.Discard, nil); !errors.Is(err, cache.ErrDiffID) {

@@ -19,6 +19,8 @@ const (
 	CodecPlain Codec = 0
 	CodecGzip  Codec = 1
 	CodecZstd  Codec = 2
+	CodecSpans Codec = 3 // gzip that is decoded from points in the middle of it; see points.go
+	CodecWhole Codec = 4 // what cannot be decoded by parts: what was imported cannot be fetched again
 )
 
 // errBytes marks bytes from a source that are not what their digest or format says. Another

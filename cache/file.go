@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,7 +19,7 @@ const (
 	imageFile    = "image"
 	presenceFile = "present"
 	residueFile  = "residue"
-	verifiedFile = "verified"
+	plainFile    = "verified" // the digest of the plain blob, once it is known
 	keptFile     = "kept"
 )
 
@@ -30,6 +31,8 @@ type File struct {
 	dir string
 	img *os.File
 	t   *table
+
+	points *points // where units begin; nil but for CodecSpans
 
 	fetched atomic.Int64 // bytes taken from the source since the daemon started
 
@@ -56,8 +59,8 @@ type File struct {
 	gone       bool // nothing begins any more
 	closing    bool // no fetch begins any more
 	closed     bool
-	verified   bool // the blob's diffID was checked
-	kept       bool // an operator wants it never evicted
+	plainSum   digest.Digest // of the plain blob; "" until it is known
+	kept       bool          // an operator wants it never evicted
 	ahead      readahead
 	alike      map[string]int // how like other files, by name, this one is; see likeness
 	acct       account
@@ -83,6 +86,14 @@ func (f *File) Path() string { return filepath.Join(f.dir, imageFile) }
 
 // MetaSize returns the bytes at the image's start that are always present.
 func (f *File) MetaSize() int64 { return f.t.metaSize }
+
+// Imported reports whether the image's data came whole, by an Import.
+func (f *File) Imported() bool {
+	if f.t.nExtents == 0 {
+		return f.Known() // there is no data to tell by
+	}
+	return f.t.extentOff(0) >= DataStart
+}
 
 // Size returns the image's size in bytes.
 func (f *File) Size() int64 { return f.t.imageSize }
@@ -205,7 +216,9 @@ func (f *File) Kept() (kept, evictable bool) {
 	return f.kept, f.evictableLocked()
 }
 
-func (f *File) evictableLocked() bool { return f.pins == 0 && !f.kept && !f.gone }
+func (f *File) evictableLocked() bool {
+	return f.pins == 0 && !f.kept && !f.gone && f.t.codec != CodecWhole
+}
 
 func pages(n int64) int64 { return (n + 4095) &^ 4095 }
 
@@ -217,7 +230,11 @@ func (f *File) allocated() int64 {
 
 // fixed is what the file takes on disk whatever extents are here.
 func (f *File) fixed() int64 {
-	return pages(f.t.metaSize) + pages(int64(len(f.t.data))) + f.residue.reserved.Load()
+	n := pages(f.t.metaSize) + pages(int64(len(f.t.data))) + f.residue.reserved.Load()
+	if f.points != nil {
+		n += pages(f.points.size)
+	}
+	return n
 }
 
 func (f *File) has(i uint32) bool {
@@ -371,31 +388,32 @@ func (f *File) commitRuns(runs []run) error {
 		return fmt.Errorf("sync image: %w", err)
 	}
 	if f.record == nil {
-		if err := f.firstCommit(); err != nil {
-			return err
-		}
+		return f.firstCommit(runs)
 	}
 	return f.record.append(runs)
 }
 
 // firstCommit puts the file's other parts on stable storage; the presence record, made last,
 // says that all of it is there.
-func (f *File) firstCommit() error {
-	tab, err := os.Open(filepath.Join(f.dir, tableFile))
-	if err != nil {
-		return err
+func (f *File) firstCommit(runs []run) error {
+	parts := []string{tableFile}
+	if f.points != nil {
+		parts = append(parts, pointsFile)
 	}
-	err = tab.Sync()
-	tab.Close() // opened for reading
-	if err != nil {
-		return err
+	if f.Known() {
+		parts = append(parts, plainFile)
 	}
-	r, err := createPresence(filepath.Join(f.dir, presenceFile), f.t.sum)
+	for _, part := range parts {
+		if err := syncPath(filepath.Join(f.dir, part)); err != nil {
+			return err
+		}
+	}
+	r, err := createPresence(filepath.Join(f.dir, presenceFile), f.t.sum, runs)
 	if err != nil {
 		return err
 	}
 	for _, dir := range []string{f.dir, f.c.dir} {
-		if err := syncDir(dir); err != nil {
+		if err := syncPath(dir); err != nil {
 			r.close() // the next commit makes it again
 			return err
 		}
@@ -404,8 +422,9 @@ func (f *File) firstCommit() error {
 	return nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+// syncPath puts a directory, or a file, on stable storage.
+func syncPath(path string) error {
+	d, err := os.Open(path)
 	if err != nil {
 		return err
 	}
@@ -429,6 +448,9 @@ func (f *File) closeFiles() {
 	f.img.Close()
 	if f.record != nil {
 		f.record.close()
+	}
+	if f.points != nil {
+		f.points.f.Close()
 	}
 	f.residue.close()
 }

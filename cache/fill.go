@@ -160,7 +160,7 @@ func (f *File) wantedLocked(u uint32) bool {
 			return true
 		}
 	}
-	return n == 0 && !f.residue.has(u)
+	return n == 0 && f.plainSum == "" && !f.residue.has(u)
 }
 
 // runLocked returns unit u and the wanted units behind it, up to size packed bytes.
@@ -238,7 +238,10 @@ func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, prio p
 	if len(fills) == 0 {
 		return nil
 	}
-	if src == nil {
+	switch {
+	case f.t.codec == CodecWhole:
+		return errors.New("it is one piece and cannot be read by parts; remove the image and pull it again")
+	case src == nil:
 		return errors.New("no source for this image")
 	}
 	if err := t.wait(ctx); err != nil {
@@ -376,10 +379,44 @@ func (f *File) decodeUnit(fill *unitFill, packed io.Reader, also io.Writer) erro
 		e := f.t.extent(at(k))
 		need = max(need, int64(e.Inner)+int64(e.Len))
 	}
-	plain := make([]byte, need)
-	var rest []byte
-	whole := true
-	err := decode(f.t.codec, packed, func(r io.Reader) error {
+	plain, rest, whole, err := f.decodePlain(fill.unit, packed, need, also)
+	if err != nil {
+		var source *SourceError
+		if errors.As(err, &source) {
+			return source.Err
+		}
+		return fmt.Errorf("%w: decode: %w", errBytes, err)
+	}
+	for k := range n {
+		e := f.t.extent(at(k))
+		if sha256.Sum256(plain[e.Inner:e.Inner+e.Len]) != e.Digest {
+			return fmt.Errorf("%w: extent at %d of the image has another digest", errBytes, e.Off)
+		}
+	}
+	fill.plain = plain
+	if whole && !f.residue.has(fill.unit) {
+		f.keepResidue(fill.unit, f.gaps(fill.unit, plain, rest), false)
+	}
+	return nil
+}
+
+// decodePlain decodes a unit and returns its first need bytes, and the rest if that is not too much to be
+// kept.
+func (f *File) decodePlain(unit uint32, packed io.Reader, need int64, also io.Writer) (plain, rest []byte, whole bool, err error) {
+	if f.t.codec == CodecSpans {
+		if plain, err = f.inflate(unit, packed); err != nil {
+			return nil, nil, false, err
+		}
+		if int64(len(plain)) < need {
+			return nil, nil, false, io.ErrUnexpectedEOF
+		}
+		if also != nil {
+			_, err = also.Write(plain)
+		}
+		return plain[:need], plain[need:], true, err
+	}
+	plain, whole = make([]byte, need), true
+	err = decode(f.t.codec, packed, func(r io.Reader) error {
 		if _, err := io.ReadFull(r, plain); err != nil {
 			return err
 		}
@@ -399,24 +436,7 @@ func (f *File) decodeUnit(fill *unitFill, packed io.Reader, also io.Writer) erro
 		}
 		return err
 	})
-	if err != nil {
-		var source *SourceError
-		if errors.As(err, &source) {
-			return source.Err
-		}
-		return fmt.Errorf("%w: decode: %w", errBytes, err)
-	}
-	for k := range n {
-		e := f.t.extent(at(k))
-		if sha256.Sum256(plain[e.Inner:e.Inner+e.Len]) != e.Digest {
-			return fmt.Errorf("%w: extent at %d of the image has another digest", errBytes, e.Off)
-		}
-	}
-	fill.plain = plain
-	if whole && !f.residue.has(fill.unit) {
-		f.keepResidue(fill.unit, f.gaps(fill.unit, plain, rest), false)
-	}
-	return nil
+	return plain, rest, whole, err
 }
 
 // store writes a filled unit's extents to the image, as far as there is room.

@@ -101,7 +101,7 @@ func (f *File) Fits() bool {
 	for _, other := range f.c.snapshotFiles() {
 		other.mu.Lock()
 		if other == f || !other.evictableLocked() {
-			need += pages(other.t.imageSize - other.t.metaSize) // once it is complete
+			need += other.t.dataPages // once it is complete
 		}
 		other.mu.Unlock()
 		need += other.fixed()

@@ -72,8 +72,8 @@ func decodePresence(p []byte, table, extents uint32, set func(run)) (entries uin
 	return entries, nil
 }
 
-// createPresence writes an empty record. It returns when the record is on stable storage.
-func createPresence(path string, table uint32) (*presence, error) {
+// createPresence writes a record of runs. It returns when the record is on stable storage.
+func createPresence(path string, table uint32, runs []run) (*presence, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
@@ -82,7 +82,8 @@ func createPresence(path string, table uint32) (*presence, error) {
 	copy(head, presenceMagic)
 	le.PutUint32(head[8:], presenceVersion)
 	le.PutUint32(head[12:], table)
-	_, err = f.WriteAt(head, 0)
+	p := &presence{f: f, table: table}
+	_, err = f.WriteAt(p.encode(head, runs), 0)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -90,7 +91,23 @@ func createPresence(path string, table uint32) (*presence, error) {
 		f.Close()
 		return nil, fmt.Errorf("create %s: %w", path, err)
 	}
-	return &presence{f: f, table: table}, nil
+	p.entries = uint32(len(runs))
+	return p, nil
+}
+
+// encode appends entries to buf.
+func (p *presence) encode(buf []byte, runs []run) []byte {
+	for i, r := range runs {
+		count := r.count
+		if r.gone {
+			count |= goneBit
+		}
+		at := len(buf)
+		buf = le.AppendUint32(buf, r.first)
+		buf = le.AppendUint32(buf, count)
+		buf = le.AppendUint32(buf, entrySum(p.table, p.entries+uint32(i), buf[at:]))
+	}
+	return buf
 }
 
 // openPresence reads the record at path and cuts off what a crash left behind its last entry.
@@ -119,17 +136,7 @@ func (p *presence) append(runs []run) error {
 	if len(runs) == 0 {
 		return nil
 	}
-	buf := make([]byte, 0, len(runs)*entrySize)
-	for i, r := range runs {
-		count := r.count
-		if r.gone {
-			count |= goneBit
-		}
-		at := len(buf)
-		buf = le.AppendUint32(buf, r.first)
-		buf = le.AppendUint32(buf, count)
-		buf = le.AppendUint32(buf, entrySum(p.table, p.entries+uint32(i), buf[at:]))
-	}
+	buf := p.encode(make([]byte, 0, len(runs)*entrySize), runs)
 	if _, err := p.f.WriteAt(buf, presenceHeader+int64(p.entries)*entrySize); err != nil {
 		return fmt.Errorf("record presence: %w", err)
 	}
@@ -147,10 +154,6 @@ const minCompact = 1024
 // else has the file.
 func (f *File) compact() error {
 	path := filepath.Join(f.dir, presenceFile)
-	short, err := createPresence(path+".new", f.t.sum)
-	if err != nil {
-		return err
-	}
 	var runs []run
 	for i := range uint32(f.t.nExtents) {
 		if !f.hasLocked(i) {
@@ -162,17 +165,18 @@ func (f *File) compact() error {
 			runs = append(runs, run{first: i, count: 1})
 		}
 	}
-	err = short.append(runs)
-	if err == nil {
-		err = os.Rename(path+".new", path)
+	short, err := createPresence(path+".new", f.t.sum, runs)
+	if err != nil {
+		return err
 	}
+	err = os.Rename(path+".new", path)
 	if err != nil {
 		short.close() // the long one stays
 		return err
 	}
 	f.record.close() // nothing was written to it
 	f.record = short
-	return syncDir(f.dir)
+	return syncPath(f.dir)
 }
 
 func (p *presence) close() error { return p.f.Close() }

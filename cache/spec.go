@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"math"
+
+	"github.com/remora-storage/remora/cache/inflate"
 )
 
 // A Spec describes an image that is to be kept.
@@ -14,6 +16,9 @@ type Spec struct {
 	Codec     Codec
 	Units     []Unit   // in blob order, from 0 to the blob's end without gaps
 	Extents   []Extent // in any order
+	// Points say for CodecSpans where each unit begins; PlainSize is the bytes of all units, decoded.
+	Points    []inflate.Point
+	PlainSize int64
 	// Tail is what the caller has read of the blob's last unit anyway, packed; or nil.
 	Tail []byte
 }
@@ -38,6 +43,9 @@ func (s *Spec) check() error {
 	if len(s.Units) > math.MaxUint32 || len(s.Extents) > math.MaxUint32 {
 		return fmt.Errorf("%d units, %d extents", len(s.Units), len(s.Extents))
 	}
+	if err := s.checkPoints(); err != nil {
+		return err
+	}
 	end := s.MetaSize
 	for i := range s.Extents {
 		e := &s.Extents[i]
@@ -45,6 +53,31 @@ func (s *Spec) check() error {
 			return fmt.Errorf("extent at %d+%d of unit %d does not fit behind %d", e.Off, e.Len, e.Unit, end)
 		}
 		end = e.end()
+	}
+	return nil
+}
+
+// maxSpan bounds what a unit of CodecSpans decodes to, in bytes.
+const maxSpan = 64 << 20
+
+func (s *Spec) checkPoints() error {
+	if s.Codec != CodecSpans {
+		if len(s.Points) > 0 && s.Codec != CodecWhole {
+			return fmt.Errorf("points in a blob of codec %d", s.Codec)
+		}
+		return nil
+	}
+	if len(s.Points) != len(s.Units) {
+		return fmt.Errorf("%d points for %d units", len(s.Points), len(s.Units))
+	}
+	for i, p := range s.Points {
+		next := s.PlainSize
+		if i+1 < len(s.Points) {
+			next = s.Points[i+1].Plain
+		}
+		if p.Off != s.Units[i].Off || i == 0 && p.Plain != 0 || next < p.Plain || next-p.Plain > maxSpan || p.Bits > 7 {
+			return fmt.Errorf("point %d at %d, plain %d, with %d bits and a window of %d", i, p.Off, p.Plain, p.Bits, len(p.Window))
+		}
 	}
 	return nil
 }

@@ -75,6 +75,7 @@ type table struct {
 	imageSize int64
 	metaSize  int64
 	blobSize  int64
+	dataPages int64  // bytes of all extents on disk
 	sum       uint32 // of the body: identifies the table
 }
 
@@ -153,6 +154,9 @@ func decodeTable(p []byte) (*table, error) {
 	if crc32.Checksum(p[:52], castagnoli) != le.Uint32(p[52:]) || int64(len(p)) != want ||
 		crc32.Checksum(p[headerSize:], castagnoli) != t.sum {
 		return nil, fmt.Errorf("%w: extent table with a wrong length or checksum", ErrCorrupt)
+	}
+	for i := range uint32(t.nExtents) {
+		t.dataPages += pages(int64(t.extent(i).Len))
 	}
 	return t, nil
 }

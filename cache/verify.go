@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -17,11 +18,19 @@ import (
 // ErrDiffID says that a blob, decoded, is not what its image's configuration says.
 var ErrDiffID = errors.New("layer's content does not match its diffID")
 
-// Verified reports whether the blob's diffID was checked, in this life or an earlier one.
-func (f *File) Verified() bool {
+// Verified reports whether the plain blob is known to be what a diffID says, from this life or an
+// earlier one.
+func (f *File) Verified(diffID digest.Digest) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.verified
+	return f.plainSum != "" && f.plainSum == diffID
+}
+
+// Known reports whether the digest of the plain blob is known, so that Verify answers at once.
+func (f *File) Known() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.plainSum != ""
 }
 
 // Verify computes the digest of the whole plain blob and compares it with the diffID. Most of
@@ -33,8 +42,11 @@ func (f *File) Verify(ctx context.Context, diffID digest.Digest) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if f.Verified() {
-		return nil
+	f.mu.Lock()
+	known := f.plainSum
+	f.mu.Unlock()
+	if known != "" {
+		return f.compare(diffID, known)
 	}
 	for guesses := true; ; guesses = false {
 		h := sha256.New()
@@ -49,19 +61,37 @@ func (f *File) Verify(ctx context.Context, diffID digest.Digest) error {
 	}
 }
 
+// loadPlainSum reads what was found earlier.
+func (f *File) loadPlainSum() {
+	p, err := os.ReadFile(filepath.Join(f.dir, plainFile))
+	if err != nil {
+		return // it is not known yet
+	}
+	if d, err := digest.Parse(strings.TrimSpace(string(p))); err == nil {
+		f.plainSum = d
+	}
+}
+
 func (f *File) conclude(want, got digest.Digest) error {
+	if err := f.compare(want, got); err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(f.dir, plainFile), []byte(got.String()+"\n"), 0o600); err != nil {
+		return fmt.Errorf("verify image %s: %w", f.id, err)
+	}
+	f.mu.Lock()
+	f.plainSum = got
+	f.mu.Unlock()
+	return nil
+}
+
+func (f *File) compare(want, got digest.Digest) error {
 	if want == "" {
 		return fmt.Errorf("verify image %s: its diffID is not known", f.id)
 	}
 	if want != got {
 		return fmt.Errorf("verify image %s: got %s, want %s: %w", f.id, got, want, ErrDiffID)
 	}
-	if err := os.WriteFile(filepath.Join(f.dir, verifiedFile), []byte(got.String()+"\n"), 0o600); err != nil {
-		return fmt.Errorf("verify image %s: %w", f.id, err)
-	}
-	f.mu.Lock()
-	f.verified = true
-	f.mu.Unlock()
 	return nil
 }
 
@@ -139,11 +169,41 @@ func (f *File) writeKept(ctx context.Context, w io.Writer, u uint32, at residueA
 // every missing extent on the way and checks the diffID. progress, if not nil, is told how many
 // bytes were read so far.
 func (f *File) Stream(ctx context.Context, diffID digest.Digest, packed io.Writer, progress func(int64)) error {
+	if f.Known() {
+		return f.copyPacked(ctx, diffID, packed, progress)
+	}
 	h := sha256.New()
 	if err := f.streamUnits(ctx, 0, uint32(f.t.nUnits), packed, h, progress); err != nil {
 		return fmt.Errorf("read blob of image %s: %w", f.id, err)
 	}
 	return f.conclude(diffID, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)))
+}
+
+// copyPacked reads the whole blob of an image whose content is known.
+func (f *File) copyPacked(ctx context.Context, diffID digest.Digest, packed io.Writer, progress func(int64)) error {
+	r := f.c.Read(ctx, f.source(), 0, f.t.blobSize, 0)
+	defer r.Close()
+	buf := make([]byte, 1<<20)
+	for n := int64(0); ; {
+		k, err := r.Read(buf)
+		n += int64(k)
+		if _, werr := packed.Write(buf[:k]); werr != nil {
+			return werr
+		}
+		if progress != nil {
+			progress(n)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read blob of image %s: %w", f.id, err)
+		}
+	}
+	if err := f.PrefetchAll(ctx); err != nil {
+		return err
+	}
+	return f.Verify(ctx, diffID)
 }
 
 // streamUnits reads units [from, to) by one request, stores their extents, and writes the packed

@@ -14,16 +14,23 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
+// An ArtifactKind is a kind of artifact that refers to an image.
+type ArtifactKind struct {
+	Type      string // artifactType of its manifest
+	MediaType string // of its only layer, the content
+	Tag       string // how the tag ends by which it is found at once
+	Limit     int64  // bytes of content that are accepted
+}
+
 // ArtifactTag is the tag under which an artifact that refers to an image is found without asking
 // for a list first: one round trip instead of three.
 func ArtifactTag(image digest.Digest, kind string) string {
 	return image.Algorithm().String() + "-" + image.Encoded() + "." + kind
 }
 
-// Artifact returns the content of the newest artifact of a type that refers to an image, as its
-// only layer holds it. It is asked for under its own tag first and, at the same time, by the
+// Artifact returns the content of the newest artifact of a kind that refers to an image. It is asked for under its own tag first and, at the same time, by the
 // Referrers API. An error that wraps ErrNotFound says that there is none.
-func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.Digest, artifactType, kind string) ([]byte, error) {
+func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) ([]byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	type answer struct {
 		p   []byte
@@ -34,11 +41,11 @@ func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.D
 	defer both.Wait()
 	defer cancel()
 	both.Go(func() {
-		p, err := r.artifactAt(ctx, repo, ArtifactTag(image, kind), image, artifactType)
+		p, err := r.artifactAt(ctx, repo, ArtifactTag(image, kind.Tag), image, kind)
 		answers <- answer{p, err}
 	})
 	both.Go(func() {
-		p, err := r.referrer(ctx, repo, image, artifactType)
+		p, err := r.referrer(ctx, repo, image, kind)
 		answers <- answer{p, err}
 	})
 	first := <-answers
@@ -49,7 +56,7 @@ func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.D
 	if second.err == nil {
 		return second.p, nil
 	}
-	return nil, fmt.Errorf("artifact %s of %s@%s: %w", artifactType, repo, image, whyNot(first.err, second.err))
+	return nil, fmt.Errorf("artifact %s of %s@%s: %w", kind.Type, repo, image, whyNot(first.err, second.err))
 }
 
 // whyNot returns what is to be said of two ways that led to no artifact. That one of them is not there
@@ -68,8 +75,8 @@ func whyNot(a, b error) error {
 }
 
 // referrer finds an artifact by the Referrers API.
-func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.Digest, artifactType string) ([]byte, error) {
-	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "referrers/"+image.String()+"?"+url.Values{"artifactType": {artifactType}}.Encode(), ocispec.MediaTypeImageIndex)
+func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) ([]byte, error) {
+	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "referrers/"+image.String()+"?"+url.Values{"artifactType": {kind.Type}}.Encode(), ocispec.MediaTypeImageIndex)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +86,7 @@ func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.D
 	}
 	newest, when := "", time.Time{}
 	for _, d := range index.Manifests {
-		if d.ArtifactType != artifactType {
+		if d.ArtifactType != kind.Type {
 			continue // a registry need not filter
 		}
 		at, _ := time.Parse(time.RFC3339, d.Annotations[ocispec.AnnotationCreated]) // the zero time if it does not say
@@ -90,11 +97,11 @@ func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.D
 	if newest == "" {
 		return nil, fmt.Errorf("no referrer: %w", ErrNotFound)
 	}
-	return r.artifactAt(ctx, repo, newest, image, artifactType)
+	return r.artifactAt(ctx, repo, newest, image, kind)
 }
 
 // artifactAt returns the content of the artifact that a tag or digest names.
-func (r *Registry) artifactAt(ctx context.Context, repo Repository, ref string, image digest.Digest, artifactType string) ([]byte, error) {
+func (r *Registry) artifactAt(ctx context.Context, repo Repository, ref string, image digest.Digest, kind ArtifactKind) ([]byte, error) {
 	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "manifests/"+ref, ocispec.MediaTypeImageManifest)
 	if err != nil {
 		return nil, err
@@ -103,11 +110,11 @@ func (r *Registry) artifactAt(ctx context.Context, repo Repository, ref string, 
 	if err := json.Unmarshal(p, &m); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", ref, err)
 	}
-	if m.ArtifactType != artifactType || m.Subject == nil || m.Subject.Digest != image || len(m.Layers) != 1 {
-		return nil, fmt.Errorf("manifest %s is no %s of %s: %w", ref, artifactType, image, ErrNotFound)
+	if m.ArtifactType != kind.Type || m.Subject == nil || m.Subject.Digest != image || len(m.Layers) != 1 {
+		return nil, fmt.Errorf("manifest %s is no %s of %s: %w", ref, kind.Type, image, ErrNotFound)
 	}
 	d := m.Layers[0]
-	if d.Size <= 0 || d.Size > maxDocument || d.Digest.Validate() != nil {
+	if d.Size <= 0 || d.Size > kind.Limit || d.Digest.Validate() != nil {
 		return nil, fmt.Errorf("artifact %s of %d bytes", d.Digest, d.Size)
 	}
 	content := d.Data

@@ -111,7 +111,7 @@ func TestArtifact(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, repo := registryOf(t, c.has)
-			got, err := r.Artifact(t.Context(), repo, image, artifactType, "kind")
+			got, err := r.Artifact(t.Context(), repo, image, remote.ArtifactKind{Type: artifactType, Tag: "kind", Limit: 1 << 20})
 			switch {
 			case c.want != nil && (err != nil || !bytes.Equal(got, c.want)):
 				t.Errorf("got %q, %v", got, err)

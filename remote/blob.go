@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -20,11 +21,20 @@ type Blob struct {
 	repo   Repository
 	digest digest.Digest
 	size   int64
+	urls   []string
 }
 
 // Blob returns a blob of a repository. It makes no request.
 func (r *Registry) Blob(repo Repository, dgst digest.Digest, size int64) *Blob {
 	return &Blob{r: r, repo: repo, digest: dgst, size: size}
+}
+
+// WithURLs returns the blob as one that may be had elsewhere, too, as the manifest says of foreign layers.
+// No credentials are sent there.
+func (b *Blob) WithURLs(urls []string) *Blob {
+	with := *b
+	with.urls = urls
+	return &with
 }
 
 // Size returns the blob's size in bytes, as the manifest has it.
@@ -93,6 +103,17 @@ func (r *rangeReader) connect() error {
 			reg.opts.Log.Debug("host did not serve a range", "host", host.Host, "digest", r.b.digest, "err", e)
 			err = keep(err, e)
 		}
+		if err != nil || tried == 0 {
+			for _, u := range r.b.urls {
+				tried++
+				body, e := r.askURL(u)
+				if e == nil {
+					r.body = body
+					return nil
+				}
+				err = keep(err, e)
+			}
+		}
 		if tried == 0 {
 			return fmt.Errorf("no host is configured to pull from %s", r.b.repo.Host)
 		}
@@ -120,16 +141,34 @@ func keep(a, b error) error {
 
 // ask makes one request for the rest of the range and checks the answer's form.
 func (r *rangeReader) ask(host docker.RegistryHost) (*stallReader, error) {
+	return r.askBy(host.Host, func(ctx context.Context, rng string) (*http.Response, error) {
+		return r.b.r.request(ctx, host, r.b.repo, r.b.digest.String(), rng)
+	})
+}
+
+// askURL does so at a place outside the registry.
+func (r *rangeReader) askURL(place string) (*stallReader, error) {
+	u, err := url.Parse(place)
+	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
+		return nil, fmt.Errorf("layer's URL %.200q is not one of HTTP: %w", place, ErrNotFound)
+	}
+	return r.askBy(u.Host, func(ctx context.Context, rng string) (*http.Response, error) {
+		host := docker.RegistryHost{Host: u.Host, Scheme: u.Scheme}
+		return r.b.r.requestOrigin(ctx, host, r.b.repo, u.String(), rng, "")
+	})
+}
+
+func (r *rangeReader) askBy(name string, request func(ctx context.Context, rng string) (*http.Response, error)) (*stallReader, error) {
 	reg := r.b.r
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	rng := fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)
 	timer := time.AfterFunc(reg.opts.Stall, func() { cancel(errStalled) })
 	began := time.Now()
-	resp, err := reg.request(ctx, host, r.b.repo, r.b.digest.String(), rng)
+	resp, err := request(ctx, rng)
 	timer.Stop()
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errStalled) {
-			err = fmt.Errorf("%s: %w", host.Host, cause)
+			err = fmt.Errorf("%s: %w", name, cause)
 		}
 		cancel(nil)
 		return nil, err
@@ -140,7 +179,7 @@ func (r *rangeReader) ask(host docker.RegistryHost) (*stallReader, error) {
 		return nil, err
 	}
 	r.meter.answered(time.Since(began))
-	return &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: host.Host}, nil
+	return &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name}, nil
 }
 
 // check insists on 206 and on the very range that was asked for.

@@ -62,7 +62,8 @@ const (
 // attempt is one try to mount a binding.
 type attempt struct {
 	done chan struct{}
-	err  error // after done
+	stop context.CancelFunc // ends it before its time; nil for one that has ended
+	err  error              // after done
 }
 
 func (s savedBinding) write(dir string) error {
@@ -154,9 +155,10 @@ func (s *Snapshotter) startAttemptLocked(b *binding) *attempt {
 	}
 	a := &attempt{done: make(chan struct{})}
 	b.attempt = a
+	ctx, cancel := context.WithCancel(s.life)
+	a.stop = cancel
 	s.started.Go(func() {
 		defer close(a.done)
-		ctx, cancel := context.WithTimeout(s.life, mountTimeout)
 		defer cancel()
 		if a.err = s.mountBinding(ctx, b); a.err != nil {
 			a.err = fmt.Errorf("%s: %w", describe(&b.saved.Source), a.err)
@@ -178,10 +180,8 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 	if err != nil {
 		return err
 	}
-	if s.opts.Trust.BeforeUse && !f.Verified() {
-		if err := s.verifyBeforeUse(ctx, b, f); err != nil {
-			return err
-		}
+	if err := s.checkDiffID(ctx, b, f); err != nil {
+		return err
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -252,7 +252,7 @@ func (s *Snapshotter) mountLocked(b *binding) error {
 	if b.how != notMounted {
 		return nil
 	}
-	if b.file.Verified() && s.mountDirectLocked(b) == nil {
+	if b.file.Verified(b.saved.Source.DiffID) && s.mountDirectLocked(b) == nil {
 		return nil
 	}
 	way, reason := s.wayFor(b)
@@ -310,7 +310,7 @@ func (s *Snapshotter) mountDirectLocked(b *binding) error {
 func (s *Snapshotter) goDirect(b *binding) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.how != mountedLazy || b.removed || !b.file.Verified() || !b.file.Complete() {
+	if b.how != mountedLazy || b.removed || !b.file.Verified(b.saved.Source.DiffID) || !b.file.Complete() {
 		return
 	}
 	if err := s.mountDirectLocked(b); err != nil {

@@ -44,6 +44,9 @@ func (s *Snapshotter) reclaim(id string) error {
 		a := b.attempt
 		b.mu.Unlock()
 		if a != nil {
+			if a.stop != nil {
+				a.stop()
+			}
 			<-a.done
 		}
 		if err := s.unmount(b); err != nil {
@@ -136,6 +139,8 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 	used := map[string]bool{}
 	for _, b := range s.allBindings() {
 		used[b.cacheID()] = true
+		src := b.source()
+		used[plainID(&src)] = true // it may have come just before the end
 	}
 	ids, err := s.layers.cache.IDs()
 	if err != nil {

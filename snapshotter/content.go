@@ -47,10 +47,11 @@ type ContentImages struct {
 }
 
 type knownManifest struct {
-	layers   []ocispec.Descriptor
-	diffIDs  []digest.Digest // nil until the configuration is there
-	chainIDs []digest.Digest
-	config   ocispec.Descriptor
+	mediaType string
+	layers    []ocispec.Descriptor
+	diffIDs   []digest.Digest // nil until the configuration is there
+	chainIDs  []digest.Digest
+	config    ocispec.Descriptor
 }
 
 // NewContentImages returns an Images over a content store. configured returns the registries,
@@ -150,10 +151,12 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 	if err != nil {
 		return Image{}, err
 	}
-	img := Image{Ref: ref, Manifest: manifest, Repo: repo}
+	target := ocispec.Descriptor{MediaType: m.mediaType, Digest: manifest, Size: info.Size}
+	img := Image{Ref: ref, Manifest: manifest, Target: target, Repo: repo}
 	name := cmp.Or(ref, repo.String()+"@"+manifest.String())
+	namespace, _ := namespaces.Namespace(ctx) // load has it
 	for i, d := range m.layers {
-		s := Source{Image: name, Repo: repo, Descriptor: d}
+		s := Source{Image: name, Repo: repo, Descriptor: d, Namespace: namespace}
 		if m.diffIDs != nil {
 			s.DiffID = m.diffIDs[i]
 		}
@@ -240,7 +243,7 @@ func (c *ContentImages) load(ctx context.Context, manifest digest.Digest, withCo
 	if err := c.readJSON(ctx, ocispec.Descriptor{Digest: manifest}, maxManifest, &doc); err != nil {
 		return nil, err
 	}
-	m = &knownManifest{layers: doc.Layers, config: doc.Config}
+	m = &knownManifest{mediaType: cmp.Or(doc.MediaType, ocispec.MediaTypeImageManifest), layers: doc.Layers, config: doc.Config}
 	if doc.MediaType != "" && !images.IsManifestType(doc.MediaType) || len(doc.Layers) == 0 {
 		return nil, fmt.Errorf("%s is not an image manifest with layers", manifest)
 	}

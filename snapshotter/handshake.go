@@ -21,8 +21,8 @@ const (
 	// claimWait bounds how long a Prepare waits for its layer's index: other calls of
 	// containerd may wait behind it. What is left is waited for in Mounts.
 	claimWait = 80 * time.Millisecond
-
-	mountTimeout = 5 * time.Minute
+	// importWait is the same for a layer that is imported, if the options do not say otherwise.
+	importWait = 50 * time.Millisecond
 
 	parentChainLabel = "containerd.io/snapshot/parent-chain-id"
 
@@ -47,14 +47,19 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 	}
 	s.startAll(img)
 	src := img.Layers[index]
-	if _, err := s.opts.Trust.indexOf(&src); err != nil {
+	p, err := s.layers.promiseOf(&src)
+	if err != nil {
 		return err
 	}
 	if s.caps.Lazy == "" {
 		return notLazy("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
 	}
 	o := s.layers.open(src, failureHolds)
-	wait := time.NewTimer(claimWait)
+	patience := claimWait
+	if p.format == formatImport {
+		patience = s.opts.ImportWait
+	}
+	wait := time.NewTimer(patience)
 	defer wait.Stop()
 	select {
 	case <-o.done:
@@ -114,10 +119,11 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 // startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
 // their indexes come while containerd still works its way up.
 func (s *Snapshotter) startAll(img Image) {
+	s.layers.expectIndexes(img)
 	s.begin(img)
 	bound := s.boundDigests()
 	for i := range img.Layers {
-		if _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil && !bound[img.Layers[i].Descriptor.Digest] {
+		if _, err := s.layers.promiseOf(&img.Layers[i]); err == nil && !bound[img.Layers[i].Descriptor.Digest] {
 			s.layers.open(img.Layers[i], failureHolds)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 type Image struct {
 	Ref      string // for people; "" if unknown
 	Manifest digest.Digest
+	Target   ocispec.Descriptor // of the manifest
 	Repo     remote.Repository
 	Layers   []Source // lowest first
 }
@@ -25,6 +26,7 @@ type Source struct {
 	Repo       remote.Repository  `json:"repository"`
 	Descriptor ocispec.Descriptor `json:"descriptor"`
 	DiffID     digest.Digest      `json:"diff_id,omitempty"`
+	Namespace  string             `json:"namespace,omitempty"` // of containerd, that of the first request
 }
 
 // A Query asks for the image that a layer belongs to. Empty fields are unknown.

@@ -3,23 +3,30 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/convert"
 	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/remote"
 )
 
-// A promise is what a manifest says of a layer's index.
+// A promise is what a manifest says of how a layer can be read.
 type promise struct {
-	format     string
+	format     string // of the index, or formatImport
+	codec      layout.Codec
+	eager      bool              // no index is to be used
+	noImport   string            // why it cannot be imported, "" if it can
 	toc        digest.Digest     // eStargz: of the plain table; zstd:chunked: the same, if that is promised too
 	table      zstdchunked.Table // zstd:chunked
 	unverified bool              // the operator takes the index as it is
@@ -29,7 +36,34 @@ type promise struct {
 const (
 	formatEstargz     = "estargz"
 	formatZstdChunked = "zstdchunked"
+	formatImport      = "import" // none: the layer is read once from start to end
+	formatIndex       = "index"  // one that was made when the layer was imported
 )
+
+// promiseOf says how a layer is read: by its index, or else whole. An error that wraps ErrNotLazy says
+// why containerd is to unpack it.
+func (l *layers) promiseOf(s *Source) (promise, error) {
+	mode := l.importOf(s.Repo).Mode
+	if mode == ImportOrdinary {
+		return promise{}, notLazy("[import] mode is %s for %s", ImportOrdinary, s.Repo)
+	}
+	codec, known := scan.CodecOf(s.Descriptor.MediaType)
+	noImport := ""
+	if !known {
+		noImport = fmt.Sprintf("media type %s is not known", s.Descriptor.MediaType)
+	} else if err := s.Descriptor.Digest.Validate(); err != nil || s.Descriptor.Digest.Algorithm() != digest.SHA256 {
+		noImport = fmt.Sprintf("digest %q", s.Descriptor.Digest)
+	}
+	p, err := l.trust.indexOf(s)
+	if err != nil || mode == ImportEager {
+		p = promise{format: formatImport}
+		if noImport != "" {
+			return p, notLazy("%s", noImport)
+		}
+	}
+	p.codec, p.noImport, p.eager = codec, noImport, mode == ImportEager
+	return p, nil
+}
 
 // indexOf says by which index a layer can be read lazily.
 func (t Trust) indexOf(s *Source) (promise, error) {
@@ -72,30 +106,44 @@ func (t Trust) indexOf(s *Source) (promise, error) {
 		p.unverified = true
 		return p, nil
 	}
-	return p, notLazy("the manifest has no index for this layer (convert the image with snapctl convert)")
+	return p, notLazy("the manifest has no index for this layer")
 }
 
-// An index is an opened layer.
-type index struct {
-	layout *layout.Layout
-	tail   []byte // what is known of the blob's last unit, packed, or nil
+// A madeIndex is an opened layer.
+type madeIndex struct {
+	layout  *layout.Layout
+	tail    []byte        // what is known of the blob's last unit, packed, or nil
+	diffID  digest.Digest // of the layer, if it was read whole
+	fetched int64         // bytes that came for it
+
+	mu       sync.Mutex    // guards imported
+	imported *cache.Import // the layer's data, if it was read whole; nil once an image was made of it
+}
+
+// take returns the layer's data, once.
+func (x *madeIndex) take() *cache.Import {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	im := x.imported
+	x.imported = nil
+	return im
 }
 
 // openIndex reads a layer's index.
-func openIndex(ctx context.Context, blob *countedBlob, p promise, desc ocispec.Descriptor, limits layout.Limits) (*index, error) {
+func openIndex(ctx context.Context, blob *countedBlob, p promise, desc ocispec.Descriptor, limits layout.Limits) (*madeIndex, error) {
 	if p.format == formatZstdChunked {
 		x, err := zstdchunked.Open(ctx, blob, zstdchunked.Options{Table: p.table, Unverified: p.unverified, JSONDigest: p.toc, Landmarks: p.landmarks, Limits: limits})
 		if err != nil {
 			return nil, refusal(err)
 		}
-		return &index{x.Layout, x.Tail}, nil
+		return &madeIndex{layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
 	}
 	hint, _ := strconv.ParseInt(desc.Annotations[estargz.TOCOffset], 10, 64) // 0 where there is none
 	x, err := estargz.Open(ctx, blob, estargz.Options{TOCDigest: p.toc, Unverified: p.unverified, OffsetHint: hint, Limits: limits})
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &index{x.Layout, x.Tail}, nil
+	return &madeIndex{layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
 }
 
 // refusal marks the errors for which a layer takes the ordinary path.
@@ -106,8 +154,16 @@ func refusal(err error) error {
 	return err
 }
 
-// formatOf names the format of a layer that is read lazily.
-func formatOf(s *Source) string {
+// formatOf names the format of a layer that is read here.
+func (l *layers) formatOf(s *Source, f *cache.File) string {
+	if f != nil && f.Imported() {
+		return formatImport
+	}
+	if p, err := l.promiseOf(s); err == nil && (p.format != formatImport || f == nil) {
+		return p.format
+	} else if err == nil {
+		return formatIndex
+	}
 	if strings.HasSuffix(s.Descriptor.MediaType, "+zstd") {
 		return formatZstdChunked
 	}

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -36,6 +37,7 @@ const (
 	tryAgain     = time.Duration(0)
 
 	openAtOnce    = 16
+	importAtOnce  = 12
 	completeCheck = time.Second
 )
 
@@ -53,6 +55,8 @@ type layers struct {
 	// built is told of images that are new in the cache, with the units that the layer's author wants
 	// prefetched.
 	built func(layer digest.Digest, f *cache.File, landmark []uint32)
+	// unclaimed is told of layers that were imported a while ago, whether somebody came for them or not.
+	unclaimed func(layer digest.Digest, f *cache.File)
 	// unreadable is told of layers that could not be opened.
 	unreadable func(layer digest.Digest)
 
@@ -60,21 +64,32 @@ type layers struct {
 	life    context.Context
 	started *sync.WaitGroup
 
-	slots chan struct{} // bounds how many layers are opened at once, and with that memory
+	slots   chan struct{} // bounds how many indexes are read at once, and with that memory
+	imports chan struct{} // and how many layers are imported
+	// importOf says how a repository's layers are imported.
+	importOf func(remote.Repository) ImportPolicy
+	blobs    Blobs // containerd's content store; may be nil
+	indexes  *indexes
+	// indexOf says what becomes of the indexes of a repository's layers.
+	indexOf func(remote.Repository) IndexPolicy
 
 	mu       sync.Mutex // guards the fields below; taken after Snapshotter.mu
 	openings map[digest.Digest]*opening
-	active   int  // openings under way
-	garbage  bool // something was opened since memory was given back
+	active   int       // openings under way
+	idle     time.Time // when there was none any more
+	garbage  bool      // something was opened since memory was given back
 }
 
 // An opening is one layer's index on its way here.
 type opening struct {
 	src  Source
 	done chan struct{}
+	stop context.CancelFunc // ends it before its time
+	got  atomic.Int64       // packed bytes of an import so far
+	gone atomic.Bool        // the image was removed: what arrived is not kept
 	// after done
 	err   error
-	index *index      // nil if the image is built already
+	index *madeIndex  // nil if the image is built already; it may hold data
 	file  *cache.File // set if the image does not depend on the layers below
 	ended time.Time
 }
@@ -97,15 +112,13 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 			return o
 		}
 	}
-	o := &opening{src: s, done: make(chan struct{})}
+	ctx, cancel := context.WithCancel(l.life)
+	o := &opening{src: s, done: make(chan struct{}), stop: cancel}
 	l.openings[s.Descriptor.Digest] = o
 	l.active++
 	l.started.Go(func() {
 		defer close(o.done)
 		defer l.opened()
-		l.slots <- struct{}{}
-		defer func() { <-l.slots }()
-		ctx, cancel := context.WithTimeout(l.life, openTimeout)
 		defer cancel()
 		began := time.Now()
 		o.err = l.fill(ctx, o)
@@ -124,25 +137,24 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 func (l *layers) opened() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.active--
+	if l.active--; l.active == 0 {
+		l.idle = time.Now()
+	}
 	l.garbage = true
 }
 
-// fill reads the index, and builds the image unless it depends on the layers below.
+// fill reads the layer, its index or all of it, and builds the image unless it depends on the layers
+// below.
 func (l *layers) fill(ctx context.Context, o *opening) error {
-	promised, err := l.trust.indexOf(&o.src)
+	promised, err := l.promiseOf(&o.src)
 	if err != nil {
 		return err
 	}
-	blob := l.blob(&o.src)
 	if f, err := l.file(plainID(&o.src), &o.src); err == nil {
 		o.file = f
 		return nil
 	}
-	counted := &countedBlob{Blob: blob.Blob}
-	began := time.Now()
-	x, err := openIndex(ctx, counted, promised, o.src.Descriptor, l.limits)
-	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
+	x, err := l.read(ctx, o, promised)
 	if err != nil {
 		return err
 	}
@@ -151,14 +163,54 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 		return nil
 	}
 	o.file, err = l.build(plainID(&o.src), &o.src, x)
-	if o.file != nil {
-		o.file.AddFetched(counted.n)
-	}
 	return err
 }
 
+// read reads a layer's index, and if there is none that can be used, all of the layer.
+func (l *layers) read(ctx context.Context, o *opening, p promise) (*madeIndex, error) {
+	if p.format != formatImport {
+		x, err := l.readIndex(ctx, o, p)
+		if err == nil || !errors.Is(err, ErrNotLazy) || p.noImport != "" {
+			return x, err
+		}
+		l.log.Warn("layer is imported: its index cannot be used", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+		return l.importLayer(ctx, o, p.codec)
+	}
+	if !p.eager && !l.stored(ctx, &o.src) {
+		x, err := l.byMadeIndex(ctx, &o.src)
+		if x != nil {
+			return x, nil
+		}
+		if err != nil {
+			l.log.Warn("layer is imported: the index that was made of it cannot be used", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+		}
+	}
+	return l.importLayer(ctx, o, p.codec)
+}
+
+func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeIndex, error) {
+	select {
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	counted := &countedBlob{Blob: l.blob(&o.src).Blob}
+	began := time.Now()
+	x, err := openIndex(ctx, counted, p, o.src.Descriptor, l.limits)
+	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
+	return x, err
+}
+
 // build writes a layer's image into the cache and tells who wants to know.
-func (l *layers) build(id string, s *Source, index *index) (*cache.File, error) {
+func (l *layers) build(id string, s *Source, index *madeIndex) (_ *cache.File, err error) {
+	defer func() {
+		if im := index.take(); err != nil && im != nil {
+			im.Stop(false) // no image can be made of it
+		}
+	}()
 	var uuid [16]byte
 	sum := sha256.Sum256([]byte(id))
 	copy(uuid[:], sum[:])
@@ -171,7 +223,15 @@ func (l *layers) build(id string, s *Source, index *index) (*cache.File, error) 
 	if err != nil {
 		return nil, notLazy("%w", err)
 	}
-	f, err := l.cache.Create(id, spec, l.aheads.source(s.Descriptor.Digest, l.blob(s)))
+	var f *cache.File
+	if im := index.take(); im != nil {
+		f, err = im.Finish(id, spec, index.diffID, l.blob(s))
+	} else {
+		if index.layout.Codec == layout.Whole {
+			return nil, errors.New("its data went into another image, and it cannot be read by parts")
+		}
+		f, err = l.cache.Create(id, spec, l.aheads.source(s.Descriptor.Digest, l.blob(s)))
+	}
 	l.tracer.end(began, Span{Kind: "image", Digest: s.Descriptor.Digest, Len: plan.MetaSize, Err: err})
 	if errors.Is(err, cache.ErrNoRoom) {
 		return nil, notLazy("%w", err)
@@ -179,13 +239,14 @@ func (l *layers) build(id string, s *Source, index *index) (*cache.File, error) 
 	if err != nil {
 		return nil, err
 	}
+	f.AddFetched(index.fetched)
 	l.setPolicy(f, s)
 	l.built(s.Descriptor.Digest, f, index.layout.Prefetch)
 	return f, nil
 }
 
 // buildOn builds the image of a layer with implicit directories, given what lies below it.
-func (l *layers) buildOn(s *Source, index *index, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
+func (l *layers) buildOn(s *Source, index *madeIndex, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
 	taken := sha256.New()
 	if err := index.layout.Fill(func(path string) (layout.Attributes, bool, error) {
 		a, found, err := below(path)
@@ -214,8 +275,26 @@ func (l *layers) buildOn(s *Source, index *index, below func(string) (layout.Att
 func (l *layers) forget(d digest.Digest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.openings, d)
+	if o := l.openings[d]; o != nil {
+		o.gone.Store(true)
+		l.dropLocked(o)
+	}
 	l.garbage = true
+}
+
+// dropLocked lets go of an opening. One under way ends; data that no image was made of goes.
+func (l *layers) dropLocked(o *opening) {
+	delete(l.openings, o.src.Descriptor.Digest)
+	o.stop()
+	l.started.Go(func() {
+		<-o.done
+		if o.index == nil {
+			return
+		}
+		if im := o.index.take(); im != nil {
+			im.Stop(!o.gone.Load())
+		}
+	})
 }
 
 // sweep drops openings that nobody came for, and gives back the memory that decoding indexes
@@ -226,23 +305,33 @@ func (l *layers) sweep() {
 	if idle {
 		l.garbage = false
 	}
-	l.dropOldLocked()
+	dropped := l.dropOldLocked()
 	l.mu.Unlock()
+	for _, o := range dropped {
+		l.unclaimed(o.src.Descriptor.Digest, o.file)
+	}
 	if idle {
 		debug.FreeOSMemory()
 	}
 }
 
-func (l *layers) dropOldLocked() {
-	for d, o := range l.openings {
+// dropOldLocked drops openings, and returns those whose layers were imported.
+func (l *layers) dropOldLocked() (unclaimed []*opening) {
+	for _, o := range l.openings {
 		select {
 		case <-o.done:
-			if time.Since(o.ended) > openingKept {
-				delete(l.openings, d)
+			imported := o.got.Load() > 0
+			if time.Since(o.ended) <= openingKept || imported && (l.active > 0 || time.Since(l.idle) <= openingKept) {
+				continue // who pulls the image may wait for its other layers
+			}
+			l.dropLocked(o)
+			if imported && o.file != nil {
+				unclaimed = append(unclaimed, o)
 			}
 		default:
 		}
 	}
+	return unclaimed
 }
 
 // file opens a layer's image in the cache.
@@ -276,7 +365,7 @@ type layerBlob struct {
 func (b layerBlob) Place() string { return b.place }
 
 func (l *layers) blob(s *Source) layerBlob {
-	return layerBlob{l.registry.Blob(s.Repo, s.Descriptor.Digest, s.Descriptor.Size), s.Repo.Host}
+	return layerBlob{l.registry.Blob(s.Repo, s.Descriptor.Digest, s.Descriptor.Size).WithURLs(s.Descriptor.URLs), s.Repo.Host}
 }
 
 // countedBlob is a layer's blob as the front end wants it.

@@ -20,6 +20,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/remote"
 )
 
 const databaseFile = "metadata.db"
@@ -54,6 +55,15 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 			return nil, err
 		}
 	}
+	if opts.ImportOf == nil {
+		opts.ImportOf = func(remote.Repository) ImportPolicy { return ImportPolicy{} }
+	}
+	if opts.IndexOf == nil {
+		opts.IndexOf = func(remote.Repository) IndexPolicy { return IndexPolicy{} }
+	}
+	if opts.ImportWait == 0 {
+		opts.ImportWait = importWait
+	}
 	s := &Snapshotter{
 		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports,
 		bindings: map[string]*binding{}, broken: map[string]string{}, starts: map[digest.Digest]*start{}, recordings: map[string]*Recording{},
@@ -61,7 +71,9 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
-		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log, built: s.built, unreadable: s.unreadable,
+		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log, built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed,
+		indexes: &indexes{dir: filepath.Join(root, "indexes"), published: map[digest.Digest]*publication{}, making: map[digest.Digest]chan struct{}{}}, indexOf: opts.IndexOf,
+		importOf: opts.ImportOf, blobs: opts.Blobs, imports: make(chan struct{}, importAtOnce),
 		life: s.life, started: &s.started, openings: map[digest.Digest]*opening{}, slots: make(chan struct{}, openAtOnce),
 	}
 	defer func() {

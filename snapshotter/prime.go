@@ -32,9 +32,9 @@ type Document struct {
 const warmConnections = 8 // for the layers' indexes, the configuration, the profile, and then the data
 
 // Prime makes an image's start begin before containerd knows of the image: it reads the manifest and
-// has the layers opened. It returns what containerd will ask the registry for, the document that the
+// has the layers opened, for a namespace of containerd. It returns what containerd will ask the registry for, the document that the
 // reference names first.
-func (s *Snapshotter) Prime(ctx context.Context, ref string) ([]Document, error) {
+func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Document, error) {
 	reg, ok := s.layers.registry.(Manifests)
 	if !ok {
 		return nil, errors.New("this registry gives no manifests")
@@ -78,9 +78,9 @@ func (s *Snapshotter) Prime(ctx context.Context, ref string) ([]Document, error)
 	if !images.IsManifestType(last.Descriptor.MediaType) || len(m.Layers) == 0 || m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
 		return nil, fmt.Errorf("%s is not an image with layers", ref)
 	}
-	img := Image{Ref: ref, Manifest: last.Descriptor.Digest, Repo: repo}
+	img := Image{Ref: ref, Manifest: last.Descriptor.Digest, Target: last.Descriptor, Repo: repo}
 	for _, d := range m.Layers {
-		img.Layers = append(img.Layers, Source{Image: ref, Repo: repo, Descriptor: d})
+		img.Layers = append(img.Layers, Source{Image: ref, Repo: repo, Descriptor: d, Namespace: namespace})
 	}
 	s.startAll(img)
 	config := make([]byte, m.Config.Size)

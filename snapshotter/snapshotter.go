@@ -37,6 +37,14 @@ type Options struct {
 	// PolicyOf says what becomes of reads while a repository does not answer; nil takes the
 	// cache's own policy for all.
 	PolicyOf func(remote.Repository) cache.Policy
+	// ImportOf says how a repository's layers are imported; nil takes the zero policy for all.
+	ImportOf func(remote.Repository) ImportPolicy
+	// ImportWait bounds how long a Prepare waits for a layer that is imported; 0 for the default.
+	ImportWait time.Duration
+	// IndexOf says what becomes of the indexes of a repository's layers; nil takes the zero policy for all.
+	IndexOf func(remote.Repository) IndexPolicy
+	// Blobs are those in containerd's content store; nil for none.
+	Blobs Blobs
 	// Learn has the first starts of an image recorded and merged into its profile.
 	Learn bool
 	// Background says when incomplete layers are completed.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache"
@@ -63,7 +64,7 @@ func (s *Snapshotter) begin(img Image) {
 		files: map[digest.Digest]*cache.File{}, landmarks: map[digest.Digest][]uint32{},
 	}
 	for i := range img.Layers {
-		if _, err := s.opts.Trust.indexOf(&img.Layers[i]); err == nil {
+		if _, err := s.layers.promiseOf(&img.Layers[i]); err == nil {
 			st.waiting[img.Layers[i].Descriptor.Digest] = true
 		}
 	}
@@ -104,6 +105,7 @@ func (s *Snapshotter) begin(img Image) {
 		st.mu.Lock()
 		st.ended = true
 		st.mu.Unlock()
+		s.publishIndexes(img)
 		st.learn(s.life)
 	})
 }
@@ -140,6 +142,19 @@ func (st *start) over() bool {
 	ended, empty := st.ended, len(st.files) == 0
 	st.mu.Unlock()
 	return ended && (empty || st.gone())
+}
+
+// starting reports whether the first start of an image is under way.
+func (s *Snapshotter) starting(manifest digest.Digest) bool {
+	s.mu.Lock()
+	st := s.starts[manifest]
+	s.mu.Unlock()
+	if st == nil {
+		return false
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return !st.ended
 }
 
 // sweepStarts ends and forgets starts whose images are gone.
@@ -257,7 +272,7 @@ func (st *start) findProfile(ctx context.Context) (p *profile.Profile, from stri
 	if published, ok := st.s.layers.registry.(Artifacts); ok {
 		ctx, cancel := context.WithTimeout(ctx, profileAskFor)
 		defer cancel()
-		data, err := published.Artifact(ctx, st.img.Repo, st.img.Manifest, profile.ArtifactType, profile.Tag)
+		data, err := published.Artifact(ctx, st.img.Repo, st.img.Manifest, profile.Artifact)
 		if err == nil {
 			if p, err = profile.Decode(data); err == nil {
 				return p, "registry"
@@ -275,9 +290,11 @@ func (st *start) findProfile(ctx context.Context) (p *profile.Profile, from stri
 
 // Artifacts are what is published beside an image. A Registry may offer them.
 type Artifacts interface {
-	// Artifact returns the content of the newest artifact of a type that refers to an image. An
+	// Artifact returns the content of the newest artifact of a kind that refers to an image. An
 	// error that wraps remote.ErrNotFound says that there is none.
-	Artifact(ctx context.Context, repo remote.Repository, image digest.Digest, artifactType, kind string) ([]byte, error)
+	Artifact(ctx context.Context, repo remote.Repository, image digest.Digest, kind remote.ArtifactKind) ([]byte, error)
+	// PushArtifact publishes one.
+	PushArtifact(ctx context.Context, repo remote.Repository, image ocispec.Descriptor, kind remote.ArtifactKind, content []byte) (remote.Published, error)
 }
 
 // run prefetches until everything on the list is here and no layer is missing any more.
@@ -297,7 +314,7 @@ func (st *start) run(ctx context.Context) {
 		done := len(st.waiting) == 0 && st.asked && !st.dirty
 		unknown, pieces := len(st.list) == 0, st.at
 		st.mu.Unlock()
-		if done && unknown {
+		if done && unknown && !st.complete() {
 			st.predict(ctx)
 		}
 		if done {
@@ -305,6 +322,18 @@ func (st *start) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// complete reports whether all layers that are read here are here whole.
+func (st *start) complete() bool {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	for _, f := range st.files {
+		if !f.Complete() {
+			return false
+		}
+	}
+	return true
 }
 
 // awaitProfile gives a published profile the time of a round trip or so, once there is a layer.

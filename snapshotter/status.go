@@ -66,11 +66,11 @@ func (s *Snapshotter) layerStatus(b *binding) LayerStatus {
 	defer b.mu.Unlock()
 	l := LayerStatus{
 		Snapshot: b.saved.Name, Image: b.saved.Source.Image, Digest: b.saved.Source.Descriptor.Digest,
-		Format: formatOf(&b.saved.Source), State: "opening",
+		Format: s.layers.formatOf(&b.saved.Source, b.file), State: "opening",
 	}
 	if b.file != nil {
 		l.Stats = b.file.Stats()
-		l.Verified = b.file.Verified()
+		l.Verified = b.file.Verified(b.saved.Source.DiffID)
 	}
 	switch b.how {
 	case mountedLazy:
@@ -131,13 +131,23 @@ func processOf(pid int) (command, container string) {
 	return command, container
 }
 
-// Resolve opens every layer of a manifest that may be lazy and returns when all are open or have
-// failed, with the reasons of those that cannot be lazy.
-func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref string) (reasons map[digest.Digest]string, err error) {
+// Progress is how far the import of a layer is, in packed bytes.
+type Progress struct {
+	Digest      digest.Digest
+	Came, Total int64
+}
+
+const progressEvery = 200 * time.Millisecond
+
+// Resolve opens every layer of a manifest that is read here and returns when all are open or have
+// failed, with the reasons of those that containerd is to unpack. Meanwhile it tells of the layers that are
+// imported.
+func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref string, tell func([]Progress)) (reasons map[digest.Digest]string, err error) {
 	img, err := s.images.Manifest(ctx, manifest, ref)
 	if err != nil {
 		return nil, err
 	}
+	s.layers.expectIndexes(img)
 	s.begin(img)
 	reasons = map[digest.Digest]string{}
 	var all []*opening
@@ -146,23 +156,38 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 		if bound[img.Layers[i].Descriptor.Digest] {
 			continue
 		}
-		if _, err := s.opts.Trust.indexOf(&img.Layers[i]); err != nil {
+		if _, err := s.layers.promiseOf(&img.Layers[i]); err != nil {
 			reasons[img.Layers[i].Descriptor.Digest] = err.Error()
 			continue
 		}
 		all = append(all, s.layers.open(img.Layers[i], tryAgain))
 	}
-	for _, o := range all {
+	tick := time.NewTicker(progressEvery)
+	defer tick.Stop()
+	for i := 0; i < len(all); {
+		o := all[i]
 		select {
 		case <-o.done:
 			if o.err != nil {
 				reasons[o.src.Descriptor.Digest] = o.err.Error()
 			}
+			i++
+		case <-tick.C:
+			tell(progressOf(all))
 		case <-ctx.Done():
 			return reasons, context.Cause(ctx)
 		}
 	}
 	return reasons, nil
+}
+
+func progressOf(all []*opening) (p []Progress) {
+	for _, o := range all {
+		if n := o.got.Load(); n > 0 {
+			p = append(p, Progress{o.src.Descriptor.Digest, n, o.src.Descriptor.Size})
+		}
+	}
+	return p
 }
 
 // Layers returns the images of a manifest's layers that are in the cache, with their sources.

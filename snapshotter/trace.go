@@ -14,7 +14,7 @@ import (
 // A Span is something that was done for an image and has taken time. Off and Len are bytes: of the
 // blob for fetches, of the image for waits.
 type Span struct {
-	Kind     string // resolve, profile, index, image, mount, fetch, wait
+	Kind     string // resolve, profile, index, import, image, mount, fetch, wait
 	Digest   digest.Digest
 	For      string // of a fetch: demand, prefetch or background
 	Off, Len int64

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/remora-storage/remora/cache"
 )
 
@@ -29,6 +31,7 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		}
 		s.layers.sweep()
 		s.sweepStarts()
+		s.layers.indexes.sweep(s.starting)
 		if time.Since(dropped) > dropEvery {
 			s.dropPages()
 			dropped = time.Now()
@@ -67,10 +70,16 @@ func (s *Snapshotter) dropPages() {
 	}
 }
 
-// verifyBeforeUse makes a layer complete and checks it.
-func (s *Snapshotter) verifyBeforeUse(ctx context.Context, b *binding, f *cache.File) error {
-	if err := f.PrefetchAll(ctx); err != nil {
-		return err
+// checkDiffID checks a layer before it is mounted, if what it decodes to is known, as it is of one that
+// was imported, or is to be known before its first use.
+func (s *Snapshotter) checkDiffID(ctx context.Context, b *binding, f *cache.File) error {
+	if !f.Known() {
+		if !s.opts.Trust.BeforeUse {
+			return nil
+		}
+		if err := f.PrefetchAll(ctx); err != nil {
+			return err
+		}
 	}
 	err := f.Verify(ctx, b.source().DiffID)
 	if errors.Is(err, cache.ErrDiffID) {
@@ -78,16 +87,48 @@ func (s *Snapshotter) verifyBeforeUse(ctx context.Context, b *binding, f *cache.
 		b.file = f
 		b.mu.Unlock()
 		s.quarantine(f, err)
+		s.dropRefused(f)
 	}
 	return err
 }
 
-// quarantine keeps a layer from being used: its bytes are not what the image's configuration
-// promises, so the image that brought it may not decide what others see.
+// dropRefused removes the bytes of a layer that is only bound to snapshots which may not use it.
+func (s *Snapshotter) dropRefused(f *cache.File) {
+	for _, b := range s.allBindings() {
+		b.mu.Lock()
+		good := b.file == f && b.saved.Quarantined == ""
+		b.mu.Unlock()
+		if good {
+			return
+		}
+	}
+	s.layers.forget(digest.NewDigestFromEncoded(digest.SHA256, f.ID()))
+	err := s.exports.forget(f.ID())
+	if err == nil {
+		err = s.layers.cache.Remove(f.ID())
+	}
+	if err != nil && !errors.Is(err, cache.ErrNotFound) {
+		s.log.Warn("refused layer's bytes stay in the cache", "digest", f.ID(), "err", err)
+	}
+}
+
+// unclaimed removes what was imported and no snapshot wants.
+func (s *Snapshotter) unclaimed(d digest.Digest, f *cache.File) {
+	if s.boundDigests()[d] {
+		return
+	}
+	if err := s.layers.cache.Remove(f.ID()); err != nil && !errors.Is(err, cache.ErrNotFound) {
+		s.log.Warn("layer that nobody came for stays in the cache", "digest", d, "err", err)
+	}
+}
+
+// quarantine keeps a layer from being used: its bytes are not what the configuration of an image
+// promises, so the image that brought it may not decide what others see. Snapshots of images that
+// promise what the layer is known to be keep it.
 func (s *Snapshotter) quarantine(f *cache.File, why error) {
 	for _, b := range s.allBindings() {
 		b.mu.Lock()
-		if b.file != f {
+		if b.file != f || f.Verified(b.saved.Source.DiffID) {
 			b.mu.Unlock()
 			continue
 		}

@@ -52,6 +52,15 @@ type config struct {
 		Backend string            `toml:"backend"`
 		For     map[string]string `toml:"for"`
 	} `toml:"mount"`
+	Import struct {
+		importConfig
+		Wait duration                `toml:"wait"`
+		For  map[string]importConfig `toml:"for"`
+	} `toml:"import"`
+	Index struct {
+		Publish bool     `toml:"publish"`
+		Trust   []string `toml:"trust"`
+	} `toml:"index"`
 	Profile struct {
 		Learn bool `toml:"learn"`
 	} `toml:"profile"`
@@ -68,6 +77,7 @@ type config struct {
 		XattrValue  string `toml:"xattr_value"`
 		ExtentBytes string `toml:"extent"`
 		ImageBytes  string `toml:"image"`
+		PlainBytes  string `toml:"plain"`
 	} `toml:"limits"`
 	Metrics struct {
 		Address string `toml:"address"`
@@ -79,6 +89,49 @@ type config struct {
 type policyConfig struct {
 	Unreachable string   `toml:"unreachable"`
 	Deadline    duration `toml:"deadline"`
+}
+
+// importConfig says how layers are imported. What a section of a single repository leaves out is as for
+// all.
+type importConfig struct {
+	Mode      string `toml:"mode"`
+	KeepBlobs *bool  `toml:"keep_blobs"`
+}
+
+func (i importConfig) check(section string) error {
+	switch snapshotter.ImportMode(i.Mode) {
+	case snapshotter.ImportLazy, snapshotter.ImportEager, snapshotter.ImportOrdinary:
+		return nil
+	}
+	return fmt.Errorf("%s mode = %q: want lazy, eager or ordinary", section, i.Mode)
+}
+
+// or fills what i leaves out.
+func (i importConfig) or(all importConfig) importConfig {
+	if i.Mode == "" {
+		i.Mode = all.Mode
+	}
+	if i.KeepBlobs == nil {
+		i.KeepBlobs = all.KeepBlobs
+	}
+	return i
+}
+
+// importOf returns what holds for a repository.
+func (c *config) importOf(repo remote.Repository) snapshotter.ImportPolicy {
+	i, _ := mostSpecific(c.Import.For, repo)
+	i = i.or(c.Import.importConfig)
+	return snapshotter.ImportPolicy{Mode: snapshotter.ImportMode(i.Mode), KeepBlobs: i.KeepBlobs != nil && *i.KeepBlobs}
+}
+
+// indexOf returns what holds for a repository.
+func (c *config) indexOf(repo remote.Repository) snapshotter.IndexPolicy {
+	trusted := map[string]bool{}
+	for _, t := range c.Index.Trust {
+		trusted[t] = true
+	}
+	_, trust := mostSpecific(trusted, repo)
+	return snapshotter.IndexPolicy{Trust: trust, Publish: c.Index.Publish}
 }
 
 type duration time.Duration
@@ -133,6 +186,17 @@ func (c *config) check() error {
 		if err := p.or(c.Fetch.policyConfig).check(fmt.Sprintf("[fetch.for.%q]", where)); err != nil {
 			return err
 		}
+	}
+	if err := c.Import.check("[import]"); err != nil {
+		return err
+	}
+	for where, i := range c.Import.For {
+		if err := i.or(c.Import.importConfig).check(fmt.Sprintf("[import.for.%q]", where)); err != nil {
+			return err
+		}
+	}
+	if c.Import.Wait <= 0 || time.Duration(c.Import.Wait) > time.Second {
+		return fmt.Errorf("[import] wait = %q: want more than nothing, and no more than 1s: containerd holds a lock meanwhile", time.Duration(c.Import.Wait))
 	}
 	switch snapshotter.Background(c.Fetch.Background) {
 	case snapshotter.BackgroundOff, snapshotter.BackgroundIdle, snapshotter.BackgroundOn:
@@ -241,7 +305,7 @@ func (c *config) limits() (layout.Limits, error) {
 	}{
 		"toc_packed": {c.Limits.TOCPacked, &l.PackedIndex}, "toc_plain": {c.Limits.TOCPlain, &l.PlainIndex},
 		"xattr_value": {c.Limits.XattrValue, &xattr}, "extent": {c.Limits.ExtentBytes, &l.Extent},
-		"image": {c.Limits.ImageBytes, &l.Image},
+		"image": {c.Limits.ImageBytes, &l.Image}, "plain": {c.Limits.PlainBytes, &l.Plain},
 	} {
 		n, err := units.RAMInBytes(v.text)
 		if err != nil || n <= 0 {

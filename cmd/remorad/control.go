@@ -1,20 +1,15 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
-	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cache"
@@ -100,7 +95,7 @@ func (c *controlServer) Login(_ context.Context, req *control.LoginRequest) (*co
 }
 
 func (c *controlServer) Prime(ctx context.Context, req *control.PrimeRequest) (*control.PrimeReply, error) {
-	docs, err := c.sn.Prime(ctx, req.Ref)
+	docs, err := c.sn.Prime(ctx, req.Namespace, req.Ref)
 	if err != nil {
 		return nil, err
 	}
@@ -111,12 +106,22 @@ func (c *controlServer) Prime(ctx context.Context, req *control.PrimeRequest) (*
 	return reply, nil
 }
 
-func (c *controlServer) Resolve(ctx context.Context, req *control.ResolveRequest) (*control.ResolveReply, error) {
-	reasons, err := c.sn.Resolve(namespaces.WithNamespace(ctx, req.Namespace), req.Manifest, req.Ref)
+func (c *controlServer) Resolve(ctx context.Context, req *control.ResolveRequest, send func(*control.ResolveReply) error) error {
+	ctx, cancel := context.WithCancelCause(namespaces.WithNamespace(ctx, req.Namespace))
+	defer cancel(nil)
+	reasons, err := c.sn.Resolve(ctx, req.Manifest, req.Ref, func(all []snapshotter.Progress) {
+		reply := new(control.ResolveReply)
+		for _, p := range all {
+			reply.Importing = append(reply.Importing, control.FetchProgress{Digest: p.Digest, Bytes: p.Came, Total: p.Total, Done: p.Came == p.Total})
+		}
+		if err := send(reply); err != nil {
+			cancel(err)
+		}
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &control.ResolveReply{Ordinary: reasons}, nil
+	return send(&control.ResolveReply{Ordinary: reasons, Done: true})
 }
 
 const progressEvery = 200 * time.Millisecond
@@ -187,36 +192,7 @@ func (c *controlServer) fetchLayer(ctx context.Context, f *cache.File, src *snap
 		return errors.New("its blob is neither in containerd's content store nor read by remora; pull the image again")
 	}
 	desc := ocispec.Descriptor{MediaType: src.Descriptor.MediaType, Digest: src.Descriptor.Digest, Size: src.Descriptor.Size}
-	w, err := content.OpenWriter(ctx, store, content.WithRef("remora-fetch-"+desc.Digest.String()), content.WithDescriptor(desc))
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	if err := w.Truncate(0); err != nil { // what an earlier try left
-		return err
-	}
-	buf := bufio.NewWriterSize(onlyWriter{w}, 1<<20) // each write is a request
-	if err := f.Stream(ctx, src.DiffID, buf, progress); err != nil {
-		return err
-	}
-	if err := buf.Flush(); err != nil {
-		return err
-	}
-	err = w.Commit(ctx, desc.Size, desc.Digest, content.WithLabels(map[string]string{
-		labels.LabelDistributionSource + "." + img.Repo.Hostname(): img.Repo.Path,
-		labels.LabelUncompressed:                                   src.DiffID.String(),
-	}))
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	if err != nil && strings.Contains(err.Error(), "unexpected commit digest") {
-		return fmt.Errorf("the registry serves another blob under this digest: %w", err)
-	}
-	return err
+	return putBlob(ctx, store, desc, img.Repo, src.DiffID, func(w io.Writer) error {
+		return f.Stream(ctx, src.DiffID, w, progress)
+	})
 }
-
-// onlyWriter hides a content writer's other methods.
-type onlyWriter struct{ io.Writer }

@@ -102,6 +102,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	defer containerd.Close()
 	sn, err := snapshotter.New(f.root, images, registry, snapshotter.NewContentImages(containerd.ContentStore(), registry.Configured), snapshotter.Options{
 		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
+		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Pod: inPod(), Log: log,
 	})
 	if err != nil {

@@ -1,23 +1,16 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
-	"oras.land/oras-go/v2/errdef"
-	oras "oras.land/oras-go/v2/registry/remote"
 
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/fs/profile"
@@ -230,28 +223,35 @@ func (a *app) profilePull() *cobra.Command {
 }
 
 func (a *app) profileRemove() *cobra.Command {
+	return a.artifactRemove("Remove an image's profile from this node", "this node", profile.Artifact, func(ctx context.Context, r *remoteImage) error {
+		_, err := ask(a, func(c *control.Client) (struct{}, error) {
+			return struct{}{}, c.RemoveProfile(ctx, &control.ProfileRequest{Manifest: r.manifest.Digest})
+		})
+		return err
+	})
+}
+
+// artifactRemove is the command that removes what an image has beside it: here, or with --published in the
+// registry.
+func (a *app) artifactRemove(short, here string, kind remote.ArtifactKind, remove func(context.Context, *remoteImage) error) *cobra.Command {
 	var o pullOptions
 	var published bool
 	c := &cobra.Command{
 		Use:   "rm [flags] IMAGE",
-		Short: "Remove an image's profile from this node",
+		Short: short,
 		Args:  exactly(1, "an image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			r, err := a.remoteImage(ctx, args[0], o)
+			r, err := a.remoteImage(cmd.Context(), args[0], o)
 			if err != nil {
 				return err
 			}
 			if published {
-				return r.unpublish(ctx)
+				return r.registry.RemoveArtifact(cmd.Context(), r.repo, r.manifest.Digest, kind)
 			}
-			_, err = ask(a, func(c *control.Client) (struct{}, error) {
-				return struct{}{}, c.RemoveProfile(ctx, &control.ProfileRequest{Manifest: r.manifest.Digest})
-			})
-			return err
+			return remove(cmd.Context(), r)
 		},
 	}
-	c.Flags().BoolVar(&published, "published", false, "from the registry, instead of this node (the registry must allow deletion)")
+	c.Flags().BoolVar(&published, "published", false, "from the registry, instead of "+here+" (the registry must allow deletion)")
 	o.registryFlags(c)
 	return c
 }
@@ -293,7 +293,7 @@ func (a *app) remoteImage(ctx context.Context, name string, o pullOptions) (*rem
 }
 
 func (r *remoteImage) published(ctx context.Context) (*profile.Profile, error) {
-	data, err := r.registry.Artifact(ctx, r.repo, r.manifest.Digest, profile.ArtifactType, profile.Tag)
+	data, err := r.registry.Artifact(ctx, r.repo, r.manifest.Digest, profile.Artifact)
 	if errors.Is(err, remote.ErrNotFound) {
 		return nil, fmt.Errorf("no profile of %s is published; see \"snapctl profile push\"", r.ref)
 	}
@@ -303,74 +303,15 @@ func (r *remoteImage) published(ctx context.Context) (*profile.Profile, error) {
 	return profile.Decode(data)
 }
 
-// publish pushes a profile as an artifact that refers to the image. What it holds is in the
-// manifest itself too, so that one request brings it.
+// publish pushes a profile beside the image.
 func (r *remoteImage) publish(ctx context.Context, p *profile.Profile) (*pushedProfile, error) {
 	data, err := p.Encode()
 	if err != nil {
 		return nil, err
 	}
-	repo, err := r.registry.Writable(ctx, r.repo)
+	done, err := r.registry.PushArtifact(ctx, r.repo, r.manifest, profile.Artifact, data)
 	if err != nil {
 		return nil, err
 	}
-	layer := ocispec.Descriptor{MediaType: profile.MediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	for _, blob := range []struct {
-		desc ocispec.Descriptor
-		data []byte
-	}{{ocispec.DescriptorEmptyJSON, ocispec.DescriptorEmptyJSON.Data}, {layer, data}} {
-		if err := pushIfAbsent(ctx, repo, blob.desc, blob.data); err != nil {
-			return nil, err
-		}
-	}
-	if len(data) < maxEmbedded {
-		layer.Data = data
-	}
-	subject := ocispec.Descriptor{MediaType: r.manifest.MediaType, Digest: r.manifest.Digest, Size: r.manifest.Size}
-	doc, err := json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: profile.ArtifactType,
-		Config: ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{layer}, Subject: &subject,
-		Annotations: map[string]string{ocispec.AnnotationCreated: time.Now().UTC().Format(time.RFC3339)},
-	})
-	if err != nil {
-		return nil, err
-	}
-	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(doc), Size: int64(len(doc)), ArtifactType: profile.ArtifactType}
-	tag := remote.ArtifactTag(r.manifest.Digest, profile.Tag)
-	// oras-go keeps the list of referrers under a tag where the registry has no Referrers API.
-	if err := repo.PushReference(ctx, desc, bytes.NewReader(doc), tag); err != nil {
-		return nil, err
-	}
-	return &pushedProfile{Image: r.ref, Digest: r.manifest.Digest, Pushed: desc.Digest, Tag: tag, Runs: p.Runs}, nil
-}
-
-// maxEmbedded is what of a profile is repeated in its manifest: registries commonly take manifests
-// of 4 MiB, and this becomes a third larger there.
-const maxEmbedded = 1 << 20
-
-func pushIfAbsent(ctx context.Context, repo *oras.Repository, desc ocispec.Descriptor, data []byte) error {
-	has, err := repo.Exists(ctx, desc)
-	if err != nil || has {
-		return err
-	}
-	return repo.Push(ctx, desc, bytes.NewReader(data))
-}
-
-// unpublish deletes the published profile.
-func (r *remoteImage) unpublish(ctx context.Context) error {
-	repo, err := r.registry.Writable(ctx, r.repo)
-	if err != nil {
-		return err
-	}
-	desc, err := repo.Resolve(ctx, remote.ArtifactTag(r.manifest.Digest, profile.Tag))
-	if errors.Is(err, errdef.ErrNotFound) {
-		return nil // idempotent
-	}
-	if err == nil {
-		err = repo.Delete(ctx, desc)
-	}
-	if err != nil && strings.Contains(err.Error(), "405") {
-		return fmt.Errorf("%s does not allow deletion: %w", r.repo.Host, err)
-	}
-	return err
+	return &pushedProfile{Image: r.ref, Digest: r.manifest.Digest, Pushed: done.Digest, Tag: done.Tag, Runs: p.Runs}, nil
 }

@@ -42,20 +42,28 @@ type pulledImage struct {
 
 type pulledLayer struct {
 	Digest digest.Digest `json:"digest"`
-	Size   int64         `json:"size"` // packed bytes
-	Lazy   bool          `json:"lazy"`
-	Reason string        `json:"reason,omitempty"` // why not lazy
+	Size   int64         `json:"size"`             // packed bytes
+	How    string        `json:"how"`              // lazy, imported, or unpacked by containerd
+	Lazy   bool          `json:"lazy"`             // its data stays in the registry until it is read
+	Reason string        `json:"reason,omitempty"` // why containerd unpacked it
 }
+
+const (
+	howLazy     = "lazy"
+	howImported = "imported"
+	howUnpacked = "unpacked"
+)
 
 func (a *app) pullCommand() *cobra.Command {
 	var o pullOptions
 	c := &cobra.Command{
 		Use:   "pull [flags] IMAGE",
-		Short: "Pull an image without downloading it",
+		Short: "Pull an image, without downloading it if that is possible",
 		Long: `pull makes an image ready to run: manifest, configuration and the indexes of its layers are
 fetched, the layers' data stays in the registry until it is read. It returns when the image's
-root file system can be mounted. A layer without an index takes the ordinary path: containerd
-downloads and unpacks it (convert the image with "snapctl convert" to change that).
+root file system can be mounted. A layer without an index is imported: downloaded and decoded
+straight into an image that is mounted, and an index is made of it on the way, which "snapctl index"
+can publish for other nodes.
 
 Registries on localhost are reached by plain HTTP; others as hosts.toml in remorad's
 [registry] config_path says.`,
@@ -105,7 +113,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	pctx, stopPriming := context.WithCancel(ctx)
 	defer stopPriming()
 	priming.Go(func() {
-		reply, err := remora.Prime(pctx, &control.PrimeRequest{Ref: ref})
+		reply, err := remora.Prime(pctx, &control.PrimeRequest{Namespace: a.namespace, Ref: ref})
 		if err != nil {
 			reply = nil // containerd asks the registry itself, and says what is wrong
 		}
@@ -131,7 +139,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 		resolver = primedResolver(registry.Resolver(ctx), ref, <-primed)
 	)
 	for try := 0; ; try++ {
-		early = &layerResolver{remora: remora, namespace: a.namespace, ref: ref}
+		early = &layerResolver{remora: remora, namespace: a.namespace, ref: ref, progress: a.importProgress()}
 		img, err = containerd.Pull(ctx, ref,
 			client.WithResolver(resolver),
 			client.WithPullUnpack,
@@ -158,6 +166,24 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	}
 	result.Seconds = time.Since(began).Seconds()
 	return a.print(result, result.human)
+}
+
+// importProgress says once in a while how far the imports are.
+func (a *app) importProgress() func([]control.FetchProgress) {
+	last := time.Now()
+	return func(all []control.FetchProgress) {
+		if time.Since(last) < time.Second {
+			return
+		}
+		last = time.Now()
+		var came, total int64
+		for _, p := range all {
+			came, total = came+p.Bytes, total+p.Total
+		}
+		if total > 0 {
+			a.note("importing  %s of %s", size(came), size(total))
+		}
+	}
 }
 
 // pullFirst pulls an image for another command, whose output is not the pull's.
@@ -192,6 +218,7 @@ func explainPull(err error, ref, snapshotter string) error {
 type layerResolver struct {
 	remora         *control.Client
 	namespace, ref string
+	progress       func([]control.FetchProgress)
 
 	wait sync.WaitGroup
 
@@ -247,7 +274,7 @@ func (r *layerResolver) start(ctx context.Context, manifest digest.Digest, child
 		r.mu.Unlock()
 		r.wait.Go(func() {
 			defer close(done)
-			reply, err := r.remora.Resolve(ctx, &control.ResolveRequest{Namespace: r.namespace, Manifest: manifest, Ref: r.ref})
+			reply, err := r.remora.Resolve(ctx, &control.ResolveRequest{Namespace: r.namespace, Manifest: manifest, Ref: r.ref}, r.progress)
 			if err == nil { // otherwise Prepare finds out again, and says why
 				r.mu.Lock()
 				r.ordinary = reply.Ordinary
@@ -281,15 +308,18 @@ func (a *app) pulled(ctx context.Context, img client.Image, remora *control.Clie
 	if err != nil {
 		return nil, control.Explain(err, a.remora)
 	}
-	lazy := map[digest.Digest]bool{}
+	how := map[digest.Digest]string{}
 	for _, l := range status.Layers {
-		lazy[l.Digest] = true
+		how[l.Digest] = howLazy
+		if l.Format == "import" {
+			how[l.Digest] = howImported
+		}
 	}
 	p := &pulledImage{Image: img.Name(), Digest: img.Target().Digest, Snapshotter: o.snapshotter}
 	for _, l := range manifest.Layers {
-		one := pulledLayer{Digest: l.Digest, Size: l.Size, Lazy: lazy[l.Digest]}
-		if !one.Lazy {
-			one.Reason = early.ordinary[l.Digest]
+		one := pulledLayer{Digest: l.Digest, Size: l.Size, How: how[l.Digest], Lazy: how[l.Digest] == howLazy}
+		if one.How == "" {
+			one.How, one.Reason = howUnpacked, early.ordinary[l.Digest]
 		}
 		p.Layers = append(p.Layers, one)
 	}
@@ -299,12 +329,9 @@ func (a *app) pulled(ctx context.Context, img client.Image, remora *control.Clie
 func (p *pulledImage) human(w io.Writer) {
 	fmt.Fprintf(w, "%s@%s is ready after %.2f s\n", p.Image, p.Digest, p.Seconds)
 	for _, l := range p.Layers {
-		how := "lazy"
-		if !l.Lazy {
-			how = "unpacked"
-			if l.Reason != "" {
-				how += ": " + l.Reason
-			}
+		how := l.How
+		if l.Reason != "" {
+			how += ": " + l.Reason
 		}
 		fmt.Fprintf(w, "  %s  %10s  %s\n", short(l.Digest), size(l.Size), how)
 	}

@@ -13,6 +13,7 @@ var lanes = []struct{ name, colour string }{
 	{"resolve", "#556270"},
 	{"profile", "#8e6bb0"},
 	{"index", "#2f8f83"},
+	{"import", "#b5653a"},
 	{"image", "#7aa64a"},
 	{"mount", "#b0892e"},
 	{"ahead", "#5fb0e8"},

@@ -237,6 +237,10 @@ func (r *traced) take(events []*control.TraceEvent, began, end time.Time) {
 			}
 		case "mount":
 			s.Name += " by " + e.What
+		case "index":
+			if e.What != "" {
+				s.Name = e.What
+			}
 		case "resolve":
 			s.Name = e.What
 		}

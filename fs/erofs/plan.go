@@ -18,7 +18,8 @@ var ErrTooLarge = errors.New("layer does not fit an EROFS image")
 //	0      1024   1152                                    MetaSize                    Size
 //	| zero | super | inodes, xattrs, inline tails | blocks | file data, block aligned |
 //
-// Blocks are those of directories and long symbolic links that do not fit behind their inode.
+// Blocks are those of directories and long symbolic links that do not fit behind their inode. Where the
+// Layout says that data is in the image already, there is a hole between MetaSize and the first data.
 type Plan struct {
 	MetaSize int64 // bytes from the start that WriteMeta writes; a multiple of BlockSize
 	Size     int64 // bytes of the image; a multiple of BlockSize
@@ -57,6 +58,14 @@ func NewPlan(l *layout.Layout, uuid [16]byte) (*Plan, error) {
 	p.MetaSize = off
 	for _, i := range p.dataOrder() {
 		at := &p.at[i]
+		if placed := l.Inodes[i].Data; placed > 0 {
+			if placed < p.MetaSize || placed%BlockSize != 0 {
+				return nil, fmt.Errorf("%w: %d bytes of metadata, and data at %d", ErrTooLarge, p.MetaSize, placed)
+			}
+			at.data = placed
+			off = max(off, placed+align(at.size, BlockSize))
+			continue
+		}
 		at.data = off
 		if at.size > math.MaxInt64-off-BlockSize {
 			return nil, fmt.Errorf("%w: file of %d bytes", ErrTooLarge, at.size)

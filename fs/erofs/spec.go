@@ -15,6 +15,7 @@ func (p *Plan) Spec(tail []byte) (cache.Spec, error) {
 		ImageSize: p.Size, MetaSize: p.MetaSize, Meta: p, Tail: tail,
 		Units:   make([]cache.Unit, len(p.l.Units)),
 		Extents: make([]cache.Extent, 0, len(p.l.Extents)),
+		Points:  p.l.Points, PlainSize: p.l.PlainSize,
 	}
 	switch p.l.Codec {
 	case layout.Plain:
@@ -23,6 +24,10 @@ func (p *Plan) Spec(tail []byte) (cache.Spec, error) {
 		s.Codec = cache.CodecGzip
 	case layout.Zstd:
 		s.Codec = cache.CodecZstd
+	case layout.Spans:
+		s.Codec = cache.CodecSpans
+	case layout.Whole:
+		s.Codec = cache.CodecWhole
 	}
 	for i, u := range p.l.Units {
 		s.Units[i] = cache.Unit{Off: u.Off, Len: u.Len}

@@ -2,6 +2,8 @@ package layout
 
 import (
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/cache/inflate"
 )
 
 // Root is the index of the root directory in Layout.Inodes.
@@ -13,6 +15,11 @@ type Layout struct {
 	Extents []Extent // grouped by file, in file order
 	Units   []Unit   // in blob order; together they cover the whole blob
 	Codec   Codec    // how every unit is compressed
+
+	// Points say for a layer of Codec Spans where each unit begins. PlainSize is the bytes of all
+	// units, decoded.
+	Points    []inflate.Point
+	PlainSize int64
 
 	// Prefetch lists units in the order in which the image's author wants them present.
 	Prefetch []uint32
@@ -42,6 +49,10 @@ type Inode struct {
 	Xattrs    []Xattr  // sorted by name
 	Entries   []Dirent // directories; sorted by name, without . and ..
 	Parent    uint32   // directories
+
+	// Data is where a regular file's data lies in the image already, in bytes; 0 leaves that to the
+	// image's writer.
+	Data int64
 
 	// Extents[FirstExtent:FirstExtent+NumExtents] hold the file's data in file order. A
 	// range that no extent covers is a hole and reads as zeros.
@@ -97,6 +108,11 @@ const (
 	Plain Codec = 0
 	Gzip  Codec = 1
 	Zstd  Codec = 2
+	// Spans is gzip that is decoded from points in the middle of it.
+	Spans Codec = 3
+	// Whole is what cannot be decoded by parts: there is one unit, and nothing is said of where in it
+	// an extent lies.
+	Whole Codec = 4
 )
 
 // Limits bound what a layer's index may ask of us. A zero value is replaced by the default.
@@ -109,6 +125,7 @@ type Limits struct {
 	XattrValue  int   // bytes of one extended attribute's value
 	Extent      int64 // bytes of one extent
 	Image       int64 // bytes of all file data together, holes included
+	Plain       int64 // bytes that a layer which is imported may decode to
 }
 
 // WithDefaults returns l with every zero replaced.
@@ -131,5 +148,6 @@ func (l Limits) WithDefaults() Limits {
 	setInt(&l.XattrValue, 64<<10)
 	set(&l.Extent, 64<<20)
 	set(&l.Image, 8<<40)
+	set(&l.Plain, 256<<30)
 	return l
 }

@@ -11,16 +11,15 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/remote"
 )
 
 // MediaType is that of an encoded profile: JSON packed by zstd.
 const MediaType = "application/vnd.remora.profile.v1+json+zstd"
 
-// ArtifactType is that of a manifest which gives an image a profile.
-const ArtifactType = "application/vnd.remora.profile.v1"
-
-// Tag is how the tag ends by which an image's published profile is found at once.
-const Tag = "remora-profile"
+// Artifact is how a profile is published.
+var Artifact = remote.ArtifactKind{Type: "application/vnd.remora.profile.v1", MediaType: MediaType, Tag: "remora-profile", Limit: MaxPacked}
 
 // ErrInvalid marks bytes that are not a profile, or one that breaks our limits.
 var ErrInvalid = errors.New("invalid profile")

@@ -5,6 +5,7 @@ package control
 import (
 	"context"
 	"encoding/json"
+	"errors"
 
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
@@ -112,9 +113,12 @@ type ResolveRequest struct {
 	Ref       string        `json:"ref"`
 }
 
-// ResolveReply says which layers take the ordinary path, and why.
+// ResolveReply is sent again and again while layers are imported. The last one has Done and says which
+// layers take the ordinary path, and why.
 type ResolveReply struct {
-	Ordinary map[digest.Digest]string `json:"ordinary,omitempty"`
+	Importing []FetchProgress          `json:"importing,omitempty"`
+	Ordinary  map[digest.Digest]string `json:"ordinary,omitempty"`
+	Done      bool                     `json:"done"`
 }
 
 // FetchRequest asks for all of an image.
@@ -179,7 +183,7 @@ type Server interface {
 	Status(context.Context, *Empty) (*StatusReply, error)
 	Login(context.Context, *LoginRequest) (*Empty, error)
 	Prime(context.Context, *PrimeRequest) (*PrimeReply, error)
-	Resolve(context.Context, *ResolveRequest) (*ResolveReply, error)
+	Resolve(ctx context.Context, req *ResolveRequest, send func(*ResolveReply) error) error
 	Fetch(ctx context.Context, req *FetchRequest, send func(*FetchProgress) error) error
 	Detach(context.Context, *Empty) (*DetachReply, error)
 	Cache(context.Context, *Empty) (*CacheReply, error)
@@ -212,13 +216,13 @@ func Register(s *grpc.Server, impl Server) {
 		ServiceName: service,
 		HandlerType: (*Server)(nil),
 		Methods: []grpc.MethodDesc{
-			unary("Status", Server.Status), unary("Login", Server.Login), unary("Resolve", Server.Resolve),
+			unary("Status", Server.Status), unary("Login", Server.Login),
 			unary("Detach", Server.Detach), unary("Cache", Server.Cache), unary("Pin", Server.Pin), unary("Prune", Server.Prune),
 			unary("Recorded", Server.Recorded), unary("Profile", Server.Profile), unary("AddProfile", Server.AddProfile),
 			unary("RemoveProfile", Server.RemoveProfile), unary("Prime", Server.Prime),
 		},
 		Streams: []grpc.StreamDesc{
-			streamHandler("Fetch", Server.Fetch), streamHandler("Record", Server.Record), streamHandler("Trace", Server.Trace),
+			streamHandler("Fetch", Server.Fetch), streamHandler("Resolve", Server.Resolve), streamHandler("Record", Server.Record), streamHandler("Trace", Server.Trace),
 		},
 	}, impl)
 }
@@ -259,9 +263,18 @@ func (c *Client) Login(ctx context.Context, req *LoginRequest) error {
 	return err
 }
 
-// Resolve returns when all layers of an image are open or have failed.
-func (c *Client) Resolve(ctx context.Context, req *ResolveRequest) (*ResolveReply, error) {
-	return invoke[ResolveRequest, ResolveReply](ctx, c, "Resolve", req)
+// Resolve returns when all layers of an image are open or have failed, and tells meanwhile how far the
+// imports are.
+func (c *Client) Resolve(ctx context.Context, req *ResolveRequest, progress func([]FetchProgress)) (last *ResolveReply, err error) {
+	err = receive(ctx, c, "Resolve", req, func(r *ResolveReply) {
+		if last = r; !r.Done {
+			progress(r.Importing)
+		}
+	})
+	if err == nil && (last == nil || !last.Done) {
+		err = errors.New("remorad ended before all layers were here")
+	}
+	return last, err
 }
 
 // Detach takes all mounts of layers away.

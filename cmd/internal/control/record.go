@@ -40,7 +40,7 @@ type ProfileReply struct {
 // TraceEvent is something that has taken time. Off and Len are bytes: of the blob for fetches, of
 // the image for waits.
 type TraceEvent struct {
-	Kind   string        `json:"kind"` // resolve, profile, index, image, ahead, mount, fetch, wait
+	Kind   string        `json:"kind"` // resolve, profile, index, import, image, ahead, mount, fetch, wait
 	Digest digest.Digest `json:"digest,omitempty"`
 	For    string        `json:"for,omitempty"` // of a fetch: demand, prefetch or background
 	Off    int64         `json:"off,omitempty"`
@@ -123,7 +123,8 @@ func (c *Client) RemoveProfile(ctx context.Context, req *ProfileRequest) error {
 
 // PrimeRequest names an image that is about to be pulled.
 type PrimeRequest struct {
-	Ref string `json:"ref"`
+	Namespace string `json:"namespace"`
+	Ref       string `json:"ref"`
 }
 
 // PrimeReply holds the documents that containerd will ask for, the one that the reference names

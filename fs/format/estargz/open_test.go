@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -190,7 +191,11 @@ func mountedThroughEverything(t *testing.T, opts []lib.Option) {
 		t.Errorf("diffID: %v", err)
 	}
 	t.Logf("blob %d bytes, read %d, for the diffID %d more", len(blob), before, b.bytes-before)
-	if err := f.Verify(t.Context(), "sha256:"+digest.Digest(strings.Repeat("0", 64))); err != nil {
-		t.Errorf("verified once, checked again: %v", err)
+	if err := f.Verify(t.Context(), "sha256:"+digest.Digest(strings.Repeat("0", 64))); !errors.Is(err, cache.ErrDiffID) {
+		t.Errorf("another image's diffID: %v", err)
+	}
+	before = b.bytes
+	if err := f.Verify(t.Context(), diffID); err != nil || b.bytes != before {
+		t.Errorf("checked again: %v, %d bytes read", err, b.bytes-before)
 	}
 }

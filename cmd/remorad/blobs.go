@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/pkg/labels"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// storedBlobs are the blobs in containerd's content store.
+type storedBlobs struct{ containerd *client.Client }
+
+// Blob implements snapshotter.Blobs.
+func (b *storedBlobs) Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error) {
+	return b.containerd.ContentStore().ReaderAt(namespaces.WithNamespace(ctx, namespace), ocispec.Descriptor{Digest: d})
+}
+
+// keptFor is how long a blob stays that no image refers to yet.
+const keptFor = time.Hour
+
+// KeepBlob implements snapshotter.Blobs.
+func (b *storedBlobs) KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo remote.Repository, diffID digest.Digest, r io.Reader) error {
+	ctx, _, err := b.containerd.WithLease(namespaces.WithNamespace(ctx, namespace), leases.WithRandomID(), leases.WithExpiration(keptFor))
+	if err != nil {
+		return err
+	}
+	return putBlob(ctx, b.containerd.ContentStore(), desc, repo, diffID, func(w io.Writer) error {
+		_, err := io.Copy(w, r)
+		return err
+	})
+}
+
+// putBlob adds a layer's blob to a content store, unless it is there.
+func putBlob(ctx context.Context, store content.Store, desc ocispec.Descriptor, repo remote.Repository, diffID digest.Digest, write func(io.Writer) error) error {
+	w, err := content.OpenWriter(ctx, store, content.WithRef("remora-fetch-"+desc.Digest.String()), content.WithDescriptor(desc))
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	if err := w.Truncate(0); err != nil { // what an earlier try left
+		return err
+	}
+	buf := bufio.NewWriterSize(onlyWriter{w}, 1<<20) // each write is a request
+	if err := write(buf); err != nil {
+		return err
+	}
+	if err := buf.Flush(); err != nil {
+		return err
+	}
+	err = w.Commit(ctx, desc.Size, desc.Digest, content.WithLabels(map[string]string{
+		labels.LabelDistributionSource + "." + repo.Hostname(): repo.Path,
+		labels.LabelUncompressed:                               diffID.String(),
+	}))
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	if err != nil && strings.Contains(err.Error(), "unexpected commit digest") {
+		return fmt.Errorf("the registry serves another blob under this digest: %w", err)
+	}
+	return err
+}
+
+// onlyWriter hides a content writer's other methods.
+type onlyWriter struct{ io.Writer }

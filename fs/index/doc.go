@@ -1,0 +1,10 @@
+// Package index keeps what was found in a layer that has no index of its own, so that its next reader needs
+// only the parts that it reads: the archive's entries, the digest of every extent, and the places at which
+// decoding can begin.
+//
+// A layer's index is made while the layer is read whole (fs/scan). The indexes of an image's layers together
+// are published as one artifact beside the image.
+//
+// Belongs here: the form of an index, what it promises, its limits. Does not: reading archives (fs/scan),
+// publishing (remote).
+package index

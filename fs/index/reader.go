@@ -1,0 +1,386 @@
+package index
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"math"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/cache/inflate"
+	"github.com/remora-storage/remora/fs/layout"
+)
+
+var le = binary.LittleEndian
+
+func putDigest(p []byte, d digest.Digest) {
+	// Callers have SHA-256 digests alone; another one gives zeros, which no layer has.
+	_, _ = hex.Decode(p[:sha256.Size], []byte(d.Encoded()))
+}
+
+func getDigest(p []byte) digest.Digest {
+	return digest.NewDigestFromBytes(digest.SHA256, p[:sha256.Size])
+}
+
+// Head is what an index says before it is decoded. Sizes are in bytes.
+type Head struct {
+	Digest    digest.Digest
+	DiffID    digest.Digest
+	Size      int64 // of the packed blob
+	PlainSize int64
+	Codec     layout.Codec
+	Entries   int
+	Points    int
+	Extents   int
+	// Tree, Windows and Digests are the shares of the index: entries, points with what lies before them,
+	// and digests.
+	Tree, Windows, Digests int64
+}
+
+// ReadHead reads the head of a layer's index, and checks that the rest is as long as it says.
+func ReadHead(p []byte) (h Head, err error) {
+	if len(p) < layerHeader || string(p[:8]) != layerMagic {
+		return h, fmt.Errorf("%w: index without its mark", layout.ErrInvalid)
+	}
+	if v := le.Uint32(p[8:]); v != layerVersion {
+		return h, fmt.Errorf("%w: index of version %d", layout.ErrInvalid, v)
+	}
+	h = Head{
+		Digest: getDigest(p[16:]), DiffID: getDigest(p[48:]), Codec: layout.Codec(le.Uint32(p[12:])),
+		Size: int64(le.Uint64(p[80:])), PlainSize: int64(le.Uint64(p[88:])),
+		Points: int(le.Uint32(p[104:])), Extents: int(le.Uint32(p[108:])),
+		Tree: int64(le.Uint32(p[112:])), Windows: int64(le.Uint32(p[116:])), Digests: int64(le.Uint32(p[120:])),
+	}
+	entries := le.Uint64(p[96:])
+	h.Entries = int(min(entries, math.MaxInt32))
+	switch {
+	case h.Codec != layout.Plain && h.Codec != layout.Zstd && h.Codec != layout.Spans:
+		return h, fmt.Errorf("%w: index of codec %d", layout.ErrInvalid, h.Codec)
+	case h.Size <= 0 || h.PlainSize < 0 || h.Points < 1 || h.Digests != int64(h.Extents)*sha256.Size,
+		layerHeader+h.Tree+h.Windows+h.Digests != int64(len(p)):
+		return h, fmt.Errorf("%w: index whose sizes do not fit", layout.ErrInvalid)
+	}
+	return h, nil
+}
+
+// Decode turns a layer's index into a Layout. Errors wrap layout.ErrInvalid.
+func Decode(p []byte, limits layout.Limits) (*layout.Layout, error) {
+	limits = limits.WithDefaults()
+	h, err := ReadHead(p)
+	if err != nil {
+		return nil, err
+	}
+	if h.Entries > limits.Entries || int64(len(p)) > limits.PackedIndex {
+		return nil, fmt.Errorf("%w: index of %d bytes, %d entries (limits %d, %d)", layout.ErrInvalid, len(p), h.Entries, limits.PackedIndex, limits.Entries)
+	}
+	body := p[layerHeader:]
+	tree, err := unpack(body[:h.Tree], le.Uint32(p[124:]), limits.PlainIndex)
+	if err != nil {
+		return nil, err
+	}
+	rest, err := unpack(body[h.Tree:h.Tree+h.Windows], le.Uint32(p[128:]), limits.PlainIndex)
+	if err != nil {
+		return nil, err
+	}
+	points, units, err := decodePoints(rest, &h)
+	if err != nil {
+		return nil, err
+	}
+	r := reader{h: &h, b: layout.NewBuilder(limits), digests: body[h.Tree+h.Windows:], cuts: cuts{points: points}}
+	if err := r.read(tree); err != nil {
+		return nil, err
+	}
+	l, err := r.b.Finish(h.Codec, units, func(u uint32) uint32 { return u })
+	if err != nil {
+		return nil, err
+	}
+	l.PlainSize = h.PlainSize
+	if h.Codec == layout.Spans {
+		l.Points = points
+	}
+	return l, nil
+}
+
+func unpack(p []byte, n uint32, limit int64) ([]byte, error) {
+	if int64(n) > limit {
+		return nil, fmt.Errorf("%w: section of %d bytes (limit %d)", layout.ErrInvalid, n, limit)
+	}
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(uint64(max(n, 1<<10))))
+	if err != nil {
+		return nil, err
+	}
+	defer dec.Close()
+	out, err := dec.DecodeAll(p, make([]byte, 0, min(int64(n), int64(len(p))*64)))
+	if err != nil {
+		return nil, fmt.Errorf("%w: section: %w", layout.ErrInvalid, err)
+	}
+	if len(out) != int(n) {
+		return nil, fmt.Errorf("%w: section of %d bytes, not %d", layout.ErrInvalid, len(out), n)
+	}
+	return out, nil
+}
+
+const maxUnit = 64 << 20 // plain bytes: a unit is decoded in memory
+
+func decodePoints(p []byte, h *Head) (points []inflate.Point, units []layout.Unit, err error) {
+	bad := fmt.Errorf("%w: points", layout.ErrInvalid)
+	if h.Points > len(p) {
+		return nil, nil, bad
+	}
+	points = make([]inflate.Point, h.Points)
+	lengths := make([]uint64, h.Points)
+	in := numbers{p: p}
+	var plain, packed int64
+	for i := range points {
+		plain, packed = in.sum(plain), in.sum(packed)
+		bits, value := in.next(), in.next()
+		lengths[i] = in.next()
+		if bits > 7 || value > 255 {
+			return nil, nil, bad
+		}
+		points[i] = inflate.Point{Plain: plain, Off: packed, Bits: uint8(bits), Value: uint8(value)}
+	}
+	for i := range points {
+		if lengths[i] > uint64(len(in.p)) {
+			return nil, nil, bad
+		}
+		if n := lengths[i]; n > 0 {
+			points[i].Window, in.p = inflate.Sparse(in.p[:n:n]), in.p[n:]
+		}
+		end, plainEnd := h.Size, h.PlainSize
+		if i+1 < len(points) {
+			end, plainEnd = points[i+1].Off, points[i+1].Plain
+		}
+		if off := points[i].Off; end <= off || plainEnd < points[i].Plain || plainEnd-points[i].Plain > maxUnit || i == 0 && (off != 0 || points[i].Plain != 0) {
+			return nil, nil, bad
+		}
+		units = append(units, layout.Unit{Off: points[i].Off, Len: end - points[i].Off})
+	}
+	if in.bad || len(in.p) > 0 {
+		return nil, nil, bad
+	}
+	return points, units, nil
+}
+
+// numbers reads LEB128. After bad data it gives zeros.
+type numbers struct {
+	p   []byte
+	bad bool
+}
+
+func (r *numbers) next() uint64 {
+	v, n := binary.Uvarint(r.p)
+	if n <= 0 {
+		r.p, r.bad = nil, true
+		return 0
+	}
+	r.p = r.p[n:]
+	return v
+}
+
+// sum adds a number that must not be too large.
+func (r *numbers) sum(v int64) int64 {
+	d := r.next()
+	if d > uint64(math.MaxInt64-v) {
+		r.bad = true
+		return v
+	}
+	return v + int64(d)
+}
+
+func (r *numbers) signed() int64 {
+	v := r.next()
+	return int64(v>>1) ^ -int64(v&1)
+}
+
+func (r *numbers) text() string {
+	n := r.next()
+	if n > uint64(len(r.p)) {
+		r.p, r.bad = nil, true
+		return ""
+	}
+	s := string(r.p[:n])
+	r.p = r.p[n:]
+	return s
+}
+
+// reader turns columns into a tree.
+type reader struct {
+	h       *Head
+	b       *layout.Builder
+	cols    [columns]numbers
+	digests []byte
+	cuts    cuts
+	dict    []layout.Inode
+
+	name  string
+	sec   int64
+	end   int64
+	since int64
+}
+
+func (r *reader) read(tree []byte) error {
+	in := numbers{p: tree}
+	for i := range r.cols {
+		r.cols[i].p = []byte(in.text())
+	}
+	if in.bad || len(in.p) > 0 || len(r.cols[colKinds].p) != r.h.Entries {
+		return fmt.Errorf("%w: columns", layout.ErrInvalid)
+	}
+	for i, kind := range r.cols[colKinds].p {
+		e, err := r.entry(kind)
+		for _, c := range r.cols {
+			if c.bad {
+				err = fmt.Errorf("%w: a column ends early", layout.ErrInvalid)
+			}
+		}
+		if err == nil {
+			err = r.place(e)
+		}
+		if err != nil {
+			return fmt.Errorf("entry %d: %w", i, err)
+		}
+	}
+	if len(r.digests) > 0 {
+		return fmt.Errorf("%w: more digests than extents", layout.ErrInvalid)
+	}
+	return nil
+}
+
+func (r *reader) place(e *Entry) error {
+	handle, data, err := e.Place(r.b)
+	if err != nil || len(e.Parts) == 0 {
+		return err
+	}
+	return r.cuts.extents(e, func(x layout.Extent) error {
+		if len(r.digests) < sha256.Size {
+			return fmt.Errorf("%w: more extents than digests", layout.ErrInvalid)
+		}
+		copy(x.Digest[:], r.digests)
+		r.digests = r.digests[sha256.Size:]
+		if !data {
+			return nil
+		}
+		return r.b.AddExtent(handle, x)
+	})
+}
+
+func (r *reader) entry(kind byte) (*Entry, error) {
+	names := &r.cols[colNames]
+	same := names.next()
+	if same > uint64(len(r.name)) {
+		return nil, fmt.Errorf("%w: name with %d bytes of one of %d", layout.ErrInvalid, same, len(r.name))
+	}
+	e := &Entry{Name: r.name[:same] + names.text()}
+	r.name = e.Name
+	if len(e.Name) > 1<<16 {
+		return nil, fmt.Errorf("%w: name of %d bytes", layout.ErrInvalid, len(e.Name))
+	}
+	if err := r.attrs(&e.Inode); err != nil {
+		return nil, err
+	}
+	t := r.cols[colTimes].next()
+	r.sec += int64(t>>2) ^ -int64(t>>1&1)
+	e.Inode.MtimeSec = r.sec
+	if t&1 != 0 {
+		e.Inode.MtimeNsec = uint32(min(r.cols[colTimes].next(), math.MaxUint32))
+	}
+	r.since++
+	links := &r.cols[colLinks]
+	switch kind {
+	case kindFile, kindSparse:
+		return e, r.file(e, kind == kindSparse)
+	case kindDir:
+		e.Inode.Mode |= unix.S_IFDIR
+	case kindSymlink:
+		e.Inode.Mode |= unix.S_IFLNK
+		e.Inode.Target = links.text()
+	case kindLink:
+		if e.Link = links.text(); e.Link == "" {
+			return nil, fmt.Errorf("%w: hard link to nothing", layout.ErrInvalid)
+		}
+	case kindChar, kindBlock:
+		if e.Inode.Mode |= unix.S_IFCHR; kind == kindBlock {
+			e.Inode.Mode = e.Inode.Mode&^unix.S_IFMT | unix.S_IFBLK
+		}
+		e.Inode.Major, e.Inode.Minor = uint32(min(links.next(), math.MaxUint32)), uint32(min(links.next(), math.MaxUint32))
+	case kindFifo:
+		e.Inode.Mode |= unix.S_IFIFO
+	default:
+		return nil, fmt.Errorf("%w: entry of kind %d", layout.ErrInvalid, kind)
+	}
+	return e, nil
+}
+
+// file reads a regular file's size and where its data is.
+func (r *reader) file(e *Entry, sparse bool) error {
+	e.Inode.Mode |= unix.S_IFREG
+	size := r.cols[colSizes].next()
+	if size > math.MaxInt64 {
+		return fmt.Errorf("%w: file of %d bytes", layout.ErrInvalid, size)
+	}
+	e.Inode.Size = int64(size)
+	switch {
+	case sparse:
+		in := &r.cols[colSparse]
+		n := in.next()
+		if n > uint64(len(in.p)) {
+			return fmt.Errorf("%w: sparse file of %d parts", layout.ErrInvalid, n)
+		}
+		end := int64(0)
+		for range n {
+			p := Part{Off: in.sum(end)}
+			end = in.sum(p.Off)
+			p.Len = end - p.Off
+			e.Parts = append(e.Parts, p)
+		}
+	case size > 0:
+		e.Parts = []Part{{0, e.Inode.Size}}
+	}
+	if err := checkParts(e.Inode.Size, e.Parts); err != nil || len(e.Parts) == 0 {
+		return err
+	}
+	blocks := r.cols[colPlaces].signed()
+	if blocks < -1<<40 || blocks > 1<<50 {
+		return fmt.Errorf("%w: data %d blocks further", layout.ErrInvalid, blocks)
+	}
+	e.Pos = r.end + (blocks+r.since)*tarBlock
+	n := int64(0)
+	for _, p := range e.Parts {
+		n += p.Len
+	}
+	if e.Pos < r.end || e.Pos > r.h.PlainSize || n > r.h.PlainSize-e.Pos {
+		return fmt.Errorf("%w: data at %d+%d of %d, behind %d", layout.ErrInvalid, e.Pos, n, r.h.PlainSize, r.end)
+	}
+	r.end, r.since = (e.Pos+n+tarBlock-1)/tarBlock*tarBlock, 0
+	return nil
+}
+
+// attrs reads an entry's attributes, those that are new from the dictionary.
+func (r *reader) attrs(in *layout.Inode) error {
+	i := r.cols[colAttrs].next()
+	if i > uint64(len(r.dict)) {
+		return fmt.Errorf("%w: attributes %d of %d", layout.ErrInvalid, i, len(r.dict))
+	}
+	if i == uint64(len(r.dict)) {
+		d := &r.cols[colDict]
+		mode, uid, gid, n := d.next(), d.next(), d.next(), d.next()
+		if mode > 0o7777 || uid > math.MaxUint32 || gid > math.MaxUint32 || n > uint64(len(d.p)) {
+			return fmt.Errorf("%w: mode %#o, owner %d:%d, %d attributes", layout.ErrInvalid, mode, uid, gid, n)
+		}
+		one := layout.Inode{Mode: uint32(mode), UID: uint32(uid), GID: uint32(gid)}
+		for range n {
+			one.Xattrs = append(one.Xattrs, layout.Xattr{Name: d.text(), Value: bytes.Clone([]byte(d.text()))})
+		}
+		r.dict = append(r.dict, one)
+	}
+	x := r.dict[i]
+	in.Mode, in.UID, in.GID = x.Mode, x.UID, x.GID
+	in.Xattrs = append([]layout.Xattr(nil), x.Xattrs...)
+	return nil
+}

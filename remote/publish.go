@@ -1,0 +1,89 @@
+package remote
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/errdef"
+	oras "oras.land/oras-go/v2/registry/remote"
+)
+
+// maxEmbedded is up to which size an artifact's content is repeated in its manifest, so that one request
+// brings it: registries commonly take manifests of 4 MiB, and it becomes a third larger there.
+const maxEmbedded = 2 << 20
+
+// Published is an artifact that was pushed.
+type Published struct {
+	Digest digest.Digest // of its manifest
+	Tag    string
+}
+
+// PushArtifact publishes an artifact that refers to an image. It takes the place of an earlier one of its
+// kind.
+func (r *Registry) PushArtifact(ctx context.Context, repo Repository, image ocispec.Descriptor, kind ArtifactKind, content []byte) (Published, error) {
+	w, err := r.Writable(ctx, repo)
+	if err != nil {
+		return Published{}, err
+	}
+	layer := ocispec.Descriptor{MediaType: kind.MediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
+	if err := pushIfAbsent(ctx, w, ocispec.DescriptorEmptyJSON, ocispec.DescriptorEmptyJSON.Data); err != nil {
+		return Published{}, err
+	}
+	if err := pushIfAbsent(ctx, w, layer, content); err != nil {
+		return Published{}, err
+	}
+	if len(content) <= maxEmbedded {
+		layer.Data = content
+	}
+	subject := ocispec.Descriptor{MediaType: image.MediaType, Digest: image.Digest, Size: image.Size}
+	doc, err := json.Marshal(ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: kind.Type,
+		Config: ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{layer}, Subject: &subject,
+		Annotations: map[string]string{ocispec.AnnotationCreated: time.Now().UTC().Format(time.RFC3339)},
+	})
+	if err != nil {
+		return Published{}, err
+	}
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(doc), Size: int64(len(doc)), ArtifactType: kind.Type}
+	tag := ArtifactTag(image.Digest, kind.Tag)
+	// oras-go keeps the list of referrers under a tag where the registry has no Referrers API.
+	if err := w.PushReference(ctx, desc, bytes.NewReader(doc), tag); err != nil {
+		return Published{}, err
+	}
+	return Published{desc.Digest, tag}, nil
+}
+
+func pushIfAbsent(ctx context.Context, repo *oras.Repository, desc ocispec.Descriptor, data []byte) error {
+	has, err := repo.Exists(ctx, desc)
+	if err != nil || has {
+		return err
+	}
+	return repo.Push(ctx, desc, bytes.NewReader(data))
+}
+
+// RemoveArtifact deletes an image's artifact of a kind. One that is not there is no error.
+func (r *Registry) RemoveArtifact(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) error {
+	w, err := r.Writable(ctx, repo)
+	if err != nil {
+		return err
+	}
+	desc, err := w.Resolve(ctx, ArtifactTag(image, kind.Tag))
+	if errors.Is(err, errdef.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		err = w.Delete(ctx, desc)
+	}
+	if err != nil && strings.Contains(err.Error(), "405") {
+		return fmt.Errorf("%s does not allow deletion: %w", repo.Host, err)
+	}
+	return err
+}

@@ -1,0 +1,189 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/remote"
+)
+
+// ImportMode says when a layer is read whole.
+type ImportMode string
+
+// The modes. The zero value is ImportLazy.
+const (
+	ImportLazy     ImportMode = "lazy"     // if there is no index by which it can be read by parts
+	ImportEager    ImportMode = "eager"    // always
+	ImportOrdinary ImportMode = "ordinary" // never, nor by parts: containerd unpacks it
+)
+
+// ImportPolicy is what holds for a repository.
+type ImportPolicy struct {
+	Mode ImportMode
+	// KeepBlobs puts the blobs of layers that were imported into containerd's content store.
+	KeepBlobs bool
+}
+
+// Blobs are the blobs in containerd's content store, in a namespace.
+type Blobs interface {
+	// Blob opens a blob, or fails.
+	Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error)
+	// KeepBlob adds a layer's blob.
+	KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo remote.Repository, diffID digest.Digest, r io.Reader) error
+}
+
+const (
+	// importTries is how often a layer is asked for whose bytes are wrong, each time elsewhere if there
+	// are several places.
+	importTries = 3
+	storeWait   = time.Second // for containerd to say whether it has a blob
+)
+
+var errWrongBlob = errors.New("the registry serves another blob under this digest")
+
+// importLayer reads all of a layer: its data into the cache, its tree into the index.
+func (l *layers) importLayer(ctx context.Context, o *opening, codec layout.Codec) (*madeIndex, error) {
+	select {
+	case l.imports <- struct{}{}:
+		defer func() { <-l.imports }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	began := time.Now()
+	x, err := l.tryImport(ctx, o, codec)
+	l.tracer.end(began, Span{Kind: "import", Digest: o.src.Descriptor.Digest, Len: o.src.Descriptor.Size, Err: err})
+	return x, err
+}
+
+func (l *layers) tryImport(ctx context.Context, o *opening, codec layout.Codec) (*madeIndex, error) {
+	for try := 0; ; try++ {
+		im, err := l.cache.Import(ctx, plainID(&o.src))
+		if err != nil {
+			return nil, err
+		}
+		x, err := l.importOnce(ctx, o, codec, im, try)
+		if err == nil {
+			return x, nil
+		}
+		wrong := errors.Is(err, errWrongBlob) || errors.Is(err, layout.ErrInvalid)
+		im.Stop(!wrong && !errors.Is(err, scan.ErrBomb) && !o.gone.Load())
+		switch {
+		case wrong && try+1 < importTries:
+			l.log.Warn("layer has wrong bytes, asking again", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+		case wrong || errors.Is(err, scan.ErrBomb):
+			return nil, notLazy("%w", err)
+		default:
+			return nil, err
+		}
+	}
+}
+
+func (l *layers) importOnce(ctx context.Context, o *opening, codec layout.Codec, im *cache.Import, try int) (*madeIndex, error) {
+	desc := o.src.Descriptor
+	src := l.importSource(&o.src)
+	if im.Held > desc.Size {
+		return nil, fmt.Errorf("%w: more of it was kept than it has", errWrongBlob)
+	}
+	o.got.Store(im.Held)
+	if im.Held > 0 {
+		l.log.Info("import goes on", "digest", desc.Digest, "image", o.src.Image, "bytes", im.Held, "of", desc.Size)
+	}
+	rest := l.cache.Read(ctx, src, im.Held, desc.Size, try)
+	defer rest.Close()
+	came := int64(0)
+	tee := readerFunc(func(p []byte) (int, error) {
+		n, err := rest.Read(p)
+		im.Keep(p[:n])
+		came += int64(n)
+		o.got.Add(int64(n))
+		return n, err
+	})
+	layer, err := scan.Scan(ctx, io.MultiReader(im.Packed(), tee), codec, scan.Options{Data: im, DataStart: cache.DataStart, Limits: l.limits})
+	if err != nil {
+		return nil, err
+	}
+	if layer.Blob != desc.Digest {
+		return nil, fmt.Errorf("%w: its digest is %s", errWrongBlob, layer.Blob)
+	}
+	if l.importOf(o.src.Repo).KeepBlobs {
+		l.keepBlob(ctx, o, im, layer.DiffID)
+	}
+	l.keepIndex(&o.src, layer)
+	return &madeIndex{layout: layer.Layout, imported: im, diffID: layer.DiffID, fetched: came}, nil
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// keepBlob puts the packed bytes into containerd's content store. That it fails is no reason to fail the
+// import.
+func (l *layers) keepBlob(ctx context.Context, o *opening, im *cache.Import, diffID digest.Digest) {
+	r, n, ok := im.Whole()
+	err := errors.New("there was no room for its packed bytes")
+	if ok && l.blobs != nil {
+		desc := ocispec.Descriptor{MediaType: o.src.Descriptor.MediaType, Digest: o.src.Descriptor.Digest, Size: n}
+		err = l.blobs.KeepBlob(ctx, o.src.Namespace, desc, o.src.Repo, diffID, r)
+	}
+	if err != nil {
+		l.log.Warn("blob not kept in containerd's content store", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+	}
+}
+
+// importSource returns where a whole layer is read from: containerd's content store if it has the blob,
+// or gets it meanwhile, and the registry otherwise.
+func (l *layers) importSource(s *Source) cache.Source {
+	if l.blobs == nil || s.Namespace == "" {
+		return l.blob(s)
+	}
+	return &storedBlob{layerBlob: l.blob(s), blobs: l.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
+}
+
+// stored reports whether containerd's content store has a layer's blob: then an import moves nothing.
+func (l *layers) stored(ctx context.Context, s *Source) bool {
+	if l.blobs == nil || s.Namespace == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeWait)
+	defer cancel()
+	r, err := l.blobs.Blob(ctx, s.Namespace, s.Descriptor.Digest)
+	if err != nil {
+		return false
+	}
+	return r.Close() == nil && r.Size() == s.Descriptor.Size
+}
+
+// storedBlob is a layer's blob that may be in containerd's content store.
+type storedBlob struct {
+	layerBlob
+	blobs     Blobs
+	namespace string
+	digest    digest.Digest
+}
+
+// Open implements cache.Source.
+func (b *storedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	if try == 0 {
+		r, err := b.blobs.Blob(ctx, b.namespace, b.digest) // which reads with this context, too
+		if err == nil {
+			if r.Size() == b.Size() {
+				return struct {
+					io.Reader
+					io.Closer
+				}{io.NewSectionReader(r, off, n), r}, nil
+			}
+			r.Close() // only read
+		}
+	}
+	return b.layerBlob.Open(ctx, off, n, try)
+}

@@ -1,0 +1,326 @@
+package snapshotter
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/fs/index"
+	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/remote"
+)
+
+// IndexPolicy is what holds for a repository's published indexes.
+type IndexPolicy struct {
+	Trust   bool // layers are read by them
+	Publish bool // those that are made here are published
+}
+
+// indexes are those of layers that have none of their own: made on this node while a layer was imported,
+// one file a layer, or published beside an image.
+type indexes struct {
+	dir string
+
+	mu        sync.Mutex                      // guards the fields below, and changes of dir
+	published map[digest.Digest]*publication  // by manifest
+	making    map[digest.Digest]chan struct{} // layers whose index is being made; closed when it is there
+}
+
+// A publication is an image's published indexes on their way.
+type publication struct {
+	wants  map[digest.Digest]bool // layers
+	done   chan struct{}
+	layers map[digest.Digest][]byte // after done
+}
+
+const (
+	indexSuffix   = ".index"
+	maxIndexBytes = 512 << 20 // kept on a node; the oldest go
+	indexAskFor   = 20 * time.Second
+	indexWait     = 3 * time.Second // for a published index, before a layer is imported
+	// indexLater has the index of a layer wait until the container that the import was for has begun.
+	indexLater = time.Second
+)
+
+func (x *indexes) path(layer digest.Digest) string {
+	return filepath.Join(x.dir, layer.Encoded()+indexSuffix)
+}
+
+// get returns a layer's index that was made here.
+func (x *indexes) get(layer digest.Digest) ([]byte, error) { return os.ReadFile(x.path(layer)) }
+
+// put keeps a layer's index.
+func (x *indexes) put(layer digest.Digest, data []byte) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if err := os.MkdirAll(x.dir, 0o700); err != nil {
+		return err
+	}
+	tmp := x.path(layer) + ".new"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, x.path(layer)); err != nil {
+		return err
+	}
+	return x.pruneLocked()
+}
+
+// pruneLocked removes the oldest indexes while there are too many bytes of them.
+func (x *indexes) pruneLocked() error {
+	entries, err := os.ReadDir(x.dir)
+	if err != nil {
+		return err
+	}
+	var all []os.FileInfo
+	total := int64(0)
+	for _, e := range entries {
+		if st, err := e.Info(); err == nil { // or it was removed
+			all = append(all, st)
+			total += st.Size()
+		}
+	}
+	slices.SortFunc(all, func(a, b os.FileInfo) int {
+		return cmp.Or(a.ModTime().Compare(b.ModTime()), cmp.Compare(a.Name(), b.Name()))
+	})
+	var errs []error
+	for _, st := range all {
+		if total <= maxIndexBytes {
+			break
+		}
+		errs = append(errs, os.Remove(filepath.Join(x.dir, st.Name())))
+		total -= st.Size()
+	}
+	return errors.Join(errs...)
+}
+
+// keepIndex makes a layer's index, soon.
+func (l *layers) keepIndex(s *Source, layer *scan.Layer) {
+	x, d := l.indexes, s.Descriptor.Digest
+	made := make(chan struct{})
+	x.mu.Lock()
+	x.making[d] = made
+	x.mu.Unlock()
+	l.started.Go(func() {
+		defer func() {
+			close(made)
+			x.mu.Lock()
+			delete(x.making, d)
+			x.mu.Unlock()
+		}()
+		select {
+		case <-time.After(indexLater):
+		case <-l.life.Done():
+		}
+		data, ok := layer.Index()
+		if !ok {
+			return
+		}
+		if err := x.put(d, data); err != nil {
+			l.log.Warn("index not kept: the layer's next reader needs all of it", "digest", d, "err", err)
+		}
+	})
+}
+
+// made returns a layer's index, once it is there if it is being made.
+func (x *indexes) made(ctx context.Context, layer digest.Digest) ([]byte, error) {
+	x.mu.Lock()
+	making := x.making[layer]
+	x.mu.Unlock()
+	if making != nil {
+		select {
+		case <-making:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return x.get(layer)
+}
+
+// expectIndexes has the published indexes of an image asked for, if they are trusted and a layer needs
+// one.
+func (l *layers) expectIndexes(img Image) {
+	registry, ok := l.registry.(Artifacts)
+	if !ok || !l.indexOf(img.Repo).Trust || img.Manifest == "" {
+		return
+	}
+	p := &publication{wants: map[digest.Digest]bool{}, done: make(chan struct{})}
+	for i := range img.Layers {
+		s := &img.Layers[i]
+		if promised, err := l.promiseOf(s); err != nil || promised.format != formatImport || l.cached(s) {
+			continue
+		}
+		if _, err := os.Stat(l.indexes.path(s.Descriptor.Digest)); err != nil {
+			p.wants[s.Descriptor.Digest] = true
+		}
+	}
+	x := l.indexes
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(p.wants) == 0 || x.published[img.Manifest] != nil {
+		return
+	}
+	x.published[img.Manifest] = p
+	l.started.Go(func() {
+		defer close(p.done)
+		ctx, cancel := context.WithTimeout(l.life, indexAskFor)
+		defer cancel()
+		began := time.Now()
+		layers, n, err := askIndexes(ctx, registry, img)
+		l.tracer.end(began, Span{Kind: "index", What: "published", Len: n, Err: err})
+		if p.layers = layers; err != nil && !errors.Is(err, remote.ErrNotFound) && ctx.Err() == nil {
+			l.log.Warn("published index ignored", "image", img.Ref, "manifest", img.Manifest, "err", err)
+		}
+	})
+}
+
+func askIndexes(ctx context.Context, registry Artifacts, img Image) (map[digest.Digest][]byte, int64, error) {
+	data, err := registry.Artifact(ctx, img.Repo, img.Manifest, index.Artifact)
+	if err != nil {
+		return nil, 0, err
+	}
+	all, err := index.Split(data)
+	if err != nil {
+		return nil, 0, err
+	}
+	layers := map[digest.Digest][]byte{}
+	for _, one := range all {
+		h, err := index.ReadHead(one)
+		if err != nil {
+			return nil, 0, err
+		}
+		layers[h.Digest] = one
+	}
+	return layers, int64(len(data)), nil
+}
+
+// sweep forgets what was published of images that were asked for a while ago.
+func (x *indexes) sweep(keep func(manifest digest.Digest) bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for m, p := range x.published {
+		select {
+		case <-p.done:
+			if !keep(m) {
+				delete(x.published, m)
+			}
+		default:
+		}
+	}
+}
+
+// findIndex returns a layer's index, from this node or published, or nil.
+func (l *layers) findIndex(ctx context.Context, s *Source) []byte {
+	x, d := l.indexes, s.Descriptor.Digest
+	if data, err := x.get(d); err == nil {
+		return data
+	}
+	x.mu.Lock()
+	var waiting []*publication
+	for _, p := range x.published {
+		if p.wants[d] {
+			waiting = append(waiting, p)
+		}
+	}
+	x.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, indexWait)
+	defer cancel()
+	for _, p := range waiting {
+		select {
+		case <-p.done:
+			if data := p.layers[d]; data != nil {
+				return data
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	return nil
+}
+
+// byMadeIndex makes a layer's tree of the index that was made of it, here or elsewhere. It returns nothing if
+// there is none.
+func (l *layers) byMadeIndex(ctx context.Context, s *Source) (*madeIndex, error) {
+	// Whether the layer can be read by parts shows while the index comes.
+	able := make(chan error, 1)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.started.Go(func() { able <- l.tryRange(ctx, s) })
+	data := l.findIndex(ctx, s)
+	if data == nil {
+		return nil, nil
+	}
+	if err := <-able; err != nil {
+		return nil, err
+	}
+	return l.byIndex(s, data)
+}
+
+// tryRange reads a byte of a layer.
+func (l *layers) tryRange(ctx context.Context, s *Source) error {
+	r, err := l.blob(s).Open(ctx, s.Descriptor.Size-1, 1, 0)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, r)
+	return errors.Join(err, r.Close())
+}
+
+// byIndex makes a layer's tree of an index that is not in the layer.
+func (l *layers) byIndex(s *Source, data []byte) (*madeIndex, error) {
+	h, err := index.ReadHead(data)
+	if err != nil {
+		return nil, err
+	}
+	if h.Digest != s.Descriptor.Digest || h.Size != s.Descriptor.Size {
+		return nil, fmt.Errorf("%w: it is the index of layer %s, of %d bytes", layout.ErrInvalid, h.Digest, h.Size)
+	}
+	lay, err := index.Decode(data, l.limits)
+	if err != nil {
+		return nil, err
+	}
+	return &madeIndex{layout: lay}, nil
+}
+
+// publishIndexes publishes the indexes that were made here of an image's layers, if that is wanted. That it
+// fails is no error.
+func (s *Snapshotter) publishIndexes(img Image) {
+	registry, ok := s.layers.registry.(Artifacts)
+	if !ok || !s.layers.indexOf(img.Repo).Publish || img.Target.Digest == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(s.life, indexAskFor)
+	defer cancel()
+	var all [][]byte
+	for i := range img.Layers {
+		p, err := s.layers.promiseOf(&img.Layers[i])
+		if err != nil || p.format != formatImport {
+			continue
+		}
+		if data, err := s.layers.indexes.made(ctx, img.Layers[i].Descriptor.Digest); err == nil {
+			all = append(all, data)
+		}
+	}
+	if len(all) == 0 {
+		return
+	}
+	if there, _, err := askIndexes(ctx, registry, img); err == nil && len(there) >= len(all) {
+		return // another node was faster
+	}
+	done, err := registry.PushArtifact(ctx, img.Repo, img.Target, index.Artifact, index.Join(all))
+	if err != nil {
+		s.log.Warn("index not published", "image", img.Ref, "manifest", img.Manifest, "err", err)
+		return
+	}
+	s.log.Info("index published", "image", img.Ref, "manifest", img.Manifest, "tag", done.Tag, "layers", len(all))
+}
