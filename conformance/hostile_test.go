@@ -154,6 +154,11 @@ func TestOddImage(t *testing.T) {
 			must(t, err)
 			sameTree(t, s, s.Ref("odd:lazy"), s.Ref("odd:src"), unlistedDirs)
 			lazyLayers(t, s, 2, backend)
+			// As it is: imported.
+			_, err = s.Snapctl(t.Context(), "pull", s.Ref("odd:src"))
+			must(t, err)
+			onlyFormat(t, s, s.Ref("odd:src"), "import")
+			sameTree(t, s, s.Ref("odd:src"), s.Ref("odd:src"), unlistedDirs)
 		})
 	}
 }

@@ -23,6 +23,7 @@ import (
 
 	"github.com/remora-storage/remora/conformance/testbed"
 	"github.com/remora-storage/remora/fs/profile"
+	"github.com/remora-storage/remora/remote"
 )
 
 // fewWaits is how many reads of a start by profile may wait for the network.
@@ -295,7 +296,7 @@ func TestHostileProfiles(t *testing.T) {
 			name := fmt.Sprintf("hostile%d:1", i)
 			_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref(name))
 			must(t, err)
-			pushArtifact(t, s, strings.TrimSuffix(name, ":1"), "1", c.content)
+			pushArtifact(t, s, strings.TrimSuffix(name, ":1"), "1", profile.Artifact, c.content)
 			before := countLog(t, s, "level=WARN")
 			start(t, s, s.Ref(name), fmt.Sprint("hostile-", i), p)
 			if n := countLog(t, s, "level=WARN"); n != before+1 {
@@ -309,8 +310,8 @@ func TestHostileProfiles(t *testing.T) {
 	}
 }
 
-// pushArtifact publishes any content as an image's profile.
-func pushArtifact(t *testing.T, s *testbed.Stack, repo, tag string, content []byte) {
+// pushArtifact publishes any content as an artifact of a kind beside an image.
+func pushArtifact(t *testing.T, s *testbed.Stack, repo, tag string, kind remote.ArtifactKind, content []byte) {
 	t.Helper()
 	ctx := t.Context()
 	r, err := oras.NewRepository(s.Ref(repo))
@@ -318,14 +319,14 @@ func pushArtifact(t *testing.T, s *testbed.Stack, repo, tag string, content []by
 	r.PlainHTTP = true
 	subject, err := r.Resolve(ctx, tag)
 	must(t, err)
-	layer := ocispec.Descriptor{MediaType: profile.MediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
+	layer := ocispec.Descriptor{MediaType: kind.MediaType, Digest: digest.FromBytes(content), Size: int64(len(content))}
 	must(t, r.Push(ctx, ocispec.DescriptorEmptyJSON, strings.NewReader("{}")))
 	must(t, r.Push(ctx, layer, bytes.NewReader(content)))
 	doc, err := json.Marshal(ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
-		ArtifactType: profile.ArtifactType, Config: ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{layer}, Subject: &subject})
+		ArtifactType: kind.Type, Config: ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{layer}, Subject: &subject})
 	must(t, err)
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(doc), Size: int64(len(doc))}
-	must(t, r.PushReference(ctx, desc, bytes.NewReader(doc), "sha256-"+subject.Digest.Encoded()+".remora-profile"))
+	must(t, r.PushReference(ctx, desc, bytes.NewReader(doc), "sha256-"+subject.Digest.Encoded()+"."+kind.Tag))
 }
 
 // TestLearn: the first start of an image is recorded by itself, and the next pull is prefetched by it.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -38,6 +39,8 @@ var ways = []way{
 	{"remora, profile baked in, eStargz", "lazy", "remora", pullLazy},
 	{"remora, profile beside it", "beside", "remora", pullLazy},
 	{"remora, nothing known", "plain", "remora", pullLazy},
+	{"remora, unmodified image, first node", "src", "remora", pullLazy},
+	{"remora, unmodified image, index and profile beside it", "indexed", "remora", pullLazy},
 }
 
 const floor = "floor"
@@ -121,7 +124,7 @@ func benchStack(ctx context.Context, dir string, o options) (*testbed.Stack, *li
 		if err != nil {
 			return nil, nil, errors.Join(err, s.Close())
 		}
-		if err := pushAll(ctx, s, p, layout); err != nil {
+		if err := errors.Join(pushAll(ctx, s, p, layout), pushIndexed(ctx, s, p, layout)); err != nil {
 			return nil, nil, errors.Join(err, s.Close())
 		}
 	}
@@ -129,7 +132,15 @@ func benchStack(ctx context.Context, dir string, o options) (*testbed.Stack, *li
 	if err != nil {
 		return nil, nil, errors.Join(err, s.Close())
 	}
-	return s, k, s.PlainHTTP(k.Addr(), k.Addr())
+	if err := s.PlainHTTP(k.Addr(), k.Addr()); err != nil {
+		return nil, nil, errors.Join(err, s.Close())
+	}
+	var trusted []string
+	for _, p := range o.programs {
+		trusted = append(trusted, fmt.Sprintf("%q", k.Addr()+"/"+p.Name+"/indexed"))
+	}
+	s.Configure("[index]\ntrust = [" + strings.Join(trusted, ", ") + "]\n")
+	return s, k, s.RestartRemorad(syscall.SIGTERM)
 }
 
 // pushAll pushes a program's image as it is and converted: with its profile in the layout, with it
@@ -165,6 +176,30 @@ func pushAll(ctx context.Context, s *testbed.Stack, p testbed.Program, layout st
 	// It was recorded on this node too, where the rounds must not find it.
 	if _, err := s.Snapctl(ctx, "profile", "rm", s.Ref(p.Name+"/beside:beside")); err != nil {
 		return err
+	}
+	return os.WriteFile(marker, []byte(version), 0o644)
+}
+
+// pushIndexed pushes a program's image as it is, with its index and its profile beside it.
+func pushIndexed(ctx context.Context, s *testbed.Stack, p testbed.Program, layout string) error {
+	marker := filepath.Join(testbed.Work(), "bench-registry", p.Name+".indexed")
+	const version = "index 1" // of what is pushed
+	if have, err := os.ReadFile(marker); err == nil && string(have) == version {
+		return nil
+	}
+	fmt.Fprintf(os.Stderr, "indexing and recording %s\n", p.Name)
+	ref := s.Ref(p.Name + "/indexed:indexed")
+	if err := s.Push(ctx, layout, "src", p.Name+"/indexed:indexed"); err != nil {
+		return err
+	}
+	file := filepath.Join(s.Dir, p.Name+".indexed-profile")
+	for _, args := range [][]string{
+		append([]string{"record", "--until-line", p.Want, "-o", file, ref, "--"}, p.Args...),
+		{"profile", "push", ref, file}, {"profile", "rm", ref}, {"index", "create", ref}, {"index", "push", ref},
+	} {
+		if _, err := s.Snapctl(ctx, args...); err != nil {
+			return err
+		}
 	}
 	return os.WriteFile(marker, []byte(version), 0o644)
 }
@@ -205,6 +240,9 @@ func clean(ctx context.Context, s *testbed.Stack) error {
 			return err
 		}
 		if len(st.Layers) == 0 && st.Cache.Bytes == 0 {
+			if err := os.RemoveAll(filepath.Join(s.Root, "indexes")); err != nil { // of layers that were imported here
+				return err
+			}
 			return dropCaches()
 		}
 		time.Sleep(50 * time.Millisecond)

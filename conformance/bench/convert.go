@@ -134,23 +134,7 @@ const largeImage = 5 << 30 // bytes
 // largeConversion measures the memory that the conversion of a large layer of many files takes.
 func largeConversion(ctx context.Context, o options) error {
 	layout := filepath.Join(o.work, "large")
-	block := make([]byte, 1<<20)
-	r := rand.New(rand.NewPCG(1, 2))
-	if err := testbed.WritePlainTar(layout, "src", func(tw *tar.Writer) error {
-		for i := 0; int64(i) < largeImage/(256<<10); i++ {
-			for k := range 32 << 10 { // an eighth of each file is new
-				block[k] = byte(r.IntN(16)) + 'a'
-			}
-			h := &tar.Header{Name: fmt.Sprintf("d%d/f%d", i/1000, i), Typeflag: tar.TypeReg, Mode: 0o644, Size: 256 << 10}
-			if err := tw.WriteHeader(h); err != nil {
-				return err
-			}
-			if _, err := tw.Write(block[:256<<10]); err != nil {
-				return err
-			}
-		}
-		return nil
-	}); err != nil {
+	if err := testbed.WritePlainTar(layout, "src", largeTar); err != nil {
 		return err
 	}
 	fmt.Printf("\nConvert an image of one layer, %.1f GB in 20,480 files.\n", float64(largeImage)/1e9)
@@ -174,4 +158,23 @@ func largeConversion(ctx context.Context, o options) error {
 		}
 	}
 	return os.RemoveAll(layout)
+}
+
+// largeTar writes many files, an eighth of each new.
+func largeTar(tw *tar.Writer) error {
+	block := make([]byte, 1<<20)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := 0; int64(i) < largeImage/(256<<10); i++ {
+		for k := range 32 << 10 { // an eighth of each file is new
+			block[k] = byte(r.IntN(16)) + 'a'
+		}
+		h := &tar.Header{Name: fmt.Sprintf("d%d/f%d", i/1000, i), Typeflag: tar.TypeReg, Mode: 0o644, Size: 256 << 10}
+		if err := tw.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := tw.Write(block[:256<<10]); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,7 +1,7 @@
 // Command bench measures what docs/performance.md shows: cold starts beside containerd's own
 // snapshotters, complete layers beside a local EROFS file, and memory.
 //
-//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|rebuilt|convert|complete|present|pause|layers|update|memory ...]
+//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|rebuilt|import|convert|complete|present|pause|layers|update|memory ...]
 package main
 
 import (
@@ -52,7 +52,7 @@ func main() {
 
 func run(ctx context.Context, o options, which []string) (err error) {
 	if len(which) == 0 {
-		which = []string{"coldstart", "rebuilt", "convert", "complete", "present", "pause", "layers", "update", "memory"}
+		which = []string{"coldstart", "rebuilt", "import", "convert", "complete", "present", "pause", "layers", "update", "memory"}
 	}
 	if o.work, err = os.MkdirTemp("", "remora-bench-"); err != nil {
 		return err
@@ -60,11 +60,11 @@ func run(ctx context.Context, o options, which []string) (err error) {
 	defer os.RemoveAll(o.work)
 	for _, name := range which {
 		parts := map[string]func(context.Context, options) error{
-			"coldstart": coldStart, "rebuilt": rebuilt, "convert": conversions, "complete": complete, "present": present, "pause": pause, "layers": layers, "update": update, "memory": memory,
+			"coldstart": coldStart, "rebuilt": rebuilt, "import": imports, "convert": conversions, "complete": complete, "present": present, "pause": pause, "layers": layers, "update": update, "memory": memory,
 		}
 		part, ok := parts[name]
 		if !ok {
-			return fmt.Errorf("no benchmark %q: want coldstart, rebuilt, convert, complete, present, pause, layers, update or memory", name)
+			return fmt.Errorf("no benchmark %q: want coldstart, rebuilt, import, convert, complete, present, pause, layers, update or memory", name)
 		}
 		if err := part(ctx, o); err != nil {
 			return fmt.Errorf("%s: %w", name, err)

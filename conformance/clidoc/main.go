@@ -16,6 +16,7 @@ func main() {
 		{"snapctl"}, {"snapctl", "pull"}, {"snapctl", "convert"}, {"snapctl", "record"},
 		{"snapctl", "profile"}, {"snapctl", "profile", "show"}, {"snapctl", "profile", "merge"}, {"snapctl", "profile", "push"},
 		{"snapctl", "profile", "pull"}, {"snapctl", "profile", "rm"}, {"snapctl", "trace"},
+		{"snapctl", "index"}, {"snapctl", "index", "create"}, {"snapctl", "index", "push"}, {"snapctl", "index", "ls"}, {"snapctl", "index", "show"}, {"snapctl", "index", "rm"},
 		{"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
 		{"remorad"}, {"remorad", "holder"},
 	} {
@@ -37,5 +38,5 @@ const exitCodes = `
 ## Environment
 
 snapctl reads ` + "`CONTAINERD_ADDRESS`, `CONTAINERD_NAMESPACE`, `REMORA_ADDRESS` and `SNAPCTL_PASSWORD`" + `. convert also reads
-` + "`DOCKER_CONFIG`" + ` where remorad does not run, and keeps what it knows of layers in ` + "`XDG_CACHE_HOME`" + ` (~/.cache).
+` + "`DOCKER_CONFIG`" + ` where remorad does not run. convert and index keep what they know of layers in ` + "`XDG_CACHE_HOME`" + ` (~/.cache).
 `

@@ -245,6 +245,38 @@ func WritePlainTar(dir, tag string, write func(*tar.Writer) error) error {
 	return WriteLayout(dir, tag, []ocispec.Descriptor{layer}, []digest.Digest{sum.Digest()})
 }
 
+// A Blob is a layer as it is in a registry.
+type Blob struct {
+	MediaType string
+	Data      []byte
+	DiffID    digest.Digest
+	URLs      []string // where it may be had elsewhere
+}
+
+// WriteBlobs writes an OCI layout with one image of the given layers.
+func WriteBlobs(dir, tag string, layers ...Blob) error {
+	blobs := filepath.Join(dir, "blobs", "sha256")
+	if err := os.MkdirAll(blobs, 0o755); err != nil {
+		return err
+	}
+	var descs []ocispec.Descriptor
+	var diffIDs []digest.Digest
+	for _, l := range layers {
+		d := ocispec.Descriptor{MediaType: l.MediaType, Digest: digest.FromBytes(l.Data), Size: int64(len(l.Data)), URLs: l.URLs}
+		if err := os.WriteFile(filepath.Join(blobs, d.Digest.Encoded()), l.Data, 0o644); err != nil {
+			return err
+		}
+		descs, diffIDs = append(descs, d), append(diffIDs, l.DiffID)
+	}
+	return WriteLayout(dir, tag, descs, diffIDs)
+}
+
+// WriteGzipLayout writes an image of a gzip layer that is in the layout's blobs.
+func WriteGzipLayout(dir, tag string, blob digest.Digest, size int64, diffID digest.Digest) error {
+	layer := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: blob, Size: size}
+	return WriteLayout(dir, tag, []ocispec.Descriptor{layer}, []digest.Digest{diffID})
+}
+
 // ManifestOf reads the manifest of an image in an OCI layout.
 func ManifestOf(dir, tag string) (m ocispec.Manifest, err error) {
 	read := func(path string, into any) {
