@@ -18,7 +18,7 @@ import (
 
 // maxEmbedded is up to which size an artifact's content is repeated in its manifest, so that one request
 // brings it: registries commonly take manifests of 4 MiB, and it becomes a third larger there.
-const maxEmbedded = 2 << 20
+const maxEmbedded = 5 << 19
 
 // Published is an artifact that was pushed.
 type Published struct {
