@@ -3,7 +3,11 @@ package cache
 import (
 	"bytes"
 	"crypto/sha256"
+	"os"
+	"path/filepath"
 	"testing"
+
+	"github.com/remora-storage/remora/cache/inflate"
 )
 
 func FuzzPresence(f *testing.F) {
@@ -44,5 +48,36 @@ func FuzzTable(f *testing.F) {
 			tab.unit(uint32(i))
 		}
 		tab.overlapping(0, tab.imageSize)
+	})
+}
+
+func FuzzPoints(f *testing.F) {
+	s := &Spec{Codec: CodecSpans, ImageSize: 8192, MetaSize: 4096, PlainSize: 900, Units: []Unit{{0, 10}, {10, 5}},
+		Points: []inflate.Point{{}, {Plain: 500, Off: 10, Bits: 3, Value: 5, Window: inflate.Sparse{1, 0, 2, 0, 'a', 'b', 'c'}}}}
+	enc, err := encodeTable(s)
+	if err != nil {
+		f.Fatal(err)
+	}
+	tab, err := decodeTable(enc)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(encodePoints(s, tab.sum))
+	f.Add(encodePoints(s, tab.sum)[:40])
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, p []byte) {
+		if err := os.WriteFile(filepath.Join(dir, pointsFile), p, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		pts, err := openPoints(dir, tab)
+		if err != nil {
+			return
+		}
+		defer pts.f.Close()
+		for i := range uint32(tab.nUnits) {
+			if pt, n, err := pts.at(i, tab.unit(i).Off); err == nil {
+				_, _ = pt.Inflate(make([]byte, 20), n) // must only not panic
+			}
+		}
 	})
 }

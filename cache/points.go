@@ -98,6 +98,9 @@ func (p *points) at(unit uint32, off int64) (pt inflate.Point, plain int, err er
 	if len(e) > pointSize {
 		next = int64(le.Uint64(e[pointSize:]))
 	}
+	if n := next - pt.Plain; n < 0 || n > maxSpan {
+		return pt, 0, fmt.Errorf("%w: unit %d of %d plain bytes", ErrCorrupt, unit, n)
+	}
 	if n := int64(le.Uint32(e[16:])); n > 0 && n <= p.size {
 		pt.Window = make(inflate.Sparse, n)
 		if _, err := p.f.ReadAt(pt.Window, int64(le.Uint64(e[8:]))); err != nil {
