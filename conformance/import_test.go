@@ -170,6 +170,44 @@ func kindsOfLayers(t *testing.T) []testbed.Blob {
 	}
 }
 
+// TestDirectoryOverLink: a layer has a file under a directory that it does not list and that is a symbolic
+// link below, as where /bin leads to /usr/bin.
+func TestDirectoryOverLink(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	layout := filepath.Join(t.TempDir(), "linked")
+	entries := func(all ...tar.Header) func(*tar.Writer) error {
+		return func(tw *tar.Writer) error {
+			for _, h := range all {
+				h.ModTime = time.Unix(1700000000, 0)
+				if err := tw.WriteHeader(&h); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	must(t, testbed.WriteTars(layout, "src",
+		entries(tar.Header{Name: "usr/", Typeflag: tar.TypeDir, Mode: 0o755}, tar.Header{Name: "usr/bin/", Typeflag: tar.TypeDir, Mode: 0o751, Uid: 7},
+			tar.Header{Name: "bin", Typeflag: tar.TypeSymlink, Linkname: "usr/bin"}, tar.Header{Name: "lost", Typeflag: tar.TypeSymlink, Linkname: "no/where"}),
+		entries(tar.Header{Name: "bin/tool", Mode: 0o755}, tar.Header{Name: "bin/deeper/tool", Mode: 0o755}, tar.Header{Name: "lost/tool", Mode: 0o755})))
+	must(t, s.Push(t.Context(), layout, "src", "linked:src"))
+	ref := s.Ref("linked:src")
+	_, err := s.Snapctl(t.Context(), "pull", ref)
+	must(t, err)
+	onlyFormat(t, s, ref, "import")
+	must(t, s.PullOrdinary(t.Context(), ref, "overlayfs"))
+	// What is not listed has the time of unpacking where nothing is below it.
+	sameTree(t, s, ref, ref, func(p string) bool { return p == "bin" || p == "bin/deeper" || p == "lost" })
+	for _, p := range []string{"bin", "bin/deeper", "lost"} {
+		var got, want syscall.Stat_t
+		must(t, syscall.Lstat(filepath.Join(mountImage(t, s, ref, "remora"), p), &got))
+		must(t, syscall.Lstat(filepath.Join(mountImage(t, s, ref, "overlayfs"), p), &want))
+		if got.Mode != want.Mode || got.Uid != want.Uid {
+			t.Errorf("%s: mode %o, owner %d, want %o, %d", p, got.Mode, got.Uid, want.Mode, want.Uid)
+		}
+	}
+}
+
 // sparseArchive has GNU tar pack a sparse file.
 func sparseArchive(t *testing.T) []byte {
 	t.Helper()

@@ -124,7 +124,8 @@ func TestImportKilled(t *testing.T) {
 		st, err := s.Status(t.Context())
 		must(t, err)
 		for _, l := range st.Layers {
-			if l.State == "mounted" && l.PresentBytes != l.TotalBytes {
+			// One whose index was made in an earlier round, and whose import was not recorded yet, is lazy.
+			if l.State == "mounted" && l.Format == "import" && l.PresentBytes != l.TotalBytes {
 				t.Errorf("layer %s is mounted with %d of %d bytes", l.Digest, l.PresentBytes, l.TotalBytes)
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/continuity/fs"
 	"github.com/containerd/continuity/sysx"
 	"golang.org/x/sys/unix"
 
@@ -40,13 +41,21 @@ func lookBelow(roots []string, p string) (a layout.Attributes, found bool, err e
 			return a, false, err
 		}
 		if st != nil {
+			at := filepath.Join(root, p)
 			if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-				return a, false, notLazy("it has entries under %q, which is a symbolic link below", p)
+				// containerd's unpacker makes a directory over the link, with the attributes of what the link
+				// leads to in the same layer.
+				if at, st, err = follow(root, p); err != nil {
+					return a, false, err
+				}
+				if st == nil {
+					continue
+				}
 			}
 			if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 				return a, false, nil // replaced: nothing to take
 			}
-			a, err = attributes(filepath.Join(root, p), st)
+			a, err = attributes(at, st)
 			return a, err == nil, err
 		}
 		if hidden {
@@ -54,6 +63,22 @@ func lookBelow(roots []string, p string) (a layout.Attributes, found bool, err e
 		}
 	}
 	return a, false, nil
+}
+
+// follow returns where p leads in one layer, symbolic links heeded, and its status, or none.
+func follow(root, p string) (at string, st *unix.Stat_t, err error) {
+	if at, err = fs.RootPath(root, p); err != nil {
+		return "", nil, err
+	}
+	var one unix.Stat_t
+	err = unix.Lstat(at, &one)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return at, nil, nil
+	}
+	if err != nil {
+		return at, nil, &os.PathError{Op: "lstat", Path: at, Err: err}
+	}
+	return at, &one, nil
 }
 
 // lookIn returns p's status in one layer, or whether the layer hides those below.
