@@ -97,14 +97,17 @@ func (c *Cache) evict(n int64) (freed int64) {
 	return c.evictLocked(n)
 }
 
-func (c *Cache) evictLocked(n int64) (freed int64) {
+func (c *Cache) evictLocked(n int64) int64 {
 	n += c.budget.limit / 32
 	idle := c.dropIdleImports()
-	defer func() { freed += idle }()
 	c.budget.add(-idle)
-	if n -= idle; n <= 0 {
-		return 0
+	if idle >= n {
+		return idle
 	}
+	return idle + c.evictExtents(n-idle)
+}
+
+func (c *Cache) evictExtents(n int64) (freed int64) {
 	var all []victim
 	for _, f := range c.snapshotFiles() {
 		all = f.appendVictims(all)

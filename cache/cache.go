@@ -217,13 +217,7 @@ func (c *Cache) make(id, dir string, img *os.File, spec *Spec, src Source) (_ *F
 	if err != nil {
 		return nil, err
 	}
-	f := newFile(c, id, dir, img, t, src)
-	if t.codec == CodecSpans {
-		if f.points, err = openPoints(dir, t); err != nil {
-			return nil, err
-		}
-	}
-	return f, nil
+	return newFile(c, id, dir, img, t, src)
 }
 
 // File opens the file called id, or returns the one that is open. An error that wraps
@@ -263,12 +257,10 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
-	f := newFile(c, id, dir, img, t, src)
-	if t.codec == CodecSpans {
-		if f.points, err = openPoints(dir, t); err != nil {
-			f.closeFiles()
-			return nil, err
-		}
+	f, err := newFile(c, id, dir, img, t, src)
+	if err != nil {
+		img.Close()
+		return nil, err
 	}
 	st, err := img.Stat()
 	if err == nil && st.Size() != t.imageSize {

@@ -69,12 +69,20 @@ type File struct {
 	residue residue
 }
 
-func newFile(c *Cache, id, dir string, img *os.File, t *table, src Source) *File {
+// newFile returns a file of parts that lie in dir. The image file stays the caller's if that fails.
+func newFile(c *Cache, id, dir string, img *os.File, t *table, src Source) (*File, error) {
+	var pts *points
+	if t.codec == CodecSpans {
+		var err error
+		if pts, err = openPoints(dir, t); err != nil {
+			return nil, err
+		}
+	}
 	return &File{
-		c: c, id: id, dir: dir, img: img, t: t, src: src, policy: c.opts.Policy,
+		c: c, id: id, dir: dir, img: img, t: t, points: pts, src: src, policy: c.opts.Policy,
 		present: make([]uint64, (t.nExtents+63)/64), inflight: map[uint32]*unitFill{},
 		verifying: make(chan struct{}, 1),
-	}
+	}, nil
 }
 
 // ID returns the file's name in the cache.

@@ -31,7 +31,7 @@ type Import struct {
 	Held int64
 	paid atomic.Int64 // bytes of the budget, of packed and of the image
 
-	mu     sync.Mutex // guards the fields below
+	mu     sync.Mutex // guards packed, size and read
 	packed *os.File   // nil once it is not kept any more
 	size   int64      // of packed
 	read   bool       // what was held was read
@@ -228,8 +228,9 @@ func (im *Import) Finish(id string, spec Spec, diffID digest.Digest, src Source)
 	if len(im.missing) > 0 && spec.Codec == CodecWhole {
 		return nil, fmt.Errorf("a layer that is one piece must fit whole: %w", ErrNoRoom)
 	}
-	im.read = true
-	im.forgetPacked()
+	im.mu.Lock()
+	im.forgetLocked() // all of it was read
+	im.mu.Unlock()
 	f, err := im.c.make(id, im.dir, im.img, &spec, src)
 	for n := int64(1 << 20); errors.Is(err, ErrNoRoom) && spec.Codec != CodecWhole && im.giveBack(n); n *= 2 {
 		f, err = im.c.make(id, im.dir, im.img, &spec, src)
@@ -243,9 +244,8 @@ func (im *Import) Finish(id string, spec Spec, diffID digest.Digest, src Source)
 			f.closeFiles()
 		}
 	}()
-	f.plainSum = diffID
 	here := f.markWritten(im.missing)
-	if err := os.WriteFile(filepath.Join(im.dir, plainFile), []byte(diffID.String()+"\n"), 0o600); err != nil {
+	if err := f.remember(diffID); err != nil {
 		return nil, err
 	}
 	if err := im.c.Remove(id); err != nil && !errors.Is(err, ErrNotFound) {
@@ -255,7 +255,7 @@ func (im *Import) Finish(id string, spec Spec, diffID digest.Digest, src Source)
 		return nil, err
 	}
 	f.dir = im.c.path(id)
-	im.leave()
+	im.c.endImport(im.id)
 	punchUnused(im.img, &spec)
 	im.c.budget.add(here - im.paid.Load()) // replaced files were written, too
 	im.c.mu.Lock()
@@ -339,7 +339,7 @@ func (im *Import) Stop(keep bool) {
 	if held == 0 {
 		_ = os.RemoveAll(im.dir) // else Open does
 	}
-	im.leave()
+	im.c.endImport(im.id)
 }
 
 // beginImport reports whether nobody imports id, and notes that somebody does.
@@ -353,10 +353,10 @@ func (c *Cache) beginImport(id string) bool {
 	return true
 }
 
-func (im *Import) leave() {
-	im.c.mu.Lock()
-	delete(im.c.importing, im.id)
-	im.c.mu.Unlock()
+func (c *Cache) endImport(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.importing, id)
 }
 
 // dropIdleImports removes what interrupted imports have left, for room, and returns how many bytes that
@@ -373,7 +373,7 @@ func (c *Cache) dropIdleImports() (freed int64) {
 		if st, err := os.Stat(filepath.Join(c.importPath(e.Name()), packedFile)); err == nil && os.RemoveAll(c.importPath(e.Name())) == nil {
 			freed += pages(st.Size())
 		}
-		(&Import{c: c, id: e.Name()}).leave()
+		c.endImport(e.Name())
 	}
 	return freed
 }

@@ -98,7 +98,7 @@ func (p *points) at(unit uint32, off int64) (pt inflate.Point, plain int, err er
 	if len(e) > pointSize {
 		next = int64(le.Uint64(e[pointSize:]))
 	}
-	if n := next - pt.Plain; n < 0 || n > maxSpan {
+	if n := next - pt.Plain; n < 0 || n > MaxUnit {
 		return pt, 0, fmt.Errorf("%w: unit %d of %d plain bytes", ErrCorrupt, unit, n)
 	}
 	if n := int64(le.Uint32(e[16:])); n > 0 && n <= p.size {

@@ -57,8 +57,9 @@ func (s *Spec) check() error {
 	return nil
 }
 
-// maxSpan bounds what a unit of CodecSpans decodes to, in bytes.
-const maxSpan = 64 << 20
+// MaxUnit bounds what a unit of a stream that was cut into units decodes to, in bytes: all of it is in memory
+// then.
+const MaxUnit = 64 << 20
 
 func (s *Spec) checkPoints() error {
 	if s.Codec != CodecSpans {
@@ -75,7 +76,7 @@ func (s *Spec) checkPoints() error {
 		if i+1 < len(s.Points) {
 			next = s.Points[i+1].Plain
 		}
-		if p.Off != s.Units[i].Off || i == 0 && p.Plain != 0 || next < p.Plain || next-p.Plain > maxSpan || p.Bits > 7 {
+		if p.Off != s.Units[i].Off || i == 0 && p.Plain != 0 || next < p.Plain || next-p.Plain > MaxUnit || p.Bits > 7 {
 			return fmt.Errorf("point %d at %d, plain %d, with %d bits and a window of %d", i, p.Off, p.Plain, p.Bits, len(p.Window))
 		}
 	}

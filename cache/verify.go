@@ -76,12 +76,20 @@ func (f *File) conclude(want, got digest.Digest) error {
 	if err := f.compare(want, got); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(f.dir, plainFile), []byte(got.String()+"\n"), 0o600); err != nil {
+	if err := f.remember(got); err != nil {
 		return fmt.Errorf("verify image %s: %w", f.id, err)
 	}
+	return nil
+}
+
+// remember notes the digest of the plain blob, for later lives, too.
+func (f *File) remember(sum digest.Digest) error {
+	if err := os.WriteFile(filepath.Join(f.dir, plainFile), []byte(sum.String()+"\n"), 0o600); err != nil {
+		return err
+	}
 	f.mu.Lock()
-	f.plainSum = got
-	f.mu.Unlock()
+	defer f.mu.Unlock()
+	f.plainSum = sum
 	return nil
 }
 

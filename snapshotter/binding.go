@@ -71,11 +71,7 @@ func (s savedBinding) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	tmp := filepath.Join(dir, bindingFile+".new")
-	if err := os.WriteFile(tmp, p, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, filepath.Join(dir, bindingFile))
+	return replaceFile(filepath.Join(dir, bindingFile), p)
 }
 
 func readBinding(dir string) (savedBinding, error) {

@@ -30,10 +30,7 @@ func (s *Snapshotter) saveBrokenLocked() {
 	path := filepath.Join(s.root, brokenFile)
 	p, err := json.Marshal(s.broken)
 	if err == nil {
-		err = os.WriteFile(path+".new", p, 0o600)
-	}
-	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = replaceFile(path, p)
 	}
 	if err != nil {
 		s.log.Error("the next start will not name these containers", "broken", s.broken, "err", err)

@@ -94,7 +94,7 @@ func (c *ContentImages) Find(ctx context.Context, q Query) (Image, int, error) {
 	if len(all) == 0 {
 		return Image{}, 0, notLazy("no manifest in containerd's content store has it (%v)", last)
 	}
-	slices.SortFunc(all, func(a, b found) int { return cmp.Compare(a.img.Manifest, b.img.Manifest) })
+	slices.SortFunc(all, func(a, b found) int { return cmp.Compare(a.img.Target.Digest, b.img.Target.Digest) })
 	for _, f := range all[1:] {
 		if f.img.Repo != all[0].img.Repo || f.img.Layers[f.index].Descriptor.Digest != all[0].img.Layers[all[0].index].Descriptor.Digest {
 			return Image{}, 0, notLazy("it may come from %s or %s, and no label says which", all[0].img.Repo, f.img.Repo)
@@ -152,7 +152,7 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 		return Image{}, err
 	}
 	target := ocispec.Descriptor{MediaType: m.mediaType, Digest: manifest, Size: info.Size}
-	img := Image{Ref: ref, Manifest: manifest, Target: target, Repo: repo}
+	img := Image{Ref: ref, Target: target, Repo: repo}
 	name := cmp.Or(ref, repo.String()+"@"+manifest.String())
 	namespace, _ := namespaces.Namespace(ctx) // load has it
 	for i, d := range m.layers {

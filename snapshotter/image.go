@@ -13,11 +13,10 @@ import (
 
 // An Image is what containerd's content store says of an image, and where it came from.
 type Image struct {
-	Ref      string // for people; "" if unknown
-	Manifest digest.Digest
-	Target   ocispec.Descriptor // of the manifest
-	Repo     remote.Repository
-	Layers   []Source // lowest first
+	Ref    string             // for people; "" if unknown
+	Target ocispec.Descriptor // of the manifest
+	Repo   remote.Repository
+	Layers []Source // lowest first
 }
 
 // A Source is where one layer's bytes are. It is kept with the snapshot.

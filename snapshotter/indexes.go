@@ -66,11 +66,7 @@ func (x *indexes) put(layer digest.Digest, data []byte) error {
 	if err := os.MkdirAll(x.dir, 0o700); err != nil {
 		return err
 	}
-	tmp := x.path(layer) + ".new"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, x.path(layer)); err != nil {
+	if err := replaceFile(x.path(layer), data); err != nil {
 		return err
 	}
 	return x.pruneLocked()
@@ -151,7 +147,14 @@ func (x *indexes) made(ctx context.Context, layer digest.Digest) ([]byte, error)
 // one.
 func (l *layers) expectIndexes(img Image) {
 	registry, ok := l.registry.(Artifacts)
-	if !ok || !l.indexOf(img.Repo).Trust || img.Manifest == "" {
+	if !ok || !l.indexOf(img.Repo).Trust || img.Target.Digest == "" {
+		return
+	}
+	x := l.indexes
+	x.mu.Lock()
+	asked := x.published[img.Target.Digest] != nil
+	x.mu.Unlock()
+	if asked { // by an earlier layer's Prepare
 		return
 	}
 	p := &publication{wants: map[digest.Digest]bool{}, done: make(chan struct{})}
@@ -164,13 +167,12 @@ func (l *layers) expectIndexes(img Image) {
 			p.wants[s.Descriptor.Digest] = true
 		}
 	}
-	x := l.indexes
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if len(p.wants) == 0 || x.published[img.Manifest] != nil {
+	if len(p.wants) == 0 || x.published[img.Target.Digest] != nil {
 		return
 	}
-	x.published[img.Manifest] = p
+	x.published[img.Target.Digest] = p
 	l.started.Go(func() {
 		defer close(p.done)
 		ctx, cancel := context.WithTimeout(l.life, indexAskFor)
@@ -179,13 +181,13 @@ func (l *layers) expectIndexes(img Image) {
 		layers, n, err := askIndexes(ctx, registry, img)
 		l.tracer.end(began, Span{Kind: "index", What: "published", Len: n, Err: err})
 		if p.layers = layers; err != nil && !errors.Is(err, remote.ErrNotFound) && ctx.Err() == nil {
-			l.log.Warn("published index ignored", "image", img.Ref, "manifest", img.Manifest, "err", err)
+			l.log.Warn("published index ignored", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
 		}
 	})
 }
 
 func askIndexes(ctx context.Context, registry Artifacts, img Image) (map[digest.Digest][]byte, int64, error) {
-	data, err := registry.Artifact(ctx, img.Repo, img.Manifest, index.Artifact)
+	data, err := registry.Artifact(ctx, img.Repo, img.Target.Digest, index.Artifact)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -319,8 +321,8 @@ func (s *Snapshotter) publishIndexes(img Image) {
 	}
 	done, err := registry.PushArtifact(ctx, img.Repo, img.Target, index.Artifact, index.Join(all))
 	if err != nil {
-		s.log.Warn("index not published", "image", img.Ref, "manifest", img.Manifest, "err", err)
+		s.log.Warn("index not published", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
 		return
 	}
-	s.log.Info("index published", "image", img.Ref, "manifest", img.Manifest, "tag", done.Tag, "layers", len(all))
+	s.log.Info("index published", "image", img.Ref, "manifest", img.Target.Digest, "tag", done.Tag, "layers", len(all))
 }

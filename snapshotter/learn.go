@@ -32,19 +32,19 @@ func (st *start) learn(ctx context.Context) {
 	if !complete {
 		return
 	}
-	old, err := st.s.profiles.get(st.img.Manifest)
+	old, err := st.s.profiles.get(st.img.Target.Digest)
 	if err == nil && old.Runs >= learnRuns {
 		return
 	}
 	entries, err := entriesOf(used)
 	if err == nil && len(entries) > 0 {
-		_, err = st.s.profiles.add(st.img.Manifest, profile.New(st.img.Manifest, st.img.Repo.String(), entries))
+		_, err = st.s.profiles.add(st.img.Target.Digest, profile.New(st.img.Target.Digest, st.img.Repo.String(), entries))
 	}
 	if err != nil {
 		st.s.log.Warn("start not learned", "image", st.img.Ref, "err", err)
 		return
 	}
-	st.s.log.Info("start learned", "image", st.img.Ref, "manifest", st.img.Manifest, "entries", len(entries))
+	st.s.log.Info("start learned", "image", st.img.Ref, "manifest", st.img.Target.Digest, "entries", len(entries))
 }
 
 // awaitQuiet returns when the start has read all that it reads at first. It reports false if there

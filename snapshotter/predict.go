@@ -63,7 +63,7 @@ func (st *start) config(ctx context.Context) (*ocispec.Image, error) {
 	if !ok {
 		return nil, errors.New("this registry gives no manifests")
 	}
-	_, doc, err := reader.Manifest(ctx, st.img.Repo, st.img.Manifest.String())
+	_, doc, err := reader.Manifest(ctx, st.img.Repo, st.img.Target.Digest.String())
 	if err != nil {
 		return nil, err
 	}

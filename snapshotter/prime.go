@@ -78,7 +78,7 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 	if !images.IsManifestType(last.Descriptor.MediaType) || len(m.Layers) == 0 || m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
 		return nil, fmt.Errorf("%s is not an image with layers", ref)
 	}
-	img := Image{Ref: ref, Manifest: last.Descriptor.Digest, Target: last.Descriptor, Repo: repo}
+	img := Image{Ref: ref, Target: last.Descriptor, Repo: repo}
 	for _, d := range m.Layers {
 		img.Layers = append(img.Layers, Source{Image: ref, Repo: repo, Descriptor: d, Namespace: namespace})
 	}

@@ -106,11 +106,7 @@ func (s *profiles) add(image digest.Digest, p *profile.Profile) (*profile.Profil
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	tmp := s.path(image) + ".new"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return nil, err
-	}
-	if err := os.Rename(tmp, s.path(image)); err != nil {
+	if err := replaceFile(s.path(image), data); err != nil {
 		return nil, err
 	}
 	all, err := s.list()

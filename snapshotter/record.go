@@ -147,7 +147,7 @@ func (r *Recording) Profile() (*profile.Profile, error) {
 	if err != nil {
 		return nil, err
 	}
-	return profile.New(r.img.Manifest, r.img.Repo.String(), entries), nil
+	return profile.New(r.img.Target.Digest, r.img.Repo.String(), entries), nil
 }
 
 // End takes the mounts away. The container has ended, or its reads fail.

@@ -70,7 +70,7 @@ func (s *Snapshotter) begin(img Image) {
 	}
 	known := s.filesOf(img)
 	s.mu.Lock()
-	old := s.starts[img.Manifest]
+	old := s.starts[img.Target.Digest]
 	if old != nil && !old.over() && !old.gone() || len(known) >= len(st.waiting) {
 		s.mu.Unlock()
 		stop()
@@ -79,7 +79,7 @@ func (s *Snapshotter) begin(img Image) {
 	if old != nil {
 		old.stop()
 	}
-	s.starts[img.Manifest] = st
+	s.starts[img.Target.Digest] = st
 	s.mu.Unlock()
 	var beginnings []*ahead // before any layer is opened, so that its image is filled from there
 	for i := range img.Layers {
@@ -255,7 +255,7 @@ func (st *start) askProfile(ctx context.Context) {
 	p, from := st.findProfile(ctx)
 	st.s.layers.tracer.end(began, Span{Kind: "profile", What: from})
 	if p != nil {
-		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Manifest, "from", from, "runs", p.Runs, "entries", len(p.Entries))
+		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Target.Digest, "from", from, "runs", p.Runs, "entries", len(p.Entries))
 	}
 	st.mu.Lock()
 	st.profile, st.asked = p, true
@@ -264,22 +264,22 @@ func (st *start) askProfile(ctx context.Context) {
 }
 
 func (st *start) findProfile(ctx context.Context) (p *profile.Profile, from string) {
-	if p, err := st.s.profiles.get(st.img.Manifest); err == nil {
+	if p, err := st.s.profiles.get(st.img.Target.Digest); err == nil {
 		return p, "node"
 	} else if !errors.Is(err, ErrNoProfile) {
-		st.s.log.Warn("profile ignored", "manifest", st.img.Manifest, "err", err)
+		st.s.log.Warn("profile ignored", "manifest", st.img.Target.Digest, "err", err)
 	}
 	if published, ok := st.s.layers.registry.(Artifacts); ok {
 		ctx, cancel := context.WithTimeout(ctx, profileAskFor)
 		defer cancel()
-		data, err := published.Artifact(ctx, st.img.Repo, st.img.Manifest, profile.Artifact)
+		data, err := published.Artifact(ctx, st.img.Repo, st.img.Target.Digest, profile.Artifact)
 		if err == nil {
 			if p, err = profile.Decode(data); err == nil {
 				return p, "registry"
 			}
 		}
 		if !errors.Is(err, remote.ErrNotFound) && ctx.Err() == nil {
-			st.s.log.Warn("profile ignored", "image", st.img.Ref, "manifest", st.img.Manifest, "err", err)
+			st.s.log.Warn("profile ignored", "image", st.img.Ref, "manifest", st.img.Target.Digest, "err", err)
 		}
 	}
 	if p, err := st.s.profiles.ofRepository(st.img.Repo.String()); err == nil {
@@ -410,7 +410,7 @@ func (st *start) byProfileLocked() (list []cache.Piece, ok bool) {
 	if len(st.waiting) == 0 && float64(matched) < leastMatch*float64(len(st.profile.Entries)) {
 		if !st.stale {
 			st.stale = true
-			st.s.log.Warn("profile ignored: it is another image's", "image", st.img.Ref, "manifest", st.img.Manifest,
+			st.s.log.Warn("profile ignored: it is another image's", "image", st.img.Ref, "manifest", st.img.Target.Digest,
 				"entries", len(st.profile.Entries), "found", matched)
 		}
 		return nil, false

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -125,7 +126,18 @@ func unpack(p []byte, n uint32, limit int64) ([]byte, error) {
 	return out, nil
 }
 
-const maxUnit = 64 << 20 // plain bytes: a unit is decoded in memory
+// Units returns the units of a blob of size bytes that begin at the points.
+func Units(points []inflate.Point, size int64) []layout.Unit {
+	units := make([]layout.Unit, len(points))
+	for i, p := range points {
+		end := size
+		if i+1 < len(points) {
+			end = points[i+1].Off
+		}
+		units[i] = layout.Unit{Off: p.Off, Len: end - p.Off}
+	}
+	return units
+}
 
 func decodePoints(p []byte, h *Head) (points []inflate.Point, units []layout.Unit, err error) {
 	bad := fmt.Errorf("%w: points", layout.ErrInvalid)
@@ -152,14 +164,16 @@ func decodePoints(p []byte, h *Head) (points []inflate.Point, units []layout.Uni
 		if n := lengths[i]; n > 0 {
 			points[i].Window, in.p = inflate.Sparse(in.p[:n:n]), in.p[n:]
 		}
-		end, plainEnd := h.Size, h.PlainSize
+	}
+	units = Units(points, h.Size)
+	for i, u := range units {
+		plainEnd := h.PlainSize
 		if i+1 < len(points) {
-			end, plainEnd = points[i+1].Off, points[i+1].Plain
+			plainEnd = points[i+1].Plain
 		}
-		if off := points[i].Off; end <= off || plainEnd < points[i].Plain || plainEnd-points[i].Plain > maxUnit || i == 0 && (off != 0 || points[i].Plain != 0) {
+		if u.Len <= 0 || plainEnd < points[i].Plain || plainEnd-points[i].Plain > cache.MaxUnit || i == 0 && (u.Off != 0 || points[i].Plain != 0) {
 			return nil, nil, bad
 		}
-		units = append(units, layout.Unit{Off: points[i].Off, Len: end - points[i].Off})
 	}
 	if in.bad || len(in.p) > 0 {
 		return nil, nil, bad

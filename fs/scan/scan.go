@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
@@ -35,11 +36,7 @@ type Options struct {
 // wants one page decode 2 MiB, some 3 ms.
 const DefaultSpan = 2 << 20
 
-const (
-	alignment = 4096
-	// maxUnit is up to which plain size a unit can be decoded by itself: all of it is in memory then.
-	maxUnit = 64 << 20
-)
+const alignment = 4096
 
 // ErrBomb says that a layer decodes to more than it may.
 var ErrBomb = errors.New("layer unpacks to more than [limits] plain allows")
@@ -152,18 +149,11 @@ func sumOf(h hash.Hash) digest.Digest { return digest.NewDigest(digest.SHA256, h
 
 // finish makes the Layout of what was found.
 func (t *tree) finish(codec layout.Codec, size int64, points []inflate.Point, out *chunks) (*layout.Layout, error) {
-	units := make([]layout.Unit, 0, len(out.all))
-	for i, c := range out.all {
-		end := size
-		if i+1 < len(out.all) {
-			end = out.all[i+1].packed
-		}
-		units = append(units, layout.Unit{Off: c.packed, Len: end - c.packed})
-	}
+	units := index.Units(out.points(points), size)
 	if codec == layout.Gzip {
 		codec = layout.Spans
 	}
-	if t.whole || out.longest() > maxUnit {
+	if t.whole || out.longest() > cache.MaxUnit {
 		codec, points, units = layout.Whole, nil, []layout.Unit{{Len: size}}
 	}
 	l, err := t.b.Finish(codec, units, func(u uint32) uint32 {
