@@ -106,6 +106,9 @@ func (f *File) Imported() bool {
 // Size returns the image's size in bytes.
 func (f *File) Size() int64 { return f.t.imageSize }
 
+// BlockSize returns 1: any range can be read.
+func (f *File) BlockSize() int { return 1 }
+
 // Stats are a file's numbers, all in bytes.
 type Stats struct {
 	Data    int64 // of all extents

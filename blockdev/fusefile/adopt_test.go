@@ -24,7 +24,8 @@ type stuck struct {
 	reads atomic.Int32
 }
 
-func (s *stuck) Size() int64 { return s.size }
+func (s *stuck) Size() int64    { return s.size }
+func (s *stuck) BlockSize() int { return 1 }
 
 func (s *stuck) ReadAt(ctx context.Context, _ []byte, _ int64) (int, error) {
 	s.reads.Add(1)

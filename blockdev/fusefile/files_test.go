@@ -81,7 +81,8 @@ type failing struct {
 	hang chan struct{} // takes a value for each read that hangs
 }
 
-func (failing) Size() int64 { return 1 << 20 }
+func (failing) Size() int64    { return 1 << 20 }
+func (failing) BlockSize() int { return 1 }
 
 func (d failing) ReadAt(ctx context.Context, _ []byte, _ int64) (int, error) {
 	if d.hang != nil {

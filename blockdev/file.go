@@ -1,0 +1,312 @@
+package blockdev
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A File is a Writer whose bytes are a regular, sparse or block file. Where it was opened read-only,
+// its writes fail with ErrReadOnly; ReadOnly hides them.
+type File struct {
+	f        *os.File
+	fd       int
+	size     int64
+	block    int
+	direct   bool
+	readOnly bool
+
+	noWriteNow atomic.Bool           // the file system cannot tell whether a write would wait
+	broken     atomic.Pointer[error] // the first Flush that failed
+}
+
+// FileOptions say how a file is opened. The zero value reads and writes through the page cache.
+type FileOptions struct {
+	ReadOnly bool
+	// Direct goes past the page cache, as the kernel's own writes to a device that it needs for giving
+	// memory back must. Blocks are those of the file's storage then.
+	Direct bool
+}
+
+// OpenFile opens a file that exists. Close must be called.
+func OpenFile(path string, opts FileOptions) (*File, error) {
+	mode := os.O_RDWR
+	if opts.ReadOnly {
+		mode = os.O_RDONLY
+	}
+	if opts.Direct {
+		mode |= unix.O_DIRECT
+	}
+	f, err := os.OpenFile(path, mode, 0)
+	if err != nil {
+		return nil, err
+	}
+	d := &File{f: f, block: 1, direct: opts.Direct, readOnly: opts.ReadOnly}
+	if err := d.measure(path); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return d, nil
+}
+
+func (d *File) measure(path string) (err error) {
+	st, err := d.f.Stat()
+	if err != nil {
+		return err
+	}
+	isBlock := st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0
+	if !st.Mode().IsRegular() && !isBlock {
+		return fmt.Errorf("%s is neither a regular file nor a block device", path)
+	}
+	if d.size, err = d.f.Seek(0, io.SeekEnd); err != nil { // of block devices, too
+		return err
+	}
+	d.fd = int(d.f.Fd())
+	if err := unix.SetNonblock(d.fd, false); err != nil { // Fd has done it for a regular file
+		return err
+	}
+	if !d.direct {
+		return nil
+	}
+	d.block = directBlock(d.fd)
+	if d.size%int64(d.block) != 0 {
+		return fmt.Errorf("%s has %d bytes, no multiple of the %d by which its storage is read directly", path, d.size, d.block)
+	}
+	return nil
+}
+
+// directBlock returns the unit of direct I/O.
+func directBlock(fd int) int {
+	const usual = 4096
+	var st unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_DIOALIGN, &st)
+	if err != nil || st.Mask&unix.STATX_DIOALIGN == 0 || st.Dio_offset_align == 0 {
+		return usual
+	}
+	return int(st.Dio_offset_align)
+}
+
+// Close closes the file, without a Flush.
+func (d *File) Close() error { return d.f.Close() }
+
+// Size implements Device.
+func (d *File) Size() int64 { return d.size }
+
+// BlockSize implements Device.
+func (d *File) BlockSize() int { return d.block }
+
+// ReadAt implements Device.
+func (d *File) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
+	if off < 0 || off >= d.size {
+		return 0, nil
+	}
+	p = p[:min(int64(len(p)), d.size-off)]
+	if d.direct && !aligned(p) {
+		b := alignedBuffer(len(p))
+		n, err := d.read(b, off)
+		return copy(p, b[:n]), err
+	}
+	return d.read(p, off)
+}
+
+func (d *File) read(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, err := unix.Pread(d.fd, p[done:], off+int64(done))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err == nil && n == 0 {
+			err = io.ErrUnexpectedEOF // it was made shorter
+		}
+		if err != nil {
+			return done, fmt.Errorf("read %s at %d: %w", d.f.Name(), off, err)
+		}
+		done += n
+	}
+	return done, nil
+}
+
+// ReadNow implements Quick: from the page cache.
+func (d *File) ReadNow(p []byte, off int64) bool {
+	if d.direct {
+		return false
+	}
+	n, err := preadv2(d.fd, p, off, unix.RWF_NOWAIT)
+	return err == 0 && n == len(p)
+}
+
+// WriteNow implements Quick: into the page cache, where the file system can do that.
+func (d *File) WriteNow(p []byte, off int64) bool {
+	if d.direct || d.readOnly || d.noWriteNow.Load() {
+		return false
+	}
+	n, err := pwritev2(d.fd, p, off, unix.RWF_NOWAIT)
+	if err == unix.EOPNOTSUPP {
+		d.noWriteNow.Store(true)
+	}
+	return err == 0 && n == len(p)
+}
+
+// WriteAt implements Writer.
+func (d *File) WriteAt(_ context.Context, p []byte, off int64) error { return d.write(p, off, 0) }
+
+// WriteSync implements Syncer.
+func (d *File) WriteSync(_ context.Context, p []byte, off int64) error {
+	return d.write(p, off, unix.RWF_DSYNC)
+}
+
+func (d *File) write(p []byte, off int64, flags int) error {
+	if err := d.checkWrite(off, int64(len(p))); err != nil {
+		return err
+	}
+	if d.direct && !aligned(p) {
+		b := alignedBuffer(len(p))
+		copy(b, p)
+		p = b
+	}
+	for len(p) > 0 {
+		n, err := pwritev2(d.fd, p, off, flags)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == 0 && n == 0 {
+			err = unix.EIO
+		}
+		if err != 0 {
+			return fmt.Errorf("write %s at %d: %w", d.f.Name(), off, err)
+		}
+		p, off = p[n:], off+int64(n)
+	}
+	return nil
+}
+
+func (d *File) checkWrite(off, n int64) error {
+	if d.readOnly {
+		return fmt.Errorf("write %s: %w", d.f.Name(), ErrReadOnly)
+	}
+	return Check(d, off, n)
+}
+
+// Flush implements Writer. The kernel reports a write that it could not do to one fdatasync, and forgets
+// it: this device does not.
+func (d *File) Flush(context.Context) error {
+	if err := d.broken.Load(); err != nil {
+		return *err
+	}
+	for {
+		err := unix.Fdatasync(d.fd)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			err = fmt.Errorf("sync %s: %w (earlier writes may be lost)", d.f.Name(), err)
+			d.broken.CompareAndSwap(nil, &err)
+		}
+		return err
+	}
+}
+
+// Trim implements Trimmer. Trimmed bytes read as zeros where storage can be given back.
+func (d *File) Trim(_ context.Context, off, n int64) error {
+	if err := d.checkWrite(off, n); err != nil || n == 0 {
+		return err
+	}
+	err := fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("trim %s at %d+%d: %w", d.f.Name(), off, n, err)
+	}
+	return nil
+}
+
+// WriteZeroes implements Zeroer.
+func (d *File) WriteZeroes(ctx context.Context, off, n int64, how Zeroing) error {
+	if err := d.checkWrite(off, n); err != nil || n == 0 {
+		return err
+	}
+	mode := uint32(unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE)
+	if how.NoHole {
+		mode = unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE
+	}
+	err := fallocate(d.fd, mode, off, n)
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("write zeros to %s at %d+%d: %w", d.f.Name(), off, n, err)
+	case how.Fast:
+		return ErrNotFast
+	}
+	return fillZeros(ctx, d, off, n)
+}
+
+func fallocate(fd int, mode uint32, off, n int64) error {
+	for {
+		if err := unix.Fallocate(fd, mode, off, n); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// Extents implements Mapper, by what the file system says of holes.
+func (d *File) Extents(ctx context.Context, off, n int64, yield func(Extent) bool) error {
+	if err := Check(d, off, n); err != nil {
+		return err
+	}
+	for end := off + n; off < end; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		data, err := unix.Seek(d.fd, off, unix.SEEK_DATA)
+		switch {
+		case errors.Is(err, unix.ENXIO): // a hole up to the end
+			data = d.size
+		case err != nil: // it cannot tell, as for block devices
+			yield(Extent{Len: end - off})
+			return nil
+		}
+		hole := data > off
+		next := data
+		if !hole {
+			if next, err = unix.Seek(d.fd, off, unix.SEEK_HOLE); err != nil {
+				return fmt.Errorf("find holes of %s: %w", d.f.Name(), err)
+			}
+		}
+		if next = min(next/int64(d.block)*int64(d.block), end); next <= off { // it changes meanwhile
+			next, hole = end, false
+		}
+		if !yield(Extent{Len: next - off, Hole: hole, Zero: hole}) {
+			return nil
+		}
+		off = next
+	}
+	return nil
+}
+
+// preadv2 and pwritev2 are the system calls for one buffer, without the allocations of those for many.
+func preadv2(fd int, p []byte, off int64, flags int) (int, unix.Errno) {
+	return vectored(unix.SYS_PREADV2, fd, p, off, flags)
+}
+
+func pwritev2(fd int, p []byte, off int64, flags int) (int, unix.Errno) {
+	return vectored(unix.SYS_PWRITEV2, fd, p, off, flags)
+}
+
+func vectored(call uintptr, fd int, p []byte, off int64, flags int) (int, unix.Errno) {
+	if len(p) == 0 {
+		return 0, 0
+	}
+	iov := unix.Iovec{Base: &p[0]}
+	iov.SetLen(len(p))
+	// The offset's upper half is of use to 32-bit machines only.
+	n, _, err := unix.Syscall6(call, uintptr(fd), uintptr(unsafe.Pointer(&iov)), 1, uintptr(off), 0, uintptr(flags))
+	if err != 0 {
+		return 0, err
+	}
+	return int(n), 0
+}
