@@ -18,7 +18,7 @@ GO_UNIT     := $(shell go list ./... 2>/dev/null | grep -v /conformance)
 CONTAINERD  := v2.4.2
 STATICCHECK := v0.8.2
 CRANE       := v0.14.0
-PACKAGES    := runc fuse3 docker-registry mmdebstrap erofs-utils umoci skopeo e2fsprogs xfsprogs attr ca-certificates gcc libc6-dev git
+PACKAGES    := runc nbdkit qemu-utils libnbd-bin python3-libnbd fio btrfs-progs fuse3 docker-registry mmdebstrap erofs-utils umoci skopeo e2fsprogs xfsprogs attr ca-certificates gcc libc6-dev git
 
 export PATH := $(CURDIR)/bin:$(TOOLS):$(PATH):/usr/sbin:/sbin
 

@@ -49,12 +49,14 @@ type plainWriter struct{ blockdev.Writer }
 
 func TestDevices(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T, size int64) blockdev.Device{
-		"bytes":       func(_ *testing.T, size int64) blockdev.Device { return blockdev.Memory(make([]byte, size)) },
-		"memory":      func(t *testing.T, size int64) blockdev.Device { return newRAM(t, size) },
-		"file":        func(t *testing.T, size int64) blockdev.Device { return newFile(t, size, blockdev.FileOptions{}) },
-		"direct file": func(t *testing.T, size int64) blockdev.Device { return newFile(t, size, blockdev.FileOptions{Direct: true}) },
-		"plain":       func(t *testing.T, size int64) blockdev.Device { return plainWriter{newRAM(t, size)} },
-		"read-only":   func(t *testing.T, size int64) blockdev.Device { return blockdev.ReadOnly(newRAM(t, size)) },
+		"bytes":  func(_ *testing.T, size int64) blockdev.Device { return blockdev.Memory(make([]byte, size)) },
+		"memory": func(t *testing.T, size int64) blockdev.Device { return newRAM(t, size) },
+		"file":   func(t *testing.T, size int64) blockdev.Device { return newFile(t, size, blockdev.FileOptions{}) },
+		"direct file": func(t *testing.T, size int64) blockdev.Device {
+			return newFile(t, size, blockdev.FileOptions{Direct: true})
+		},
+		"plain":     func(t *testing.T, size int64) blockdev.Device { return plainWriter{newRAM(t, size)} },
+		"read-only": func(t *testing.T, size int64) blockdev.Device { return blockdev.ReadOnly(newRAM(t, size)) },
 		"limited": func(t *testing.T, size int64) blockdev.Device {
 			return blockdev.Limit(newRAM(t, size), blockdev.Rate{Bytes: 10 << 30, Requests: 1 << 20})
 		},

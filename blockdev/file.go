@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -22,7 +23,8 @@ type File struct {
 	direct   bool
 	readOnly bool
 
-	noWriteNow atomic.Bool           // the file system cannot tell whether a write would wait
+	cannotTell atomic.Bool           // the file system does not know whether a write would wait
+	waited     atomic.Int64          // until when, since processStart, writes are taken to wait, in nanoseconds
 	broken     atomic.Pointer[error] // the first Flush that failed
 }
 
@@ -34,7 +36,7 @@ type FileOptions struct {
 	Direct bool
 }
 
-// OpenFile opens a file that exists. Close must be called.
+// OpenFile opens a file that exists and that nobody else has opened so for writing. Close must be called.
 func OpenFile(path string, opts FileOptions) (*File, error) {
 	mode := os.O_RDWR
 	if opts.ReadOnly {
@@ -42,6 +44,17 @@ func OpenFile(path string, opts FileOptions) (*File, error) {
 	}
 	if opts.Direct {
 		mode |= unix.O_DIRECT
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	disk, block := isDisk(st.Mode())
+	if !disk {
+		return nil, fmt.Errorf("%s is neither a regular file nor a block device", path)
+	}
+	if block && !opts.ReadOnly {
+		mode |= unix.O_EXCL // fails while it is mounted
 	}
 	f, err := os.OpenFile(path, mode, 0)
 	if err != nil {
@@ -54,14 +67,31 @@ func OpenFile(path string, opts FileOptions) (*File, error) {
 	return d, nil
 }
 
-func (d *File) measure(path string) (err error) {
-	st, err := d.f.Stat()
-	if err != nil {
-		return err
+// isDisk reports whether a file can be a device, and whether it is one of the kernel's.
+func isDisk(mode os.FileMode) (disk, block bool) {
+	block = mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0
+	return block || mode.IsRegular(), block
+}
+
+// claim keeps others from writing to the file at the same time, as far as they ask.
+func claim(f *os.File, readOnly bool) error {
+	how := unix.LOCK_EX
+	if readOnly {
+		how = unix.LOCK_SH
 	}
-	isBlock := st.Mode()&os.ModeDevice != 0 && st.Mode()&os.ModeCharDevice == 0
-	if !st.Mode().IsRegular() && !isBlock {
-		return fmt.Errorf("%s is neither a regular file nor a block device", path)
+	err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("%s is in use by another process that serves it", f.Name())
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+func (d *File) measure(path string) (err error) {
+	if err := claim(d.f, d.readOnly); err != nil {
+		return err
 	}
 	if d.size, err = d.f.Seek(0, io.SeekEnd); err != nil { // of block devices, too
 		return err
@@ -141,17 +171,34 @@ func (d *File) ReadNow(p []byte, off int64) bool {
 	return err == 0 && n == len(p)
 }
 
-// WriteNow implements Quick: into the page cache, where the file system can do that.
+// WriteNow implements Quick: into the page cache. Not every file system can tell whether that would wait
+// (ext4 cannot). There it does not, until it did: then it is left to others for a while.
 func (d *File) WriteNow(p []byte, off int64) bool {
-	if d.direct || d.readOnly || d.noWriteNow.Load() {
+	if d.direct || d.readOnly || Check(d, off, int64(len(p))) != nil {
 		return false
 	}
-	n, err := pwritev2(d.fd, p, off, unix.RWF_NOWAIT)
-	if err == unix.EOPNOTSUPP {
-		d.noWriteNow.Store(true)
+	if !d.cannotTell.Load() {
+		n, err := pwritev2(d.fd, p, off, unix.RWF_NOWAIT)
+		if err != unix.EOPNOTSUPP {
+			return err == 0 && n == len(p)
+		}
+		d.cannotTell.Store(true)
+	}
+	began := time.Since(processStart)
+	if int64(began) < d.waited.Load() {
+		return false
+	}
+	n, err := pwritev2(d.fd, p, off, 0)
+	if now := time.Since(processStart); now-began > hasWaited {
+		d.waited.Store(int64(now + waitsFor))
 	}
 	return err == 0 && n == len(p)
 }
+
+const (
+	hasWaited = time.Millisecond       // no copy of one request takes so long
+	waitsFor  = 100 * time.Millisecond // how long nothing is tried then
+)
 
 // WriteAt implements Writer.
 func (d *File) WriteAt(_ context.Context, p []byte, off int64) error { return d.write(p, off, 0) }

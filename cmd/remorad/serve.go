@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/pprof"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
@@ -26,6 +25,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/snapshotter"
@@ -130,7 +130,7 @@ func mayAnswerLater(err error) bool {
 func listen(ctx context.Context, socket, metricsAddr string, server *grpc.Server, metrics *prometheus.Registry, log *slog.Logger) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	l, err := listenUnix(ctx, socket)
+	l, err := cli.ListenUnix(ctx, socket)
 	if err != nil {
 		return err
 	}
@@ -173,28 +173,6 @@ func listen(ctx context.Context, socket, metricsAddr string, server *grpc.Server
 }
 
 const stopGrace = 5 * time.Second
-
-// listenUnix listens on a socket that only root may use, replacing one that nobody serves.
-func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
-		c.Close()
-		return nil, fmt.Errorf("somebody already serves on %s; stop it, or choose another --address", path)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
-}
 
 func serveMetrics(ctx context.Context, addr string, metrics *prometheus.Registry, started *sync.WaitGroup, stop context.CancelCauseFunc) (*http.Server, error) {
 	mux := http.NewServeMux()

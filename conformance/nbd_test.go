@@ -1,0 +1,369 @@
+package conformance_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// devServe starts "snapctl dev serve" and returns where it serves. It must end well when it is told to.
+func devServe(t *testing.T, args ...string) (uri string) {
+	t.Helper()
+	c, err := testbed.Command(context.Background(), "snapctl", append([]string{"--json", "dev", "serve"}, args...)...)
+	must(t, err)
+	out, err := c.StdoutPipe()
+	must(t, err)
+	c.Stderr = os.Stderr
+	must(t, c.Start())
+	var reply struct {
+		URI string `json:"uri"`
+	}
+	err = json.NewDecoder(bufio.NewReader(out)).Decode(&reply)
+	t.Cleanup(func() {
+		must(t, c.Process.Signal(syscall.SIGTERM))
+		if err := c.Wait(); err != nil {
+			t.Errorf("dev serve %v: %v", args, err)
+		}
+	})
+	must(t, err)
+	return reply.URI
+}
+
+// output runs a foreign client, which must succeed.
+func output(t *testing.T, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	out, err := testbed.Output(ctx, nil, name, args...)
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+func sparseFile(t *testing.T, size int64) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "disk.img")
+	must(t, os.WriteFile(path, nil, 0o600))
+	must(t, os.Truncate(path, size))
+	return path
+}
+
+// nbdTargets are the devices on which every foreign client is tried.
+func nbdTargets(t *testing.T, size int64) map[string][]string {
+	dir := t.TempDir()
+	sock := func(name string) string { return filepath.Join(dir, name) }
+	return map[string][]string{
+		"memory":      {"--unix", sock("m"), "memory:" + big.NewInt(size).String()},
+		"file":        {"--unix", sock("f"), sparseFile(t, size)},
+		"direct file": {"--unix", sock("d"), "--direct", sparseFile(t, size)},
+		"tcp":         {"--tcp", "127.0.0.1:0", "--export", "a disk", sparseFile(t, size)},
+	}
+}
+
+// TestForeignClients: what qemu, libnbd and fio do with a device comes out right.
+func TestForeignClients(t *testing.T) {
+	needRoot(t)
+	const size = 256 << 20
+	for name, args := range nbdTargets(t, size) {
+		t.Run(name, func(t *testing.T) {
+			uri := devServe(t, args...)
+			t.Run("nbdinfo", func(t *testing.T) {
+				out := output(t, "nbdinfo", "--json", uri)
+				for _, want := range []string{`"export-size": 268435456`, `"can_flush": true`, `"can_fua": true`, `"can_trim": true`, `"can_zero": true`,
+					`"can_fast_zero": true`, `"can_multi_conn": true`, `"can_cache": true`, `"can_df": true`, `"is_read_only": false`, "base:allocation"} {
+					if !strings.Contains(out, want) {
+						t.Errorf("no %s in %s", want, out)
+					}
+				}
+				output(t, "nbdinfo", "--list", uri)
+			})
+			t.Run("qemu-io", func(t *testing.T) { qemuIO(t, uri) })
+			t.Run("nbdsh", func(t *testing.T) { nbdsh(t, uri) })
+			t.Run("nbdcopy", func(t *testing.T) { copies(t, uri, size) })
+			t.Run("qemu-img", func(t *testing.T) { qemuImg(t, uri) })
+			t.Run("fio", func(t *testing.T) {
+				for _, rw := range []string{"randwrite", "randrw"} {
+					output(t, "fio", "--name=verify", "--ioengine=nbd", "--uri="+uri, "--rw="+rw, "--bssplit=4k/60:64k/30:1m/10", "--size=128m",
+						"--iodepth=32", "--verify=crc32c", "--verify_fatal=1", "--fsync=64", "--end_fsync=1", "--verify_state_save=0", "--randseed=7")
+				}
+			})
+		})
+	}
+}
+
+func qemuIO(t *testing.T, uri string) {
+	out := output(t, "qemu-io", "-f", "raw", uri,
+		"-c", "write -P 0x11 0 1M", "-c", "write -z 64k 64k", "-c", "write -z -u 128k 64k", "-c", "discard 256k 128k", "-c", "flush",
+		"-c", "write -f -P 0x33 4k 4k", "-c", "aio_write -P 0x44 2M 1M", "-c", "aio_write -P 0x55 3M 1M", "-c", "aio_flush",
+		"-c", "read -P 0x11 0 4k", "-c", "read -P 0x33 4k 4k", "-c", "read -P 0x11 8k 56k", "-c", "read -P 0 64k 128k", "-c", "read -P 0x11 192k 64k",
+		"-c", "read -P 0x11 384k 640k", "-c", "read -P 0x44 2M 1M", "-c", "read -P 0x55 3M 1M")
+	if strings.Contains(out, "ailed") {
+		t.Error(out)
+	}
+}
+
+// nbdshPython is the Python for which Debian packages nbdsh: the first one in PATH may be another.
+const nbdshPython = "/usr/bin/python3"
+
+// nbdsh tries what no other client sends.
+func nbdsh(t *testing.T, uri string) {
+	script := `
+import errno
+def fails(want, call, *args):
+    try:
+        call(*args)
+    except nbd.Error as e:
+        assert e.errnum == want, (e, want)
+    else:
+        assert False, "no error"
+size = h.get_size()
+h.pwrite(b"\x77" * 65536, 1 << 20)
+h.pwrite(b"\x78" * 4096, (1 << 20) + 4096, nbd.CMD_FLAG_FUA)
+assert h.pread(8192, 1 << 20) == b"\x77" * 4096 + b"\x78" * 4096
+h.zero(4096, 1 << 20, nbd.CMD_FLAG_NO_HOLE)
+h.zero(4096, (1 << 20) + 8192, nbd.CMD_FLAG_FUA)
+assert h.pread(4096, 1 << 20) == bytes(4096)
+try:
+    h.zero(1 << 20, 0, nbd.CMD_FLAG_FAST_ZERO)
+except nbd.Error as e:
+    assert e.errnum == errno.ENOTSUP, e
+h.trim(1 << 20, 8 << 20, nbd.CMD_FLAG_FUA)
+h.cache(1 << 20, 0)
+h.flush()
+h.set_strict_mode(0)
+fails(errno.EINVAL, h.pread, 4096, size)
+fails(errno.ENOSPC, h.pwrite, bytes(4096), size)
+fails(errno.EINVAL, h.trim, 4096, size)
+got = []
+h.pread_structured(1 << 20, 0, lambda buf, off, status, err: got.append((off, len(buf))))
+assert sum(n for _, n in got) == 1 << 20, got
+h.pread_structured(1 << 20, 0, lambda buf, off, status, err: got.append(off), nbd.CMD_FLAG_DF)
+extents = []
+h.block_status(32 << 20, 0, lambda c, off, e, err: extents.extend(e))
+assert sum(extents[::2]) >= 1 << 20, extents
+pending = {}
+for i in range(200):
+    b = nbd.Buffer.from_bytearray(bytearray([i % 255 + 1]) * 4096)
+    pending[h.aio_pwrite(b, (16 << 20) + i * 4096)] = True
+while pending:
+    h.poll(-1)
+    for c in [c for c in pending if h.aio_command_completed(c)]:
+        del pending[c]
+for i in range(200):
+    assert h.pread(4096, (16 << 20) + i * 4096) == bytes([i % 255 + 1]) * 4096
+h.shutdown()
+`
+	output(t, nbdshPython, "-m", "nbd", "-c", "h.set_uri_allow_local_file(True)", "-c", "h.add_meta_context('base:allocation')", "-u", uri, "-c", script)
+}
+
+func copies(t *testing.T, uri string, size int64) {
+	src := sparseFile(t, size)
+	f, err := os.OpenFile(src, os.O_WRONLY, 0)
+	must(t, err)
+	p := make([]byte, 3<<20)
+	_, err = rand.Read(p)
+	must(t, err)
+	for _, off := range []int64{0, size / 3, size - int64(len(p))} {
+		_, err = f.WriteAt(p, off)
+		must(t, err)
+	}
+	must(t, f.Close())
+	dst := filepath.Join(t.TempDir(), "back.img")
+	output(t, "nbdcopy", "--flush", src, uri)
+	output(t, "nbdcopy", "--connections=4", uri, dst)
+	output(t, "cmp", src, dst)
+	if out := output(t, "nbdinfo", "--map", uri); !strings.Contains(out, "hole,zero") || !strings.Contains(out, "data") {
+		t.Errorf("holes of a copy: %s", out)
+	}
+}
+
+func qemuImg(t *testing.T, uri string) {
+	qcow := filepath.Join(t.TempDir(), "disk.qcow2")
+	output(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", uri, qcow)
+	output(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", uri, qcow)
+	output(t, "qemu-img", "convert", "-n", "-W", "-m", "8", "-f", "qcow2", "-O", "raw", qcow, uri)
+	output(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", uri, qcow)
+	output(t, "qemu-img", "bench", "-f", "raw", "-c", "5000", "-d", "16", "-w", "--flush-interval=100", uri)
+}
+
+// TestFaultyProxy: a client behind a proxy that delays, fails and ends connections early. The server goes on
+// serving others, and the bytes are right.
+func TestFaultyProxy(t *testing.T) {
+	needRoot(t)
+	const size = 64 << 20
+	dir := t.TempDir()
+	uri := devServe(t, "--unix", filepath.Join(dir, "s"), "memory:64MiB")
+	proxy := filepath.Join(dir, "p")
+	ctx, stop := context.WithCancel(t.Context())
+	c, err := testbed.Command(ctx, "nbdkit", "-f", "-U", proxy, "--filter=retry-request", "--filter=error", "--filter=delay", "nbd", "uri="+uri,
+		"error-rate=1%", "error=EIO", "rdelay=1ms", "wdelay=2ms", "retry-request-retries=20", "retry-request-delay=1")
+	must(t, err)
+	c.Stderr = os.Stderr
+	must(t, c.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Wait() }()
+	t.Cleanup(func() { stop(); <-ended })
+	for {
+		if _, err := os.Stat(proxy); err == nil {
+			break
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("nbdkit: %v", err)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	through := "nbd+unix:///?socket=" + proxy
+	src := sparseFile(t, size)
+	p := make([]byte, 8<<20)
+	_, err = rand.Read(p)
+	must(t, err)
+	f, err := os.OpenFile(src, os.O_WRONLY, 0)
+	must(t, err)
+	_, err = f.WriteAt(p, 5<<20)
+	must(t, errors.Join(err, f.Close()))
+	output(t, "nbdcopy", src, through)
+	// Clients that are killed in the middle of their requests.
+	for range 10 {
+		k := exec.Command("fio", "--name=x", "--thread", "--ioengine=nbd", "--uri="+uri, "--rw=randread", "--bs=64k", "--size=32m", "--iodepth=32", "--time_based", "--runtime=20")
+		must(t, k.Start())
+		time.Sleep(150 * time.Millisecond)
+		must(t, k.Process.Kill())
+		_ = k.Wait()
+	}
+	back := filepath.Join(dir, "back")
+	output(t, "nbdcopy", uri, back)
+	output(t, "cmp", src, back)
+}
+
+// A CA and what it signs, in files as libnbd wants them.
+type authority struct {
+	t    *testing.T
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) *authority {
+	a := &authority{t: t}
+	a.key, a.cert = a.make(nil, time.Hour)
+	return a
+}
+
+func (a *authority) make(parent *authority, valid time.Duration) (*ecdsa.PrivateKey, *x509.Certificate) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(a.t, err)
+	serial, err := rand.Int(rand.Reader, big.NewInt(1<<62))
+	must(a.t, err)
+	template := &x509.Certificate{
+		SerialNumber: serial, Subject: pkix.Name{CommonName: "test " + serial.String()},
+		NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(valid),
+		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageCertSign,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		DNSNames:    []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		BasicConstraintsValid: true, IsCA: parent == nil,
+	}
+	signer, signKey := template, key
+	if parent != nil {
+		signer, signKey = parent.cert, parent.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, signer, &key.PublicKey, signKey)
+	must(a.t, err)
+	cert, err := x509.ParseCertificate(der)
+	must(a.t, err)
+	return key, cert
+}
+
+// issue writes ca-cert.pem, and NAME-cert.pem and NAME-key.pem valid for so long, to a new directory.
+func (a *authority) issue(name string, valid time.Duration) (dir string) {
+	dir = a.t.TempDir()
+	key, cert := a.make(a, valid)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	must(a.t, err)
+	write := func(file, kind string, der []byte) {
+		must(a.t, os.WriteFile(filepath.Join(dir, file), pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
+	}
+	write("ca-cert.pem", "CERTIFICATE", a.cert.Raw)
+	write(name+"-cert.pem", "CERTIFICATE", cert.Raw)
+	write(name+"-key.pem", "PRIVATE KEY", der)
+	return dir
+}
+
+// TestTLS: a client with a good certificate works; others, and those without TLS, are refused.
+func TestTLS(t *testing.T) {
+	needRoot(t)
+	ca, other := newAuthority(t), newAuthority(t)
+	server := ca.issue("server", time.Hour)
+	uri := devServe(t, "--tcp", "127.0.0.1:0", "--tls-cert", filepath.Join(server, "server-cert.pem"), "--tls-key", filepath.Join(server, "server-key.pem"),
+		"--tls-ca", filepath.Join(server, "ca-cert.pem"), sparseFile(t, 64<<20))
+	with := func(certs string) string { return uri + "?tls-certificates=" + certs }
+	good := ca.issue("client", time.Hour)
+	output(t, "nbdinfo", with(good))
+	nbdsh(t, with(good))
+	copies(t, with(good), 64<<20)
+	mixed := other.issue("client", time.Hour) // trusts our server, but is not trusted
+	must(t, os.Rename(filepath.Join(ca.issue("x", time.Hour), "ca-cert.pem"), filepath.Join(mixed, "ca-cert.pem")))
+	for name, uri := range map[string]string{
+		"expired": with(ca.issue("client", -time.Hour)), "another authority": with(mixed), "no TLS": strings.Replace(uri, "nbds:", "nbd:", 1),
+	} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		// Reading, since a refused certificate shows only then with TLS 1.3.
+		out, err := testbed.Output(ctx, nil, nbdshPython, "-m", "nbd", "-c", "h.set_uri_allow_local_file(True)", "-u", uri, "-c", "h.pread(512, 0)")
+		cancel()
+		if err == nil {
+			t.Errorf("%s: let in: %s", name, out)
+		}
+	}
+	output(t, "nbdinfo", with(good))
+}
+
+// TestDevServeRefuses: mistakes are named, and nothing stays.
+func TestDevServeRefuses(t *testing.T) {
+	needRoot(t)
+	file := sparseFile(t, 1<<20)
+	dir := t.TempDir()
+	devServe(t, "--unix", filepath.Join(dir, "s"), file)
+	plain := filepath.Join(dir, "plain")
+	must(t, os.WriteFile(plain, []byte("text"), 0o600))
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"in use":        {[]string{"--unix", filepath.Join(dir, "t"), file}, "in use"},
+		"socket in use": {[]string{"--unix", filepath.Join(dir, "s"), "memory:1M"}, "already serves"},
+		"no socket":     {[]string{"--unix", plain, "memory:1M"}, "no socket"},
+		"no file":       {[]string{"--unix", filepath.Join(dir, "t"), filepath.Join(dir, "none")}, "no such file"},
+		"a directory":   {[]string{"--unix", filepath.Join(dir, "t"), dir}, "neither"},
+		"no size":       {[]string{"memory:lots"}, "memory:1GiB"},
+		"both":          {[]string{"--unix", "x", "--tcp", "y", "memory:1M"}, "choose one"},
+		"half of TLS":   {[]string{"--tls-cert", "x", "memory:1M"}, "belong together"},
+		"nothing":       {nil, "want one"},
+	} {
+		_, err := testbed.Output(t.Context(), nil, "snapctl", append([]string{"dev", "serve"}, c.args...)...)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+	if p, err := os.ReadFile(plain); err != nil || string(p) != "text" {
+		t.Errorf("a file in the socket's place: %q, %v", p, err)
+	}
+}
