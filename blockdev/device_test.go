@@ -16,76 +16,50 @@ import (
 	"github.com/remora-storage/remora/conformance"
 )
 
-func newRAM(t *testing.T, size int64) *blockdev.RAM {
-	t.Helper()
-	d, err := blockdev.NewRAM(size)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = d.Close() })
-	return d
-}
-
-func newFile(t *testing.T, size int64, opts blockdev.FileOptions) *blockdev.File {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "disk")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
-		t.Fatal(err)
-	}
-	d, err := blockdev.OpenFile(path, opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = d.Close() })
-	return d
-}
-
 // plainWriter is a Writer without abilities.
 type plainWriter struct{ blockdev.Writer }
 
 func TestDevices(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T, size int64) blockdev.Device{
 		"bytes":  func(_ *testing.T, size int64) blockdev.Device { return blockdev.Memory(make([]byte, size)) },
-		"memory": func(t *testing.T, size int64) blockdev.Device { return newRAM(t, size) },
-		"file":   func(t *testing.T, size int64) blockdev.Device { return newFile(t, size, blockdev.FileOptions{}) },
-		"direct file": func(t *testing.T, size int64) blockdev.Device {
-			return newFile(t, size, blockdev.FileOptions{Direct: true})
+		"memory": func(t *testing.T, size int64) blockdev.Device { return conformance.RAM(t, size) },
+		"file": func(t *testing.T, size int64) blockdev.Device {
+			return conformance.File(t, size, blockdev.FileOptions{})
 		},
-		"plain":     func(t *testing.T, size int64) blockdev.Device { return plainWriter{newRAM(t, size)} },
-		"read-only": func(t *testing.T, size int64) blockdev.Device { return blockdev.ReadOnly(newRAM(t, size)) },
+		"direct file": func(t *testing.T, size int64) blockdev.Device {
+			return conformance.File(t, size, blockdev.FileOptions{Direct: true})
+		},
+		"plain":     func(t *testing.T, size int64) blockdev.Device { return plainWriter{conformance.RAM(t, size)} },
+		"read-only": func(t *testing.T, size int64) blockdev.Device { return blockdev.ReadOnly(conformance.RAM(t, size)) },
 		"limited": func(t *testing.T, size int64) blockdev.Device {
-			return blockdev.Limit(newRAM(t, size), blockdev.Rate{Bytes: 10 << 30, Requests: 1 << 20})
+			return blockdev.Limit(conformance.RAM(t, size), blockdev.Rate{Bytes: 10 << 30, Requests: 1 << 20})
 		},
 		"limited read-only": func(t *testing.T, size int64) blockdev.Device {
 			return blockdev.Limit(blockdev.Memory(make([]byte, size)), blockdev.Rate{Bytes: 10 << 30})
 		},
 		"measured": func(t *testing.T, size int64) blockdev.Device {
-			return blockdev.Measure(newRAM(t, size), blockdev.NewMetrics(prometheus.NewRegistry()))
+			return blockdev.Measure(conformance.RAM(t, size), blockdev.NewMetrics(prometheus.NewRegistry()))
 		},
 		"faulty": func(t *testing.T, size int64) blockdev.Device {
-			return blockdev.Faulty(newRAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return nil })
+			return blockdev.Faulty(conformance.RAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return nil })
 		},
 		"slice": func(t *testing.T, size int64) blockdev.Device {
-			return slice(t, newRAM(t, size+2<<20), 1<<20, size)
+			return slice(t, conformance.RAM(t, size+2<<20), 1<<20, size)
 		},
 		"slice of a file": func(t *testing.T, size int64) blockdev.Device {
-			return slice(t, newFile(t, size+2<<20, blockdev.FileOptions{}), 1<<20, size)
+			return slice(t, conformance.File(t, size+2<<20, blockdev.FileOptions{}), 1<<20, size)
 		},
 		"slice read-only": func(t *testing.T, size int64) blockdev.Device {
 			return slice(t, blockdev.Memory(make([]byte, 2*size)), size, size)
 		},
 		"overlay": func(t *testing.T, size int64) blockdev.Device {
-			d, err := blockdev.NewOverlay(blockdev.Memory(make([]byte, size)), newRAM(t, size))
+			d, err := blockdev.NewOverlay(blockdev.Memory(make([]byte, size)), conformance.RAM(t, size))
 			if err != nil {
 				t.Fatal(err)
 			}
 			return d
 		},
-		"recorder": func(t *testing.T, size int64) blockdev.Device { return blockdev.NewRecorder(newRAM(t, size)) },
+		"recorder": func(t *testing.T, size int64) blockdev.Device { return blockdev.NewRecorder(conformance.RAM(t, size)) },
 	} {
 		t.Run(name, func(t *testing.T) { conformance.Device(t, open) })
 	}
@@ -138,7 +112,7 @@ func TestOpenFileRefuses(t *testing.T) {
 // TestFaults: the request that a fault hits fails with its error, and nothing of it reaches the device.
 func TestFaults(t *testing.T) {
 	ctx := context.Background()
-	ram := newRAM(t, 1<<20)
+	ram := conformance.RAM(t, 1<<20)
 	var hit blockdev.Op
 	d := blockdev.Faulty(ram, func(_ context.Context, op blockdev.Op, _, _ int64) error {
 		if op == hit {
@@ -168,7 +142,7 @@ func TestFaults(t *testing.T) {
 
 // TestLimit: as many requests and bytes pass as the rate lets, and who waits leaves with its context.
 func TestLimit(t *testing.T) {
-	d := blockdev.Limit(newRAM(t, 1<<20), blockdev.Rate{Bytes: 1 << 20})
+	d := blockdev.Limit(conformance.RAM(t, 1<<20), blockdev.Rate{Bytes: 1 << 20})
 	began := time.Now()
 	for range 4 { // 100 KiB pass at once, the others take 200 ms
 		if _, err := d.ReadAt(context.Background(), make([]byte, 80<<10), 0); err != nil {
@@ -189,7 +163,7 @@ func TestLimit(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	ctx := context.Background()
 	reg := prometheus.NewRegistry()
-	d := blockdev.Measure(newRAM(t, 1<<20), blockdev.NewMetrics(reg)).(blockdev.Writer)
+	d := blockdev.Measure(conformance.RAM(t, 1<<20), blockdev.NewMetrics(reg)).(blockdev.Writer)
 	for range 3 {
 		if err := d.WriteAt(ctx, make([]byte, 1000), 0); err != nil {
 			t.Fatal(err)
@@ -223,7 +197,7 @@ func TestMetrics(t *testing.T) {
 func TestCut(t *testing.T) {
 	ctx := context.Background()
 	const size, block = 1 << 20, 4096
-	r := blockdev.NewRecorder(newRAM(t, size))
+	r := blockdev.NewRecorder(conformance.RAM(t, size))
 	write := func(i int64, v byte, sync bool) {
 		p := make([]byte, block)
 		for j := range p {
@@ -248,7 +222,7 @@ func TestCut(t *testing.T) {
 	}
 	kept, lost, torn := 0, 0, 0
 	for seed := range uint64(20) {
-		after := newRAM(t, size)
+		after := conformance.RAM(t, size)
 		if err := r.Cut(ctx, after, 1, rand.New(rand.NewPCG(seed, 3))); err != nil {
 			t.Fatal(err)
 		}
@@ -274,7 +248,7 @@ func TestCut(t *testing.T) {
 				torn++
 			}
 		}
-		before := newRAM(t, size)
+		before := conformance.RAM(t, size)
 		if err := r.Cut(ctx, before, 0, rand.New(rand.NewPCG(seed, 4))); err != nil {
 			t.Fatal(err)
 		}
@@ -285,7 +259,7 @@ func TestCut(t *testing.T) {
 	if kept == 0 || lost == 0 || torn == 0 {
 		t.Errorf("kept %d, lost %d, torn %d", kept, lost, torn)
 	}
-	if err := r.Cut(ctx, newRAM(t, size), 2, nil); err == nil {
+	if err := r.Cut(ctx, conformance.RAM(t, size), 2, nil); err == nil {
 		t.Error("a cut after a flush that was not")
 	}
 }

@@ -61,7 +61,11 @@ func OpenFile(path string, opts FileOptions) (*File, error) {
 		return nil, err
 	}
 	d := &File{f: f, block: 1, direct: opts.Direct, readOnly: opts.ReadOnly}
-	if err := d.measure(path); err != nil {
+	err = claim(f, opts.ReadOnly)
+	if err == nil {
+		err = d.measure(path)
+	}
+	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return d, nil
@@ -89,10 +93,8 @@ func claim(f *os.File, readOnly bool) error {
 	return nil
 }
 
+// measure finds out the device's size and blocks.
 func (d *File) measure(path string) (err error) {
-	if err := claim(d.f, d.readOnly); err != nil {
-		return err
-	}
 	if d.size, err = d.f.Seek(0, io.SeekEnd); err != nil { // of block devices, too
 		return err
 	}

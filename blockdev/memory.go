@@ -56,11 +56,8 @@ func (d *RAM) Size() int64 { return int64(len(d.mem)) }
 func (d *RAM) BlockSize() int { return 1 }
 
 // ReadAt implements Device.
-func (d *RAM) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
-	if off < 0 || off >= int64(len(d.mem)) {
-		return 0, nil
-	}
-	return copy(p, d.mem[off:]), nil
+func (d *RAM) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	return bytesDevice(d.mem).ReadAt(ctx, p, off)
 }
 
 // WriteAt implements Writer.

@@ -1,16 +1,13 @@
 package nbd_test
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
 	"io"
 	"net"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/nbd"
 )
 
@@ -21,31 +18,14 @@ func serve(t testing.TB, opts nbd.Options, exports ...nbd.Export) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Serve(ctx, l) }()
+	socket, stop, ended := running(t, s)
 	t.Cleanup(func() {
 		stop()
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
 	})
-	return path
-}
-
-func ram(t testing.TB, size int64) *blockdev.RAM {
-	t.Helper()
-	d, err := blockdev.NewRAM(size)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = d.Close() })
-	return d
+	return socket
 }
 
 // client speaks the protocol byte by byte, so that it can also speak it wrongly.

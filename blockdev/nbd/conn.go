@@ -11,7 +11,6 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
@@ -116,13 +115,9 @@ func (c *conn) hungUp() bool {
 	if t, ok := sock.(*tls.Conn); ok {
 		sock = t.NetConn()
 	}
-	sc, ok := sock.(syscall.Conn)
-	if !ok {
+	raw := rawConn(sock)
+	if raw == nil {
 		return false
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return true
 	}
 	hup := false
 	if err := raw.Control(func(fd uintptr) {

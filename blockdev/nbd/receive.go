@@ -30,13 +30,21 @@ const (
 	bigPayload = 32 << 10 // bytes from which on a copy costs more than a system call
 )
 
-func newReceiver(sock net.Conn) *receiver {
-	r := &receiver{sock: sock, in: make([]byte, inSize)}
-	if c, ok := sock.(syscall.Conn); ok {
-		if raw, err := c.SyscallConn(); err == nil {
-			r.raw = raw
-		}
+// rawConn returns a connection's socket for system calls of our own, nil if it has none, as TLS.
+func rawConn(sock net.Conn) syscall.RawConn {
+	c, ok := sock.(syscall.Conn)
+	if !ok {
+		return nil
 	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
+}
+
+func newReceiver(sock net.Conn) *receiver {
+	r := &receiver{sock: sock, raw: rawConn(sock), in: make([]byte, inSize)}
 	r.readv = func(fd uintptr) bool {
 		for {
 			n, _, err := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov)), uintptr(len(r.iov)))

@@ -62,13 +62,8 @@ func (q *queue) pop() *request {
 }
 
 func newSender(sock net.Conn) *sender {
-	s := &sender{sock: sock, wake: make(chan struct{}, 1)}
+	s := &sender{sock: sock, raw: rawConn(sock), wake: make(chan struct{}, 1)}
 	s.idle.L = &s.mu
-	if c, ok := sock.(syscall.Conn); ok {
-		if raw, err := c.SyscallConn(); err == nil {
-			s.raw = raw
-		}
-	}
 	s.try = func(fd uintptr) bool { s.errno = s.writev(fd); return true }
 	s.wait = func(fd uintptr) bool { s.errno = s.writev(fd); return s.errno != unix.EAGAIN }
 	return s

@@ -17,7 +17,6 @@ const (
 	repErrPolicy    = repErr | 2
 	repErrInvalid   = repErr | 3
 	repErrTLSNeeded = repErr | 5
-	repErrShutdown  = repErr | 7
 	repErrTooBig    = repErr | 9
 
 	tfHasFlags  = uint16(1 << 0) // transmission flags

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -57,37 +58,41 @@ func main() {
 }
 
 func run(ctx context.Context, o options, which []string) (err error) {
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.name)
+	}
 	if len(which) == 0 {
-		which = []string{"coldstart", "rebuilt", "import", "convert", "complete", "present", "pause", "layers", "update", "memory", "nbd"}
+		which = names
 	}
 	if o.work, err = os.MkdirTemp("", "remora-bench-"); err != nil {
 		return err
 	}
 	defer os.RemoveAll(o.work)
 	for _, name := range which {
-		parts := map[string]func(context.Context, options) error{
-			"coldstart": coldStart, "rebuilt": rebuilt, "import": imports, "convert": conversions, "complete": complete, "present": present, "pause": pause, "layers": layers, "update": update, "memory": memory, "nbd": nbdBench,
+		i := slices.Index(names, name)
+		if i < 0 {
+			return fmt.Errorf("no benchmark %q: want one of %s", name, strings.Join(names, ", "))
 		}
-		part, ok := parts[name]
-		if !ok {
-			return fmt.Errorf("no benchmark %q: want coldstart, rebuilt, import, convert, complete, present, pause, layers, update, memory or nbd", name)
-		}
-		if err := part(ctx, o); err != nil {
+		if err := parts[i].measure(ctx, o); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	return nil
 }
 
-// median of some durations.
-func median(all []time.Duration) time.Duration {
-	sorted := append([]time.Duration(nil), all...)
-	for i := range sorted {
-		for j := i; j > 0 && sorted[j] < sorted[j-1]; j-- {
-			sorted[j], sorted[j-1] = sorted[j-1], sorted[j]
-		}
-	}
-	return sorted[len(sorted)/2]
+// parts are all benchmarks, in the order in which they run.
+var parts = []struct {
+	name    string
+	measure func(context.Context, options) error
+}{
+	{"coldstart", coldStart}, {"rebuilt", rebuilt}, {"import", imports}, {"convert", conversions}, {"complete", complete},
+	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench},
+}
+
+// median of some measurements.
+func median[T cmp.Ordered](all []T) T {
+	return slices.Sorted(slices.Values(all))[len(all)/2]
 }
 
 // dropCaches empties the page, dentry and inode caches.

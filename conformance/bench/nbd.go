@@ -32,76 +32,93 @@ type nbdServer struct {
 
 const nbdSize = 1 << 30 // bytes of the device
 
-// nbdServers starts ours and its peers on memory or on a file of their own each, through the page cache.
-func nbdServers(ctx context.Context, dir, backing string) (all []*nbdServer, err error) {
-	sock := func(name string) string { return filepath.Join(dir, name+"-"+backing+".sock") }
-	file := func(name string) (string, error) {
-		path := filepath.Join(dir, name+".img")
-		where := path
-		if backing == "memory" { // a file in memory is what qemu-nbd has for that
-			where = filepath.Join("/dev/shm", "remora-bench-"+strconv.Itoa(os.Getpid()))
-		}
-		f, err := os.Create(where)
-		if err != nil {
-			return "", err
-		}
-		block := make([]byte, 1<<20)
-		for i := range block {
-			block[i] = byte(i)
-		}
-		for range nbdSize / len(block) {
-			if _, err = f.Write(block); err != nil {
-				break
+// nbdServers starts ours and its peers on memory or on a file of their own each, through the page cache. end must
+// be called.
+func nbdServers(ctx context.Context, dir, backing string) (all []*nbdServer, end func(), err error) {
+	ctx, stop := context.WithCancel(ctx)
+	shm := filepath.Join("/dev/shm", "remora-bench-"+strconv.Itoa(os.Getpid()))
+	end = func() {
+		stop()
+		for _, s := range all {
+			if s.cmd != nil && s.cmd.Process != nil {
+				_ = s.cmd.Wait() // told to stop
 			}
 		}
-		return where, errors.Join(err, f.Close())
+		_ = os.Remove(shm) // it is there for memory alone
 	}
-	if backing == "memory" {
-		path, err := file("qemu")
-		if err != nil {
-			return nil, err
-		}
-		all = []*nbdServer{
-			{name: "remora", args: []string{"snapctl", "dev", "serve", "--unix", sock("remora"), "memory:1GiB"}},
-			{name: "nbdkit", args: []string{"nbdkit", "-f", "-U", sock("nbdkit"), "memory", "1G"}},
-			{name: "qemu-nbd", args: []string{"qemu-nbd", "-t", "-e", "64", "-f", "raw", "--cache=writeback", "--aio=threads", "-k", sock("qemu-nbd"), path}},
-		}
-	} else {
-		paths := map[string]string{}
-		for _, name := range []string{"remora", "nbdkit", "qemu-nbd"} {
-			if paths[name], err = file(name); err != nil {
-				return nil, err
-			}
-		}
-		all = []*nbdServer{
-			{name: "remora", args: []string{"snapctl", "dev", "serve", "--unix", sock("remora"), paths["remora"]}},
-			{name: "nbdkit", args: []string{"nbdkit", "-f", "-U", sock("nbdkit"), "file", paths["nbdkit"]}},
-			{name: "qemu-nbd", args: []string{"qemu-nbd", "-t", "-e", "64", "-f", "raw", "--cache=writeback", "--aio=threads", "-k", sock("qemu-nbd"), paths["qemu-nbd"]}},
+	image := func(name string) string { return filepath.Join(dir, name+".img") }
+	ours, kit, qemu := []string{image("remora")}, []string{"file", image("nbdkit")}, image("qemu-nbd")
+	files := []string{image("remora"), image("nbdkit"), image("qemu-nbd")}
+	if backing == "memory" { // a file in memory is what qemu-nbd has for that
+		ours, kit, qemu = []string{"memory:1GiB"}, []string{"memory", "1G"}, shm
+		files = []string{shm}
+	}
+	for _, path := range files {
+		if err := fullFile(path); err != nil {
+			return nil, end, err
 		}
 	}
-	for _, s := range all {
-		s.socket = sock(s.name)
-		_ = os.Remove(s.socket) // nbdkit leaves it
-		if s.cmd, err = testbed.Command(ctx, s.args[0], s.args[1:]...); err != nil {
-			return all, err
-		}
-		s.cmd.Cancel = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }
-		s.cmd.Stderr = os.Stderr
-		if err := s.cmd.Start(); err != nil {
-			return all, err
-		}
-		for {
-			if _, err := os.Stat(s.socket); err == nil {
-				break
-			}
-			select {
-			case <-ctx.Done():
-				return all, ctx.Err()
-			case <-time.After(10 * time.Millisecond):
-			}
+	for _, s := range []struct {
+		name string
+		args func(socket string) []string
+	}{
+		{"remora", func(socket string) []string {
+			return append([]string{"snapctl", "dev", "serve", "--unix", socket}, ours...)
+		}},
+		{"nbdkit", func(socket string) []string { return append([]string{"nbdkit", "-f", "-U", socket}, kit...) }},
+		{"qemu-nbd", func(socket string) []string {
+			return []string{"qemu-nbd", "-t", "-e", "64", "-f", "raw", "--cache=writeback", "--aio=threads", "-k", socket, qemu}
+		}},
+	} {
+		server := &nbdServer{name: s.name, socket: filepath.Join(dir, s.name+"-"+backing+".sock")}
+		server.args = s.args(server.socket)
+		all = append(all, server)
+		if err := server.start(ctx); err != nil {
+			return all, end, err
 		}
 	}
-	return all, nil
+	return all, end, nil
+}
+
+// fullFile makes a file of nbdSize bytes without holes.
+func fullFile(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	block := make([]byte, 1<<20)
+	for i := range block {
+		block[i] = byte(i)
+	}
+	for range nbdSize / len(block) {
+		if _, err = f.Write(block); err != nil {
+			break
+		}
+	}
+	return errors.Join(err, f.Close())
+}
+
+// start returns when the server's socket is there. The server ends with ctx.
+func (s *nbdServer) start(ctx context.Context) (err error) {
+	_ = os.Remove(s.socket) // nbdkit leaves it
+	if s.cmd, err = testbed.Command(ctx, s.args[0], s.args[1:]...); err != nil {
+		return err
+	}
+	s.cmd.Cancel = func() error { return s.cmd.Process.Signal(syscall.SIGTERM) }
+	s.cmd.Stderr = os.Stderr
+	if err := s.cmd.Start(); err != nil {
+		return err
+	}
+	for {
+		if _, err := os.Stat(s.socket); err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // cpu returns the processor time that a server has used.
@@ -183,17 +200,8 @@ func nbdBench(ctx context.Context, o options) error {
 }
 
 func nbdMatrix(ctx context.Context, o options, backing string) (err error) {
-	ctx, stop := context.WithCancel(ctx)
-	defer os.Remove(filepath.Join("/dev/shm", "remora-bench-"+strconv.Itoa(os.Getpid())))
-	servers, err := nbdServers(ctx, o.work, backing)
-	defer func() {
-		stop()
-		for _, s := range servers {
-			if s.cmd != nil && s.cmd.Process != nil {
-				_ = s.cmd.Wait() // told to stop
-			}
-		}
-	}()
+	servers, end, err := nbdServers(ctx, o.work, backing)
+	defer end()
 	if err != nil {
 		return err
 	}
@@ -226,25 +234,14 @@ func nbdMatrix(ctx context.Context, o options, backing string) (err error) {
 							rates[i], cpus[i] = append(rates[i], rate), append(cpus[i], cpu)
 						}
 					}
-					ours, better := middle(rates[0]), max(middle(rates[1]), middle(rates[2]))
-					fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t%.2f\t%.3f\t%.3f\t%.2f\n", cell, ours/1e6, middle(rates[1])/1e6, middle(rates[2])/1e6,
-						ours/better, middle(cpus[0]), middle(cpus[1]), middle(cpus[0])/middle(cpus[1]))
+					ours, better := median(rates[0]), max(median(rates[1]), median(rates[2]))
+					fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t%.2f\t%.3f\t%.3f\t%.2f\n", cell, ours/1e6, median(rates[1])/1e6, median(rates[2])/1e6,
+						ours/better, median(cpus[0]), median(cpus[1]), median(cpus[0])/median(cpus[1]))
 				}
 			}
 		}
 	}
 	return t.Flush()
-}
-
-// middle is the median of some numbers.
-func middle(all []float64) float64 {
-	sorted := append([]float64(nil), all...)
-	for i := range sorted {
-		for j := i; j > 0 && sorted[j] < sorted[j-1]; j-- {
-			sorted[j], sorted[j-1] = sorted[j-1], sorted[j]
-		}
-	}
-	return sorted[len(sorted)/2]
 }
 
 // nbdSlow measures how many requests of one connection a server has under way at once: its device answers
@@ -293,24 +290,15 @@ func nbdSlow(ctx context.Context, o options) error {
 			}
 			all = append(all, float64(r[0].Requests)/time.Since(began).Seconds()/(depth/wait.Seconds()))
 		}
-		fmt.Printf("  %s %.3f\n", map[bool]string{false: "read", true: "write"}[write], middle(all))
+		fmt.Printf("  %s %.3f\n", map[bool]string{false: "read", true: "write"}[write], median(all))
 	}
 	return nil
 }
 
 // nbdMixed measures what a stream of large reads does to small ones on the same connection.
 func nbdMixed(ctx context.Context, o options) (err error) {
-	ctx, stop := context.WithCancel(ctx)
-	defer os.Remove(filepath.Join("/dev/shm", "remora-bench-"+strconv.Itoa(os.Getpid())))
-	servers, err := nbdServers(ctx, o.work, "memory")
-	defer func() {
-		stop()
-		for _, s := range servers {
-			if s.cmd != nil && s.cmd.Process != nil {
-				_ = s.cmd.Wait() // told to stop
-			}
-		}
-	}()
+	servers, end, err := nbdServers(ctx, o.work, "memory")
+	defer end()
 	if err != nil {
 		return err
 	}
@@ -339,8 +327,8 @@ func nbdMixed(ctx context.Context, o options) (err error) {
 		}
 	}
 	for _, s := range servers {
-		a, m := middle(alone[s.name]), middle(mixed[s.name])
-		fmt.Fprintf(t, "%s\t%v\t%v\t%.1f\t%.0f\n", s.name, time.Duration(a).Round(time.Microsecond), time.Duration(m).Round(time.Microsecond), m/a, middle(rate[s.name])/1e6)
+		a, m := median(alone[s.name]), median(mixed[s.name])
+		fmt.Fprintf(t, "%s\t%v\t%v\t%.1f\t%.0f\n", s.name, time.Duration(a).Round(time.Microsecond), time.Duration(m).Round(time.Microsecond), m/a, median(rate[s.name])/1e6)
 	}
 	return t.Flush()
 }
