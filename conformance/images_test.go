@@ -75,7 +75,7 @@ func outsideClient(ctx context.Context, s *testbed.Stack, ref string, labels boo
 		return err
 	}
 	defer c.Close()
-	ctx = namespaces.WithNamespace(ctx, "default")
+	ctx = namespaces.WithNamespace(ctx, s.Namespace)
 	resolver := docker.NewResolver(docker.ResolverOptions{
 		Hosts: config.ConfigureHosts(ctx, config.HostOptions{HostDir: config.HostDirFromRoot(s.HostsDir)}),
 	})

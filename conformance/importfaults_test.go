@@ -173,7 +173,7 @@ func TestImportsAndOthers(t *testing.T) {
 	c, err := client.New(s.Socket)
 	must(t, err)
 	defer c.Close()
-	ctx, release, err := c.WithLease(namespaces.WithNamespace(t.Context(), "default")) // or the collector takes what is not used
+	ctx, release, err := c.WithLease(namespaces.WithNamespace(t.Context(), s.Namespace)) // or the collector takes what is not used
 	must(t, err)
 	defer func() { must(t, release(context.WithoutCancel(ctx))) }()
 	var imports, others sync.WaitGroup

@@ -132,7 +132,7 @@ func TestDetach(t *testing.T) {
 	must(t, err)
 	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "user", "sleep", "1000")
 	must(t, err)
-	if _, err := s.Snapctl(t.Context(), "detach", "--all"); err == nil || !strings.Contains(err.Error(), "default/user") {
+	if _, err := s.Snapctl(t.Context(), "detach", "--all"); err == nil || !strings.Contains(err.Error(), s.Namespace+"/user") {
 		t.Errorf("detach under a container: %v", err)
 	}
 	_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "user")
@@ -151,8 +151,12 @@ func TestDetach(t *testing.T) {
 	lazyLayers(t, s, 3, bestBackend)
 	_, err = s.Snapctl(t.Context(), "detach", "--all")
 	must(t, err)
+	group := s.HolderGroup()
 	must(t, s.StopRemorad(syscall.SIGTERM))
 	waitFor(t, "the holder to end", func() bool { return s.HolderPID() == 0 })
+	if _, err := os.Stat(group); group != "" && err == nil {
+		t.Errorf("the holder's control group is left: %s", group)
+	}
 	must(t, s.StartRemorad())
 }
 

@@ -64,7 +64,7 @@ func startReader(t *testing.T, s *testbed.Stack, ref, id, want string, seed int)
 	must(t, os.WriteFile(sums, []byte(sumsOf(t, want)), 0o644))
 	program := filepath.Join(t.TempDir(), "checksums.py")
 	must(t, os.WriteFile(program, []byte(checksums), 0o644))
-	c, err := testbed.Command(context.Background(), "ctr", "--address", s.Socket, "run", "--rm", "--snapshotter", "remora",
+	c, err := s.CtrCommand(context.Background(), "run", "--rm", "--snapshotter", "remora",
 		"--mount", "type=bind,src="+sums+",dst=/sums,options=rbind:ro", "--mount", "type=bind,src="+program+",dst=/checksums.py,options=rbind:ro",
 		ref, id, "python3", "/checksums.py", fmt.Sprint(seed))
 	must(t, err)
@@ -211,12 +211,12 @@ func TestBothKilled(t *testing.T) {
 				must(t, s.StartRemorad())
 				st, err := s.Status(t.Context())
 				must(t, err)
-				if len(st.Broken) != 1 || st.Broken[0].Container != "default/"+id {
+				if len(st.Broken) != 1 || st.Broken[0].Container != s.Namespace+"/"+id {
 					t.Fatalf("broken: %+v, want %s", st.Broken, id)
 				}
 				t.Log(st.Broken[0].Reason)
 				must(t, s.RestartRemorad(syscall.SIGKILL)) // and is not forgotten
-				if st, err = s.Status(t.Context()); err != nil || len(st.Broken) != 1 || st.Broken[0].Container != "default/"+id {
+				if st, err = s.Status(t.Context()); err != nil || len(st.Broken) != 1 || st.Broken[0].Container != s.Namespace+"/"+id {
 					t.Fatalf("after one more restart broken: %+v, %v", st, err)
 				}
 				t.Run("after", func(t *testing.T) { sameTree(t, s, lazy, src, func(string) bool { return false }) })

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -111,19 +112,27 @@ func hold(ctx context.Context, f flags, stderr io.Writer) error {
 		log.Warn("the kernel may choose the holder when memory is short", "err", err)
 	}
 	if os.Getenv("INVOCATION_ID") == "" { // systemd has given it one
-		if err := ownGroup(root); err != nil {
+		leave, err := ownGroup(root)
+		if err != nil {
 			log.Info("in remorad's control group: what kills that as a whole kills both", "reason", err)
+		} else {
+			defer func() {
+				if err := leave(); err != nil {
+					log.Warn("the holder's control group stays", "err", err)
+				}
+			}()
 		}
 	}
 	// A signal to stop is for those who want the mounts to end: they run snapctl detach --all.
 	return holder.Serve(context.WithoutCancel(ctx), root, version.String(), log)
 }
 
-// ownGroup moves this process into a control group of its own, beside the one it is in.
-func ownGroup(root string) error {
+// ownGroup moves this process into a control group of its own, beside the one it is in. leave moves
+// it to the one above, and removes the group.
+func ownGroup(root string) (leave func() error, err error) {
 	p, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	sum := sha256.Sum256([]byte(root))
 	for line := range strings.Lines(string(p)) {
@@ -133,15 +142,21 @@ func ownGroup(root string) error {
 		}
 		mount, err := unifiedGroups()
 		if err != nil {
-			return err
+			return nil, err
 		}
-		dir := filepath.Join(mount, filepath.Dir(path), "remora-holder-"+hex.EncodeToString(sum[:4]))
+		above := filepath.Join(mount, filepath.Dir(path))
+		dir := filepath.Join(above, "remora-holder-"+hex.EncodeToString(sum[:4]))
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
+			return nil, err
 		}
-		return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+		return func() error { return errors.Join(enterGroup(above), os.Remove(dir)) }, enterGroup(dir)
 	}
-	return fmt.Errorf("no unified control groups")
+	return nil, fmt.Errorf("no unified control groups")
+}
+
+// enterGroup moves this process into a control group.
+func enterGroup(dir string) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
 }
 
 // unifiedGroups returns where control groups of version 2 are mounted.

@@ -10,10 +10,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -44,6 +46,7 @@ type Stack struct {
 	Socket     string // containerd's
 	Remora     string // remorad's socket
 	HostsDir   string // hosts.toml for every party, by which registries are plain HTTP
+	Namespace  string // containerd's, in which containers run unless a command says otherwise
 	registry   *Process
 	containerd *Process
 	remorad    *Process
@@ -61,7 +64,7 @@ func (s *Stack) Configure(more string) { s.opts.Config += more }
 func NewStack(dir string, opts Options) (_ *Stack, err error) {
 	s := &Stack{
 		Dir: dir, Root: opts.Root, Socket: filepath.Join(dir, "containerd.sock"), Remora: filepath.Join(dir, "remora.sock"),
-		HostsDir: filepath.Join(dir, "hosts"), opts: opts,
+		HostsDir: filepath.Join(dir, "hosts"), Namespace: newNamespace(), opts: opts,
 	}
 	if s.Root == "" {
 		s.Root = filepath.Join(dir, "remora")
@@ -84,6 +87,24 @@ func NewStack(dir string, opts Options) (_ *Stack, err error) {
 		return nil, err
 	}
 	return s, s.StartRemorad()
+}
+
+var stacks atomic.Int64
+
+// newNamespace names a namespace that no other stack has. runc keeps the state of containers, and
+// their cgroups, by namespace and name for the whole machine, whichever containerd has made them.
+func newNamespace() string { return fmt.Sprintf("remora-test-%d-%d", os.Getpid(), stacks.Add(1)) }
+
+// removeNamespace takes away the empty directories that runc leaves of a namespace.
+func (s *Stack) removeNamespace() error {
+	left, err := filepath.Glob("/sys/fs/cgroup/*/" + s.Namespace)
+	errs := []error{err}
+	for _, dir := range append(left, "/sys/fs/cgroup/"+s.Namespace, "/run/containerd/runc/"+s.Namespace) {
+		if err := os.Remove(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // FreeAddr returns a port of loopback that is free now.
@@ -266,10 +287,22 @@ func (s *Stack) Close() error {
 	if s.containerd != nil {
 		errs = append(errs, s.killTasks())
 	}
+	group := s.HolderGroup()
 	errs = append(errs, s.containerd.Stop(syscall.SIGTERM), unmountUnder(filepath.Join(s.Dir, "containerd")))
 	errs = append(errs, s.endMounts(), s.remorad.Stop(syscall.SIGTERM), s.KillHolder(), s.registry.Stop(syscall.SIGTERM))
 	s.remorad, s.containerd, s.registry = nil, nil, nil
-	return errors.Join(append(errs, unmountUnder(s.Dir))...)
+	return errors.Join(append(errs, unmountUnder(s.Dir), s.removeNamespace(), removeGroup(group))...)
+}
+
+// removeGroup removes the control group of a holder that was killed; one that ends by itself does.
+func removeGroup(group string) error {
+	if group == "" {
+		return nil
+	}
+	if err := os.Remove(group); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // unmountUnder takes away what is mounted under a directory, the newest first.
@@ -313,6 +346,27 @@ func (s *Stack) HolderPID() int {
 		}
 	}
 	return 0
+}
+
+// HolderGroup returns the directory of the control group that the holder has for itself, "" if it
+// has none.
+func (s *Stack) HolderGroup() string {
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", s.HolderPID()))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(groups)) {
+		path, unified := strings.CutPrefix(strings.TrimSpace(line), "0::")
+		if !unified || !strings.Contains(path, "remora-holder-") {
+			continue
+		}
+		for _, mount := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+			if _, err := os.Stat(mount + path); err == nil {
+				return mount + path
+			}
+		}
+	}
+	return ""
 }
 
 // KillHolder kills the holder and returns when it has ended.
@@ -369,7 +423,22 @@ func MountsUnder(dir string) ([]string, error) {
 
 // Ctr runs ctr and returns its stdout.
 func (s *Stack) Ctr(ctx context.Context, args ...string) (string, error) {
-	return Output(ctx, []string{"CONTAINERD_ADDRESS=" + s.Socket}, "ctr", args...)
+	return Output(ctx, s.ctrEnv(), "ctr", args...)
+}
+
+// CtrCommand returns a command that runs ctr.
+func (s *Stack) CtrCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	c, err := Command(ctx, "ctr", args...)
+	if err != nil {
+		return nil, err
+	}
+	c.Env = append(c.Env, s.ctrEnv()...)
+	return c, nil
+}
+
+// ctrEnv is how clients of containerd reach the stack's.
+func (s *Stack) ctrEnv() []string {
+	return []string{"CONTAINERD_ADDRESS=" + s.Socket, "CONTAINERD_NAMESPACE=" + s.Namespace}
 }
 
 // Snapctl runs snapctl and returns its stdout.
@@ -379,7 +448,7 @@ func (s *Stack) Snapctl(ctx context.Context, args ...string) (string, error) {
 
 // SnapctlEnv is what snapctl needs in its environment to work with the stack.
 func (s *Stack) SnapctlEnv() []string {
-	return []string{"CONTAINERD_ADDRESS=" + s.Socket, "REMORA_ADDRESS=" + s.Remora, "XDG_CACHE_HOME=" + filepath.Join(s.Dir, "snapctl-cache")}
+	return append(s.ctrEnv(), "REMORA_ADDRESS="+s.Remora, "XDG_CACHE_HOME="+filepath.Join(s.Dir, "snapctl-cache"))
 }
 
 // Status is what tests read of `snapctl status --json`, by its documented names.
@@ -439,7 +508,7 @@ func (s *Stack) PullOrdinary(ctx context.Context, ref, snapshotter string) error
 // RunProgram runs a program's container and returns with the line that says that it works. end
 // waits for the container's end.
 func (s *Stack) RunProgram(ctx context.Context, ref, snapshotter string, p Program) (end func() error, err error) {
-	c, err := Command(ctx, "ctr", append([]string{"--address", s.Socket, "run", "--rm", "--snapshotter", snapshotter, ref, p.Name}, p.Args...)...)
+	c, err := s.CtrCommand(ctx, append([]string{"run", "--rm", "--snapshotter", snapshotter, ref, p.Name}, p.Args...)...)
 	if err != nil {
 		return nil, err
 	}
