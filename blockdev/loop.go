@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,16 +20,36 @@ type Loop struct {
 
 const loopAttempts = 64 // others may take the free device between asking for it and taking it
 
+// LoopOptions say how a loop device is set up. The zero value is read-only and ends with its last user.
+type LoopOptions struct {
+	Writable bool
+	Stays    bool // until DetachLoop
+	Direct   bool // past the page cache of the file
+	Sector   int  // bytes of a logical block, 512 or 4096 (0)
+}
+
 // AttachLoop sets up a read-only loop device on the file at path.
-func AttachLoop(path string) (*Loop, error) { return attachLoop(path, false) }
+func AttachLoop(path string) (*Loop, error) { return AttachLoopOn(path, LoopOptions{}) }
 
 // AttachLoopWritable sets up a loop device that can be written to.
-func AttachLoopWritable(path string) (*Loop, error) { return attachLoop(path, true) }
+func AttachLoopWritable(path string) (*Loop, error) {
+	return AttachLoopOn(path, LoopOptions{Writable: true})
+}
 
-func attachLoop(path string, writable bool) (*Loop, error) {
-	mode, flags := os.O_RDONLY, uint32(unix.LO_FLAGS_READ_ONLY|unix.LO_FLAGS_AUTOCLEAR)
-	if writable {
-		mode, flags = os.O_RDWR, unix.LO_FLAGS_AUTOCLEAR
+// AttachLoopOn sets up a loop device on the file at path.
+func AttachLoopOn(path string, opts LoopOptions) (*Loop, error) {
+	mode, flags := os.O_RDONLY, uint32(unix.LO_FLAGS_READ_ONLY)
+	if opts.Writable {
+		mode, flags = os.O_RDWR, 0
+	}
+	if !opts.Stays {
+		flags |= unix.LO_FLAGS_AUTOCLEAR
+	}
+	if opts.Direct {
+		flags |= unix.LO_FLAGS_DIRECT_IO
+	}
+	if opts.Sector == 0 {
+		opts.Sector = pageSize
 	}
 	back, err := os.OpenFile(path, mode, 0)
 	if err != nil {
@@ -55,7 +77,7 @@ func attachLoop(path string, writable bool) (*Loop, error) {
 		if err != nil {
 			return nil, err
 		}
-		cfg := unix.LoopConfig{Fd: uint32(back.Fd()), Size: 4096}
+		cfg := unix.LoopConfig{Fd: uint32(back.Fd()), Size: uint32(opts.Sector)}
 		cfg.Info.Flags = flags
 		copy(cfg.Info.File_name[:len(cfg.Info.File_name)-1], path)
 		err = unix.IoctlLoopConfigure(int(f.Fd()), &cfg)
@@ -75,3 +97,38 @@ func (l *Loop) Path() string { return l.path }
 
 // Release lets the device go once nobody uses it, for example after it was mounted.
 func (l *Loop) Release() error { return l.f.Close() }
+
+// FindLoop returns the loop device that is set up on the file at path, or "".
+func FindLoop(path string) (string, error) {
+	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return "", err
+	}
+	for _, name := range all {
+		p, err := os.ReadFile(name)
+		if err == nil && strings.TrimSuffix(string(p), "\n") == path { // others end meanwhile
+			return "/dev/" + strings.Split(name, "/")[3], nil
+		}
+	}
+	return "", nil
+}
+
+// DetachLoop ends a loop device that nobody uses: that is not mounted and that nobody has opened exclusively. What
+// was written to it has reached the file then. EBUSY says that somebody does.
+func DetachLoop(dev string) error {
+	f, err := os.OpenFile(dev, os.O_RDWR|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
+		f, err = os.OpenFile(dev, os.O_RDONLY|unix.O_EXCL, 0)
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Sync(); err != nil {
+		return err
+	}
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+		return &os.PathError{Op: "detach", Path: dev, Err: err}
+	}
+	return nil
+}

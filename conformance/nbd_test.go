@@ -27,8 +27,22 @@ import (
 // devServe starts "snapctl dev serve" and returns where it serves. It must end well when it is told to.
 func devServe(t *testing.T, args ...string) (uri string) {
 	t.Helper()
+	uri, c := startDevServe(t, nil, args...)
+	t.Cleanup(func() {
+		must(t, c.Process.Signal(syscall.SIGTERM))
+		if err := c.Wait(); err != nil {
+			t.Errorf("dev serve %v: %v", args, err)
+		}
+	})
+	return uri
+}
+
+// startDevServe starts "snapctl dev serve", which the caller has to end.
+func startDevServe(t *testing.T, env []string, args ...string) (uri string, c *exec.Cmd) {
+	t.Helper()
 	c, err := testbed.Command(context.Background(), "snapctl", append([]string{"--json", "dev", "serve"}, args...)...)
 	must(t, err)
+	c.Env = append(c.Env, env...)
 	out, err := c.StdoutPipe()
 	must(t, err)
 	c.Stderr = os.Stderr
@@ -36,15 +50,10 @@ func devServe(t *testing.T, args ...string) (uri string) {
 	var reply struct {
 		URI string `json:"uri"`
 	}
-	err = json.NewDecoder(bufio.NewReader(out)).Decode(&reply)
-	t.Cleanup(func() {
-		must(t, c.Process.Signal(syscall.SIGTERM))
-		if err := c.Wait(); err != nil {
-			t.Errorf("dev serve %v: %v", args, err)
-		}
-	})
-	must(t, err)
-	return reply.URI
+	if err := json.NewDecoder(bufio.NewReader(out)).Decode(&reply); err != nil {
+		t.Fatalf("dev serve %v: %v, %v", args, err, c.Wait())
+	}
+	return reply.URI, c
 }
 
 // output runs a foreign client, which must succeed.
@@ -366,4 +375,43 @@ func TestDevServeRefuses(t *testing.T) {
 	if p, err := os.ReadFile(plain); err != nil || string(p) != "text" {
 		t.Errorf("a file in the socket's place: %q, %v", p, err)
 	}
+}
+
+// TestDevServeLayer: what is mounted of a lazy layer can be read over NBD, and is a file system without a fault. With
+// remorad it ends.
+func TestDevServeLayer(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	_, lazy := pushed(t, s, python)
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	st, err := s.Status(t.Context())
+	must(t, err)
+	if len(st.Layers) != 3 {
+		t.Fatalf("%d layers", len(st.Layers))
+	}
+	socket := filepath.Join(t.TempDir(), "nbd.sock")
+	for _, l := range st.Layers {
+		uri, c := startDevServe(t, s.SnapctlEnv(), "--unix", socket, lazy+"@"+l.Digest)
+		if info := output(t, "nbdinfo", uri); !strings.Contains(info, "is_read_only: true") {
+			t.Errorf("nbdinfo: %s", info)
+		}
+		image := filepath.Join(t.TempDir(), "layer.erofs")
+		output(t, "nbdcopy", uri, image)
+		output(t, "fsck.erofs", image)
+		must(t, c.Process.Signal(syscall.SIGTERM))
+		must(t, c.Wait())
+		if _, err := os.Stat(socket); err == nil {
+			t.Error("the socket is left")
+		}
+	}
+	none := "sha256:" + strings.Repeat("0", 64)
+	if _, err := s.Snapctl(t.Context(), "dev", "serve", "--unix", socket, lazy+"@"+none); err == nil || !strings.Contains(err.Error(), "no lazy layer of") {
+		t.Errorf("a layer that the image has not: %v", err)
+	}
+	_, c := startDevServe(t, s.SnapctlEnv(), "--unix", socket, lazy+"@"+st.Layers[0].Digest)
+	must(t, s.StopRemorad(syscall.SIGKILL))
+	if err := c.Wait(); err == nil || c.ProcessState.ExitCode() != 1 {
+		t.Errorf("remorad was killed, and serve ended with %v", err)
+	}
+	must(t, s.StartRemorad())
 }

@@ -72,7 +72,7 @@ func OpenExports(root string, keeper holder.Keeper, kept map[string][]*os.File, 
 	if files := take(filesItem + e.instance); files != nil && !mounted[e.filesDir()] {
 		kept[filesItem+e.instance] = files // somebody has unmounted it
 	} else if files != nil {
-		if e.files, err = fusefile.Adopt(e.filesDir(), files, log); err != nil {
+		if e.files, err = fusefile.Adopt(e.filesDir(), files, fusefile.Options{Log: log}); err != nil {
 			log.Warn("FUSE files not taken over", "err", err)
 		}
 	}
@@ -182,7 +182,7 @@ func (e *Exports) theFiles() (*fusefile.Files, error) {
 	if err := freshDir(e.filesDir()); err != nil {
 		return nil, err
 	}
-	f, err := fusefile.Mount(e.filesDir(), e.log)
+	f, err := fusefile.Mount(e.filesDir(), fusefile.Options{Log: e.log})
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -85,6 +86,7 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 	if err != nil {
 		return nil, err
 	}
+	left = slices.DeleteFunc(left, func(m mountLine) bool { return slices.Contains(opts.NotOurs, m.dir) })
 	earlier := s.sortMounts(left)
 	if err := os.MkdirAll(s.snapshotsDir(), 0o700); err != nil {
 		return nil, err

@@ -53,7 +53,9 @@ type Options struct {
 	Exports *Exports
 	// Pod says that whatever ends this process may end the holder too.
 	Pod bool
-	Log *slog.Logger
+	// NotOurs are directories under the root on which others mount something.
+	NotOurs []string
+	Log     *slog.Logger
 }
 
 // A Snapshotter is containerd's interface of that name. New makes one.

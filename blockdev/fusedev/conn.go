@@ -20,7 +20,25 @@ type Options struct {
 	// AnyUser lets every user use the mount, the kernel checking permissions by the files'
 	// modes; otherwise only root may.
 	AnyUser bool
-	Log     *slog.Logger
+	// Writable takes writes, fsync and fallocate. What was carried out before a process died is not carried
+	// out again by the next one, and what may have been is, before anything new is.
+	Writable bool
+	Log      *slog.Logger
+}
+
+// shape is how a connection's slots are used.
+type shape struct {
+	slots   int
+	size    int // bytes of a slot
+	lead    int // bytes of a slot before the request
+	request int // bytes of the longest request
+}
+
+func (o Options) shape() shape {
+	if o.Writable {
+		return shape{writeSlots, pageSize + maxWrite, writeLead, pageSize - writeLead + maxWrite}
+	}
+	return shape{requestSlots, requestSize, 0, requestSize}
 }
 
 // A Conn is a mounted FUSE connection.
@@ -28,6 +46,7 @@ type Conn struct {
 	dir    string
 	dev    *os.File
 	mem    *slots.Slots
+	shape  shape
 	opts   Options
 	number uint32 // the kernel's, for /sys/fs/fuse/connections
 
@@ -45,9 +64,16 @@ const (
 	// The kernel insists on a buffer of 8 KiB. We take no writes, so no request is longer.
 	requestSize = 8192
 
-	// Reads that wait for a registry count as background; they must not hold up the others.
-	maxBackground = requestSlots / 2
+	// A write's payload begins on a page of its slot, as direct I/O wants it. Before the request lies what became
+	// of it.
+	maxWrite   = 256 << 10
+	writeLead  = pageSize - inHeader - writeHeader
+	writeSlots = 256 // twice what a loop device has under way
 )
+
+// background is how many requests that nobody in particular waits for may be under way: reads that wait
+// for a registry count as such, and must not hold up the others, and so do a loop device's.
+func (s shape) background() uint16 { return uint16(s.slots / 2) }
 
 // Mount makes a connection and mounts it on dir, which must exist.
 func Mount(dir string, opts Options) (*Conn, error) {
@@ -57,7 +83,8 @@ func Mount(dir string, opts Options) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open /dev/fuse: %w (is the fuse module loaded?)", err)
 	}
-	mem, err := slots.New("fuse", requestSlots, requestSize)
+	shape := opts.shape()
+	mem, err := slots.New("fuse", shape.slots, shape.size)
 	if err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -88,7 +115,7 @@ func Adopt(dir string, files []*os.File, opts Options) (*Conn, error) {
 		files[0].Close()
 		return nil, fmt.Errorf("adopt FUSE connection of %s: %w", dir, err)
 	}
-	if mem.Size() < requestSize {
+	if mem.Size() != opts.shape().size {
 		return nil, errors.Join(fmt.Errorf("adopt FUSE connection of %s: slots of %d bytes", dir, mem.Size()), files[0].Close(), mem.Close())
 	}
 	return newConn(dir, files[0], mem, opts), nil
@@ -98,7 +125,7 @@ func newConn(dir string, dev *os.File, mem *slots.Slots, opts Options) *Conn {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Conn{dir: dir, dev: dev, mem: mem, opts: opts, inflight: map[uint64]*request{}, stopping: make(chan struct{})}
+	return &Conn{dir: dir, dev: dev, mem: mem, shape: opts.shape(), opts: opts, inflight: map[uint64]*request{}, stopping: make(chan struct{})}
 }
 
 // Files returns what another process must keep so that the connection outlives this one.

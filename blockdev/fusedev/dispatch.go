@@ -75,10 +75,34 @@ func (l *loop) carryOut(r *request, h fuse.InHeader, body []byte) (out []byte, d
 		var s fuse.StatfsOut
 		status = l.fs.StatFs(r.cancel, &h, &s)
 		return structure(&s), nil, status
+	case opWrite:
+		if short(writeHeader) || uint64(u32(16)) > uint64(len(body)-writeHeader) {
+			return nil, nil, fuse.EINVAL
+		}
+		in := &fuse.WriteIn{InHeader: h, Fh: u64(0), Offset: u64(8), Size: u32(16)}
+		n, status := l.fs.Write(r.cancel, in, body[writeHeader:writeHeader+int(in.Size)])
+		return written(n), nil, status
+	case opFsync:
+		if short(16) {
+			return nil, nil, fuse.EINVAL
+		}
+		return nil, nil, l.fs.Fsync(r.cancel, &fuse.FsyncIn{InHeader: h, Fh: u64(0), FsyncFlags: u32(8)})
+	case opFallocate:
+		if short(32) {
+			return nil, nil, fuse.EINVAL
+		}
+		return nil, nil, l.fs.Fallocate(r.cancel, &fuse.FallocateIn{InHeader: h, Fh: u64(0), Offset: u64(8), Length: u64(16), Mode: u32(24)})
 	case opRelease, opFlush, opReleasedir:
 		return nil, nil, fuse.OK
 	}
 	return nil, nil, fuse.ENOSYS
+}
+
+// written is struct fuse_write_out.
+func written(n uint32) []byte {
+	out := make([]byte, 8)
+	putUint32(out, n)
+	return out
 }
 
 // xattr answers with a value or list, or with its size if the caller has no room.
@@ -114,14 +138,21 @@ func (l *loop) xattr(r *request, h fuse.InHeader, body []byte) ([]byte, func(), 
 func (l *loop) init(major, minor, readahead uint32) []byte {
 	flags := uint64(fuse.CAP_ASYNC_READ | fuse.CAP_MAX_PAGES | fuse.CAP_PARALLEL_DIROPS | fuse.CAP_CACHE_SYMLINKS |
 		fuse.CAP_READDIRPLUS | fuse.CAP_READDIRPLUS_AUTO | initExt)
+	if l.c.opts.Writable {
+		flags |= fuse.CAP_ASYNC_DIO
+	}
 	if l.c.opts.AnyUser { // identities are the kernel's business, so a mount of ours may be idmapped
 		flags |= fuse.CAP_ALLOW_IDMAP | fuse.CAP_POSIX_ACL
 	}
+	background := l.c.shape.background()
 	// No passthrough: EROFS refuses a file of a file system that may be stacked on another.
 	o := fuse.InitOut{
 		Major: protocolMajor, Minor: min(minor, protocolMinor), MaxReadAhead: min(readahead, maxRequest),
-		Flags: uint32(flags), Flags2: uint32(flags >> 32), MaxBackground: maxBackground, CongestionThreshold: maxBackground / 4 * 3,
+		Flags: uint32(flags), Flags2: uint32(flags >> 32), MaxBackground: background, CongestionThreshold: background / 4 * 3,
 		MaxWrite: pageSize, TimeGran: 1, MaxPages: maxRequest / pageSize,
+	}
+	if l.c.opts.Writable {
+		o.MaxWrite = maxWrite
 	}
 	if major != protocolMajor {
 		l.c.opts.Log.Error("FUSE protocol of the kernel is not known", "major", major, "minor", minor)

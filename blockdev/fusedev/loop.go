@@ -7,7 +7,9 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -35,15 +37,8 @@ func (l *loop) run() {
 	c := l.c
 	defer l.started.Wait()
 	defer l.leaveAll()
-	for i := c.mem.Len() - 1; i >= 0; i-- { // what an earlier process had read and not answered
-		if n := binary.NativeEndian.Uint32(c.mem.Slot(i)); n > 0 {
-			if r := l.dispatch(i, int(n)); r != nil {
-				// Its caller's signal may have been told to the process that died.
-				l.started.Go(r.interrupted)
-			}
-		} else {
-			c.mem.Release(i)
-		}
+	if !l.takeOver() {
+		return
 	}
 	raw, err := c.dev.SyscallConn()
 	if err != nil {
@@ -54,11 +49,10 @@ func (l *loop) run() {
 		if !ok {
 			return
 		}
-		p := c.mem.Slot(slot)
-		putUint32(p, 0) // in use once the kernel has put the request's length there
+		p := l.room(slot)
 		n, err := 0, error(nil)
 		if rerr := raw.Read(func(fd uintptr) bool {
-			n, err = unix.Read(int(fd), p[:requestSize])
+			n, err = unix.Read(int(fd), p)
 			return !errors.Is(err, unix.EAGAIN)
 		}); rerr != nil {
 			c.mem.Release(slot)
@@ -79,6 +73,55 @@ func (l *loop) run() {
 	}
 }
 
+// takeOver has everything answered that an earlier process had read and not answered. What changes something ends
+// before anything new is read: a write that the kernel sends later must not be overtaken by an earlier one. It
+// returns false if the loop is to end.
+func (l *loop) takeOver() bool {
+	c := l.c
+	var changing []*request
+	for i := c.mem.Len() - 1; i >= 0; i-- {
+		p := c.mem.Slot(i)
+		n := binary.NativeEndian.Uint32(p[c.shape.lead:])
+		if n == 0 {
+			c.mem.Release(i)
+			continue
+		}
+		if r := l.dispatch(i, int(n)); r != nil {
+			// Its caller's signal may have been told to the process that died.
+			l.started.Go(r.interrupted)
+			if c.opts.Writable {
+				changing = append(changing, r)
+			}
+		}
+	}
+	for _, r := range changing {
+		select {
+		case <-r.done:
+		case <-c.stopping:
+			return false
+		}
+	}
+	return true
+}
+
+// room prepares a slot for the next request, and returns where the kernel puts it. The slot is in use once the
+// request's length is there.
+func (l *loop) room(slot int) []byte {
+	c := l.c
+	p := c.mem.Slot(slot)
+	if c.opts.Writable {
+		// A page that is not there yet must be got while the kernel copies, which fails, and the request with it, if
+		// this process is being killed.
+		for at := 0; at < len(p); at += pageSize {
+			p[at] = 0
+		}
+		clear(p[:outcomeLen])
+	}
+	p = p[c.shape.lead:]
+	putUint32(p, 0)
+	return p[:c.shape.request]
+}
+
 func (l *loop) leaveAll() {
 	l.c.mu.Lock()
 	defer l.c.mu.Unlock()
@@ -90,7 +133,7 @@ func (l *loop) leaveAll() {
 // dispatch has the request in a slot answered, and returns it. What needs no answer is done at once.
 func (l *loop) dispatch(slot, n int) *request {
 	c := l.c
-	p := c.mem.Slot(slot)
+	p := c.mem.Slot(slot)[c.shape.lead:]
 	h, err := header(p[:min(n, len(p))])
 	if err != nil {
 		c.opts.Log.Error("FUSE request not understood", "err", err)
@@ -120,7 +163,7 @@ func (l *loop) dispatch(slot, n int) *request {
 	c.mu.Unlock()
 	l.started.Go(func() {
 		defer close(r.done)
-		kept := l.answer(r, h, body)
+		kept := l.answer(r, slot, h, body)
 		c.mu.Lock()
 		delete(c.inflight, h.Unique)
 		c.mu.Unlock()
@@ -133,14 +176,17 @@ func (l *loop) dispatch(slot, n int) *request {
 
 // free gives a slot back.
 func (l *loop) free(slot int) {
-	putUint32(l.c.mem.Slot(slot), 0)
+	putUint32(l.c.mem.Slot(slot)[l.c.shape.lead:], 0)
 	l.c.mem.Release(slot)
 }
 
 // answer carries a request out. It returns true if the request was left to the next process.
-func (l *loop) answer(r *request, h fuse.InHeader, body []byte) (kept bool) {
+func (l *loop) answer(r *request, slot int, h fuse.InHeader, body []byte) (kept bool) {
 	c := l.c
-	out, done, status := l.carryOut(r, h, body)
+	out, done, status, known := l.outcome(slot)
+	if !known {
+		out, done, status = l.carryOut(r, h, body)
+	}
 	if done != nil {
 		defer done()
 	}
@@ -151,6 +197,9 @@ func (l *loop) answer(r *request, h fuse.InHeader, body []byte) (kept bool) {
 		default:
 		}
 		out = nil
+	}
+	if !known && c.opts.Writable && (h.Opcode == opWrite || h.Opcode == opFallocate) {
+		l.setOutcome(slot, out, status)
 	}
 	err := c.write(-int32(status), h.Unique, out)
 	switch {
@@ -163,6 +212,41 @@ func (l *loop) answer(r *request, h fuse.InHeader, body []byte) (kept bool) {
 		}
 	}
 	return false
+}
+
+// A slot of a writable connection begins with what became of its request. A process that was killed between
+// carrying a write out and answering it must not have the next one carry it out again: the kernel may have had the
+// answer, and a newer write of the same bytes may have been carried out since.
+//
+//	offset  size  field
+//	0       4     1 if the request was carried out, 0 if it has to be
+//	4       4     the error of the answer
+//	8       4     bytes that were written, for a write
+//	12      4     bytes of the answer behind its header
+const outcomeLen = 16
+
+func (l *loop) outcome(slot int) (out []byte, done func(), status fuse.Status, known bool) {
+	if !l.c.opts.Writable {
+		return nil, nil, fuse.OK, false
+	}
+	p := l.c.mem.Slot(slot)
+	if atomic.LoadUint32((*uint32)(unsafe.Pointer(&p[0]))) == 0 {
+		return nil, nil, fuse.OK, false
+	}
+	if binary.NativeEndian.Uint32(p[12:]) != 0 {
+		out = written(binary.NativeEndian.Uint32(p[8:]))
+	}
+	return out, nil, fuse.Status(binary.NativeEndian.Uint32(p[4:])), true
+}
+
+func (l *loop) setOutcome(slot int, out []byte, status fuse.Status) {
+	p := l.c.mem.Slot(slot)
+	putUint32(p[4:], uint32(status))
+	if len(out) > 0 {
+		copy(p[8:12], out)
+	}
+	putUint32(p[12:], uint32(len(out)))
+	atomic.StoreUint32((*uint32)(unsafe.Pointer(&p[0])), 1)
 }
 
 const killCheck = 50 * time.Millisecond

@@ -18,8 +18,10 @@ const (
 	opReadlink    = 5
 	opOpen        = 14
 	opRead        = 15
+	opWrite       = 16
 	opStatfs      = 17
 	opRelease     = 18
+	opFsync       = 20
 	opGetxattr    = 22
 	opListxattr   = 23
 	opFlush       = 25
@@ -30,6 +32,7 @@ const (
 	opInterrupt   = 36
 	opDestroy     = 38
 	opBatchForget = 42
+	opFallocate   = 43
 	opReaddirplus = 44
 
 	notifyInvalEntry = 3 // FUSE_NOTIFY_INVAL_ENTRY, where an answer has its error
@@ -37,12 +40,13 @@ const (
 	protocolMajor = 7
 	protocolMinor = 41
 
-	initExt    = 1 << 30 // FUSE_INIT_EXT: there are more flags
-	inHeader   = 40      // bytes of struct fuse_in_header
-	outHeader  = 16
-	initOutLen = 64
-	entryLen   = 128
-	attrLen    = 104
+	initExt     = 1 << 30 // FUSE_INIT_EXT: there are more flags
+	inHeader    = 40      // bytes of struct fuse_in_header
+	writeHeader = 40      // of struct fuse_write_in
+	outHeader   = 16
+	initOutLen  = 64
+	entryLen    = 128
+	attrLen     = 104
 )
 
 var errShort = errors.New("FUSE request is shorter than its kind")

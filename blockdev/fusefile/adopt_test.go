@@ -62,7 +62,7 @@ func TestTakenOver(t *testing.T) {
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
 	data := randomBytes(4 << 20)
-	f, err := fusefile.Mount(dir, log)
+	f, err := fusefile.Mount(dir, fusefile.Options{Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +89,7 @@ func TestTakenOver(t *testing.T) {
 		if err := f.Stop(); err != nil {
 			t.Fatal(err)
 		}
-		if f, err = fusefile.Adopt(dir, kept, log); err != nil {
+		if f, err = fusefile.Adopt(dir, kept, fusefile.Options{Log: log}); err != nil {
 			t.Fatal(err)
 		}
 		f.Export(node+uint64(life), blockdev.Memory(data))
@@ -118,7 +118,7 @@ func TestAdoptRefuses(t *testing.T) {
 		return f
 	}
 	for name, files := range map[string][]*os.File{"nothing": nil, "one": {null()}, "no memory": {null(), null()}} {
-		if _, err := fusefile.Adopt(t.TempDir(), files, slog.New(slog.DiscardHandler)); err == nil {
+		if _, err := fusefile.Adopt(t.TempDir(), files, fusefile.Options{Log: slog.New(slog.DiscardHandler)}); err == nil {
 			t.Errorf("%s was adopted", name)
 		}
 	}
@@ -132,7 +132,7 @@ func TestKilledOverATakeover(t *testing.T) {
 	}
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
-	f, err := fusefile.Mount(dir, log)
+	f, err := fusefile.Mount(dir, fusefile.Options{Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +148,7 @@ func TestKilledOverATakeover(t *testing.T) {
 	if err := errors.Join(f.Stop(), c.Process.Kill()); err != nil {
 		t.Fatal(err)
 	}
-	if f, err = fusefile.Adopt(dir, kept, log); err != nil {
+	if f, err = fusefile.Adopt(dir, kept, fusefile.Options{Log: log}); err != nil {
 		t.Fatal(err)
 	}
 	f.Export(node, &stuck{size: 4096})

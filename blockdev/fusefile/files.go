@@ -1,11 +1,13 @@
-// Package fusefile exports Devices as read-only files in a directory that FUSE serves. The kernel
-// mounts a file system on such a file, or sets a loop device up on it.
+// Package fusefile exports Devices as files in a directory that FUSE serves. The kernel mounts a file
+// system on such a file, or sets a loop device up on it. In a writable directory files can be written to whose
+// Devices can: fsync is Flush, a punched hole zeros that need no storage.
 //
 // Belongs here: the directory and its files. Does not: the FUSE connection itself (fusedev), what
 // the bytes are.
 package fusefile
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -36,6 +38,7 @@ type Files struct {
 const (
 	rootMode     = 0o500 | unix.S_IFDIR
 	fileMode     = 0o400 | unix.S_IFREG
+	writeMode    = 0o600 | unix.S_IFREG
 	foreverValid = 365 * 24 * time.Hour
 
 	// FirstNode is the least number of a file.
@@ -43,14 +46,20 @@ const (
 	pollNode  = 1 << 62 // of refusePoll
 )
 
+// Options of a directory.
+type Options struct {
+	Writable bool // the same whoever serves it
+	Log      *slog.Logger
+}
+
 // Mount mounts an empty directory on dir, which must exist, and serves it. Stop or Unmount must be
 // called.
-func Mount(dir string, log *slog.Logger) (*Files, error) {
-	conn, err := fusedev.Mount(dir, fusedev.Options{Log: log})
+func Mount(dir string, opts Options) (*Files, error) {
+	conn, err := fusedev.Mount(dir, fusedev.Options{Writable: opts.Writable, Log: opts.Log})
 	if err != nil {
 		return nil, err
 	}
-	f := newFiles(conn, log)
+	f := newFiles(conn, opts.Log)
 	if err := f.Start(); err != nil {
 		return nil, errors.Join(err, conn.Unmount())
 	}
@@ -62,12 +71,12 @@ func Mount(dir string, log *slog.Logger) (*Files, error) {
 
 // Adopt takes over a directory that an earlier process mounted. It serves nothing before Start:
 // the caller exports again first what was exported then.
-func Adopt(dir string, kept []*os.File, log *slog.Logger) (*Files, error) {
-	conn, err := fusedev.Adopt(dir, kept, fusedev.Options{Log: log})
+func Adopt(dir string, kept []*os.File, opts Options) (*Files, error) {
+	conn, err := fusedev.Adopt(dir, kept, fusedev.Options{Writable: opts.Writable, Log: opts.Log})
 	if err != nil {
 		return nil, err
 	}
-	return newFiles(conn, log), nil
+	return newFiles(conn, opts.Log), nil
 }
 
 func newFiles(conn *fusedev.Conn, log *slog.Logger) *Files {
@@ -168,6 +177,9 @@ func (f *Files) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut
 
 func fileAttr(a *fuse.Attr, node uint64, dev blockdev.Device) {
 	a.Ino, a.Mode, a.Nlink, a.Size, a.Blksize = node, fileMode, 1, uint64(dev.Size()), 4096
+	if _, ok := dev.(blockdev.Writer); ok {
+		a.Mode = writeMode
+	}
 	a.Blocks = (a.Size + 511) / 512
 }
 
@@ -175,21 +187,32 @@ func fileAttr(a *fuse.Attr, node uint64, dev blockdev.Device) {
 // bytes nor reads ahead on its file. What lies on top reads ahead and keeps by itself.
 type Exact interface{ Exact() }
 
-// Open lets the kernel keep what it has cached: a device's bytes never change.
+// Open lets the kernel keep what it has cached of a device that cannot be written to: its bytes never change. Of
+// one that can it keeps nothing: what lies on top does, and a write that was only cached here would be neither lost
+// nor kept by the rules of a disk.
 func (f *Files) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	dev := f.device(in.NodeId)
 	if dev == nil {
 		return fuse.ENOENT
 	}
-	if in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
+	_, writer := dev.(blockdev.Writer)
+	if !writer && in.Flags&unix.O_ACCMODE != unix.O_RDONLY {
 		return fuse.EROFS
 	}
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
-	if _, exact := dev.(Exact); exact {
-		out.OpenFlags = fuse.FOPEN_DIRECT_IO
+	out.OpenFlags = noFlush | fuse.FOPEN_KEEP_CACHE
+	if writer {
+		out.OpenFlags = noFlush | fuse.FOPEN_DIRECT_IO | parallelWrites
+	} else if _, exact := dev.(Exact); exact {
+		out.OpenFlags = noFlush | fuse.FOPEN_DIRECT_IO
 	}
 	return fuse.OK
 }
+
+// Flags of <linux/fuse.h>.
+const (
+	noFlush        = 1 << 5 // FOPEN_NOFLUSH: closing asks nothing, so that a process can end while nobody serves
+	parallelWrites = 1 << 6 // FOPEN_PARALLEL_DIRECT_WRITES: writes to one file need not wait for each other
+)
 
 // Read reads from the device. An interrupted reader leaves at once.
 func (f *Files) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -200,13 +223,82 @@ func (f *Files) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	ctx := cache.WithReader(&fuse.Context{Caller: in.Caller, Cancel: cancel}, int(in.Pid))
 	n, err := dev.ReadAt(ctx, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
 	if err != nil {
-		errno := cache.Errno(err)
+		errno := blockdev.Errno(err)
 		if errno != unix.EINTR {
 			f.log.Error("read failed", "off", in.Offset, "len", in.Size, "err", err)
 		}
 		return nil, fuse.Status(errno)
 	}
 	return fuse.ReadResultData(buf[:n]), fuse.OK
+}
+
+// Write writes to the device.
+func (f *Files) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	w, ctx, status := f.writer(cancel, &in.InHeader)
+	if status != fuse.OK {
+		return 0, status
+	}
+	if err := w.WriteAt(ctx, data, int64(in.Offset)); err != nil {
+		return 0, f.failed("write", in.Offset, uint64(len(data)), err)
+	}
+	return uint32(len(data)), fuse.OK
+}
+
+// Fsync flushes the device. It must never be ENOSYS, which the kernel takes for success from then on.
+func (f *Files) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	w, ctx, status := f.writer(cancel, &in.InHeader)
+	if status == fuse.EROFS {
+		return fuse.OK // nothing was written
+	}
+	if status != fuse.OK {
+		return status
+	}
+	if err := w.Flush(ctx); err != nil {
+		return f.failed("flush", 0, 0, err)
+	}
+	return fuse.OK
+}
+
+// Fallocate punches holes and writes zeros.
+func (f *Files) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	w, ctx, status := f.writer(cancel, &in.InHeader)
+	if status != fuse.OK {
+		return status
+	}
+	var how blockdev.Zeroing
+	switch in.Mode {
+	case unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE:
+	case unix.FALLOC_FL_ZERO_RANGE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE:
+		how.NoHole = true
+	default:
+		return fuse.Status(unix.EOPNOTSUPP)
+	}
+	if err := blockdev.WriteZeroes(ctx, w, int64(in.Offset), int64(in.Length), how); err != nil {
+		return f.failed("write zeros", in.Offset, in.Length, err)
+	}
+	return fuse.OK
+}
+
+// writer finds the device that a request changes.
+func (f *Files) writer(cancel <-chan struct{}, h *fuse.InHeader) (blockdev.Writer, context.Context, fuse.Status) {
+	dev := f.device(h.NodeId)
+	if dev == nil {
+		return nil, nil, fuse.EIO
+	}
+	w, ok := dev.(blockdev.Writer)
+	if !ok {
+		return nil, nil, fuse.EROFS
+	}
+	return w, &fuse.Context{Caller: h.Caller, Cancel: cancel}, fuse.OK
+}
+
+// failed logs a change that failed and says what its caller is told.
+func (f *Files) failed(what string, off, n uint64, err error) fuse.Status {
+	errno := blockdev.Errno(err)
+	if errno != unix.EINTR {
+		f.log.Error(what+" failed", "off", off, "len", n, "err", err)
+	}
+	return fuse.Status(errno)
 }
 
 // OpenDir and ReadDir let the directory be opened.

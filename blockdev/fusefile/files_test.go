@@ -25,7 +25,7 @@ func serve(t *testing.T) *fusefile.Files {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
 	}
-	f, err := fusefile.Mount(t.TempDir(), slog.New(slog.DiscardHandler))
+	f, err := fusefile.Mount(t.TempDir(), fusefile.Options{Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

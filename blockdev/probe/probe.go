@@ -122,7 +122,7 @@ func (p *prober) look() error {
 }
 
 func (p *prober) fuseFiles() error {
-	files, err := fusefile.Mount(p.served, p.log)
+	files, err := fusefile.Mount(p.served, fusefile.Options{Log: p.log})
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/cmd/internal/version"
@@ -28,6 +29,7 @@ type controlServer struct {
 	registry   *remote.Registry
 	containerd *client.Client
 	holder     *theHolder
+	disks      *disk.Disks
 }
 
 func (c *controlServer) Status(context.Context, *control.Empty) (*control.StatusReply, error) {

@@ -24,6 +24,20 @@ func (c *controlServer) Record(ctx context.Context, req *control.RecordRequest, 
 	return r.End()
 }
 
+// Expose keeps the file of a layer's image for as long as the caller stays.
+func (c *controlServer) Expose(ctx context.Context, req *control.ExposeRequest, send func(*control.ExposeReply) error) error {
+	path, end, err := c.sn.Expose(namespaces.WithNamespace(ctx, req.Namespace), req.Manifest, req.Layer, req.Ref)
+	if err != nil {
+		return err
+	}
+	defer end()
+	if err := send(&control.ExposeReply{Path: path}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
 func (c *controlServer) Recorded(_ context.Context, req *control.RecordingRequest) (*control.ProfileReply, error) {
 	p, err := c.sn.Recorded(req.ID)
 	if err != nil {

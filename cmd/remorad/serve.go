@@ -24,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 
+	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
@@ -56,6 +57,9 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer lock.Close()
+	if f.root, err = filepath.EvalSymlinks(f.root); err != nil { // the kernel's lists of mounts have none
+		return err
+	}
 	if err := needsNothingLazy(cfg); err != nil {
 		return err
 	}
@@ -84,6 +88,11 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
+	disks, err := openDisks(ctx, f.root, h, kept, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, disks.Close()) }()
 	exports, err := snapshotter.OpenExports(f.root, h.keeper(), kept, log)
 	if err != nil {
 		return err
@@ -103,7 +112,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	sn, err := snapshotter.New(f.root, images, registry, snapshotter.NewContentImages(containerd.ContentStore(), registry.Configured), snapshotter.Options{
 		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
 		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
-		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Pod: inPod(), Log: log,
+		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Pod: inPod(), NotOurs: []string{disk.Dir(f.root)}, Log: log,
 	})
 	if err != nil {
 		return err
@@ -112,7 +121,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
-	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: registry, containerd: containerd, holder: h})
+	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: registry, containerd: containerd, holder: h, disks: disks})
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	images.Register(metrics)

@@ -28,6 +28,7 @@ type devServe struct {
 	unix, tcp        string
 	readOnly, direct bool
 	export           string
+	pull             pullOptions // of a layer's image
 	cert, key, ca    string
 	clients          int
 	verbose          bool
@@ -36,27 +37,30 @@ type devServe struct {
 func (a *app) devServeCommand() *cobra.Command {
 	var o devServe
 	c := &cobra.Command{
-		Use:   "serve [--unix SOCKET | --tcp ADDRESS] FILE | memory:SIZE",
-		Short: "Serve a file or memory over NBD",
+		Use:   "serve [--unix SOCKET | --tcp ADDRESS] FILE | memory:SIZE | IMAGE@LAYER-DIGEST",
+		Short: "Serve a file, memory or a layer over NBD",
 		Long: `serve makes a block device of a file and serves it to NBD clients (nbd-client, qemu, nbdcopy, nbdinfo,
 fio) until it gets a signal. It answers what it has read then, flushes the file and removes its socket.
 
   snapctl dev serve disk.img
   snapctl dev serve --tcp 127.0.0.1:10809 --export scratch memory:1GiB
+  snapctl dev serve registry.example.com/python:3-lazy@sha256:4d3d2468133808ae4cf2aa4d4b6dc3742f8c28db3a1602428a6ab452c0c2f2e6
   snapctl dev serve --read-only --tcp :10809 --tls-cert server.crt --tls-key server.key --tls-ca ca.crt disk.img
 
 FILE is a regular file, which may be sparse, or a block device that is not mounted. It is locked: another serve
 of the same file is refused unless both are read-only. "memory:" makes an empty device of that size, which ends
-with the command.
+with the command. A layer's digest behind an image's name serves what is mounted of that layer, an EROFS file system
+whose data is fetched when it is read: read-only, by remorad, and the image is pulled if need be. It ends when remorad does.
 
 A flush, and a write with FUA, returns when the bytes are on stable storage. Several connections may use the
 device at once. With --tls-cert and --tls-key clients must use TLS, and with --tls-ca show a certificate of that
 authority too; without, a TCP socket lets in everybody who reaches it. The Unix socket is root's.
 
 With --json one object is printed when clients can connect: uri, size_bytes, read_only, export.`,
-		Args: exactly(1, "one FILE or memory:SIZE"),
+		Args: exactly(1, "one FILE, memory:SIZE or IMAGE@LAYER-DIGEST"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.devServe(cmd.Context(), o, args[0]) },
 	}
+	o.pull.flags(c)
 	f := c.Flags()
 	f.StringVar(&o.unix, "unix", "", "listen on this Unix `socket` (default "+defaultNBDSocket+")")
 	f.StringVar(&o.tcp, "tcp", "", "listen on this TCP `address`, for example 127.0.0.1:10809")
@@ -85,11 +89,19 @@ func (a *app) devServe(ctx context.Context, o devServe, target string) (err erro
 	if err != nil {
 		return err
 	}
+	if image, layer, ok := layerTarget(target); ok {
+		return a.serveLayer(ctx, o, image, layer, tlsConfig)
+	}
 	dev, closer, err := openTarget(target, o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, closer()) }()
+	return a.serveDevice(ctx, o, target, dev, tlsConfig)
+}
+
+// serveDevice serves until ctx ends.
+func (a *app) serveDevice(ctx context.Context, o devServe, target string, dev blockdev.Device, tlsConfig *tls.Config) error {
 	level := slog.LevelWarn
 	if o.verbose {
 		level = slog.LevelDebug

@@ -87,7 +87,7 @@ var parts = []struct {
 	measure func(context.Context, options) error
 }{
 	{"coldstart", coldStart}, {"rebuilt", rebuilt}, {"import", imports}, {"convert", conversions}, {"complete", complete},
-	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench},
+	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench}, {"disk", disks},
 }
 
 // median of some measurements.

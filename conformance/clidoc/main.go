@@ -16,7 +16,7 @@ func main() {
 		{"snapctl"}, {"snapctl", "pull"}, {"snapctl", "convert"}, {"snapctl", "record"},
 		{"snapctl", "profile"}, {"snapctl", "profile", "show"}, {"snapctl", "profile", "merge"}, {"snapctl", "profile", "push"},
 		{"snapctl", "profile", "pull"}, {"snapctl", "profile", "rm"}, {"snapctl", "trace"},
-		{"snapctl", "index"}, {"snapctl", "index", "create"}, {"snapctl", "index", "push"}, {"snapctl", "index", "ls"}, {"snapctl", "index", "show"}, {"snapctl", "index", "rm"}, {"snapctl", "dev"}, {"snapctl", "dev", "serve"},
+		{"snapctl", "index"}, {"snapctl", "index", "create"}, {"snapctl", "index", "push"}, {"snapctl", "index", "ls"}, {"snapctl", "index", "show"}, {"snapctl", "index", "rm"}, {"snapctl", "dev"}, {"snapctl", "dev", "serve"}, {"snapctl", "dev", "attach"}, {"snapctl", "dev", "detach"}, {"snapctl", "dev", "ls"},
 		{"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
 		{"remorad"}, {"remorad", "holder"},
 	} {

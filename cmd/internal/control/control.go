@@ -190,11 +190,15 @@ type Server interface {
 	Pin(context.Context, *PinRequest) (*PinReply, error)
 	Prune(context.Context, *Empty) (*PruneReply, error)
 	Record(ctx context.Context, req *RecordRequest, send func(*RecordReply) error) error
+	Expose(ctx context.Context, req *ExposeRequest, send func(*ExposeReply) error) error
 	Recorded(context.Context, *RecordingRequest) (*ProfileReply, error)
 	Profile(context.Context, *ProfileRequest) (*ProfileReply, error)
 	AddProfile(context.Context, *ProfileRequest) (*ProfileReply, error)
 	RemoveProfile(context.Context, *ProfileRequest) (*Empty, error)
 	Trace(ctx context.Context, req *Empty, send func(*TraceEvent) error) error
+	AttachDisk(context.Context, *AttachDiskRequest) (*Disk, error)
+	DetachDisk(context.Context, *DetachDiskRequest) (*DetachDiskReply, error)
+	Disks(context.Context, *Empty) (*DisksReply, error)
 }
 
 const (
@@ -219,10 +223,12 @@ func Register(s *grpc.Server, impl Server) {
 			unary("Status", Server.Status), unary("Login", Server.Login),
 			unary("Detach", Server.Detach), unary("Cache", Server.Cache), unary("Pin", Server.Pin), unary("Prune", Server.Prune),
 			unary("Recorded", Server.Recorded), unary("Profile", Server.Profile), unary("AddProfile", Server.AddProfile),
+			unary("AttachDisk", Server.AttachDisk), unary("DetachDisk", Server.DetachDisk), unary("Disks", Server.Disks),
 			unary("RemoveProfile", Server.RemoveProfile), unary("Prime", Server.Prime),
 		},
 		Streams: []grpc.StreamDesc{
-			streamHandler("Fetch", Server.Fetch), streamHandler("Resolve", Server.Resolve), streamHandler("Record", Server.Record), streamHandler("Trace", Server.Trace),
+			streamHandler("Fetch", Server.Fetch), streamHandler("Resolve", Server.Resolve), streamHandler("Record", Server.Record),
+			streamHandler("Expose", Server.Expose), streamHandler("Trace", Server.Trace),
 		},
 	}, impl)
 }

@@ -21,6 +21,19 @@ type RecordReply struct {
 	Label string `json:"label"` // of the snapshot that is to use it; its value is the ID
 }
 
+// ExposeRequest asks for a file of one layer's image.
+type ExposeRequest struct {
+	Namespace string        `json:"namespace"`
+	Manifest  digest.Digest `json:"manifest"`
+	Ref       string        `json:"ref"`
+	Layer     digest.Digest `json:"layer"`
+}
+
+// ExposeReply says where the file is, which lasts for as long as the stream.
+type ExposeReply struct {
+	Path string `json:"path"`
+}
+
 // RecordingRequest names a recording.
 type RecordingRequest struct {
 	ID string `json:"id"`
@@ -92,6 +105,11 @@ func (c *Client) Fetch(ctx context.Context, req *FetchRequest, progress func(*Fe
 // Record has an image mounted once more until ctx ends, and calls ready when that is so.
 func (c *Client) Record(ctx context.Context, req *RecordRequest, ready func(*RecordReply)) error {
 	return receive(ctx, c, "Record", req, ready)
+}
+
+// Expose has a file made of a layer's image until ctx ends, and calls ready when that is so.
+func (c *Client) Expose(ctx context.Context, req *ExposeRequest, ready func(*ExposeReply)) error {
+	return receive(ctx, c, "Expose", req, ready)
 }
 
 // Trace calls each with what remorad does, until ctx ends. The first event has no kind: it says

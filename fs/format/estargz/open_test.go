@@ -155,7 +155,7 @@ func mountedThroughEverything(t *testing.T, opts []lib.Option) {
 		t.Fatal(err)
 	}
 	dir, on := t.TempDir(), t.TempDir()
-	served, err := fusefile.Mount(dir, slog.Default())
+	served, err := fusefile.Mount(dir, fusefile.Options{Log: slog.Default()})
 	if err != nil {
 		t.Fatal(err)
 	}

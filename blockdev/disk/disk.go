@@ -1,0 +1,358 @@
+// Package disk attaches Devices that can be written to as block devices of the kernel, which outlive this process.
+//
+// A disk is a file that FUSE serves, with a loop device on it. What attaches it is written down first, so that the
+// next process finds what it has to serve, and a keeper holds the FUSE connection meanwhile: programs that use the
+// disk wait, and writes that were under way are carried out once, before anything new.
+//
+// Belongs here: what is attached where. Does not: what the bytes are; who opens them again is told by Open's
+// caller.
+package disk
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/fusefile"
+)
+
+// A Keeper keeps descriptors while this process is not there.
+type Keeper interface {
+	Put(name string, files ...*os.File) error
+	Drop(name string) error
+}
+
+// A Device is what can be attached. Close follows the last request.
+type Device interface {
+	blockdev.Device
+	io.Closer
+}
+
+// A Disk is one that is attached.
+type Disk struct {
+	Source   string `json:"source"` // what its bytes are, in the words of who attached it
+	ReadOnly bool   `json:"read_only"`
+	Sector   int    `json:"sector"` // bytes of a logical block
+	Size     int64  `json:"size"`   // bytes
+	Node     uint64 `json:"node"`   // of its file, never used again
+	// Path is the block device. It is not written down: the kernel knows.
+	Path string `json:"-"`
+	// Reason says why every request fails, if one does: the bytes could not be opened again.
+	Reason string `json:"-"`
+}
+
+// Options of Disks.
+type Options struct {
+	Root   string // for the record, and the directory in which FUSE is mounted
+	Keeper Keeper // nil if disks end with this process
+	// Open opens a disk's bytes again.
+	Open func(ctx context.Context, source string, readOnly bool) (Device, error)
+	Log  *slog.Logger
+}
+
+// Disks are all that are attached.
+type Disks struct {
+	opts Options
+
+	attaching sync.Mutex // one attach or detach at a time; taken before mu
+
+	mu    sync.Mutex // guards the fields below
+	files *fusefile.Files
+	disks map[uint64]*attached
+	next  uint64
+}
+
+type attached struct {
+	Disk
+	dev io.Closer
+}
+
+const (
+	item       = "disks"
+	recordFile = "disks.json"
+)
+
+// record is what is written down.
+type record struct {
+	Version int    `json:"version"`
+	Next    uint64 `json:"next_node"`
+	Disks   []Disk `json:"disks"`
+}
+
+const recordVersion = 1
+
+// ErrInUse says that a disk is mounted, or opened by somebody exclusively.
+var ErrInUse = errors.New("in use")
+
+// Open takes over what an earlier process had attached, of which kept has the descriptors. That process must be dead:
+// whoever holds the root's lock knows.
+func Open(ctx context.Context, opts Options, kept map[string][]*os.File) (*Disks, error) {
+	d := &Disks{opts: opts, disks: map[uint64]*attached{}, next: fusefile.FirstNode}
+	var r record
+	p, err := os.ReadFile(d.recordPath())
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, err
+	default:
+		if err := json.Unmarshal(p, &r); err != nil {
+			return nil, fmt.Errorf("%s: %w", d.recordPath(), err)
+		}
+		if r.Version != recordVersion {
+			return nil, fmt.Errorf("%s has version %d, this remorad knows %d", d.recordPath(), r.Version, recordVersion)
+		}
+		d.next = max(d.next, r.Next)
+	}
+	files := kept[item]
+	delete(kept, item)
+	if files == nil {
+		if len(r.Disks) > 0 {
+			opts.Log.Error("the disks that were attached have ended with who kept them", "disks", len(r.Disks))
+			return d, errors.Join(d.save(), blockdev.Unmount(d.dir()))
+		}
+		return d, nil
+	}
+	if d.files, err = fusefile.Adopt(d.dir(), files, d.fileOptions()); err != nil {
+		return nil, err
+	}
+	if err := d.prepare(); err != nil {
+		return nil, err
+	}
+	for _, k := range r.Disks {
+		d.adopt(ctx, k)
+	}
+	return d, d.files.Start()
+}
+
+// adopt serves a disk that is attached already, if it is.
+func (d *Disks) adopt(ctx context.Context, k Disk) {
+	path, err := blockdev.FindLoop(d.files.Path(k.Node))
+	if err != nil || path == "" {
+		d.opts.Log.Info("a disk was not attached any more", "source", k.Source, "err", err)
+		return
+	}
+	k.Path = path
+	dev, err := d.opts.Open(ctx, k.Source, k.ReadOnly)
+	if err == nil && dev.Size() != k.Size {
+		err = errors.Join(fmt.Errorf("it has %d bytes, not %d any more", dev.Size(), k.Size), dev.Close())
+	}
+	if err != nil {
+		d.opts.Log.Error("a disk's bytes are not there any more: everything that uses it fails until it is detached", "source", k.Source, "device", path, "err", err)
+		k.Reason = err.Error()
+		dev = lost{k.Size, err}
+	}
+	d.disks[k.Node] = &attached{k, dev}
+	d.files.Export(k.Node, dev)
+}
+
+// lost is a device whose bytes are not there.
+type lost struct {
+	size int64
+	err  error
+}
+
+func (l lost) Size() int64    { return l.size }
+func (l lost) BlockSize() int { return 1 }
+func (l lost) Close() error   { return nil }
+
+func (l lost) ReadAt(context.Context, []byte, int64) (int, error) { return 0, l.err }
+func (l lost) WriteAt(context.Context, []byte, int64) error       { return l.err }
+func (l lost) Flush(context.Context) error                        { return l.err }
+
+// Dir returns where under a root the disks' files are mounted.
+func Dir(root string) string { return filepath.Join(root, "disks") }
+
+func (d *Disks) recordPath() string { return filepath.Join(d.opts.Root, recordFile) }
+func (d *Disks) dir() string        { return Dir(d.opts.Root) }
+func (d *Disks) fileOptions() fusefile.Options {
+	return fusefile.Options{Writable: true, Log: d.opts.Log}
+}
+
+// prepare makes this process fit for the kernel's need of it.
+func (d *Disks) prepare() error {
+	if err := blockdev.IOFlusher(); err != nil {
+		d.opts.Log.Warn("writes of disks may wait for memory that only they can free", "err", err)
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0); err != nil {
+		d.opts.Log.Warn("the kernel may choose remorad when memory is short", "err", err)
+	}
+	return nil
+}
+
+// theFiles returns the directory of files, mounting it if need be.
+func (d *Disks) theFiles() (*fusefile.Files, error) {
+	if d.files != nil {
+		return d.files, nil
+	}
+	if err := blockdev.Unmount(d.dir()); err != nil { // what a dead process left
+		return nil, err
+	}
+	if err := os.MkdirAll(d.dir(), 0o700); err != nil {
+		return nil, err
+	}
+	f, err := fusefile.Mount(d.dir(), d.fileOptions())
+	if err != nil {
+		return nil, err
+	}
+	if d.opts.Keeper != nil {
+		if err := d.opts.Keeper.Put(item, f.Kept()...); err != nil {
+			return nil, errors.Join(fmt.Errorf("give the FUSE connection to the holder: %w", err), f.Unmount())
+		}
+	}
+	d.mu.Lock()
+	d.files = f
+	d.mu.Unlock()
+	return f, d.prepare()
+}
+
+// save writes the record down. A crash leaves the one before or this one.
+func (d *Disks) save() error {
+	r := record{Version: recordVersion, Next: d.next, Disks: d.List()}
+	p, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	next := d.recordPath() + ".new"
+	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(p)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(next, d.recordPath())
+}
+
+// List returns what is attached, in the order of attaching.
+func (d *Disks) List() []Disk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	all := make([]Disk, 0, len(d.disks))
+	for _, a := range d.disks {
+		all = append(all, a.Disk)
+	}
+	slices.SortFunc(all, func(a, b Disk) int { return int(a.Node) - int(b.Node) })
+	return all
+}
+
+// Attach makes a block device of a source's bytes. One that is attached already stays as it is.
+func (d *Disks) Attach(ctx context.Context, source string, readOnly bool, sector int) (Disk, error) {
+	d.attaching.Lock()
+	defer d.attaching.Unlock()
+	for _, k := range d.List() {
+		if k.Source != source {
+			continue
+		}
+		if k.ReadOnly != readOnly || k.Sector != sector {
+			return k, fmt.Errorf("%s is attached as %s in another way; detach it first", source, k.Path)
+		}
+		return k, nil
+	}
+	dev, err := d.opts.Open(ctx, source, readOnly)
+	if err != nil {
+		return Disk{}, err
+	}
+	k, err := d.attach(source, dev, readOnly, sector)
+	if err != nil {
+		return Disk{}, errors.Join(err, dev.Close())
+	}
+	return k, nil
+}
+
+func (d *Disks) attach(source string, dev Device, readOnly bool, sector int) (Disk, error) {
+	if dev.BlockSize() > sector || dev.Size()%int64(sector) != 0 || dev.Size() == 0 {
+		return Disk{}, fmt.Errorf("%s has %d bytes in blocks of %d: no disk with sectors of %d", source, dev.Size(), dev.BlockSize(), sector)
+	}
+	f, err := d.theFiles()
+	if err != nil {
+		return Disk{}, err
+	}
+	a := &attached{Disk{Source: source, ReadOnly: readOnly, Sector: sector, Size: dev.Size(), Node: d.next}, dev}
+	path := f.Export(a.Node, dev)
+	d.mu.Lock()
+	d.next++
+	d.disks[a.Node] = a
+	d.mu.Unlock()
+	undo := func(err error) (Disk, error) {
+		d.mu.Lock()
+		delete(d.disks, a.Node)
+		d.mu.Unlock()
+		f.Withdraw(a.Node)
+		return Disk{}, errors.Join(err, d.save())
+	}
+	if err := d.save(); err != nil { // before the kernel has it
+		return undo(err)
+	}
+	l, err := blockdev.AttachLoopOn(path, blockdev.LoopOptions{Writable: !readOnly, Stays: true, Direct: true, Sector: sector})
+	if err != nil {
+		return undo(err)
+	}
+	d.mu.Lock()
+	a.Path = l.Path()
+	d.mu.Unlock()
+	return a.Disk, l.Release()
+}
+
+// Detach ends the disk of a source or of a block device. It fails with ErrInUse while somebody uses it. One that is
+// not attached is no error.
+func (d *Disks) Detach(ctx context.Context, name string) (Disk, error) {
+	d.attaching.Lock()
+	defer d.attaching.Unlock()
+	for _, k := range d.List() {
+		if k.Source == name || k.Path == name {
+			return k, d.detach(ctx, k)
+		}
+	}
+	return Disk{}, nil
+}
+
+func (d *Disks) detach(ctx context.Context, k Disk) error {
+	if err := blockdev.DetachLoop(k.Path); errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("%s: %w: unmount it first", k.Path, ErrInUse)
+	} else if err != nil && !errors.Is(err, unix.ENXIO) && k.Reason == "" {
+		return err
+	}
+	d.mu.Lock()
+	a := d.disks[k.Node]
+	delete(d.disks, k.Node)
+	d.mu.Unlock()
+	d.files.Withdraw(k.Node)
+	var flushed error
+	if w, ok := a.dev.(blockdev.Writer); ok && k.Reason == "" {
+		flushed = w.Flush(ctx)
+	}
+	return errors.Join(flushed, a.dev.Close(), d.save())
+}
+
+// Close leaves what is attached to the next process, or ends it where nobody keeps it.
+func (d *Disks) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.files == nil {
+		return nil
+	}
+	var err error
+	if len(d.disks) > 0 && d.opts.Keeper != nil {
+		err = d.files.Stop()
+	} else {
+		if d.opts.Keeper != nil {
+			err = d.opts.Keeper.Drop(item)
+		}
+		err = errors.Join(err, d.files.Unmount())
+	}
+	for _, a := range d.disks {
+		err = errors.Join(err, a.dev.Close())
+	}
+	return err
+}

@@ -1,0 +1,167 @@
+package fusefile_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/fusefile"
+)
+
+var writable = fusefile.Options{Writable: true, Log: slog.New(slog.DiscardHandler)}
+
+func ram(t *testing.T, size int64) *blockdev.RAM {
+	t.Helper()
+	d, err := blockdev.NewRAM(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+// openFile opens a file of a directory that this process serves, by a call that the runtime knows to block.
+func openFile(t *testing.T, path string, flags int) int {
+	t.Helper()
+	fd, err := unix.Open(path, flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fd
+}
+
+// TestWrite: a device's file takes writes, fsync and fallocate, and refuses what would change its size.
+func TestWrite(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	f, err := fusefile.Mount(t.TempDir(), writable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := f.Unmount(); err != nil {
+			t.Error(err)
+		}
+	}()
+	dev := ram(t, 8<<20)
+	var flushes atomic.Int32
+	path := f.Export(node, blockdev.Faulty(dev, func(_ context.Context, op blockdev.Op, _, _ int64) error {
+		if op == blockdev.OpFlush && flushes.Add(1) == 3 {
+			return unix.EIO
+		}
+		return nil
+	}))
+	fd := openFile(t, path, unix.O_RDWR)
+	defer unix.Close(fd)
+	data := randomBytes(1 << 20)
+	if n, err := unix.Pwrite(fd, data, 12345); n != len(data) || err != nil {
+		t.Fatal(n, err)
+	}
+	got := make([]byte, len(data))
+	if n, err := unix.Pread(fd, got, 12345); n != len(got) || err != nil || !bytes.Equal(got, data) {
+		t.Fatalf("read %d, %v", n, err)
+	}
+	if err := errors.Join(unix.Fsync(fd), unix.Fdatasync(fd)); err != nil || flushes.Load() != 2 {
+		t.Errorf("fsync: %v, %d flushes", err, flushes.Load())
+	}
+	if err := unix.Fsync(fd); !errors.Is(err, unix.EIO) {
+		t.Errorf("a flush that failed: %v", err)
+	}
+	for _, mode := range []uint32{unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE} {
+		if err := dev.WriteAt(t.Context(), data, 0); err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Fallocate(fd, mode, 4096, 8192); err != nil {
+			t.Errorf("fallocate %#x: %v", mode, err)
+		}
+		if n, err := unix.Pread(fd, got[:16384], 0); n != 16384 || err != nil || !bytes.Equal(got[4096:12288], make([]byte, 8192)) || !bytes.Equal(got[:4096], data[:4096]) || !bytes.Equal(got[12288:16384], data[12288:16384]) {
+			t.Errorf("fallocate %#x: wrong bytes (%d, %v)", mode, n, err)
+		}
+	}
+	if err := unix.Fallocate(fd, 0, 0, 4096); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Errorf("plain fallocate: %v", err)
+	}
+	if n, err := unix.Pwrite(fd, data[:4096], 8<<20); n > 0 || err == nil {
+		t.Errorf("write beyond the end: %d, %v", n, err)
+	}
+	if err := unix.Ftruncate(fd, 0); err == nil {
+		t.Error("truncated")
+	}
+}
+
+// TestWriteTakenOver: a write that one server had read and not carried out is carried out by the next, before
+// anything that comes later; one that had been carried out and not answered is not carried out again.
+func TestWriteTakenOver(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	f, err := fusefile.Mount(dir, writable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev := ram(t, 1<<20)
+	var begun atomic.Int32
+	path := f.Export(node, blockdev.Faulty(dev, func(ctx context.Context, op blockdev.Op, _, _ int64) error {
+		if op != blockdev.OpWrite {
+			return nil
+		}
+		begun.Add(1)
+		<-ctx.Done() // as if killed
+		return ctx.Err()
+	}))
+	fd := openFile(t, path, unix.O_RDWR)
+	defer unix.Close(fd)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := unix.Pwrite(fd, []byte("first"), 0)
+		ended <- err
+	}()
+	for begun.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	kept := dups(t, f.Kept())
+	if err := f.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	later := make(chan error, 1)
+	go func() {
+		_, err := unix.Pwrite(fd, []byte("later"), 0)
+		later <- err
+	}()
+	if f, err = fusefile.Adopt(dir, kept, writable); err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	f.Export(node, blockdev.Faulty(dev, func(_ context.Context, op blockdev.Op, _, _ int64) error {
+		if op == blockdev.OpWrite {
+			if len(order) == 0 {
+				time.Sleep(50 * time.Millisecond) // time for the other to overtake, if it could
+			}
+			order = append(order, "write")
+		}
+		return nil
+	}))
+	if err := f.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(<-ended, <-later); err != nil {
+		t.Fatal(err)
+	}
+	p := make([]byte, 5)
+	if _, err := dev.ReadAt(t.Context(), p, 0); err != nil || string(p) != "later" || len(order) != 2 {
+		t.Errorf("%q, %v, %v", p, err, order)
+	}
+	if err := f.Unmount(); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,135 @@
+package conformance_test
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/fusefile"
+	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// fsyncing makes files whose names say their number, and one to which it appends. It prints what is on stable storage.
+const fsyncing = `cd "$1" || exit 1
+i=0
+while [ $i -lt "$2" ]; do
+	dd if=/dev/urandom of=new bs=$((i * 7919 % 60000 + 1)) count=1 conv=fsync status=none && mv new file-$i && sync . || exit 1
+	echo file-$i $(sha256sum < file-$i)
+	echo $i >> log && sync log || exit 1
+	echo log $i
+	i=$((i + 1))
+done
+`
+
+// An acknowledgement is what a program was told to be on stable storage, after so many flushes of the device.
+type acknowledgement struct {
+	flushes    int
+	name, what string
+}
+
+// TestDiskPowerCut: after a power cut at any flush, of what the disk was sent since whatever may be lost, torn and out
+// of order, an ext4 on it is clean, and has everything that was fsynced.
+func TestDiskPowerCut(t *testing.T) {
+	needRoot(t)
+	const size = 64 << 20
+	rec := blockdev.NewRecorder(conformance.RAM(t, size))
+	files, err := fusefile.Mount(t.TempDir(), fusefile.Options{Writable: true, Log: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	t.Cleanup(func() { must(t, files.Unmount()) })
+	l, err := blockdev.AttachLoopOn(files.Export(fusefile.FirstNode, rec), blockdev.LoopOptions{Writable: true, Direct: true})
+	must(t, err)
+	defer l.Release()
+	ext4 := diskFileSystems[0]
+	ext4.mkfs(t, l.Path())
+	dir, umount := mounted(t, l.Path(), "ext4")
+	unix.Sync()
+	first := rec.Flushes()
+
+	c, err := testbed.Command(t.Context(), "sh", "-c", fsyncing, "sh", dir, fmt.Sprint(rounds(60, 500)))
+	must(t, err)
+	out, err := c.StdoutPipe()
+	must(t, err)
+	c.Stderr = os.Stderr
+	must(t, c.Start())
+	var acks []acknowledgement
+	for in := bufio.NewScanner(out); in.Scan(); {
+		name, what, _ := strings.Cut(in.Text(), " ")
+		acks = append(acks, acknowledgement{rec.Flushes(), name, strings.TrimSuffix(what, " -")})
+	}
+	must(t, c.Wait())
+	umount()
+	ext4.clean(t, l.Path())
+	last := rec.Flushes()
+	t.Logf("%d flushes, %d acknowledgements", last-first, len(acks))
+	if last-first < len(acks) {
+		t.Errorf("%d flushes for %d calls of fsync", last-first, len(acks))
+	}
+
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	cuts := rounds(200, 4*(last-first))
+	for range cuts {
+		at := first + rnd.IntN(last-first+1)
+		afterPowerCut(t, rec, at, rnd, acks)
+		if t.Failed() {
+			t.Fatalf("cut after flush %d", at)
+		}
+	}
+	t.Logf("%d cuts", cuts)
+}
+
+// afterPowerCut looks at what a cut leaves.
+func afterPowerCut(t *testing.T, rec *blockdev.Recorder, flushes int, rnd *rand.Rand, acks []acknowledgement) {
+	t.Helper()
+	work := t.TempDir()
+	defer os.RemoveAll(work)
+	image, dir := filepath.Join(work, "image"), filepath.Join(work, "mnt")
+	must(t, os.WriteFile(image, nil, 0o600))
+	must(t, os.Truncate(image, rec.Size()))
+	must(t, os.Mkdir(dir, 0o700))
+	f, err := blockdev.OpenFile(image, blockdev.FileOptions{})
+	must(t, err)
+	must(t, rec.Cut(t.Context(), f, flushes, rnd))
+	must(t, f.Close())
+	output(t, "mount", "-o", "loop", image, dir) // which replays the journal
+	var lines int
+	for _, a := range acks {
+		if a.flushes > flushes {
+			break
+		}
+		if a.name == "log" {
+			lines++
+			continue
+		}
+		p, err := os.ReadFile(filepath.Join(dir, a.name))
+		if sum := sha256.Sum256(p); err != nil || hex.EncodeToString(sum[:]) != a.what {
+			t.Errorf("%s was fsynced before flush %d of %d and is not what it was: %d bytes, %v", a.name, a.flushes, flushes, len(p), err)
+		}
+	}
+	log, err := os.ReadFile(filepath.Join(dir, "log"))
+	if err != nil && lines > 0 {
+		t.Error(err)
+	}
+	var want strings.Builder
+	for i := range lines {
+		fmt.Fprintln(&want, i)
+	}
+	if !strings.HasPrefix(string(log), want.String()) {
+		t.Errorf("the log has %d bytes and does not begin with the %d lines that were fsynced", len(log), lines)
+	}
+	must(t, unix.Unmount(dir, 0))
+	diskFileSystems[0].clean(t, image)
+}

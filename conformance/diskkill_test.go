@@ -1,0 +1,217 @@
+package conformance_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+const (
+	stampBlock  = 4096 // bytes that are written at once
+	stampBlocks = 64   // of one writer
+)
+
+// stamp fills a block with what its writer, its place and its sequence say, all of it.
+func stamp(p []byte, writer, block int, sequence uint64) {
+	rnd := rand.NewPCG(uint64(writer)<<32|uint64(block), sequence)
+	binary.LittleEndian.PutUint64(p, uint64(writer))
+	binary.LittleEndian.PutUint64(p[8:], uint64(block))
+	binary.LittleEndian.PutUint64(p[16:], sequence)
+	for i := 24; i < len(p); i += 8 {
+		binary.LittleEndian.PutUint64(p[i:], rnd.Uint64())
+	}
+}
+
+// A stamper rewrites the blocks of its file again and again, and before that insists that they are what it wrote last.
+type stamper struct {
+	id       int
+	path     string
+	direct   bool
+	sequence [stampBlocks]uint64 // of the last write that was acknowledged
+	writes   atomic.Int64
+}
+
+func (w *stamper) open(flags int) (*os.File, error) {
+	if w.direct {
+		flags |= unix.O_DIRECT
+	}
+	return os.OpenFile(w.path, flags, 0o600)
+}
+
+// rewrite ends with what is wrong, or when it is told to.
+func (w *stamper) rewrite(stop <-chan struct{}) (err error) {
+	f, err := w.open(os.O_RDWR | os.O_CREATE)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	rnd := rand.New(rand.NewPCG(uint64(w.id), 1))
+	p := onPage(stampBlock)
+	for {
+		select {
+		case <-stop:
+			return f.Sync()
+		default:
+		}
+		block := rnd.IntN(stampBlocks)
+		if err := w.check(f, block); err != nil {
+			return err
+		}
+		stamp(p, w.id, block, w.sequence[block]+1)
+		if _, err := f.WriteAt(p, int64(block)*stampBlock); err != nil {
+			return fmt.Errorf("writer %d, block %d: %w", w.id, block, err)
+		}
+		w.sequence[block]++
+		w.writes.Add(1)
+		if rnd.IntN(8) == 0 {
+			if err := unix.Fdatasync(int(f.Fd())); err != nil {
+				return fmt.Errorf("writer %d: fdatasync: %w", w.id, err)
+			}
+			if !w.direct { // so that the next reads are of the disk
+				if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+					return err
+				}
+			}
+		}
+	}
+}
+
+// check insists that a block is what was acknowledged last.
+func (w *stamper) check(f *os.File, block int) error {
+	if w.sequence[block] == 0 {
+		return nil
+	}
+	got, want := onPage(stampBlock), make([]byte, stampBlock)
+	if _, err := f.ReadAt(got, int64(block)*stampBlock); err != nil {
+		return fmt.Errorf("writer %d, block %d: %w", w.id, block, err)
+	}
+	stamp(want, w.id, block, w.sequence[block])
+	if !bytes.Equal(got, want) {
+		return fmt.Errorf("writer %d, block %d has writer %d, block %d, sequence %d; sequence %d was acknowledged last",
+			w.id, block, binary.LittleEndian.Uint64(got), binary.LittleEndian.Uint64(got[8:]), binary.LittleEndian.Uint64(got[16:]), w.sequence[block])
+	}
+	return nil
+}
+
+// onPage returns memory that begins on a page, as direct I/O wants it.
+func onPage(n int) []byte {
+	const page = 4096
+	b := make([]byte, n+page)
+	at := (page - int(uintptr(unsafe.Pointer(&b[0]))%page)) % page
+	return b[at : at+n : at+n]
+}
+
+// churn makes, renames and removes files, so that the file system's journal is busy too.
+func churn(dir string, stop <-chan struct{}) error {
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		name := filepath.Join(dir, strconv.Itoa(i%16))
+		f, err := os.Create(name + ".new")
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(make([]byte, 100*i%50000))
+		if err := errors.Join(err, f.Sync(), f.Close(), os.Rename(name+".new", name)); err != nil {
+			return err
+		}
+	}
+}
+
+// TestDiskKilled: an ext4 under concurrent writers and flushes outlives kill -9 of remorad, again and again. Nobody
+// sees an error, what was acknowledged is there, and no older write lands on a newer one.
+func TestDiskKilled(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	file, dev := attachedFile(t, s, diskSize)
+	ext4 := diskFileSystems[0]
+	ext4.mkfs(t, dev)
+	dir, umount := mounted(t, dev, "ext4")
+
+	stop := make(chan struct{})
+	var running sync.WaitGroup
+	halt := sync.OnceFunc(func() {
+		close(stop)
+		running.Wait()
+	})
+	t.Cleanup(halt)
+	ended := make(chan error, 7)
+	running.Go(func() { ended <- churn(dir, stop) })
+	writers := make([]*stamper, 6)
+	for i := range writers {
+		w := &stamper{id: i + 1, path: filepath.Join(dir, fmt.Sprintf("writer-%d", i+1)), direct: i%3 != 0}
+		writers[i] = w
+		running.Go(func() { ended <- w.rewrite(stop) })
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	for range rounds(50, 1000) {
+		var before int64
+		for _, w := range writers {
+			before += w.writes.Load()
+		}
+		must(t, s.StopRemorad(unix.SIGKILL))
+		time.Sleep(time.Duration(rnd.IntN(20)) * time.Millisecond)
+		must(t, s.StartRemoradOnly())
+		waitFor(t, "writers to go on", func() bool {
+			select {
+			case err := <-ended:
+				t.Fatal(err)
+			default:
+			}
+			var now int64
+			for _, w := range writers {
+				now += w.writes.Load()
+			}
+			return now > before+100
+		})
+		time.Sleep(time.Duration(rnd.IntN(30)) * time.Millisecond)
+	}
+	halt()
+	var all int64
+	must(t, <-ended)
+	for _, w := range writers {
+		must(t, <-ended)
+		all += w.writes.Load()
+	}
+	t.Logf("%d writes by %d writers", all, len(writers))
+	must(t, s.AwaitContainerd())
+	umount()
+	ext4.clean(t, dev)
+	_, err := s.Snapctl(t.Context(), "dev", "detach", dev)
+	must(t, err)
+
+	// What the file itself says, by the kernel's own loop device.
+	dir = filepath.Join(t.TempDir(), "file")
+	must(t, os.Mkdir(dir, 0o700))
+	output(t, "mount", "-o", "loop,ro", file, dir)
+	defer func() { must(t, unix.Unmount(dir, 0)) }()
+	for _, w := range writers {
+		w.path = filepath.Join(dir, filepath.Base(w.path))
+		f, err := w.open(os.O_RDONLY)
+		must(t, err)
+		for block := range stampBlocks {
+			if err := w.check(f, block); err != nil {
+				t.Error(err)
+			}
+		}
+		must(t, f.Close())
+	}
+}

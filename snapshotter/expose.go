@@ -1,0 +1,27 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// Expose makes a file of the image of one of a pulled image's layers: what is mounted of it, from its first byte to its
+// last, fetched when it is read. end takes it away.
+func (s *Snapshotter) Expose(ctx context.Context, manifest, layer digest.Digest, ref string) (path string, end func(), err error) {
+	files, img, err := s.Layers(ctx, manifest, ref)
+	if err != nil {
+		return "", nil, err
+	}
+	f := files[layer]
+	if f == nil {
+		return "", nil, fmt.Errorf("%s is no lazy layer of %s: snapctl status %s lists those that are", layer, img.Ref, img.Ref)
+	}
+	dir, err := s.exports.theFiles()
+	if err != nil {
+		return "", nil, err
+	}
+	node := nodeOf(firstRecorded + s.recorded.Add(1))
+	return dir.Export(node, f), func() { dir.Withdraw(node) }, nil
+}
