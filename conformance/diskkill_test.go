@@ -9,14 +9,15 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/conformance/fsx"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -60,7 +61,7 @@ func (w *stamper) rewrite(stop <-chan struct{}) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	rnd := rand.New(rand.NewPCG(uint64(w.id), 1))
-	p := onPage(stampBlock)
+	p := fsx.OnPage(stampBlock)
 	for {
 		select {
 		case <-stop:
@@ -95,7 +96,7 @@ func (w *stamper) check(f *os.File, block int) error {
 	if w.sequence[block] == 0 {
 		return nil
 	}
-	got, want := onPage(stampBlock), make([]byte, stampBlock)
+	got, want := fsx.OnPage(stampBlock), make([]byte, stampBlock)
 	if _, err := f.ReadAt(got, int64(block)*stampBlock); err != nil {
 		return fmt.Errorf("writer %d, block %d: %w", w.id, block, err)
 	}
@@ -105,14 +106,6 @@ func (w *stamper) check(f *os.File, block int) error {
 			w.id, block, binary.LittleEndian.Uint64(got), binary.LittleEndian.Uint64(got[8:]), binary.LittleEndian.Uint64(got[16:]), w.sequence[block])
 	}
 	return nil
-}
-
-// onPage returns memory that begins on a page, as direct I/O wants it.
-func onPage(n int) []byte {
-	const page = 4096
-	b := make([]byte, n+page)
-	at := (page - int(uintptr(unsafe.Pointer(&b[0]))%page)) % page
-	return b[at : at+n : at+n]
 }
 
 // churn makes, renames and removes files, so that the file system's journal is busy too.
@@ -213,5 +206,73 @@ func TestDiskKilled(t *testing.T) {
 			}
 		}
 		must(t, f.Close())
+	}
+}
+
+// isLoop reports whether a loop device is on some file.
+func isLoop(dev string) bool {
+	_, err := os.Stat("/sys/block/" + filepath.Base(dev) + "/loop/backing_file")
+	return err == nil
+}
+
+// TestDiskLost: when remorad and its holder are killed together, what uses a disk gets errors, like that of a disk which
+// was pulled out. What was flushed is in the file, which can be attached again, and no device is left.
+func TestDiskLost(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	file, dev := attachedFile(t, s, diskSize)
+	ext4 := diskFileSystems[0]
+	ext4.mkfs(t, dev)
+	dir, umount := mounted(t, dev, "ext4")
+	flushed := bytes.Repeat([]byte("flushed "), 4096)
+	f, err := os.Create(filepath.Join(dir, "flushed"))
+	must(t, err)
+	_, err = f.Write(flushed)
+	must(t, errors.Join(err, f.Sync()))
+	must(t, s.KillHolder())
+	must(t, s.StopRemorad(unix.SIGKILL))
+	must(t, s.KillHolder()) // remorad may have started another
+	if _, err = f.Write(flushed); err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		t.Error("a flush succeeded with nobody there")
+	}
+	f.Close() // what it has to say was said above
+	must(t, s.StartRemorad())
+	if out, err := s.Snapctl(t.Context(), "dev", "ls"); err != nil || strings.Contains(out, file) {
+		t.Errorf("dev ls: %s, %v", out, err)
+	}
+	umount()
+	waitFor(t, "the loop device to go", func() bool { return !isLoop(dev) })
+	dev = attach(t, s, file)
+	dir, umount = mounted(t, dev, "ext4") // the journal is replayed
+	if got, err := os.ReadFile(filepath.Join(dir, "flushed")); err != nil || !bytes.HasPrefix(got, flushed) {
+		t.Errorf("what was flushed: %d bytes, %v", len(got), err)
+	}
+	umount()
+	ext4.clean(t, dev)
+}
+
+// TestDiskBytesGone: a disk whose file is gone when remorad starts fails, says why, and can be detached.
+func TestDiskBytesGone(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	file, dev := attachedFile(t, s, diskSize)
+	must(t, s.StopRemorad(unix.SIGKILL))
+	must(t, os.Rename(file, file+".away"))
+	must(t, s.StartRemorad())
+	if out, err := s.Snapctl(t.Context(), "dev", "ls"); err != nil || !strings.Contains(out, "FAILED") || !strings.Contains(out, "no such file") {
+		t.Errorf("dev ls: %s, %v", out, err)
+	}
+	if _, err := os.ReadFile(dev); !errors.Is(err, unix.EIO) {
+		t.Errorf("reading it: %v, want EIO", err)
+	}
+	_, err := s.Snapctl(t.Context(), "dev", "detach", dev)
+	must(t, err)
+	if isLoop(dev) {
+		t.Errorf("%s is left", dev)
+	}
+	must(t, os.Rename(file+".away", file))
+	if again := attach(t, s, file); again == "" {
+		t.Error("not attached again")
 	}
 }

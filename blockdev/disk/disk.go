@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -117,7 +118,10 @@ func Open(ctx context.Context, opts Options, kept map[string][]*os.File) (*Disks
 	delete(kept, item)
 	if files == nil {
 		if len(r.Disks) > 0 {
-			opts.Log.Error("the disks that were attached have ended with who kept them", "disks", len(r.Disks))
+			opts.Log.Error("the disks that were attached have ended with who kept them: what uses them gets errors", "disks", len(r.Disks))
+			for _, k := range r.Disks {
+				d.dropLoop(k)
+			}
 			return d, errors.Join(d.save(), blockdev.Unmount(d.dir()))
 		}
 		return d, nil
@@ -153,6 +157,17 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 	}
 	d.disks[k.Node] = &attached{k, dev}
 	d.files.Export(k.Node, dev)
+}
+
+// dropLoop lets the loop device of a disk that has ended go with its last user.
+func (d *Disks) dropLoop(k Disk) {
+	path, err := blockdev.FindLoop(filepath.Join(d.dir(), strconv.FormatUint(k.Node, 10)))
+	if err == nil && path != "" {
+		err = blockdev.DropLoop(path)
+	}
+	if err != nil {
+		d.opts.Log.Warn("a loop device stays", "source", k.Source, "device", path, "err", err)
+	}
 }
 
 // lost is a device whose bytes are not there.
@@ -318,10 +333,17 @@ func (d *Disks) Detach(ctx context.Context, name string) (Disk, error) {
 }
 
 func (d *Disks) detach(ctx context.Context, k Disk) error {
-	if err := blockdev.DetachLoop(k.Path); errors.Is(err, unix.EBUSY) {
+	err := blockdev.DetachLoop(k.Path)
+	switch {
+	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%s: %w: unmount it first", k.Path, ErrInUse)
-	} else if err != nil && !errors.Is(err, unix.ENXIO) && k.Reason == "" {
-		return err
+	case err != nil && !errors.Is(err, unix.ENXIO):
+		if k.Reason == "" {
+			return err
+		}
+		if err := blockdev.DropLoop(k.Path); err != nil { // nothing can be flushed
+			return err
+		}
 	}
 	d.mu.Lock()
 	a := d.disks[k.Node]
@@ -348,6 +370,9 @@ func (d *Disks) Close() error {
 	} else {
 		if d.opts.Keeper != nil {
 			err = d.opts.Keeper.Drop(item)
+		}
+		for _, a := range d.disks {
+			d.dropLoop(a.Disk)
 		}
 		err = errors.Join(err, d.files.Unmount())
 	}

@@ -8,16 +8,29 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 )
 
+// accepting takes every change.
+type accepting struct{ fuse.RawFileSystem }
+
+func (accepting) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	if int(in.Size) != len(data) {
+		return 0, fuse.EIO
+	}
+	return in.Size, fuse.OK
+}
+
+func (accepting) Fsync(<-chan struct{}, *fuse.FsyncIn) fuse.Status         { return fuse.OK }
+func (accepting) Fallocate(<-chan struct{}, *fuse.FallocateIn) fuse.Status { return fuse.OK }
+
 // FuzzRequest: whatever lies in a slot that another process left is answered, or refused.
 func FuzzRequest(f *testing.F) {
-	for _, op := range []uint32{opLookup, opGetattr, opOpen, opRead, opReaddirplus, opGetxattr, opListxattr, opInit, opStatfs, opInterrupt, 4711} {
+	for _, op := range []uint32{opLookup, opGetattr, opOpen, opRead, opReaddirplus, opGetxattr, opListxattr, opInit, opStatfs, opInterrupt, opWrite, opFsync, opFallocate, 4711} {
 		p := make([]byte, inHeader+48)
 		binary.NativeEndian.PutUint32(p, uint32(len(p)))
 		binary.NativeEndian.PutUint32(p[4:], op)
 		copy(p[inHeader+16:], "\x00\x10\x00\x00name\x00")
 		f.Add(p)
 	}
-	l := &loop{c: &Conn{opts: Options{AnyUser: true, Log: slog.New(slog.DiscardHandler)}}, fs: fuse.NewDefaultRawFileSystem()}
+	l := &loop{c: &Conn{opts: Options{AnyUser: true, Writable: true, Log: slog.New(slog.DiscardHandler)}}, fs: accepting{fuse.NewDefaultRawFileSystem()}}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		h, err := header(p)
 		if err != nil {

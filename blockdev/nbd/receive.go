@@ -18,6 +18,9 @@ type receiver struct {
 	pos, end int
 	exact    bool // large payloads come: read no more than is needed, so that they are not copied
 
+	idle  func() // to be called before readv waits, once; nil if there is nothing to call
+	fills int    // large payloads since idle was called last
+
 	// Of one system call.
 	iov   [2]unix.Iovec
 	n     int
@@ -28,6 +31,7 @@ type receiver struct {
 const (
 	inSize     = 64 << 10
 	bigPayload = 32 << 10 // bytes from which on a copy costs more than a system call
+	mostFills  = 8        // large payloads that are read one after the other before answers are sent
 )
 
 // rawConn returns a connection's socket for system calls of our own, nil if it has none, as TLS.
@@ -48,7 +52,11 @@ func newReceiver(sock net.Conn) *receiver {
 	r.readv = func(fd uintptr) bool {
 		for {
 			n, _, err := unix.Syscall(unix.SYS_READV, fd, uintptr(unsafe.Pointer(&r.iov)), uintptr(len(r.iov)))
-			if err != unix.EINTR {
+			switch {
+			case err == unix.EINTR:
+			case err == unix.EAGAIN && r.idle != nil:
+				r.beIdle()
+			default:
 				r.n, r.errno = int(n), err
 				return err != unix.EAGAIN
 			}
@@ -83,7 +91,7 @@ func (r *receiver) need(n int, idle func()) ([]byte, error) {
 	return p, nil
 }
 
-// fill reads a payload.
+// fill reads a payload. It calls idle before it waits for the socket, and now and then when it does not.
 func (r *receiver) fill(p []byte, idle func()) error {
 	r.exact = len(p) >= bigPayload
 	if !r.exact {
@@ -96,10 +104,14 @@ func (r *receiver) fill(p []byte, idle func()) error {
 	if p = p[n:]; len(p) == 0 {
 		return nil
 	}
-	idle()
 	if r.raw == nil {
+		idle()
 		_, err := io.ReadFull(r.sock, p)
 		return err
+	}
+	r.idle = idle
+	if r.fills++; r.fills == mostFills {
+		r.beIdle()
 	}
 	// The next request's header comes with the payload if it is there.
 	r.pos, r.end = 0, 0
@@ -119,8 +131,14 @@ func (r *receiver) fill(p []byte, idle func()) error {
 		k := min(r.n, len(p))
 		p, r.end = p[k:], r.n-k
 	}
-	r.iov = [2]unix.Iovec{}
+	r.iov, r.idle = [2]unix.Iovec{}, nil
 	return nil
+}
+
+func (r *receiver) beIdle() {
+	idle := r.idle
+	r.idle, r.fills = nil, 0
+	idle()
 }
 
 // skip reads a payload that nobody wants.

@@ -16,6 +16,7 @@ const (
 	pieceSize   = 128 << 10 // bytes of a large answer that go at once, so that small ones can come between
 	batchSmall  = 128       // answers in one system call
 	batchBulk   = 4         // large ones, or pieces
+	staysMixed  = 64        // batches after a small answer in which another is expected
 	stageSize   = 64 << 10  // bytes of answers that become one TLS write
 )
 
@@ -36,6 +37,7 @@ type sender struct {
 	iov       []unix.Iovec
 	iovSent   int        // of iov
 	large     bool       // there is a large answer among it
+	mixed     int        // how many more batches are short, since small answers come too
 	batch     []*request // those of them that are sent with it
 	heads     [batchBulk][chunkLen + 8]byte
 	stage     []byte
@@ -161,9 +163,14 @@ func (s *sender) gatherLocked() bool {
 	s.iov, s.iovSent, s.batch = s.iov[:0], 0, s.batch[:0]
 	for s.small.first != nil && len(s.batch) < batchSmall {
 		s.append(s.small.pop())
+		s.mixed = staysMixed
 	}
-	s.large = s.bulk.first != nil
-	for i, bytes := 0, 0; i < batchBulk && bytes < 2*pieceSize && s.bulk.first != nil; i++ {
+	most := 2 * pieceSize
+	if s.large = s.bulk.first != nil; s.large && s.mixed > 0 {
+		s.mixed--
+		most = pieceSize
+	}
+	for i, bytes := 0, 0; i < batchBulk && bytes < most && s.bulk.first != nil; i++ {
 		r := s.bulk.first
 		if !r.pieces {
 			bytes += len(r.data)

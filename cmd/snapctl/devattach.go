@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -99,8 +98,7 @@ sector_bytes, read_only, and failed where everything that uses the device fails.
 			if err != nil {
 				return err
 			}
-			var failed error
-			if err := a.print(reply, func(w io.Writer) {
+			return a.print(reply, func(w io.Writer) {
 				t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 				fmt.Fprintln(t, "DEVICE\tSIZE\tSECTOR\tMODE\tFILE")
 				for _, d := range reply.Disks {
@@ -113,11 +111,8 @@ sector_bytes, read_only, and failed where everything that uses the device fails.
 					}
 					fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", d.Device, size(d.Size), d.Sector, mode, d.File)
 				}
-				failed = t.Flush()
-			}); err != nil {
-				return err
-			}
-			return errors.Join(failed)
+				t.Flush()
+			})
 		},
 	}
 }

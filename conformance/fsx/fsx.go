@@ -53,7 +53,7 @@ func Run(path string, opts Options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	x := &file{opts: opts, f: f, rnd: rand.New(rand.NewPCG(opts.Seed, 0)), buf: aligned(largest)}
+	x := &file{opts: opts, f: f, rnd: rand.New(rand.NewPCG(opts.Seed, 0)), buf: OnPage(largest)}
 	if opts.Device {
 		if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, 0, opts.Size); err != nil {
 			return fmt.Errorf("zero %s: %w", path, err)
@@ -72,7 +72,8 @@ func Run(path string, opts Options) (err error) {
 	return nil
 }
 
-func aligned(n int) []byte {
+// OnPage returns memory that begins on a page, as direct I/O wants it.
+func OnPage(n int) []byte {
 	b := make([]byte, n+page)
 	at := (page - int(uintptr(unsafe.Pointer(&b[0]))%page)) % page
 	return b[at : at+n : at+n]

@@ -26,7 +26,7 @@ func TestDiffers(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	x := &file{f: f, model: make([]byte, page), buf: aligned(largest)}
+	x := &file{f: f, model: make([]byte, page), buf: OnPage(largest)}
 	if err := x.compare(0, page); err != nil {
 		t.Error(err)
 	}
