@@ -26,6 +26,7 @@ type pieces struct {
 	size int64
 
 	full, free chan piece
+	failed     error // of read, once full is closed
 }
 
 // A piece is packed bytes, with room before them.
@@ -43,8 +44,11 @@ func newPieces(ctx context.Context, r io.Reader) *pieces {
 }
 
 // read reads until the end.
-func (p *pieces) read() error {
-	defer close(p.full)
+func (p *pieces) read() (err error) {
+	defer func() {
+		p.failed = err
+		close(p.full)
+	}()
 	for {
 		var one piece
 		select {
@@ -71,6 +75,9 @@ func (p *pieces) read() error {
 func (p *pieces) next() (piece, error) {
 	select {
 	case one, ok := <-p.full:
+		if !ok && p.failed != nil {
+			return one, p.failed
+		}
 		if !ok {
 			return one, io.ErrUnexpectedEOF
 		}
