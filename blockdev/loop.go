@@ -31,11 +31,6 @@ type LoopOptions struct {
 // AttachLoop sets up a read-only loop device on the file at path.
 func AttachLoop(path string) (*Loop, error) { return AttachLoopOn(path, LoopOptions{}) }
 
-// AttachLoopWritable sets up a loop device that can be written to.
-func AttachLoopWritable(path string) (*Loop, error) {
-	return AttachLoopOn(path, LoopOptions{Writable: true})
-}
-
 // AttachLoopOn sets up a loop device on the file at path.
 func AttachLoopOn(path string, opts LoopOptions) (*Loop, error) {
 	mode, flags := os.O_RDONLY, uint32(unix.LO_FLAGS_READ_ONLY)
@@ -127,10 +122,7 @@ func DetachLoop(dev string) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-		return &os.PathError{Op: "detach", Path: dev, Err: err}
-	}
-	return nil
+	return clearLoop(f)
 }
 
 // DropLoop ends a loop device when its last user goes, whoever that is, and at once if there is none. Nothing is flushed.
@@ -140,9 +132,14 @@ func DropLoop(dev string) error {
 		return err
 	}
 	defer f.Close()
-	// In use it is not ended, but marked to be (loop_clr_fd in the kernel's drivers/block/loop.c).
+	return clearLoop(f)
+}
+
+// clearLoop ends a loop device, or marks one that is in use to be ended with its last user (loop_clr_fd in the kernel's
+// drivers/block/loop.c).
+func clearLoop(f *os.File) error {
 	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
-		return &os.PathError{Op: "detach", Path: dev, Err: err}
+		return &os.PathError{Op: "detach", Path: f.Name(), Err: err}
 	}
 	return nil
 }

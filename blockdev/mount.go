@@ -36,6 +36,14 @@ func Unmount(dir string) error {
 	}
 }
 
+// FreshDir makes a directory for a mount, after taking away what a dead process left on it.
+func FreshDir(dir string) error {
+	if err := Unmount(dir); err != nil {
+		return err
+	}
+	return os.MkdirAll(dir, 0o700)
+}
+
 // MountLoop mounts an image by a loop device.
 func MountLoop(source, dir string) error {
 	l, err := AttachLoop(source)

@@ -102,7 +102,7 @@ func TestDiskFileSystems(t *testing.T) {
 				for _, direct := range []bool{false, true} {
 					flag := "--direct=" + map[bool]string{false: "0", true: "1"}[direct]
 					output(t, "fio", "--name=verify", "--directory="+dir, "--size=32M", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k",
-						"--ioengine=libaio", "--iodepth=16", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--numjobs=2", flag)
+						"--ioengine=libaio", "--iodepth=16", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--numjobs=2", flag)
 					must(t, fsx.Run(filepath.Join(dir, "fsx"), fsx.Options{Size: 8 << 20, Steps: rounds(500, 50000), Seed: seed, Direct: direct}))
 				}
 				unix.Sync()

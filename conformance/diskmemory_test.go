@@ -41,7 +41,7 @@ func TestDiskMemoryLimit(t *testing.T) {
 	ext4 := diskFileSystems[0]
 	ext4.mkfs(t, dev)
 	dir, umount := mounted(t, dev, "ext4")
-	output(t, "sh", "-c", fmt.Sprintf("echo $$ > %s && exec fio --name=dirty --directory=%s --size=%d --rw=write --bs=1M --ioengine=psync --direct=0 --end_fsync=1 --verify=crc32c --verify_fatal=1", writer, dir, 4*limit))
+	output(t, "sh", "-c", fmt.Sprintf("echo $$ > %s && exec fio --name=dirty --directory=%s --size=%d --rw=write --bs=1M --ioengine=psync --direct=0 --end_fsync=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0", writer, dir, 4*limit))
 	unix.Sync()
 	umount()
 	ext4.clean(t, dev)

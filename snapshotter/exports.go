@@ -179,7 +179,7 @@ func (e *Exports) theFiles() (*fusefile.Files, error) {
 	if e.files != nil {
 		return e.files, nil
 	}
-	if err := freshDir(e.filesDir()); err != nil {
+	if err := blockdev.FreshDir(e.filesDir()); err != nil {
 		return nil, err
 	}
 	f, err := fusefile.Mount(e.filesDir(), fusefile.Options{Log: e.log})
@@ -200,7 +200,7 @@ func (e *Exports) theTrees() (*fuse.Trees, error) {
 	if e.trees != nil {
 		return e.trees, nil
 	}
-	if err := freshDir(e.treesDir()); err != nil {
+	if err := blockdev.FreshDir(e.treesDir()); err != nil {
 		return nil, err
 	}
 	conn, err := fusedev.Mount(e.treesDir(), e.treeOptions())
@@ -234,14 +234,6 @@ func (e *Exports) theGroup() (*precontent.Group, error) {
 	}
 	e.group = g
 	return g, nil
-}
-
-// freshDir makes a directory for a mount, after taking away what a dead process left on it.
-func freshDir(dir string) error {
-	if err := blockdev.Unmount(dir); err != nil {
-		return err
-	}
-	return os.MkdirAll(dir, 0o700)
 }
 
 // Numbers by which an export is known to the kernel: made of the snapshot's, which is never used

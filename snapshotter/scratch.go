@@ -37,7 +37,7 @@ func (s *Snapshotter) prepareScratch(mounted bool) error {
 			return fmt.Errorf("%w; a file system of our own instead: %w", reason, err)
 		}
 	}
-	l, err := blockdev.AttachLoopWritable(path)
+	l, err := blockdev.AttachLoopOn(path, blockdev.LoopOptions{Writable: true})
 	if err != nil {
 		return err
 	}

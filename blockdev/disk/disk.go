@@ -9,6 +9,7 @@
 package disk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -18,20 +19,14 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusefile"
+	"github.com/remora-storage/remora/blockdev/holder"
 )
-
-// A Keeper keeps descriptors while this process is not there.
-type Keeper interface {
-	Put(name string, files ...*os.File) error
-	Drop(name string) error
-}
 
 // A Device is what can be attached. Close follows the last request.
 type Device interface {
@@ -54,8 +49,8 @@ type Disk struct {
 
 // Options of Disks.
 type Options struct {
-	Root   string // for the record, and the directory in which FUSE is mounted
-	Keeper Keeper // nil if disks end with this process
+	Root   string        // for the record, and the directory in which FUSE is mounted
+	Keeper holder.Keeper // nil if disks end with this process
 	// Open opens a disk's bytes again.
 	Open func(ctx context.Context, source string, readOnly bool) (Device, error)
 	Log  *slog.Logger
@@ -129,9 +124,7 @@ func Open(ctx context.Context, opts Options, kept map[string][]*os.File) (*Disks
 	if d.files, err = fusefile.Adopt(d.dir(), files, d.fileOptions()); err != nil {
 		return nil, err
 	}
-	if err := d.prepare(); err != nil {
-		return nil, err
-	}
+	d.prepare()
 	for _, k := range r.Disks {
 		d.adopt(ctx, k)
 	}
@@ -161,7 +154,7 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 
 // dropLoop lets the loop device of a disk that has ended go with its last user.
 func (d *Disks) dropLoop(k Disk) {
-	path, err := blockdev.FindLoop(filepath.Join(d.dir(), strconv.FormatUint(k.Node, 10)))
+	path, err := blockdev.FindLoop(fusefile.Path(d.dir(), k.Node))
 	if err == nil && path != "" {
 		err = blockdev.DropLoop(path)
 	}
@@ -194,14 +187,13 @@ func (d *Disks) fileOptions() fusefile.Options {
 }
 
 // prepare makes this process fit for the kernel's need of it.
-func (d *Disks) prepare() error {
+func (d *Disks) prepare() {
 	if err := blockdev.IOFlusher(); err != nil {
 		d.opts.Log.Warn("writes of disks may wait for memory that only they can free", "err", err)
 	}
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0); err != nil {
+	if err := blockdev.SpareFromOOM(); err != nil {
 		d.opts.Log.Warn("the kernel may choose remorad when memory is short", "err", err)
 	}
-	return nil
 }
 
 // theFiles returns the directory of files, mounting it if need be.
@@ -209,10 +201,7 @@ func (d *Disks) theFiles() (*fusefile.Files, error) {
 	if d.files != nil {
 		return d.files, nil
 	}
-	if err := blockdev.Unmount(d.dir()); err != nil { // what a dead process left
-		return nil, err
-	}
-	if err := os.MkdirAll(d.dir(), 0o700); err != nil {
+	if err := blockdev.FreshDir(d.dir()); err != nil {
 		return nil, err
 	}
 	f, err := fusefile.Mount(d.dir(), d.fileOptions())
@@ -227,7 +216,8 @@ func (d *Disks) theFiles() (*fusefile.Files, error) {
 	d.mu.Lock()
 	d.files = f
 	d.mu.Unlock()
-	return f, d.prepare()
+	d.prepare()
+	return f, nil
 }
 
 // save writes the record down. A crash leaves the one before or this one.
@@ -257,7 +247,7 @@ func (d *Disks) List() []Disk {
 	for _, a := range d.disks {
 		all = append(all, a.Disk)
 	}
-	slices.SortFunc(all, func(a, b Disk) int { return int(a.Node) - int(b.Node) })
+	slices.SortFunc(all, func(a, b Disk) int { return cmp.Compare(a.Node, b.Node) })
 	return all
 }
 

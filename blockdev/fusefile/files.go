@@ -114,8 +114,11 @@ func (f *Files) refusePoll() error {
 }
 
 // Path returns the path of a node's file.
-func (f *Files) Path(node uint64) string {
-	return filepath.Join(f.conn.Dir(), strconv.FormatUint(node, 10))
+func (f *Files) Path(node uint64) string { return Path(f.conn.Dir(), node) }
+
+// Path returns the path of a node's file in a directory that is mounted on dir.
+func Path(dir string, node uint64) string {
+	return filepath.Join(dir, strconv.FormatUint(node, 10))
 }
 
 // Export adds a file for a device, or gives the file another device, and returns its path.

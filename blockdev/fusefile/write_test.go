@@ -90,7 +90,7 @@ func TestWrite(t *testing.T) {
 }
 
 // TestWriteTakenOver: a write that one server had read and not carried out is carried out by the next, before
-// anything that comes later; one that had been carried out and not answered is not carried out again.
+// anything that comes later.
 func TestWriteTakenOver(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")

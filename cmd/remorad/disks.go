@@ -18,11 +18,7 @@ import (
 
 // openDisks takes over what an earlier process had attached.
 func openDisks(ctx context.Context, root string, h *theHolder, kept map[string][]*os.File, log *slog.Logger) (*disk.Disks, error) {
-	opts := disk.Options{Root: root, Open: openDiskFile, Log: log}
-	if k := h.keeper(); k != nil {
-		opts.Keeper = k
-	}
-	return disk.Open(ctx, opts, kept)
+	return disk.Open(ctx, disk.Options{Root: root, Keeper: h.keeper(), Open: openDiskFile, Log: log}, kept)
 }
 
 const fileSource = "file:" // before a path, in the name of a disk's bytes
@@ -57,12 +53,10 @@ func (c *controlServer) AttachDisk(ctx context.Context, req *control.AttachDiskR
 // DetachDisk ends a block device.
 func (c *controlServer) DetachDisk(ctx context.Context, req *control.DetachDiskRequest) (*control.DetachDiskReply, error) {
 	name := filepath.Clean(req.Name)
-	for _, k := range c.disks.List() {
-		if k.Source == fileSource+name {
-			name = k.Path
-		}
+	k, err := c.disks.Detach(ctx, fileSource+name)
+	if err == nil && k.Path == "" {
+		k, err = c.disks.Detach(ctx, name)
 	}
-	k, err := c.disks.Detach(ctx, name)
 	if err != nil || k.Path == "" {
 		return &control.DetachDiskReply{}, err
 	}

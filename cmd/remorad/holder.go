@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/holder"
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/version"
@@ -108,7 +109,7 @@ func hold(ctx context.Context, f flags, stderr io.Writer) error {
 		return err
 	}
 	// Readers of every lazy layer depend on this process.
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0); err != nil {
+	if err := blockdev.SpareFromOOM(); err != nil {
 		log.Warn("the kernel may choose the holder when memory is short", "err", err)
 	}
 	if os.Getenv("INVOCATION_ID") == "" { // systemd has given it one

@@ -299,10 +299,17 @@ func removeGroup(group string) error {
 	if group == "" {
 		return nil
 	}
-	if err := os.Remove(group); !errors.Is(err, os.ErrNotExist) {
-		return err
+	for range 1000 {
+		err := os.Remove(group)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) { // its process is still on its way out
+			return err
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
-	return nil
+	return fmt.Errorf("%s still has processes", group)
 }
 
 // unmountUnder takes away what is mounted under a directory, the newest first.
