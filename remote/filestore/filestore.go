@@ -1,0 +1,235 @@
+package filestore
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Options of a Store. The zero value works.
+type Options struct {
+	// Shared permits file systems that other machines can write to (NFS, FUSE), where locks may not hold.
+	Shared bool
+	// Bulk says which keys must leave the reserve alone: where room is short, puts of them fail while those of
+	// others still succeed, so that what frees room can be written. nil for none.
+	Bulk func(key string) bool
+}
+
+// A Store is a directory of objects.
+type Store struct {
+	dir  string
+	opts Options
+	next atomic.Uint64 // for names of temporary files
+}
+
+const (
+	tempDir = ".new"   // files that have no name yet
+	lockDir = ".locks" // one file for some keys each, by their hashes
+	reserve = 64 << 20 // bytes that bulk leaves free
+)
+
+// Open opens the store in dir, making the directory if there is none.
+func Open(dir string, opts Options) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range []string{dir, filepath.Join(dir, tempDir), filepath.Join(dir, lockDir)} {
+		if err := makeDir(d); err != nil {
+			return nil, err
+		}
+	}
+	if opts.Bulk == nil {
+		opts.Bulk = func(string) bool { return false }
+	}
+	s := &Store{dir: dir, opts: opts}
+	if err := s.checkLocal(); err != nil {
+		return nil, err
+	}
+	return s, s.sweep()
+}
+
+// checkLocal refuses file systems whose locks and renames may not be atomic for all who see them.
+func (s *Store) checkLocal() error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return fmt.Errorf("%s: %w", s.dir, err)
+	}
+	if s.opts.Shared {
+		return nil
+	}
+	for magic, name := range map[int64]string{unix.NFS_SUPER_MAGIC: "NFS", unix.FUSE_SUPER_MAGIC: "FUSE", unix.SMB2_SUPER_MAGIC: "SMB", unix.CIFS_SUPER_MAGIC: "CIFS"} {
+		if int64(st.Type) == magic {
+			return fmt.Errorf("%s is on %s, where two machines' locks may not exclude each other: %w", s.dir, name, remote.ErrUnsafeStore)
+		}
+	}
+	return nil
+}
+
+// sweep removes temporary files that nobody writes any more: their writers hold locks on them.
+func (s *Store) sweep() error {
+	entries, err := os.ReadDir(filepath.Join(s.dir, tempDir))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(s.dir, tempDir, e.Name())
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			continue // gone meanwhile
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			err = os.Remove(path)
+		}
+		f.Close()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// String implements remote.Store.
+func (s *Store) String() string { return "file:" + s.dir }
+
+func (s *Store) path(key string) (string, error) {
+	if err := remote.CheckKey(key); err != nil {
+		return "", err
+	}
+	return filepath.Join(s.dir, filepath.FromSlash(key)), nil
+}
+
+// storeError says what an error of the file system is for a Store's callers.
+func storeError(op, key string, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		err = remote.ErrNoObject
+	case errors.Is(err, fs.ErrExist):
+		err = remote.ErrExists
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		err = fmt.Errorf("%w: %w", remote.ErrStoreFull, err)
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
+		err = fmt.Errorf("%w: %w", remote.ErrDenied, err)
+	}
+	return fmt.Errorf("%s %s: %w", op, key, err)
+}
+
+func version(p []byte) string {
+	h := sha256.Sum256(p)
+	return hex.EncodeToString(h[:16])
+}
+
+// Get implements remote.Store.
+func (s *Store) Get(_ context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+	path, err := s.path(key)
+	if err != nil {
+		return nil, remote.Object{}, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, remote.Object{}, storeError("get", key, err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, remote.Object{}, storeError("get", key, err)
+	}
+	o := remote.Object{Key: key, Size: st.Size()}
+	if n < 0 || n > o.Size-off {
+		n = max(o.Size-off, 0)
+	}
+	p := make([]byte, n)
+	if _, err := f.ReadAt(p, off); err != nil && !(errors.Is(err, io.EOF) && n == 0) {
+		return nil, o, storeError("get", key, err)
+	}
+	if n == o.Size {
+		o.Version = version(p)
+	}
+	return p, o, nil
+}
+
+// Head implements remote.Store. It reads the object: its version is its content's.
+func (s *Store) Head(ctx context.Context, key string) (remote.Object, error) {
+	_, o, err := s.Get(ctx, key, 0, -1)
+	return o, err
+}
+
+// Delete implements remote.Store.
+func (s *Store) Delete(_ context.Context, key string) error {
+	path, err := s.path(key)
+	if err != nil {
+		return err
+	}
+	switch err := os.Remove(path); {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+		return nil
+	case err != nil:
+		return storeError("delete", key, err)
+	}
+	dir := filepath.Dir(path)
+	for dir != s.dir && unix.Rmdir(dir) == nil { // an empty one is no use
+		dir = filepath.Dir(dir)
+	}
+	return storeError("delete", key, syncDir(dir))
+}
+
+// List implements remote.Store.
+func (s *Store) List(ctx context.Context, prefix string, yield func(remote.Object) bool) error {
+	dir, _ := filepath.Split(prefix)
+	_, err := s.list(ctx, dir, prefix, yield)
+	return err
+}
+
+// list lists what is below dir, which ends with a slash or is empty.
+func (s *Store) list(ctx context.Context, dir, prefix string, yield func(remote.Object) bool) (more bool, err error) {
+	if err := context.Cause(ctx); err != nil {
+		return false, err
+	}
+	entries, err := os.ReadDir(filepath.Join(s.dir, dir))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return true, nil
+	}
+	if err != nil {
+		return false, storeError("list", dir, err)
+	}
+	for _, e := range inKeyOrder(entries) {
+		key := dir + e.Name()
+		if e.IsDir() {
+			key += "/"
+		}
+		if strings.HasPrefix(e.Name(), ".") || !strings.HasPrefix(key, prefix) && !strings.HasPrefix(prefix, key) {
+			continue
+		}
+		if e.IsDir() {
+			if more, err := s.list(ctx, key, prefix, yield); !more {
+				return false, err
+			}
+			continue
+		}
+		st, err := e.Info()
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // deleted meanwhile
+		}
+		if err != nil {
+			return false, storeError("list", key, err)
+		}
+		if !yield(remote.Object{Key: key, Size: st.Size()}) {
+			return false, nil
+		}
+	}
+	return true, nil
+}

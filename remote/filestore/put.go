@@ -1,0 +1,190 @@
+package filestore
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Put implements remote.Store.
+func (s *Store) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	return s.store(ctx, "put", key, p, func(temp, path string) error {
+		unlock, err := s.lock(key) // a rename between another's comparison and its rename would be undone
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		return os.Rename(temp, path)
+	})
+}
+
+// PutIfAbsent implements remote.Store. link(2) fails if the name exists, for all processes alike.
+func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	return s.store(ctx, "put", key, p, os.Link)
+}
+
+// PutIfMatch implements remote.Store.
+func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want string) (remote.Object, error) {
+	return s.store(ctx, "replace", key, p, func(temp, path string) error {
+		unlock, err := s.lock(key)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		old, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && version(old) != want {
+			return remote.ErrChanged
+		}
+		if err != nil {
+			return err
+		}
+		return os.Rename(temp, path)
+	})
+}
+
+// store writes p to a file without a name, on stable storage, has publish give it the name, and syncs that.
+func (s *Store) store(ctx context.Context, op, key string, p []byte, publish func(temp, path string) error) (remote.Object, error) {
+	path, err := s.path(key)
+	if err != nil {
+		return remote.Object{}, err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return remote.Object{}, fmt.Errorf("%s %s: %w", op, key, err)
+	}
+	if s.opts.Bulk(key) {
+		if err := s.leavesReserve(int64(len(p))); err != nil {
+			return remote.Object{}, storeError(op, key, err)
+		}
+	}
+	dir := filepath.Dir(path)
+	if err := makeDir(dir); err != nil {
+		return remote.Object{}, storeError(op, key, err)
+	}
+	temp := filepath.Join(s.dir, tempDir, fmt.Sprintf("%d-%d", os.Getpid(), s.next.Add(1)))
+	f, err := writeTemp(temp, p)
+	if err != nil {
+		return remote.Object{}, storeError(op, key, err)
+	}
+	defer f.Close() // its lock kept sweep away
+	err = publish(temp, path)
+	for range 100 { // a Delete may have taken the directory away as an empty one
+		if !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+		if err = makeDir(dir); err == nil {
+			err = publish(temp, path)
+		}
+	}
+	if rmErr := os.Remove(temp); err == nil && rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
+		err = rmErr
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err != nil {
+		return remote.Object{}, storeError(op, key, err)
+	}
+	return remote.Object{Key: key, Size: int64(len(p)), Version: version(p)}, nil
+}
+
+// leavesReserve fails if n bytes more would use what only small objects may.
+func (s *Store) leavesReserve(n int64) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return err
+	}
+	if int64(st.Bavail)*st.Bsize < n+reserve {
+		return unix.ENOSPC
+	}
+	return nil
+}
+
+// writeTemp returns a locked, synced file.
+func writeTemp(path string, p []byte) (_ *os.File, err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			os.Remove(path) // sweep removes it if this fails
+		}
+	}()
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		return nil, err
+	}
+	if _, err := f.Write(p); err != nil {
+		return nil, err
+	}
+	return f, unix.Fdatasync(int(f.Fd()))
+}
+
+// lock excludes everybody who replaces key, on this machine.
+func (s *Store) lock(key string) (unlock func(), err error) {
+	h := fnv.New32a()
+	h.Write([]byte(key))
+	f, err := os.OpenFile(filepath.Join(s.dir, lockDir, fmt.Sprintf("%02x", h.Sum32()%256)), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+// makeDir makes a directory and those above it, each on stable storage.
+func makeDir(dir string) error {
+	if st, err := os.Stat(dir); err == nil {
+		if !st.IsDir() {
+			return fmt.Errorf("%s is no directory", dir)
+		}
+		return nil
+	}
+	parent := filepath.Dir(dir)
+	if err := makeDir(parent); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return syncDir(parent)
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// inKeyOrder sorts a directory's entries as their keys are sorted: "a.b" is before "a/b", and "a0" after it.
+func inKeyOrder(entries []fs.DirEntry) []fs.DirEntry {
+	name := func(e fs.DirEntry) string {
+		if e.IsDir() {
+			return e.Name() + "/"
+		}
+		return e.Name()
+	}
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return cmp.Compare(name(a), name(b)) })
+	return entries
+}

@@ -1,0 +1,241 @@
+package s3store
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Options say where a bucket is and how to get in. Bucket and Endpoint are needed.
+type Options struct {
+	Endpoint string // URL of the server
+	Region   string // "" has the server asked
+	Bucket   string
+	Prefix   string // before every key; "" or with a slash at its end
+	// Credentials is a file in the format of ~/.aws/credentials, which is used by default if there is one.
+	// The environment (AWS_ACCESS_KEY_ID…) goes before it, and the machine's own role comes last.
+	Credentials string
+	Profile     string // in that file
+	Transport   http.RoundTripper
+}
+
+// A Store is a bucket, or the part of one below a prefix.
+type Store struct {
+	core  minio.Core
+	creds *credentials.Credentials
+	opts  Options
+}
+
+// ParseURL reads s3://BUCKET/PREFIX?endpoint=URL&region=NAME&profile=NAME. Without an endpoint it is Amazon's.
+func ParseURL(s string) (Options, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "s3" || u.Host == "" {
+		return Options{}, fmt.Errorf("%q: want s3://BUCKET/PREFIX?endpoint=URL", s)
+	}
+	if u.User != nil {
+		return Options{}, errors.New("a store's URL must not hold credentials: put them into the environment or into ~/.aws/credentials")
+	}
+	o := Options{Bucket: u.Host, Endpoint: "https://s3.amazonaws.com"}
+	if p := strings.Trim(u.Path, "/"); p != "" {
+		if err := remote.CheckKey(p); err != nil {
+			return Options{}, err
+		}
+		o.Prefix = p + "/"
+	}
+	for k, v := range u.Query() {
+		switch k {
+		case "endpoint":
+			o.Endpoint = v[0]
+		case "region":
+			o.Region = v[0]
+		case "profile":
+			o.Profile = v[0]
+		default:
+			return Options{}, fmt.Errorf("%q: %s is not known; want endpoint, region, profile", s, k)
+		}
+	}
+	return o, nil
+}
+
+// Open returns the Store. It makes no request.
+func Open(o Options) (*Store, error) {
+	u, err := url.Parse(o.Endpoint)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || strings.Trim(u.Path, "/") != "" {
+		return nil, fmt.Errorf("endpoint %q: want http://HOST or https://HOST", o.Endpoint)
+	}
+	creds := credentials.NewChainCredentials([]credentials.Provider{
+		&credentials.EnvAWS{}, &credentials.EnvMinio{},
+		&credentials.FileAWSCredentials{Filename: o.Credentials, Profile: o.Profile},
+		&credentials.IAM{},
+	})
+	client, err := minio.New(u.Host, &minio.Options{Creds: creds, Secure: u.Scheme == "https", Region: o.Region, Transport: o.Transport, MaxRetries: 1})
+	if err != nil {
+		return nil, fmt.Errorf("s3 at %s: %w", o.Endpoint, err)
+	}
+	return &Store{core: minio.Core{Client: client}, creds: creds, opts: o}, nil
+}
+
+// String implements remote.Store. It is the URL that ParseURL reads.
+func (s *Store) String() string {
+	v := url.Values{"endpoint": {s.opts.Endpoint}}
+	if s.opts.Region != "" {
+		v.Set("region", s.opts.Region)
+	}
+	if s.opts.Profile != "" {
+		v.Set("profile", s.opts.Profile)
+	}
+	return "s3://" + s.opts.Bucket + "/" + strings.TrimSuffix(s.opts.Prefix, "/") + "?" + v.Encode()
+}
+
+// fail says what an error of S3 is for a Store's callers.
+func (s *Store) fail(op, key string, err error) error {
+	r := minio.ToErrorResponse(err)
+	switch {
+	case r.Code == "NoSuchBucket":
+		err = fmt.Errorf("bucket %s does not exist", s.opts.Bucket)
+	case r.Code == "NoSuchKey", r.StatusCode == http.StatusNotFound:
+		err = remote.ErrNoObject
+	case r.StatusCode == http.StatusInsufficientStorage, strings.Contains(r.Code, "Quota"), r.Code == "XMinioStorageFull":
+		err = fmt.Errorf("%w: %s", remote.ErrStoreFull, r.Message)
+	case r.StatusCode == http.StatusUnauthorized, r.StatusCode == http.StatusForbidden:
+		s.creds.Expire() // the next request reads them anew
+		err = fmt.Errorf("%w: %s", remote.ErrDenied, r.Message)
+	}
+	return fmt.Errorf("%s %s: %w", op, key, err)
+}
+
+// Get implements remote.Store.
+func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+	var opts minio.GetObjectOptions
+	switch {
+	case n == 0:
+		o, err := s.Head(ctx, key)
+		return nil, o, err
+	case n > 0:
+		if err := opts.SetRange(off, off+n-1); err != nil {
+			return nil, remote.Object{}, s.fail("get", key, err)
+		}
+	case off > 0:
+		if err := opts.SetRange(off, 0); err != nil {
+			return nil, remote.Object{}, s.fail("get", key, err)
+		}
+	}
+	r, info, header, err := s.core.GetObject(ctx, s.opts.Bucket, s.opts.Prefix+key, opts)
+	if err != nil {
+		if minio.ToErrorResponse(err).StatusCode == http.StatusRequestedRangeNotSatisfiable {
+			o, err := s.Head(ctx, key)
+			return nil, o, err
+		}
+		return nil, remote.Object{}, s.fail("get", key, err)
+	}
+	defer r.Close()
+	o := remote.Object{Key: key, Size: info.Size}
+	ranged := n > 0 || off > 0
+	if ranged {
+		first, size, ok := contentRange(header.Get("Content-Range"))
+		if !ok || first != off {
+			return nil, o, fmt.Errorf("get %s at %d: %w", key, off, remote.ErrRange)
+		}
+		o.Size = size
+	}
+	want := o.Size - off
+	if n >= 0 {
+		want = min(n, want)
+	}
+	p := make([]byte, want)
+	if _, err := io.ReadFull(r, p); err != nil {
+		return nil, o, s.fail("get", key, err)
+	}
+	if off == 0 && want == o.Size {
+		o.Version = info.ETag
+	}
+	return p, o, nil
+}
+
+// contentRange reads "bytes 5-9/100".
+func contentRange(v string) (first, size int64, ok bool) {
+	var last int64
+	n, err := fmt.Sscanf(v, "bytes %d-%d/%d", &first, &last, &size)
+	return first, size, err == nil && n == 3
+}
+
+// Head implements remote.Store.
+func (s *Store) Head(ctx context.Context, key string) (remote.Object, error) {
+	info, err := s.core.StatObject(ctx, s.opts.Bucket, s.opts.Prefix+key, minio.StatObjectOptions{})
+	if err != nil {
+		return remote.Object{}, s.fail("head", key, err)
+	}
+	return remote.Object{Key: key, Size: info.Size, Version: info.ETag}, nil
+}
+
+// Put implements remote.Store.
+func (s *Store) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	return s.put(ctx, key, p, minio.PutObjectOptions{}, nil)
+}
+
+// PutIfAbsent implements remote.Store.
+func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	var opts minio.PutObjectOptions
+	opts.SetMatchETagExcept("*")
+	return s.put(ctx, key, p, opts, remote.ErrExists)
+}
+
+// PutIfMatch implements remote.Store.
+func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+	var opts minio.PutObjectOptions
+	opts.SetMatchETag(version)
+	o, err := s.put(ctx, key, p, opts, remote.ErrChanged)
+	if errors.Is(err, remote.ErrNoObject) { // servers differ in how they say that it is gone
+		err = fmt.Errorf("put %s: %w", key, remote.ErrChanged)
+	}
+	return o, err
+}
+
+func (s *Store) put(ctx context.Context, key string, p []byte, opts minio.PutObjectOptions, unmet error) (remote.Object, error) {
+	opts.DisableMultipart = true
+	opts.ContentType = "application/octet-stream"
+	info, err := s.core.Client.PutObject(ctx, s.opts.Bucket, s.opts.Prefix+key, bytes.NewReader(p), int64(len(p)), opts)
+	if err != nil {
+		if unmet != nil && minio.ToErrorResponse(err).StatusCode == http.StatusPreconditionFailed {
+			return remote.Object{}, fmt.Errorf("put %s: %w", key, unmet)
+		}
+		return remote.Object{}, s.fail("put", key, err)
+	}
+	return remote.Object{Key: key, Size: int64(len(p)), Version: info.ETag}, nil
+}
+
+// Delete implements remote.Store.
+func (s *Store) Delete(ctx context.Context, key string) error {
+	err := s.core.RemoveObject(ctx, s.opts.Bucket, s.opts.Prefix+key, minio.RemoveObjectOptions{})
+	if err != nil {
+		if err = s.fail("delete", key, err); errors.Is(err, remote.ErrNoObject) {
+			return nil
+		}
+	}
+	return err
+}
+
+// List implements remote.Store.
+func (s *Store) List(ctx context.Context, prefix string, yield func(remote.Object) bool) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	for info := range s.core.Client.ListObjects(ctx, s.opts.Bucket, minio.ListObjectsOptions{Prefix: s.opts.Prefix + prefix, Recursive: true}) {
+		if info.Err != nil {
+			return s.fail("list", prefix, info.Err)
+		}
+		if !yield(remote.Object{Key: strings.TrimPrefix(info.Key, s.opts.Prefix), Size: info.Size, Version: info.ETag}) {
+			return nil
+		}
+	}
+	return context.Cause(ctx)
+}

@@ -1,0 +1,254 @@
+// Package simstore is a remote.Store in memory whose network fails, for tests.
+//
+// Each request may be lost before it reaches the store, be carried out but not answered, be carried out twice, or
+// arrive long after its caller was told that it failed. The store itself is right: what it carries out, it carries
+// out at once and whole. Time is the time package's, so that a test under testing/synctest spends none.
+//
+// Belongs here: faults of requests. Does not: faults of what asks.
+package simstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Faults are probabilities of what befalls one request, and how long it takes.
+type Faults struct {
+	Lost     float64       // not carried out; the caller gets an error
+	Unheard  float64       // carried out; the caller gets an error
+	Late     float64       // the caller gets an error; carried out after another Delay or several
+	Doubled  float64       // carried out, answered, and carried out once more after another Delay or several
+	Delay    time.Duration // of each request, at most
+	Outage   error         // what every request gets, if not nil; nothing is carried out
+	LateMost time.Duration // how long after its caller was told a request may still arrive
+}
+
+// A Store holds objects in memory.
+type Store struct {
+	mu      sync.Mutex // guards the fields below
+	objects map[string]object
+	writes  uint64
+	rnd     *rand.Rand
+	faults  Faults
+	counts  map[string]int
+
+	late sync.WaitGroup // requests that have not arrived yet
+}
+
+type object struct {
+	p       []byte
+	version string
+}
+
+// New returns an empty Store whose faults follow from rnd.
+func New(rnd *rand.Rand) *Store {
+	return &Store{objects: map[string]object{}, rnd: rnd, counts: map[string]int{}}
+}
+
+// SetFaults says what befalls requests from now on.
+func (s *Store) SetFaults(f Faults) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.faults = f
+}
+
+// Wait returns when no late request is on its way any more.
+func (s *Store) Wait() { s.late.Wait() }
+
+// Counts returns how many requests of each kind were made: get, head, put, delete, list.
+func (s *Store) Counts() map[string]int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := map[string]int{}
+	for k, v := range s.counts {
+		c[k] = v
+	}
+	return c
+}
+
+// String implements remote.Store.
+func (s *Store) String() string { return "sim" }
+
+var errNetwork = errors.New("the network failed")
+
+// request carries out one request as the faults have it. do is called with s.mu held, any number of times.
+func (s *Store) request(ctx context.Context, kind, key string, changes bool, do func() (remote.Object, error)) (remote.Object, error) {
+	var none remote.Object
+	s.mu.Lock()
+	s.counts[kind]++
+	f := s.faults
+	delay, dice := s.delayLocked(f), s.rnd.Float64()
+	late := s.delayLocked(Faults{Delay: f.LateMost})
+	s.mu.Unlock()
+	if err := sleep(ctx, delay); err != nil {
+		return none, err
+	}
+	fail := fmt.Errorf("%s %s: %w", kind, key, errNetwork)
+	if f.Outage != nil {
+		return none, fmt.Errorf("%s %s: %w", kind, key, f.Outage)
+	}
+	locked := func() (remote.Object, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return do()
+	}
+	afterwards := func() {
+		s.late.Go(func() {
+			time.Sleep(late)
+			_, _ = locked() // nobody waits for it
+		})
+	}
+	switch {
+	case dice < f.Lost:
+		return none, fail
+	case dice < f.Lost+f.Unheard:
+		_, _ = locked() // nobody hears of it
+		return none, fail
+	case changes && dice < f.Lost+f.Unheard+f.Late:
+		afterwards()
+		return none, fail
+	case changes && dice < f.Lost+f.Unheard+f.Late+f.Doubled:
+		o, err := locked()
+		afterwards()
+		return o, err
+	}
+	return locked()
+}
+
+func (s *Store) delayLocked(f Faults) time.Duration {
+	if f.Delay <= 0 {
+		return 0
+	}
+	return time.Duration(s.rnd.Int64N(int64(f.Delay)))
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	if d == 0 {
+		return context.Cause(ctx)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Get implements remote.Store.
+func (s *Store) Get(ctx context.Context, key string, off, n int64) (p []byte, o remote.Object, err error) {
+	o, err = s.request(ctx, "get", key, false, func() (o remote.Object, err error) {
+		held, ok := s.objects[key]
+		if !ok {
+			return o, fmt.Errorf("get %s: %w", key, remote.ErrNoObject)
+		}
+		size := int64(len(held.p))
+		end := size
+		if n >= 0 {
+			end = min(off+n, size)
+		}
+		p = bytes.Clone(held.p[min(off, end):end])
+		o = remote.Object{Key: key, Size: size}
+		if off == 0 && end == size {
+			o.Version = held.version
+		}
+		return o, nil
+	})
+	return p, o, err
+}
+
+// Head implements remote.Store.
+func (s *Store) Head(ctx context.Context, key string) (remote.Object, error) {
+	return s.request(ctx, "head", key, false, func() (o remote.Object, err error) {
+		held, ok := s.objects[key]
+		if !ok {
+			return o, fmt.Errorf("head %s: %w", key, remote.ErrNoObject)
+		}
+		return remote.Object{Key: key, Size: int64(len(held.p)), Version: held.version}, nil
+	})
+}
+
+func (s *Store) put(ctx context.Context, key string, p []byte, may func(object, bool) error) (remote.Object, error) {
+	p = bytes.Clone(p)
+	return s.request(ctx, "put", key, true, func() (o remote.Object, err error) {
+		held, ok := s.objects[key]
+		if err := may(held, ok); err != nil {
+			return o, fmt.Errorf("put %s: %w", key, err)
+		}
+		s.writes++
+		v := fmt.Sprint(s.writes)
+		if ok && bytes.Equal(held.p, p) {
+			v = held.version
+		}
+		s.objects[key] = object{p, v}
+		return remote.Object{Key: key, Size: int64(len(p)), Version: v}, nil
+	})
+}
+
+// Put implements remote.Store.
+func (s *Store) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	return s.put(ctx, key, p, func(object, bool) error { return nil })
+}
+
+// PutIfAbsent implements remote.Store.
+func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	return s.put(ctx, key, p, func(_ object, ok bool) error {
+		if ok {
+			return remote.ErrExists
+		}
+		return nil
+	})
+}
+
+// PutIfMatch implements remote.Store.
+func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+	return s.put(ctx, key, p, func(held object, ok bool) error {
+		if !ok || held.version != version {
+			return remote.ErrChanged
+		}
+		return nil
+	})
+}
+
+// Delete implements remote.Store.
+func (s *Store) Delete(ctx context.Context, key string) error {
+	_, err := s.request(ctx, "delete", key, true, func() (o remote.Object, err error) {
+		delete(s.objects, key)
+		return o, nil
+	})
+	return err
+}
+
+// List implements remote.Store.
+func (s *Store) List(ctx context.Context, prefix string, yield func(remote.Object) bool) error {
+	var all []remote.Object
+	_, err := s.request(ctx, "list", prefix, false, func() (o remote.Object, err error) {
+		all = all[:0]
+		for k, held := range s.objects {
+			if strings.HasPrefix(k, prefix) {
+				all = append(all, remote.Object{Key: k, Size: int64(len(held.p)), Version: held.version})
+			}
+		}
+		return o, nil
+	})
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(all, func(a, b remote.Object) int { return strings.Compare(a.Key, b.Key) })
+	for _, o := range all {
+		if !yield(o) {
+			return nil
+		}
+	}
+	return nil
+}

@@ -1,0 +1,85 @@
+package remote
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// A Store keeps objects under keys: names of one or more parts between slashes. It is what disks that many machines
+// can reach are made of, and rests on one thing beside durability: a conditional put is atomic against all other
+// writers, wherever they run. Probe says whether a server's is.
+//
+// All methods are safe for concurrent use and return soon after ctx ends. What a put has stored is on stable
+// storage, and seen by every Get, Head and List that begins later.
+type Store interface {
+	// Get returns n bytes of an object from off, fewer where it ends before, and all that follows off if n is
+	// negative. The object's Version is set only if the bytes are all of it. ErrNoObject.
+	Get(ctx context.Context, key string, off, n int64) ([]byte, Object, error)
+
+	// Head returns what is known of an object. ErrNoObject.
+	Head(ctx context.Context, key string) (Object, error)
+
+	// Put stores an object, whatever was there.
+	Put(ctx context.Context, key string, p []byte) (Object, error)
+
+	// PutIfAbsent stores an object if there is none, and fails with ErrExists if there is.
+	PutIfAbsent(ctx context.Context, key string, p []byte) (Object, error)
+
+	// PutIfMatch replaces an object that still is of the given version, and fails with ErrChanged if it is of
+	// another or gone.
+	PutIfMatch(ctx context.Context, key string, p []byte, version string) (Object, error)
+
+	// Delete removes an object. One that is not there is no error.
+	Delete(ctx context.Context, key string) error
+
+	// List yields the objects whose keys begin with prefix, in the order of their keys' bytes, until yield
+	// returns false. Versions may be empty.
+	List(ctx context.Context, prefix string, yield func(Object) bool) error
+
+	// String names the store for people, without credentials.
+	String() string
+}
+
+// An Object is what a Store knows of an object beside its bytes. Two contents of a key that differ have different
+// Versions; the same content may have the same one.
+type Object struct {
+	Key     string
+	Size    int64 // bytes
+	Version string
+}
+
+// Errors of Stores. An error of a put that is neither ErrExists nor ErrChanged leaves open whether the object was
+// stored, and if not, whether it will be: the request may still be on its way.
+var (
+	ErrNoObject = errors.New("no such object")
+	ErrExists   = errors.New("the object exists")
+	ErrChanged  = errors.New("the object has changed")
+	// ErrStoreFull says that a store has no room, or that a quota is used up. Room may come.
+	ErrStoreFull = errors.New("the store is full")
+	// ErrDenied says that a store refuses the credentials, or that they do not permit this. Others may come.
+	ErrDenied = errors.New("the store refuses access")
+	// ErrUnsafeStore says that a store breaks what Store promises.
+	ErrUnsafeStore = errors.New("the store's conditional writes are not safe")
+)
+
+// CheckKey refuses keys that a Store need not take.
+func CheckKey(key string) error {
+	if key == "" || len(key) > 512 {
+		return fmt.Errorf("key of %d bytes: want 1 to 512", len(key))
+	}
+	for part := range strings.SplitSeq(key, "/") {
+		if part == "" || part[0] == '.' || len(part) > 200 {
+			return fmt.Errorf("key %q: parts are neither empty, nor begin with a dot, nor have more than 200 bytes", key)
+		}
+	}
+	for _, c := range []byte(key) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', strings.IndexByte("/-_.", c) >= 0:
+		default:
+			return fmt.Errorf("key %q: want letters, digits and - _ . / only", key)
+		}
+	}
+	return nil
+}
