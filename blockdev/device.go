@@ -24,7 +24,7 @@ type Device interface {
 	// them it fails.
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 
-	// Size returns the number of bytes, a multiple of BlockSize. It never changes.
+	// Size returns the number of bytes, a multiple of BlockSize. It never becomes less.
 	Size() int64
 
 	// BlockSize returns the bytes of a block, a power of two: offsets and lengths of all requests are

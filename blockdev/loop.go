@@ -135,6 +135,19 @@ func DropLoop(dev string) error {
 	return clearLoop(f)
 }
 
+// GrowLoop gives a loop device the size that its file has now.
+func GrowLoop(dev string) error {
+	f, err := os.OpenFile(dev, os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		return &os.PathError{Op: "grow", Path: dev, Err: err}
+	}
+	return nil
+}
+
 // clearLoop ends a loop device, or marks one that is in use to be ended with its last user (loop_clr_fd in the kernel's
 // drivers/block/loop.c).
 func clearLoop(f *os.File) error {

@@ -34,6 +34,12 @@ type Device interface {
 	io.Closer
 }
 
+// A Leaver is a Device that is kept by somebody else: where others are flushed and closed when their disk is detached,
+// Leave is called.
+type Leaver interface {
+	Leave(ctx context.Context) error
+}
+
 // A Disk is one that is attached.
 type Disk struct {
 	Source   string `json:"source"` // what its bytes are, in the words of who attached it
@@ -70,7 +76,7 @@ type Disks struct {
 
 type attached struct {
 	Disk
-	dev io.Closer
+	dev Device
 }
 
 const (
@@ -140,7 +146,7 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 	}
 	k.Path = path
 	dev, err := d.opts.Open(ctx, k.Source, k.ReadOnly)
-	if err == nil && dev.Size() != k.Size {
+	if err == nil && dev.Size() < k.Size {
 		err = errors.Join(fmt.Errorf("it has %d bytes, not %d any more", dev.Size(), k.Size), dev.Close())
 	}
 	if err != nil {
@@ -309,6 +315,29 @@ func (d *Disks) attach(source string, dev Device, readOnly bool, sector int) (Di
 	return a.Disk, l.Release()
 }
 
+// Grow tells the kernel that the bytes of a source have become more. A source without a disk is no error.
+func (d *Disks) Grow(source string) error {
+	d.attaching.Lock()
+	defer d.attaching.Unlock()
+	for _, k := range d.List() {
+		if k.Source != source || k.Reason != "" {
+			continue
+		}
+		if _, err := os.Stat(d.files.Path(k.Node)); err != nil { // the kernel asks for its size
+			return err
+		}
+		if err := blockdev.GrowLoop(k.Path); err != nil {
+			return err
+		}
+		d.mu.Lock()
+		a := d.disks[k.Node]
+		a.Size = a.dev.Size()
+		d.mu.Unlock()
+		return d.save()
+	}
+	return nil
+}
+
 // Detach ends the disk of a source or of a block device. It fails with ErrInUse while somebody uses it. One that is
 // not attached is no error.
 func (d *Disks) Detach(ctx context.Context, name string) (Disk, error) {
@@ -340,11 +369,18 @@ func (d *Disks) detach(ctx context.Context, k Disk) error {
 	delete(d.disks, k.Node)
 	d.mu.Unlock()
 	d.files.Withdraw(k.Node)
+	return errors.Join(leave(ctx, a, k.Reason == ""), d.save())
+}
+
+func leave(ctx context.Context, a *attached, works bool) error {
+	if l, ok := a.dev.(Leaver); ok {
+		return l.Leave(ctx)
+	}
 	var flushed error
-	if w, ok := a.dev.(blockdev.Writer); ok && k.Reason == "" {
+	if w, ok := a.dev.(blockdev.Writer); ok && works {
 		flushed = w.Flush(ctx)
 	}
-	return errors.Join(flushed, a.dev.Close(), d.save())
+	return errors.Join(flushed, a.dev.Close())
 }
 
 // Close leaves what is attached to the next process, or ends it where nobody keeps it.

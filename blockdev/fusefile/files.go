@@ -159,6 +159,9 @@ func (f *Files) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fu
 	out.NodeId, out.Generation = node, 1
 	out.SetEntryTimeout(foreverValid)
 	out.SetAttrTimeout(foreverValid)
+	if _, ok := dev.(blockdev.Writer); ok {
+		out.SetAttrTimeout(0) // it may grow
+	}
 	fileAttr(&out.Attr, node, dev)
 	return fuse.OK
 }
@@ -173,6 +176,9 @@ func (f *Files) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut
 	dev := f.device(in.NodeId)
 	if dev == nil {
 		return fuse.ENOENT
+	}
+	if _, ok := dev.(blockdev.Writer); ok {
+		out.SetTimeout(0) // it may grow
 	}
 	fileAttr(&out.Attr, in.NodeId, dev)
 	return fuse.OK
