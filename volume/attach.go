@@ -1,0 +1,288 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Journals are a node's journals. They belong to one process.
+type Journals interface {
+	// Create makes an empty file of the size that journals have. It replaces none.
+	Create(vid, id ID) (JournalFile, error)
+	// Open opens one. ErrNoJournal.
+	Open(vid, id ID) (JournalFile, error)
+	// Remove removes one that is of no use any more.
+	Remove(vid, id ID) error
+	// Orphan keeps all of a volume's journals but one under another name: what they hold was never committed,
+	// and the volume has gone on without it.
+	Orphan(vid, except ID) error
+}
+
+// A JournalFile is a Disk that is closed after use.
+type JournalFile interface {
+	Disk
+	io.Closer
+}
+
+// Errors of Attach that callers act on.
+var (
+	// ErrNoJournal says that a node has no such journal.
+	ErrNoJournal = errors.New("no such journal")
+	// ErrLoss says that flushed writes may be lost if the volume is attached now.
+	ErrLoss = errors.New("writes that were flushed may be lost")
+)
+
+// AttachOptions say how a volume is taken.
+type AttachOptions struct {
+	Options
+	// AcceptLoss takes a volume of class Local without the journal that its last owner had.
+	AcceptLoss bool
+	// Resume says that the volume's device has stayed attached to the kernel: the journal must be there, whole.
+	Resume bool
+	// Progress is told what Attach waits for. It may be nil.
+	Progress func(string)
+}
+
+// Attach takes a volume for this node, and returns it when no other can acknowledge writes to it any more and every
+// write that was acknowledged here before is in it. Close or Detach must be called.
+func Attach(ctx context.Context, id ID, n *Node, journals Journals, opts AttachOptions) (_ *Volume, err error) {
+	opts.Options = opts.Options.withDefaults()
+	if opts.Progress == nil {
+		opts.Progress = func(string) {}
+	}
+	if err := n.Acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			n.Release()
+		}
+	}()
+	t := taking{id: id, node: n, journals: journals, opts: opts}
+	defer func() {
+		if err != nil && t.disk != nil {
+			err = errors.Join(err, t.disk.Close())
+		}
+	}()
+	for {
+		h, version, swapped, err := t.try(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if swapped {
+			return t.open(ctx, h, version)
+		}
+	}
+}
+
+// taking is one Attach under way.
+type taking struct {
+	id       ID
+	node     *Node
+	journals Journals
+	opts     AttachOptions
+
+	disk     JournalFile
+	journal  ID
+	existing bool // it may hold acknowledged writes
+}
+
+// try makes one attempt at the head. swapped is false if somebody else changed it meanwhile.
+func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool, err error) {
+	w := waiter{log: t.opts.Log}
+	if err := w.until(ctx, "read the head", func() (err error) {
+		h, version, err = readHead(ctx, t.opts.Store, t.id)
+		return err
+	}); err != nil {
+		return nil, "", false, err
+	}
+	if h.Owner != nil {
+		if err := t.node.awaitEnd(ctx, *h.Owner, t.opts.Progress); err != nil {
+			return nil, "", false, fmt.Errorf("volume %s: %w", h.Name, err)
+		}
+	}
+	if err := t.findJournal(h); err != nil {
+		return nil, "", false, fmt.Errorf("volume %s: %w", h.Name, err)
+	}
+	next := h.clone()
+	next.next()
+	next.Epoch++
+	next.Owner = t.node.owner()
+	next.Journal = &JournalRef{Node: t.node.opts.ID, ID: t.journal}
+	h, version, swapped, err = swapHead(ctx, t.opts.Store, next, version, w)
+	if swapped && h.Nonce != next.Nonce {
+		swapped = false // and taken by another since
+	}
+	return h, version, swapped, err
+}
+
+// findJournal opens the journal that the head names, or makes one.
+func (t *taking) findJournal(h *Head) error {
+	if h.Journal != nil && h.Journal.Node == t.node.opts.ID {
+		if t.disk != nil && t.journal == h.Journal.ID {
+			return nil
+		}
+		f, err := t.journals.Open(h.ID, h.Journal.ID)
+		switch {
+		case err == nil:
+			t.disk, t.journal, t.existing = f, h.Journal.ID, true
+			return nil
+		case !errors.Is(err, ErrNoJournal):
+			return err
+		}
+	}
+	if t.opts.Resume {
+		return fmt.Errorf("%w: its journal, with writes that were acknowledged, is not on this node any more", ErrLoss)
+	}
+	if h.Journal != nil && h.Class == Local && !t.opts.AcceptLoss {
+		return fmt.Errorf("%w: those since the last commit are in journal %s of node %s only; attach it there, or accept the loss (--accept-loss)", ErrLoss, h.Journal.ID, h.Journal.Node)
+	}
+	if t.disk != nil {
+		return nil // made by an attempt before
+	}
+	t.journal = NewID()
+	f, err := t.journals.Create(h.ID, t.journal)
+	if err != nil {
+		return err
+	}
+	t.disk = f
+	return formatJournal(f, h.ID, t.journal)
+}
+
+// open makes a Volume of what was taken.
+func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, error) {
+	v := newVolume(h, version, t.node, t.opts.Options)
+	v.owned = &owned{node: t.node, journals: t.journals, disk: t.disk, id: t.journal}
+	if err := t.journals.Orphan(h.ID, t.journal); err != nil {
+		return nil, err
+	}
+	loading, loadCtx := errgroup.WithContext(ctx)
+	loading.Go(func() error { return v.load(loadCtx) })
+	active := v.active
+	r, err := replay(t.disk, h.ID, t.journal, t.opts.Resume, func(first uint64, entries []entry, end cursor) {
+		for len(entries) > 0 && first <= h.Write {
+			first, entries = first+1, entries[1:]
+		}
+		v.applyLocked(first, entries)
+	})
+	if err := errors.Join(err, loading.Wait()); err != nil {
+		return nil, fmt.Errorf("volume %s: %w", h.Name, err)
+	}
+	if t.existing {
+		// What was written before this process began may not be on stable storage, while what follows it will be.
+		if err := t.disk.Sync(); err != nil {
+			return nil, err
+		}
+	}
+	active.end = r.end
+	v.journal = newJournal(t.disk, r.super, r.end, v.written, h.Epoch, t.opts.Memory/4)
+	v.journal.written = v.applyWritten
+	v.run()
+	return v, nil
+}
+
+// owned is what goes with a volume when it is given up.
+type owned struct {
+	node     *Node
+	journals Journals
+	disk     JournalFile
+	id       ID
+}
+
+// load reads the map's root and the tables of the tail's segments.
+func (v *Volume) load(ctx context.Context) error {
+	h := v.head
+	tables := make([][]extent, len(h.Tail))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(32)
+	g.Go(func() (err error) {
+		v.root, err = readRoot(ctx, v.nodes, h.Root)
+		return err
+	})
+	for i, ref := range h.Tail {
+		v.tailSegs[ref.Seq] = ref
+		g.Go(func() error {
+			return v.wait.until(ctx, "read the log", func() (err error) {
+				tables[i], err = readTable(ctx, v.opts.Store, v.id, ref, v.Size())
+				return err
+			})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	for _, t := range tables {
+		for _, e := range t {
+			v.tail.setNewer(e)
+		}
+	}
+	return nil
+}
+
+// Detach gives the volume up when the store has every acknowledged write. It waits while the store cannot be reached;
+// the volume goes on if ctx ends before. Nobody may write any more.
+func (v *Volume) Detach(ctx context.Context) error {
+	v.mu.Lock()
+	v.draining = true
+	v.mu.Unlock()
+	giveUp := func(err error) error {
+		v.mu.Lock()
+		v.draining = false
+		v.mu.Unlock()
+		return err
+	}
+	for {
+		if err := v.Commit(ctx); err != nil {
+			return giveUp(err)
+		}
+		v.mu.RLock()
+		clean := len(v.sealed) == 0 && v.active.cut == v.active.after
+		v.mu.RUnlock()
+		if clean {
+			break
+		}
+	}
+	if err := v.halt(ErrClosed); err != nil { // nothing else changes the head from here on
+		return err
+	}
+	if err := v.update(ctx, func(h *Head) error {
+		h.Owner, h.Journal = nil, nil
+		return nil
+	}, func() {}); err != nil {
+		return errors.Join(err, v.owned.close())
+	}
+	err := v.owned.journals.Remove(v.id, v.owned.id)
+	return errors.Join(err, v.owned.close())
+}
+
+func (o *owned) close() error {
+	o.node.Release()
+	return o.disk.Close()
+}
+
+// halt ends what works in the background.
+func (v *Volume) halt(why error) error {
+	v.mu.Lock()
+	if v.halted {
+		v.mu.Unlock()
+		return why
+	}
+	v.halted = true
+	v.failLocked(why)
+	v.mu.Unlock()
+	v.stop(why)
+	v.started.Wait()
+	return nil
+}
+
+// Close leaves the volume as it is: owned by this node, with acknowledged writes in the journal.
+func (v *Volume) Close() error {
+	if v.halt(ErrClosed) != nil {
+		return nil
+	}
+	return v.owned.close()
+}

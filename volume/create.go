@@ -1,0 +1,185 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// A store has one object that says it is for volumes, and that its conditional writes were tried:
+const (
+	storeKey     = "remora"
+	storeVersion = 1
+	nameVersion  = 1
+)
+
+type storeMark struct {
+	ID      ID        `json:"id"`
+	Created time.Time `json:"created"`
+}
+
+type nameRecord struct {
+	ID ID `json:"id"`
+}
+
+// Errors of Create and Remove that callers act on.
+var (
+	// ErrNameTaken says that a volume of that name exists, and is another one than was asked for.
+	ErrNameTaken = errors.New("a volume of this name exists")
+	// ErrNoStore says that a store was never prepared for volumes.
+	ErrNoStore = errors.New("the store was not prepared for volumes")
+)
+
+// Init prepares a store for volumes, unless it is prepared. probe is asked first whether the store is safe.
+func Init(ctx context.Context, store remote.Store, probe func(context.Context) error) (made bool, err error) {
+	switch err := CheckStore(ctx, store); {
+	case err == nil:
+		return false, nil
+	case !errors.Is(err, ErrNoStore):
+		return false, err
+	}
+	if err := probe(ctx); err != nil {
+		return false, err
+	}
+	p, err := seal("store", storeVersion, storeMark{ID: NewID(), Created: time.Now().UTC().Truncate(time.Second)})
+	if err != nil {
+		return false, err
+	}
+	_, err = store.PutIfAbsent(ctx, storeKey, p)
+	if errors.Is(err, remote.ErrExists) {
+		return false, CheckStore(ctx, store)
+	}
+	return err == nil, err
+}
+
+// CheckStore fails with ErrNoStore unless Init was called for a store.
+func CheckStore(ctx context.Context, store remote.Store) error {
+	p, _, err := store.Get(ctx, storeKey, 0, -1)
+	if errors.Is(err, remote.ErrNoObject) {
+		return fmt.Errorf("%s: %w", store, ErrNoStore)
+	}
+	if err != nil {
+		return err
+	}
+	var m storeMark
+	if err := unseal("store", storeVersion, p, &m); err != nil {
+		return fmt.Errorf("%s: %w", store, err)
+	}
+	return nil
+}
+
+// A Spec is what a new volume is to be.
+type Spec struct {
+	Size   int64         // bytes, a multiple of Block
+	Class  Class         // default Remote
+	MaxAge time.Duration // default 5 s; whole seconds
+}
+
+const defaultMaxAge = 5 * time.Second
+
+// Create makes a volume. One of the same name that is as asked for is returned, with made false.
+func Create(ctx context.Context, store remote.Store, name string, spec Spec) (h *Head, made bool, err error) {
+	if spec.Class == "" {
+		spec.Class = Remote
+	}
+	if spec.MaxAge == 0 {
+		spec.MaxAge = defaultMaxAge
+	}
+	if err := CheckName(name); err != nil {
+		return nil, false, err
+	}
+	if spec.Size < MinSize || spec.Size > MaxSize || spec.Size%Block != 0 {
+		return nil, false, fmt.Errorf("volume of %d bytes: want %d to %d, in blocks of %d", spec.Size, int64(MinSize), int64(MaxSize), Block)
+	}
+	w := waiter{log: slog.New(slog.DiscardHandler)}
+	existing := func() (*Head, bool, error) {
+		h, err := Lookup(ctx, store, name)
+		if err == nil && (h.Size != spec.Size || h.Class != spec.Class) {
+			err = fmt.Errorf("%s has %d bytes and class %s: %w", name, h.Size, h.Class, ErrNameTaken)
+		}
+		return h, false, err
+	}
+	if h, _, err := existing(); err == nil || !errors.Is(err, ErrNotFound) {
+		return h, false, err
+	}
+	h = &Head{ID: NewID(), Name: name, Gen: 1, Nonce: NewID(), Size: spec.Size, Block: Block, Class: spec.Class, MaxAge: int64(spec.MaxAge / time.Second), Created: time.Now().UTC().Truncate(time.Second)}
+	if err := h.check(); err != nil {
+		return nil, false, err
+	}
+	p, err := h.encode()
+	if err != nil {
+		return nil, false, err
+	}
+	// The head first: a name always leads to one. Nobody else knows its key, so storing it twice does no harm.
+	if _, err := store.Put(ctx, headKey(h.ID), p); err != nil {
+		return nil, false, err
+	}
+	rec, err := seal("name", nameVersion, nameRecord{h.ID})
+	if err != nil {
+		return nil, false, err
+	}
+	_, err = store.PutIfAbsent(ctx, nameKey(name), rec)
+	if errors.Is(err, remote.ErrExists) {
+		if id, lerr := lookupID(ctx, store, name); lerr == nil && id == h.ID {
+			return h, true, nil // an answer was lost
+		}
+		if err := w.until(ctx, "delete", func() error { return store.Delete(ctx, headKey(h.ID)) }); err != nil {
+			return nil, false, err
+		}
+		return existing()
+	}
+	return h, err == nil, err
+}
+
+func lookupID(ctx context.Context, store remote.Store, name string) (ID, error) {
+	if err := CheckName(name); err != nil {
+		return ID{}, err
+	}
+	p, _, err := store.Get(ctx, nameKey(name), 0, -1)
+	if errors.Is(err, remote.ErrNoObject) {
+		return ID{}, fmt.Errorf("%s in %s: %w", name, store, ErrNotFound)
+	}
+	if err != nil {
+		return ID{}, err
+	}
+	var r nameRecord
+	if err := unseal("name", nameVersion, p, &r); err != nil {
+		return ID{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return r.ID, nil
+}
+
+// Lookup returns the head of a volume by its name.
+func Lookup(ctx context.Context, store remote.Store, name string) (*Head, error) {
+	id, err := lookupID(ctx, store, name)
+	if err != nil {
+		return nil, err
+	}
+	h, _, err := readHead(ctx, store, id)
+	return h, err
+}
+
+// List calls yield for each volume of a store, in the order of their names, with its head or why that cannot be read.
+func List(ctx context.Context, store remote.Store, yield func(name string, h *Head, err error)) error {
+	var names []string
+	prefix := nameKey("")
+	if err := store.List(ctx, prefix, func(o remote.Object) bool {
+		names = append(names, strings.TrimPrefix(o.Key, prefix))
+		return true
+	}); err != nil {
+		return err
+	}
+	for _, name := range names {
+		h, err := Lookup(ctx, store, name)
+		if errors.Is(err, ErrNotFound) {
+			continue // removed meanwhile
+		}
+		yield(name, h, err)
+	}
+	return nil
+}

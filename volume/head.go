@@ -1,0 +1,245 @@
+package volume
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Block is the number of bytes of a block: the unit of the map, and of requests.
+const Block = 4096
+
+// A Class says when a flush is acknowledged, and so what can be lost with the node.
+type Class string
+
+// The classes.
+const (
+	// Remote acknowledges a flush when the store has everything: nothing flushed is ever lost.
+	Remote Class = "remote"
+	// Local acknowledges a flush when this node's disk has everything: a power cut loses nothing flushed; without
+	// the node the volume goes back to the last commit, at most MaxAge ago.
+	Local Class = "local"
+	// Writethrough acknowledges each write as Remote does a flush.
+	Writethrough Class = "writethrough"
+)
+
+// ParseClass reads a class.
+func ParseClass(s string) (Class, error) {
+	switch c := Class(s); c {
+	case Remote, Local, Writethrough:
+		return c, nil
+	}
+	return "", fmt.Errorf("class %q: want remote, local or writethrough", s)
+}
+
+// Head is the one mutable object of a volume. It changes by compare-and-swap only.
+type Head struct {
+	ID     ID     `json:"id"`
+	Name   string `json:"name"`
+	Gen    uint64 `json:"gen"`             // rises by one with each write
+	Nonce  ID     `json:"nonce"`           // of this write, so that no two are alike
+	Recent []ID   `json:"recent_nonces"`   // of the writes before it, the latest first
+	Size   int64  `json:"size"`            // bytes
+	Block  int    `json:"block"`           // bytes
+	Class  Class  `json:"class"`           //
+	MaxAge int64  `json:"max_age_seconds"` // after which a write that nobody flushed is committed
+	FS     string `json:"fs,omitempty"`    // the file system that mkfs made; "" if none was made
+
+	Epoch   uint64      `json:"epoch"`             // rises with each taking
+	Owner   *Owner      `json:"owner,omitempty"`   // who may write; nil for nobody
+	Journal *JournalRef `json:"journal,omitempty"` // what may hold acknowledged writes that are not committed
+
+	Segment uint64     `json:"segment"`        // number of the last segment that counts
+	Write   uint64     `json:"write"`          // every write up to this sequence number is committed
+	Root    *NodeRef   `json:"root,omitempty"` // of the map as of the last checkpoint
+	Tail    segmentSet `json:"tail,omitempty"` // segments since, oldest first
+
+	Created time.Time `json:"created"`
+
+	// What later versions write, and this one keeps as it is.
+	Mode      string   `json:"mode,omitempty"`
+	Parents   []ID     `json:"parents,omitempty"`
+	Snapshots []string `json:"snapshots,omitempty"`
+	Deadlists string   `json:"deadlists,omitempty"`
+	Keys      []string `json:"keys,omitempty"`
+}
+
+// Owner is one life of a node.
+type Owner struct {
+	Node        ID `json:"node"`
+	Incarnation ID `json:"incarnation"`
+}
+
+// JournalRef is a journal on a node's disk.
+type JournalRef struct {
+	Node ID `json:"node"`
+	ID   ID `json:"id"`
+}
+
+// A SegmentRef names a segment.
+type SegmentRef struct {
+	Seq    uint64 // its place in the log; never used twice by segments that count
+	Epoch  uint64 // of who wrote it
+	Random uint32 // tells it from segments of the same place that do not count
+	Size   uint32 // bytes
+	Table  uint32 // offset of its table of extents
+}
+
+// Limits of a volume.
+const (
+	headVersion    = 1
+	maxHead        = 64 << 10 // bytes
+	recentNonces   = 16
+	maxTail        = 256 // segments
+	maxSegment     = 32 << 20
+	segmentRefSize = 28
+
+	// MinSize and MaxSize bound a volume, in bytes.
+	MinSize = 1 << 20
+	MaxSize = 64 << 40
+)
+
+// segmentSet is packed in JSON: 28 bytes each, in base64.
+type segmentSet []SegmentRef
+
+// MarshalText implements encoding.TextMarshaler.
+func (s segmentSet) MarshalText() ([]byte, error) {
+	p := make([]byte, 0, len(s)*segmentRefSize)
+	for _, r := range s {
+		p = binary.LittleEndian.AppendUint64(p, r.Seq)
+		p = binary.LittleEndian.AppendUint64(p, r.Epoch)
+		p = binary.LittleEndian.AppendUint32(p, r.Random)
+		p = binary.LittleEndian.AppendUint32(p, r.Size)
+		p = binary.LittleEndian.AppendUint32(p, r.Table)
+	}
+	return base64.StdEncoding.AppendEncode(nil, p), nil
+}
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *segmentSet) UnmarshalText(text []byte) error {
+	p, err := base64.StdEncoding.AppendDecode(nil, text)
+	if err != nil {
+		return err
+	}
+	if len(p)%segmentRefSize != 0 || len(p)/segmentRefSize > 2*maxTail {
+		return fmt.Errorf("tail of %d bytes", len(p))
+	}
+	*s = nil
+	for ; len(p) > 0; p = p[segmentRefSize:] {
+		*s = append(*s, SegmentRef{
+			Seq: binary.LittleEndian.Uint64(p), Epoch: binary.LittleEndian.Uint64(p[8:]), Random: binary.LittleEndian.Uint32(p[16:]),
+			Size: binary.LittleEndian.Uint32(p[20:]), Table: binary.LittleEndian.Uint32(p[24:]),
+		})
+	}
+	return nil
+}
+
+// clone returns a Head that shares nothing that changes.
+func (h *Head) clone() *Head {
+	c := *h
+	c.Recent = slices.Clone(h.Recent)
+	c.Tail = slices.Clone(h.Tail)
+	return &c
+}
+
+// next makes h the successor of what it is a clone of.
+func (h *Head) next() {
+	h.Recent = append([]ID{h.Nonce}, h.Recent...)
+	h.Recent = h.Recent[:min(len(h.Recent), recentNonces)]
+	h.Gen++
+	h.Nonce = NewID()
+}
+
+// sameOwner reports whether nobody has taken the volume between h and other.
+func (h *Head) sameOwner(other *Head) bool {
+	if h.Epoch != other.Epoch || (h.Owner == nil) != (other.Owner == nil) {
+		return false
+	}
+	return h.Owner == nil || *h.Owner == *other.Owner
+}
+
+// wrote reports whether the write with a nonce is this one or one before it.
+func (h *Head) wrote(nonce ID) bool {
+	return h.Nonce == nonce || slices.Contains(h.Recent, nonce)
+}
+
+func (h *Head) encode() ([]byte, error) {
+	p, err := seal("head", headVersion, h)
+	if err == nil && len(p) > maxHead {
+		err = fmt.Errorf("head of %d bytes: %d at most", len(p), maxHead)
+	}
+	return p, err
+}
+
+// decodeHead reads a head and checks all that others rely on.
+func decodeHead(p []byte) (*Head, error) {
+	if len(p) > maxHead {
+		return nil, fmt.Errorf("head of %d bytes: %w", len(p), ErrCorrupt)
+	}
+	h := new(Head)
+	if err := unseal("head", headVersion, p, h); err != nil {
+		return nil, err
+	}
+	if err := h.check(); err != nil {
+		return nil, fmt.Errorf("head: %w: %w", ErrCorrupt, err)
+	}
+	return h, nil
+}
+
+func (h *Head) check() error {
+	if h.Block != Block || h.Size < MinSize || h.Size > MaxSize || h.Size%Block != 0 {
+		return fmt.Errorf("%d bytes in blocks of %d", h.Size, h.Block)
+	}
+	if _, err := ParseClass(string(h.Class)); err != nil {
+		return err
+	}
+	if h.Mode != "" || h.Parents != nil || h.Snapshots != nil || h.Deadlists != "" || h.Keys != nil {
+		return fmt.Errorf("it has what this version does not know: %w", ErrVersion)
+	}
+	last := uint64(0)
+	for _, r := range h.Tail {
+		if r.Seq <= last || r.Seq > h.Segment || r.Epoch > h.Epoch || r.Size > maxSegment || r.Table > r.Size {
+			return fmt.Errorf("segment %d of the tail is impossible", r.Seq)
+		}
+		last = r.Seq
+	}
+	if h.MaxAge < 1 || h.MaxAge > 86400 {
+		return fmt.Errorf("maximum age of %d s", h.MaxAge)
+	}
+	if h.Root != nil {
+		return h.Root.check()
+	}
+	return nil
+}
+
+// Keys of a volume's objects.
+func volumePrefix(id ID) string  { return "v/" + id.String() + "/" }
+func headKey(id ID) string       { return volumePrefix(id) + "head" }
+func nameKey(name string) string { return "name/" + name }
+func nodeKey(node ID) string     { return "node/" + node.String() }
+
+func (r SegmentRef) key(id ID) string {
+	return fmt.Sprintf("%sseg/%016x/%016x-%08x", volumePrefix(id), r.Epoch, r.Seq, r.Random)
+}
+
+// parseSegmentKey reads a key below a volume's prefix.
+func parseSegmentKey(key string) (r SegmentRef, ok bool) {
+	n, err := fmt.Sscanf(key, "seg/%016x/%016x-%08x", &r.Epoch, &r.Seq, &r.Random)
+	return r, err == nil && n == 3
+}
+
+// CheckName refuses what is no name of a volume.
+func CheckName(name string) error {
+	if name == "" || len(name) > 63 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" || strings.IndexByte("-_.", name[0]) >= 0 {
+		return fmt.Errorf("name %q: want up to 63 lower case letters, digits and - _ . beginning with a letter or digit", name)
+	}
+	if bytes.IndexByte([]byte(name), '/') >= 0 {
+		return errors.New("a name has no slash")
+	}
+	return nil
+}

@@ -1,0 +1,80 @@
+package host
+
+import (
+	"context"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/volume"
+)
+
+// A Device is a volume of this node as a block device. Its requests wait while the volume is being opened. Close ends
+// nothing: the Host keeps volumes.
+type Device struct{ o *opened }
+
+// Size implements blockdev.Device.
+func (d *Device) Size() int64 { return d.o.size() }
+
+// BlockSize implements blockdev.Device.
+func (d *Device) BlockSize() int { return volume.Block }
+
+// Close implements disk.Device.
+func (d *Device) Close() error { return nil }
+
+// Leave implements disk.Leaver: giving a volume up is the Host's, which waits for its store.
+func (d *Device) Leave(context.Context) error { return nil }
+
+// ReadAt implements blockdev.Device.
+func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	if err := d.o.wait(ctx); err != nil {
+		return 0, err
+	}
+	return d.o.v.ReadAt(ctx, p, off)
+}
+
+// WriteAt implements blockdev.Writer.
+func (d *Device) WriteAt(ctx context.Context, p []byte, off int64) error {
+	if err := d.o.wait(ctx); err != nil {
+		return err
+	}
+	return d.o.v.WriteAt(ctx, p, off)
+}
+
+// WriteSync implements blockdev.Syncer.
+func (d *Device) WriteSync(ctx context.Context, p []byte, off int64) error {
+	if err := d.o.wait(ctx); err != nil {
+		return err
+	}
+	return d.o.v.WriteSync(ctx, p, off)
+}
+
+// Flush implements blockdev.Writer.
+func (d *Device) Flush(ctx context.Context) error {
+	if err := d.o.wait(ctx); err != nil {
+		return err
+	}
+	return d.o.v.Flush(ctx)
+}
+
+// Trim implements blockdev.Trimmer.
+func (d *Device) Trim(ctx context.Context, off, n int64) error {
+	if err := d.o.wait(ctx); err != nil {
+		return err
+	}
+	return d.o.v.Trim(ctx, off, n)
+}
+
+// WriteZeroes implements blockdev.Zeroer.
+func (d *Device) WriteZeroes(ctx context.Context, off, n int64, how blockdev.Zeroing) error {
+	if err := d.o.wait(ctx); err != nil {
+		return err
+	}
+	return d.o.v.WriteZeroes(ctx, off, n, how)
+}
+
+// Extents implements blockdev.Mapper.
+func (d *Device) Extents(ctx context.Context, off, n int64, yield func(blockdev.Extent) bool) error {
+	if err := d.o.wait(ctx); err != nil {
+		return err
+	}
+	return d.o.v.Extents(ctx, off, n, yield)
+}

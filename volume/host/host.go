@@ -1,0 +1,442 @@
+package host
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/volume"
+)
+
+// Options of a Host.
+type Options struct {
+	Root string // a directory of its own
+	// OpenStore opens a store by its URL.
+	OpenStore func(url string) (remote.Store, error)
+	Cache     volume.Cache
+	Memory    int64 // bytes for each volume; 0 for the default
+	Journal   int64 // bytes of a journal; 0 for the default
+	TTL       time.Duration
+	Log       *slog.Logger
+}
+
+// A Host is a node's volumes. Nobody else uses its Root.
+type Host struct {
+	opts     Options
+	journals *volume.JournalDir
+	id       identity
+	life     volume.ID
+
+	mu      sync.Mutex // guards the fields below
+	record  record
+	stores  map[string]*store
+	open    map[volume.ID]*opened
+	started sync.WaitGroup
+}
+
+// store is one that this node uses.
+type store struct {
+	remote.Store
+	meter *meter
+	node  *volume.Node
+}
+
+// opened is a volume that this node owns or is taking.
+type opened struct {
+	Attached
+	ready chan struct{} // closed when v or err is set
+	v     *volume.Volume
+	err   error
+	stop  context.CancelFunc
+}
+
+// size returns the bytes of the volume: what it says itself, once it can.
+func (o *opened) size() int64 {
+	select {
+	case <-o.ready:
+		if o.v != nil {
+			return o.v.Size()
+		}
+	default:
+	}
+	return o.Size
+}
+
+// record is what is kept over restarts.
+type record struct {
+	Version  int               `json:"version"`
+	Names    map[string]string `json:"names"` // of volumes, to the stores in which they were last used
+	Attached []Attached        `json:"attached"`
+}
+
+// Attached is a volume that this node owns.
+type Attached struct {
+	ID    volume.ID `json:"id"`
+	Name  string    `json:"name"`
+	Store string    `json:"store"`
+	Size  int64     `json:"size"` // bytes
+}
+
+const recordVersion = 1
+
+// Errors that callers act on.
+var (
+	// ErrNotAttached says that this node does not own a volume.
+	ErrNotAttached = errors.New("not attached on this node")
+	// ErrUnknownName says that this node does not know in which store a volume is.
+	ErrUnknownName = errors.New("this node does not know in which store it is")
+)
+
+// Open takes over what an earlier process has left. Close must be called.
+func Open(opts Options) (*Host, error) {
+	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
+		return nil, err
+	}
+	h := &Host{opts: opts, life: volume.NewID(), stores: map[string]*store{}, open: map[volume.ID]*opened{}}
+	var err error
+	if h.journals, err = volume.NewJournalDir(filepath.Join(opts.Root, "journals"), opts.Journal); err != nil {
+		return nil, err
+	}
+	if h.id, err = loadIdentity(filepath.Join(opts.Root, "node.json")); err != nil {
+		return nil, err
+	}
+	p, err := os.ReadFile(h.recordPath())
+	switch {
+	case err == nil:
+		if err := json.Unmarshal(p, &h.record); err != nil {
+			return nil, fmt.Errorf("%s: %w", h.recordPath(), err)
+		}
+		if h.record.Version != recordVersion {
+			return nil, fmt.Errorf("%s has version %d, this remorad knows %d", h.recordPath(), h.record.Version, recordVersion)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, err
+	}
+	if h.record.Names == nil {
+		h.record.Names = map[string]string{}
+	}
+	return h, nil
+}
+
+func (h *Host) recordPath() string { return filepath.Join(h.opts.Root, "volumes.json") }
+
+func (h *Host) saveLocked() error {
+	h.record.Version = recordVersion
+	slices.SortFunc(h.record.Attached, func(a, b Attached) int { return cmp.Compare(a.Name, b.Name) })
+	return save(h.recordPath(), h.record)
+}
+
+// NodeID returns this node's id in its stores.
+func (h *Host) NodeID() volume.ID { return h.id.Node }
+
+// Store returns a store by its URL.
+func (h *Host) Store(url string) (remote.Store, error) {
+	s, err := h.store(url)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func (h *Host) store(url string) (*store, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s, ok := h.stores[url]; ok {
+		return s, nil
+	}
+	opened, err := h.opts.OpenStore(url)
+	if err != nil {
+		return nil, err
+	}
+	m := &meter{Store: opened}
+	host, _ := os.Hostname() // for people only
+	s := &store{Store: m, meter: m, node: volume.NewNode(m, volume.NodeOptions{
+		ID: h.id.Node, Incarnation: h.life, Boot: bootID(), Host: host, TTL: h.opts.TTL, Clock: bootTime, Log: h.opts.Log,
+	})}
+	h.stores[url] = s
+	return s, nil
+}
+
+// Remember notes in which store a volume is.
+func (h *Host) Remember(name, url string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.record.Names[name] == url {
+		return nil
+	}
+	h.record.Names[name] = url
+	return h.saveLocked()
+}
+
+// Forget undoes Remember.
+func (h *Host) Forget(name string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.record.Names[name]; !ok {
+		return nil
+	}
+	delete(h.record.Names, name)
+	return h.saveLocked()
+}
+
+// StoreOf returns the store in which a volume was last used. ErrUnknownName.
+func (h *Host) StoreOf(name string) (string, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if url, ok := h.record.Names[name]; ok {
+		return url, nil
+	}
+	return "", fmt.Errorf("volume %s: %w: name it with --store", name, ErrUnknownName)
+}
+
+// Stores returns the stores that this node has used.
+func (h *Host) Stores() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []string
+	for _, url := range h.record.Names {
+		if !slices.Contains(all, url) {
+			all = append(all, url)
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
+// Attached returns what this node owns.
+func (h *Host) Attached() []Attached {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.record.Attached)
+}
+
+// AttachOptions say how Attach takes a volume.
+type AttachOptions struct {
+	AcceptLoss bool
+	Progress   func(string)
+}
+
+// Attach takes a volume for this node and returns its device. One that is attached already is returned as it is.
+func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts AttachOptions) (*Device, error) {
+	s, err := h.store(url)
+	if err != nil {
+		return nil, err
+	}
+	a := Attached{ID: head.ID, Name: head.Name, Store: url, Size: head.Size}
+	h.mu.Lock()
+	if o, ok := h.open[a.ID]; ok {
+		h.mu.Unlock()
+		return &Device{o}, o.wait(ctx)
+	}
+	o := &opened{Attached: a, ready: make(chan struct{}), stop: func() {}}
+	h.open[a.ID] = o
+	known := slices.ContainsFunc(h.record.Attached, func(x Attached) bool { return x.ID == a.ID })
+	if !known {
+		h.record.Attached = append(h.record.Attached, a)
+	}
+	h.record.Names[a.Name] = url
+	err = h.saveLocked()
+	h.mu.Unlock()
+	if err == nil {
+		o.v, err = volume.Attach(ctx, a.ID, s.node, h.journals, volume.AttachOptions{
+			Options: h.volumeOptions(s), AcceptLoss: opts.AcceptLoss, Progress: opts.Progress,
+		})
+	}
+	if err != nil {
+		o.err = err
+		close(o.ready)
+		return nil, errors.Join(err, h.forget(a.ID, !known))
+	}
+	close(o.ready)
+	return &Device{o}, nil
+}
+
+func (h *Host) volumeOptions(s *store) volume.Options {
+	return volume.Options{Store: s, Cache: h.opts.Cache, Memory: h.opts.Memory, Log: h.opts.Log}
+}
+
+// forget takes a volume off the list of open ones, and out of the record.
+func (h *Host) forget(id volume.ID, record bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.open, id)
+	if !record {
+		return nil
+	}
+	h.record.Attached = slices.DeleteFunc(h.record.Attached, func(a Attached) bool { return a.ID == id })
+	return h.saveLocked()
+}
+
+// Resume returns the device of a volume that an earlier process had attached, at once: requests wait until the volume
+// is open again, however long its store takes. used says that the kernel still has the device, so that nothing
+// acknowledged may be missing.
+func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if o, ok := h.open[id]; ok {
+		return &Device{o}, nil
+	}
+	i := slices.IndexFunc(h.record.Attached, func(a Attached) bool { return a.ID == id })
+	if i < 0 {
+		return nil, fmt.Errorf("volume %s: %w", id, ErrNotAttached)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	o := &opened{Attached: h.record.Attached[i], ready: make(chan struct{}), stop: stop}
+	h.open[id] = o
+	h.started.Go(func() {
+		defer close(o.ready)
+		s, err := h.store(o.Store)
+		if err == nil {
+			o.v, err = volume.Attach(ctx, id, s.node, h.journals, volume.AttachOptions{
+				Options: h.volumeOptions(s), Resume: used,
+				Progress: func(what string) { h.opts.Log.Info("attaching again", "volume", o.Name, "waits", what) },
+			})
+		}
+		if err != nil {
+			o.err = err
+			if ctx.Err() == nil {
+				h.opts.Log.Error("a volume cannot be opened again: everything that uses it fails until it is detached", "volume", o.Name, "err", err)
+			}
+		}
+	})
+	return &Device{o}, nil
+}
+
+// ResumeAll opens again what was owned and has no device any more: an earlier process was giving it up.
+func (h *Host) ResumeAll() error {
+	for _, a := range h.Attached() {
+		if _, err := h.Resume(a.ID, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Detach gives a volume up when its store has every acknowledged write. It waits for that until ctx ends; the volume
+// stays this node's then. One that this node does not own is no error.
+func (h *Host) Detach(ctx context.Context, id volume.ID) error {
+	h.mu.Lock()
+	o := h.open[id]
+	h.mu.Unlock()
+	if o == nil {
+		return nil
+	}
+	if err := o.wait(ctx); err != nil {
+		if o.v == nil && ctx.Err() == nil { // it could not be opened: there is nothing to give up
+			return h.forget(id, true)
+		}
+		return err
+	}
+	if err := o.v.Detach(ctx); err != nil {
+		return fmt.Errorf("volume %s: %w", o.Name, err)
+	}
+	return h.forget(id, true)
+}
+
+// Abandon lets a volume go with acknowledged writes in this node's journal only. They come back when the volume is
+// attached on this node again.
+func (h *Host) Abandon(id volume.ID) error {
+	h.mu.Lock()
+	o := h.open[id]
+	h.mu.Unlock()
+	if o == nil {
+		return nil
+	}
+	o.stop()
+	<-o.ready
+	var err error
+	if o.v != nil {
+		err = o.v.Close()
+	}
+	return errors.Join(err, h.forget(id, true))
+}
+
+// Volume returns one that this node owns. ErrNotAttached.
+func (h *Host) Volume(ctx context.Context, id volume.ID) (*volume.Volume, error) {
+	h.mu.Lock()
+	o := h.open[id]
+	h.mu.Unlock()
+	if o == nil {
+		return nil, ErrNotAttached
+	}
+	if err := o.wait(ctx); err != nil {
+		return nil, err
+	}
+	return o.v, nil
+}
+
+// Status returns what a volume does now, what its store was asked for, and for how long the lease is certain. ok is false
+// if the volume is not open here.
+func (h *Host) Status(id volume.ID) (st volume.Status, requests Requests, margin time.Duration, ok bool) {
+	h.mu.Lock()
+	o := h.open[id]
+	var s *store
+	if o != nil {
+		s = h.stores[o.Store]
+	}
+	h.mu.Unlock()
+	if o == nil || s == nil {
+		return st, requests, 0, false
+	}
+	margin, _ = s.node.Margin()
+	select {
+	case <-o.ready:
+	default:
+		return volume.Status{}, s.meter.requests(), margin, true
+	}
+	if o.v == nil {
+		return volume.Status{Failed: o.err}, s.meter.requests(), margin, true
+	}
+	return o.v.Status(), s.meter.requests(), margin, true
+}
+
+// Resized notes a volume's new size.
+func (h *Host) Resized(id volume.ID, size int64) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range h.record.Attached {
+		if h.record.Attached[i].ID == id {
+			h.record.Attached[i].Size = size
+		}
+	}
+	return h.saveLocked()
+}
+
+// Close leaves everything that is attached to the next process.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	var all []*opened
+	for _, o := range h.open {
+		o.stop()
+		all = append(all, o)
+	}
+	h.mu.Unlock()
+	h.started.Wait()
+	var err error
+	for _, o := range all {
+		<-o.ready
+		if o.v != nil {
+			err = errors.Join(err, o.v.Close())
+		}
+	}
+	return err
+}
+
+func (o *opened) wait(ctx context.Context) error {
+	select {
+	case <-o.ready:
+		return o.err
+	case <-ctx.Done():
+		return fmt.Errorf("volume %s is not open yet: %w", o.Name, context.Cause(ctx))
+	}
+}

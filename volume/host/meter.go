@@ -1,0 +1,78 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Requests counts what a store was asked for.
+type Requests struct {
+	Get, Put, Delete, List, Failed int64
+	Received, Sent                 int64 // bytes
+}
+
+// meter counts requests.
+type meter struct {
+	remote.Store
+	gets, puts, deletes, lists, errors, received, sent atomic.Int64
+}
+
+func (m *meter) requests() Requests {
+	return Requests{m.gets.Load(), m.puts.Load(), m.deletes.Load(), m.lists.Load(), m.errors.Load(), m.received.Load(), m.sent.Load()}
+}
+
+func (m *meter) count(kind *atomic.Int64, err error) {
+	kind.Add(1)
+	if err != nil && !errors.Is(err, remote.ErrExists) && !errors.Is(err, remote.ErrChanged) && !errors.Is(err, remote.ErrNoObject) {
+		m.errors.Add(1)
+	}
+}
+
+func (m *meter) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+	p, o, err := m.Store.Get(ctx, key, off, n)
+	m.count(&m.gets, err)
+	m.received.Add(int64(len(p)))
+	return p, o, err
+}
+
+func (m *meter) Head(ctx context.Context, key string) (remote.Object, error) {
+	o, err := m.Store.Head(ctx, key)
+	m.count(&m.gets, err)
+	return o, err
+}
+
+func (m *meter) put(p []byte, o remote.Object, err error) (remote.Object, error) {
+	m.count(&m.puts, err)
+	m.sent.Add(int64(len(p)))
+	return o, err
+}
+
+func (m *meter) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	o, err := m.Store.Put(ctx, key, p)
+	return m.put(p, o, err)
+}
+
+func (m *meter) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	o, err := m.Store.PutIfAbsent(ctx, key, p)
+	return m.put(p, o, err)
+}
+
+func (m *meter) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+	o, err := m.Store.PutIfMatch(ctx, key, p, version)
+	return m.put(p, o, err)
+}
+
+func (m *meter) Delete(ctx context.Context, key string) error {
+	err := m.Store.Delete(ctx, key)
+	m.count(&m.deletes, err)
+	return err
+}
+
+func (m *meter) List(ctx context.Context, prefix string, yield func(remote.Object) bool) error {
+	err := m.Store.List(ctx, prefix, yield)
+	m.count(&m.lists, err)
+	return err
+}

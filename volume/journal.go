@@ -1,0 +1,464 @@
+package volume
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+)
+
+// A Disk is the file that a journal is in. Offsets, lengths and memory of requests are multiples of Block.
+type Disk interface {
+	io.ReaderAt
+	io.WriterAt
+	// Sync returns when everything that was written before it began is on stable storage.
+	Sync() error
+	Size() int64
+}
+
+// The journal is a ring of records. A record is a block that says which writes follow, and their data; each has its
+// predecessor's checksum, so that what is behind a torn one is never taken for its successor.
+//
+//	superblock | superblock | record | record | …
+//
+// Positions are bytes since the journal was made: a position's place is the ring's first byte + position mod size. The
+// superblocks, written in turn, say where the oldest record that may be needed is. Space is used again only when
+// one that says so is on stable storage.
+const (
+	superMagic   = "RJS1"
+	recordMagic  = "RJR1"
+	journalRing  = 2 * Block // offset
+	recordHeader = 96
+	entrySize    = 24
+	maxEntries   = (Block - recordHeader) / entrySize
+	maxRecord    = 1 << 20 // bytes of data
+	minJournal   = 16 << 20
+	journalAhead = 3 // records that may be on their way to the disk at a time
+)
+
+// ErrJournal says that a journal has failed, for good.
+var ErrJournal = errors.New("the journal has failed")
+
+// An entry is one change of at most maxFrame blocks, or a hole of any length.
+type entry struct {
+	lba    uint64
+	blocks uint32
+	hole   bool
+	data   []byte // of the caller; nil for a hole
+	sum    uint32 // of data
+	pos    int64  // of its data in the journal, once it is written
+}
+
+// appendReq is what one caller wants written, as a whole.
+type appendReq struct {
+	entries []entry
+	size    int64 // bytes of data
+	err     error
+	ready   chan struct{} // closed when it is written or has failed
+}
+
+// superblock is what is written down of a journal beside its records.
+type superblock struct {
+	gen     uint64
+	vid, id ID
+	size    int64 // of the ring
+	start   cursor
+}
+
+// cursor is a place between two records.
+type cursor struct {
+	pos  int64
+	seq  uint64 // of the next record
+	prev uint32 // checksum of the one before
+}
+
+type journal struct {
+	disk  Disk
+	epoch uint64
+	ring  int64 // bytes
+	// written is called for each batch, in the order of the log: the first of its write sequence numbers, its
+	// entries, and where the record ends.
+	written func(first uint64, entries []entry, end cursor)
+
+	mu     sync.Mutex // guards the fields below
+	super  superblock
+	end    cursor // where the next record goes
+	write  uint64 // sequence number of the last write that was given one
+	queue  []*appendReq
+	more   chan struct{} // holds one value if there may be something in queue
+	last   chan struct{} // closed when the record before the next one is complete
+	done   cursor        // behind the last record that is complete
+	wanted cursor        // what start may become
+	synced uint64        // records before this one are on stable storage
+	err    error
+	space  chan struct{} // closed, and made anew, when there may be more room
+
+	window window
+
+	taking  chan struct{} // holds a token for the one writer that takes a batch
+	syncing chan struct{} // and for the one Sync
+}
+
+// formatJournal makes an empty journal.
+func formatJournal(disk Disk, vid, id ID) error {
+	size := disk.Size() - journalRing
+	if size < minJournal-journalRing || size%Block != 0 {
+		return fmt.Errorf("journal of %d bytes: at least %d", disk.Size(), minJournal)
+	}
+	// A first record of another journal must not follow from this one's start.
+	s := superblock{gen: 1, vid: vid, id: id, size: size, start: cursor{seq: 1, prev: crcOf(id[:])}}
+	for i := range int64(2) {
+		s.gen = uint64(i) + 1
+		if _, err := disk.WriteAt(s.encode(), i*Block); err != nil {
+			return err
+		}
+	}
+	return disk.Sync()
+}
+
+func (s superblock) encode() []byte {
+	p := aligned(Block)
+	b := append(p[:0], superMagic...)
+	b = binary.LittleEndian.AppendUint32(b, headVersion)
+	b = binary.LittleEndian.AppendUint64(b, s.gen)
+	b = append(b, s.vid[:]...)
+	b = append(b, s.id[:]...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.size))
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.start.pos))
+	b = binary.LittleEndian.AppendUint64(b, s.start.seq)
+	b = binary.LittleEndian.AppendUint32(b, s.start.prev)
+	binary.LittleEndian.AppendUint32(b, crcOf(b))
+	return p
+}
+
+const superSize = 4 + 4 + 8 + 16 + 16 + 8 + 8 + 8 + 4
+
+func decodeSuperblock(p []byte) (s superblock, err error) {
+	if len(p) < superSize+4 || string(p[:4]) != superMagic || crcOf(p[:superSize]) != binary.LittleEndian.Uint32(p[superSize:]) {
+		return s, fmt.Errorf("superblock of a journal: %w", ErrCorrupt)
+	}
+	if v := binary.LittleEndian.Uint32(p[4:]); v != headVersion {
+		return s, fmt.Errorf("journal of format %d: %w", v, ErrVersion)
+	}
+	s.gen = binary.LittleEndian.Uint64(p[8:])
+	copy(s.vid[:], p[16:])
+	copy(s.id[:], p[32:])
+	s.size = int64(binary.LittleEndian.Uint64(p[48:]))
+	s.start = cursor{int64(binary.LittleEndian.Uint64(p[56:])), binary.LittleEndian.Uint64(p[64:]), binary.LittleEndian.Uint32(p[72:])}
+	if s.size <= 0 || s.size%Block != 0 || s.start.pos < 0 || s.start.pos%Block != 0 {
+		return s, fmt.Errorf("superblock of a journal: %w", ErrCorrupt)
+	}
+	return s, nil
+}
+
+// newJournal continues a journal behind its last record. Nobody else may write to it.
+func newJournal(disk Disk, super superblock, end cursor, write, epoch uint64, windowSize int64) *journal {
+	complete := make(chan struct{})
+	close(complete)
+	return &journal{
+		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end, wanted: super.start, synced: super.start.seq,
+		taking: make(chan struct{}, 1), syncing: make(chan struct{}, 1),
+		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: window{limit: windowSize},
+	}
+}
+
+// ringPlace returns the offset on the disk of a position.
+func ringPlace(ring, pos int64) int64 { return journalRing + pos%ring }
+
+// ringFit returns where a record of n bytes that comes at pos begins: records do not go over the ring's end.
+func ringFit(ring, pos, n int64) int64 {
+	if left := ring - pos%ring; left < n {
+		return pos + left
+	}
+	return pos
+}
+
+// append writes a request's entries and returns when the disk has them, though not yet on stable storage. Where the
+// ring is full it waits for room.
+func (j *journal) append(ctx context.Context, r *appendReq) error {
+	r.ready = make(chan struct{})
+	for i := range r.entries {
+		e := &r.entries[i]
+		e.sum = crcOf(e.data)
+		r.size += int64(len(e.data))
+	}
+	j.mu.Lock()
+	if j.err != nil {
+		defer j.mu.Unlock()
+		return j.err
+	}
+	j.queue = append(j.queue, r)
+	j.mu.Unlock()
+	j.wake()
+	select {
+	case <-r.ready:
+		return r.err
+	case <-ctx.Done():
+	}
+	if j.withdraw(r) {
+		return context.Cause(ctx)
+	}
+	<-r.ready // its data is on its way
+	return r.err
+}
+
+func (j *journal) wake() {
+	select {
+	case j.more <- struct{}{}:
+	default:
+	}
+}
+
+// withdraw takes a request out of the queue, if it is still there.
+func (j *journal) withdraw(r *appendReq) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for i, q := range j.queue {
+		if q == r {
+			j.queue = append(j.queue[:i:i], j.queue[i+1:]...)
+			return true
+		}
+	}
+	return false
+}
+
+// A batch is one record.
+type batch struct {
+	requests []*appendReq
+	entries  []entry
+	first    uint64 // sequence number of its first write
+	buf      []byte // the record
+	size     int64  // bytes of data
+	at, next cursor
+	before   chan struct{} // closed when the record before is complete
+	complete chan struct{}
+}
+
+// run writes records until ctx ends. journalAhead of them may run at the same time.
+func (j *journal) run(ctx context.Context) {
+	for {
+		b := j.take(ctx)
+		if b == nil {
+			j.fail(context.Cause(ctx)) // whoever still waits
+			return
+		}
+		_, err := j.disk.WriteAt(b.buf, ringPlace(j.ring, b.at.pos))
+		<-b.before
+		j.finish(b, err)
+	}
+}
+
+// take waits for requests and room, and makes a record. It returns nil when ctx has ended or the journal failed.
+func (j *journal) take(ctx context.Context) *batch {
+	select {
+	case j.taking <- struct{}{}:
+	case <-ctx.Done():
+		return nil
+	}
+	defer func() { <-j.taking }()
+	for {
+		b, space := j.tryTake()
+		if b != nil {
+			return b
+		}
+		select {
+		case <-j.more:
+		case <-space:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// tryTake makes a record of what is in the queue, if it fits. space is closed when trying again may help.
+func (j *journal) tryTake() (*batch, <-chan struct{}) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := &batch{}
+	n := 0
+	for _, r := range j.queue {
+		if n > 0 && (len(b.entries)+len(r.entries) > maxEntries || b.size+r.size > maxRecord) {
+			break
+		}
+		b.entries = append(b.entries, r.entries...)
+		b.size += r.size
+		n++
+	}
+	if n == 0 || j.err != nil {
+		return nil, nil
+	}
+	total := Block + b.size
+	pos := ringFit(j.ring, j.end.pos, total)
+	if pos+total-j.super.start.pos > j.super.size {
+		return nil, j.space
+	}
+	b.requests, j.queue = j.queue[:n:n], j.queue[n:]
+	b.at = cursor{pos, j.end.seq, j.end.prev}
+	b.first = j.write + 1
+	j.write += uint64(len(b.entries))
+	b.buf = j.window.buffer(int(total))
+	j.encodeLocked(b)
+	b.next = cursor{pos + total, b.at.seq + 1, binary.LittleEndian.Uint32(b.buf[4:])}
+	j.end = b.next
+	b.before, b.complete = j.last, make(chan struct{})
+	j.last = b.complete
+	return b, nil
+}
+
+// encodeLocked fills in a batch's record and the positions of its entries.
+func (j *journal) encodeLocked(b *batch) {
+	p := append(b.buf[:0], recordMagic...)
+	p = append(p, 0, 0, 0, 0)
+	p = append(p, j.super.vid[:]...)
+	p = append(p, j.super.id[:]...)
+	p = binary.LittleEndian.AppendUint64(p, j.epoch)
+	p = binary.LittleEndian.AppendUint64(p, b.at.seq)
+	p = binary.LittleEndian.AppendUint32(p, b.at.prev)
+	p = binary.LittleEndian.AppendUint32(p, uint32(len(b.entries)))
+	p = binary.LittleEndian.AppendUint64(p, b.first)
+	p = binary.LittleEndian.AppendUint64(p, j.synced)
+	p = binary.LittleEndian.AppendUint64(p, uint64(b.size))
+	p = append(p, make([]byte, recordHeader-len(p))...)
+	pos := b.at.pos + Block
+	for i := range b.entries {
+		e := &b.entries[i]
+		flags := uint32(0)
+		if e.hole {
+			flags = 1
+		}
+		p = binary.LittleEndian.AppendUint64(p, e.lba)
+		p = binary.LittleEndian.AppendUint32(p, e.blocks)
+		p = binary.LittleEndian.AppendUint32(p, flags)
+		p = binary.LittleEndian.AppendUint32(p, e.sum)
+		p = binary.LittleEndian.AppendUint32(p, 0)
+		e.pos = pos
+		pos += int64(copy(b.buf[pos-b.at.pos:], e.data))
+	}
+	clear(b.buf[len(p):Block])
+	binary.LittleEndian.PutUint32(b.buf[4:], crcOf(b.buf[8:Block]))
+}
+
+// finish tells everybody about a record that is written, or has failed.
+func (j *journal) finish(b *batch, err error) {
+	j.mu.Lock()
+	if err == nil {
+		err = j.err // of an earlier one: replay would stop there
+	}
+	if err == nil {
+		j.window.add(b.at.pos, b.buf)
+	}
+	j.mu.Unlock()
+	if err != nil {
+		j.fail(err)
+		err = j.failed()
+	} else {
+		j.written(b.first, b.entries, b.next)
+		j.mu.Lock()
+		j.done = b.next
+		j.mu.Unlock()
+	}
+	close(b.complete)
+	for _, r := range b.requests {
+		r.err = err
+		close(r.ready)
+	}
+}
+
+// fail ends the journal: what follows is refused.
+func (j *journal) fail(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err == nil {
+		j.err = fmt.Errorf("%w: %w", ErrJournal, err)
+	}
+	for _, r := range j.queue {
+		r.err = j.err
+		close(r.ready)
+	}
+	j.queue = nil
+}
+
+func (j *journal) failed() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.err
+}
+
+// sync returns when every record that was complete before is on stable storage. Callers share what the disk does. A
+// failure is final: what the kernel has dropped once is lost though a second Sync succeeds.
+func (j *journal) sync() error {
+	j.mu.Lock()
+	upTo := j.done.seq
+	j.mu.Unlock()
+	j.syncing <- struct{}{}
+	defer func() { <-j.syncing }()
+	j.mu.Lock()
+	if j.err != nil || j.synced >= upTo {
+		defer j.mu.Unlock()
+		return j.err
+	}
+	upTo = j.done.seq
+	j.mu.Unlock()
+	if err := j.disk.Sync(); err != nil {
+		j.fail(err)
+		return j.failed()
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.synced = max(j.synced, upTo)
+	return j.err
+}
+
+// release says that no record before c is needed any more. Nobody may read there.
+func (j *journal) release(c cursor, all bool) error {
+	j.mu.Lock()
+	j.wanted = c
+	next := j.super
+	due := c.pos-next.start.pos > next.size/4 || all && c != next.start
+	j.mu.Unlock()
+	if !due {
+		return nil
+	}
+	next.start = c
+	next.gen++
+	_, err := j.disk.WriteAt(next.encode(), int64(next.gen%2)*Block)
+	if err == nil {
+		err = j.disk.Sync()
+	}
+	if err != nil {
+		j.fail(err)
+		return j.failed()
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.super = next
+	close(j.space)
+	j.space = make(chan struct{})
+	return nil
+}
+
+// used returns how many bytes of the ring hold what may be needed, and how many there are.
+func (j *journal) used() (used, size int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.end.pos - j.wanted.pos, j.super.size
+}
+
+// read reads the blocks of an extent that lies in the journal, and checks them.
+func (j *journal) read(e extent, p []byte) error {
+	from := int64(e.place.skip) * Block
+	if j.window.read(e.place.off+from, p) {
+		return nil
+	}
+	buf := aligned(int(e.place.whole) * Block)
+	if _, err := j.disk.ReadAt(buf, ringPlace(j.ring, e.place.off)); err != nil {
+		return err
+	}
+	if crcOf(buf) != e.place.crc {
+		return fmt.Errorf("journal at %d: %w: its checksum is wrong", e.place.off, ErrCorrupt)
+	}
+	copy(p, buf[from:])
+	return nil
+}

@@ -1,0 +1,147 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// DefaultJournal is how large journals are unless something else is asked for, in bytes. A segment store that is out of
+// reach fills them; the map of what they hold is in memory.
+const DefaultJournal = 1 << 30
+
+const mostJournal = 1 << 30 // the segments of a full one must fit into the tail of a head
+
+// JournalDir is Journals as files of a directory. It belongs to one process at a time.
+type JournalDir struct {
+	dir  string
+	size int64
+}
+
+// NewJournalDir returns the journals in dir, which is made if need be. Those that it makes have size bytes, 0 for
+// DefaultJournal.
+func NewJournalDir(dir string, size int64) (*JournalDir, error) {
+	if size == 0 {
+		size = DefaultJournal
+	}
+	if size < minJournal || size > mostJournal || size%Block != 0 {
+		return nil, fmt.Errorf("journals of %d bytes: want %d to %d, in blocks of %d", size, minJournal, mostJournal, Block)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	return &JournalDir{dir, size}, nil
+}
+
+func (d *JournalDir) path(vid, id ID) string {
+	return filepath.Join(d.dir, fmt.Sprintf("%s-%s.journal", vid, id))
+}
+
+// journalFile is written past the page cache: what is written is on the disk, or in its cache, and needs no memory.
+type journalFile struct {
+	f    *os.File
+	size int64
+}
+
+func openJournalFile(path string, flags int) (*journalFile, error) {
+	f, err := os.OpenFile(path, flags|os.O_RDWR|unix.O_DIRECT, 0o600)
+	if errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("%s: its file system has no direct I/O, which a journal needs", path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &journalFile{f, st.Size()}, nil
+}
+
+func (j *journalFile) ReadAt(p []byte, off int64) (int, error)  { return j.f.ReadAt(p, off) }
+func (j *journalFile) WriteAt(p []byte, off int64) (int, error) { return j.f.WriteAt(p, off) }
+func (j *journalFile) Sync() error                              { return unix.Fdatasync(int(j.f.Fd())) }
+func (j *journalFile) Size() int64                              { return j.size }
+func (j *journalFile) Close() error                             { return j.f.Close() }
+
+// Create implements Journals. The file is written to the end: what is merely allocated costs the file system a change
+// of its own with each first write, and may still be refused room.
+func (d *JournalDir) Create(vid, id ID) (_ JournalFile, err error) {
+	path := d.path(vid, id)
+	f, err := openJournalFile(path, os.O_CREATE|os.O_EXCL)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("journal of %d bytes in %s: %w", d.size, d.dir, err), f.Close(), os.Remove(path))
+		}
+	}()
+	if err := unix.Fallocate(int(f.f.Fd()), 0, 0, d.size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, err
+	}
+	zeros := aligned(4 << 20)
+	for off := int64(0); off < d.size; off += int64(len(zeros)) {
+		if _, err := f.f.WriteAt(zeros[:min(int64(len(zeros)), d.size-off)], off); err != nil {
+			return nil, err
+		}
+	}
+	if err := f.f.Sync(); err != nil {
+		return nil, err
+	}
+	f.size = d.size
+	return f, d.sync()
+}
+
+// Open implements Journals.
+func (d *JournalDir) Open(vid, id ID) (JournalFile, error) {
+	f, err := openJournalFile(d.path(vid, id), 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", d.path(vid, id), ErrNoJournal)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// Remove implements Journals.
+func (d *JournalDir) Remove(vid, id ID) error {
+	if err := os.Remove(d.path(vid, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return d.sync()
+}
+
+// Orphan implements Journals.
+func (d *JournalDir) Orphan(vid, except ID) error {
+	entries, err := os.ReadDir(d.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(d.dir, e.Name())
+		if !strings.HasPrefix(e.Name(), vid.String()+"-") || filepath.Ext(path) != ".journal" || path == d.path(vid, except) {
+			continue
+		}
+		if err := os.Rename(path, strings.TrimSuffix(path, ".journal")+".orphan"); err != nil {
+			return err
+		}
+	}
+	return d.sync()
+}
+
+func (d *JournalDir) sync() error {
+	f, err := os.Open(d.dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}

@@ -1,0 +1,364 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// A node's lease is an object that the node rewrites, by compare-and-swap, while it owns volumes. Whoever wants one of
+// them must have seen the object unchanged for TTL and a margin, and swap it for one that says fenced: so a renewal
+// that succeeds proves that nobody has, and one that fails tells the node that it has lost all its volumes. Clocks of
+// different nodes are never compared; each measures its own waiting.
+
+// nodeState is the object.
+type nodeState struct {
+	Node        ID     `json:"node"`
+	Incarnation ID     `json:"incarnation"` // of the daemon's life
+	Counter     uint64 `json:"counter"`
+	Nonce       ID     `json:"nonce"`
+	State       string `json:"state"` // live or fenced
+	Boot        string `json:"boot"`  // of the machine
+	Host        string `json:"host"`  // for people
+	TTL         int64  `json:"ttl_milliseconds"`
+	FencedBy    *ID    `json:"fenced_by,omitempty"`
+}
+
+const (
+	nodeVersion  = 1
+	stateLive    = "live"
+	stateFenced  = "fenced"
+	defaultTTL   = 12 * time.Second
+	leaseReserve = time.Second // before its end a lease is not certain any more
+)
+
+// NodeOptions say who a node is. ID, Incarnation and Boot are needed.
+type NodeOptions struct {
+	ID          ID     // kept by the node; never used by two at a time
+	Incarnation ID     // new with each life of the daemon
+	Boot        string // new with each start of the machine
+	Host        string
+	TTL         time.Duration // default 12 s
+	// Clock returns the time since some moment, which goes on while the machine sleeps. nil takes the
+	// process's.
+	Clock func() time.Duration
+	Log   *slog.Logger
+}
+
+// A Node is one life of a node, in one store.
+type Node struct {
+	store remote.Store
+	opts  NodeOptions
+
+	mu      sync.Mutex // guards the fields below
+	owns    int
+	version string
+	state   nodeState
+	until   time.Duration // on Clock; the lease is certain before
+	err     error
+	changed chan struct{} // closed, and made anew, when until or err changes
+	stop    context.CancelFunc
+	started sync.WaitGroup
+}
+
+// NewNode returns a Node. It makes no request before it owns something.
+func NewNode(store remote.Store, opts NodeOptions) *Node {
+	if opts.TTL == 0 {
+		opts.TTL = defaultTTL
+	}
+	if opts.Clock == nil {
+		begin := time.Now()
+		opts.Clock = func() time.Duration { return time.Since(begin) }
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Node{store: store, opts: opts, changed: make(chan struct{})}
+}
+
+func (n *Node) owner() *Owner { return &Owner{Node: n.opts.ID, Incarnation: n.opts.Incarnation} }
+
+// readNode returns a node's object.
+func readNode(ctx context.Context, store remote.Store, id ID) (nodeState, string, error) {
+	var s nodeState
+	p, o, err := store.Get(ctx, nodeKey(id), 0, -1)
+	if err != nil {
+		return s, "", err
+	}
+	if err := unseal("node", nodeVersion, p, &s); err != nil {
+		return s, "", fmt.Errorf("node %s: %w", id, err)
+	}
+	if s.Node != id {
+		return s, "", fmt.Errorf("node %s: %w: it is that of %s", id, ErrCorrupt, s.Node)
+	}
+	return s, o.Version, nil
+}
+
+// Acquire makes sure that the node has its lease, and keeps it until Release was called as often.
+func (n *Node) Acquire(ctx context.Context) error {
+	n.mu.Lock()
+	n.owns++
+	first := n.owns == 1
+	n.mu.Unlock()
+	if !first {
+		return n.Wait(ctx)
+	}
+	if err := n.begin(ctx); err != nil {
+		n.Release()
+		return fmt.Errorf("lease of this node: %w", err)
+	}
+	return nil
+}
+
+// begin takes the lease and starts its renewal.
+func (n *Node) begin(ctx context.Context) error {
+	old, version, err := n.previous(ctx)
+	if err != nil {
+		return err
+	}
+	next := nodeState{Node: n.opts.ID, Incarnation: n.opts.Incarnation, Counter: old.Counter + 1, Nonce: NewID(), State: stateLive, Boot: n.opts.Boot, Host: n.opts.Host, TTL: n.opts.TTL.Milliseconds()}
+	if err := n.swap(ctx, next, version); err != nil {
+		return err
+	}
+	run, stop := context.WithCancel(context.Background())
+	n.mu.Lock()
+	n.stop = stop
+	n.mu.Unlock()
+	n.started.Go(func() { n.renew(run) })
+	return nil
+}
+
+// previous returns the node's object as it was left, once it is certain that whoever left it is dead.
+func (n *Node) previous(ctx context.Context) (s nodeState, version string, err error) {
+	w := waiter{log: n.opts.Log}
+	read := func() error {
+		return w.until(ctx, "read the lease", func() (err error) {
+			s, version, err = readNode(ctx, n.store, n.opts.ID)
+			if errors.Is(err, remote.ErrNoObject) {
+				s, version, err = nodeState{}, "", nil
+			}
+			return err
+		})
+	}
+	if err := read(); err != nil || version == "" {
+		return s, version, err
+	}
+	if s.Boot == n.opts.Boot || s.State == stateFenced {
+		return s, version, nil // its daemon is dead: this one holds the root's lock
+	}
+	// The machine was started anew, or another machine has this id. The latter would renew.
+	seen := version
+	n.opts.Log.Info("waiting for the end of this node's lease of before the machine was started", "ttl", n.opts.TTL)
+	if err := pause(ctx, time.Duration(s.TTL)*time.Millisecond+n.opts.TTL/4); err != nil {
+		return s, version, err
+	}
+	if err := read(); err != nil {
+		return s, version, err
+	}
+	if version != seen {
+		return s, version, fmt.Errorf("another machine uses the node id %s (%s): remove this node's id file on one of them", n.opts.ID, s.Host)
+	}
+	return s, version, nil
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// swap writes the node's object. The lease counts from the beginning of the first attempt with these bytes.
+func (n *Node) swap(ctx context.Context, next nodeState, version string) error {
+	p, err := seal("node", nodeVersion, next)
+	if err != nil {
+		return err
+	}
+	begin := n.opts.Clock()
+	w := waiter{log: n.opts.Log}
+	var at string
+	err = w.until(ctx, "renew the lease", func() error {
+		o, err := put(ctx, n.store, nodeKey(n.opts.ID), p, version)
+		if err == nil {
+			at = o.Version
+			return nil
+		}
+		if !errors.Is(err, remote.ErrChanged) && !errors.Is(err, remote.ErrExists) {
+			return err
+		}
+		s, v, err := readNode(ctx, n.store, n.opts.ID)
+		switch {
+		case err != nil:
+			return err
+		case s.Nonce == next.Nonce:
+			at = v
+			return nil
+		case s.State == stateFenced:
+			return fmt.Errorf("this node was fenced: %w", ErrFenced)
+		}
+		return fmt.Errorf("another daemon uses this node's id (%s): %w", s.Host, ErrFenced)
+	})
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err != nil {
+		if errors.Is(err, ErrFenced) {
+			n.err = err
+			n.tellLocked()
+		}
+		return err
+	}
+	n.state, n.version, n.until = next, at, begin+n.opts.TTL-leaseReserve
+	n.tellLocked()
+	return nil
+}
+
+// put swaps an object, or makes it if version is empty.
+func put(ctx context.Context, store remote.Store, key string, p []byte, version string) (remote.Object, error) {
+	if version == "" {
+		return store.PutIfAbsent(ctx, key, p)
+	}
+	return store.PutIfMatch(ctx, key, p, version)
+}
+
+func (n *Node) tellLocked() {
+	close(n.changed)
+	n.changed = make(chan struct{})
+}
+
+// renew keeps the lease until ctx ends or it is lost.
+func (n *Node) renew(ctx context.Context) {
+	for {
+		if pause(ctx, n.opts.TTL/4) != nil {
+			return
+		}
+		n.mu.Lock()
+		next, version := n.state, n.version
+		n.mu.Unlock()
+		next.Counter++
+		next.Nonce = NewID()
+		if err := n.swap(ctx, next, version); err != nil {
+			if ctx.Err() != nil {
+				return
+			}
+			n.opts.Log.Error("this node has lost its lease", "err", err)
+			n.mu.Lock()
+			if n.err == nil {
+				n.err = fmt.Errorf("%w: %w", ErrFenced, err)
+			}
+			n.tellLocked()
+			n.mu.Unlock()
+			return
+		}
+	}
+}
+
+// Wait implements Lease.
+func (n *Node) Wait(ctx context.Context) error {
+	for {
+		n.mu.Lock()
+		err, changed := n.err, n.changed
+		certain := n.opts.Clock() < n.until
+		n.mu.Unlock()
+		if err != nil || certain {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return fmt.Errorf("the lease of this node has run out: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// Margin returns for how long the lease is certain, and whether the node holds one at all.
+func (n *Node) Margin() (time.Duration, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.until - n.opts.Clock(), n.owns > 0 && n.err == nil
+}
+
+// Release ends what one Acquire began. A node that owns nothing renews nothing.
+func (n *Node) Release() {
+	n.mu.Lock()
+	n.owns--
+	stop := n.stop
+	if n.owns == 0 {
+		n.stop = nil
+	}
+	last := n.owns == 0
+	n.mu.Unlock()
+	if last && stop != nil {
+		stop()
+		n.started.Wait()
+	}
+}
+
+// ErrOwned says that another node owns a volume, and lives.
+var ErrOwned = errors.New("in use by another node")
+
+// awaitEnd returns when the owner of a volume has provably ended: its lease has run out, and its object says fenced. It
+// tells progress what it waits for. ErrOwned if the owner lives.
+func (n *Node) awaitEnd(ctx context.Context, owner Owner, progress func(string)) error {
+	if owner.Node == n.opts.ID {
+		return nil // an earlier life of this daemon, or this machine's before it was started: Acquire has seen to it
+	}
+	w := waiter{log: n.opts.Log}
+	var s nodeState
+	var version string
+	read := func() error {
+		return w.until(ctx, "read the owner's lease", func() (err error) {
+			s, version, err = readNode(ctx, n.store, owner.Node)
+			return err
+		})
+	}
+	err := read()
+	switch {
+	case errors.Is(err, remote.ErrNoObject):
+		return nil // it never had one, or it was removed
+	case err != nil:
+		return err
+	case s.State == stateFenced:
+		return nil // whichever of its lives: a later one takes the volume again before it uses it
+	}
+	seen := version
+	ttl := time.Duration(s.TTL) * time.Millisecond
+	progress(fmt.Sprintf("node %s (%s) owns it; waiting %s for the end of its lease", owner.Node, s.Host, (ttl + ttl/4).Round(time.Second)))
+	if err := pause(ctx, ttl+ttl/4); err != nil {
+		return err
+	}
+	if err := read(); err != nil {
+		return err
+	}
+	if version != seen {
+		return fmt.Errorf("node %s (%s): %w: detach it there first", owner.Node, s.Host, ErrOwned)
+	}
+	fenced := s
+	fenced.State, fenced.Nonce, fenced.FencedBy = stateFenced, NewID(), &n.opts.ID
+	p, err := seal("node", nodeVersion, fenced)
+	if err != nil {
+		return err
+	}
+	return w.until(ctx, "fence the owner", func() error {
+		_, err := n.store.PutIfMatch(ctx, nodeKey(owner.Node), p, version)
+		if err == nil || !errors.Is(err, remote.ErrChanged) {
+			return err
+		}
+		now, _, err := readNode(ctx, n.store, owner.Node)
+		switch {
+		case err != nil:
+			return err
+		case now.State == stateFenced:
+			return nil
+		}
+		return fmt.Errorf("node %s (%s): %w: detach it there first", owner.Node, s.Host, ErrOwned)
+	})
+}

@@ -1,0 +1,114 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Usage is what a volume takes in its store.
+type Usage struct {
+	Objects int64 `json:"objects"`
+	Bytes   int64 `json:"bytes"`
+}
+
+// StoreUsage adds up a volume's objects.
+func StoreUsage(ctx context.Context, store remote.Store, id ID) (u Usage, err error) {
+	err = store.List(ctx, volumePrefix(id), func(o remote.Object) bool {
+		u.Objects++
+		u.Bytes += o.Size
+		return true
+	})
+	return u, err
+}
+
+// ErrAttached says that something cannot be done to a volume that a node owns.
+var ErrAttached = errors.New("the volume is attached")
+
+// Remove deletes a volume that nobody owns, with everything in it. One that is killed on the way is to be called
+// again: the name goes last, and the head before it.
+func Remove(ctx context.Context, store remote.Store, name string) (u Usage, err error) {
+	id, err := lookupID(ctx, store, name)
+	if err != nil {
+		return u, err
+	}
+	h, version, err := readHead(ctx, store, id)
+	if err == nil {
+		if h.Owner != nil {
+			return u, fmt.Errorf("%s: %w by node %s: detach it first", name, ErrAttached, h.Owner.Node)
+		}
+		// From here on whoever attaches has to see that the head has changed.
+		next := h.clone()
+		next.next()
+		next.Epoch++
+		next.Name, next.Root, next.Tail, next.Segment, next.Write = "", nil, nil, 0, 0
+		w := waiter{log: slog.New(slog.DiscardHandler)}
+		if _, _, swapped, err := swapHead(ctx, store, next, version, w); err != nil {
+			return u, err
+		} else if !swapped {
+			return u, fmt.Errorf("%s: %w meanwhile", name, ErrAttached)
+		}
+	} else if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrCorrupt) {
+		return u, err
+	}
+	var keys []string
+	if err := store.List(ctx, volumePrefix(id), func(o remote.Object) bool {
+		if o.Key != headKey(id) {
+			keys = append(keys, o.Key)
+		}
+		u.Objects++
+		u.Bytes += o.Size
+		return true
+	}); err != nil {
+		return u, err
+	}
+	for _, key := range append(keys, headKey(id), nameKey(name)) {
+		if err := store.Delete(ctx, key); err != nil {
+			return u, err
+		}
+	}
+	return u, nil
+}
+
+// Sweep deletes objects of a volume's prefix that nothing uses and nothing will: what an upload left that was never
+// committed, or what a collection did not get to. Only the owner may: it knows every segment that is on its way.
+func (v *Volume) Sweep(ctx context.Context) (u Usage, err error) {
+	v.mu.RLock()
+	h, root, making := v.head, v.root, v.making
+	v.mu.RUnlock()
+	prefix := volumePrefix(v.id)
+	var all []remote.Object
+	if err := v.opts.Store.List(ctx, prefix, func(o remote.Object) bool {
+		all = append(all, o)
+		return true
+	}); err != nil {
+		return u, err
+	}
+	used, err := usedKeys(ctx, v.nodes, h, root)
+	if err != nil {
+		return u, err
+	}
+	for _, o := range all {
+		key := strings.TrimPrefix(o.Key, prefix)
+		dead := false
+		if r, ok := parseSegmentKey(key); ok {
+			// Of an older epoch, or numbered when it was decided what counts: whatever is to count has a head already.
+			dead = r.Epoch < h.Epoch || r.Seq <= h.Segment
+		} else if k, ok := parsePackKey(key); ok {
+			dead = k.gen <= h.Gen && !making
+		}
+		if !dead || used[o.Key] {
+			continue
+		}
+		if err := v.opts.Store.Delete(ctx, o.Key); err != nil {
+			return u, err
+		}
+		u.Objects++
+		u.Bytes += o.Size
+	}
+	return u, nil
+}

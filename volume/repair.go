@@ -1,0 +1,174 @@
+package volume
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// ErrBeyondRepair says that no copy of what is broken exists.
+var ErrBeyondRepair = errors.New("beyond repair")
+
+// Repair makes the map anew of a volume that nobody owns, if it cannot be read as a whole: from the newest root from which
+// every node can be, and the segments since. What the lost nodes said is all in those. It returns what it did, "" if
+// there was nothing to do.
+func Repair(ctx context.Context, store remote.Store, name string, progress func(what string)) (done string, err error) {
+	id, err := lookupID(ctx, store, name)
+	if err != nil {
+		return "", err
+	}
+	h, version, err := readHead(ctx, store, id)
+	if errors.Is(err, ErrCorrupt) {
+		return "", fmt.Errorf("%w: the head is the only one: %w", ErrBeyondRepair, err)
+	}
+	if err != nil {
+		return "", err
+	}
+	if h.Owner != nil {
+		return "", fmt.Errorf("%s: %w by node %s: detach it first", name, ErrAttached, h.Owner.Node)
+	}
+	w := waiter{log: slog.New(slog.DiscardHandler)}
+	nodes := newMapNodes(store, id, defaultMemory/4, w)
+	progress("the map")
+	root, err := readRoot(ctx, nodes, h.Root)
+	if err == nil {
+		err = readable(ctx, nodes, root)
+	}
+	if err == nil {
+		return "", nil
+	}
+	if !errors.Is(err, ErrCorrupt) && !errors.Is(err, remote.ErrNoObject) {
+		return "", err
+	}
+	progress("older roots")
+	root, ref, err := newestRoot(ctx, nodes, h)
+	if err != nil {
+		return "", err
+	}
+	progress("the log")
+	later, changes, err := segmentsAfter(ctx, store, h, root.Segment)
+	if err != nil {
+		return "", err
+	}
+	cp, err := makeCheckpoint(ctx, nodes, root, ref, h.Gen+1, h.Write, later, changes, func(ctx context.Context, key string, p []byte) error {
+		_, err := store.Put(ctx, key, p)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	next := h.clone()
+	next.next()
+	next.Epoch++
+	next.Root, next.Tail = &cp.ref, nil
+	_, _, swapped, err := swapHead(ctx, store, next, version, w)
+	if err != nil {
+		return "", err
+	}
+	if !swapped {
+		return "", fmt.Errorf("%s: %w meanwhile", name, ErrAttached)
+	}
+	return fmt.Sprintf("the map was made anew from that of segment %d and %d segments since", root.Segment, len(later)), nil
+}
+
+// readable fails unless every node of a map can be read.
+func readable(ctx context.Context, nodes *mapNodes, root *mapRoot) error {
+	nothing := func(NodeRef, *mapNode) error { return nil }
+	if err := nodes.walk(ctx, root.Extents, extentNode, nothing); err != nil {
+		return err
+	}
+	return nodes.walk(ctx, root.Segments, segmentNode, nothing)
+}
+
+// newestRoot finds the newest root before that of a head from which every node can be read. A volume's first one is empty.
+func newestRoot(ctx context.Context, nodes *mapNodes, h *Head) (*mapRoot, *NodeRef, error) {
+	type pack struct {
+		packID
+		size int64
+	}
+	var packs []pack
+	prefix := volumePrefix(h.ID)
+	if err := nodes.store.List(ctx, prefix+"map/", func(o remote.Object) bool {
+		if k, ok := parsePackKey(strings.TrimPrefix(o.Key, prefix)); ok && k.gen <= h.Gen {
+			packs = append(packs, pack{k, o.Size})
+		}
+		return true
+	}); err != nil {
+		return nil, nil, err
+	}
+	slices.SortFunc(packs, func(a, b pack) int { return cmp.Compare(b.gen, a.gen) })
+	for _, k := range packs {
+		if k.size < packFooter {
+			continue
+		}
+		p, _, err := nodes.store.Get(ctx, k.key(h.ID), k.size-packFooter, packFooter)
+		if err != nil {
+			return nil, nil, err
+		}
+		ref, err := decodePackFooter(p, k.packID)
+		if err != nil || ref.Len == 0 || ref.check() != nil {
+			continue
+		}
+		root, err := readRoot(ctx, nodes, &ref)
+		if err == nil && root.Write <= h.Write && root.Segment <= h.Segment {
+			err = readable(ctx, nodes, root)
+		}
+		if err == nil {
+			return root, &ref, nil
+		}
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, remote.ErrNoObject) {
+			return nil, nil, err
+		}
+	}
+	return &mapRoot{}, nil, nil
+}
+
+// segmentsAfter returns the segments that count and are later than one, and what they hold. Segments that are not there
+// any more have been written over by later ones as a whole.
+func segmentsAfter(ctx context.Context, store remote.Store, h *Head, after uint64) ([]SegmentRef, *extents, error) {
+	counts := map[uint64]SegmentRef{}
+	prefix := volumePrefix(h.ID)
+	if err := store.List(ctx, prefix+"seg/", func(o remote.Object) bool {
+		r, ok := parseSegmentKey(strings.TrimPrefix(o.Key, prefix))
+		r.Size = uint32(min(o.Size, maxSegment))
+		// Of two with one number the later epoch's counts: it began where the log ended that was committed.
+		if ok && r.Seq > after && r.Seq <= h.Segment && r.Epoch <= h.Epoch && r.Epoch >= counts[r.Seq].Epoch {
+			counts[r.Seq] = r
+		}
+		return true
+	}); err != nil {
+		return nil, nil, err
+	}
+	var refs []SegmentRef
+	for _, r := range counts {
+		refs = append(refs, r)
+	}
+	slices.SortFunc(refs, func(a, b SegmentRef) int { return cmp.Compare(a.Seq, b.Seq) })
+	changes := &extents{}
+	for i := range refs {
+		r := &refs[i]
+		p, _, err := store.Get(ctx, r.key(h.ID), int64(r.Size)-segmentFooter, segmentFooter)
+		if err != nil {
+			return nil, nil, err
+		}
+		table, size, err := decodeSegmentFooter(p)
+		if err != nil || size != r.Size {
+			return nil, nil, fmt.Errorf("segment %d: %w: %w", r.Seq, ErrBeyondRepair, errors.Join(err, ErrCorrupt))
+		}
+		r.Table = table
+		found, err := readTable(ctx, store, h.ID, *r, h.Size)
+		if err != nil {
+			return nil, nil, err
+		}
+		for _, e := range found {
+			changes.setNewer(e)
+		}
+	}
+	return refs, changes, nil
+}

@@ -1,0 +1,158 @@
+package volume
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// openSuperblock reads the newer of a journal's superblocks.
+func openSuperblock(disk Disk, vid, id ID) (superblock, error) {
+	var best superblock
+	var bad error
+	for i := range int64(2) {
+		p := aligned(Block)
+		if _, err := disk.ReadAt(p, i*Block); err != nil {
+			return best, err
+		}
+		s, err := decodeSuperblock(p)
+		if err == nil && (s.vid != vid || s.id != id || s.size != disk.Size()-journalRing) {
+			err = fmt.Errorf("it is journal %s of volume %s: %w", s.id, s.vid, ErrCorrupt)
+		}
+		if err != nil {
+			bad = err
+		} else if s.gen > best.gen {
+			best = s
+		}
+	}
+	if best.gen == 0 {
+		return best, bad
+	}
+	return best, nil
+}
+
+// replayed is what is known of a journal after its records were read.
+type replayed struct {
+	super superblock
+	end   cursor // behind the last record
+	write uint64 // sequence number of the last write, 0 if there is none
+	epoch uint64 // of the last record
+}
+
+// replay reads a journal's records and calls apply for each, whose entries' data are valid until it returns. It stops
+// at the first that is bad, out of sequence or not its predecessor's successor. That is how a journal ends, unless
+// a later record proves that there was more: sameBoot says that everything acknowledged must be there, since no
+// power cut came between.
+func replay(disk Disk, vid, id ID, sameBoot bool, apply func(first uint64, entries []entry, end cursor)) (*replayed, error) {
+	super, err := openSuperblock(disk, vid, id)
+	if err != nil {
+		return nil, err
+	}
+	r := &replayed{super: super, end: super.start}
+	buf := aligned(Block + maxRecord)
+	for {
+		b, epoch, err := scanRecord(disk, &super, r.end, buf)
+		if err != nil {
+			return nil, err
+		}
+		if b == nil || epoch < r.epoch || r.write != 0 && b.first != r.write+1 {
+			break
+		}
+		apply(b.first, b.entries, b.next)
+		r.epoch, r.write, r.end = epoch, b.first+uint64(len(b.entries))-1, b.next
+	}
+	return r, mustEnd(disk, &super, r.end, sameBoot)
+}
+
+// mustEnd fails if records behind a journal's end show that the end is damage, not where writing stopped.
+func mustEnd(disk Disk, super *superblock, end cursor, sameBoot bool) error {
+	const ahead = (journalAhead + 1) * (maxRecord + Block)
+	buf := aligned(Block)
+	for pos := end.pos; pos < end.pos+ahead && pos < super.start.pos+super.size; pos += Block {
+		if _, err := disk.ReadAt(buf, ringPlace(super.size, pos)); err != nil {
+			return err
+		}
+		b, _, synced, ok := decodeRecordHeader(buf, super)
+		if !ok || b.at.seq <= end.seq {
+			continue
+		}
+		if synced > end.seq || sameBoot && b.at.seq > end.seq+journalAhead {
+			return fmt.Errorf("record %d of the journal: %w: record %d was written after it was safe", end.seq, ErrCorrupt, b.at.seq)
+		}
+	}
+	return nil
+}
+
+// scanRecord reads the record at a cursor, nil if there is none.
+func scanRecord(disk Disk, super *superblock, at cursor, buf []byte) (*batch, uint64, error) {
+	ring := super.size
+	for i, pos := range []int64{at.pos, at.pos + ring - at.pos%ring} { // or at the ring's beginning, where it did not fit
+		if i > 0 && pos == at.pos || pos >= super.start.pos+ring {
+			continue
+		}
+		if _, err := disk.ReadAt(buf[:Block], ringPlace(ring, pos)); err != nil {
+			return nil, 0, err
+		}
+		b, epoch, _, ok := decodeRecordHeader(buf[:Block], super)
+		if !ok || b.at.seq != at.seq || b.at.prev != at.prev || ringFit(ring, at.pos, Block+b.size) != pos {
+			continue
+		}
+		b.at.pos, b.next.pos = pos, pos+Block+b.size
+		data := buf[Block : Block+b.size]
+		if b.size > 0 {
+			if _, err := disk.ReadAt(data, ringPlace(ring, pos+Block)); err != nil && !errors.Is(err, io.EOF) {
+				return nil, 0, err
+			}
+		}
+		off := int64(0)
+		for i := range b.entries {
+			e := &b.entries[i]
+			e.pos = pos + Block + off
+			if !e.hole {
+				e.data = data[off : off+int64(e.blocks)*Block]
+				off += int64(e.blocks) * Block
+			}
+			if crcOf(e.data) != e.sum {
+				return nil, 0, nil
+			}
+		}
+		return b, epoch, nil
+	}
+	return nil, 0, nil
+}
+
+// decodeRecordHeader reads the block that a record begins with.
+func decodeRecordHeader(p []byte, super *superblock) (b *batch, epoch, synced uint64, ok bool) {
+	if string(p[:4]) != recordMagic || crcOf(p[8:Block]) != binary.LittleEndian.Uint32(p[4:]) {
+		return nil, 0, 0, false
+	}
+	if ID(p[8:24]) != super.vid || ID(p[24:40]) != super.id {
+		return nil, 0, 0, false
+	}
+	b = &batch{}
+	epoch = binary.LittleEndian.Uint64(p[40:])
+	b.at = cursor{seq: binary.LittleEndian.Uint64(p[48:]), prev: binary.LittleEndian.Uint32(p[56:])}
+	b.next = cursor{seq: b.at.seq + 1, prev: binary.LittleEndian.Uint32(p[4:])}
+	count := binary.LittleEndian.Uint32(p[60:])
+	b.first = binary.LittleEndian.Uint64(p[64:])
+	synced = binary.LittleEndian.Uint64(p[72:])
+	b.size = int64(binary.LittleEndian.Uint64(p[80:]))
+	if count == 0 || count > maxEntries || b.size < 0 || b.size > maxRecord {
+		return nil, 0, 0, false
+	}
+	var sum int64
+	for i := range int(count) {
+		q := p[recordHeader+i*entrySize:]
+		e := entry{lba: binary.LittleEndian.Uint64(q), blocks: binary.LittleEndian.Uint32(q[8:]), sum: binary.LittleEndian.Uint32(q[16:])}
+		e.hole = binary.LittleEndian.Uint32(q[12:]) == 1
+		if e.blocks == 0 || e.lba > MaxSize/Block || !e.hole && e.blocks > maxFrame {
+			return nil, 0, 0, false
+		}
+		if !e.hole {
+			sum += int64(e.blocks) * Block
+		}
+		b.entries = append(b.entries, e)
+	}
+	return b, epoch, synced, sum == b.size
+}

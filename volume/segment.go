@@ -1,0 +1,267 @@
+package volume
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// A segment is immutable:
+//
+//	header | frames | table of extents | footer
+//
+// A frame is a header of 16 bytes and the blocks of one extent, at most maxFrame. docs/formats.md has every byte.
+const (
+	segmentMagic  = "RSG1"
+	frameMagic    = "RFR1"
+	tableMagic    = "RST1"
+	footerMagic   = "RSE1"
+	segmentHeader = 96 // bytes
+	frameHeader   = 16
+	tableHeader   = 24
+	segmentFooter = 16
+	maxFrame      = 32      // blocks
+	segmentTarget = 8 << 20 // bytes of a segment that nobody waits for
+)
+
+// logPosition says where in the log a segment belongs.
+type logPosition struct {
+	id        ID
+	epoch     uint64
+	seq       uint64
+	previous  uint64 // segment
+	after     uint64 // the writes that it holds are later than this one
+	write     uint64 // and not later than this one
+	committed uint64 // segment that counted when it was made
+}
+
+// segmentWriter builds one segment.
+type segmentWriter struct {
+	at      logPosition
+	random  uint32
+	p       []byte
+	extents []extent
+}
+
+func newSegmentWriter(at logPosition, random uint32, capacity int) *segmentWriter {
+	p := make([]byte, 0, capacity)
+	p = append(p, segmentMagic...)
+	p = binary.LittleEndian.AppendUint32(p, headVersion)
+	p = append(p, at.id[:]...)
+	for _, v := range []uint64{at.epoch, at.seq, at.previous, at.after, at.write, at.committed} {
+		p = binary.LittleEndian.AppendUint64(p, v)
+	}
+	p = binary.LittleEndian.AppendUint32(p, random)
+	p = append(p, make([]byte, segmentHeader-4-len(p))...)
+	p = binary.LittleEndian.AppendUint32(p, crcOf(p))
+	return &segmentWriter{at: at, random: random, p: p}
+}
+
+// hole adds blocks that read as zeros.
+func (w *segmentWriter) hole(e extent) {
+	e.place = place{}
+	w.extents = append(w.extents, e)
+}
+
+// frame adds an extent's blocks, which fill puts where it is told.
+func (w *segmentWriter) frame(e extent, fill func(p []byte) error) error {
+	off := len(w.p)
+	n := int(e.blocks) * Block
+	w.p = append(w.p, make([]byte, frameHeader+n)...)
+	if err := fill(w.p[off+frameHeader:]); err != nil {
+		return err
+	}
+	putFrameHeader(w.p[off:], w.at.id, w.at.seq, int64(off))
+	e.place = place{seg: w.at.seq, off: int64(off), whole: e.blocks}
+	w.extents = append(w.extents, e)
+	return nil
+}
+
+// putFrameHeader fills in the header of a frame that is all of p.
+func putFrameHeader(p []byte, id ID, seq uint64, off int64) {
+	copy(p, frameMagic)
+	binary.LittleEndian.PutUint32(p[4:], uint32(len(p)-frameHeader))
+	binary.LittleEndian.PutUint32(p[8:], 0) // codec: plain
+	binary.LittleEndian.PutUint32(p[12:], frameSum(p, id, seq, off))
+}
+
+// frameSum covers which segment the frame is of and where in it, so that another frame is never taken for it.
+func frameSum(p []byte, id ID, seq uint64, off int64) uint32 {
+	var where [32]byte
+	copy(where[:], id[:])
+	binary.LittleEndian.PutUint64(where[16:], seq)
+	binary.LittleEndian.PutUint64(where[24:], uint64(off))
+	return crc32.Update(crc32.Update(crcOf(where[:]), castagnoli, p[:12]), castagnoli, p[frameHeader:])
+}
+
+// openFrame checks a frame and returns its blocks.
+func openFrame(p []byte, id ID, seq uint64, off int64) ([]byte, error) {
+	if len(p) < frameHeader || string(p[:4]) != frameMagic || int(binary.LittleEndian.Uint32(p[4:])) != len(p)-frameHeader || binary.LittleEndian.Uint32(p[8:]) != 0 {
+		return nil, fmt.Errorf("frame at %d of segment %d: %w: its header is wrong", off, seq, ErrCorrupt)
+	}
+	if frameSum(p, id, seq, off) != binary.LittleEndian.Uint32(p[12:]) {
+		return nil, fmt.Errorf("frame at %d of segment %d: %w: its checksum is wrong", off, seq, ErrCorrupt)
+	}
+	return p[frameHeader:], nil
+}
+
+// frameSize returns the bytes of a frame of so many blocks.
+func frameSize(blocks uint32) int64 { return frameHeader + int64(blocks)*Block }
+
+// finish returns the segment's bytes, its name, and its extents.
+func (w *segmentWriter) finish() ([]byte, SegmentRef, []extent) {
+	table := len(w.p)
+	var body []byte
+	at := uint64(0)
+	for _, e := range w.extents {
+		body = binary.AppendUvarint(body, e.lba-at)
+		kind := uint64(0)
+		if e.hole {
+			kind = 1
+		}
+		body = binary.AppendUvarint(body, uint64(e.blocks)<<2|kind)
+		body = binary.AppendUvarint(body, w.at.write-e.seq)
+		at = e.end()
+	}
+	w.p = append(w.p, tableMagic...)
+	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(len(w.extents)))
+	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(len(body)))
+	w.p = binary.LittleEndian.AppendUint64(w.p, w.at.write)
+	w.p = binary.LittleEndian.AppendUint32(w.p, tableSum(w.p[table:], body, w.at.id, w.at.seq))
+	w.p = append(w.p, body...)
+	end := len(w.p)
+	w.p = append(w.p, footerMagic...)
+	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(table))
+	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(end+segmentFooter))
+	w.p = binary.LittleEndian.AppendUint32(w.p, crcOf(w.p[end:]))
+	ref := SegmentRef{Seq: w.at.seq, Epoch: w.at.epoch, Random: w.random, Size: uint32(len(w.p)), Table: uint32(table)}
+	return w.p, ref, w.extents
+}
+
+func tableSum(header, body []byte, id ID, seq uint64) uint32 {
+	var where [24]byte
+	copy(where[:], id[:])
+	binary.LittleEndian.PutUint64(where[16:], seq)
+	return crc32.Update(crc32.Update(crcOf(where[:]), castagnoli, header[:20]), castagnoli, body)
+}
+
+// readTable reads a segment's table from the store.
+func readTable(ctx context.Context, store remote.Store, id ID, ref SegmentRef, size int64) ([]extent, error) {
+	p, _, err := store.Get(ctx, ref.key(id), int64(ref.Table), int64(ref.Size-ref.Table))
+	if err != nil {
+		return nil, err
+	}
+	return decodeTable(p, id, ref, size)
+}
+
+// decodeTable reads the table of extents of a segment: p begins with it.
+func decodeTable(p []byte, id ID, ref SegmentRef, size int64) ([]extent, error) {
+	bad := func(why string) error {
+		return fmt.Errorf("table of segment %d: %w: %s", ref.Seq, ErrCorrupt, why)
+	}
+	if len(p) < tableHeader || string(p[:4]) != tableMagic {
+		return nil, bad("it does not begin as one")
+	}
+	count, n := binary.LittleEndian.Uint32(p[4:]), binary.LittleEndian.Uint32(p[8:])
+	write := binary.LittleEndian.Uint64(p[12:])
+	if uint64(n) > uint64(len(p)-tableHeader) || uint64(count)*3 > uint64(n) {
+		return nil, bad("it is cut short")
+	}
+	body := p[tableHeader : tableHeader+int(n)]
+	if tableSum(p, body, id, ref.Seq) != binary.LittleEndian.Uint32(p[20:]) {
+		return nil, bad("its checksum is wrong")
+	}
+	all := make([]extent, 0, count)
+	at, off := uint64(0), int64(segmentHeader)
+	r := varints{p: body}
+	for range count {
+		e := extent{lba: at + r.next()}
+		kind := r.next()
+		e.blocks = uint32(min(kind>>2, 1<<32-1))
+		e.seq = write - r.next()
+		switch kind & 3 {
+		case 0:
+			if e.blocks > maxFrame {
+				return nil, bad("a frame is too large")
+			}
+			e.place = place{seg: ref.Seq, off: off, whole: e.blocks}
+			off += frameSize(e.blocks)
+		case 1:
+			e.hole = true
+		default:
+			return nil, fmt.Errorf("table of segment %d: an extent of kind %d: %w", ref.Seq, kind&3, ErrVersion)
+		}
+		if r.bad || e.blocks == 0 || e.lba < at || e.lba > uint64(size/Block) || e.end() > uint64(size/Block) || off > int64(ref.Table) || e.seq > write {
+			return nil, bad("an extent is impossible")
+		}
+		at = e.end()
+		all = append(all, e)
+	}
+	if len(r.p) != 0 {
+		return nil, bad("something follows")
+	}
+	return all, nil
+}
+
+// decodeSegmentHeader reads a segment's first bytes.
+func decodeSegmentHeader(p []byte) (logPosition, uint32, error) {
+	var at logPosition
+	if len(p) < segmentHeader || string(p[:4]) != segmentMagic || crcOf(p[:segmentHeader-4]) != binary.LittleEndian.Uint32(p[segmentHeader-4:]) {
+		return at, 0, fmt.Errorf("header of a segment: %w", ErrCorrupt)
+	}
+	if v := binary.LittleEndian.Uint32(p[4:]); v != headVersion {
+		return at, 0, fmt.Errorf("segment of format %d: %w", v, ErrVersion)
+	}
+	copy(at.id[:], p[8:])
+	for i, v := range []*uint64{&at.epoch, &at.seq, &at.previous, &at.after, &at.write, &at.committed} {
+		*v = binary.LittleEndian.Uint64(p[24+8*i:])
+	}
+	return at, binary.LittleEndian.Uint32(p[72:]), nil
+}
+
+// decodeSegmentFooter reads a segment's last bytes: where its table is, and how long it is as a whole.
+func decodeSegmentFooter(p []byte) (table, size uint32, err error) {
+	if len(p) < segmentFooter {
+		return 0, 0, fmt.Errorf("footer of a segment: %w", ErrCorrupt)
+	}
+	p = p[len(p)-segmentFooter:]
+	table, size = binary.LittleEndian.Uint32(p[4:]), binary.LittleEndian.Uint32(p[8:])
+	if string(p[:4]) != footerMagic || crcOf(p[:12]) != binary.LittleEndian.Uint32(p[12:]) || table > size {
+		return 0, 0, fmt.Errorf("footer of a segment: %w", ErrCorrupt)
+	}
+	return table, size, nil
+}
+
+// varints reads numbers, and remembers whether one was missing.
+type varints struct {
+	p   []byte
+	bad bool
+}
+
+func (r *varints) next() uint64 {
+	v, n := binary.Uvarint(r.p)
+	if n <= 0 {
+		r.bad, r.p = true, nil
+		return 0
+	}
+	r.p = r.p[n:]
+	return v
+}
+
+func (r *varints) signed() int64 {
+	v := r.next()
+	return int64(v>>1) ^ -int64(v&1)
+}
+
+func (r *varints) uint32() uint32 {
+	if len(r.p) < 4 {
+		r.bad, r.p = true, nil
+		return 0
+	}
+	v := binary.LittleEndian.Uint32(r.p)
+	r.p = r.p[4:]
+	return v
+}

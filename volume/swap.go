@@ -1,0 +1,125 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// ErrNotFound says that a store has no such volume.
+var ErrNotFound = errors.New("no such volume")
+
+// readHead returns a volume's head and its version.
+func readHead(ctx context.Context, store remote.Store, id ID) (*Head, string, error) {
+	p, o, err := store.Get(ctx, headKey(id), 0, -1)
+	if errors.Is(err, remote.ErrNoObject) {
+		return nil, "", fmt.Errorf("volume %s: %w", id, ErrNotFound)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	h, err := decodeHead(p)
+	if err != nil {
+		return nil, "", fmt.Errorf("volume %s: %w", id, err)
+	}
+	if h.ID != id {
+		return nil, "", fmt.Errorf("volume %s: head: %w: it is that of %s", id, ErrCorrupt, h.ID)
+	}
+	return h, o.Version, nil
+}
+
+// swapHead replaces the head of a given version by next, and returns the version of what is there then and whether
+// next was written. It does not return before that is certain, or ctx ends: an answer that is lost leaves open whether
+// the head was replaced, and whether it will be. Only seeing next or what followed it, or a later swap from the same
+// version that succeeds, closes that.
+func swapHead(ctx context.Context, store remote.Store, next *Head, version string, wait waiter) (current *Head, at string, swapped bool, err error) {
+	p, err := next.encode()
+	if err != nil {
+		return nil, "", false, err
+	}
+	err = wait.until(ctx, "write the head", func() error {
+		o, err := store.PutIfMatch(ctx, headKey(next.ID), p, version)
+		if err == nil {
+			current, at, swapped = next, o.Version, true
+			return nil
+		}
+		if !errors.Is(err, remote.ErrChanged) {
+			return err // the same bytes from the same version once more: at most one of them is carried out
+		}
+		h, v, err := readHead(ctx, store, next.ID)
+		if err != nil {
+			return err
+		}
+		current, at, swapped = h, v, h.wrote(next.Nonce)
+		return nil
+	})
+	return current, at, swapped, err
+}
+
+// A waiter repeats what fails for a reason that may pass.
+type waiter struct {
+	log *slog.Logger
+	// waits is told why something waits, and nil when it does not any more. It may be nil.
+	waits func(what string, err error)
+}
+
+const (
+	firstPause = 50 * time.Millisecond
+	longPause  = 5 * time.Second
+)
+
+// until calls try until it succeeds, ctx ends, or it fails in a way that no repetition helps.
+func (w waiter) until(ctx context.Context, what string, try func() error) error {
+	pause := firstPause
+	var since time.Time
+	for {
+		err := try()
+		if err == nil || hopeless(err) {
+			if !since.IsZero() {
+				w.tell(what, nil)
+				if err == nil {
+					w.log.Info("the store answers again", "op", what, "after", time.Since(since).Round(time.Millisecond))
+				}
+			}
+			return err
+		}
+		if ctx.Err() != nil {
+			w.tell(what, nil)
+			return fmt.Errorf("%s: %w (%w)", what, context.Cause(ctx), err)
+		}
+		if since.IsZero() {
+			since = time.Now()
+		} else if pause == longPause {
+			w.log.Warn("the store does not do what it must; trying again", "op", what, "err", err)
+		}
+		w.tell(what, err)
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+		}
+		pause = min(2*pause, longPause)
+	}
+}
+
+func (w waiter) tell(what string, err error) {
+	if w.waits != nil {
+		w.waits(what, err)
+	}
+}
+
+// hopeless tells the errors that stay from those that pass: a store that is full, out of reach, or wants other
+// credentials may have room, answer or get them.
+func hopeless(err error) bool {
+	for _, e := range []error{ErrCorrupt, ErrVersion, ErrNotFound, ErrFenced, ErrOwned, ErrJournal, remote.ErrNoObject, remote.ErrExists, remote.ErrUnsafeStore} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}

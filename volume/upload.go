@@ -1,0 +1,160 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// sealLocked closes the active generation if it is due and there is room for another one on its way to the store. While
+// there is none the active one grows, and what is written twice goes up once.
+func (v *Volume) sealLocked() {
+	g := v.active
+	if v.spawn == nil || v.err != nil || len(v.sealed) >= maxSealed || g.cut == g.after {
+		return
+	}
+	due := g.bytes >= segmentTarget || v.flushTo > g.after || v.draining ||
+		time.Since(g.oldest) >= v.maxAgeLocked() || v.journalTightLocked()
+	if !due {
+		return
+	}
+	v.sealed = append(v.sealed, g)
+	v.active = &generation{after: g.cut, cut: g.cut, end: g.end}
+	jobs := v.layoutLocked(g)
+	v.spawn(func(ctx context.Context) { v.upload(ctx, g, jobs) })
+}
+
+func (v *Volume) maxAgeLocked() time.Duration { return time.Duration(v.head.MaxAge) * time.Second }
+
+// journalTightLocked reports whether the journal is so full that waiting for more to be written together would have
+// writers wait.
+func (v *Volume) journalTightLocked() bool {
+	used, size := v.journal.used()
+	return used > size/2
+}
+
+// segmentJob is one segment that is to be made: runs of adjacent extents, each of which becomes a frame.
+type segmentJob struct {
+	at   logPosition
+	runs [][]extent
+	size int64
+}
+
+// layoutLocked decides what goes into which segment of a generation, and gives them their numbers.
+func (v *Volume) layoutLocked(g *generation) []*segmentJob {
+	var jobs []*segmentJob
+	var job *segmentJob
+	add := func(run []extent) {
+		n := int64(0)
+		if !run[0].hole {
+			n = frameSize(uint32(run[len(run)-1].end() - run[0].lba))
+		}
+		if job == nil || job.size > 0 && job.size+n > segmentTarget+segmentTarget/8 || len(job.runs) >= 1<<16 {
+			job = &segmentJob{at: logPosition{id: v.id, epoch: v.head.Epoch, seq: v.next, previous: v.next - 1, after: g.after, write: g.cut, committed: v.head.Segment}}
+			v.next++
+			jobs = append(jobs, job)
+		}
+		job.runs = append(job.runs, run)
+		job.size += n
+	}
+	var run []extent
+	g.x.all(func(e extent) bool {
+		if len(run) > 0 {
+			last := run[len(run)-1]
+			if !e.hole && !last.hole && last.end() == e.lba && e.end()-run[0].lba <= maxFrame {
+				run = append(run, e)
+				return true
+			}
+			add(run)
+		}
+		run = []extent{e}
+		return true
+	})
+	if len(run) > 0 {
+		add(run)
+	}
+	return jobs
+}
+
+// upload makes a generation's segments and stores them.
+func (v *Volume) upload(ctx context.Context, g *generation, jobs []*segmentJob) {
+	refs, located := make([]SegmentRef, len(jobs)), make([][]extent, len(jobs))
+	errs := make([]error, len(jobs))
+	var started sync.WaitGroup
+	for i, job := range jobs {
+		select {
+		case v.uploads <- struct{}{}:
+		case <-ctx.Done():
+			errs[i] = context.Cause(ctx)
+			continue
+		}
+		started.Go(func() {
+			defer func() { <-v.uploads }()
+			refs[i], located[i], errs[i] = v.uploadSegment(ctx, job)
+		})
+	}
+	started.Wait()
+	if err := errors.Join(errs...); err != nil {
+		if ctx.Err() == nil {
+			v.fail(err)
+		}
+		return
+	}
+	v.mu.Lock()
+	g.segments, g.uploaded = refs, true
+	for _, l := range located {
+		g.located = append(g.located, l...)
+	}
+	v.mu.Unlock()
+	v.wake()
+}
+
+func (v *Volume) uploadSegment(ctx context.Context, job *segmentJob) (SegmentRef, []extent, error) {
+	w := newSegmentWriter(job.at, random32(), int(job.size)+64<<10)
+	for _, run := range job.runs {
+		e := run[0]
+		e.seq = job.at.write
+		if e.hole {
+			w.hole(e)
+			continue
+		}
+		e.blocks = uint32(run[len(run)-1].end() - e.lba)
+		if err := w.frame(e, func(p []byte) error {
+			for _, part := range run {
+				n := int(part.blocks) * Block
+				if err := v.journal.read(part, p[:n]); err != nil {
+					return err
+				}
+				p = p[n:]
+			}
+			return nil
+		}); err != nil {
+			return SegmentRef{}, nil, err
+		}
+	}
+	p, ref, located := w.finish()
+	key := ref.key(v.id)
+	if err := v.put(ctx, key, p); err != nil {
+		return SegmentRef{}, nil, err
+	}
+	v.opts.Cache.WriteAt(key, p[:ref.Table], 0)
+	v.mu.Lock()
+	v.stats.Uploaded += int64(len(p))
+	v.stats.Segments++
+	v.mu.Unlock()
+	return ref, located, nil
+}
+
+// put stores an immutable object, however long that takes. Storing it twice does no harm: the bytes are the same.
+func (v *Volume) put(ctx context.Context, key string, p []byte) error {
+	return v.wait.until(ctx, "write", func() error {
+		_, err := v.opts.Store.Put(ctx, key, p)
+		if errors.Is(err, remote.ErrNoObject) {
+			err = errors.New(err.Error()) // a bucket that is not there may come back
+		}
+		return err
+	})
+}
