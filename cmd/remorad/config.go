@@ -79,6 +79,13 @@ type config struct {
 		ImageBytes  string `toml:"image"`
 		PlainBytes  string `toml:"plain"`
 	} `toml:"limits"`
+	Volume struct {
+		Store       string   `toml:"store"`
+		Credentials string   `toml:"credentials"`
+		Memory      string   `toml:"memory"`
+		Journal     string   `toml:"journal"`
+		Lease       duration `toml:"lease"`
+	} `toml:"volume"`
 	Metrics struct {
 		Address string `toml:"address"`
 	} `toml:"metrics"`

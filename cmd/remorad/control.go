@@ -30,6 +30,7 @@ type controlServer struct {
 	containerd *client.Client
 	holder     *theHolder
 	disks      *disk.Disks
+	*volumes
 }
 
 func (c *controlServer) Status(context.Context, *control.Empty) (*control.StatusReply, error) {

@@ -14,11 +14,12 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/volume/host"
 )
 
 // openDisks takes over what an earlier process had attached.
-func openDisks(ctx context.Context, root string, h *theHolder, kept map[string][]*os.File, log *slog.Logger) (*disk.Disks, error) {
-	return disk.Open(ctx, disk.Options{Root: root, Keeper: h.keeper(), Open: openDiskFile, Log: log}, kept)
+func openDisks(ctx context.Context, root string, h *theHolder, kept map[string][]*os.File, vols *host.Host, log *slog.Logger) (*disk.Disks, error) {
+	return disk.Open(ctx, disk.Options{Root: root, Keeper: h.keeper(), Open: sourceOpener(vols), Log: log}, kept)
 }
 
 const fileSource = "file:" // before a path, in the name of a disk's bytes
@@ -53,6 +54,11 @@ func (c *controlServer) AttachDisk(ctx context.Context, req *control.AttachDiskR
 // DetachDisk ends a block device.
 func (c *controlServer) DetachDisk(ctx context.Context, req *control.DetachDiskRequest) (*control.DetachDiskReply, error) {
 	name := filepath.Clean(req.Name)
+	for _, k := range c.disks.List() {
+		if k.Path == name && strings.HasPrefix(k.Source, volumeSource) {
+			return nil, fmt.Errorf("%s is a volume: snapctl volume detach", name)
+		}
+	}
 	k, err := c.disks.Detach(ctx, fileSource+name)
 	if err == nil && k.Path == "" {
 		k, err = c.disks.Detach(ctx, name)

@@ -88,11 +88,19 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	disks, err := openDisks(ctx, f.root, h, kept, log)
+	owned, err := openHost(f.root, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, owned.Close()) }()
+	disks, err := openDisks(ctx, f.root, h, kept, owned, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, disks.Close()) }()
+	if err := owned.ResumeAll(); err != nil {
+		return err
+	}
 	exports, err := snapshotter.OpenExports(f.root, h.keeper(), kept, log)
 	if err != nil {
 		return err
@@ -121,7 +129,8 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
-	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: registry, containerd: containerd, holder: h, disks: disks})
+	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: registry, containerd: containerd, holder: h, disks: disks,
+		volumes: &volumes{host: owned, disks: disks, byName: cleanStore(cfg.Volume.Store), log: log}})
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	images.Register(metrics)

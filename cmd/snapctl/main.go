@@ -35,14 +35,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	cmd := &cobra.Command{
 		Use:   "snapctl",
-		Short: "Lazy container images for containerd",
-		Long: `snapctl works with images that start while they are still in the registry.
+		Short: "Lazy container images and remote disks for containerd",
+		Long: `snapctl works with images that start while they are still in the registry, and with disks that live in an object
+store.
 
   snapctl convert docker.io/library/redis:7 registry.example.com/redis:7-lazy
   snapctl pull registry.example.com/redis:7-lazy
   ctr run --rm --snapshotter remora registry.example.com/redis:7-lazy demo redis-server --version
   snapctl record registry.example.com/redis:7-lazy --until-line "Ready to accept"
   snapctl status
+
+  snapctl volume create --store file:/var/lib/volumes data 10G
+  snapctl volume mount data /mnt
 
 "snapctl doctor" checks that this machine, containerd and remorad fit together.`,
 		Version:       version.String(),
@@ -60,7 +64,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f.StringVar(&a.remora, "remora", envOr("REMORA_ADDRESS", "/run/remora/remora.sock"), "remorad's `socket`")
 	f.StringVar(&a.namespace, "namespace", envOr("CONTAINERD_NAMESPACE", "default"), "containerd's `namespace` (k8s.io for Kubernetes)")
 	f.BoolVar(&a.json, "json", false, "print one JSON object on stdout")
-	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.statusCommand(), a.cacheCommand(), a.detachCommand(), a.doctorCommand(), a.recordCommand(), a.profileCommand(), a.indexCommand(), a.traceCommand(), a.devCommand())
+	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.statusCommand(), a.cacheCommand(), a.detachCommand(), a.doctorCommand(), a.recordCommand(), a.profileCommand(), a.indexCommand(), a.traceCommand(), a.devCommand(), a.volumeCommand())
 	err := cmd.ExecuteContext(ctx)
 	if err != nil && strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
 		return cli.Usage(err)

@@ -199,6 +199,7 @@ type Server interface {
 	AttachDisk(context.Context, *AttachDiskRequest) (*Disk, error)
 	DetachDisk(context.Context, *DetachDiskRequest) (*DetachDiskReply, error)
 	Disks(context.Context, *Empty) (*DisksReply, error)
+	VolumeServer
 }
 
 const (
@@ -225,10 +226,14 @@ func Register(s *grpc.Server, impl Server) {
 			unary("Recorded", Server.Recorded), unary("Profile", Server.Profile), unary("AddProfile", Server.AddProfile),
 			unary("AttachDisk", Server.AttachDisk), unary("DetachDisk", Server.DetachDisk), unary("Disks", Server.Disks),
 			unary("RemoveProfile", Server.RemoveProfile), unary("Prime", Server.Prime),
+			unary("CreateVolume", Server.CreateVolume), unary("Volumes", Server.Volumes), unary("InspectVolume", Server.InspectVolume), unary("AttachedVolumes", Server.AttachedVolumes),
+			unary("SetVolumeFS", Server.SetVolumeFS), unary("ResizeVolume", Server.ResizeVolume), unary("RemoveVolume", Server.RemoveVolume),
 		},
 		Streams: []grpc.StreamDesc{
 			streamHandler("Fetch", Server.Fetch), streamHandler("Resolve", Server.Resolve), streamHandler("Record", Server.Record),
 			streamHandler("Expose", Server.Expose), streamHandler("Trace", Server.Trace),
+			streamHandler("InitStore", Server.InitStore), streamHandler("AttachVolume", Server.AttachVolume),
+			streamHandler("DetachVolume", Server.DetachVolume), streamHandler("CheckVolume", Server.CheckVolume),
 		},
 	}, impl)
 }

@@ -1,0 +1,44 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/filestore"
+	"github.com/remora-storage/remora/remote/s3store"
+)
+
+// storeOpener opens stores by their URLs: file:/path or s3://bucket/prefix?endpoint=…
+func storeOpener(credentials string) func(url string) (remote.Store, error) {
+	return func(url string) (remote.Store, error) {
+		kind, rest, _ := strings.Cut(url, ":")
+		switch kind {
+		case "file":
+			if !filepath.IsAbs(rest) {
+				return nil, fmt.Errorf("store %q: want file:/path", url)
+			}
+			return filestore.Open(rest, filestore.Options{Bulk: isSegment})
+		case "s3":
+			o, err := s3store.ParseURL(url)
+			if err != nil {
+				return nil, err
+			}
+			o.Credentials = credentials
+			return s3store.Open(o)
+		}
+		return nil, fmt.Errorf("store %q: want file:/path or s3://BUCKET/PREFIX?endpoint=URL", url)
+	}
+}
+
+// isSegment tells data from what is small and frees room.
+func isSegment(key string) bool { return strings.Contains(key, "/seg/") }
+
+// cleanStore makes one URL of those that mean the same store.
+func cleanStore(url string) string {
+	if path, ok := strings.CutPrefix(url, "file:"); ok {
+		return "file:" + filepath.Clean("/"+strings.TrimLeft(path, "/"))
+	}
+	return url
+}

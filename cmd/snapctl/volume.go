@@ -1,0 +1,344 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/remora-storage/remora/cmd/internal/cli"
+	"github.com/remora-storage/remora/cmd/internal/control"
+)
+
+func (a *app) volumeCommand() *cobra.Command {
+	c := &cobra.Command{
+		Use:   "volume",
+		Short: "Disks that live in an object store",
+		Long: `volume makes disks whose bytes are in an object store, and attaches them to this machine as block devices.
+
+  snapctl volume create --store file:/var/lib/volumes data 10G
+  snapctl volume mount data /mnt
+  snapctl volume umount data
+
+A store is a directory of this machine, file:/path, or a bucket, s3://BUCKET/PREFIX?endpoint=URL, whose server must have
+conditional writes. Credentials of buckets are remorad's: its environment, ~/.aws/credentials or [volume] credentials.
+Without --store a volume is looked for where this node has created or attached it, else in [volume] store.
+
+A volume's class says when a flush (fsync) returns, and so what can be lost:
+  remote        when the store has everything: nothing flushed is ever lost
+  local         when this machine's disk has it: a power cut loses nothing, the loss of this machine what the store did
+                not have yet, never older than --max-age while the store can be reached
+  writethrough  as remote, for every single write
+
+A volume is attached to one machine at a time. Another one that attaches it waits until the lease of the first has
+run out, and what the first writes then is refused.`,
+	}
+	c.AddCommand(a.volumeInitCommand(), a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(),
+		a.volumeAttachCommand(), a.volumeDetachCommand(), a.volumeMountCommand(), a.volumeUmountCommand(),
+		a.volumeResizeCommand(), a.volumeRemoveCommand(), a.volumeFsckCommand(), a.volumeProbeCommand())
+	return c
+}
+
+// storeFlag is on every command that names a volume.
+func storeFlag(c *cobra.Command, req *control.VolumeRequest) {
+	c.Flags().StringVar(&req.Store, "store", "", "the volume's store: `URL` file:/path or s3://BUCKET/PREFIX?endpoint=URL")
+}
+
+// absStore makes a relative path of a store absolute, as the caller sees it.
+func absStore(url string) (string, error) {
+	path, ok := strings.CutPrefix(url, "file:")
+	if !ok {
+		return url, nil
+	}
+	path, err := filepath.Abs(path)
+	return "file:" + path, err
+}
+
+func parseSize(s string) (int64, error) {
+	n, err := units.RAMInBytes(s)
+	if err != nil || n <= 0 {
+		return 0, cli.Usagef("size %q: want for example 10G", s)
+	}
+	return n, nil
+}
+
+func (a *app) volumeInitCommand() *cobra.Command {
+	req := control.InitStoreRequest{}
+	c := &cobra.Command{
+		Use:   "init STORE",
+		Short: "Try a store and prepare it for volumes",
+		Long: `init races conditional writes against a store, and refuses one that lets two writers win: volumes there would not
+be safe. A store that was prepared already stays as it is. "create" does this by itself where it is needed.`,
+		Args: exactly(1, "one STORE"),
+		RunE: func(cmd *cobra.Command, args []string) error { return a.tryStore(cmd.Context(), req, args[0]) },
+	}
+	return c
+}
+
+func (a *app) volumeProbeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "probe STORE",
+		Short: "Try whether a store is safe for volumes",
+		Long:  `probe does what init does, without preparing the store. It deletes what it has stored.`,
+		Args:  exactly(1, "one STORE"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.tryStore(cmd.Context(), control.InitStoreRequest{Probe: true}, args[0])
+		},
+	}
+}
+
+func (a *app) tryStore(ctx context.Context, req control.InitStoreRequest, url string) (err error) {
+	if req.Store, err = absStore(url); err != nil {
+		return err
+	}
+	reply, err := ask(a, func(c *control.Client) (*control.InitStoreReply, error) {
+		return c.InitStore(ctx, &req, func(step string) { a.note("%s", step) })
+	})
+	if err != nil {
+		return err
+	}
+	return a.print(reply, func(w io.Writer) {
+		switch {
+		case req.Probe:
+			fmt.Fprintf(w, "%s keeps what volumes need\n", reply.Store)
+		case reply.Made:
+			fmt.Fprintf(w, "%s is ready for volumes\n", reply.Store)
+		default:
+			fmt.Fprintf(w, "%s was ready for volumes already\n", reply.Store)
+		}
+	})
+}
+
+func (a *app) volumeCreateCommand() *cobra.Command {
+	req := control.CreateVolumeRequest{}
+	c := &cobra.Command{
+		Use:   "create NAME SIZE",
+		Short: "Make a volume",
+		Long: `create makes an empty volume. It takes no room in the store until it is written to. A store that was never prepared
+for volumes is tried and prepared. Creating a volume that exists as it is asked for is no error.
+
+  snapctl volume create --store s3://bucket/volumes?endpoint=https://s3.example.com data 100G
+  snapctl volume create --class local scratch 20G`,
+		Args: exactly(2, "a NAME and a SIZE"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req.Name = args[0]
+			if req.Size, err = parseSize(args[1]); err != nil {
+				return err
+			}
+			if req.Store, err = absStore(req.Store); err != nil {
+				return err
+			}
+			if req.MaxAge < 0 || req.MaxAge%time.Second != 0 {
+				return cli.Usagef("--max-age %s: want whole seconds", req.MaxAge)
+			}
+			reply, err := ask(a, func(c *control.Client) (*control.CreateVolumeReply, error) {
+				return c.CreateVolume(cmd.Context(), &req)
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(reply, func(w io.Writer) {
+				what := "created"
+				if !reply.Made {
+					what = "exists"
+				}
+				fmt.Fprintf(w, "%s %s: %s, class %s, in %s\n", reply.Name, what, size(reply.Size), reply.Class, reply.Store)
+			})
+		},
+	}
+	storeFlag(c, &req.VolumeRequest)
+	c.Flags().StringVar(&req.Class, "class", "remote", "`when` a flush returns: remote, local or writethrough")
+	c.Flags().DurationVar(&req.MaxAge, "max-age", 5*time.Second, "`age` at which what nobody flushed is stored as well")
+	return c
+}
+
+func (a *app) volumeListCommand() *cobra.Command {
+	req := control.VolumesRequest{}
+	c := &cobra.Command{
+		Use:   "ls",
+		Short: "List volumes",
+		Long: `ls lists the volumes of a store, or of all stores that this node has used. With --json it prints volumes[] with
+name, id, store, size_bytes, class, fs, owner (a node's id), here, device.`,
+		Args: exactly(0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if req.Store, err = absStore(req.Store); err != nil {
+				return err
+			}
+			reply, err := ask(a, func(c *control.Client) (*control.VolumesReply, error) { return c.Volumes(cmd.Context(), &req) })
+			if err != nil {
+				return err
+			}
+			return a.print(reply, func(w io.Writer) {
+				t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+				fmt.Fprintln(t, "NAME\tSIZE\tCLASS\tFS\tATTACHED\tSTORE")
+				for _, v := range reply.Volumes {
+					if v.Error != "" {
+						fmt.Fprintf(t, "%s\t\t\t\t%s\t%s\n", v.Name, v.Error, v.Store)
+						continue
+					}
+					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, size(v.Size), v.Class, v.FS, whereAttached(&v), v.Store)
+				}
+				t.Flush()
+			})
+		},
+	}
+	c.Flags().StringVar(&req.Store, "store", "", "the store: `URL` file:/path or s3://BUCKET/PREFIX?endpoint=URL")
+	return c
+}
+
+func whereAttached(v *control.Volume) string {
+	switch {
+	case v.Failed != "":
+		return "FAILED: " + v.Failed
+	case v.Device != "":
+		return v.Device
+	case v.Here:
+		return "this node, no device"
+	case v.Owner != "":
+		return "node " + v.Owner
+	}
+	return "no"
+}
+
+func (a *app) volumeInspectCommand() *cobra.Command {
+	req := control.VolumeRequest{}
+	c := &cobra.Command{
+		Use:   "inspect NAME",
+		Short: "Tell all about a volume",
+		Long: `inspect tells what a volume is, what it takes in its store and, on the node that it is attached to, how much of what
+was written the store does not have yet (at risk with this node), since when, and what waits for what.`,
+		Args: exactly(1, "one NAME"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req.Name = args[0]
+			if req.Store, err = absStore(req.Store); err != nil {
+				return err
+			}
+			d, err := ask(a, func(c *control.Client) (*control.VolumeDetails, error) { return c.InspectVolume(cmd.Context(), &req) })
+			if err != nil {
+				return err
+			}
+			return a.print(d, func(w io.Writer) { printVolume(w, d) })
+		},
+	}
+	storeFlag(c, &req)
+	return c
+}
+
+func printVolume(w io.Writer, d *control.VolumeDetails) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	line := func(key, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", key, fmt.Sprintf(format, args...)) }
+	line("name", "%s (%s)", d.Name, d.ID)
+	line("store", "%s", d.Store)
+	line("size", "%s, %s stored in %d objects", size(d.Size), size(d.StoredBytes), d.StoredObjects)
+	line("class", "%s", d.Class)
+	if d.FS != "" {
+		line("file system", "%s", d.FS)
+	}
+	line("attached", "%s", whereAttached(&d.Volume))
+	if d.Journal != "" {
+		line("journal", "%s", d.Journal)
+	}
+	if d.JournalBytes > 0 {
+		line("at risk", "%s, the oldest %.1f s old", size(d.AtRiskBytes), d.AtRiskSeconds)
+		line("journal used", "%s of %s", size(d.JournalUsed), size(d.JournalBytes))
+		line("lease", "certain for %.1f s", d.LeaseSeconds)
+		line("since attached", "%s written, %s read, %d flushes, %d commits", size(d.Written), size(d.Read), d.Flushes, d.Commits)
+		line("uploaded", "%s of data, %s of map", size(d.Uploaded), size(d.MapBytes))
+		r := d.Requests
+		line("requests", "%d get, %d put, %d delete, %d list, %d failed; %s received, %s sent", r.Get, r.Put, r.Delete, r.List, r.Failed, size(r.Received), size(r.Sent))
+	}
+	for _, wait := range d.Waits {
+		line("waits", "%s, for %.0f s: %s", wait.What, wait.Seconds, wait.Reason)
+	}
+	t.Flush()
+}
+
+func (a *app) volumeRemoveCommand() *cobra.Command {
+	req := control.RemoveVolumeRequest{}
+	c := &cobra.Command{
+		Use:   "rm NAME",
+		Short: "Delete a volume and everything in it",
+		Long: `rm deletes a volume that is not attached anywhere. There is no way back. With --dry-run it says what would be
+deleted. A volume that does not exist is no error.`,
+		Args: exactly(1, "one NAME"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req.Name = args[0]
+			if req.Store, err = absStore(req.Store); err != nil {
+				return err
+			}
+			reply, err := ask(a, func(c *control.Client) (*control.RemoveVolumeReply, error) {
+				return c.RemoveVolume(cmd.Context(), &req)
+			})
+			if err != nil {
+				return err
+			}
+			return a.print(reply, func(w io.Writer) {
+				switch {
+				case !reply.Was:
+					fmt.Fprintf(w, "there is no volume %s\n", req.Name)
+				case req.DryRun:
+					fmt.Fprintf(w, "%s: %d objects, %s would be deleted from %s\n", req.Name, reply.Objects, size(reply.Bytes), reply.Volume.Store)
+				default:
+					fmt.Fprintf(w, "%s: %d objects, %s deleted from %s\n", req.Name, reply.Objects, size(reply.Bytes), reply.Volume.Store)
+				}
+			})
+		},
+	}
+	storeFlag(c, &req.VolumeRequest)
+	c.Flags().BoolVar(&req.DryRun, "dry-run", false, "say what would be deleted")
+	return c
+}
+
+func (a *app) volumeFsckCommand() *cobra.Command {
+	req := control.CheckVolumeRequest{Data: true}
+	quick := false
+	c := &cobra.Command{
+		Use:   "fsck NAME",
+		Short: "Check everything that belongs to a volume",
+		Long: `fsck walks over a volume's map, its log and every block in the store, and compares all checksums and counts. It changes
+nothing, and the volume may be in use. It exits with 1 if something is wrong. It knows nothing of the file system
+inside: that is for e2fsck and the like.
+
+With --repair a map that cannot be read is made anew first, from an older one and the log since. The volume must be
+detached for that.`,
+		Args: exactly(1, "one NAME"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req.Name, req.Data = args[0], !quick
+			if req.Store, err = absStore(req.Store); err != nil {
+				return err
+			}
+			r, err := ask(a, func(c *control.Client) (*control.VolumeReport, error) {
+				return c.CheckVolume(cmd.Context(), &req, func(step string) { a.note("%s", step) })
+			})
+			if err != nil {
+				return err
+			}
+			if err := a.print(r, func(w io.Writer) {
+				fmt.Fprintf(w, "%s: %d segments, %d map nodes, %d extents, %s mapped, %s read; %d unused objects of %s\n",
+					r.Name, r.Segments, r.Nodes, r.Extents, size(r.MappedBytes), size(r.ReadBytes), r.UnusedObjects, size(r.UnusedBytes))
+				if r.Repaired != "" {
+					fmt.Fprintf(w, "  repaired: %s\n", r.Repaired)
+				}
+				for _, p := range r.Problems {
+					fmt.Fprintf(w, "  %s\n", p)
+				}
+			}); err != nil {
+				return err
+			}
+			if n := len(r.Problems); n > 0 {
+				return fmt.Errorf("%s: %d problems", r.Name, n)
+			}
+			return nil
+		},
+	}
+	storeFlag(c, &req.VolumeRequest)
+	c.Flags().BoolVar(&req.Repair, "repair", false, "make a map anew that cannot be read")
+	c.Flags().BoolVar(&quick, "quick", false, "do not read the blocks")
+	return c
+}

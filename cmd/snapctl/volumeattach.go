@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remora-storage/remora/cmd/internal/control"
+)
+
+func (a *app) volumeAttachCommand() *cobra.Command {
+	req := control.AttachVolumeRequest{}
+	c := &cobra.Command{
+		Use:   "attach NAME",
+		Short: "Make a block device of a volume",
+		Long: `attach makes this node the owner of a volume and prints the path of its block device, which stays until "detach".
+remorad may be stopped, killed or upgraded meanwhile: programs wait, and lose nothing.
+
+If another node owns the volume, attach waits until that node's lease has run out, and fails if it is renewed. A volume
+of class local whose last owner had flushed writes that the store does not have is attached elsewhere only with
+--accept-loss: it goes back to the last commit then.
+
+Attaching a volume that is attached here prints its device.`,
+		Args: exactly(1, "one NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Name = args[0]
+			reply, err := a.attachVolume(cmd.Context(), req)
+			if err != nil {
+				return err
+			}
+			return a.print(reply.Volume, func(w io.Writer) { fmt.Fprintln(w, reply.Volume.Device) })
+		},
+	}
+	attachFlags(c, &req)
+	return c
+}
+
+func attachFlags(c *cobra.Command, req *control.AttachVolumeRequest) {
+	storeFlag(c, &req.VolumeRequest)
+	c.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "attach though flushed writes are in another node's journal only")
+}
+
+func (a *app) attachVolume(ctx context.Context, req control.AttachVolumeRequest) (_ *control.AttachVolumeReply, err error) {
+	if req.Store, err = absStore(req.Store); err != nil {
+		return nil, err
+	}
+	return ask(a, func(c *control.Client) (*control.AttachVolumeReply, error) {
+		return c.AttachVolume(ctx, &req, func(what string) { a.note("%s", what) })
+	})
+}
+
+func (a *app) volumeDetachCommand() *cobra.Command {
+	req := control.DetachVolumeRequest{}
+	timeout := time.Duration(0)
+	c := &cobra.Command{
+		Use:   "detach NAME",
+		Short: "Give a volume up",
+		Long: `detach ends a volume's block device and gives the volume up when its store has everything that was written. If the store
+cannot be reached it waits, and says for what; interrupted, it leaves the volume with this node, which goes on storing, and
+detach can be called again. It is refused while the device is mounted or otherwise in use. A volume that is not attached
+here is no error.
+
+--abandon-to-journal does not wait: what the store does not have stays in this node's journal, and is there again when
+the volume is attached on this node. Another node that attaches it first does without.`,
+		Args: exactly(1, "one NAME"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req.Name = args[0]
+			ctx := cmd.Context()
+			if timeout > 0 {
+				var stop context.CancelFunc
+				ctx, stop = context.WithTimeout(ctx, timeout)
+				defer stop()
+			}
+			reply, err := a.detachVolume(ctx, req)
+			if err != nil {
+				return err
+			}
+			return a.print(reply, func(w io.Writer) {
+				if !reply.Was {
+					fmt.Fprintf(w, "%s is not attached here\n", req.Name)
+					return
+				}
+				fmt.Fprintf(w, "%s detached\n", req.Name)
+			})
+		},
+	}
+	storeFlag(c, &req.VolumeRequest)
+	c.Flags().BoolVar(&req.Abandon, "abandon-to-journal", false, "do not wait for the store")
+	c.Flags().DurationVar(&timeout, "timeout", 0, "give up after this `time`; 0 waits")
+	return c
+}
+
+func (a *app) detachVolume(ctx context.Context, req control.DetachVolumeRequest) (_ *control.DetachVolumeReply, err error) {
+	if req.Store, err = absStore(req.Store); err != nil {
+		return nil, err
+	}
+	said := ""
+	return ask(a, func(c *control.Client) (*control.DetachVolumeReply, error) {
+		return c.DetachVolume(ctx, &req, func(r *control.DetachVolumeReply) {
+			now := fmt.Sprintf("%s are not in the store yet", size(r.AtRisk))
+			if r.Reason != "" {
+				now += ": " + r.Reason
+			}
+			if now != said {
+				a.note("%s", now)
+			}
+			said = now
+		})
+	})
+}

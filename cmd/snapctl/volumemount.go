@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/cmd/internal/cli"
+	"github.com/remora-storage/remora/cmd/internal/control"
+)
+
+// mounted is what mount and umount print with --json.
+type mounted struct {
+	control.Volume
+	Dir string `json:"dir"`
+}
+
+func (a *app) volumeMountCommand() *cobra.Command {
+	req := control.AttachVolumeRequest{}
+	fs, options := "", ""
+	c := &cobra.Command{
+		Use:   "mount NAME DIR",
+		Short: "Attach a volume and mount its file system",
+		Long: `mount attaches a volume and mounts it on a directory, which is made if need be. A volume that was never written to gets a
+file system first: ext4, or what --fs says. One that was is never formatted: if it has no file system that is known,
+mount fails.`,
+		Args: exactly(2, "a NAME and a DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			req.Name = args[0]
+			return a.mountVolume(cmd.Context(), req, args[1], fs, options)
+		},
+	}
+	attachFlags(c, &req)
+	c.Flags().StringVar(&fs, "fs", "", "`kind` of the file system of a new volume: ext4 (default), xfs or btrfs")
+	c.Flags().StringVarP(&options, "options", "o", "", "mount `options`, as for mount(8)")
+	return c
+}
+
+// mkfsOf has the commands that make file systems. None discards first: a new volume is empty.
+var mkfsOf = map[string][]string{
+	"ext4":  {"mkfs.ext4", "-q", "-E", "nodiscard"},
+	"xfs":   {"mkfs.xfs", "-q", "-K"},
+	"btrfs": {"mkfs.btrfs", "-q", "-K"},
+}
+
+func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, dir, fs, options string) error {
+	if fs != "" && mkfsOf[fs] == nil {
+		return cli.Usagef("--fs %s: want ext4, xfs or btrfs", fs)
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return err
+	}
+	reply, err := a.attachVolume(ctx, req)
+	if err != nil {
+		return err
+	}
+	v := reply.Volume
+	if where, err := mountsOf(v.Device); err != nil {
+		return err
+	} else if len(where) > 0 {
+		real, err := filepath.EvalSymlinks(dir)
+		if err == nil && where[0] == real {
+			return a.printMounted(v, dir, "is mounted on")
+		}
+		return fmt.Errorf("%s is mounted on %s", v.Name, where[0])
+	}
+	if v.FS, err = a.fileSystem(ctx, req.VolumeRequest, reply, fs); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	if v.FS == "ext4" { // it may have been resized while it was not mounted
+		if err := growExt4(ctx, v.Device); err != nil {
+			return err
+		}
+	}
+	args := []string{"-t", v.FS}
+	if options != "" {
+		args = append(args, "-o", options)
+	}
+	if err := command(ctx, "mount", append(args, v.Device, dir)...); err != nil {
+		return err
+	}
+	if v.FS != "ext4" {
+		if err := growFS(ctx, v.FS, v.Device, dir); err != nil {
+			return err
+		}
+	}
+	return a.printMounted(v, dir, "mounted on")
+}
+
+func (a *app) printMounted(v *control.Volume, dir, how string) error {
+	return a.print(mounted{*v, dir}, func(w io.Writer) { fmt.Fprintf(w, "%s (%s, %s) %s %s\n", v.Name, v.Device, v.FS, how, dir) })
+}
+
+// fileSystem returns which file system a volume has. A volume that nobody has ever written to gets one.
+func (a *app) fileSystem(ctx context.Context, req control.VolumeRequest, reply *control.AttachVolumeReply, want string) (string, error) {
+	v := reply.Volume
+	has, err := signature(ctx, v.Device)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case has != "" && mkfsOf[has] == nil:
+		return "", fmt.Errorf("%s holds %s, not a file system that can be mounted", v.Name, has)
+	case has == "" && !reply.Fresh:
+		return "", fmt.Errorf("%s has been written to, and no file system is known on it; make one on %s yourself if its content is of no use", v.Name, v.Device)
+	case has != "" && want != "" && has != want:
+		return "", fmt.Errorf("%s holds %s, not %s", v.Name, has, want)
+	case has == "":
+		if has = want; has == "" {
+			has = "ext4"
+		}
+		mkfs := mkfsOf[has]
+		if err := command(ctx, mkfs[0], append(mkfs[1:], v.Device)...); err != nil {
+			return "", err
+		}
+		if err := syncDevice(v.Device); err != nil {
+			return "", err
+		}
+	}
+	if v.FS == has {
+		return has, nil
+	}
+	_, err = ask(a, func(c *control.Client) (*control.Empty, error) {
+		return &control.Empty{}, c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store}, FS: has})
+	})
+	return has, err
+}
+
+// signature returns what a device begins with, "" if nothing is known there.
+func signature(ctx context.Context, dev string) (string, error) {
+	out, err := exec.CommandContext(ctx, "blkid", "-p", "-o", "value", "-s", "TYPE", dev).Output()
+	var exit *exec.ExitError
+	switch {
+	case err == nil && strings.TrimSpace(string(out)) == "":
+		return "a partition table", nil
+	case err == nil:
+		return strings.TrimSpace(string(out)), nil
+	case errors.As(err, &exit) && exit.ExitCode() == 2:
+		return "", nil
+	}
+	return "", fmt.Errorf("what %s holds cannot be told: blkid: %w", dev, err)
+}
+
+func syncDevice(dev string) error {
+	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// command runs a program whose output matters only if it fails.
+func command(ctx context.Context, name string, args ...string) error {
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+// mountsOf returns where a device is mounted.
+func mountsOf(dev string) (dirs []string, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(dev, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: dev, Err: err}
+	}
+	real, err := filepath.EvalSymlinks(dev)
+	if err != nil {
+		return nil, err
+	}
+	all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
+		same := m.Major == int(unix.Major(st.Rdev)) && m.Minor == int(unix.Minor(st.Rdev)) || m.Source == real // btrfs has numbers of its own
+		return !same, false
+	})
+	for _, m := range all {
+		dirs = append(dirs, m.Mountpoint)
+	}
+	return dirs, err
+}
+
+func (a *app) volumeUmountCommand() *cobra.Command {
+	req := control.DetachVolumeRequest{}
+	keep := false
+	c := &cobra.Command{
+		Use:   "umount NAME",
+		Short: "Unmount a volume and detach it",
+		Long: `umount unmounts a volume's file system wherever this mount namespace has it, and detaches the volume: it returns when the
+store has everything. A volume that is not mounted is only detached.`,
+		Args: exactly(1, "one NAME"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req.Name = args[0]
+			if req.Store, err = absStore(req.Store); err != nil {
+				return err
+			}
+			return a.umountVolume(cmd.Context(), req, keep)
+		},
+	}
+	storeFlag(c, &req.VolumeRequest)
+	c.Flags().BoolVar(&keep, "keep-attached", false, "do not detach the volume")
+	return c
+}
+
+func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest, keep bool) error {
+	v, err := a.findAttached(ctx, req.VolumeRequest)
+	if err != nil {
+		return err
+	}
+	if v != nil && v.Device != "" {
+		dirs, err := mountsOf(v.Device)
+		if err != nil {
+			return err
+		}
+		for i := len(dirs) - 1; i >= 0; i-- {
+			if err := unix.Unmount(dirs[i], 0); err != nil {
+				return &os.PathError{Op: "unmount", Path: dirs[i], Err: err}
+			}
+			a.note("%s unmounted", dirs[i])
+		}
+	}
+	if keep {
+		return nil
+	}
+	reply, err := a.detachVolume(ctx, req)
+	if err != nil {
+		return err
+	}
+	return a.print(reply, func(w io.Writer) {
+		if reply.Was {
+			fmt.Fprintf(w, "%s detached\n", req.Name)
+		} else {
+			fmt.Fprintf(w, "%s is not attached here\n", req.Name)
+		}
+	})
+}
+
+// findAttached returns a volume that has a device here, nil if it has none.
+func (a *app) findAttached(ctx context.Context, req control.VolumeRequest) (*control.Volume, error) {
+	disks, err := ask(a, func(c *control.Client) (*control.AttachedReply, error) { return c.AttachedVolumes(ctx) })
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range disks.Volumes {
+		if v.Name == req.Name && (req.Store == "" || v.Store == req.Store) {
+			return &v, nil
+		}
+	}
+	return nil, nil
+}
+
+func (a *app) volumeResizeCommand() *cobra.Command {
+	req := control.ResizeVolumeRequest{}
+	c := &cobra.Command{
+		Use:   "resize NAME SIZE",
+		Short: "Make a volume and its file system larger",
+		Long: `resize makes a volume larger, and the file system on it: at once where it is mounted, otherwise when it is mounted next. Volumes do
+not shrink.`,
+		Args: exactly(2, "a NAME and a SIZE"),
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			req.Name = args[0]
+			if req.Size, err = parseSize(args[1]); err != nil {
+				return err
+			}
+			if req.Store, err = absStore(req.Store); err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			v, err := ask(a, func(c *control.Client) (*control.Volume, error) { return c.ResizeVolume(ctx, &req) })
+			if err != nil {
+				return err
+			}
+			if v.Device != "" && v.FS != "" {
+				dirs, err := mountsOf(v.Device)
+				if err == nil && len(dirs) > 0 {
+					err = growFS(ctx, v.FS, v.Device, dirs[0])
+				}
+				if err != nil {
+					return fmt.Errorf("the volume has %s now, its file system has not grown; unmount it and mount it again: %w", size(v.Size), err)
+				}
+			}
+			return a.print(v, func(w io.Writer) { fmt.Fprintf(w, "%s has %s\n", v.Name, size(v.Size)) })
+		},
+	}
+	storeFlag(c, &req.VolumeRequest)
+	return c
+}
+
+// growExt4 makes an ext4 that is not mounted as large as its device, which needs no more rights than writing to it.
+func growExt4(ctx context.Context, dev string) error {
+	err := command(ctx, "resize2fs", dev)
+	if err == nil {
+		return nil // it was so large already
+	}
+	if err := command(ctx, "e2fsck", "-fp", dev); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() > 1 { // 1: corrected
+			return err
+		}
+	}
+	return command(ctx, "resize2fs", dev)
+}
+
+// growFS makes a mounted file system as large as its device. One that is stays as it is.
+func growFS(ctx context.Context, fs, dev, dir string) error {
+	switch fs {
+	case "ext4":
+		return command(ctx, "resize2fs", dev)
+	case "xfs":
+		return command(ctx, "xfs_growfs", "-d", dir)
+	case "btrfs":
+		return command(ctx, "btrfs", "filesystem", "resize", "max", dir)
+	}
+	return fmt.Errorf("%s: not a file system that can grow", fs)
+}
