@@ -74,6 +74,17 @@ func unsafe(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrUnsafeStore, fmt.Sprintf(format, args...))
 }
 
+// refused says what it means that a put came back with err where it had to be refused with want.
+func refused(err, want error, what string) error {
+	switch {
+	case err == nil:
+		return unsafe("%s was not refused", what)
+	case errors.Is(err, want):
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
 func (p *probe) plain(ctx context.Context) error {
 	k, want := p.key(), []byte("0123456789")
 	if _, err := p.s.Put(ctx, k, want); err != nil {
@@ -86,24 +97,32 @@ func (p *probe) plain(ctx context.Context) error {
 	if !bytes.Equal(got, want) || o.Size != int64(len(want)) || o.Version == "" {
 		return unsafe("got %q of %d bytes, version %q, for %q", got, o.Size, o.Version, want)
 	}
-	if got, _, err = p.s.Get(ctx, k, 3, 4); err != nil || string(got) != "3456" {
-		return unsafe("bytes 3 to 6 are %q (%v)", got, err)
+	if got, _, err = p.s.Get(ctx, k, 3, 4); err != nil {
+		return err
+	} else if string(got) != "3456" {
+		return unsafe("bytes 3 to 6 are %q", got)
 	}
-	h, err := p.s.Head(ctx, k)
-	if err != nil || h.Version != o.Version {
-		return unsafe("head says version %q, get %q (%v)", h.Version, o.Version, err)
+	if h, err := p.s.Head(ctx, k); err != nil {
+		return err
+	} else if h.Version != o.Version {
+		return unsafe("head says version %q, get %q", h.Version, o.Version)
 	}
-	if seen, err := p.listed(ctx, k); err != nil || !seen {
-		return unsafe("what was stored is not listed (%v)", err)
+	if seen, err := p.listed(ctx, k); err != nil {
+		return err
+	} else if !seen {
+		return unsafe("what was stored is not listed")
 	}
 	if err := p.s.Delete(ctx, k); err != nil {
 		return err
 	}
-	if _, _, err := p.s.Get(ctx, k, 0, -1); !errors.Is(err, ErrNoObject) {
-		return unsafe("what was deleted is still there (%v)", err)
+	_, _, err = p.s.Get(ctx, k, 0, -1)
+	if err := refused(err, ErrNoObject, "reading what was deleted"); err != nil {
+		return err
 	}
-	if seen, err := p.listed(ctx, k); err != nil || seen {
-		return unsafe("what was deleted is still listed (%v)", err)
+	if seen, err := p.listed(ctx, k); err != nil {
+		return err
+	} else if seen {
+		return unsafe("what was deleted is still listed")
 	}
 	return p.s.Delete(ctx, k)
 }
@@ -122,8 +141,9 @@ func (p *probe) conditions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := p.s.PutIfAbsent(ctx, k, []byte("other")); !errors.Is(err, ErrExists) {
-		return unsafe("a put if absent over an object was not refused (%v)", err)
+	_, err = p.s.PutIfAbsent(ctx, k, []byte("other"))
+	if err := refused(err, ErrExists, "a put if absent over an object"); err != nil {
+		return err
 	}
 	second, err := p.s.PutIfMatch(ctx, k, []byte("second"), first.Version)
 	if err != nil {
@@ -132,17 +152,19 @@ func (p *probe) conditions(ctx context.Context) error {
 	if second.Version == first.Version {
 		return unsafe("two contents have the version %s", first.Version)
 	}
-	if _, err := p.s.PutIfMatch(ctx, k, []byte("third"), first.Version); !errors.Is(err, ErrChanged) {
-		return unsafe("a put over a version that was replaced was not refused (%v)", err)
+	_, err = p.s.PutIfMatch(ctx, k, []byte("third"), first.Version)
+	if err := refused(err, ErrChanged, "a put over a version that was replaced"); err != nil {
+		return err
 	}
 	got, _, err := p.s.Get(ctx, k, 0, -1)
-	if err != nil || string(got) != "second" {
-		return unsafe("the object is %q after a put that was refused (%v)", got, err)
+	if err != nil {
+		return err
 	}
-	if _, err := p.s.PutIfMatch(ctx, p.key(), []byte("none"), first.Version); !errors.Is(err, ErrChanged) {
-		return unsafe("a put if unchanged without an object was not refused (%v)", err)
+	if string(got) != "second" {
+		return unsafe("the object is %q after a put that was refused", got)
 	}
-	return nil
+	_, err = p.s.PutIfMatch(ctx, p.key(), []byte("none"), first.Version)
+	return refused(err, ErrChanged, "a put if unchanged without an object")
 }
 
 // race has racers put at the same time and returns who was told that it won.

@@ -180,7 +180,7 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	}
 	active.end = r.end
 	v.journal = newJournal(t.disk, r.super, r.end, v.written, h.Epoch, t.opts.Memory/4)
-	v.journal.written = v.applyWritten
+	v.journal.written, v.journal.full = v.applyWritten, v.wake
 	v.run()
 	return v, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 
 	"github.com/remora-storage/remora/remote"
 )
@@ -29,14 +30,17 @@ func (r *Report) problem(format string, args ...any) {
 	}
 }
 
-// usedKeys returns the keys of all objects that a head and its map use.
+// usedKeys returns the keys of all objects that a head, its map and the map before that use.
 func usedKeys(ctx context.Context, nodes *mapNodes, h *Head, root *mapRoot) (map[string]bool, error) {
 	used := map[string]bool{headKey(h.ID): true}
 	for _, s := range h.Tail {
 		used[s.key(h.ID)] = true
 	}
-	for _, k := range root.Packs {
+	for _, k := range slices.Concat(root.Packs, root.GonePacks) {
 		used[packID{k.Gen, k.Random}.key(h.ID)] = true
+	}
+	for _, s := range root.GoneSegments {
+		used[s.key(h.ID)] = true
 	}
 	if h.Root != nil {
 		used[h.Root.pack().key(h.ID)] = true

@@ -11,7 +11,7 @@ type checkpoint struct {
 	ref      NodeRef
 	root     *mapRoot
 	segments []SegmentRef // that the map holds now, and the tail need not
-	gone     []SegmentRef // segments that nothing uses once the head names ref
+	gone     []SegmentRef // segments that neither this map nor the one before uses
 	packs    []packID     // and packs
 	uploaded int64        // bytes
 }
@@ -49,14 +49,18 @@ func makeCheckpoint(ctx context.Context, nodes *mapNodes, old *mapRoot, oldRef *
 	c := &checkpoint{root: next, segments: tail}
 	next.Segment = max(next.Segment, old.Segment)
 	next.Blocks = old.Blocks + m.total
-	for _, s := range m.gone {
-		c.gone = append(c.gone, s.SegmentRef)
+	c.gone = old.GoneSegments
+	for _, k := range old.GonePacks {
+		c.packs = append(c.packs, packID{k.Gen, k.Random})
+	}
+	for _, s := range m.gone[:min(len(m.gone), maxGone)] {
+		next.GoneSegments = append(next.GoneSegments, s.SegmentRef)
 	}
 	for _, k := range old.Packs {
 		id := packID{k.Gen, k.Random}
 		k.Live -= m.dead[id]
 		if k.Live <= 0 {
-			c.packs = append(c.packs, id)
+			next.GonePacks = append(next.GonePacks, k)
 			continue
 		}
 		next.Packs = append(next.Packs, k)
@@ -68,7 +72,7 @@ func makeCheckpoint(ctx context.Context, nodes *mapNodes, old *mapRoot, oldRef *
 		m.id = packID{gen, random32()}
 	}
 	if oldRef != nil && !slices.ContainsFunc(old.Packs, func(k packUse) bool { return packID{k.Gen, k.Random} == oldRef.pack() }) {
-		c.packs = append(c.packs, oldRef.pack()) // it held the root alone
+		next.GonePacks = append(next.GonePacks, packUse{Gen: oldRef.Gen, Random: oldRef.Random}) // it held the root alone
 	}
 	p, err := next.encode()
 	if err != nil {

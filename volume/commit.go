@@ -17,6 +17,11 @@ func (v *Volume) pump(ctx context.Context) {
 			}
 			continue
 		}
+		if v.journal.isStarved() {
+			if err := v.journal.relieve(); err != nil {
+				v.fail(err)
+			}
+		}
 		v.mu.Lock()
 		v.sealLocked()
 		v.checkpointLocked()
@@ -100,15 +105,11 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 	}
 	// Whoever found a block's place in the journal before the index changed has read it when this is passed.
 	v.reuse.Lock()
-	all := v.isDraining()
+	v.mu.Lock()
+	end := gens[len(gens)-1].end
+	v.mu.Unlock()
 	v.reuse.Unlock()
-	return v.journal.release(gens[len(gens)-1].end, all)
-}
-
-func (v *Volume) isDraining() bool {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return v.draining
+	return v.journal.release(end)
 }
 
 // update changes the head. apply is called with v.mu held when the store has it. Others may change a head that this

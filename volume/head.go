@@ -97,6 +97,7 @@ const (
 	recentNonces   = 16
 	maxTail        = 256 // segments
 	maxSegment     = 32 << 20
+	maxSet         = 512 // segments that are listed in one place
 	segmentRefSize = 28
 
 	// MinSize and MaxSize bound a volume, in bytes.
@@ -126,7 +127,7 @@ func (s *segmentSet) UnmarshalText(text []byte) error {
 	if err != nil {
 		return err
 	}
-	if len(p)%segmentRefSize != 0 || len(p)/segmentRefSize > 2*maxTail {
+	if len(p)%segmentRefSize != 0 || len(p)/segmentRefSize > maxSet {
 		return fmt.Errorf("tail of %d bytes", len(p))
 	}
 	*s = nil

@@ -34,7 +34,7 @@ const (
 	entrySize    = 24
 	maxEntries   = (Block - recordHeader) / entrySize
 	maxRecord    = 1 << 20 // bytes of data
-	minJournal   = 16 << 20
+	minRing      = 4 * (Block + maxRecord)
 	journalAhead = 3 // records that may be on their way to the disk at a time
 )
 
@@ -78,22 +78,25 @@ type journal struct {
 	disk  Disk
 	epoch uint64
 	ring  int64 // bytes
+	// full is called when a record waits for room.
+	full func()
 	// written is called for each batch, in the order of the log: the first of its write sequence numbers, its
 	// entries, and where the record ends.
 	written func(first uint64, entries []entry, end cursor)
 
-	mu     sync.Mutex // guards the fields below
-	super  superblock
-	end    cursor // where the next record goes
-	write  uint64 // sequence number of the last write that was given one
-	queue  []*appendReq
-	more   chan struct{} // holds one value if there may be something in queue
-	last   chan struct{} // closed when the record before the next one is complete
-	done   cursor        // behind the last record that is complete
-	wanted cursor        // what start may become
-	synced uint64        // records before this one are on stable storage
-	err    error
-	space  chan struct{} // closed, and made anew, when there may be more room
+	mu      sync.Mutex // guards the fields below
+	super   superblock
+	end     cursor // where the next record goes
+	write   uint64 // sequence number of the last write that was given one
+	queue   []*appendReq
+	more    chan struct{} // holds one value if there may be something in queue
+	last    chan struct{} // closed when the record before the next one is complete
+	done    cursor        // behind the last record that is complete
+	wanted  cursor        // what start may become
+	synced  uint64        // records before this one are on stable storage
+	err     error
+	space   chan struct{} // closed, and made anew, when there may be more room
+	starved bool          // a record waits for room
 
 	window window
 
@@ -104,8 +107,8 @@ type journal struct {
 // formatJournal makes an empty journal.
 func formatJournal(disk Disk, vid, id ID) error {
 	size := disk.Size() - journalRing
-	if size < minJournal-journalRing || size%Block != 0 {
-		return fmt.Errorf("journal of %d bytes: at least %d", disk.Size(), minJournal)
+	if size < minRing || size%Block != 0 {
+		return fmt.Errorf("journal of %d bytes: at least %d", disk.Size(), minRing+journalRing)
 	}
 	// A first record of another journal must not follow from this one's start.
 	s := superblock{gen: 1, vid: vid, id: id, size: size, start: cursor{seq: 1, prev: crcOf(id[:])}}
@@ -263,6 +266,9 @@ func (j *journal) take(ctx context.Context) *batch {
 		if b != nil {
 			return b
 		}
+		if space != nil {
+			j.full()
+		}
 		select {
 		case <-j.more:
 		case <-space:
@@ -292,8 +298,10 @@ func (j *journal) tryTake() (*batch, <-chan struct{}) {
 	total := Block + b.size
 	pos := ringFit(j.ring, j.end.pos, total)
 	if pos+total-j.super.start.pos > j.super.size {
+		j.starved = true
 		return nil, j.space
 	}
+	j.starved = false
 	b.requests, j.queue = j.queue[:n:n], j.queue[n:]
 	b.at = cursor{pos, j.end.seq, j.end.prev}
 	b.first = j.write + 1
@@ -411,12 +419,28 @@ func (j *journal) sync() error {
 	return j.err
 }
 
-// release says that no record before c is needed any more. Nobody may read there.
-func (j *journal) release(c cursor, all bool) error {
+// isStarved reports whether a record waits for room.
+func (j *journal) isStarved() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.starved
+}
+
+// relieve makes room of what was released. One goroutine at a time may call it or release.
+func (j *journal) relieve() error {
+	j.mu.Lock()
+	c := j.wanted
+	j.mu.Unlock()
+	return j.release(c)
+}
+
+// release says that no record before c is needed any more. Nobody may read there. That is written down when it makes much
+// room, or when room is wanted.
+func (j *journal) release(c cursor) error {
 	j.mu.Lock()
 	j.wanted = c
 	next := j.super
-	due := c.pos-next.start.pos > next.size/4 || all && c != next.start
+	due := c.pos-next.start.pos > next.size/4 || j.starved && c != next.start
 	j.mu.Unlock()
 	if !due {
 		return nil

@@ -15,7 +15,10 @@ import (
 // reach fills them; the map of what they hold is in memory.
 const DefaultJournal = 1 << 30
 
-const mostJournal = 1 << 30 // the segments of a full one must fit into the tail of a head
+const (
+	minJournal  = 16 << 20
+	mostJournal = 1 << 30 // the segments of a full one must fit into the tail of a head
+)
 
 // JournalDir is Journals as files of a directory. It belongs to one process at a time.
 type JournalDir struct {

@@ -264,6 +264,11 @@ type mapRoot struct {
 	Segments *NodeRef  `json:"segments,omitempty"`
 	Packs    []packUse `json:"packs"`
 	Blocks   int64     `json:"blocks"` // that the map names
+
+	// What the map before this one used and this one does not. It is deleted when there is a next one: until then a map
+	// that cannot be read can be made anew from the one before.
+	GoneSegments segmentSet `json:"gone_segments,omitempty"`
+	GonePacks    []packUse  `json:"gone_packs,omitempty"`
 }
 
 // packUse is a pack and how many bytes of its nodes the trees still use.
@@ -276,7 +281,8 @@ type packUse struct {
 
 const (
 	rootVersion = 1
-	maxPacks    = 512
+	maxPacks    = 400
+	maxGone     = 500 // segments; more are left to a sweep
 )
 
 func (r *mapRoot) encode() ([]byte, error) { return seal("root", rootVersion, r) }
@@ -291,7 +297,7 @@ func decodeRoot(p []byte) (*mapRoot, error) {
 			return nil, fmt.Errorf("root of the map: %w", ErrCorrupt)
 		}
 	}
-	if len(r.Packs) > 2*maxPacks {
+	if len(r.Packs) > 2*maxPacks || len(r.GonePacks) > 2*maxPacks {
 		return nil, fmt.Errorf("root of the map: %w: %d packs", ErrCorrupt, len(r.Packs))
 	}
 	return r, nil

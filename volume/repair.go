@@ -16,8 +16,8 @@ import (
 var ErrBeyondRepair = errors.New("beyond repair")
 
 // Repair makes the map anew of a volume that nobody owns, if it cannot be read as a whole: from the newest root from which
-// every node can be, and the segments since. What the lost nodes said is all in those. It returns what it did, "" if
-// there was nothing to do.
+// every node can be, and the segments since. What the lost nodes said is all in those, if all are there: with one missing,
+// blocks that it says were trimmed would come back. It returns what it did, "" if there was nothing to do.
 func Repair(ctx context.Context, store remote.Store, name string, progress func(what string)) (done string, err error) {
 	id, err := lookupID(ctx, store, name)
 	if err != nil {
@@ -129,8 +129,7 @@ func newestRoot(ctx context.Context, nodes *mapNodes, h *Head) (*mapRoot, *NodeR
 	return &mapRoot{}, nil, nil
 }
 
-// segmentsAfter returns the segments that count and are later than one, and what they hold. Segments that are not there
-// any more have been written over by later ones as a whole.
+// segmentsAfter returns the segments that count and are later than one, and what they hold.
 func segmentsAfter(ctx context.Context, store remote.Store, h *Head, after uint64) ([]SegmentRef, *extents, error) {
 	counts := map[uint64]SegmentRef{}
 	prefix := volumePrefix(h.ID)
@@ -150,6 +149,9 @@ func segmentsAfter(ctx context.Context, store remote.Store, h *Head, after uint6
 		refs = append(refs, r)
 	}
 	slices.SortFunc(refs, func(a, b SegmentRef) int { return cmp.Compare(a.Seq, b.Seq) })
+	if want := h.Segment - after; uint64(len(refs)) != want { // committed segments are numbered without a gap
+		return nil, nil, fmt.Errorf("%w: the newest map that can be read is of segment %d, and of the %d segments since %d are not there", ErrBeyondRepair, after, want, want-uint64(len(refs)))
+	}
 	changes := &extents{}
 	for i := range refs {
 		r := &refs[i]

@@ -56,8 +56,8 @@ func replay(disk Disk, vid, id ID, sameBoot bool, apply func(first uint64, entri
 		if err != nil {
 			return nil, err
 		}
-		if b == nil || epoch < r.epoch || r.write != 0 && b.first != r.write+1 {
-			break
+		if b == nil || epoch < r.epoch || b.first <= r.write || epoch == r.epoch && b.first != r.write+1 {
+			break // an epoch may begin later: the store can have writes whose records a power cut has taken
 		}
 		apply(b.first, b.entries, b.next)
 		r.epoch, r.write, r.end = epoch, b.first+uint64(len(b.entries))-1, b.next

@@ -1,0 +1,201 @@
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Store tests a remote.Store. open returns an empty one.
+func Store(t *testing.T, open func(t *testing.T) remote.Store) {
+	for name, test := range map[string]func(*testing.T, remote.Store){
+		"bytes": storeBytes, "conditions": storeConditions, "races": storeRaces, "list": storeList, "keys": storeKeys,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, open(t)) })
+	}
+}
+
+func storeBytes(t *testing.T, s remote.Store) {
+	ctx := t.Context()
+	want := make([]byte, 1<<20+17)
+	for i := range want {
+		want[i] = byte(i * i >> 7)
+	}
+	o, err := s.Put(ctx, "a/b", want)
+	if err != nil || o.Size != int64(len(want)) || o.Version == "" {
+		t.Fatalf("put: %+v, %v", o, err)
+	}
+	for _, r := range []struct{ off, n, from, to int64 }{
+		{0, -1, 0, int64(len(want))}, {0, 10, 0, 10}, {5, 100, 5, 105}, {int64(len(want)) - 3, 10, int64(len(want)) - 3, int64(len(want))},
+		{1 << 20, -1, 1 << 20, int64(len(want))}, {7, 0, 7, 7}, {int64(len(want)), 10, 0, 0}, {int64(len(want)) + 5, 1, 0, 0},
+	} {
+		got, g, err := s.Get(ctx, "a/b", r.off, r.n)
+		if err != nil || !bytes.Equal(got, want[r.from:r.to]) || g.Size != o.Size {
+			t.Errorf("get %d+%d: %d bytes of %d, %v", r.off, r.n, len(got), g.Size, err)
+		}
+		if whole := int64(len(got)) == o.Size; whole != (g.Version == o.Version) {
+			t.Errorf("get %d+%d: version %q, the object's is %q", r.off, r.n, g.Version, o.Version)
+		}
+	}
+	if h, err := s.Head(ctx, "a/b"); err != nil || h.Size != o.Size || h.Version != o.Version {
+		t.Errorf("head: %+v, %v; put said %+v", h, err, o)
+	}
+	if _, err := s.Put(ctx, "a/b", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if got, _, err := s.Get(ctx, "a/b", 0, -1); err != nil || string(got) != "x" {
+		t.Errorf("after a second put: %d bytes, %v", len(got), err)
+	}
+	if _, err := s.Put(ctx, "empty", nil); err != nil {
+		t.Fatal(err)
+	}
+	if got, g, err := s.Get(ctx, "empty", 0, -1); err != nil || len(got) != 0 || g.Size != 0 {
+		t.Errorf("an empty object: %d bytes, %v", len(got), err)
+	}
+	for range 2 {
+		if err := s.Delete(ctx, "a/b"); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+	}
+	if _, _, err := s.Get(ctx, "a/b", 0, -1); !errors.Is(err, remote.ErrNoObject) {
+		t.Errorf("get after delete: %v", err)
+	}
+	if _, err := s.Head(ctx, "a/b"); !errors.Is(err, remote.ErrNoObject) {
+		t.Errorf("head after delete: %v", err)
+	}
+}
+
+func storeConditions(t *testing.T, s remote.Store) {
+	ctx := t.Context()
+	first, err := s.PutIfAbsent(ctx, "k", []byte("1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutIfAbsent(ctx, "k", []byte("2")); !errors.Is(err, remote.ErrExists) {
+		t.Errorf("put if absent over an object: %v", err)
+	}
+	second, err := s.PutIfMatch(ctx, "k", []byte("2"), first.Version)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutIfMatch(ctx, "k", []byte("3"), first.Version); !errors.Is(err, remote.ErrChanged) {
+		t.Errorf("put over an old version: %v", err)
+	}
+	if _, err := s.PutIfMatch(ctx, "none", []byte("3"), first.Version); !errors.Is(err, remote.ErrChanged) {
+		t.Errorf("put if unchanged without an object: %v", err)
+	}
+	if got, o, err := s.Get(ctx, "k", 0, -1); err != nil || string(got) != "2" || o.Version != second.Version {
+		t.Errorf("%q of version %q, %v", got, o.Version, err)
+	}
+	if err := s.Delete(ctx, "k"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutIfMatch(ctx, "k", []byte("4"), second.Version); !errors.Is(err, remote.ErrChanged) {
+		t.Errorf("put if unchanged over a deleted object: %v", err)
+	}
+	if _, err := s.PutIfAbsent(ctx, "k", []byte("5")); err != nil {
+		t.Errorf("put if absent over a deleted object: %v", err)
+	}
+}
+
+// storeRaces counts up one object by many writers: each increment that was acknowledged must be there.
+func storeRaces(t *testing.T, s remote.Store) {
+	ctx := t.Context()
+	o, err := s.PutIfAbsent(ctx, "count", []byte("0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = o
+	const writers, each = 8, 12
+	var started sync.WaitGroup
+	for range writers {
+		started.Go(func() {
+			for done := 0; done < each; {
+				p, o, err := s.Get(ctx, "count", 0, -1)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				var n int
+				if _, err := fmt.Sscan(string(p), &n); err != nil {
+					t.Errorf("%q: %v", p, err)
+					return
+				}
+				_, err = s.PutIfMatch(ctx, "count", fmt.Append(nil, n+1), o.Version)
+				switch {
+				case err == nil:
+					done++
+				case !errors.Is(err, remote.ErrChanged):
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	started.Wait()
+	if p, _, err := s.Get(ctx, "count", 0, -1); err != nil || string(p) != fmt.Sprint(writers*each) {
+		t.Errorf("%s increments of %d are there (%v)", p, writers*each, err)
+	}
+	if err := remote.Probe(ctx, s, "probe/", func(string) {}); err != nil {
+		t.Errorf("probe: %v", err)
+	}
+	left := 0
+	if err := s.List(ctx, "probe/", func(remote.Object) bool { left++; return true }); err != nil || left > 0 {
+		t.Errorf("the probe has left %d objects (%v)", left, err)
+	}
+}
+
+func storeList(t *testing.T, s remote.Store) {
+	ctx := t.Context()
+	keys := []string{"a", "a.b", "a/b", "a/c/d", "a/c/e", "a0", "b", "b/1", "b/2"}
+	keys = slices.DeleteFunc(keys, func(k string) bool { return k == "a" || k == "b" }) // a file store cannot have "a" beside "a/b"
+	for _, k := range keys {
+		if _, err := s.Put(ctx, k, []byte(k)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for prefix, want := range map[string][]string{
+		"": keys, "a": {"a.b", "a/b", "a/c/d", "a/c/e", "a0"}, "a/": {"a/b", "a/c/d", "a/c/e"}, "a/c": {"a/c/d", "a/c/e"}, "b/1": {"b/1"}, "c": nil, "a/c/d/": nil,
+	} {
+		var got []string
+		if err := s.List(ctx, prefix, func(o remote.Object) bool {
+			got = append(got, o.Key)
+			if o.Size != int64(len(o.Key)) {
+				t.Errorf("%s has %d bytes", o.Key, o.Size)
+			}
+			return true
+		}); err != nil {
+			t.Errorf("list %q: %v", prefix, err)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("list %q: %q, want %q", prefix, got, want)
+		}
+	}
+	n := 0
+	if err := s.List(ctx, "", func(remote.Object) bool { n++; return n < 3 }); err != nil || n != 3 {
+		t.Errorf("a list that was left after 3 gave %d, %v", n, err)
+	}
+	ended, stop := context.WithCancel(ctx)
+	stop()
+	if err := s.List(ended, "", func(remote.Object) bool { return true }); err == nil {
+		t.Error("a list with an ended context succeeds")
+	}
+}
+
+func storeKeys(t *testing.T, s remote.Store) {
+	long := string(bytes.Repeat([]byte("k"), 200))
+	for _, k := range []string{"x", "a/b/c/d/e/f", long, "A-b_c.9"} {
+		if _, err := s.Put(t.Context(), k, []byte("v")); err != nil {
+			t.Errorf("key %q: %v", k, err)
+		}
+		if got, _, err := s.Get(t.Context(), k, 0, -1); err != nil || string(got) != "v" {
+			t.Errorf("key %q: %q, %v", k, got, err)
+		}
+	}
+}

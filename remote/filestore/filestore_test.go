@@ -1,0 +1,142 @@
+package filestore_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/filestore"
+)
+
+func open(t *testing.T, dir string) *filestore.Store {
+	t.Helper()
+	s, err := filestore.Open(dir, filestore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestStore(t *testing.T) {
+	conformance.Store(t, func(t *testing.T) remote.Store { return open(t, t.TempDir()) })
+}
+
+// TestProcesses: several processes count up one object. A comparison that only excludes goroutines loses some.
+func TestProcesses(t *testing.T) {
+	const processes, each = 4, 50
+	dir := os.Getenv("REMORA_TEST_COUNT")
+	if dir != "" {
+		count(t, open(t, dir), each)
+		return
+	}
+	dir = t.TempDir()
+	if _, err := open(t, dir).PutIfAbsent(t.Context(), "count", []byte("0")); err != nil {
+		t.Fatal(err)
+	}
+	var started sync.WaitGroup
+	for range processes {
+		started.Go(func() {
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestProcesses$")
+			cmd.Env = append(os.Environ(), "REMORA_TEST_COUNT="+dir)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	started.Wait()
+	if p, _, err := open(t, dir).Get(t.Context(), "count", 0, -1); err != nil || string(p) != fmt.Sprint(processes*each) {
+		t.Errorf("%s increments of %d are there (%v)", p, processes*each, err)
+	}
+}
+
+func count(t *testing.T, s remote.Store, n int) {
+	for n > 0 {
+		p, o, err := s.Get(t.Context(), "count", 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var v int
+		if _, err := fmt.Sscan(string(p), &v); err != nil {
+			t.Fatal(err)
+		}
+		switch _, err := s.PutIfMatch(t.Context(), "count", fmt.Append(nil, v+1), o.Version); {
+		case err == nil:
+			n--
+		case !errors.Is(err, remote.ErrChanged):
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestSweep: what a killed process has left goes at the next start, and nothing of a living one.
+func TestSweep(t *testing.T) {
+	dir := t.TempDir()
+	open(t, dir)
+	left := filepath.Join(dir, ".new", "1-1")
+	if err := os.WriteFile(left, []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, dir)
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a file of a dead process stays (%v)", err)
+	}
+	if _, err := s.Put(t.Context(), "a/b/c", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Delete(t.Context(), "a/b/c"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "a")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("empty directories stay (%v)", err)
+	}
+}
+
+func TestKeys(t *testing.T) {
+	s := open(t, t.TempDir())
+	for _, k := range []string{"", "/", "a//b", "../x", "a/../b", ".locks/x", "a/", "ü", "a b", strings.Repeat("k", 201)} {
+		if _, err := s.Put(t.Context(), k, nil); err == nil {
+			t.Errorf("key %q was taken", k)
+		}
+	}
+}
+
+// TestReserve: where room is short bulk is refused, while what frees room is not.
+func TestReserve(t *testing.T) {
+	s, err := filestore.Open(t.TempDir(), filestore.Options{Bulk: func(k string) bool { return strings.HasPrefix(k, "bulk") }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(t.Context(), "bulk/1", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() != 0 {
+		t.Skip("mounting a small tmpfs needs root")
+	}
+	dir := t.TempDir()
+	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "size=32m", "none", dir).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
+	}
+	defer exec.Command("umount", dir).Run()
+	if s, err = filestore.Open(dir, filestore.Options{Bulk: func(k string) bool { return strings.HasPrefix(k, "bulk") }}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Put(t.Context(), "bulk/1", make([]byte, 1<<20)); !errors.Is(err, remote.ErrStoreFull) {
+		t.Errorf("bulk on a small disk: %v", err)
+	}
+	if _, err := s.Put(t.Context(), "small", make([]byte, 1<<20)); err != nil {
+		t.Errorf("what may use the reserve: %v", err)
+	}
+	if _, err := s.Put(t.Context(), "large", make([]byte, 40<<20)); !errors.Is(err, remote.ErrStoreFull) {
+		t.Errorf("more than there is: %v", err)
+	}
+	if entries, err := os.ReadDir(filepath.Join(dir, ".new")); err != nil || len(entries) > 0 {
+		t.Errorf("%d temporary files stay (%v)", len(entries), err)
+	}
+}

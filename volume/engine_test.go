@@ -1,0 +1,347 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/simstore"
+)
+
+// newTestVolume returns a volume on a store without faults, and what it is made of.
+func newTestVolume(t *testing.T, size int64, class Class) (*Volume, *simstore.Store, func() *Volume) {
+	t.Helper()
+	store := simstore.New(rand.New(rand.NewPCG(1, 1)))
+	h, made, err := Create(t.Context(), store, "v", Spec{Size: size, Class: class})
+	if err != nil || !made {
+		t.Fatalf("create: %v, %v", made, err)
+	}
+	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
+	attach := func() *Volume {
+		node := NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"})
+		v, err := Attach(t.Context(), h.ID, node, at, AttachOptions{Options: Options{Store: store}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	return attach(), store, attach
+}
+
+// mustCheck walks over everything and fails the test for each problem.
+func mustCheck(t *testing.T, store remote.Store) *Report {
+	t.Helper()
+	r, err := Check(t.Context(), store, "v", true, func(string) {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range r.Problems {
+		t.Errorf("check: %s", p)
+	}
+	return r
+}
+
+// churn writes at random and flushes now and then, and keeps a copy.
+func churn(t *testing.T, v *Volume, want []byte, r *rand.Rand, writes int) {
+	t.Helper()
+	ctx := t.Context()
+	blocks := len(want) / Block
+	for i := range writes {
+		n := 1 + r.IntN(8)
+		if r.IntN(50) == 0 {
+			n = 1 + r.IntN(600)
+		}
+		lba := r.IntN(blocks - min(n, blocks-1))
+		n = min(n, blocks-lba)
+		part := want[lba*Block : (lba+n)*Block]
+		if r.IntN(10) == 0 {
+			clear(part)
+			if err := v.Trim(ctx, int64(lba)*Block, int64(n)*Block); err != nil {
+				t.Fatal(err)
+			}
+		} else {
+			for k := range n {
+				stampBlock(part[k*Block:][:Block], uint64(lba+k), r.Uint64())
+			}
+			if err := v.WriteAt(ctx, part, int64(lba)*Block); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%20 == 19 {
+			if err := v.Commit(ctx); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
+func mustHold(t *testing.T, v *Volume, want []byte) {
+	t.Helper()
+	got := make([]byte, len(want))
+	for off := 0; off < len(want); off += 1 << 20 {
+		n := min(1<<20, len(want)-off)
+		if _, err := v.ReadAt(t.Context(), got[off:off+n], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for b := 0; b < len(want); b += Block {
+		if !bytes.Equal(got[b:b+Block], want[b:b+Block]) {
+			t.Fatalf("block %d is wrong", b/Block)
+		}
+	}
+}
+
+// TestCheckpoints: many small commits make many checkpoints; the map stays right, dead segments and packs go, and nothing
+// is left that nobody uses.
+func TestCheckpoints(t *testing.T) {
+	v, store, attach := newTestVolume(t, 32<<20, Remote)
+	want := make([]byte, 32<<20)
+	r := rand.New(rand.NewPCG(3, 3))
+	for range 4 {
+		churn(t, v, want, r, 3000)
+		mustHold(t, v, want)
+		if err := v.Detach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		mustCheck(t, store)
+		v = attach()
+		mustHold(t, v, want)
+	}
+	st := v.Status()
+	if st.Mapped == 0 {
+		t.Error("no checkpoint was made")
+	}
+	if _, err := v.Sweep(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rep := mustCheck(t, store)
+	if rep.Unused.Objects > 0 {
+		t.Errorf("%d objects that nothing uses stay", rep.Unused.Objects)
+	}
+	u, err := StoreUsage(t.Context(), store, v.ID())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d objects, %d bytes for a volume of %d; %d segments, %d nodes, %d extents", u.Objects, u.Bytes, len(want), rep.Segments, rep.Nodes, rep.Extents)
+}
+
+// TestIdle: a volume with nothing dirty makes no request.
+func TestIdle(t *testing.T) {
+	v, store, _ := newTestVolume(t, 8<<20, Remote)
+	if err := v.WriteAt(t.Context(), make([]byte, Block), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before := fmt.Sprint(store.Counts())
+	for range 100 {
+		if err := v.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if after := fmt.Sprint(store.Counts()); after != before {
+		t.Errorf("flushes with nothing dirty: %s requests before, %s after", before, after)
+	}
+	if err := v.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// corrupt changes a byte of each object whose key has a part.
+func corrupt(t *testing.T, s remote.Store, part string, at func(p []byte) int) int {
+	t.Helper()
+	var keys []string
+	if err := s.List(t.Context(), "v/", func(o remote.Object) bool {
+		if strings.Contains(o.Key, part) {
+			keys = append(keys, o.Key)
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range keys {
+		p, _, err := s.Get(t.Context(), k, 0, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at(p) >= len(p)-segmentFooter { // it has holes alone
+			continue
+		}
+		p[at(p)] ^= 0x20
+		if _, err := s.Put(t.Context(), k, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return len(keys)
+}
+
+// TestCorrupt: bytes that change in the store are found by reads and by Check, and named.
+func TestCorrupt(t *testing.T) {
+	for name, c := range map[string]struct {
+		part string
+		at   func([]byte) int
+		read bool // a read of everything meets it
+	}{
+		"a block":        {"/seg/", func([]byte) int { return segmentHeader + frameHeader + 100 }, true},
+		"a frame header": {"/seg/", func([]byte) int { return segmentHeader + 5 }, true},
+		"a table":        {"/seg/", func(p []byte) int { return len(p) - segmentFooter - 2 }, false},
+		"a map node":     {"/map/", func([]byte) int { return nodeHeader + 3 }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, store, attach := newTestVolume(t, 8<<20, Remote)
+			want := make([]byte, 8<<20)
+			churn(t, v, want, rand.New(rand.NewPCG(4, 4)), 2000)
+			if err := v.Detach(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			mustCheck(t, store)
+			if corrupt(t, store, c.part, c.at) == 0 {
+				t.Fatal("there is nothing to corrupt")
+			}
+			r, err := Check(t.Context(), store, "v", true, func(string) {})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(r.Problems) == 0 {
+				t.Error("check finds nothing")
+			}
+			if !c.read {
+				return
+			}
+			v = attach()
+			defer v.Close()
+			if _, err := v.ReadAt(t.Context(), make([]byte, 8<<20), 0); !errors.Is(err, ErrCorrupt) {
+				t.Errorf("read: %v", err)
+			}
+		})
+	}
+}
+
+// TestRepair: a map that is lost is made anew from the one before and the segments since. Without that it is refused: what
+// was trimmed would come back.
+func TestRepair(t *testing.T) {
+	for name, newest := range map[string]int{"the newest pack": 1, "every pack": 1 << 20} {
+		beyond := newest > 1
+		t.Run(name, func(t *testing.T) {
+			v, store, attach := newTestVolume(t, 8<<20, Remote)
+			want := make([]byte, 8<<20)
+			churn(t, v, want, rand.New(rand.NewPCG(5, 5)), 3000)
+			if err := v.Detach(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if done, err := Repair(t.Context(), store, "v", func(string) {}); err != nil || done != "" {
+				t.Fatalf("repair of what is whole: %q, %v", done, err)
+			}
+			var packs []string
+			if err := store.List(t.Context(), "v/", func(o remote.Object) bool {
+				if strings.Contains(o.Key, "/map/") {
+					packs = append(packs, o.Key)
+				}
+				return true
+			}); err != nil {
+				t.Fatal(err)
+			}
+			slices.Reverse(packs)
+			for _, k := range packs[:min(newest, len(packs))] {
+				if err := store.Delete(t.Context(), k); err != nil {
+					t.Fatal(err)
+				}
+			}
+			done, err := Repair(t.Context(), store, "v", func(string) {})
+			if beyond {
+				if !errors.Is(err, ErrBeyondRepair) {
+					t.Errorf("repair without any map: %q, %v", done, err)
+				}
+				return
+			}
+			if err != nil || done == "" {
+				t.Fatalf("repair: %q, %v", done, err)
+			}
+			t.Log(done)
+			v = attach()
+			mustHold(t, v, want)
+			if err := v.Detach(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			mustCheck(t, store)
+		})
+	}
+}
+
+// TestRemove: nothing of a volume stays, and one that is attached is refused.
+func TestRemove(t *testing.T) {
+	v, store, _ := newTestVolume(t, 8<<20, Local)
+	churn(t, v, make([]byte, 8<<20), rand.New(rand.NewPCG(6, 6)), 300)
+	if _, err := Remove(t.Context(), store, "v"); !errors.Is(err, ErrAttached) {
+		t.Fatalf("remove of an attached volume: %v", err)
+	}
+	if err := v.Detach(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Remove(t.Context(), store, "v"); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.List(t.Context(), "", func(o remote.Object) bool {
+		if !strings.HasPrefix(o.Key, "node/") {
+			t.Errorf("%s stays", o.Key)
+		}
+		return true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Remove(t.Context(), store, "v"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a second remove: %v", err)
+	}
+}
+
+// TestJournalDamage: damage in the journal that cannot be a torn end is no end: the volume is not opened from an older state.
+func TestJournalDamage(t *testing.T) {
+	store := simstore.New(rand.New(rand.NewPCG(1, 1)))
+	h, _, err := Create(t.Context(), store, "v", Spec{Size: 8 << 20, Class: Local})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
+	open := func() (*Volume, error) {
+		return Attach(t.Context(), h.ID, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"}), at, AttachOptions{Options: Options{Store: store}})
+	}
+	v, err := open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	store.SetFaults(simstore.Faults{Outage: errors.New("out")})
+	for i := range 20 {
+		if err := v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, Block), int64(i)*Block); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	_ = ctx
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	store.SetFaults(simstore.Faults{})
+	for _, d := range at.journals {
+		d.now[journalRing/Block+9] = bytes.Repeat([]byte{0xff}, Block) // data of the fifth record
+	}
+	if v, err := open(); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a flushed record is damaged: %v", err)
+		if v != nil {
+			v.Close()
+		}
+	}
+}
