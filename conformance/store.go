@@ -52,12 +52,6 @@ func storeBytes(t *testing.T, s remote.Store) {
 	if got, _, err := s.Get(ctx, "a/b", 0, -1); err != nil || string(got) != "x" {
 		t.Errorf("after a second put: %d bytes, %v", len(got), err)
 	}
-	if _, err := s.Put(ctx, "empty", nil); err != nil {
-		t.Fatal(err)
-	}
-	if got, g, err := s.Get(ctx, "empty", 0, -1); err != nil || len(got) != 0 || g.Size != 0 {
-		t.Errorf("an empty object: %d bytes, %v", len(got), err)
-	}
 	for range 2 {
 		if err := s.Delete(ctx, "a/b"); err != nil {
 			t.Errorf("delete: %v", err)

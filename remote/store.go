@@ -21,7 +21,7 @@ type Store interface {
 	// Head returns what is known of an object. ErrNoObject.
 	Head(ctx context.Context, key string) (Object, error)
 
-	// Put stores an object, whatever was there.
+	// Put stores an object of one byte or more, whatever was there.
 	Put(ctx context.Context, key string, p []byte) (Object, error)
 
 	// PutIfAbsent stores an object if there is none, and fails with ErrExists if there is.

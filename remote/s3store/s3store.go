@@ -119,8 +119,7 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, remo
 	var opts minio.GetObjectOptions
 	switch {
 	case n == 0:
-		o, err := s.Head(ctx, key)
-		return nil, o, err
+		return s.none(ctx, key)
 	case n > 0:
 		if err := opts.SetRange(off, off+n-1); err != nil {
 			return nil, remote.Object{}, s.fail("get", key, err)
@@ -133,8 +132,7 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, remo
 	r, info, header, err := s.core.GetObject(ctx, s.opts.Bucket, s.opts.Prefix+key, opts)
 	if err != nil {
 		if minio.ToErrorResponse(err).StatusCode == http.StatusRequestedRangeNotSatisfiable {
-			o, err := s.Head(ctx, key)
-			return nil, o, err
+			return s.none(ctx, key)
 		}
 		return nil, remote.Object{}, s.fail("get", key, err)
 	}
@@ -160,6 +158,13 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, remo
 		o.Version = info.ETag
 	}
 	return p, o, nil
+}
+
+// none is Get where no byte is to be had.
+func (s *Store) none(ctx context.Context, key string) ([]byte, remote.Object, error) {
+	o, err := s.Head(ctx, key)
+	o.Version = ""
+	return nil, o, err
 }
 
 // contentRange reads "bytes 5-9/100".
