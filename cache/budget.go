@@ -85,6 +85,7 @@ func (c *clock) now() uint32 {
 type victim struct {
 	f      *File
 	extent uint32
+	object *object // instead of an extent of f
 	used   uint32
 	size   int64
 }
@@ -112,16 +113,25 @@ func (c *Cache) evictExtents(n int64) (freed int64) {
 	for _, f := range c.snapshotFiles() {
 		all = f.appendVictims(all)
 	}
+	all = c.objects.appendVictims(all)
 	slices.SortFunc(all, func(a, b victim) int { return cmp.Compare(a.used, b.used) })
 	byFile := map[*File][]uint32{}
+	var objects []*object
 	for _, v := range all {
 		if freed >= n {
 			break
 		}
 		freed += v.size
+		if v.object != nil {
+			objects = append(objects, v.object)
+			continue
+		}
 		byFile[v.f] = append(byFile[v.f], v.extent)
 	}
 	freed = 0
+	for _, b := range objects {
+		freed += c.objects.drop(b)
+	}
 	for f, extents := range byFile {
 		k, err := f.drop(extents)
 		if err != nil {

@@ -60,6 +60,7 @@ type Cache struct {
 	clock    clock
 	residues residueCodec
 	metrics  metrics
+	objects  *Objects
 
 	mu    sync.Mutex // guards the fields below; taken before File.mu
 	files map[string]*File
@@ -101,7 +102,11 @@ func Open(dir string, opts Options) (*Cache, error) {
 	}
 	c.residues.init()
 	c.metrics = newMetrics()
-	if err := c.sweepImports(); err != nil {
+	err := c.sweepImports()
+	if err == nil {
+		c.objects, err = c.openObjects()
+	}
+	if err != nil {
 		stop()
 		return nil, err
 	}
@@ -123,6 +128,7 @@ func (c *Cache) Close() error {
 		f.cancelFills(errors.New("cache is closed"))
 	}
 	c.started.Wait()
+	c.objects.close()
 	var errs []error
 	for _, f := range files {
 		errs = append(errs, f.commit())
@@ -341,7 +347,7 @@ func (c *Cache) IDs() ([]string, error) {
 	}
 	var ids []string
 	for _, e := range entries {
-		if e.Name() != importsDir {
+		if e.Name() != importsDir && e.Name() != objectsDir {
 			ids = append(ids, e.Name())
 		}
 	}

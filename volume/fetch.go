@@ -77,7 +77,8 @@ func (v *Volume) fetchRange(ctx context.Context, ref SegmentRef, missing []exten
 	if to > int64(ref.Table) {
 		return fmt.Errorf("segment %d: %w: a frame at %d to %d of %d bytes", ref.Seq, ErrCorrupt, from, to, ref.Table)
 	}
-	to = min(to+ahead, int64(ref.Table))
+	from &^= Block - 1 // whole pages are kept
+	to = min((to+ahead+Block-1)&^(Block-1), int64(ref.Size))
 	key := ref.key(v.id)
 	var bad error
 	for range 2 { // bytes may have been changed on their way

@@ -140,7 +140,7 @@ func (v *Volume) uploadSegment(ctx context.Context, job *segmentJob) (SegmentRef
 	if err := v.put(ctx, key, p); err != nil {
 		return SegmentRef{}, nil, err
 	}
-	v.opts.Cache.WriteAt(key, p[:ref.Table], 0)
+	v.opts.Cache.WriteAt(key, p, 0)
 	v.mu.Lock()
 	v.stats.Uploaded += int64(len(p))
 	v.stats.Segments++

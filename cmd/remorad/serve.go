@@ -88,7 +88,18 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	owned, err := openHost(f.root, cfg, log)
+	exports, err := snapshotter.OpenExports(f.root, h.keeper(), kept, log)
+	if err != nil {
+		return err
+	}
+	images, err := cache.Open(filepath.Join(f.root, "cache"), cache.Options{
+		Limit: limit, Policy: cfg.Fetch.policy(), Unreachable: mayAnswerLater, Rate: rate, Held: exports.Held, Log: log,
+	})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+	owned, err := openHost(f.root, cfg, images.Objects(), log)
 	if err != nil {
 		return err
 	}
@@ -101,17 +112,6 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	if err := owned.ResumeAll(); err != nil {
 		return err
 	}
-	exports, err := snapshotter.OpenExports(f.root, h.keeper(), kept, log)
-	if err != nil {
-		return err
-	}
-	images, err := cache.Open(filepath.Join(f.root, "cache"), cache.Options{
-		Limit: limit, Policy: cfg.Fetch.policy(), Unreachable: mayAnswerLater, Rate: rate, Held: exports.Held, Log: log,
-	})
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, images.Close()) }()
 	containerd, err := client.New(cfg.Containerd.Address)
 	if err != nil {
 		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)

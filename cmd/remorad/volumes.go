@@ -30,7 +30,7 @@ type volumes struct {
 }
 
 // openHost opens this node's volumes.
-func openHost(root string, cfg *config, log *slog.Logger) (*host.Host, error) {
+func openHost(root string, cfg *config, keep volume.Cache, log *slog.Logger) (*host.Host, error) {
 	memory, err := units.RAMInBytes(cfg.Volume.Memory)
 	if err != nil {
 		return nil, fmt.Errorf("[volume] memory: %w", err)
@@ -41,7 +41,7 @@ func openHost(root string, cfg *config, log *slog.Logger) (*host.Host, error) {
 	}
 	return host.Open(host.Options{
 		Root: filepath.Join(root, "volumes"), OpenStore: storeOpener(cfg.Volume.Credentials),
-		Memory: memory, Journal: journal, TTL: time.Duration(cfg.Volume.Lease), Log: log,
+		Cache: keep, Memory: memory, Journal: journal, TTL: time.Duration(cfg.Volume.Lease), Log: log,
 	})
 }
 

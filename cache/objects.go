@@ -1,0 +1,309 @@
+package cache
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Objects keeps parts of immutable objects, each in a sparse file of its name, within the budget of all that is cached.
+//
+// It does not know which parts it has, nor whether they are whole: what reads them must be able to tell, as it must be for
+// bytes from anywhere. So nothing needs to be recorded or synced. Files are read and written past the page cache: what
+// asks may be the disk that has to be written to before memory is free. All methods are safe for concurrent use.
+type Objects struct {
+	c   *Cache
+	dir string
+
+	mu   sync.Mutex // guards the fields below, and object.size; taken after object.mu
+	all  map[string]*object
+	open int // files
+}
+
+type object struct {
+	key  string
+	used atomic.Uint32 // on the cache's clock
+
+	writing sync.Mutex // one writer at a time counts what it adds; taken after mu
+
+	mu   sync.RWMutex // held for reading while the file is used; guards the fields below
+	f    *os.File     // nil while it is not open
+	size int64        // bytes on disk; of Objects.mu
+	gone bool
+}
+
+const (
+	objectsDir  = "objects"
+	objectPage  = 4096
+	objectExtra = 2 * objectPage // that the file system may need to find the pages of a sparse file
+	openObjects = 512            // files that are kept open
+	objectStep  = 1 << 20        // bytes that are copied at a time
+	keySlash    = "+"            // in names of files; no key has one
+	objectMode  = unix.O_DIRECT | unix.O_CLOEXEC
+	maxObject   = 64 << 20 // bytes; what is beyond is not kept
+)
+
+// openObjects opens the directory of objects.
+func (c *Cache) openObjects() (*Objects, error) {
+	o := &Objects{c: c, dir: filepath.Join(c.dir, objectsDir), all: map[string]*object{}}
+	if err := os.MkdirAll(o.dir, 0o700); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(o.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		size, err := onDisk(filepath.Join(o.dir, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		key := strings.ReplaceAll(e.Name(), keySlash, "/")
+		o.all[key] = &object{key: key, size: size}
+		c.budget.add(size)
+	}
+	return o, nil
+}
+
+// onDisk returns the bytes that a file takes.
+func onDisk(path string) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return st.Blocks * 512, nil
+}
+
+// Objects returns what the cache keeps of objects.
+func (c *Cache) Objects() *Objects { return c.objects }
+
+func (o *Objects) path(key string) string {
+	return filepath.Join(o.dir, strings.ReplaceAll(key, "/", keySlash))
+}
+
+// get returns an object with its file open and its lock held for reading, nil if there is none.
+func (o *Objects) get(key string, create bool) (*object, error) {
+	for {
+		o.mu.Lock()
+		b := o.all[key]
+		if b == nil && create {
+			b = &object{key: key}
+			o.all[key] = b
+		}
+		o.mu.Unlock()
+		if b == nil {
+			return nil, nil
+		}
+		b.used.Store(o.c.clock.now())
+		b.mu.RLock()
+		if b.gone {
+			b.mu.RUnlock()
+			continue
+		}
+		if b.f != nil {
+			return b, nil
+		}
+		b.mu.RUnlock()
+		if err := o.openFile(b); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// openFile opens an object's file, and closes others' where too many are open.
+func (o *Objects) openFile(b *object) error {
+	o.mu.Lock()
+	o.open++
+	var close []*object
+	if o.open > openObjects {
+		for _, x := range o.all {
+			close = append(close, x)
+		}
+		slices.SortFunc(close, func(x, y *object) int { return cmp.Compare(x.used.Load(), y.used.Load()) })
+	}
+	o.mu.Unlock()
+	for _, x := range close {
+		if x != b && x.mu.TryLock() {
+			if x.f != nil {
+				x.f.Close() // it was only read from, or its writes have returned
+				x.f = nil
+				o.closed(1)
+			}
+			x.mu.Unlock()
+		}
+		o.mu.Lock()
+		enough := o.open <= openObjects/2
+		o.mu.Unlock()
+		if enough {
+			break
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.f != nil || b.gone {
+		o.closed(1)
+		return nil
+	}
+	f, err := os.OpenFile(o.path(b.key), os.O_RDWR|os.O_CREATE|objectMode, 0o600)
+	if err != nil {
+		o.closed(1)
+		return err
+	}
+	b.f = f
+	return nil
+}
+
+func (o *Objects) closed(n int) {
+	o.mu.Lock()
+	o.open -= n
+	o.mu.Unlock()
+}
+
+// buffers for direct I/O.
+var objectBuffers = sync.Pool{New: func() any {
+	p := make([]byte, objectStep+2*objectPage)
+	skip := (objectPage - int(uintptr(unsafe.Pointer(unsafe.SliceData(p)))%objectPage)) % objectPage
+	p = p[skip : skip+objectStep+objectPage]
+	return &p
+}}
+
+// ReadAt fills p with what is kept of an object from off, and reports whether it may be all of it.
+func (o *Objects) ReadAt(key string, p []byte, off int64) bool {
+	b, err := o.get(key, false)
+	if b == nil || err != nil {
+		return false
+	}
+	defer b.mu.RUnlock()
+	buf := objectBuffers.Get().(*[]byte)
+	defer objectBuffers.Put(buf)
+	for len(p) > 0 {
+		from := off &^ (objectPage - 1)
+		n := min(int64(len(p)), objectStep)
+		to := (off + n + objectPage - 1) &^ (objectPage - 1)
+		if k, _ := b.f.ReadAt((*buf)[:to-from], from); int64(k) < off+n-from {
+			return false // beyond what is kept, or it cannot be read: it is fetched instead
+		}
+		copy(p, (*buf)[off-from:off-from+n])
+		p, off = p[n:], off+n
+	}
+	return true
+}
+
+// WriteAt keeps what p has of whole pages of an object, if there is room or can be made.
+func (o *Objects) WriteAt(key string, p []byte, off int64) {
+	if skip := (objectPage - off%objectPage) % objectPage; skip > 0 {
+		if skip >= int64(len(p)) {
+			return
+		}
+		p, off = p[skip:], off+skip
+	}
+	p = p[:len(p)&^(objectPage-1)]
+	reserved := int64(len(p)) + objectExtra
+	if len(p) == 0 || off+int64(len(p)) > maxObject || !o.c.reserve(reserved) {
+		return
+	}
+	grown, err := o.write(key, p, off)
+	o.c.budget.add(grown - reserved)
+	if err != nil {
+		o.c.log.Warn("part of an object is not kept", "key", key, "err", err)
+	}
+}
+
+// write returns by how many bytes the file has grown on disk.
+func (o *Objects) write(key string, p []byte, off int64) (grown int64, err error) {
+	b, err := o.get(key, true)
+	if err != nil {
+		return 0, err
+	}
+	defer b.mu.RUnlock()
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	buf := objectBuffers.Get().(*[]byte)
+	defer objectBuffers.Put(buf)
+	for len(p) > 0 && err == nil {
+		n := copy((*buf)[:objectStep], p)
+		_, err = b.f.WriteAt((*buf)[:n], off)
+		p, off = p[n:], off+int64(n)
+	}
+	var st unix.Stat_t
+	if serr := unix.Fstat(int(b.f.Fd()), &st); serr != nil {
+		return 0, errors.Join(err, fmt.Errorf("stat %s: %w", b.f.Name(), serr))
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	grown = st.Blocks*512 - b.size
+	b.size += grown
+	return grown, err
+}
+
+// Drop forgets an object.
+func (o *Objects) Drop(key string) {
+	o.mu.Lock()
+	b := o.all[key]
+	o.mu.Unlock()
+	if b != nil {
+		o.c.budget.add(-o.drop(b))
+	}
+}
+
+// drop removes an object's file and returns how many bytes that frees. Whoever uses it goes first.
+func (o *Objects) drop(b *object) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.gone {
+		return 0
+	}
+	b.gone = true
+	if err := os.Remove(o.path(b.key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		o.c.log.Warn("an object stays in the cache", "key", b.key, "err", err)
+		b.gone = false
+		return 0
+	}
+	open := 0
+	if b.f != nil {
+		b.f.Close() // its bytes are of no use any more
+		b.f = nil
+		open = 1
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.open -= open
+	delete(o.all, b.key)
+	return b.size
+}
+
+// appendVictims adds what may be evicted.
+func (o *Objects) appendVictims(all []victim) []victim {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, b := range o.all {
+		all = append(all, victim{object: b, used: b.used.Load(), size: b.size})
+	}
+	return all
+}
+
+// close closes all files.
+func (o *Objects) close() {
+	o.mu.Lock()
+	all := slices.Collect(maps.Values(o.all))
+	o.mu.Unlock()
+	for _, b := range all {
+		b.mu.Lock()
+		if b.f != nil {
+			b.f.Close() // nothing is left to be written
+			b.f = nil
+		}
+		b.mu.Unlock()
+	}
+}
