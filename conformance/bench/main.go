@@ -1,7 +1,7 @@
 // Command bench measures what docs/performance.md shows: cold starts beside containerd's own
 // snapshotters, complete layers beside a local EROFS file, and memory.
 //
-//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|rebuilt|import|convert|complete|present|pause|layers|update|memory|nbd ...]
+//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|rebuilt|import|convert|complete|present|pause|layers|update|memory|nbd|disk|volume ...]
 package main
 
 import (
@@ -87,7 +87,7 @@ var parts = []struct {
 	measure func(context.Context, options) error
 }{
 	{"coldstart", coldStart}, {"rebuilt", rebuilt}, {"import", imports}, {"convert", conversions}, {"complete", complete},
-	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench}, {"disk", disks},
+	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench}, {"disk", disks}, {"volume", volumes},
 }
 
 // median of some measurements.

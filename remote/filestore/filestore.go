@@ -2,8 +2,6 @@ package filestore
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/remote"
@@ -101,6 +100,9 @@ func (s *Store) sweep() error {
 	return nil
 }
 
+// Near reports that what is here need not be cached on this machine.
+func (s *Store) Near() bool { return !s.opts.Shared }
+
 // String implements remote.Store.
 func (s *Store) String() string { return "file:" + s.dir }
 
@@ -128,9 +130,10 @@ func storeError(op, key string, err error) error {
 	return fmt.Errorf("%s %s: %w", op, key, err)
 }
 
+// version is made of the content: nothing else is kept of it that another process or a crash could not change.
 func version(p []byte) string {
-	h := sha256.Sum256(p)
-	return hex.EncodeToString(h[:16])
+	h := xxh3.Hash128(p)
+	return fmt.Sprintf("%016x%016x", h.Hi, h.Lo)
 }
 
 // Get implements remote.Store.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -124,10 +125,50 @@ func writeTemp(path string, p []byte) (_ *os.File, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return nil, err
 	}
-	if _, err := f.Write(p); err != nil {
+	if err := write(f, p); err != nil {
 		return nil, err
 	}
 	return f, unix.Fdatasync(int(f.Fd()))
+}
+
+const (
+	directLeast = 256 << 10 // bytes from which the page cache is only in the way
+	directBlock = 4096
+)
+
+// write writes a new file. What is large goes past the page cache, if the file system lets it: nobody reads it soon, and
+// copying it there takes longer than the disk does.
+func write(f *os.File, p []byte) error {
+	aligned := uintptr(unsafe.Pointer(unsafe.SliceData(p)))%directBlock == 0
+	n := len(p) &^ (directBlock - 1)
+	if len(p) < directLeast || !aligned || setDirect(f, true) != nil {
+		_, err := f.Write(p)
+		return err
+	}
+	if _, err := f.Write(p[:n]); errors.Is(err, unix.EINVAL) { // larger blocks, or a file system that says so late
+		n = 0
+	} else if err != nil {
+		return err
+	}
+	if err := setDirect(f, false); err != nil {
+		return err
+	}
+	_, err := f.WriteAt(p[n:], int64(n))
+	return err
+}
+
+func setDirect(f *os.File, on bool) error {
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return err
+	}
+	if on {
+		flags |= unix.O_DIRECT
+	} else {
+		flags &^= unix.O_DIRECT
+	}
+	_, err = unix.FcntlInt(f.Fd(), unix.F_SETFL, flags)
+	return err
 }
 
 // lock excludes everybody who replaces key, on this machine.

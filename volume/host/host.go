@@ -262,7 +262,11 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 }
 
 func (h *Host) volumeOptions(s *store) volume.Options {
-	return volume.Options{Store: s, Cache: h.opts.Cache, Memory: h.opts.Memory, Log: h.opts.Log}
+	keep := h.opts.Cache
+	if n, ok := s.meter.Store.(interface{ Near() bool }); ok && n.Near() {
+		keep = nil
+	}
+	return volume.Options{Store: s, Cache: keep, Memory: h.opts.Memory, Log: h.opts.Log}
 }
 
 // forget takes a volume off the list of open ones, and out of the record.
