@@ -18,7 +18,9 @@ GO_UNIT     := $(shell go list ./... 2>/dev/null | grep -v /conformance)
 CONTAINERD  := v2.4.2
 STATICCHECK := v0.8.2
 CRANE       := v0.14.0
-PACKAGES    := runc nbdkit qemu-utils libnbd-bin python3-libnbd fio btrfs-progs fuse3 docker-registry mmdebstrap erofs-utils umoci skopeo e2fsprogs xfsprogs attr ca-certificates gcc libc6-dev git
+MINIO       := v0.0.0-20260212201848-7aac2a2c5b7c
+VERSITYGW   := v1.8.0
+PACKAGES    := runc nbdkit qemu-utils libnbd-bin python3-libnbd fio btrfs-progs fuse3 docker-registry mmdebstrap erofs-utils umoci skopeo e2fsprogs xfsprogs attr postgresql ca-certificates gcc libc6-dev git
 
 export PATH := $(CURDIR)/bin:$(TOOLS):$(PATH):/usr/sbin:/sbin
 
@@ -92,7 +94,7 @@ deps:
 	if [ -n "$$missing" ]; then echo "installing" $$missing; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 
 # tools builds pinned Go programs.
-tools: $(TOOLS)/containerd-$(CONTAINERD) $(TOOLS)/staticcheck-$(STATICCHECK) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked
+tools: $(TOOLS)/containerd-$(CONTAINERD) $(TOOLS)/staticcheck-$(STATICCHECK) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked $(TOOLS)/minio-$(MINIO) $(TOOLS)/versitygw-$(VERSITYGW)
 
 $(TOOLS)/containerd-$(CONTAINERD):
 	GOBIN=$(TOOLS) go install -trimpath github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}@$(CONTAINERD)
@@ -104,6 +106,15 @@ $(TOOLS)/staticcheck-$(STATICCHECK):
 
 $(TOOLS)/crane-$(CRANE):
 	GOBIN=$(TOOLS) go install -trimpath github.com/google/go-containerregistry/cmd/crane@$(CRANE)
+	@touch $@
+
+# S3 servers that volumes are tested with.
+$(TOOLS)/minio-$(MINIO):
+	GOBIN=$(TOOLS) go install -trimpath github.com/minio/minio@$(MINIO)
+	@touch $@
+
+$(TOOLS)/versitygw-$(VERSITYGW):
+	GOBIN=$(TOOLS) go install -trimpath github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
 	@touch $@
 
 # Podman's library, in a module of its own: only the tests need it.

@@ -128,15 +128,11 @@ func churn(dir string, stop <-chan struct{}) error {
 	}
 }
 
-// TestDiskKilled: an ext4 under concurrent writers and flushes outlives kill -9 of remorad, again and again. Nobody
-// sees an error, what was acknowledged is there, and no older write lands on a newer one.
-func TestDiskKilled(t *testing.T) {
-	s := newStack(t, testbed.Options{LogLevel: "info"})
-	file, dev := attachedFile(t, s, diskSize)
-	ext4 := diskFileSystems[0]
-	ext4.mkfs(t, dev)
-	dir, umount := mounted(t, dev, "ext4")
-
+// killUnderLoad has remorad killed again and again while writers rewrite blocks and flush and somebody makes and removes
+// files in dir. It fails the test if anybody sees an error or an older block. It returns the writers, who know what they
+// wrote last.
+func killUnderLoad(t *testing.T, s *testbed.Stack, dir string, kills int) []*stamper {
+	t.Helper()
 	stop := make(chan struct{})
 	var running sync.WaitGroup
 	halt := sync.OnceFunc(func() {
@@ -155,7 +151,7 @@ func TestDiskKilled(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	for range rounds(50, 1000) {
+	for range kills {
 		var before int64
 		for _, w := range writers {
 			before += w.writes.Load()
@@ -185,17 +181,12 @@ func TestDiskKilled(t *testing.T) {
 		all += w.writes.Load()
 	}
 	t.Logf("%d writes by %d writers", all, len(writers))
-	must(t, s.AwaitContainerd())
-	umount()
-	ext4.clean(t, dev)
-	_, err := s.Snapctl(t.Context(), "dev", "detach", dev)
-	must(t, err)
+	return writers
+}
 
-	// What the file itself says, by the kernel's own loop device.
-	dir = filepath.Join(t.TempDir(), "file")
-	must(t, os.Mkdir(dir, 0o700))
-	output(t, "mount", "-o", "loop,ro", file, dir)
-	defer func() { must(t, unix.Unmount(dir, 0)) }()
+// mustHoldWrites insists that the files of writers, in dir, are what they wrote last.
+func mustHoldWrites(t *testing.T, writers []*stamper, dir string) {
+	t.Helper()
 	for _, w := range writers {
 		w.path = filepath.Join(dir, filepath.Base(w.path))
 		f, err := w.open(os.O_RDONLY)
@@ -207,6 +198,30 @@ func TestDiskKilled(t *testing.T) {
 		}
 		must(t, f.Close())
 	}
+}
+
+// TestDiskKilled: an ext4 under concurrent writers and flushes outlives kill -9 of remorad, again and again. Nobody
+// sees an error, what was acknowledged is there, and no older write lands on a newer one.
+func TestDiskKilled(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	file, dev := attachedFile(t, s, diskSize)
+	ext4 := diskFileSystems[0]
+	ext4.mkfs(t, dev)
+	dir, umount := mounted(t, dev, "ext4")
+
+	writers := killUnderLoad(t, s, dir, rounds(50, 1000))
+	must(t, s.AwaitContainerd())
+	umount()
+	ext4.clean(t, dev)
+	_, err := s.Snapctl(t.Context(), "dev", "detach", dev)
+	must(t, err)
+
+	// What the file itself says, by the kernel's own loop device.
+	dir = filepath.Join(t.TempDir(), "file")
+	must(t, os.Mkdir(dir, 0o700))
+	output(t, "mount", "-o", "loop,ro", file, dir)
+	defer func() { must(t, unix.Unmount(dir, 0)) }()
+	mustHoldWrites(t, writers, dir)
 }
 
 // isLoop reports whether a loop device is on some file.

@@ -40,6 +40,9 @@ type Leaver interface {
 	Leave(ctx context.Context) error
 }
 
+// A Failer is a Device that may fail for good: whatever uses it gets errors then, and nothing can be flushed.
+type Failer interface{ Failed() error }
+
 // A Disk is one that is attached.
 type Disk struct {
 	Source   string `json:"source"` // what its bytes are, in the words of who attached it
@@ -96,9 +99,16 @@ const recordVersion = 1
 // ErrInUse says that a disk is mounted, or opened by somebody exclusively.
 var ErrInUse = errors.New("in use")
 
-// Open takes over what an earlier process had attached, of which kept has the descriptors. That process must be dead:
+// Kept takes the disks' descriptors out of what a keeper has, for Open.
+func Kept(kept map[string][]*os.File) []*os.File {
+	files := kept[item]
+	delete(kept, item)
+	return files
+}
+
+// Open takes over what an earlier process had attached, of which Kept has the descriptors. That process must be dead:
 // whoever holds the root's lock knows.
-func Open(ctx context.Context, opts Options, kept map[string][]*os.File) (*Disks, error) {
+func Open(ctx context.Context, opts Options, files []*os.File) (*Disks, error) {
 	d := &Disks{opts: opts, disks: map[uint64]*attached{}, next: fusefile.FirstNode}
 	var r record
 	p, err := os.ReadFile(d.recordPath())
@@ -115,8 +125,6 @@ func Open(ctx context.Context, opts Options, kept map[string][]*os.File) (*Disks
 		}
 		d.next = max(d.next, r.Next)
 	}
-	files := kept[item]
-	delete(kept, item)
 	if files == nil {
 		if len(r.Disks) > 0 {
 			opts.Log.Error("the disks that were attached have ended with who kept them: what uses them gets errors", "disks", len(r.Disks))
@@ -251,7 +259,13 @@ func (d *Disks) List() []Disk {
 	defer d.mu.Unlock()
 	all := make([]Disk, 0, len(d.disks))
 	for _, a := range d.disks {
-		all = append(all, a.Disk)
+		k := a.Disk
+		if f, ok := a.dev.(Failer); ok && k.Reason == "" {
+			if err := f.Failed(); err != nil {
+				k.Reason = err.Error()
+			}
+		}
+		all = append(all, k)
 	}
 	slices.SortFunc(all, func(a, b Disk) int { return cmp.Compare(a.Node, b.Node) })
 	return all

@@ -18,7 +18,7 @@ import (
 )
 
 // openDisks takes over what an earlier process had attached.
-func openDisks(ctx context.Context, root string, h *theHolder, kept map[string][]*os.File, vols *host.Host, log *slog.Logger) (*disk.Disks, error) {
+func openDisks(ctx context.Context, root string, h *theHolder, kept []*os.File, vols *host.Host, log *slog.Logger) (*disk.Disks, error) {
 	return disk.Open(ctx, disk.Options{Root: root, Keeper: h.keeper(), Open: sourceOpener(vols), Log: log}, kept)
 }
 

@@ -88,6 +88,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
+	ofDisks := disk.Kept(kept)
 	exports, err := snapshotter.OpenExports(f.root, h.keeper(), kept, log)
 	if err != nil {
 		return err
@@ -104,7 +105,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, owned.Close()) }()
-	disks, err := openDisks(ctx, f.root, h, kept, owned, log)
+	disks, err := openDisks(ctx, f.root, h, ofDisks, owned, log)
 	if err != nil {
 		return err
 	}

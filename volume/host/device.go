@@ -23,6 +23,19 @@ func (d *Device) Close() error { return nil }
 // Leave implements disk.Leaver: giving a volume up is the Host's, which waits for its store.
 func (d *Device) Leave(context.Context) error { return nil }
 
+// Failed implements disk.Failer.
+func (d *Device) Failed() error {
+	select {
+	case <-d.o.ready:
+	default:
+		return nil
+	}
+	if d.o.err != nil {
+		return d.o.err
+	}
+	return d.o.v.Status().Failed
+}
+
 // ReadAt implements blockdev.Device.
 func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err := d.o.wait(ctx); err != nil {

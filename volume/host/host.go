@@ -341,7 +341,12 @@ func (h *Host) Detach(ctx context.Context, id volume.ID) error {
 		}
 		return err
 	}
-	if err := o.v.Detach(ctx); err != nil {
+	switch err := o.v.Detach(ctx); {
+	case errors.Is(err, volume.ErrFenced):
+		// It is another node's. What that does without stays in the journal, which the next attach here puts aside.
+		h.opts.Log.Warn("the volume was lost to another node before it was detached", "volume", o.Name, "err", err)
+		return errors.Join(o.v.Close(), h.forget(id, true))
+	case err != nil:
 		return fmt.Errorf("volume %s: %w", o.Name, err)
 	}
 	return h.forget(id, true)

@@ -1,0 +1,300 @@
+package conformance_test
+
+import (
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/fsx"
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// volumeConfig has volumes' journals small, so that making them takes no time and filling them little.
+const volumeConfig = "[volume]\njournal = \"64MiB\"\nlease = \"4s\"\n"
+
+func snapctl(t *testing.T, s *testbed.Stack, args ...string) string {
+	t.Helper()
+	out, err := s.Snapctl(t.Context(), args...)
+	if err != nil {
+		t.Fatalf("snapctl %s: %v", strings.Join(args, " "), err)
+	}
+	return out
+}
+
+// mustRefuse insists that a command fails and says why.
+func mustRefuse(t *testing.T, s *testbed.Stack, why string, args ...string) {
+	t.Helper()
+	out, err := s.Snapctl(t.Context(), args...)
+	if err == nil || !strings.Contains(err.Error(), why) {
+		t.Errorf("snapctl %s: %s, %v; want %q", strings.Join(args, " "), out, err, why)
+	}
+}
+
+// newVolume creates a volume in a directory of its own and removes it when the test ends.
+func newVolume(t *testing.T, s *testbed.Stack, name string, args ...string) (store string) {
+	t.Helper()
+	store = "file:" + filepath.Join(t.TempDir(), "store")
+	snapctl(t, s, append([]string{"volume", "create", "--store", store, name, "1G"}, args...)...)
+	return store
+}
+
+// mustBeRight checks a volume that is not attached, and removes it: nothing but its node's lease may stay in the store.
+func mustBeRight(t *testing.T, s *testbed.Stack, name, store string) {
+	t.Helper()
+	t.Log(strings.TrimSpace(snapctl(t, s, "volume", "fsck", name)))
+	snapctl(t, s, "volume", "rm", name)
+	dir := strings.TrimPrefix(store, "file:")
+	must(t, filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		rel, _ := filepath.Rel(dir, path)
+		if err == nil && !d.IsDir() && !strings.HasPrefix(rel, ".") && rel != "remora" && !strings.HasPrefix(rel, "node/") {
+			t.Errorf("%s stays in the store", rel)
+		}
+		return err
+	}))
+	left, err := os.ReadDir(filepath.Join(s.Root, "volumes", "journals"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("%d journals stay (%v)", len(left), err)
+	}
+}
+
+// TestVolumeCommands: the verbs may be repeated, wrong use is refused with a reason, and nothing is left behind.
+func TestVolumeCommands(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	mustRefuse(t, s, "--store", "volume", "create", "data", "1G")
+	store := newVolume(t, s, "data", "--class", "local")
+	if out := snapctl(t, s, "volume", "create", "--store", store, "--class", "local", "data", "1G"); !strings.Contains(out, "exists") {
+		t.Errorf("created again: %s", out)
+	}
+	mustRefuse(t, s, "a volume of this name exists", "volume", "create", "data", "2G")
+	mustRefuse(t, s, "no such volume", "volume", "mount", "--store", store, "other", mnt)
+	mustRefuse(t, s, "want ext4, xfs or btrfs", "volume", "mount", "data", mnt, "--fs", "minix")
+	mustRefuse(t, s, "want remote, local or writethrough", "volume", "create", "--store", store, "--class", "quick", "x", "1G")
+	mustRefuse(t, s, "size", "volume", "create", "--store", store, "x", "much")
+	mustRefuse(t, s, "name", "volume", "create", "--store", store, "A/B", "1G")
+	if out := snapctl(t, s, "volume", "init", store); !strings.Contains(out, "already") {
+		t.Errorf("init again: %s", out)
+	}
+	snapctl(t, s, "volume", "probe", store)
+
+	for range 2 {
+		snapctl(t, s, "volume", "mount", "data", mnt)
+	}
+	must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("content"), 0o600))
+	var list struct {
+		Volumes []struct{ Name, FS, Device, Class string }
+	}
+	must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "ls", "--json")), &list))
+	if len(list.Volumes) != 1 || list.Volumes[0].FS != "ext4" || list.Volumes[0].Device == "" || list.Volumes[0].Class != "local" {
+		t.Errorf("ls: %+v", list)
+	}
+	dev := list.Volumes[0].Device
+	if out := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data")); out != dev {
+		t.Errorf("attached again as %s, was %s", out, dev)
+	}
+	mustRefuse(t, s, "snapctl volume detach", "dev", "detach", dev)
+	mustRefuse(t, s, "in use", "volume", "detach", "data")
+	mustRefuse(t, s, "attached", "volume", "rm", "data")
+	mustRefuse(t, s, "attached", "volume", "rm", "--dry-run", "data")
+	mustRefuse(t, s, "mounted on", "volume", "mount", "data", mnt+"2")
+	mustRefuse(t, s, "do not shrink", "volume", "resize", "data", "512M")
+	var d struct {
+		AtRisk int64   `json:"at_risk_bytes"`
+		Lease  float64 `json:"lease_margin_seconds"`
+	}
+	must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
+	if d.Lease <= 0 {
+		t.Errorf("inspect: a lease of %v s", d.Lease)
+	}
+	for range 2 {
+		snapctl(t, s, "volume", "umount", "data")
+	}
+	if out := snapctl(t, s, "volume", "detach", "data"); !strings.Contains(out, "not attached") {
+		t.Errorf("detached again: %s", out)
+	}
+	snapctl(t, s, "volume", "resize", "data", "2G")
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	var st unix.Statfs_t
+	must(t, unix.Statfs(mnt, &st))
+	if n := int64(st.Blocks) * st.Bsize; n < 1900<<20 {
+		t.Errorf("the file system has %d bytes after the volume was resized", n)
+	}
+	if p, err := os.ReadFile(filepath.Join(mnt, "file")); err != nil || string(p) != "content" {
+		t.Errorf("%q, %v", p, err)
+	}
+	snapctl(t, s, "volume", "umount", "data")
+	if out := snapctl(t, s, "volume", "rm", "--dry-run", "data"); !strings.Contains(out, "would be deleted") {
+		t.Errorf("dry run: %s", out)
+	}
+	mustBeRight(t, s, "data", store)
+	if out := snapctl(t, s, "volume", "rm", "--store", store, "data"); !strings.Contains(out, "no volume") {
+		t.Errorf("removed again: %s", out)
+	}
+}
+
+// TestVolumeNeverFormats what was written to: a volume whose content is not known is not given a file system.
+func TestVolumeNeverFormats(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	store := newVolume(t, s, "data")
+	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	must(t, err)
+	_, err = f.WriteAt([]byte("no file system"), 1<<20)
+	must(t, errors.Join(err, f.Sync(), f.Close()))
+	mustRefuse(t, s, "has been written to", "volume", "mount", "data", mnt)
+	output(t, "mkfs.xfs", "-q", "-f", dev)
+	mustRefuse(t, s, "holds xfs, not ext4", "volume", "mount", "data", mnt, "--fs", "ext4")
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	snapctl(t, s, "volume", "umount", "data")
+	mustBeRight(t, s, "data", store)
+}
+
+// TestVolumeFileSystems: file systems of three kinds live on a volume, and what they hold is there after it was detached
+// and attached.
+func TestVolumeFileSystems(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	for i, fs := range diskFileSystems {
+		t.Run(fs.name, func(t *testing.T) {
+			mnt := filepath.Join(t.TempDir(), "mnt")
+			store := newVolume(t, s, fs.name, "--class", []string{"remote", "local", "local"}[i])
+			snapctl(t, s, "volume", "mount", fs.name, mnt, "--fs", fs.name)
+			for _, direct := range []bool{false, true} {
+				flag := "--direct=" + map[bool]string{false: "0", true: "1"}[direct]
+				output(t, "fio", "--name=verify", "--directory="+mnt, "--size=32M", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k",
+					"--ioengine=libaio", "--iodepth=16", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", flag)
+				must(t, fsx.Run(filepath.Join(mnt, "fsx"), fsx.Options{Size: 8 << 20, Steps: rounds(500, 50000), Seed: uint64(i), Direct: direct}))
+			}
+			output(t, "cp", "-a", "/usr/share/doc", filepath.Join(mnt, "doc"))
+			output(t, "fstrim", mnt)
+			for range 2 {
+				snapctl(t, s, "volume", "umount", fs.name)
+				dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", fs.name))
+				fs.clean(t, dev)
+				snapctl(t, s, "volume", "mount", fs.name, mnt)
+				output(t, "diff", "-r", "--no-dereference", "/usr/share/doc", filepath.Join(mnt, "doc"))
+			}
+			snapctl(t, s, "volume", "umount", fs.name)
+			mustBeRight(t, s, fs.name, store)
+		})
+	}
+}
+
+// TestVolumeKilled: an ext4 on a volume, under concurrent writers and flushes, outlives kill -9 of remorad again and again;
+// and what was written is there when the volume was detached and attached, from the store alone.
+func TestVolumeKilled(t *testing.T) {
+	for _, class := range []string{"remote", "local"} {
+		t.Run(class, func(t *testing.T) {
+			s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+			mnt := filepath.Join(t.TempDir(), "mnt")
+			store := newVolume(t, s, "data", "--class", class)
+			snapctl(t, s, "volume", "mount", "data", mnt)
+			t.Cleanup(func() {
+				if t.Failed() {
+					_ = unix.Unmount(mnt, unix.MNT_DETACH)
+				}
+			})
+			writers := killUnderLoad(t, s, mnt, rounds(15, 500))
+			must(t, s.AwaitContainerd())
+			snapctl(t, s, "volume", "umount", "data")
+			dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+			diskFileSystems[0].clean(t, dev)
+			snapctl(t, s, "volume", "mount", "data", mnt)
+			mustHoldWrites(t, writers, mnt)
+			snapctl(t, s, "volume", "umount", "data")
+			mustBeRight(t, s, "data", store)
+		})
+	}
+}
+
+// syncFS flushes one file system. Others may wait for a node that is stopped.
+func syncFS(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Open(dir)
+	must(t, err)
+	defer f.Close()
+	must(t, unix.Syncfs(int(f.Fd())))
+}
+
+// TestVolumeTakenOver: a second node gets a volume when the first one's lease has ended, not before, and what the first one
+// had flushed is there. The first one, back again, gets errors and never writes into the volume.
+func TestVolumeTakenOver(t *testing.T) {
+	a := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	b := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	mnt, other := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
+	store := newVolume(t, a, "data")
+	snapctl(t, a, "volume", "mount", "data", mnt)
+	must(t, os.WriteFile(filepath.Join(mnt, "kept"), []byte("flushed"), 0o600))
+	syncFS(t, mnt)
+	mustRefuse(t, b, "in use by another node", "volume", "mount", "--store", store, "data", other)
+
+	must(t, unix.Kill(a.RemoradPID(), unix.SIGSTOP)) // a node that does not answer
+	t.Cleanup(func() { _ = unix.Kill(a.RemoradPID(), unix.SIGCONT) }) // whatever becomes of the test
+	begin := time.Now()
+	snapctl(t, b, "volume", "mount", "--store", store, "data", other)
+	if waited := time.Since(begin); waited < 4*time.Second {
+		t.Errorf("the volume was taken after %v, the lease lasts 4 s", waited)
+	}
+	if p, err := os.ReadFile(filepath.Join(other, "kept")); err != nil || string(p) != "flushed" {
+		t.Errorf("%q, %v", p, err)
+	}
+	must(t, os.WriteFile(filepath.Join(other, "new"), []byte("of b"), 0o600))
+	syncFS(t, other)
+	must(t, unix.Kill(a.RemoradPID(), unix.SIGCONT))
+	waitFor(t, "the first node to learn that it has lost the volume", func() bool {
+		f, err := os.OpenFile(filepath.Join(mnt, "late"), os.O_CREATE|os.O_WRONLY|unix.O_SYNC, 0o600)
+		if err != nil {
+			return true
+		}
+		_, err = f.Write(make([]byte, 1<<20))
+		return errors.Join(err, f.Sync(), f.Close()) != nil
+	})
+	must(t, unix.Unmount(mnt, unix.MNT_DETACH))
+	snapctl(t, b, "volume", "umount", "data")
+	snapctl(t, b, "volume", "mount", "data", other)
+	if p, err := os.ReadFile(filepath.Join(other, "new")); err != nil || string(p) != "of b" {
+		t.Errorf("%q, %v", p, err)
+	}
+	if _, err := os.Stat(filepath.Join(other, "late")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what the first node wrote late is there (%v)", err)
+	}
+	snapctl(t, b, "volume", "umount", "data")
+	snapctl(t, a, "volume", "detach", "data")
+	out := snapctl(t, b, "volume", "fsck", "data")
+	t.Log(strings.TrimSpace(out))
+	snapctl(t, b, "volume", "rm", "data")
+}
+
+// TestVolumeEmptiedRoot: a node whose root was emptied is another one: it waits for the end of the lease, and a volume of class
+// local is not attached without its journal unless the loss is accepted.
+func TestVolumeEmptiedRoot(t *testing.T) {
+	a := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	b := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	store := newVolume(t, a, "data", "--class", "local")
+	snapctl(t, a, "volume", "mount", "data", mnt)
+	must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("x"), 0o600))
+	syncFS(t, mnt)
+	must(t, unix.Unmount(mnt, 0))
+	must(t, a.StopRemorad(unix.SIGKILL)) // and never comes back
+	mustRefuse(t, b, "--accept-loss", "volume", "attach", "--store", store, "data")
+	snapctl(t, b, "volume", "attach", "--store", store, "--accept-loss", "data")
+	snapctl(t, b, "volume", "detach", "data")
+	t.Log(strings.TrimSpace(snapctl(t, b, "volume", "fsck", "data")))
+	must(t, a.StartRemorad())
+	mustRefuse(t, a, "", "volume", "mount", "data", mnt) // its device has ended with the volume
+	snapctl(t, a, "volume", "detach", "data")
+	snapctl(t, a, "volume", "attach", "data")
+	snapctl(t, a, "volume", "detach", "data")
+	orphans, err := filepath.Glob(filepath.Join(a.Root, "volumes", "journals", "*.orphan"))
+	if err != nil || len(orphans) != 1 {
+		t.Errorf("the journal that was left behind: %q, %v", orphans, err)
+	}
+	snapctl(t, a, "volume", "rm", "data")
+}
