@@ -234,7 +234,7 @@ func TestVolumeTakenOver(t *testing.T) {
 	syncFS(t, mnt)
 	mustRefuse(t, b, "in use by another node", "volume", "mount", "--store", store, "data", other)
 
-	must(t, unix.Kill(a.RemoradPID(), unix.SIGSTOP)) // a node that does not answer
+	must(t, unix.Kill(a.RemoradPID(), unix.SIGSTOP))                  // a node that does not answer
 	t.Cleanup(func() { _ = unix.Kill(a.RemoradPID(), unix.SIGCONT) }) // whatever becomes of the test
 	begin := time.Now()
 	snapctl(t, b, "volume", "mount", "--store", store, "data", other)

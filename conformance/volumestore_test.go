@@ -1,0 +1,181 @@
+package conformance_test
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/minio/minio-go/v7"
+	"github.com/minio/minio-go/v7/pkg/credentials"
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/s3store"
+)
+
+// An s3Server is a real one, with a bucket.
+type s3Server struct {
+	start       func() (*testbed.Process, error)
+	process     *testbed.Process
+	endpoint    string
+	credentials string // file
+}
+
+const (
+	s3User, s3Secret = "remora-tests", "remora-secret"
+	s3Bucket         = "volumes"
+)
+
+// s3Servers are how each is started, with its data in a directory.
+var s3Servers = map[string]func(addr, dir string) (env, args []string){
+	"minio": func(addr, dir string) ([]string, []string) {
+		return []string{"MINIO_ROOT_USER=" + s3User, "MINIO_ROOT_PASSWORD=" + s3Secret, "MINIO_BROWSER=off"}, []string{"minio", "server", "--quiet", "--address", addr, dir}
+	},
+	"versitygw": func(addr, dir string) ([]string, []string) {
+		return nil, []string{"versitygw", "--access", s3User, "--secret", s3Secret, "--port", addr, "posix", dir}
+	},
+}
+
+func startS3(t *testing.T, name string) *s3Server {
+	t.Helper()
+	addr, err := testbed.FreeAddr()
+	must(t, err)
+	dir := t.TempDir()
+	data := filepath.Join(dir, "data")
+	must(t, os.Mkdir(data, 0o700))
+	env, args := s3Servers[name](addr, data)
+	s := &s3Server{endpoint: "http://" + addr, credentials: filepath.Join(dir, "credentials")}
+	must(t, os.WriteFile(s.credentials, fmt.Appendf(nil, "[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", s3User, s3Secret), 0o600))
+	s.start = func() (*testbed.Process, error) {
+		return testbed.Start(filepath.Join(dir, "log"), func() bool {
+			c, err := net.DialTimeout("tcp", addr, time.Second)
+			if err != nil {
+				return false
+			}
+			c.Close()
+			resp, err := http.Get("http://" + addr + "/") // it may refuse us, once it can
+			if err != nil {
+				return false
+			}
+			resp.Body.Close()
+			return resp.StatusCode != http.StatusServiceUnavailable
+		}, env, args[0], args[1:]...)
+	}
+	s.process, err = s.start()
+	must(t, err)
+	t.Cleanup(func() { must(t, s.process.Stop(unix.SIGKILL)) })
+	client, err := minio.New(addr, &minio.Options{Creds: credentials.NewStaticV4(s3User, s3Secret, "")})
+	must(t, err)
+	waitFor(t, name+" to make a bucket", func() bool {
+		err = client.MakeBucket(t.Context(), s3Bucket, minio.MakeBucketOptions{})
+		return err == nil
+	})
+	return s
+}
+
+func (s *s3Server) url(prefix string) string {
+	return fmt.Sprintf("s3://%s/%s?endpoint=%s&region=us-east-1", s3Bucket, prefix, s.endpoint)
+}
+
+// TestS3Servers: real servers keep what a Store promises, and the probe says so.
+func TestS3Servers(t *testing.T) {
+	needRoot(t)
+	for name := range s3Servers {
+		t.Run(name, func(t *testing.T) {
+			srv := startS3(t, name)
+			n := 0
+			conformance.Store(t, func(t *testing.T) remote.Store {
+				n++
+				o, err := s3store.ParseURL(srv.url(fmt.Sprintf("suite-%d", n)))
+				must(t, err)
+				o.Credentials = srv.credentials
+				s, err := s3store.Open(o)
+				must(t, err)
+				return s
+			})
+		})
+	}
+}
+
+// TestVolumeS3: a volume in a bucket lives through kills of remorad, and through a time in which the server is gone and another in
+// which it refuses the credentials: whoever writes waits, nobody sees an error, and it goes on by itself. A second node
+// reads what the first one has written.
+func TestVolumeS3(t *testing.T) {
+	srv := startS3(t, "minio")
+	config := volumeConfig + fmt.Sprintf("credentials = %q\n", srv.credentials)
+	a := newStack(t, testbed.Options{LogLevel: "info", Config: config})
+	b := newStack(t, testbed.Options{LogLevel: "info", Config: config})
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	store := srv.url("node")
+	snapctl(t, a, "volume", "create", "--store", store, "data", "1G")
+	snapctl(t, a, "volume", "mount", "data", mnt)
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+	})
+	writers := killUnderLoad(t, a, mnt, 3)
+	must(t, a.AwaitContainerd())
+
+	for name, outage := range map[string]struct{ begin, end func() }{
+		"the server is gone": {
+			func() { must(t, srv.process.Stop(unix.SIGKILL)) },
+			func() {
+				var err error
+				srv.process, err = srv.start()
+				must(t, err)
+			},
+		},
+		"the credentials are refused": {
+			func() {
+				must(t, os.Rename(srv.credentials, srv.credentials+".right"))
+				must(t, os.WriteFile(srv.credentials, []byte("[default]\naws_access_key_id = x\naws_secret_access_key = y\n"), 0o600))
+				must(t, a.RestartRemorad(unix.SIGKILL)) // the right ones are not asked for again while they work
+			},
+			func() { must(t, os.Rename(srv.credentials+".right", srv.credentials)) },
+		},
+	} {
+		outage.begin()
+		done := make(chan error, 1)
+		go func() {
+			f, err := os.OpenFile(filepath.Join(mnt, strings.ReplaceAll(name, " ", "-")), os.O_CREATE|os.O_WRONLY, 0o600)
+			if err == nil {
+				_, err = f.Write(make([]byte, 20<<20))
+			}
+			if err == nil {
+				err = f.Sync()
+			}
+			if f != nil {
+				f.Close()
+			}
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			t.Errorf("%s: a write was flushed meanwhile (%v)", name, err)
+		case <-time.After(3 * time.Second):
+		}
+		outage.end()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("%s: the write does not go on", name)
+		}
+	}
+	snapctl(t, a, "volume", "umount", "data")
+	snapctl(t, b, "volume", "mount", "--store", store, "data", mnt)
+	mustHoldWrites(t, writers, mnt)
+	snapctl(t, b, "volume", "umount", "data")
+	t.Log(strings.TrimSpace(snapctl(t, b, "volume", "fsck", "data")))
+	snapctl(t, b, "volume", "rm", "data")
+}
