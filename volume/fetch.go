@@ -21,7 +21,10 @@ func (v *Volume) fetch(ctx context.Context, stored []extent, part func(extent) [
 	if len(stored) == 0 {
 		return nil
 	}
-	ahead := v.streams.ahead(stored[0].lba, stored[len(stored)-1].end())
+	ahead := int64(0)
+	if _, none := v.opts.Cache.(noCache); !none {
+		ahead = v.streams.ahead(stored[0].lba, stored[len(stored)-1].end())
+	}
 	slices.SortFunc(stored, func(a, b extent) int {
 		return cmp.Or(cmp.Compare(a.place.seg, b.place.seg), cmp.Compare(a.place.off, b.place.off))
 	})

@@ -113,6 +113,11 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	if err := owned.ResumeAll(); err != nil {
 		return err
 	}
+	var daily sync.WaitGroup
+	defer daily.Wait()
+	dailyCtx, stopDaily := context.WithCancel(ctx)
+	defer stopDaily()
+	daily.Go(func() { owned.Run(dailyCtx) })
 	containerd, err := client.New(cfg.Containerd.Address)
 	if err != nil {
 		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)
@@ -136,6 +141,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	images.Register(metrics)
 	sn.Register(metrics)
+	owned.Register(metrics)
 	return listen(ctx, f.address, cfg.Metrics.Address, server, metrics, log)
 }
 

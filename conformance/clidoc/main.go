@@ -17,6 +17,9 @@ func main() {
 		{"snapctl", "profile"}, {"snapctl", "profile", "show"}, {"snapctl", "profile", "merge"}, {"snapctl", "profile", "push"},
 		{"snapctl", "profile", "pull"}, {"snapctl", "profile", "rm"}, {"snapctl", "trace"},
 		{"snapctl", "index"}, {"snapctl", "index", "create"}, {"snapctl", "index", "push"}, {"snapctl", "index", "ls"}, {"snapctl", "index", "show"}, {"snapctl", "index", "rm"}, {"snapctl", "dev"}, {"snapctl", "dev", "serve"}, {"snapctl", "dev", "attach"}, {"snapctl", "dev", "detach"}, {"snapctl", "dev", "ls"},
+		{"snapctl", "volume"}, {"snapctl", "volume", "init"}, {"snapctl", "volume", "probe"}, {"snapctl", "volume", "create"}, {"snapctl", "volume", "ls"},
+		{"snapctl", "volume", "inspect"}, {"snapctl", "volume", "attach"}, {"snapctl", "volume", "detach"}, {"snapctl", "volume", "mount"}, {"snapctl", "volume", "umount"},
+		{"snapctl", "volume", "resize"}, {"snapctl", "volume", "rm"}, {"snapctl", "volume", "fsck"},
 		{"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
 		{"remorad"}, {"remorad", "holder"},
 	} {

@@ -2,6 +2,9 @@ package host
 
 import (
 	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/volume"
@@ -9,7 +12,15 @@ import (
 
 // A Device is a volume of this node as a block device. Its requests wait while the volume is being opened. Close ends
 // nothing: the Host keeps volumes.
-type Device struct{ o *opened }
+type Device struct {
+	o         *opened
+	latencies *prometheus.HistogramVec
+}
+
+// took notes how long a request took, from when it was made.
+func (d *Device) took(op string, begin time.Time) {
+	d.latencies.WithLabelValues(op).Observe(time.Since(begin).Seconds())
+}
 
 // Size implements blockdev.Device.
 func (d *Device) Size() int64 { return d.o.size() }
@@ -38,6 +49,7 @@ func (d *Device) Failed() error {
 
 // ReadAt implements blockdev.Device.
 func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
+	defer d.took("read", time.Now())
 	if err := d.o.wait(ctx); err != nil {
 		return 0, err
 	}
@@ -46,6 +58,7 @@ func (d *Device) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 
 // WriteAt implements blockdev.Writer.
 func (d *Device) WriteAt(ctx context.Context, p []byte, off int64) error {
+	defer d.took("write", time.Now())
 	if err := d.o.wait(ctx); err != nil {
 		return err
 	}
@@ -54,6 +67,7 @@ func (d *Device) WriteAt(ctx context.Context, p []byte, off int64) error {
 
 // WriteSync implements blockdev.Syncer.
 func (d *Device) WriteSync(ctx context.Context, p []byte, off int64) error {
+	defer d.took("write_sync", time.Now())
 	if err := d.o.wait(ctx); err != nil {
 		return err
 	}
@@ -62,6 +76,7 @@ func (d *Device) WriteSync(ctx context.Context, p []byte, off int64) error {
 
 // Flush implements blockdev.Writer.
 func (d *Device) Flush(ctx context.Context) error {
+	defer d.took("flush", time.Now())
 	if err := d.o.wait(ctx); err != nil {
 		return err
 	}
@@ -70,6 +85,7 @@ func (d *Device) Flush(ctx context.Context) error {
 
 // Trim implements blockdev.Trimmer.
 func (d *Device) Trim(ctx context.Context, off, n int64) error {
+	defer d.took("trim", time.Now())
 	if err := d.o.wait(ctx); err != nil {
 		return err
 	}
@@ -78,6 +94,7 @@ func (d *Device) Trim(ctx context.Context, off, n int64) error {
 
 // WriteZeroes implements blockdev.Zeroer.
 func (d *Device) WriteZeroes(ctx context.Context, off, n int64, how blockdev.Zeroing) error {
+	defer d.took("write_zeroes", time.Now())
 	if err := d.o.wait(ctx); err != nil {
 		return err
 	}

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/volume"
 )
@@ -32,10 +34,11 @@ type Options struct {
 
 // A Host is a node's volumes. Nobody else uses its Root.
 type Host struct {
-	opts     Options
-	journals *volume.JournalDir
-	id       identity
-	life     volume.ID
+	opts      Options
+	journals  *volume.JournalDir
+	id        identity
+	life      volume.ID
+	latencies *prometheus.HistogramVec
 
 	mu      sync.Mutex // guards the fields below
 	record  record
@@ -47,8 +50,9 @@ type Host struct {
 // store is one that this node uses.
 type store struct {
 	remote.Store
-	meter *meter
-	node  *volume.Node
+	meter  *meter
+	node   *volume.Node
+	unsafe error // what the last probe found; nil if nothing. Of Host.mu.
 }
 
 // opened is a volume that this node owns or is taking.
@@ -102,7 +106,7 @@ func Open(opts Options) (*Host, error) {
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, err
 	}
-	h := &Host{opts: opts, life: volume.NewID(), stores: map[string]*store{}, open: map[volume.ID]*opened{}}
+	h := &Host{opts: opts, life: volume.NewID(), latencies: newLatencies(), stores: map[string]*store{}, open: map[volume.ID]*opened{}}
 	var err error
 	if h.journals, err = volume.NewJournalDir(filepath.Join(opts.Root, "journals"), opts.Journal); err != nil {
 		return nil, err
@@ -236,7 +240,11 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	h.mu.Lock()
 	if o, ok := h.open[a.ID]; ok {
 		h.mu.Unlock()
-		return &Device{o}, o.wait(ctx)
+		return &Device{o, h.latencies}, o.wait(ctx)
+	}
+	if s.unsafe != nil {
+		h.mu.Unlock()
+		return nil, s.unsafe
 	}
 	o := &opened{Attached: a, ready: make(chan struct{}), stop: func() {}}
 	h.open[a.ID] = o
@@ -258,7 +266,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 		return nil, errors.Join(err, h.forget(a.ID, !known))
 	}
 	close(o.ready)
-	return &Device{o}, nil
+	return &Device{o, h.latencies}, nil
 }
 
 func (h *Host) volumeOptions(s *store) volume.Options {
@@ -288,7 +296,7 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if o, ok := h.open[id]; ok {
-		return &Device{o}, nil
+		return &Device{o, h.latencies}, nil
 	}
 	i := slices.IndexFunc(h.record.Attached, func(a Attached) bool { return a.ID == id })
 	if i < 0 {
@@ -313,7 +321,7 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 			}
 		}
 	})
-	return &Device{o}, nil
+	return &Device{o, h.latencies}, nil
 }
 
 // ResumeAll opens again what was owned and has no device any more: an earlier process was giving it up.

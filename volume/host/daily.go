@@ -1,0 +1,77 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"time"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+const (
+	firstDaily = time.Hour // after the start
+	everyDaily = 24 * time.Hour
+)
+
+// Run does what is to be done once a day, until ctx ends: objects are deleted that nothing uses, and stores are tried
+// again, which may have become unsafe by an upgrade.
+func (h *Host) Run(ctx context.Context) {
+	t := time.NewTimer(firstDaily)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		h.daily(ctx)
+		t.Reset(everyDaily)
+	}
+}
+
+func (h *Host) daily(ctx context.Context) {
+	tried := map[string]bool{}
+	for _, a := range h.Attached() {
+		v, err := h.Volume(ctx, a.ID)
+		if err != nil {
+			continue // it was detached, or has failed and said so
+		}
+		switch u, err := v.Sweep(ctx); {
+		case err != nil:
+			h.opts.Log.Warn("objects that nothing uses could not be looked for", "volume", a.Name, "err", err)
+		case u.Objects > 0:
+			h.opts.Log.Info("objects that nothing used were deleted", "volume", a.Name, "objects", u.Objects, "bytes", u.Bytes)
+		}
+		if tried[a.Store] {
+			continue
+		}
+		tried[a.Store] = true
+		if err := h.try(ctx, a.Store); errors.Is(err, remote.ErrUnsafeStore) {
+			h.opts.Log.Error("the store is not safe any more: move its volumes to another one", "store", a.Store, "err", err)
+		} else if err != nil {
+			h.opts.Log.Warn("the store could not be tried", "store", a.Store, "err", err)
+		}
+	}
+}
+
+// try probes a store, and remembers whether it is safe.
+func (h *Host) try(ctx context.Context, url string) error {
+	s, err := h.store(url)
+	if err != nil {
+		return err
+	}
+	err = remote.Probe(ctx, s, "probe/", func(string) {})
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil || errors.Is(err, remote.ErrUnsafeStore) {
+		s.unsafe = err
+	}
+	return err
+}
+
+func (h *Host) allStores() map[string]*store {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return maps.Clone(h.stores)
+}
