@@ -52,7 +52,8 @@ race: ## unit tests under the race detector
 conformance: deps tools build ## real containerd, runc, registry and kernel (root)
 	go test -count=1 -timeout 40m ./conformance/...
 
-soak: deps tools build ## the conformance tests with full counts, and longer fuzzing
+soak: deps tools build ## the simulation and the conformance tests with full counts, and longer fuzzing
+	REMORA_SOAK=1 go test -count=1 -timeout 2h -run Simulation ./volume
 	REMORA_SOAK=1 go test -count=1 -timeout 6h ./conformance/...
 	$(MAKE) fuzz FUZZTIME=10m
 

@@ -57,11 +57,8 @@ const (
 // openObjects opens the directory of objects.
 func (c *Cache) openObjects() (*Objects, error) {
 	o := &Objects{c: c, dir: filepath.Join(c.dir, objectsDir), all: map[string]*object{}}
-	if err := os.MkdirAll(o.dir, 0o700); err != nil {
-		return nil, err
-	}
 	entries, err := os.ReadDir(o.dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // it is made for the first object
 		return nil, err
 	}
 	for _, e := range entries {
@@ -156,6 +153,11 @@ func (o *Objects) openFile(b *object) error {
 		return nil
 	}
 	f, err := os.OpenFile(o.path(b.key), os.O_RDWR|os.O_CREATE|objectMode, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(o.dir, 0o700); err == nil {
+			f, err = os.OpenFile(o.path(b.key), os.O_RDWR|os.O_CREATE|objectMode, 0o600)
+		}
+	}
 	if err != nil {
 		o.closed(1)
 		return err

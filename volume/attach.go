@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -191,6 +192,7 @@ type owned struct {
 	journals Journals
 	disk     JournalFile
 	id       ID
+	once     sync.Once
 }
 
 // load reads the map's root and the tables of the tail's segments.
@@ -246,43 +248,37 @@ func (v *Volume) Detach(ctx context.Context) error {
 			break
 		}
 	}
-	if err := v.halt(ErrClosed); err != nil { // nothing else changes the head from here on
-		return err
-	}
+	v.halt(ErrClosed) // nothing else changes the head from here on
 	if err := v.update(ctx, func(h *Head) error {
 		h.Owner, h.Journal = nil, nil
 		return nil
 	}, func() {}); err != nil {
-		return errors.Join(err, v.owned.close())
+		return err // all is in the store, and the next call goes on here
 	}
 	err := v.owned.journals.Remove(v.id, v.owned.id)
 	return errors.Join(err, v.owned.close())
 }
 
-func (o *owned) close() error {
-	o.node.Release()
-	return o.disk.Close()
+// close gives up the lease and the journal's file, once.
+func (o *owned) close() (err error) {
+	o.once.Do(func() {
+		o.node.Release()
+		err = o.disk.Close()
+	})
+	return err
 }
 
-// halt ends what works in the background.
-func (v *Volume) halt(why error) error {
+// halt ends what works in the background. Requests fail from now on.
+func (v *Volume) halt(why error) {
 	v.mu.Lock()
-	if v.halted {
-		v.mu.Unlock()
-		return why
-	}
-	v.halted = true
 	v.failLocked(why)
 	v.mu.Unlock()
 	v.stop(why)
 	v.started.Wait()
-	return nil
 }
 
 // Close leaves the volume as it is: owned by this node, with acknowledged writes in the journal.
 func (v *Volume) Close() error {
-	if v.halt(ErrClosed) != nil {
-		return nil
-	}
+	v.halt(ErrClosed)
 	return v.owned.close()
 }

@@ -199,6 +199,7 @@ func (v *Volume) startCheckpointLocked() {
 		if err != nil {
 			if ctx.Err() == nil {
 				v.log.Error("no checkpoint can be made: the volume works until its log is full", "err", err)
+				v.waiting["make a checkpoint"] = waitState{err, time.Now()}
 			}
 			return // making stays: the log is as it was, and reads find frozen
 		}

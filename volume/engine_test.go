@@ -103,8 +103,12 @@ func TestCheckpoints(t *testing.T) {
 	v, store, attach := newTestVolume(t, 32<<20, Remote)
 	want := make([]byte, 32<<20)
 	r := rand.New(rand.NewPCG(3, 3))
+	writes := 3000
+	if testing.Short() {
+		writes = 800
+	}
 	for range 4 {
-		churn(t, v, want, r, 3000)
+		churn(t, v, want, r, writes)
 		mustHold(t, v, want)
 		if err := v.Detach(t.Context()); err != nil {
 			t.Fatal(err)
@@ -174,7 +178,7 @@ func corrupt(t *testing.T, s remote.Store, part string, at func(p []byte) int) i
 		if err != nil {
 			t.Fatal(err)
 		}
-		if at(p) >= len(p)-segmentFooter { // it has holes alone
+		if strings.Contains(k, "/seg/") && len(p) < Block { // it has holes alone
 			continue
 		}
 		p[at(p)] ^= 0x20

@@ -1,10 +1,8 @@
 package volume
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -238,9 +236,6 @@ func parseSegmentKey(key string) (r SegmentRef, ok bool) {
 func CheckName(name string) error {
 	if name == "" || len(name) > 63 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" || strings.IndexByte("-_.", name[0]) >= 0 {
 		return fmt.Errorf("name %q: want up to 63 lower case letters, digits and - _ . beginning with a letter or digit", name)
-	}
-	if bytes.IndexByte([]byte(name), '/') >= 0 {
-		return errors.New("a name has no slash")
 	}
 	return nil
 }

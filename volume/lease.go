@@ -54,6 +54,7 @@ type NodeOptions struct {
 type Node struct {
 	store remote.Store
 	opts  NodeOptions
+	turn  chan struct{} // holds a token for whoever acquires or releases
 
 	mu      sync.Mutex // guards the fields below
 	owns    int
@@ -78,10 +79,15 @@ func NewNode(store remote.Store, opts NodeOptions) *Node {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Node{store: store, opts: opts, changed: make(chan struct{})}
+	return &Node{store: store, opts: opts, turn: make(chan struct{}, 1), changed: make(chan struct{})}
 }
 
-func (n *Node) owner() *Owner { return &Owner{Node: n.opts.ID, Incarnation: n.opts.Incarnation} }
+// owner is who owns what this node takes. The caller has acquired the lease.
+func (n *Node) owner() *Owner {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return &Owner{Node: n.opts.ID, Incarnation: n.opts.Incarnation}
+}
 
 // readNode returns a node's object.
 func readNode(ctx context.Context, store remote.Store, id ID) (nodeState, string, error) {
@@ -99,19 +105,31 @@ func readNode(ctx context.Context, store remote.Store, id ID) (nodeState, string
 	return s, o.Version, nil
 }
 
-// Acquire makes sure that the node has its lease, and keeps it until Release was called as often.
+// Acquire makes sure that the node has its lease, and keeps it until Release was called as often. A node that lost its lease
+// gets another one, as another life, once it owns nothing any more.
 func (n *Node) Acquire(ctx context.Context) error {
+	select {
+	case n.turn <- struct{}{}:
+		defer func() { <-n.turn }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	n.mu.Lock()
-	n.owns++
-	first := n.owns == 1
+	first := n.owns == 0
+	if first && n.err != nil {
+		n.opts.Incarnation, n.err = NewID(), nil
+	}
 	n.mu.Unlock()
-	if !first {
-		return n.Wait(ctx)
+	if first {
+		if err := n.begin(ctx); err != nil {
+			return fmt.Errorf("lease of this node: %w", err)
+		}
+	} else if err := n.Wait(ctx); err != nil {
+		return fmt.Errorf("lease of this node: %w; detach its volumes", err)
 	}
-	if err := n.begin(ctx); err != nil {
-		n.Release()
-		return fmt.Errorf("lease of this node: %w", err)
-	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.owns++
 	return nil
 }
 
@@ -288,15 +306,13 @@ func (n *Node) Margin() (time.Duration, bool) {
 
 // Release ends what one Acquire began. A node that owns nothing renews nothing.
 func (n *Node) Release() {
+	n.turn <- struct{}{}
+	defer func() { <-n.turn }()
 	n.mu.Lock()
 	n.owns--
-	stop := n.stop
-	if n.owns == 0 {
-		n.stop = nil
-	}
-	last := n.owns == 0
+	last, stop := n.owns == 0, n.stop
 	n.mu.Unlock()
-	if last && stop != nil {
+	if last {
 		stop()
 		n.started.Wait()
 	}

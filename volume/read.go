@@ -37,9 +37,7 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	v.mu.Lock()
-	v.stats.Read += n
-	v.mu.Unlock()
+	v.bytesRead.Add(n)
 	return int(n), v.leased(ctx)
 }
 

@@ -36,6 +36,7 @@ func (v *Volume) Status() Status {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	s := Status{Class: v.head.Class, Tail: len(v.head.Tail), Mapped: v.root.Blocks * Block, Failed: v.err, Stats: v.stats}
+	s.Stats.Written, s.Stats.Read, s.Stats.Flushes = v.bytesWritten.Load(), v.bytesRead.Load(), v.flushes.Load()
 	if errors.Is(v.err, ErrClosed) {
 		s.Failed = nil
 	}

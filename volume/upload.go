@@ -113,7 +113,7 @@ func (v *Volume) upload(ctx context.Context, g *generation, jobs []*segmentJob) 
 }
 
 func (v *Volume) uploadSegment(ctx context.Context, job *segmentJob) (SegmentRef, []extent, error) {
-	w := newSegmentWriter(job.at, random32(), int(job.size)+64<<10)
+	w := newSegmentWriter(job.at, random32(), segmentHeader+int(job.size)+tableHeader+16*len(job.runs)+segmentFooter)
 	for _, run := range job.runs {
 		e := run[0]
 		e.seq = job.at.write

@@ -110,11 +110,12 @@ type Volume struct {
 	next      uint64 // number of the next segment
 	flushTo   uint64 // somebody waits for the commit of this write
 	draining  bool
-	halted    bool
 	err       error
 	progress  chan struct{} // closed, and made anew, when committed or err changes
 	waiting   map[string]waitState
-	stats     Stats
+	stats     Stats // but for what is counted below
+
+	bytesWritten, bytesRead, flushes atomic.Int64
 
 	kick    chan struct{}
 	stop    context.CancelCauseFunc

@@ -87,9 +87,7 @@ func (v *Volume) change(ctx context.Context, p []byte, off, n int64) error {
 			return v.journalError(err)
 		}
 	}
-	v.mu.Lock()
-	v.stats.Written += n
-	v.mu.Unlock()
+	v.bytesWritten.Add(n)
 	return v.leased(ctx)
 }
 
@@ -148,9 +146,7 @@ func (v *Volume) Flush(ctx context.Context) error {
 	if err := v.failed(); err != nil {
 		return err
 	}
-	v.mu.Lock()
-	v.stats.Flushes++
-	v.mu.Unlock()
+	v.flushes.Add(1)
 	if v.class() == Local {
 		if err := v.journal.sync(); err != nil {
 			return v.journalError(err)

@@ -103,6 +103,9 @@ var (
 
 // Open takes over what an earlier process has left. Close must be called.
 func Open(opts Options) (*Host, error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, err
 	}
