@@ -135,13 +135,21 @@ func (n *Node) Acquire(ctx context.Context) error {
 
 // begin takes the lease and starts its renewal.
 func (n *Node) begin(ctx context.Context) error {
-	old, version, err := n.previous(ctx)
-	if err != nil {
-		return err
-	}
-	next := nodeState{Node: n.opts.ID, Incarnation: n.opts.Incarnation, Counter: old.Counter + 1, Nonce: NewID(), State: stateLive, Boot: n.opts.Boot, Host: n.opts.Host, TTL: n.opts.TTL.Milliseconds()}
-	if err := n.swap(ctx, next, version); err != nil {
-		return err
+	for tries := 0; ; tries++ {
+		old, version, err := n.previous(ctx)
+		if err == nil {
+			err = n.takeLease(ctx, old, version)
+		}
+		if err == nil {
+			break
+		}
+		// A renewal of this node's dead daemon may have been on its way still. There are not many of them.
+		if !errors.Is(err, errRival) || tries == 3 {
+			return err
+		}
+		n.mu.Lock()
+		n.err = nil
+		n.mu.Unlock()
 	}
 	run, stop := context.WithCancel(context.Background())
 	n.mu.Lock()
@@ -149,6 +157,15 @@ func (n *Node) begin(ctx context.Context) error {
 	n.mu.Unlock()
 	n.started.Go(func() { n.renew(run) })
 	return nil
+}
+
+// errRival says that somebody else wrote this node's object.
+var errRival = errors.New("another daemon uses this node's id")
+
+// takeLease makes the lease this life's.
+func (n *Node) takeLease(ctx context.Context, old nodeState, version string) error {
+	next := nodeState{Node: n.opts.ID, Incarnation: n.opts.Incarnation, Counter: old.Counter + 1, Nonce: NewID(), State: stateLive, Boot: n.opts.Boot, Host: n.opts.Host, TTL: n.opts.TTL.Milliseconds()}
+	return n.swap(ctx, next, version)
 }
 
 // previous returns the node's object as it was left, once it is certain that whoever left it is dead.
@@ -170,18 +187,34 @@ func (n *Node) previous(ctx context.Context) (s nodeState, version string, err e
 		return s, version, nil // its daemon is dead: this one holds the root's lock
 	}
 	// The machine was started anew, or another machine has this id. The latter would renew.
-	seen := version
 	n.opts.Log.Info("waiting for the end of this node's lease of before the machine was started", "ttl", n.opts.TTL)
-	if err := pause(ctx, time.Duration(s.TTL)*time.Millisecond+n.opts.TTL/4); err != nil {
-		return s, version, err
+	lives, err := outwait(ctx, &s, &version, read)
+	if lives {
+		err = fmt.Errorf("another machine uses the node id %s (%s): remove this node's id file on one of them", n.opts.ID, s.Host)
 	}
-	if err := read(); err != nil {
-		return s, version, err
+	return s, version, err
+}
+
+// outwait returns when a node's object has not changed for its lease and a quarter more, and whether it is being renewed
+// instead. s and version are what was seen of it, and what is there at the end; read brings them up to date. One change
+// alone may be the last request of a node that is dead.
+func outwait(ctx context.Context, s *nodeState, version *string, read func() error) (lives bool, err error) {
+	for {
+		before, seen := *s, *version
+		ttl := time.Duration(before.TTL) * time.Millisecond
+		if err := pause(ctx, ttl+ttl/4); err != nil {
+			return false, err
+		}
+		if err := read(); err != nil {
+			return false, err
+		}
+		switch {
+		case *version == seen:
+			return false, nil
+		case s.State == stateLive && (s.Incarnation != before.Incarnation || s.Counter > before.Counter+1):
+			return true, nil
+		}
 	}
-	if version != seen {
-		return s, version, fmt.Errorf("another machine uses the node id %s (%s): remove this node's id file on one of them", n.opts.ID, s.Host)
-	}
-	return s, version, nil
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -223,7 +256,7 @@ func (n *Node) swap(ctx context.Context, next nodeState, version string) error {
 		case s.State == stateFenced:
 			return fmt.Errorf("this node was fenced: %w", ErrFenced)
 		}
-		return fmt.Errorf("another daemon uses this node's id (%s): %w", s.Host, ErrFenced)
+		return fmt.Errorf("%w (%s): %w", errRival, s.Host, ErrFenced)
 	})
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -345,17 +378,15 @@ func (n *Node) awaitEnd(ctx context.Context, owner Owner, progress func(string))
 	case s.State == stateFenced:
 		return nil // whichever of its lives: a later one takes the volume again before it uses it
 	}
-	seen := version
 	ttl := time.Duration(s.TTL) * time.Millisecond
 	progress(fmt.Sprintf("node %s (%s) owns it; waiting %s for the end of its lease", owner.Node, s.Host, (ttl + ttl/4).Round(time.Second)))
-	if err := pause(ctx, ttl+ttl/4); err != nil {
+	switch lives, err := outwait(ctx, &s, &version, read); {
+	case err != nil:
 		return err
-	}
-	if err := read(); err != nil {
-		return err
-	}
-	if version != seen {
+	case lives:
 		return fmt.Errorf("node %s (%s): %w: detach it there first", owner.Node, s.Host, ErrOwned)
+	case s.State == stateFenced: // by somebody else, meanwhile
+		return nil
 	}
 	fenced := s
 	fenced.State, fenced.Nonce, fenced.FencedBy = stateFenced, NewID(), &n.opts.ID

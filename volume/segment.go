@@ -62,7 +62,7 @@ func newSegmentWriter(at logPosition, random uint32, capacity int) *segmentWrite
 
 // hole adds blocks that read as zeros.
 func (w *segmentWriter) hole(e extent) {
-	e.place = place{}
+	e.hole, e.place = true, place{}
 	w.extents = append(w.extents, e)
 }
 
