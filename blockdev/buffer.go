@@ -9,8 +9,8 @@ func aligned(p []byte) bool {
 	return len(p) == 0 || uintptr(unsafe.Pointer(&p[0]))%pageSize == 0
 }
 
-// alignedBuffer returns n bytes that begin on a page.
-func alignedBuffer(n int) []byte {
+// AlignedBuffer returns n bytes that begin on a page, as direct I/O wants them.
+func AlignedBuffer(n int) []byte {
 	b := make([]byte, n)
 	if aligned(b) { // those of whole pages are
 		return b

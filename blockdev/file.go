@@ -139,7 +139,7 @@ func (d *File) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
 	}
 	p = p[:min(int64(len(p)), d.size-off)]
 	if d.direct && !aligned(p) {
-		b := alignedBuffer(len(p))
+		b := AlignedBuffer(len(p))
 		n, err := d.read(b, off)
 		return copy(p, b[:n]), err
 	}
@@ -215,7 +215,7 @@ func (d *File) write(p []byte, off int64, flags int) error {
 		return err
 	}
 	if d.direct && !aligned(p) {
-		b := alignedBuffer(len(p))
+		b := AlignedBuffer(len(p))
 		copy(b, p)
 		p = b
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 
 	"github.com/remora-storage/remora/remote"
@@ -37,7 +36,7 @@ func usedKeys(ctx context.Context, nodes *mapNodes, h *Head, root *mapRoot) (map
 		used[s.key(h.ID)] = true
 	}
 	for _, k := range slices.Concat(root.Packs, root.GonePacks) {
-		used[packID{k.Gen, k.Random}.key(h.ID)] = true
+		used[k.pack().key(h.ID)] = true
 	}
 	for _, s := range root.GoneSegments {
 		used[s.key(h.ID)] = true
@@ -101,7 +100,7 @@ type checker struct {
 
 func (c *checker) check(ctx context.Context, h *Head) error {
 	c.size, c.live, c.segments, c.frames = h.Size, map[uint64]int64{}, map[uint64]SegmentRef{}, map[uint64]map[int64]uint32{}
-	nodes := newMapNodes(c.store, c.id, defaultMemory/4, waiter{log: slog.New(slog.DiscardHandler)})
+	nodes := newMapNodes(c.store, c.id, defaultMemory/4, quiet())
 	c.progress("the map")
 	root, err := readRoot(ctx, nodes, h.Root)
 	if err != nil {
@@ -202,7 +201,7 @@ func (c *checker) checkMap(ctx context.Context, nodes *mapNodes, root *mapRoot) 
 		c.problem("the map says that it names %d blocks, and names %d", root.Blocks, c.Blocks)
 	}
 	for _, k := range root.Packs {
-		id := packID{k.Gen, k.Random}
+		id := k.pack()
 		if packs[id] != k.Live {
 			c.problem("%s: the map says that %d bytes of it are in use, they are %d", id.key(c.id), k.Live, packs[id])
 		}

@@ -51,13 +51,13 @@ func makeCheckpoint(ctx context.Context, nodes *mapNodes, old *mapRoot, oldRef *
 	next.Blocks = old.Blocks + m.total
 	c.gone = old.GoneSegments
 	for _, k := range old.GonePacks {
-		c.packs = append(c.packs, packID{k.Gen, k.Random})
+		c.packs = append(c.packs, k.pack())
 	}
 	for _, s := range m.gone[:min(len(m.gone), maxGone)] {
 		next.GoneSegments = append(next.GoneSegments, s.SegmentRef)
 	}
 	for _, k := range old.Packs {
-		id := packID{k.Gen, k.Random}
+		id := k.pack()
 		k.Live -= m.dead[id]
 		if k.Live <= 0 {
 			next.GonePacks = append(next.GonePacks, k)
@@ -71,7 +71,7 @@ func makeCheckpoint(ctx context.Context, nodes *mapNodes, old *mapRoot, oldRef *
 	} else {
 		m.id = packID{gen, random32()}
 	}
-	if oldRef != nil && !slices.ContainsFunc(old.Packs, func(k packUse) bool { return packID{k.Gen, k.Random} == oldRef.pack() }) {
+	if oldRef != nil && !slices.ContainsFunc(old.Packs, func(k packUse) bool { return k.pack() == oldRef.pack() }) {
 		next.GonePacks = append(next.GonePacks, packUse{Gen: oldRef.Gen, Random: oldRef.Random}) // it held the root alone
 	}
 	p, err := next.encode()
@@ -100,7 +100,7 @@ func (m *merger) chooseMoves(packs []packUse) {
 			return
 		}
 		if k.Live*4 < k.Size || tooMany {
-			m.move[packID{k.Gen, k.Random}] = true
+			m.move[k.pack()] = true
 			moved += k.Live
 		}
 	}

@@ -105,9 +105,7 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 	}
 	// Whoever found a block's place in the journal before the index changed has read it when this is passed.
 	v.reuse.Lock()
-	v.mu.Lock()
 	end := gens[len(gens)-1].end
-	v.mu.Unlock()
 	v.reuse.Unlock()
 	return v.journal.release(end)
 }
@@ -226,8 +224,5 @@ func (v *Volume) collect(ctx context.Context, cp *checkpoint) {
 			return
 		}
 		v.opts.Cache.Drop(key)
-		v.mu.Lock()
-		v.stats.Deleted++
-		v.mu.Unlock()
 	}
 }

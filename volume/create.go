@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -96,7 +95,7 @@ func Create(ctx context.Context, store remote.Store, name string, spec Spec) (h 
 	if spec.Size < MinSize || spec.Size > MaxSize || spec.Size%Block != 0 {
 		return nil, false, fmt.Errorf("volume of %d bytes: want %d to %d, in blocks of %d", spec.Size, int64(MinSize), int64(MaxSize), Block)
 	}
-	w := waiter{log: slog.New(slog.DiscardHandler)}
+	w := quiet()
 	existing := func() (*Head, bool, error) {
 		h, err := Lookup(ctx, store, name)
 		if err == nil && (h.Size != spec.Size || h.Class != spec.Class) {

@@ -3,6 +3,8 @@ package volume
 import (
 	"encoding/binary"
 	"testing"
+
+	"github.com/remora-storage/remora/blockdev"
 )
 
 // Bytes of the store and of the journal's disk may be anything. The decoders' checksums keep a fuzzer from what is behind
@@ -124,7 +126,7 @@ func FuzzJournal(f *testing.F) {
 		// A record whose header is right, but for what the fuzzer writes over it, with a checksum that is right.
 		b := &batch{at: super.start, first: 1, entries: []entry{{lba: 1, blocks: 1, data: make([]byte, Block), sum: crcOf(make([]byte, Block))}}, size: Block}
 		j := newJournal(disk, super, super.start, 0, 1, 0)
-		b.buf = aligned(2 * Block)
+		b.buf = blockdev.AlignedBuffer(2 * Block)
 		j.encodeLocked(b)
 		copy(b.buf[min(int(at), Block):], p)
 		binary.LittleEndian.PutUint32(b.buf[4:], crcOf(b.buf[8:Block]))

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+
+	"github.com/remora-storage/remora/blockdev"
 )
 
 // A Disk is the file that a journal is in. Offsets, lengths and memory of requests are multiples of Block.
@@ -122,7 +124,7 @@ func formatJournal(disk Disk, vid, id ID) error {
 }
 
 func (s superblock) encode() []byte {
-	p := aligned(Block)
+	p := blockdev.AlignedBuffer(Block)
 	b := append(p[:0], superMagic...)
 	b = binary.LittleEndian.AppendUint32(b, headVersion)
 	b = binary.LittleEndian.AppendUint64(b, s.gen)
@@ -476,7 +478,7 @@ func (j *journal) read(e extent, p []byte) error {
 	if j.window.read(e.place.off+from, p) {
 		return nil
 	}
-	buf := aligned(int(e.place.whole) * Block)
+	buf := blockdev.AlignedBuffer(int(e.place.whole) * Block)
 	if _, err := j.disk.ReadAt(buf, ringPlace(j.ring, e.place.off)); err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
 )
 
 // DefaultJournal is how large journals are unless something else is asked for, in bytes. A segment store that is out of
@@ -89,7 +91,7 @@ func (d *JournalDir) Create(vid, id ID) (_ JournalFile, err error) {
 	if err := unix.Fallocate(int(f.f.Fd()), 0, 0, d.size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
 		return nil, err
 	}
-	zeros := aligned(4 << 20)
+	zeros := blockdev.AlignedBuffer(4 << 20)
 	for off := int64(0); off < d.size; off += int64(len(zeros)) {
 		if _, err := f.f.WriteAt(zeros[:min(int64(len(zeros)), d.size-off)], off); err != nil {
 			return nil, err

@@ -279,6 +279,8 @@ type packUse struct {
 	Live   int64  `json:"l"`
 }
 
+func (k packUse) pack() packID { return packID{k.Gen, k.Random} }
+
 const (
 	rootVersion = 1
 	maxPacks    = 400

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
 
 	"github.com/remora-storage/remora/remote"
@@ -46,7 +45,7 @@ func Remove(ctx context.Context, store remote.Store, name string) (u Usage, err 
 		next.next()
 		next.Epoch++
 		next.Name, next.Root, next.Tail, next.Segment, next.Write = "", nil, nil, 0, 0
-		w := waiter{log: slog.New(slog.DiscardHandler)}
+		w := quiet()
 		if _, _, swapped, err := swapHead(ctx, store, next, version, w); err != nil {
 			return u, err
 		} else if !swapped {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 
@@ -33,7 +32,7 @@ func Repair(ctx context.Context, store remote.Store, name string, progress func(
 	if h.Owner != nil {
 		return "", fmt.Errorf("%s: %w by node %s: detach it first", name, ErrAttached, h.Owner.Node)
 	}
-	w := waiter{log: slog.New(slog.DiscardHandler)}
+	w := quiet()
 	nodes := newMapNodes(store, id, defaultMemory/4, w)
 	progress("the map")
 	root, err := readRoot(ctx, nodes, h.Root)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/remora-storage/remora/blockdev"
 )
 
 // openSuperblock reads the newer of a journal's superblocks.
@@ -12,7 +14,7 @@ func openSuperblock(disk Disk, vid, id ID) (superblock, error) {
 	var best superblock
 	var bad error
 	for i := range int64(2) {
-		p := aligned(Block)
+		p := blockdev.AlignedBuffer(Block)
 		if _, err := disk.ReadAt(p, i*Block); err != nil {
 			return best, err
 		}
@@ -50,7 +52,7 @@ func replay(disk Disk, vid, id ID, sameBoot bool, apply func(first uint64, entri
 		return nil, err
 	}
 	r := &replayed{super: super, end: super.start}
-	buf := aligned(Block + maxRecord)
+	buf := blockdev.AlignedBuffer(Block + maxRecord)
 	for {
 		b, epoch, err := scanRecord(disk, &super, r.end, buf)
 		if err != nil {
@@ -68,7 +70,7 @@ func replay(disk Disk, vid, id ID, sameBoot bool, apply func(first uint64, entri
 // mustEnd fails if records behind a journal's end show that the end is damage, not where writing stopped.
 func mustEnd(disk Disk, super *superblock, end cursor, sameBoot bool) error {
 	const ahead = (journalAhead + 1) * (maxRecord + Block)
-	buf := aligned(Block)
+	buf := blockdev.AlignedBuffer(Block)
 	for pos := end.pos; pos < end.pos+ahead && pos < super.start.pos+super.size; pos += Block {
 		if _, err := disk.ReadAt(buf, ringPlace(super.size, pos)); err != nil {
 			return err

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/remora-storage/remora/remote"
@@ -40,7 +40,7 @@ func (v *Volume) Status() Status {
 	if errors.Is(v.err, ErrClosed) {
 		s.Failed = nil
 	}
-	for _, g := range append(v.sealed, v.active) {
+	for _, g := range slices.Concat(v.sealed, []*generation{v.active}) { // append would write into what sealed may grow into
 		s.AtRisk += g.bytes
 		if s.Oldest == 0 && !g.oldest.IsZero() {
 			s.Oldest = time.Since(g.oldest)
@@ -88,7 +88,7 @@ func Resize(ctx context.Context, store remote.Store, id ID, size int64) (*Head, 
 			return nil, err
 		}
 		next.next()
-		h, _, swapped, err := swapHead(ctx, store, next, version, waiter{log: slog.New(slog.DiscardHandler)})
+		h, _, swapped, err := swapHead(ctx, store, next, version, quiet())
 		if err != nil || swapped {
 			return h, err
 		}

@@ -67,6 +67,9 @@ type waiter struct {
 	waits func(what string, err error)
 }
 
+// quiet returns a waiter that tells nobody.
+func quiet() waiter { return waiter{log: slog.New(slog.DiscardHandler)} }
+
 const (
 	firstPause = 50 * time.Millisecond
 	longPause  = 5 * time.Second

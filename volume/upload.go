@@ -143,7 +143,6 @@ func (v *Volume) uploadSegment(ctx context.Context, job *segmentJob) (SegmentRef
 	v.opts.Cache.WriteAt(key, p, 0)
 	v.mu.Lock()
 	v.stats.Uploaded += int64(len(p))
-	v.stats.Segments++
 	v.mu.Unlock()
 	return ref, located, nil
 }

@@ -145,15 +145,12 @@ type generation struct {
 
 // Stats are counts since the volume was opened.
 type Stats struct {
-	Written   int64 // bytes of requests
-	Read      int64
-	Uploaded  int64 // bytes of segments
-	Map       int64 // bytes of map nodes
-	Segments  int64
-	Commits   int64
-	Flushes   int64
-	Deleted   int64 // objects
-	Corrupted int64 // copies in the cache that were wrong
+	Written  int64 // bytes of requests
+	Read     int64
+	Uploaded int64 // bytes of segments
+	Map      int64 // bytes of map nodes
+	Commits  int64
+	Flushes  int64
 }
 
 // newVolume makes a Volume of a head that this node owns.

@@ -2,7 +2,8 @@ package volume
 
 import (
 	"sync"
-	"unsafe"
+
+	"github.com/remora-storage/remora/blockdev"
 )
 
 // A window keeps the records that were written last, so that what makes segments of them does not read the disk.
@@ -20,19 +21,12 @@ type windowed struct {
 	buf []byte
 }
 
-// aligned returns memory that direct I/O takes.
-func aligned(n int) []byte {
-	p := make([]byte, n+Block)
-	skip := (Block - int(uintptr(unsafe.Pointer(unsafe.SliceData(p)))%Block)) % Block
-	return p[skip : skip+n : skip+n]
-}
-
 const smallRecord = 64 << 10 // bytes up to which a buffer is made to measure
 
 // buffer returns n bytes for a record.
 func (w *window) buffer(n int) []byte {
 	if n <= smallRecord {
-		return aligned(n)
+		return blockdev.AlignedBuffer(n)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -41,7 +35,7 @@ func (w *window) buffer(n int) []byte {
 		w.spare = w.spare[:k-1]
 		return p[:n]
 	}
-	return aligned(Block + maxRecord)[:n]
+	return blockdev.AlignedBuffer(Block + maxRecord)[:n]
 }
 
 // add keeps a record, whose buffer is the window's from now on.

@@ -78,19 +78,23 @@ the volume is attached on this node. Another node that attaches it first does wi
 			if err != nil {
 				return err
 			}
-			return a.print(reply, func(w io.Writer) {
-				if !reply.Was {
-					fmt.Fprintf(w, "%s is not attached here\n", req.Name)
-					return
-				}
-				fmt.Fprintf(w, "%s detached\n", req.Name)
-			})
+			return a.printDetached(req.Name, reply)
 		},
 	}
 	storeFlag(c, &req.VolumeRequest)
 	c.Flags().BoolVar(&req.Abandon, "abandon-to-journal", false, "do not wait for the store")
 	c.Flags().DurationVar(&timeout, "timeout", 0, "give up after this `time`; 0 waits")
 	return c
+}
+
+func (a *app) printDetached(name string, reply *control.DetachVolumeReply) error {
+	return a.print(reply, func(w io.Writer) {
+		if reply.Was {
+			fmt.Fprintf(w, "%s detached\n", name)
+		} else {
+			fmt.Fprintf(w, "%s is not attached here\n", name)
+		}
+	})
 }
 
 func (a *app) detachVolume(ctx context.Context, req control.DetachVolumeRequest) (_ *control.DetachVolumeReply, err error) {

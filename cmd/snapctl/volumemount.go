@@ -237,13 +237,7 @@ func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest,
 	if err != nil {
 		return err
 	}
-	return a.print(reply, func(w io.Writer) {
-		if reply.Was {
-			fmt.Fprintf(w, "%s detached\n", req.Name)
-		} else {
-			fmt.Fprintf(w, "%s is not attached here\n", req.Name)
-		}
-	})
+	return a.printDetached(req.Name, reply)
 }
 
 // findAttached returns a volume that has a device here, nil if it has none.

@@ -280,6 +280,13 @@ func (h *Host) volumeOptions(s *store) volume.Options {
 	return volume.Options{Store: s, Cache: keep, Memory: h.opts.Memory, Log: h.opts.Log}
 }
 
+// find returns a volume that is open here, or being opened; nil if it is not.
+func (h *Host) find(id volume.ID) *opened {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.open[id]
+}
+
 // forget takes a volume off the list of open ones, and out of the record.
 func (h *Host) forget(id volume.ID, record bool) error {
 	h.mu.Lock()
@@ -340,9 +347,7 @@ func (h *Host) ResumeAll() error {
 // Detach gives a volume up when its store has every acknowledged write. It waits for that until ctx ends; the volume
 // stays this node's then. One that this node does not own is no error.
 func (h *Host) Detach(ctx context.Context, id volume.ID) error {
-	h.mu.Lock()
-	o := h.open[id]
-	h.mu.Unlock()
+	o := h.find(id)
 	if o == nil {
 		return nil
 	}
@@ -366,9 +371,7 @@ func (h *Host) Detach(ctx context.Context, id volume.ID) error {
 // Abandon lets a volume go with acknowledged writes in this node's journal only. They come back when the volume is
 // attached on this node again.
 func (h *Host) Abandon(id volume.ID) error {
-	h.mu.Lock()
-	o := h.open[id]
-	h.mu.Unlock()
+	o := h.find(id)
 	if o == nil {
 		return nil
 	}
@@ -383,9 +386,7 @@ func (h *Host) Abandon(id volume.ID) error {
 
 // Volume returns one that this node owns. ErrNotAttached.
 func (h *Host) Volume(ctx context.Context, id volume.ID) (*volume.Volume, error) {
-	h.mu.Lock()
-	o := h.open[id]
-	h.mu.Unlock()
+	o := h.find(id)
 	if o == nil {
 		return nil, ErrNotAttached
 	}
