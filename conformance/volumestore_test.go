@@ -12,6 +12,7 @@ import (
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
+	"github.com/minio/minio-go/v7/pkg/lifecycle"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/conformance"
@@ -24,6 +25,7 @@ import (
 type s3Server struct {
 	start       func() (*testbed.Process, error)
 	process     *testbed.Process
+	client      *minio.Client
 	endpoint    string
 	credentials string // file
 }
@@ -71,10 +73,10 @@ func startS3(t *testing.T, name string) *s3Server {
 	s.process, err = s.start()
 	must(t, err)
 	t.Cleanup(func() { must(t, s.process.Stop(unix.SIGKILL)) })
-	client, err := minio.New(addr, &minio.Options{Creds: credentials.NewStaticV4(s3User, s3Secret, "")})
+	s.client, err = minio.New(addr, &minio.Options{Creds: credentials.NewStaticV4(s3User, s3Secret, "")})
 	must(t, err)
 	waitFor(t, name+" to make a bucket", func() bool {
-		err = client.MakeBucket(t.Context(), s3Bucket, minio.MakeBucketOptions{})
+		err = s.client.MakeBucket(t.Context(), s3Bucket, minio.MakeBucketOptions{})
 		return err == nil
 	})
 	return s
@@ -82,6 +84,58 @@ func startS3(t *testing.T, name string) *s3Server {
 
 func (s *s3Server) url(prefix string) string {
 	return fmt.Sprintf("s3://%s/%s?endpoint=%s&region=us-east-1", s3Bucket, prefix, s.endpoint)
+}
+
+// TestStoreWarnings: a bucket that keeps what was deleted, or deletes what is in use, is warned of.
+func TestStoreWarnings(t *testing.T) {
+	needRoot(t)
+	srv := startS3(t, "minio")
+	o, err := s3store.ParseURL(srv.url("ours"))
+	must(t, err)
+	o.Credentials = srv.credentials
+	s, err := s3store.Open(o)
+	must(t, err)
+	mustWarn := func(when string, want ...string) {
+		t.Helper()
+		all, err := s.Warnings(t.Context())
+		must(t, err)
+		if len(all) != len(want) {
+			t.Errorf("%s: warnings %q, want %d", when, all, len(want))
+			return
+		}
+		for i, w := range want {
+			if !strings.Contains(all[i], w) {
+				t.Errorf("%s: %q says nothing of %q", when, all[i], w)
+			}
+		}
+	}
+	set := func(rules ...lifecycle.Rule) {
+		t.Helper()
+		must(t, srv.client.SetBucketLifecycle(t.Context(), s3Bucket, &lifecycle.Configuration{Rules: rules}))
+	}
+	rule := func(id, prefix string) lifecycle.Rule {
+		return lifecycle.Rule{ID: id, Status: "Enabled", RuleFilter: lifecycle.Filter{Prefix: prefix}}
+	}
+	mustWarn("a plain bucket")
+	must(t, srv.client.EnableVersioning(t.Context(), s3Bucket))
+	mustWarn("a bucket with versions", "old versions")
+	noncurrent := rule("old", "")
+	noncurrent.NoncurrentVersionExpiration.NoncurrentDays = 1
+	set(noncurrent)
+	mustWarn("old versions expire")
+	others := rule("others", "theirs/")
+	others.Expiration.Days = 1
+	set(noncurrent, others)
+	mustWarn("a rule about others' objects")
+	expire := rule("tidy", "ours/v/")
+	expire.Expiration.Days = 30
+	set(noncurrent, expire)
+	mustWarn("a rule that deletes what is in use", "tidy")
+	must(t, srv.client.SuspendVersioning(t.Context(), s3Bucket))
+	disabled := expire
+	disabled.Status = "Disabled"
+	set(disabled)
+	mustWarn("a rule that is disabled")
 }
 
 // TestS3Servers: real servers keep what a Store promises, and the probe says so.

@@ -42,6 +42,12 @@ type Store interface {
 	String() string
 }
 
+// A Warner is a Store that knows whether it was set up in a way that will cost its owner money or objects.
+type Warner interface {
+	// Warnings returns what is unwise about the store's settings, and what to do about it.
+	Warnings(ctx context.Context) ([]string, error)
+}
+
 // An Object is what a Store knows of an object beside its bytes. Two contents of a key that differ have different
 // Versions; the same content may have the same one.
 type Object struct {

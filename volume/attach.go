@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -89,7 +90,9 @@ type taking struct {
 
 	disk     JournalFile
 	journal  ID
-	existing bool // it may hold acknowledged writes
+	existing bool   // it may hold acknowledged writes
+	lost     bool   // what another journal may hold is given up
+	from     *Owner // another node that the volume is taken from
 }
 
 // try makes one attempt at the head. swapped is false if somebody else changed it meanwhile.
@@ -101,6 +104,9 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 	}); err != nil {
 		return nil, "", false, err
 	}
+	if h.removing() {
+		return nil, "", false, fmt.Errorf("volume %s: %w", t.id, ErrHalfRemoved)
+	}
 	if h.Owner != nil {
 		if err := t.node.awaitEnd(ctx, *h.Owner, t.opts.Progress); err != nil {
 			return nil, "", false, fmt.Errorf("volume %s: %w", h.Name, err)
@@ -109,6 +115,7 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 	if err := t.findJournal(h); err != nil {
 		return nil, "", false, fmt.Errorf("volume %s: %w", h.Name, err)
 	}
+	t.from = h.Owner
 	next := h.clone()
 	next.next()
 	next.Epoch++
@@ -142,6 +149,7 @@ func (t *taking) findJournal(h *Head) error {
 	if h.Journal != nil && h.Class == Local && !t.opts.AcceptLoss {
 		return fmt.Errorf("%w: those since the last commit are in journal %s of node %s only; attach it there, or accept the loss (--accept-loss)", ErrLoss, h.Journal.ID, h.Journal.Node)
 	}
+	t.lost = h.Journal != nil && h.Class == Local
 	if t.disk != nil {
 		return nil // made by an attempt before
 	}
@@ -183,7 +191,24 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	v.journal = newJournal(t.disk, r.super, r.end, v.written, h.Epoch, t.opts.Memory/4)
 	v.journal.written, v.journal.full = v.applyWritten, v.wake
 	v.run()
+	if t.from != nil && t.from.Node != t.node.opts.ID {
+		v.tell(EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit", t.from.Node, h.Write))
+	}
+	if t.lost {
+		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d, at most %s before", h.Write, time.Duration(h.MaxAge)*time.Second))
+	}
 	return v, nil
+}
+
+// tell keeps an event in the store.
+func (v *Volume) tell(what, detail string) {
+	e := Event{Time: time.Now().UTC(), Volume: v.id, Name: v.Head().Name, Node: &v.owned.node.opts.ID, What: what, Detail: detail}
+	v.log.Warn(what, "detail", detail)
+	v.spawn(func(ctx context.Context) {
+		if err := v.wait.until(ctx, "write down an event", func() error { return e.Store(ctx, v.opts.Store) }); err != nil && ctx.Err() == nil {
+			v.log.Error("an event was not written down", "event", what, "err", err)
+		}
+	})
 }
 
 // owned is what goes with a volume when it is given up.

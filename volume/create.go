@@ -32,6 +32,8 @@ var (
 	ErrNameTaken = errors.New("a volume of this name exists")
 	// ErrNoStore says that a store was never prepared for volumes.
 	ErrNoStore = errors.New("the store was not prepared for volumes")
+	// ErrHalfRemoved says that a Remove began and did not end.
+	ErrHalfRemoved = errors.New("its removal was begun and has not ended: remove it again")
 )
 
 // Init prepares a store for volumes, unless it is prepared. probe is asked first whether the store is safe.
@@ -95,7 +97,6 @@ func Create(ctx context.Context, store remote.Store, name string, spec Spec) (h 
 	if spec.Size < MinSize || spec.Size > MaxSize || spec.Size%Block != 0 {
 		return nil, false, fmt.Errorf("volume of %d bytes: want %d to %d, in blocks of %d", spec.Size, int64(MinSize), int64(MaxSize), Block)
 	}
-	w := quiet()
 	existing := func() (*Head, bool, error) {
 		h, err := Lookup(ctx, store, name)
 		if err == nil && (h.Size != spec.Size || h.Class != spec.Class) {
@@ -107,32 +108,44 @@ func Create(ctx context.Context, store remote.Store, name string, spec Spec) (h 
 		return h, false, err
 	}
 	h = &Head{ID: NewID(), Name: name, Gen: 1, Nonce: NewID(), Size: spec.Size, Block: Block, Class: spec.Class, MaxAge: int64(spec.MaxAge / time.Second), Created: time.Now().UTC().Truncate(time.Second)}
-	if err := h.check(); err != nil {
+	switch err := publish(ctx, store, h); {
+	case errors.Is(err, ErrNameTaken):
+		return existing()
+	case err != nil:
 		return nil, false, err
+	}
+	return h, true, nil
+}
+
+// publish stores the head of a new volume and gives it its name. ErrNameTaken if another volume has it: then nothing of
+// the new one's head stays.
+func publish(ctx context.Context, store remote.Store, h *Head) error {
+	if err := h.check(); err != nil {
+		return err
 	}
 	p, err := h.encode()
 	if err != nil {
-		return nil, false, err
+		return err
 	}
 	// The head first: a name always leads to one. Nobody else knows its key, so storing it twice does no harm.
 	if _, err := store.Put(ctx, headKey(h.ID), p); err != nil {
-		return nil, false, err
+		return err
 	}
 	rec, err := seal("name", nameVersion, nameRecord{h.ID})
 	if err != nil {
-		return nil, false, err
+		return err
 	}
-	_, err = store.PutIfAbsent(ctx, nameKey(name), rec)
-	if errors.Is(err, remote.ErrExists) {
-		if id, lerr := lookupID(ctx, store, name); lerr == nil && id == h.ID {
-			return h, true, nil // an answer was lost
-		}
-		if err := w.until(ctx, "delete", func() error { return store.Delete(ctx, headKey(h.ID)) }); err != nil {
-			return nil, false, err
-		}
-		return existing()
+	_, err = store.PutIfAbsent(ctx, nameKey(h.Name), rec)
+	if !errors.Is(err, remote.ErrExists) {
+		return err
 	}
-	return h, err == nil, err
+	if id, lerr := lookupID(ctx, store, h.Name); lerr == nil && id == h.ID {
+		return nil // an answer was lost
+	}
+	if err := quiet().until(ctx, "delete", func() error { return store.Delete(ctx, headKey(h.ID)) }); err != nil {
+		return err
+	}
+	return fmt.Errorf("%s: %w", h.Name, ErrNameTaken)
 }
 
 func lookupID(ctx context.Context, store remote.Store, name string) (ID, error) {
@@ -153,13 +166,16 @@ func lookupID(ctx context.Context, store remote.Store, name string) (ID, error) 
 	return r.ID, nil
 }
 
-// Lookup returns the head of a volume by its name.
+// Lookup returns the head of a volume by its name. ErrNotFound, ErrHalfRemoved.
 func Lookup(ctx context.Context, store remote.Store, name string) (*Head, error) {
 	id, err := lookupID(ctx, store, name)
 	if err != nil {
 		return nil, err
 	}
 	h, _, err := readHead(ctx, store, id)
+	if errors.Is(err, ErrNotFound) || err == nil && h.removing() { // a name leads to a head from the first
+		return nil, fmt.Errorf("%s in %s: %w", name, store, ErrHalfRemoved)
+	}
 	return h, err
 }
 

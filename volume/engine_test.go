@@ -308,6 +308,75 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+// dying is a store whose client dies after some changes.
+type dying struct {
+	remote.Store
+	left int
+}
+
+var errDead = fmt.Errorf("dead: %w", remote.ErrUnsafeStore) // of a kind that is not tried again
+
+func (d *dying) die() bool {
+	d.left--
+	return d.left < 0
+}
+
+func (d *dying) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+	if d.die() {
+		return remote.Object{}, errDead
+	}
+	return d.Store.PutIfMatch(ctx, key, p, version)
+}
+
+func (d *dying) Delete(ctx context.Context, key string) error {
+	if d.die() {
+		return errDead
+	}
+	return d.Store.Delete(ctx, key)
+}
+
+// TestRemoveKilled: a removal that is killed before any of its changes can be ended, and until then the volume is of no
+// other use.
+func TestRemoveKilled(t *testing.T) {
+	for n := 0; ; n++ {
+		v, store, _ := newTestVolume(t, 8<<20, Local)
+		churn(t, v, make([]byte, 8<<20), rand.New(rand.NewPCG(6, 6)), 100)
+		id := v.ID()
+		if err := v.Detach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Remove(t.Context(), &dying{store, n}, "v")
+		if err == nil {
+			if n < 5 {
+				t.Fatalf("a removal has %d changes only", n)
+			}
+			return
+		}
+		_, err = Lookup(t.Context(), store, "v")
+		if n == 0 && err != nil || n > 0 && !errors.Is(err, ErrHalfRemoved) {
+			t.Fatalf("dead after %d changes: lookup: %v", n, err)
+		}
+		if n > 0 {
+			if _, _, err := Create(t.Context(), store, "v", Spec{Size: 8 << 20, Class: Local}); !errors.Is(err, ErrHalfRemoved) {
+				t.Errorf("dead after %d changes: create: %v", n, err)
+			}
+			at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
+			if _, err := Attach(t.Context(), id, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: store}}); err == nil {
+				t.Errorf("dead after %d changes: it is attached", n)
+			}
+		}
+		if _, err := Remove(t.Context(), store, "v"); err != nil {
+			t.Fatal(err)
+		}
+		if u, err := StoreUsage(t.Context(), store, id); err != nil || u.Objects > 0 {
+			t.Errorf("%d objects stay (%v)", u.Objects, err)
+		}
+		if _, err := Lookup(t.Context(), store, "v"); !errors.Is(err, ErrNotFound) {
+			t.Errorf("the name stays: %v", err)
+		}
+	}
+}
+
 // TestJournalDamage: damage in the journal that cannot be a torn end is no end: the volume is not opened from an older state.
 func TestJournalDamage(t *testing.T) {
 	store := simstore.New(rand.New(rand.NewPCG(1, 1)))

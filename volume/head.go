@@ -59,13 +59,17 @@ type Head struct {
 
 	Created time.Time `json:"created"`
 
+	Mode string `json:"mode,omitempty"` // "", or ModeReadOnly
+
 	// What later versions write, and this one keeps as it is.
-	Mode      string   `json:"mode,omitempty"`
 	Parents   []ID     `json:"parents,omitempty"`
 	Snapshots []string `json:"snapshots,omitempty"`
 	Deadlists string   `json:"deadlists,omitempty"`
 	Keys      []string `json:"keys,omitempty"`
 }
+
+// ModeReadOnly is that of a volume which may not be written to.
+const ModeReadOnly = "read-only"
 
 // Owner is one life of a node.
 type Owner struct {
@@ -162,6 +166,9 @@ func (h *Head) sameOwner(other *Head) bool {
 	return h.Owner == nil || *h.Owner == *other.Owner
 }
 
+// removing reports whether a Remove has begun.
+func (h *Head) removing() bool { return h.Name == "" }
+
 // wrote reports whether the write with a nonce is this one or one before it.
 func (h *Head) wrote(nonce ID) bool {
 	return h.Nonce == nonce || slices.Contains(h.Recent, nonce)
@@ -197,7 +204,7 @@ func (h *Head) check() error {
 	if _, err := ParseClass(string(h.Class)); err != nil {
 		return err
 	}
-	if h.Mode != "" || h.Parents != nil || h.Snapshots != nil || h.Deadlists != "" || h.Keys != nil {
+	if h.Mode != "" && h.Mode != ModeReadOnly || h.Parents != nil || h.Snapshots != nil || h.Deadlists != "" || h.Keys != nil {
 		return fmt.Errorf("it has what this version does not know: %w", ErrVersion)
 	}
 	last := uint64(0)

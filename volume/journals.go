@@ -3,9 +3,11 @@ package volume
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +22,9 @@ const DefaultJournal = 1 << 30
 const (
 	minJournal  = 16 << 20
 	mostJournal = 1 << 30 // the segments of a full one must fit into the tail of a head
+
+	journalSuffix = ".journal"
+	orphanSuffix  = ".orphan"
 )
 
 // JournalDir is Journals as files of a directory. It belongs to one process at a time.
@@ -44,7 +49,7 @@ func NewJournalDir(dir string, size int64) (*JournalDir, error) {
 }
 
 func (d *JournalDir) path(vid, id ID) string {
-	return filepath.Join(d.dir, fmt.Sprintf("%s-%s.journal", vid, id))
+	return filepath.Join(d.dir, fmt.Sprintf("%s-%s", vid, id)+journalSuffix)
 }
 
 // journalFile is written past the page cache: what is written is on the disk, or in its cache, and needs no memory.
@@ -124,18 +129,62 @@ func (d *JournalDir) Remove(vid, id ID) error {
 	return d.sync()
 }
 
-// Orphan implements Journals.
+// Orphan implements Journals. One that holds nothing, as an Attach leaves that was given up, is removed.
 func (d *JournalDir) Orphan(vid, except ID) error {
-	entries, err := os.ReadDir(d.dir)
+	all, err := filepath.Glob(filepath.Join(d.dir, vid.String()+"-*"+journalSuffix))
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		path := filepath.Join(d.dir, e.Name())
-		if !strings.HasPrefix(e.Name(), vid.String()+"-") || filepath.Ext(path) != ".journal" || path == d.path(vid, except) {
+	for _, path := range all {
+		if path == d.path(vid, except) {
 			continue
 		}
-		if err := os.Rename(path, strings.TrimSuffix(path, ".journal")+".orphan"); err != nil {
+		empty, err := isEmptyJournal(path, vid)
+		switch {
+		case err != nil:
+		case empty:
+			err = os.Remove(path)
+		default:
+			err = os.Rename(path, strings.TrimSuffix(path, journalSuffix)+orphanSuffix)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return d.sync()
+}
+
+// isEmptyJournal reports whether a journal holds no record. One that is damaged is not empty.
+func isEmptyJournal(path string, vid ID) (bool, error) {
+	id, err := ParseID(strings.TrimPrefix(strings.TrimSuffix(filepath.Base(path), journalSuffix), vid.String()+"-"))
+	if err != nil {
+		return false, nil
+	}
+	f, err := openJournalFile(path, 0)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	p := blockdev.AlignedBuffer(journalRing)
+	if _, err := f.ReadAt(p, 0); err != nil && !errors.Is(err, io.EOF) {
+		return false, err
+	}
+	if !slices.ContainsFunc(p, func(b byte) bool { return b != 0 }) {
+		return true, nil // its Create did not end
+	}
+	records := 0
+	_, err = replay(f, vid, id, true, func(uint64, []entry, cursor) { records++ })
+	return err == nil && records == 0, nil
+}
+
+// RemoveAll removes every journal of a volume, orphans too: the volume is gone.
+func (d *JournalDir) RemoveAll(vid ID) error {
+	all, err := filepath.Glob(filepath.Join(d.dir, vid.String()+"-*"))
+	if err != nil || len(all) == 0 {
+		return err
+	}
+	for _, path := range all {
+		if err := os.Remove(path); err != nil {
 			return err
 		}
 	}

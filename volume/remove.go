@@ -28,6 +28,22 @@ func StoreUsage(ctx context.Context, store remote.Store, id ID) (u Usage, err er
 // ErrAttached says that something cannot be done to a volume that a node owns.
 var ErrAttached = errors.New("the volume is attached")
 
+// Removal returns what Remove would delete.
+func Removal(ctx context.Context, store remote.Store, name string) (id ID, u Usage, err error) {
+	if id, err = lookupID(ctx, store, name); err != nil {
+		return id, u, err
+	}
+	h, _, err := readHead(ctx, store, id)
+	if err == nil && h.Owner != nil {
+		return id, u, fmt.Errorf("%s: %w by node %s: detach it first", name, ErrAttached, h.Owner.Node)
+	}
+	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrCorrupt) {
+		return id, u, err
+	}
+	u, err = StoreUsage(ctx, store, id)
+	return id, u, err
+}
+
 // Remove deletes a volume that nobody owns, with everything in it. One that is killed on the way is to be called
 // again: the name goes last, and the head before it.
 func Remove(ctx context.Context, store remote.Store, name string) (u Usage, err error) {
@@ -54,6 +70,14 @@ func Remove(ctx context.Context, store remote.Store, name string) (u Usage, err 
 	} else if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrCorrupt) {
 		return u, err
 	}
+	if u, err = removeObjects(ctx, store, id); err != nil {
+		return u, err
+	}
+	return u, store.Delete(ctx, nameKey(name))
+}
+
+// removeObjects deletes all that belongs to a volume, its head last.
+func removeObjects(ctx context.Context, store remote.Store, id ID) (u Usage, err error) {
 	var keys []string
 	if err := store.List(ctx, volumePrefix(id), func(o remote.Object) bool {
 		if o.Key != headKey(id) {
@@ -65,7 +89,7 @@ func Remove(ctx context.Context, store remote.Store, name string) (u Usage, err 
 	}); err != nil {
 		return u, err
 	}
-	for _, key := range append(keys, headKey(id), nameKey(name)) {
+	for _, key := range append(keys, headKey(id)) {
 		if err := store.Delete(ctx, key); err != nil {
 			return u, err
 		}

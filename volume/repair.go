@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/remora-storage/remora/remote"
 )
@@ -73,7 +74,8 @@ func Repair(ctx context.Context, store remote.Store, name string, progress func(
 	if !swapped {
 		return "", fmt.Errorf("%s: %w meanwhile", name, ErrAttached)
 	}
-	return fmt.Sprintf("the map was made anew from that of segment %d and %d segments since", root.Segment, len(later)), nil
+	done = fmt.Sprintf("the map was made anew from that of segment %d and %d segments since", root.Segment, len(later))
+	return done, Event{Time: time.Now().UTC(), Volume: id, Name: name, What: EventRepair, Detail: done}.Store(ctx, store)
 }
 
 // readable fails unless every node of a map can be read.

@@ -509,7 +509,7 @@ func (m *model) write(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand
 	}
 	if m.over.Load() {
 		// One that was committed before the volume was taken is in it, and may be acknowledged late.
-		if tooLate || v.class() != Writethrough {
+		if tooLate || v.class != Writethrough {
 			t.Errorf("a write of %d blocks at %d was acknowledged by who had lost the volume", n, lo)
 		}
 		return
@@ -518,7 +518,7 @@ func (m *model) write(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand
 	defer m.mu.Unlock()
 	for i := lo; i < lo+n; i++ {
 		m.acked[i] = len(m.history[i])
-		if v.class() == Writethrough {
+		if v.class == Writethrough {
 			m.flushed[i], m.stored[i] = m.acked[i], m.acked[i]
 		}
 	}
@@ -556,7 +556,7 @@ func (m *model) flush(ctx context.Context, v *Volume) {
 	defer m.mu.Unlock()
 	for i := range acked {
 		m.flushed[i] = max(m.flushed[i], acked[i])
-		if v.class() != Local {
+		if v.class != Local {
 			m.stored[i] = max(m.stored[i], acked[i])
 		}
 	}

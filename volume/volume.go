@@ -17,6 +17,8 @@ var (
 	ErrFenced = errors.New("another node has taken the volume")
 	// ErrClosed says that the volume was closed.
 	ErrClosed = errors.New("the volume is closed")
+	// ErrReadOnly says that a volume cannot be written to.
+	ErrReadOnly = errors.New("the volume is read-only")
 )
 
 // A Cache keeps copies of parts of segments. What it returns may be wrong or absent: readers check it. All methods are
@@ -78,7 +80,11 @@ func (noCache) Drop(string)                       {}
 
 // A Volume is one that this process owns. It implements blockdev.Writer and its abilities.
 type Volume struct {
-	id      ID
+	id ID
+	// class and readOnly are the head's, which never change.
+	class    Class
+	readOnly bool
+
 	size    atomic.Int64 // bytes
 	opts    Options
 	lease   Lease
@@ -156,7 +162,7 @@ type Stats struct {
 // newVolume makes a Volume of a head that this node owns.
 func newVolume(h *Head, version string, lease Lease, opts Options) *Volume {
 	v := &Volume{
-		id: h.ID, opts: opts, lease: lease, log: opts.Log.With("volume", h.Name),
+		id: h.ID, class: h.Class, readOnly: h.Mode == ModeReadOnly, opts: opts, lease: lease, log: opts.Log.With("volume", h.Name),
 		uploads: make(chan struct{}, opts.Uploads),
 		head:    h, version: version, root: &mapRoot{}, tail: &extents{}, tailSegs: map[uint64]SegmentRef{},
 		active:  &generation{after: h.Write, cut: h.Write},

@@ -13,7 +13,7 @@ func (v *Volume) WriteAt(ctx context.Context, p []byte, off int64) error {
 	if err := v.change(ctx, p, off, int64(len(p))); err != nil {
 		return err
 	}
-	if v.class() == Writethrough {
+	if v.class == Writethrough {
 		return v.Flush(ctx)
 	}
 	return nil
@@ -37,19 +37,10 @@ func (v *Volume) WriteZeroes(ctx context.Context, off, n int64, _ blockdev.Zeroi
 	if err := v.change(ctx, nil, off, n); err != nil {
 		return err
 	}
-	if v.class() == Writethrough {
+	if v.class == Writethrough {
 		return v.Flush(ctx)
 	}
 	return nil
-}
-
-func (v *Volume) class() Class { return v.head0().Class }
-
-// head0 returns the head, which must not be changed: each new one is another object.
-func (v *Volume) head0() *Head {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	return v.head
 }
 
 const maxHole = 1 << 30 // blocks of one entry
@@ -61,6 +52,9 @@ func (v *Volume) change(ctx context.Context, p []byte, off, n int64) error {
 	}
 	if n == 0 {
 		return nil
+	}
+	if v.readOnly {
+		return ErrReadOnly
 	}
 	if err := v.leased(ctx); err != nil {
 		return err
@@ -147,7 +141,7 @@ func (v *Volume) Flush(ctx context.Context) error {
 		return err
 	}
 	v.flushes.Add(1)
-	if v.class() == Local {
+	if v.class == Local {
 		if err := v.journal.sync(); err != nil {
 			return v.journalError(err)
 		}

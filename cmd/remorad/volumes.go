@@ -86,7 +86,7 @@ func (v *volumes) find(ctx context.Context, req control.VolumeRequest) (url stri
 
 // describe says what a head says, and what this node knows beside.
 func (v *volumes) describe(url string, h *volume.Head) control.Volume {
-	c := control.Volume{Name: h.Name, ID: h.ID.String(), Store: url, Size: h.Size, Class: string(h.Class), FS: h.FS, Created: h.Created, Epoch: h.Epoch}
+	c := control.Volume{Name: h.Name, ID: h.ID.String(), Store: url, Size: h.Size, Class: string(h.Class), FS: h.FS, Created: h.Created, Epoch: h.Epoch, ReadOnly: h.Mode == volume.ModeReadOnly}
 	if h.Owner != nil {
 		c.Owner = h.Owner.Node.String()
 		c.Here = h.Owner.Node == v.host.NodeID()
@@ -126,7 +126,11 @@ func (v *volumes) InitStore(ctx context.Context, req *control.InitStoreRequest, 
 	if err != nil {
 		return err
 	}
-	return send(&control.InitStoreReply{Store: url, Done: true, Made: made})
+	warnings, err := v.host.Warnings(ctx, url)
+	if err != nil {
+		return err
+	}
+	return send(&control.InitStoreReply{Store: url, Done: true, Made: made, Warnings: warnings})
 }
 
 // CreateVolume makes a volume, in a store that is prepared if it never was.
@@ -142,14 +146,21 @@ func (v *volumes) CreateVolume(ctx context.Context, req *control.CreateVolumeReq
 	if err := volume.CheckName(req.Name); err != nil {
 		return nil, err
 	}
-	if _, err := volume.Init(ctx, s, func(ctx context.Context) error { return remote.Probe(ctx, s, "probe/", func(string) {}) }); err != nil {
+	prepared, err := volume.Init(ctx, s, func(ctx context.Context) error { return remote.Probe(ctx, s, "probe/", func(string) {}) })
+	if err != nil {
 		return nil, err
+	}
+	var warnings []string
+	if prepared {
+		if warnings, err = v.host.Warnings(ctx, url); err != nil {
+			return nil, err
+		}
 	}
 	h, made, err := volume.Create(ctx, s, req.Name, volume.Spec{Size: req.Size, Class: volume.Class(req.Class), MaxAge: req.MaxAge})
 	if err != nil {
 		return nil, err
 	}
-	return &control.CreateVolumeReply{Volume: v.describe(url, h), Made: made}, v.host.Remember(req.Name, url)
+	return &control.CreateVolumeReply{Volume: v.describe(url, h), Made: made, Warnings: warnings}, v.host.Remember(req.Name, url)
 }
 
 // Volumes lists the volumes of one store, or of all that this node has used.
@@ -207,7 +218,18 @@ func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest)
 		return nil, err
 	}
 	d := &control.VolumeDetails{Volume: v.describe(url, h), StoredBytes: usage.Bytes, StoredObjects: usage.Objects,
-		MaxAge: float64(h.MaxAge), Committed: h.Write, Tail: len(h.Tail), Waits: []control.VolumeWait{}}
+		MaxAge: float64(h.MaxAge), Committed: h.Write, Tail: len(h.Tail), Waits: []control.VolumeWait{}, Events: []control.VolumeEvent{}}
+	events, err := volume.Events(ctx, s, h.ID)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range events {
+		c := control.VolumeEvent{Time: e.Time, What: e.What, Detail: e.Detail}
+		if e.Node != nil {
+			c.Node = e.Node.String()
+		}
+		d.Events = append(d.Events, c)
+	}
 	if h.Journal != nil {
 		d.Journal = h.Journal.Node.String() + "/" + h.Journal.ID.String()
 	}
@@ -242,7 +264,7 @@ func (v *volumes) AttachVolume(ctx context.Context, req *control.AttachVolumeReq
 	}}); err != nil {
 		return err
 	}
-	if _, err := v.disks.Attach(ctx, volumeSource+h.ID.String(), false, volume.Block); err != nil {
+	if _, err := v.disks.Attach(ctx, volumeSource+h.ID.String(), h.Mode == volume.ModeReadOnly, volume.Block); err != nil {
 		return errors.Join(err, v.host.Detach(ctx, h.ID))
 	}
 	open, err := v.host.Volume(ctx, h.ID)
@@ -362,28 +384,29 @@ func (v *volumes) ResizeVolume(ctx context.Context, req *control.ResizeVolumeReq
 	return &c, nil
 }
 
-// RemoveVolume deletes a volume.
+// RemoveVolume deletes a volume. One whose removal was begun before and has not ended is deleted to the end.
 func (v *volumes) RemoveVolume(ctx context.Context, req *control.RemoveVolumeRequest) (*control.RemoveVolumeReply, error) {
-	url, s, h, err := v.find(ctx, req.VolumeRequest)
-	if errors.Is(err, volume.ErrNotFound) || errors.Is(err, host.ErrUnknownName) {
+	url, err := v.storeOf(req.VolumeRequest)
+	if errors.Is(err, host.ErrUnknownName) {
 		return &control.RemoveVolumeReply{}, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	c := v.describe(url, h)
-	reply := &control.RemoveVolumeReply{Volume: &c, Was: true}
-	var u volume.Usage
-	if req.DryRun {
-		if h.Owner != nil {
-			return nil, fmt.Errorf("%s: %w by node %s: detach it first", req.Name, volume.ErrAttached, h.Owner.Node)
-		}
-		u, err = volume.StoreUsage(ctx, s, h.ID)
-	} else if u, err = volume.Remove(ctx, s, req.Name); err == nil {
-		err = v.host.Forget(req.Name)
+	s, err := v.host.Store(url)
+	if err != nil {
+		return nil, err
 	}
-	reply.Objects, reply.Bytes = u.Objects, u.Bytes
-	return reply, err
+	id, u, err := volume.Removal(ctx, s, req.Name)
+	if errors.Is(err, volume.ErrNotFound) {
+		return &control.RemoveVolumeReply{Store: url}, v.host.Forget(req.Name)
+	}
+	if err == nil && !req.DryRun {
+		if u, err = volume.Remove(ctx, s, req.Name); err == nil {
+			err = v.host.Removed(req.Name, id)
+		}
+	}
+	return &control.RemoveVolumeReply{Store: url, Objects: u.Objects, Bytes: u.Bytes, Was: true}, err
 }
 
 // CheckVolume walks over everything that belongs to a volume.
@@ -413,4 +436,23 @@ func (v *volumes) CheckVolume(ctx context.Context, req *control.CheckVolumeReque
 		Name: r.Name, Segments: r.Segments, Nodes: r.Nodes, Extents: r.Extents, MappedBytes: r.Blocks * volume.Block,
 		ReadBytes: r.Read, UnusedObjects: r.Unused.Objects, UnusedBytes: r.Unused.Bytes, Problems: r.Problems, Repaired: repaired,
 	}})
+}
+
+// RebuildVolume makes a new volume of what is left of another one.
+func (v *volumes) RebuildVolume(ctx context.Context, req *control.RebuildVolumeRequest, send func(*control.RebuildVolumeReply) error) error {
+	url, err := v.storeOf(req.VolumeRequest)
+	if err != nil {
+		return err
+	}
+	s, err := v.host.Store(url)
+	if err != nil {
+		return err
+	}
+	made, err := volume.Rebuild(ctx, s, req.Name, req.Into, func(what string) {
+		_ = send(&control.RebuildVolumeReply{Step: what}) // the end will say that the caller is gone
+	})
+	if err != nil {
+		return err
+	}
+	return errors.Join(v.host.Remember(req.Into, url), send(&control.RebuildVolumeReply{Rebuilt: made}))
 }

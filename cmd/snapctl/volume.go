@@ -14,6 +14,7 @@ import (
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/volume"
 )
 
 func (a *app) volumeCommand() *cobra.Command {
@@ -112,7 +113,14 @@ func (a *app) tryStore(ctx context.Context, req control.InitStoreRequest, url st
 		default:
 			fmt.Fprintf(w, "%s was ready for volumes already\n", reply.Store)
 		}
+		printWarnings(w, reply.Warnings)
 	})
+}
+
+func printWarnings(w io.Writer, all []string) {
+	for _, s := range all {
+		fmt.Fprintf(w, "  warning: %s\n", s)
+	}
 }
 
 func (a *app) volumeCreateCommand() *cobra.Command {
@@ -149,6 +157,7 @@ for volumes is tried and prepared. Creating a volume that exists as it is asked 
 					what = "exists"
 				}
 				fmt.Fprintf(w, "%s %s: %s, class %s, in %s\n", reply.Name, what, size(reply.Size), reply.Class, reply.Store)
+				printWarnings(w, reply.Warnings)
 			})
 		},
 	}
@@ -236,7 +245,11 @@ func printVolume(w io.Writer, d *control.VolumeDetails) {
 	line("name", "%s (%s)", d.Name, d.ID)
 	line("store", "%s", d.Store)
 	line("size", "%s, %s stored in %d objects", size(d.Size), size(d.StoredBytes), d.StoredObjects)
-	line("class", "%s", d.Class)
+	class := d.Class
+	if d.ReadOnly {
+		class += ", read-only"
+	}
+	line("class", "%s", class)
 	if d.FS != "" {
 		line("file system", "%s", d.FS)
 	}
@@ -252,6 +265,9 @@ func printVolume(w io.Writer, d *control.VolumeDetails) {
 		line("uploaded", "%s of data, %s of map", size(d.Uploaded), size(d.MapBytes))
 		r := d.Requests
 		line("requests", "%d get, %d put, %d delete, %d list, %d failed; %s received, %s sent", r.Get, r.Put, r.Delete, r.List, r.Failed, size(r.Received), size(r.Sent))
+	}
+	for _, e := range d.Events {
+		line(e.What, "%s: %s", e.Time.Local().Format(time.DateTime), e.Detail)
 	}
 	for _, wait := range d.Waits {
 		line("waits", "%s, for %.0f s: %s", wait.What, wait.Seconds, wait.Reason)
@@ -283,9 +299,9 @@ deleted. A volume that does not exist is no error.`,
 				case !reply.Was:
 					fmt.Fprintf(w, "there is no volume %s\n", req.Name)
 				case req.DryRun:
-					fmt.Fprintf(w, "%s: %d objects, %s would be deleted from %s\n", req.Name, reply.Objects, size(reply.Bytes), reply.Volume.Store)
+					fmt.Fprintf(w, "%s: %d objects, %s would be deleted from %s\n", req.Name, reply.Objects, size(reply.Bytes), reply.Store)
 				default:
-					fmt.Fprintf(w, "%s: %d objects, %s deleted from %s\n", req.Name, reply.Objects, size(reply.Bytes), reply.Volume.Store)
+					fmt.Fprintf(w, "%s: %d objects, %s deleted from %s\n", req.Name, reply.Objects, size(reply.Bytes), reply.Store)
 				}
 			})
 		},
@@ -297,7 +313,7 @@ deleted. A volume that does not exist is no error.`,
 
 func (a *app) volumeFsckCommand() *cobra.Command {
 	req := control.CheckVolumeRequest{Data: true}
-	quick := false
+	quick, into := false, ""
 	c := &cobra.Command{
 		Use:   "fsck NAME",
 		Short: "Check everything that belongs to a volume",
@@ -306,12 +322,20 @@ nothing, and the volume may be in use. It exits with 1 if something is wrong. It
 inside: that is for e2fsck and the like.
 
 With --repair a map that cannot be read is made anew first, from an older one and the log since. The volume must be
-detached for that.`,
+detached for that.
+
+Where that is not enough (the head is lost, or parts of the log), --rebuild-into makes a new volume under another name of
+what is left, which is read-only, and reports which parts of it may be older than they should be. The damaged one stays
+as it is. If its name is lost too, give its id, a directory under v/ in the store, instead. With --json: map_segment,
+missing, stale[] and lost[] with offset and length in bytes.`,
 		Args: exactly(1, "one NAME"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			req.Name, req.Data = args[0], !quick
 			if req.Store, err = absStore(req.Store); err != nil {
 				return err
+			}
+			if into != "" {
+				return a.rebuildVolume(cmd.Context(), control.RebuildVolumeRequest{VolumeRequest: req.VolumeRequest, Into: into})
 			}
 			r, err := ask(a, func(c *control.Client) (*control.VolumeReport, error) {
 				return c.CheckVolume(cmd.Context(), &req, func(step string) { a.note("%s", step) })
@@ -340,5 +364,52 @@ detached for that.`,
 	storeFlag(c, &req.VolumeRequest)
 	c.Flags().BoolVar(&req.Repair, "repair", false, "make a map anew that cannot be read")
 	c.Flags().BoolVar(&quick, "quick", false, "do not read the blocks")
+	c.Flags().StringVar(&into, "rebuild-into", "", "make a new, read-only volume of this `NAME` of what is left")
+	c.MarkFlagsMutuallyExclusive("repair", "rebuild-into")
+	c.MarkFlagsMutuallyExclusive("quick", "rebuild-into")
 	return c
+}
+
+func (a *app) rebuildVolume(ctx context.Context, req control.RebuildVolumeRequest) error {
+	r, err := ask(a, func(c *control.Client) (*volume.Rebuilt, error) {
+		return c.RebuildVolume(ctx, &req, func(step string) { a.note("%s", step) })
+	})
+	if err != nil {
+		return err
+	}
+	return a.print(r, func(w io.Writer) { printRebuilt(w, r) })
+}
+
+func printRebuilt(w io.Writer, r *volume.Rebuilt) {
+	guessed := ""
+	if r.Guessed {
+		guessed = " (a guess: the end of the last block that is known)"
+	}
+	fmt.Fprintf(w, "%s: %s%s, %s mapped, read-only\n", r.Name, size(r.Size), guessed, size(r.Bytes))
+	base := "no map could be read"
+	if r.Map > 0 {
+		base = fmt.Sprintf("from the map as of segment %d", r.Map)
+	}
+	fmt.Fprintf(w, "  %s, and %d segments since; %d that never counted\n", base, r.Segments, r.Ignored)
+	for _, p := range r.Problems {
+		fmt.Fprintf(w, "  damaged: %s\n", p)
+	}
+	if r.Missing > 0 {
+		fmt.Fprintf(w, "  %d segments are not there: deleted with everything in them, or lost. What only those held is missing\n", r.Missing)
+	}
+	for _, part := range []struct {
+		what   string
+		ranges []volume.Range
+	}{{"may be older than it should be", r.Stale}, {"could not be read, and is zeros", r.Lost}} {
+		n := int64(0)
+		for _, x := range part.ranges {
+			n += x.Len
+		}
+		if n > 0 {
+			fmt.Fprintf(w, "  %s in %d places %s; --json names them\n", size(n), len(part.ranges), part.what)
+		}
+	}
+	if r.Missing == 0 && len(r.Lost) == 0 {
+		fmt.Fprintln(w, "  nothing is in doubt up to the last segment that is there")
+	}
 }

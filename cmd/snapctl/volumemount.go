@@ -74,16 +74,22 @@ func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, 
 		}
 		return fmt.Errorf("%s is mounted on %s", v.Name, where[0])
 	}
+	if v.ReadOnly {
+		options = readOnlyOptions(options)
+	}
 	if v.FS, err = a.fileSystem(ctx, req.VolumeRequest, reply, fs); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if v.FS == "ext4" { // it may have been resized while it was not mounted
+	if v.FS == "ext4" && !v.ReadOnly { // it may have been resized while it was not mounted
 		if err := growExt4(ctx, v.Device); err != nil {
 			return err
 		}
+	}
+	if skip := noRecovery[v.FS]; v.ReadOnly && skip != "" {
+		options += "," + skip
 	}
 	args := []string{"-t", v.FS}
 	if options != "" {
@@ -92,12 +98,23 @@ func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, 
 	if err := command(ctx, "mount", append(args, v.Device, dir)...); err != nil {
 		return err
 	}
-	if v.FS != "ext4" {
+	if v.FS != "ext4" && !v.ReadOnly {
 		if err := growFS(ctx, v.FS, v.Device, dir); err != nil {
 			return err
 		}
 	}
 	return a.printMounted(v, dir, "mounted on")
+}
+
+// noRecovery has the options by which a file system is mounted as it is, though its log could be replayed: that would
+// write.
+var noRecovery = map[string]string{"ext4": "noload", "xfs": "norecovery", "btrfs": "rescue=nologreplay"}
+
+func readOnlyOptions(options string) string {
+	if options == "" {
+		return "ro"
+	}
+	return "ro," + options
 }
 
 func (a *app) printMounted(v *control.Volume, dir, how string) error {
@@ -130,7 +147,7 @@ func (a *app) fileSystem(ctx context.Context, req control.VolumeRequest, reply *
 			return "", err
 		}
 	}
-	if v.FS == has {
+	if v.FS == has || v.ReadOnly {
 		return has, nil
 	}
 	_, err = ask(a, func(c *control.Client) (*control.Empty, error) {

@@ -31,6 +31,7 @@ func (h *Host) Run(ctx context.Context) {
 }
 
 func (h *Host) daily(ctx context.Context) {
+	h.tellEvents()
 	tried := map[string]bool{}
 	for _, a := range h.Attached() {
 		v, err := h.Volume(ctx, a.ID)
@@ -47,11 +48,45 @@ func (h *Host) daily(ctx context.Context) {
 			continue
 		}
 		tried[a.Store] = true
+		h.warn(ctx, a.Store)
 		if err := h.try(ctx, a.Store); errors.Is(err, remote.ErrUnsafeStore) {
 			h.opts.Log.Error("the store is not safe any more: move its volumes to another one", "store", a.Store, "err", err)
 		} else if err != nil {
 			h.opts.Log.Warn("the store could not be tried", "store", a.Store, "err", err)
 		}
+	}
+}
+
+// Warnings returns what is unwise about a store's settings. Where they cannot be looked up, that is a warning.
+func (h *Host) Warnings(ctx context.Context, url string) ([]string, error) {
+	s, err := h.store(url)
+	if err != nil {
+		return nil, err
+	}
+	w, ok := s.meter.Store.(remote.Warner)
+	if !ok {
+		return nil, nil
+	}
+	all, err := w.Warnings(ctx)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if err != nil { // credentials may permit less than this, and servers not know it
+		all = append(all, "whether the bucket keeps old versions, or deletes objects by their age, could not be looked up: "+err.Error())
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.warnings = len(all)
+	return all, nil
+}
+
+func (h *Host) warn(ctx context.Context, url string) {
+	all, err := h.Warnings(ctx, url)
+	if err != nil {
+		h.opts.Log.Warn("the store's settings could not be looked up", "store", url, "err", err)
+	}
+	for _, w := range all {
+		h.opts.Log.Warn("the store's settings are unwise: "+w, "store", url)
 	}
 }
 
@@ -68,6 +103,12 @@ func (h *Host) try(ctx context.Context, url string) error {
 		s.unsafe = err
 	}
 	return err
+}
+
+func (h *Host) warningsOf(s *store) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return s.warnings
 }
 
 func (h *Host) allStores() map[string]*store {

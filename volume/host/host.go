@@ -50,9 +50,12 @@ type Host struct {
 // store is one that this node uses.
 type store struct {
 	remote.Store
-	meter  *meter
-	node   *volume.Node
-	unsafe error // what the last probe found; nil if nothing. Of Host.mu.
+	meter *meter
+	node  *volume.Node
+
+	// of Host.mu:
+	unsafe   error // what the last probe found; nil if nothing
+	warnings int   // of the last look at its settings
 }
 
 // opened is a volume that this node owns or is taking.
@@ -81,6 +84,7 @@ type record struct {
 	Version  int               `json:"version"`
 	Names    map[string]string `json:"names"` // of volumes, to the stores in which they were last used
 	Attached []Attached        `json:"attached"`
+	Events   []pendingEvent    `json:"events,omitempty"` // that their stores do not have yet
 }
 
 // Attached is a volume that this node owns.
@@ -196,6 +200,11 @@ func (h *Host) Forget(name string) error {
 	return h.saveLocked()
 }
 
+// Removed forgets a volume that is no more, and whatever journals this node has of it.
+func (h *Host) Removed(name string, id volume.ID) error {
+	return errors.Join(h.Forget(name), h.journals.RemoveAll(id))
+}
+
 // StoreOf returns the store in which a volume was last used. ErrUnknownName.
 func (h *Host) StoreOf(name string) (string, error) {
 	h.mu.Lock()
@@ -269,6 +278,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 		return nil, errors.Join(err, h.forget(a.ID, !known))
 	}
 	close(o.ready)
+	h.started.Go(h.tellEvents)
 	return &Device{o, h.latencies}, nil
 }
 
@@ -377,10 +387,13 @@ func (h *Host) Abandon(id volume.ID) error {
 	}
 	o.stop()
 	<-o.ready
+	detail := "it was never opened since remorad was started"
 	var err error
 	if o.v != nil {
+		detail = fmt.Sprintf("%d bytes are in this node's journal alone", o.v.Status().AtRisk)
 		err = o.v.Close()
 	}
+	h.note(o.Attached, volume.EventAbandon, detail)
 	return errors.Join(err, h.forget(id, true))
 }
 

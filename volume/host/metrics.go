@@ -51,6 +51,7 @@ var (
 	}
 	requestsDesc = prometheus.NewDesc("remora_store_requests_total", "requests to a store", []string{"store", "op"}, nil)
 	failuresDesc = prometheus.NewDesc("remora_store_errors_total", "requests that failed", byStore, nil)
+	warningsDesc = prometheus.NewDesc("remora_store_warnings", "settings of a store that are unwise; snapctl volume probe names them", byStore, nil)
 	leaseDesc    = prometheus.NewDesc("remora_volume_lease_seconds", "for how long the node's lease in a store is certain", byStore, nil)
 )
 
@@ -61,6 +62,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	}
 	out <- requestsDesc
 	out <- failuresDesc
+	out <- warningsDesc
 	out <- leaseDesc
 }
 
@@ -76,6 +78,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 		}
 	}
 	for url, s := range c.h.allStores() {
+		out <- prometheus.MustNewConstMetric(warningsDesc, prometheus.GaugeValue, float64(c.h.warningsOf(s)), url)
 		r := s.meter.requests()
 		for op, n := range map[string]int64{"get": r.Get, "put": r.Put, "delete": r.Delete, "list": r.List} {
 			out <- prometheus.MustNewConstMetric(requestsDesc, prometheus.CounterValue, float64(n), url, op)

@@ -233,7 +233,7 @@ func Register(s *grpc.Server, impl Server) {
 			streamHandler("Fetch", Server.Fetch), streamHandler("Resolve", Server.Resolve), streamHandler("Record", Server.Record),
 			streamHandler("Expose", Server.Expose), streamHandler("Trace", Server.Trace),
 			streamHandler("InitStore", Server.InitStore), streamHandler("AttachVolume", Server.AttachVolume),
-			streamHandler("DetachVolume", Server.DetachVolume), streamHandler("CheckVolume", Server.CheckVolume),
+			streamHandler("DetachVolume", Server.DetachVolume), streamHandler("CheckVolume", Server.CheckVolume), streamHandler("RebuildVolume", Server.RebuildVolume),
 		},
 	}, impl)
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/remora-storage/remora/volume"
 )
 
 // VolumeServer is the part of Server that is about volumes. An empty Store means the one in which this node last used a
@@ -20,6 +22,7 @@ type VolumeServer interface {
 	ResizeVolume(context.Context, *ResizeVolumeRequest) (*Volume, error)
 	RemoveVolume(context.Context, *RemoveVolumeRequest) (*RemoveVolumeReply, error)
 	CheckVolume(ctx context.Context, req *CheckVolumeRequest, send func(*CheckVolumeReply) error) error
+	RebuildVolume(ctx context.Context, req *RebuildVolumeRequest, send func(*RebuildVolumeReply) error) error
 }
 
 // VolumeRequest names a volume.
@@ -40,6 +43,8 @@ type InitStoreReply struct {
 	Step  string `json:"step,omitempty"`
 	Done  bool   `json:"done"`
 	Made  bool   `json:"made"`
+	// Warnings say what is unwise about the store's settings. They come with the end.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // CreateVolumeRequest asks for a volume. A class of "" is remote, an age of 0 the default.
@@ -53,24 +58,26 @@ type CreateVolumeRequest struct {
 // CreateVolumeReply has the volume, and whether it was made only now.
 type CreateVolumeReply struct {
 	Volume
-	Made bool `json:"made"`
+	Made     bool     `json:"made"`
+	Warnings []string `json:"warnings,omitempty"` // of the store, if it was prepared only now
 }
 
 // A Volume is what its head says of it.
 type Volume struct {
-	Name    string    `json:"name"`
-	ID      string    `json:"id"`
-	Store   string    `json:"store"`
-	Size    int64     `json:"size_bytes"`
-	Class   string    `json:"class"`
-	FS      string    `json:"fs,omitempty"`
-	Created time.Time `json:"created"`
-	Epoch   uint64    `json:"epoch"`
-	Owner   string    `json:"owner,omitempty"`  // node id
-	Here    bool      `json:"here"`             // the owner is this node
-	Device  string    `json:"device,omitempty"` // on this node
-	Failed  string    `json:"failed,omitempty"` // why everything that uses the device fails
-	Error   string    `json:"error,omitempty"`  // why nothing more is known
+	Name     string    `json:"name"`
+	ID       string    `json:"id"`
+	Store    string    `json:"store"`
+	Size     int64     `json:"size_bytes"`
+	Class    string    `json:"class"`
+	FS       string    `json:"fs,omitempty"`
+	Created  time.Time `json:"created"`
+	Epoch    uint64    `json:"epoch"`
+	Owner    string    `json:"owner,omitempty"` // node id
+	Here     bool      `json:"here"`            // the owner is this node
+	ReadOnly bool      `json:"read_only"`
+	Device   string    `json:"device,omitempty"` // on this node
+	Failed   string    `json:"failed,omitempty"` // why everything that uses the device fails
+	Error    string    `json:"error,omitempty"`  // why nothing more is known
 }
 
 // VolumesRequest asks for the volumes of a store, or of all that this node has used.
@@ -103,6 +110,7 @@ type VolumeDetails struct {
 	JournalBytes  int64         `json:"journal_bytes"`
 	LeaseSeconds  float64       `json:"lease_margin_seconds"`
 	Waits         []VolumeWait  `json:"waits"`
+	Events        []VolumeEvent `json:"events"` // oldest first
 	Written       int64         `json:"written_bytes"`
 	Read          int64         `json:"read_bytes"`
 	Flushes       int64         `json:"flushes"`
@@ -110,6 +118,14 @@ type VolumeDetails struct {
 	Uploaded      int64         `json:"uploaded_bytes"`
 	MapBytes      int64         `json:"uploaded_map_bytes"`
 	Requests      StoreRequests `json:"store_requests"`
+}
+
+// VolumeEvent is something that was done to a volume: a takeover, a loss that was accepted, a repair.
+type VolumeEvent struct {
+	Time   time.Time `json:"time"`
+	Node   string    `json:"node,omitempty"`
+	What   string    `json:"what"`
+	Detail string    `json:"detail"`
 }
 
 // VolumeWait is something that waits for the store.
@@ -177,10 +193,10 @@ type RemoveVolumeRequest struct {
 
 // RemoveVolumeReply says what was deleted. Was is false if there was no such volume.
 type RemoveVolumeReply struct {
-	Volume  *Volume `json:"volume,omitempty"`
-	Objects int64   `json:"objects"`
-	Bytes   int64   `json:"bytes"`
-	Was     bool    `json:"existed"`
+	Store   string `json:"store"`
+	Objects int64  `json:"objects"`
+	Bytes   int64  `json:"bytes"`
+	Was     bool   `json:"existed"`
 }
 
 // CheckVolumeRequest asks for a walk over everything that belongs to a volume.
@@ -208,6 +224,31 @@ type VolumeReport struct {
 	UnusedBytes   int64    `json:"unused_bytes"`
 	Problems      []string `json:"problems"`
 	Repaired      string   `json:"repaired,omitempty"`
+}
+
+// RebuildVolumeRequest asks for a new, read-only volume of what is left of another one. Its Name may be an id.
+type RebuildVolumeRequest struct {
+	VolumeRequest
+	Into string `json:"into"`
+}
+
+// RebuildVolumeReply tells a step, or what was made.
+type RebuildVolumeReply struct {
+	Step    string          `json:"step,omitempty"`
+	Rebuilt *volume.Rebuilt `json:"rebuilt,omitempty"`
+}
+
+// RebuildVolume makes a new volume of what is left of another one.
+func (c *Client) RebuildVolume(ctx context.Context, req *RebuildVolumeRequest, step func(string)) (made *volume.Rebuilt, err error) {
+	err = receive(ctx, c, "RebuildVolume", req, func(r *RebuildVolumeReply) {
+		if made = r.Rebuilt; made == nil {
+			step(r.Step)
+		}
+	})
+	if err == nil && made == nil {
+		err = errEnded
+	}
+	return made, err
 }
 
 // InitStore tries a store, and prepares it.

@@ -1,0 +1,383 @@
+package volume
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/remora-storage/remora/remote"
+)
+
+// Rebuilt is what Rebuild has made, and how far it can be trusted.
+type Rebuilt struct {
+	From    ID     `json:"from"`
+	ID      ID     `json:"id"`
+	Name    string `json:"name"`
+	Size    int64  `json:"size_bytes"`
+	Guessed bool   `json:"size_guessed"` // the head is lost: Size is where the last block ends that is known
+	Write   uint64 `json:"write"`        // the last one that was found
+
+	// Map is the segment up to which a map could be read, 0 if none could. Nothing before is in doubt.
+	Map      uint64   `json:"map_segment"`
+	Segments int      `json:"segments"` // that were read after it
+	Ignored  int      `json:"ignored"`  // segments that never counted
+	Missing  uint64   `json:"missing"`  // segments after the map that are not there: deleted with all that they held, or lost
+	Problems []string `json:"problems"`
+
+	Bytes int64   `json:"mapped_bytes"`
+	Stale []Range `json:"stale"` // blocks that a missing segment may have written or trimmed later
+	Lost  []Range `json:"lost"`  // blocks whose bytes are wrong in the store; they read as zeros
+}
+
+// A Range is a part of a volume.
+type Range struct {
+	Off int64 `json:"offset"` // bytes
+	Len int64 `json:"length"` // bytes
+}
+
+// addRange appends the blocks of e, which comes behind all that is there.
+func addRange(all []Range, e extent) []Range {
+	off, n := int64(e.lba)*Block, int64(e.blocks)*Block
+	if k := len(all); k > 0 && all[k-1].Off+all[k-1].Len == off {
+		all[k-1].Len += n
+		return all
+	}
+	return append(all, Range{off, n})
+}
+
+// Rebuild makes a new volume, which is read-only, of what is left of another one: of the newest map that can be read and the
+// segments since, or of segments alone. It is for when Repair cannot help: a head is lost, or segments are missing. from
+// is a name, or an ID in hexadecimal if the name is lost as well. Nothing that exists is changed.
+func Rebuild(ctx context.Context, store remote.Store, from, to string, progress func(what string)) (*Rebuilt, error) {
+	if err := CheckName(to); err != nil {
+		return nil, err
+	}
+	id, err := lookupID(ctx, store, from)
+	if err != nil {
+		var ierr error
+		if id, ierr = ParseID(from); ierr != nil {
+			return nil, err
+		}
+	}
+	if _, err := lookupID(ctx, store, to); err == nil {
+		return nil, fmt.Errorf("%s: %w", to, ErrNameTaken)
+	} else if !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	b := rebuild{store: store, progress: progress, nodes: newMapNodes(store, id, defaultMemory/4, quiet())}
+	b.From, b.Name, b.Problems, b.Stale, b.Lost = id, to, []string{}, []Range{}, []Range{}
+	if err := b.collect(ctx); err != nil {
+		return nil, err
+	}
+	b.ID = NewID()
+	if err := b.copy(ctx); err != nil {
+		_, derr := removeObjects(context.WithoutCancel(ctx), store, b.ID)
+		return nil, errors.Join(err, derr)
+	}
+	return &b.Rebuilt, Event{Time: time.Now().UTC(), Volume: b.ID, Name: b.Name, What: EventRebuild,
+		Detail: fmt.Sprintf("of volume %s: a map up to segment %d and %d segments since; %d are missing", b.From, b.Map, b.Segments, b.Missing)}.Store(ctx, store)
+}
+
+type rebuild struct {
+	Rebuilt
+	store    remote.Store
+	nodes    *mapNodes
+	progress func(string)
+
+	head  *Head // nil if it cannot be read
+	refs  map[uint64]SegmentRef
+	found extents
+}
+
+// leftover is a segment that was found in the store.
+type leftover struct {
+	ref   SegmentRef
+	at    logPosition
+	table []extent
+}
+
+// collect finds out which blocks are where.
+func (b *rebuild) collect(ctx context.Context) error {
+	h, _, err := readHead(ctx, b.store, b.From)
+	switch {
+	case err == nil:
+		b.head, b.Size = h, h.Size
+	case errors.Is(err, ErrCorrupt), errors.Is(err, ErrNotFound):
+		b.Problems = append(b.Problems, err.Error())
+		h = &Head{ID: b.From, Gen: math.MaxUint64, Write: math.MaxUint64, Segment: math.MaxUint64, Epoch: math.MaxUint64}
+	default:
+		return err
+	}
+	b.progress("maps")
+	root, err := b.newestMap(ctx, h)
+	if err != nil {
+		return err
+	}
+	b.Map = root.Segment
+	b.progress("segments")
+	all, err := b.leftovers(ctx, h, root.Segment)
+	if err != nil {
+		return err
+	}
+	b.refs = map[uint64]SegmentRef{}
+	if err := b.nodes.lookup(ctx, root.Extents, 0, MaxSize/Block, func(e extent) bool {
+		b.found.set(e)
+		return true
+	}); err != nil {
+		return err
+	}
+	if err := b.nodes.walk(ctx, root.Segments, segmentNode, func(_ NodeRef, n *mapNode) error {
+		for _, s := range n.segments {
+			b.refs[s.Seq] = s.SegmentRef
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	b.Write = root.Write
+	last := root.Segment
+	doubt := uint64(0) // what is older than this segment may be stale
+	all = counting(all, root.Segment)
+	b.Ignored -= len(all)
+	for _, s := range all {
+		if gap := s.at.seq - last - 1; gap > 0 {
+			b.Missing += gap
+			doubt = s.at.seq
+		}
+		last = s.at.seq
+		b.refs[s.at.seq] = s.ref
+		b.Write = max(b.Write, s.at.write)
+		for _, e := range s.table {
+			b.found.setNewer(e)
+		}
+	}
+	if b.head != nil && last < b.head.Segment { // the end of the log is lost
+		b.Missing += b.head.Segment - last
+		doubt = math.MaxUint64
+	}
+	b.Segments = len(all)
+	if b.head == nil {
+		b.Guessed = true
+		b.Size = MinSize
+	}
+	b.found.all(func(e extent) bool {
+		if b.Guessed {
+			b.Size = max(b.Size, int64(e.end())*Block)
+		}
+		if e.hole {
+			return true
+		}
+		b.Bytes += int64(e.blocks) * Block
+		if e.place.seg < doubt {
+			b.Stale = addRange(b.Stale, e)
+		}
+		return true
+	})
+	return nil
+}
+
+// newestMap returns the newest map that can be read as a whole, an empty one if none can.
+func (b *rebuild) newestMap(ctx context.Context, h *Head) (*mapRoot, error) {
+	if b.head != nil && h.Root != nil {
+		root, err := readRoot(ctx, b.nodes, h.Root)
+		if err == nil {
+			err = readable(ctx, b.nodes, root)
+		}
+		if err == nil {
+			return root, nil
+		}
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, remote.ErrNoObject) {
+			return nil, err
+		}
+		b.Problems = append(b.Problems, err.Error())
+	}
+	root, _, err := newestRoot(ctx, b.nodes, h)
+	return root, err
+}
+
+// leftovers reads the tables of all segments after one that can be read and may count. Ignored counts all others, and those
+// too for now.
+func (b *rebuild) leftovers(ctx context.Context, h *Head, after uint64) (all []leftover, err error) {
+	var refs []SegmentRef
+	prefix := volumePrefix(b.From)
+	if err := b.store.List(ctx, prefix+"seg/", func(o remote.Object) bool {
+		r, ok := parseSegmentKey(strings.TrimPrefix(o.Key, prefix))
+		if r.Size = uint32(min(o.Size, maxSegment)); ok && r.Seq > after {
+			b.Ignored++
+			if r.Seq <= h.Segment && r.Epoch <= h.Epoch {
+				refs = append(refs, r)
+			}
+		}
+		return true
+	}); err != nil {
+		return nil, err
+	}
+	size := int64(MaxSize)
+	if b.head != nil {
+		size = b.head.Size
+	}
+	var mu sync.Mutex
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(16)
+	for _, r := range refs {
+		g.Go(func() error {
+			s, err := readLeftover(ctx, b.store, b.From, r, size)
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				all = append(all, s)
+			case errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion), errors.Is(err, remote.ErrNoObject):
+				b.Problems = append(b.Problems, fmt.Sprintf("%s: %v", r.key(b.From), err))
+			default:
+				return err
+			}
+			return nil
+		})
+	}
+	return all, g.Wait()
+}
+
+// readLeftover reads what a segment says of itself.
+func readLeftover(ctx context.Context, store remote.Store, id ID, r SegmentRef, size int64) (s leftover, err error) {
+	key := r.key(id)
+	p, _, err := store.Get(ctx, key, 0, segmentHeader)
+	if err != nil {
+		return s, err
+	}
+	var random uint32
+	if s.at, random, err = decodeSegmentHeader(p); err != nil {
+		return s, err
+	}
+	if s.at.id != id || s.at.seq != r.Seq || s.at.epoch != r.Epoch || random != r.Random {
+		return s, fmt.Errorf("%w: its header is another segment's", ErrCorrupt)
+	}
+	if p, _, err = store.Get(ctx, key, max(int64(r.Size)-segmentFooter, 0), segmentFooter); err != nil {
+		return s, err
+	}
+	table, whole, err := decodeSegmentFooter(p)
+	if err != nil {
+		return s, err
+	}
+	if whole != r.Size {
+		return s, fmt.Errorf("%w: it has %d bytes, not %d", ErrCorrupt, r.Size, whole)
+	}
+	r.Table = table
+	s.ref = r
+	s.table, err = readTable(ctx, store, id, r, size)
+	return s, err
+}
+
+// counting returns which segments count, in the order of the log: an epoch begins with the last write that was committed in
+// those before, and with the number after the last segment that was. What those have beyond never counted.
+func counting(all []leftover, after uint64) []leftover {
+	slices.SortFunc(all, func(a, b leftover) int {
+		return cmp.Or(cmp.Compare(b.at.epoch, a.at.epoch), cmp.Compare(a.at.seq, b.at.seq))
+	})
+	write, seq := uint64(math.MaxUint64), uint64(math.MaxUint64)
+	var counts []leftover
+	for len(all) > 0 {
+		n := 1
+		for n < len(all) && all[n].at.epoch == all[0].at.epoch {
+			n++
+		}
+		begin, first := write, seq
+		for _, s := range all[:n] {
+			if s.at.write <= write && s.at.seq < seq {
+				counts = append(counts, s)
+			}
+			begin, first = min(begin, s.at.after), min(first, s.at.seq)
+		}
+		write, seq = begin, first
+		all = all[n:]
+	}
+	slices.SortFunc(counts, func(a, b leftover) int { return cmp.Compare(a.at.seq, b.at.seq) })
+	return slices.DeleteFunc(counts, func(s leftover) bool { return s.at.seq <= after })
+}
+
+// copy makes the new volume: a segment for each of the old one that is in use.
+func (b *rebuild) copy(ctx context.Context) error {
+	bySegment := map[uint64][]extent{}
+	b.found.all(func(e extent) bool {
+		if !e.hole {
+			bySegment[e.place.seg] = append(bySegment[e.place.seg], e)
+		}
+		return true
+	})
+	put := func(ctx context.Context, key string, p []byte) error {
+		_, err := b.store.Put(ctx, key, p)
+		return err
+	}
+	var refs []SegmentRef
+	var lost, located extents
+	for i, seq := range slices.Sorted(maps.Keys(bySegment)) {
+		if i%16 == 0 {
+			b.progress(fmt.Sprintf("segment %d of %d", i+1, len(bySegment)))
+		}
+		ref, ok := b.refs[seq]
+		var p []byte
+		var err error
+		if ok {
+			p, _, err = b.store.Get(ctx, ref.key(b.From), 0, -1)
+		}
+		if err != nil && !errors.Is(err, remote.ErrNoObject) {
+			return err
+		}
+		w := newSegmentWriter(logPosition{id: b.ID, epoch: 1, seq: uint64(len(refs)) + 1, previous: uint64(len(refs)), write: b.Write}, random32(), len(p))
+		for _, e := range bySegment[seq] {
+			end := e.place.off + frameSize(e.place.whole)
+			if end > int64(len(p)) {
+				lost.set(e)
+				continue
+			}
+			blocks, err := openFrame(p[e.place.off:end], b.From, seq, e.place.off)
+			if err != nil {
+				lost.set(e)
+				continue
+			}
+			if err := w.frame(e, func(to []byte) error {
+				copy(to, blocks[int(e.place.skip)*Block:])
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		if len(w.extents) == 0 {
+			continue
+		}
+		q, made, all := w.finish()
+		if err := put(ctx, made.key(b.ID), q); err != nil {
+			return err
+		}
+		refs = append(refs, made)
+		for _, e := range all {
+			located.set(e)
+		}
+	}
+	lost.all(func(e extent) bool {
+		b.Lost = addRange(b.Lost, e)
+		b.Bytes -= int64(e.blocks) * Block
+		return true
+	})
+	h := &Head{ID: b.ID, Name: b.Name, Mode: ModeReadOnly, Gen: 1, Nonce: NewID(), Size: b.Size, Block: Block, Class: Remote, MaxAge: int64(defaultMaxAge / time.Second),
+		Epoch: 1, Segment: uint64(len(refs)), Write: b.Write, Created: time.Now().UTC().Truncate(time.Second)}
+	if b.head != nil {
+		h.FS = b.head.FS
+	}
+	nodes := newMapNodes(b.store, b.ID, defaultMemory/4, quiet())
+	cp, err := makeCheckpoint(ctx, nodes, &mapRoot{}, nil, h.Gen, h.Write, refs, &located, put)
+	if err != nil {
+		return err
+	}
+	h.Root = &cp.ref
+	return publish(ctx, b.store, h)
+}
