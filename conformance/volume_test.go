@@ -138,6 +138,44 @@ func TestVolumeCommands(t *testing.T) {
 	}
 }
 
+// TestVolumeBench: it measures, and leaves nothing behind, though it is interrupted.
+func TestVolumeBench(t *testing.T) {
+	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	store := "file:" + filepath.Join(t.TempDir(), "store")
+	for _, class := range []string{"local", "remote", "writethrough"} {
+		var b struct {
+			Results []struct {
+				Name     string
+				Requests int
+				P99      float64 `json:"p99_microseconds"`
+			}
+		}
+		must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "bench", "--store", store, "--class", class, "--size", "16M", "--time", "200ms", "--json")), &b))
+		if len(b.Results) < 5 {
+			t.Fatalf("%s: %+v", class, b)
+		}
+		for _, r := range b.Results {
+			if r.Requests == 0 || r.P99 <= 0 {
+				t.Errorf("%s: %+v", class, r)
+			}
+		}
+	}
+	c, err := testbed.Command(t.Context(), "snapctl", "volume", "bench", "--store", store, "--time", "1m")
+	must(t, err)
+	c.Env = append(c.Env, s.SnapctlEnv()...)
+	must(t, c.Start())
+	waitFor(t, "the benchmark to have a volume", func() bool {
+		return strings.Contains(snapctl(t, s, "volume", "ls", "--store", store), "/dev/")
+	})
+	must(t, c.Process.Signal(os.Interrupt))
+	if err := c.Wait(); err == nil {
+		t.Error("a benchmark that was interrupted succeeds")
+	}
+	if out := snapctl(t, s, "volume", "ls", "--store", store); strings.Contains(out, "bench") {
+		t.Errorf("a volume stays:\n%s", out)
+	}
+}
+
 // TestVolumeNeverFormats what was written to: a volume whose content is not known is not given a file system.
 func TestVolumeNeverFormats(t *testing.T) {
 	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})

@@ -19,7 +19,7 @@ func main() {
 		{"snapctl", "index"}, {"snapctl", "index", "create"}, {"snapctl", "index", "push"}, {"snapctl", "index", "ls"}, {"snapctl", "index", "show"}, {"snapctl", "index", "rm"}, {"snapctl", "dev"}, {"snapctl", "dev", "serve"}, {"snapctl", "dev", "attach"}, {"snapctl", "dev", "detach"}, {"snapctl", "dev", "ls"},
 		{"snapctl", "volume"}, {"snapctl", "volume", "init"}, {"snapctl", "volume", "probe"}, {"snapctl", "volume", "create"}, {"snapctl", "volume", "ls"},
 		{"snapctl", "volume", "inspect"}, {"snapctl", "volume", "attach"}, {"snapctl", "volume", "detach"}, {"snapctl", "volume", "mount"}, {"snapctl", "volume", "umount"},
-		{"snapctl", "volume", "resize"}, {"snapctl", "volume", "rm"}, {"snapctl", "volume", "fsck"},
+		{"snapctl", "volume", "resize"}, {"snapctl", "volume", "rm"}, {"snapctl", "volume", "fsck"}, {"snapctl", "volume", "bench"},
 		{"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
 		{"remorad"}, {"remorad", "holder"},
 	} {
