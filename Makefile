@@ -20,7 +20,7 @@ STATICCHECK := v0.8.2
 CRANE       := v0.14.0
 MINIO       := v0.0.0-20260212201848-7aac2a2c5b7c
 VERSITYGW   := v1.8.0
-PACKAGES    := runc nbdkit qemu-utils libnbd-bin python3-libnbd fio btrfs-progs fuse3 docker-registry mmdebstrap erofs-utils umoci skopeo e2fsprogs xfsprogs attr postgresql ca-certificates gcc libc6-dev git
+PACKAGES    := runc strace nbdkit qemu-utils libnbd-bin python3-libnbd fio btrfs-progs fuse3 docker-registry mmdebstrap erofs-utils umoci skopeo e2fsprogs xfsprogs attr postgresql ca-certificates gcc libc6-dev git
 
 export PATH := $(CURDIR)/bin:$(TOOLS):$(PATH):/usr/sbin:/sbin
 

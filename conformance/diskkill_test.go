@@ -133,55 +133,90 @@ func churn(dir string, stop <-chan struct{}) error {
 // wrote last.
 func killUnderLoad(t *testing.T, s *testbed.Stack, dir string, kills int) []*stamper {
 	t.Helper()
-	stop := make(chan struct{})
-	var running sync.WaitGroup
-	halt := sync.OnceFunc(func() {
-		close(stop)
-		running.Wait()
-	})
-	t.Cleanup(halt)
-	ended := make(chan error, 7)
-	running.Go(func() { ended <- churn(dir, stop) })
-	writers := make([]*stamper, 6)
-	for i := range writers {
-		w := &stamper{id: i + 1, path: filepath.Join(dir, fmt.Sprintf("writer-%d", i+1)), direct: i%3 != 0}
-		writers[i] = w
-		running.Go(func() { ended <- w.rewrite(stop) })
-	}
+	return endUnderLoad(t, s, dir, kills, func(*rand.Rand) { must(t, s.StopRemorad(unix.SIGKILL)) })
+}
+
+// endUnderLoad is killUnderLoad with a way of ending remorad.
+func endUnderLoad(t *testing.T, s *testbed.Stack, dir string, kills int, end func(*rand.Rand)) []*stamper {
+	t.Helper()
+	l := startLoad(t, dir)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	for range kills {
-		var before int64
-		for _, w := range writers {
-			before += w.writes.Load()
-		}
-		must(t, s.StopRemorad(unix.SIGKILL))
+		before := l.count()
+		end(rnd)
 		time.Sleep(time.Duration(rnd.IntN(20)) * time.Millisecond)
 		must(t, s.StartRemoradOnly())
-		waitFor(t, "writers to go on", func() bool {
-			select {
-			case err := <-ended:
-				t.Fatal(err)
-			default:
-			}
-			var now int64
-			for _, w := range writers {
-				now += w.writes.Load()
-			}
-			return now > before+100
-		})
+		l.mustReach(t, before+100)
 		time.Sleep(time.Duration(rnd.IntN(30)) * time.Millisecond)
 	}
-	halt()
-	var all int64
-	must(t, <-ended)
-	for _, w := range writers {
-		must(t, <-ended)
-		all += w.writes.Load()
+	return l.end(t)
+}
+
+// A load is six writers who rewrite blocks and flush, and somebody who makes and removes files.
+type load struct {
+	writers []*stamper
+	halt    func()
+	ended   chan error // of each, and only if it went wrong before it was told to end
+}
+
+// startLoad puts load on a directory. It ends with the test.
+func startLoad(t *testing.T, dir string) *load {
+	t.Helper()
+	stop := make(chan struct{})
+	var running sync.WaitGroup
+	l := &load{writers: make([]*stamper, 6), ended: make(chan error, 7)}
+	l.halt = sync.OnceFunc(func() {
+		close(stop)
+		running.Wait()
+	})
+	t.Cleanup(l.halt)
+	running.Go(func() { l.ended <- churn(dir, stop) })
+	for i := range l.writers {
+		w := &stamper{id: i + 1, path: filepath.Join(dir, fmt.Sprintf("writer-%d", i+1)), direct: i%3 != 0}
+		l.writers[i] = w
+		running.Go(func() { l.ended <- w.rewrite(stop) })
 	}
-	t.Logf("%d writes by %d writers", all, len(writers))
-	return writers
+	return l
+}
+
+// count returns how many writes were acknowledged.
+func (l *load) count() (n int64) {
+	for _, w := range l.writers {
+		n += w.writes.Load()
+	}
+	return n
+}
+
+// mustReach waits until so many writes were acknowledged.
+func (l *load) mustReach(t *testing.T, n int64) {
+	t.Helper()
+	waitFor(t, "writers to go on", func() bool {
+		l.mustRun(t)
+		return l.count() > n
+	})
+}
+
+// mustRun insists that nobody has seen an error.
+func (l *load) mustRun(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-l.ended:
+		t.Fatal(err)
+	default:
+	}
+}
+
+// end ends the load and returns the writers, who know what they wrote last.
+func (l *load) end(t *testing.T) []*stamper {
+	t.Helper()
+	l.halt()
+	for range cap(l.ended) {
+		must(t, <-l.ended)
+	}
+	t.Logf("%d writes by %d writers", l.count(), len(l.writers))
+	return l.writers
 }
 
 // mustHoldWrites insists that the files of writers, in dir, are what they wrote last.

@@ -188,7 +188,7 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 		}
 	}
 	active.end = r.end
-	v.journal = newJournal(t.disk, r.super, r.end, v.written, h.Epoch, t.opts.Memory/4)
+	v.journal = newJournal(t.disk, r.super, r.end, v.written, h.Epoch, t.opts.Memory/8)
 	v.journal.written, v.journal.full = v.applyWritten, v.wake
 	v.run()
 	if t.from != nil && t.from.Node != t.node.opts.ID {

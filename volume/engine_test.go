@@ -8,7 +8,10 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/remote/simstore"
@@ -138,26 +141,67 @@ func TestCheckpoints(t *testing.T) {
 	t.Logf("%d objects, %d bytes for a volume of %d; %d segments, %d nodes, %d extents", u.Objects, u.Bytes, len(want), rep.Segments, rep.Nodes, rep.Extents)
 }
 
-// TestIdle: a volume with nothing dirty makes no request.
+// asked counts the requests for objects of volumes.
+type asked struct {
+	remote.Store
+	n atomic.Int64
+}
+
+func (a *asked) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+	a.n.Add(1)
+	return a.Store.Get(ctx, key, off, n)
+}
+
+func (a *asked) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	a.n.Add(1)
+	return a.Store.Put(ctx, key, p)
+}
+
+func (a *asked) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+	a.n.Add(1)
+	return a.Store.PutIfMatch(ctx, key, p, version)
+}
+
+func (a *asked) Delete(ctx context.Context, key string) error {
+	a.n.Add(1)
+	return a.Store.Delete(ctx, key)
+}
+
+// TestIdle: a volume that nobody writes to makes no request in ten minutes, whatever was written before, nor does a flush
+// with nothing dirty. What the node needs for its lease is asked for elsewhere.
 func TestIdle(t *testing.T) {
-	v, store, _ := newTestVolume(t, 8<<20, Remote)
-	if err := v.WriteAt(t.Context(), make([]byte, Block), 0); err != nil {
-		t.Fatal(err)
-	}
-	if err := v.Flush(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	before := fmt.Sprint(store.Counts())
-	for range 100 {
-		if err := v.Flush(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if after := fmt.Sprint(store.Counts()); after != before {
-		t.Errorf("flushes with nothing dirty: %s requests before, %s after", before, after)
-	}
-	if err := v.Detach(t.Context()); err != nil {
-		t.Fatal(err)
+	for _, class := range []Class{Remote, Local, Writethrough} {
+		synctest.Test(t, func(t *testing.T) {
+			store := simstore.New(rand.New(rand.NewPCG(1, 1)))
+			h, _, err := Create(t.Context(), store, "v", Spec{Size: 8 << 20, Class: class})
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
+			counted := &asked{Store: store}
+			v, err := Attach(t.Context(), h.ID, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: counted}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			churn(t, v, make([]byte, 8<<20), rand.New(rand.NewPCG(6, 6)), 2000)
+			time.Sleep(time.Minute) // what is old is stored by itself
+			before, leases := counted.n.Load(), store.Counts()["put"]
+			for range 100 {
+				if err := v.Flush(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(6 * time.Second)
+			}
+			if n := counted.n.Load() - before; n > 0 {
+				t.Errorf("%s: %d requests in ten minutes", class, n)
+			}
+			if n := store.Counts()["put"] - leases; n < 100 {
+				t.Errorf("%s: %d renewals of the lease in ten minutes: is the test's clock right?", class, n)
+			}
+			if err := v.Detach(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
 }
 

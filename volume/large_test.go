@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/filestore"
 	"github.com/remora-storage/remora/remote/simstore"
 )
 
@@ -152,10 +154,17 @@ func BenchmarkAttach(b *testing.B) {
 	}
 }
 
+// gcPercent is what remorad sets.
+const gcPercent = 50
+
 // BenchmarkMapUpload writes 4 KiB at random into a volume of 1 TiB, and reports what the map takes of what is sent to the store.
 func BenchmarkMapUpload(b *testing.B) {
 	ctx := b.Context()
-	store := &forgetful{Store: simstore.New(rand.New(rand.NewPCG(1, 1)))}
+	files, err := filestore.Open(b.TempDir(), filestore.Options{}) // so that none of it is in this process
+	if err != nil {
+		b.Fatal(err)
+	}
+	store := &forgetful{Store: files}
 	h, _, err := Create(ctx, store, "v", Spec{Size: 1 << 40, Class: Local})
 	if err != nil {
 		b.Fatal(err)
@@ -170,6 +179,7 @@ func BenchmarkMapUpload(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	var most int64
 	var writers sync.WaitGroup
 	left := atomic.Int64{}

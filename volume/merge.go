@@ -154,7 +154,7 @@ func mergeNode[E, C any](ctx context.Context, m *merger, k kindOf[E, C], at chil
 			m.dead[ch.ref.pack()] += int64(ch.ref.Len)
 			pending = append(pending, k.overlay(k.entries(leaf), some)...)
 			for len(pending) >= 2*maxLeaf {
-				c, err := m.node(ctx, k.key(pending[0]), k.leaf(pending[:maxLeaf:maxLeaf]))
+				c, err := m.node(ctx, k.key(pending[0]), k.leaf(slices.Clone(pending[:maxLeaf])))
 				if err != nil {
 					return nil, err
 				}
@@ -184,7 +184,7 @@ func mergeNode[E, C any](ctx context.Context, m *merger, k kindOf[E, C], at chil
 // leaves makes leaves of about the same size.
 func leaves[E, C any](ctx context.Context, m *merger, k kindOf[E, C], entries []E) (made []child, err error) {
 	for _, part := range evenly(entries, maxLeaf) {
-		c, err := m.node(ctx, k.key(part[0]), k.leaf(part))
+		c, err := m.node(ctx, k.key(part[0]), k.leaf(slices.Clone(part))) // a node that is kept must not keep its neighbours
 		if err != nil {
 			return nil, err
 		}

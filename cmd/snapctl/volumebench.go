@@ -97,7 +97,9 @@ func (a *app) benchVolume(ctx context.Context, req control.CreateVolumeRequest, 
 		b.Results = append(b.Results, *r)
 	}
 	a.note("what the store does not have yet")
-	d, err := ask(a, func(c *control.Client) (*control.VolumeDetails, error) { return c.InspectVolume(ctx, &req.VolumeRequest) })
+	d, err := ask(a, func(c *control.Client) (*control.VolumeDetails, error) {
+		return c.InspectVolume(ctx, &req.VolumeRequest)
+	})
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,8 @@
 // Package link simulates a network link in user space: a TCP proxy with a delay each way and one
 // token bucket a direction for all connections together.
 //
-// A connection through it costs a round trip before its first byte moves, as a handshake does.
+// A connection through it costs a round trip before its first byte moves, as a handshake does. Before the link is a queue of
+// one second's bytes, which all connections share; what does not fit into it waits at the sender, connection by connection.
 // Loss, and TCP's slow start, are not simulated.
 package link
 
@@ -100,6 +101,8 @@ const (
 	// window bounds what is on the way in a connection; it must hold a link's bandwidth times
 	// its delay.
 	window = 1024 // packets
+	// queueTime is how long the last byte in the full queue before the link waits.
+	queueTime = time.Second
 )
 
 func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, count *atomic.Int64) {
@@ -130,7 +133,9 @@ func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, count *at
 			if sent.Before(notBefore) {
 				sent = notBefore
 			}
-			queue <- packet{buf[:n], b.take(sent, n).Add(k.opts.RTT / 2)}
+			left := b.take(sent, n)
+			queue <- packet{buf[:n], left.Add(k.opts.RTT / 2)}
+			time.Sleep(time.Until(left) - queueTime)
 		}
 		if err != nil {
 			if !errors.Is(err, io.EOF) {

@@ -269,6 +269,9 @@ func (s *Stack) RemoradLog() string { return filepath.Join(s.Dir, "remorad.log")
 // RemoradPID returns remorad's process.
 func (s *Stack) RemoradPID() int { return s.remorad.Cmd.Process.Pid }
 
+// RemoradEnded is closed when remorad's process has ended, whoever ended it.
+func (s *Stack) RemoradEnded() <-chan struct{} { return s.remorad.done }
+
 // StopRemorad ends remorad by a signal.
 func (s *Stack) StopRemorad(sig syscall.Signal) error {
 	err := s.remorad.Stop(sig)

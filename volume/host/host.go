@@ -50,8 +50,9 @@ type Host struct {
 // store is one that this node uses.
 type store struct {
 	remote.Store
-	meter *meter
-	node  *volume.Node
+	meter      *meter
+	leaseMeter *meter // of the requests for the node's lease
+	node       *volume.Node
 
 	// of Host.mu:
 	unsafe   error // what the last probe found; nil if nothing
@@ -169,9 +170,14 @@ func (h *Host) store(url string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
+	forLease, err := h.opts.OpenStore(url) // connections of its own: none waits behind volumes' data
+	if err != nil {
+		return nil, err
+	}
 	m := &meter{Store: opened}
+	lease := &meter{Store: forLease}
 	host, _ := os.Hostname() // for people only
-	s := &store{Store: m, meter: m, node: volume.NewNode(m, volume.NodeOptions{
+	s := &store{Store: m, meter: m, leaseMeter: lease, node: volume.NewNode(lease, volume.NodeOptions{
 		ID: h.id.Node, Incarnation: h.life, Boot: bootID(), Host: host, TTL: h.opts.TTL, Clock: bootTime, Log: h.opts.Log,
 	})}
 	h.stores[url] = s
@@ -426,12 +432,12 @@ func (h *Host) Status(id volume.ID) (st volume.Status, requests Requests, margin
 	select {
 	case <-o.ready:
 	default:
-		return volume.Status{}, s.meter.requests(), margin, true
+		return volume.Status{}, s.requests(), margin, true
 	}
 	if o.v == nil {
-		return volume.Status{Failed: o.err}, s.meter.requests(), margin, true
+		return volume.Status{Failed: o.err}, s.requests(), margin, true
 	}
-	return o.v.Status(), s.meter.requests(), margin, true
+	return o.v.Status(), s.requests(), margin, true
 }
 
 // Resized notes a volume's new size.

@@ -12,6 +12,7 @@ import (
 type Requests struct {
 	Get, Put, Delete, List, Failed int64
 	Received, Sent                 int64 // bytes
+	Lease                          int64 // requests for the node's lease, which are in none of the others
 }
 
 // meter counts requests.
@@ -20,8 +21,10 @@ type meter struct {
 	gets, puts, deletes, lists, errors, received, sent atomic.Int64
 }
 
-func (m *meter) requests() Requests {
-	return Requests{m.gets.Load(), m.puts.Load(), m.deletes.Load(), m.lists.Load(), m.errors.Load(), m.received.Load(), m.sent.Load()}
+// requests returns what a store was asked for, for volumes and for the lease.
+func (s *store) requests() Requests {
+	m, l := s.meter, s.leaseMeter
+	return Requests{m.gets.Load(), m.puts.Load(), m.deletes.Load(), m.lists.Load(), m.errors.Load(), m.received.Load(), m.sent.Load(), l.gets.Load() + l.puts.Load()}
 }
 
 func (m *meter) count(kind *atomic.Int64, err error) {

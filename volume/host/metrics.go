@@ -79,8 +79,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	}
 	for url, s := range c.h.allStores() {
 		out <- prometheus.MustNewConstMetric(warningsDesc, prometheus.GaugeValue, float64(c.h.warningsOf(s)), url)
-		r := s.meter.requests()
-		for op, n := range map[string]int64{"get": r.Get, "put": r.Put, "delete": r.Delete, "list": r.List} {
+		r := s.requests()
+		for op, n := range map[string]int64{"get": r.Get, "put": r.Put, "delete": r.Delete, "list": r.List, "lease": r.Lease} {
 			out <- prometheus.MustNewConstMetric(requestsDesc, prometheus.CounterValue, float64(n), url, op)
 		}
 		out <- prometheus.MustNewConstMetric(failuresDesc, prometheus.CounterValue, float64(r.Failed), url)

@@ -144,6 +144,7 @@ type StoreRequests struct {
 	Failed   int64 `json:"failed"`
 	Received int64 `json:"received_bytes"`
 	Sent     int64 `json:"sent_bytes"`
+	Lease    int64 `json:"lease"` // for the node's lease, which are in none of the others
 }
 
 // AttachVolumeRequest asks for a volume's block device.

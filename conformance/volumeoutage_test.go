@@ -1,0 +1,236 @@
+package conformance_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/link"
+	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/remote/filestore"
+	"github.com/remora-storage/remora/volume"
+)
+
+// onS3 mounts a volume that is in a bucket of a server, at endpoint if that is not the server's own.
+func onS3(t *testing.T, srv *s3Server, endpoint, class, config string) (s *testbed.Stack, mnt string) {
+	t.Helper()
+	s = newStack(t, testbed.Options{LogLevel: "info", Config: config + fmt.Sprintf("credentials = %q\n", srv.credentials)})
+	mnt = filepath.Join(t.TempDir(), "mnt")
+	url := strings.Replace(srv.url("node"), srv.endpoint, endpoint, 1)
+	snapctl(t, s, "volume", "create", "--store", url, "--class", class, "data", "1G")
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+	})
+	return s, mnt
+}
+
+// mustComeBack detaches the volume, which takes until its store has everything, and insists that it has what was written.
+func mustComeBack(t *testing.T, s *testbed.Stack, mnt string, writers []*stamper) {
+	t.Helper()
+	snapctl(t, s, "volume", "umount", "data")
+	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+	diskFileSystems[0].clean(t, dev)
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	mustHoldWrites(t, writers, mnt)
+	snapctl(t, s, "volume", "umount", "data")
+	t.Log(strings.TrimSpace(snapctl(t, s, "volume", "fsck", "data")))
+	snapctl(t, s, "volume", "rm", "data")
+}
+
+// TestVolumeOutage: two minutes without the store under load, of which it hangs for one and is gone for the other: whoever
+// writes waits once the lease has run out or the journal is full, nobody sees an error, nothing is lost, and everything
+// reaches the store afterwards.
+func TestVolumeOutage(t *testing.T) {
+	needRoot(t)
+	for _, class := range []string{"remote", "local"} {
+		t.Run(class, func(t *testing.T) {
+			t.Parallel() // they wait
+			srv := startS3(t, "minio")
+			s, mnt := onS3(t, srv, srv.endpoint, class, volumeConfig)
+			l := startLoad(t, mnt)
+			l.mustReach(t, 200)
+			must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
+			time.Sleep(time.Minute)
+			l.mustRun(t)
+			waiting := l.count()
+			must(t, srv.process.Stop(unix.SIGKILL))
+			time.Sleep(time.Minute)
+			l.mustRun(t)
+			if n := l.count(); n != waiting {
+				t.Errorf("%d writes were acknowledged without a lease", n-waiting)
+			}
+			var err error
+			srv.process, err = srv.start()
+			must(t, err)
+			l.mustReach(t, waiting+200)
+			mustComeBack(t, s, mnt, l.end(t))
+		})
+	}
+}
+
+// TestVolumeSlowLink: a link of 10 Mbit/s that a volume's own data saturates does not cost the node its lease.
+func TestVolumeSlowLink(t *testing.T) {
+	needRoot(t)
+	srv := startS3(t, "minio")
+	k, err := link.New(strings.TrimPrefix(srv.endpoint, "http://"), link.Options{RTT: 20 * time.Millisecond, Rate: 10e6 / 8})
+	must(t, err)
+	defer func() { must(t, k.Close()) }()
+	s, mnt := onS3(t, srv, "http://"+k.Addr(), "local", "[volume]\njournal = \"64MiB\"\n")
+	l := startLoad(t, mnt)
+	stop, ended := make(chan struct{}), make(chan error, 1)
+	go func() { // who writes more than the link takes
+		p := make([]byte, 1<<20)
+		f, err := os.Create(filepath.Join(mnt, "bulk"))
+		for i := int64(0); err == nil; i++ {
+			select {
+			case <-stop:
+				ended <- f.Close()
+				return
+			default:
+			}
+			if _, err = f.WriteAt(p, i%8<<20); err == nil {
+				err = unix.Fdatasync(int(f.Fd()))
+			}
+		}
+		ended <- err
+	}()
+	least, begin := 1e9, time.Now()
+	sent := int64(0)
+	for time.Since(begin) < time.Duration(rounds(60, 300))*time.Second {
+		l.mustRun(t)
+		time.Sleep(500 * time.Millisecond)
+		var d struct {
+			Lease    float64 `json:"lease_margin_seconds"`
+			Requests struct {
+				Sent int64 `json:"sent_bytes"`
+			} `json:"store_requests"`
+		}
+		out, err := s.Snapctl(t.Context(), "volume", "inspect", "data", "--json") // its requests share the link
+		must(t, err)
+		must(t, json.Unmarshal([]byte(out), &d))
+		least, sent = min(least, d.Lease), d.Requests.Sent
+	}
+	rate := float64(sent) * 8 / time.Since(begin).Seconds() / 1e6
+	t.Logf("the lease was certain for %.1f s at least; %.1f Mbit/s were sent", least, rate)
+	if least <= 0 {
+		t.Error("the lease was not certain for a while")
+	}
+	if rate < 5 {
+		t.Errorf("%.1f Mbit/s do not saturate the link", rate)
+	}
+	close(stop)
+	must(t, <-ended)
+	mustComeBack(t, s, mnt, l.end(t))
+}
+
+// TestVolumeDiskFull: without room for its journal a volume is not attached, and nothing stays; when the disk becomes full
+// later, flushes of class local go on until the journal is full, then they wait, and go on when there is room.
+func TestVolumeDiskFull(t *testing.T) {
+	needRoot(t)
+	disk := func(size string) (dir string) {
+		image := filepath.Join(t.TempDir(), "image")
+		output(t, "truncate", "-s", size, image)
+		output(t, "mkfs.ext4", "-q", image)
+		dir = t.TempDir()
+		output(t, "mount", "-o", "loop", image, dir)
+		t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+		return dir
+	}
+	isBulk := func(key string) bool { return strings.Contains(key, "/seg/") }
+
+	small := disk("48M")
+	store, err := filestore.Open(filepath.Join(t.TempDir(), "store"), filestore.Options{})
+	must(t, err)
+	h, _, err := volume.Create(t.Context(), store, "data", volume.Spec{Size: 1 << 30, Class: volume.Local})
+	must(t, err)
+	journals, err := volume.NewJournalDir(small, 64<<20)
+	must(t, err)
+	node := volume.NewNode(store, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
+	_, err = volume.Attach(t.Context(), h.ID, node, journals, volume.AttachOptions{Options: volume.Options{Store: store}})
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("attach without room for the journal: %v", err)
+	}
+	if left, err := filepath.Glob(filepath.Join(small, "*.journal")); err != nil || len(left) > 0 {
+		t.Errorf("%q stay (%v)", left, err)
+	}
+
+	dir := disk("400M")
+	store, err = filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: isBulk})
+	must(t, err)
+	h, _, err = volume.Create(t.Context(), store, "data", volume.Spec{Size: 1 << 30, Class: volume.Local, MaxAge: time.Second})
+	must(t, err)
+	journals, err = volume.NewJournalDir(filepath.Join(dir, "journals"), 64<<20)
+	must(t, err)
+	node = volume.NewNode(store, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
+	v, err := volume.Attach(t.Context(), h.ID, node, journals, volume.AttachOptions{Options: volume.Options{Store: store}})
+	must(t, err)
+	filler := filepath.Join(dir, "filler")
+	out, err := testbed.Output(t.Context(), nil, "dd", "if=/dev/zero", "of="+filler, "bs=1M")
+	if err == nil {
+		t.Fatalf("the disk does not become full: %s", out)
+	}
+	p := make([]byte, 1<<20)
+	write := func(i int64) error {
+		for k := range p {
+			p[k] = byte(i + 1)
+		}
+		if err := v.WriteAt(t.Context(), p, i<<20); err != nil {
+			return err
+		}
+		return v.Flush(t.Context())
+	}
+	const fits, all = 24, 120 // MiB
+	for i := range int64(fits) {
+		must(t, write(i))
+	}
+	waitFor(t, "the volume to say that its store is full", func() bool {
+		for _, w := range v.Status().Waits {
+			if strings.Contains(w.Reason.Error(), "full") {
+				return true
+			}
+		}
+		return false
+	})
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		for i := int64(fits); i < all && err == nil; i++ {
+			err = write(i)
+		}
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		t.Errorf("%d MiB went into a journal of 64 MiB (%v)", all, err)
+	case <-time.After(3 * time.Second):
+	}
+	must(t, os.Remove(filler))
+	must(t, <-done)
+	must(t, v.Detach(t.Context()))
+	r, err := volume.Check(t.Context(), store, "data", true, func(string) {})
+	must(t, err)
+	for _, p := range r.Problems {
+		t.Error(p)
+	}
+	v, err = volume.Attach(t.Context(), h.ID, node, journals, volume.AttachOptions{Options: volume.Options{Store: store}})
+	must(t, err)
+	got := make([]byte, 1<<20)
+	for i := range int64(all) {
+		_, err := v.ReadAt(t.Context(), got, i<<20)
+		must(t, err)
+		if got[0] != byte(i+1) || got[len(got)-1] != byte(i+1) {
+			t.Errorf("MiB %d is wrong", i)
+		}
+	}
+	must(t, v.Detach(t.Context()))
+}
