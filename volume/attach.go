@@ -188,8 +188,11 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 		}
 	}
 	active.end = r.end
-	v.journal = newJournal(t.disk, r.super, r.end, v.written, h.Epoch, t.opts.Memory/8)
+	v.journal = newJournal(t.disk, r.super, r.end, v.written, h.Epoch, t.opts.Memory*3/16)
 	v.journal.written, v.journal.full = v.applyWritten, v.wake
+	if t.opts.Near {
+		v.journal.lead = int64(len(v.journal.window.mem)) * 3 / 4
+	}
 	v.run()
 	if t.from != nil && t.from.Node != t.node.opts.ID {
 		v.tell(EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit", t.from.Node, h.Write))

@@ -26,7 +26,7 @@ func (v *Volume) pump(ctx context.Context) {
 		v.sealLocked()
 		v.checkpointLocked()
 		pause := time.Hour
-		if !v.active.oldest.IsZero() && len(v.sealed) < maxSealed {
+		if !v.active.oldest.IsZero() && v.maySealLocked() {
 			pause = max(v.maxAgeLocked()-time.Since(v.active.oldest), time.Millisecond)
 		}
 		v.mu.Unlock()

@@ -70,7 +70,7 @@ func TestHeadLimit(t *testing.T) {
 func TestSegment(t *testing.T) {
 	id := NewID()
 	at := logPosition{id: id, epoch: 3, seq: 17, previous: 16, after: 100, write: 200, committed: 15}
-	w := newSegmentWriter(at, 77, 0)
+	w := newSegmentWriter(at, 77, make([]byte, 0, segmentCapacity(50*frameSize(maxFrame), 50)))
 	var want []extent
 	lba := uint64(5)
 	for i := range 50 {
@@ -80,7 +80,7 @@ func TestSegment(t *testing.T) {
 			e.hole, e.blocks = true, 1<<20
 			lba += 1 << 20
 			w.hole(e)
-		} else if err := w.frame(e, func(p []byte) error { return fill(p, byte(i)) }); err != nil {
+		} else if err := fill(w.frame(e), byte(i)); err != nil {
 			t.Fatal(err)
 		}
 		want = append(want, e)

@@ -1,11 +1,13 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -37,7 +39,9 @@ const (
 	maxEntries   = (Block - recordHeader) / entrySize
 	maxRecord    = 1 << 20 // bytes of data
 	minRing      = 4 * (Block + maxRecord)
-	journalAhead = 3 // records that may be on their way to the disk at a time
+	journalAhead = 8 // records that may be on their way to the disk at a time
+	smallAhead   = 3 // of them, if they are not large: what waits meanwhile becomes one record
+	largeQueue   = maxRecord / 2
 )
 
 // ErrJournal says that a journal has failed, for good.
@@ -99,8 +103,13 @@ type journal struct {
 	err     error
 	space   chan struct{} // closed, and made anew, when there may be more room
 	starved bool          // a record waits for room
+	flying  int           // records on their way to the disk
+	needed  int64         // position before which nobody makes segments of records any more
+	pressed bool          // a record waits for that to move
 
 	window window
+	// lead is how far, in bytes, records may get ahead of what segments were made of; 0 for as far as there is room.
+	lead int64
 
 	taking  chan struct{} // holds a token for the one writer that takes a batch
 	syncing chan struct{} // and for the one Sync
@@ -163,9 +172,9 @@ func newJournal(disk Disk, super superblock, end cursor, write, epoch uint64, wi
 	complete := make(chan struct{})
 	close(complete)
 	return &journal{
-		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end, wanted: super.start, synced: super.start.seq,
+		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end, wanted: super.start, synced: super.start.seq, needed: super.start.pos,
 		taking: make(chan struct{}, 1), syncing: make(chan struct{}, 1),
-		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: window{limit: windowSize},
+		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: newWindow(windowSize),
 	}
 }
 
@@ -234,7 +243,8 @@ type batch struct {
 	requests []*appendReq
 	entries  []entry
 	first    uint64 // sequence number of its first write
-	buf      []byte // the record
+	record   windowed
+	buf      []byte // of the record
 	size     int64  // bytes of data
 	at, next cursor
 	before   chan struct{} // closed when the record before is complete
@@ -294,7 +304,7 @@ func (j *journal) tryTake() (*batch, <-chan struct{}) {
 		b.size += r.size
 		n++
 	}
-	if n == 0 || j.err != nil {
+	if n == 0 || j.err != nil || j.flying >= smallAhead && b.size < largeQueue {
 		return nil, nil
 	}
 	total := Block + b.size
@@ -303,12 +313,18 @@ func (j *journal) tryTake() (*batch, <-chan struct{}) {
 		j.starved = true
 		return nil, j.space
 	}
-	j.starved = false
+	if j.lead > 0 && pos+total-j.needed > j.lead {
+		j.pressed = true
+		return nil, j.space
+	}
+	j.starved, j.pressed = false, false
+	j.flying++
 	b.requests, j.queue = j.queue[:n:n], j.queue[n:]
 	b.at = cursor{pos, j.end.seq, j.end.prev}
 	b.first = j.write + 1
 	j.write += uint64(len(b.entries))
-	b.buf = j.window.buffer(int(total))
+	b.record = j.window.room(pos, int(total))
+	b.buf = b.record.buf
 	j.encodeLocked(b)
 	b.next = cursor{pos + total, b.at.seq + 1, binary.LittleEndian.Uint32(b.buf[4:])}
 	j.end = b.next
@@ -353,11 +369,15 @@ func (j *journal) encodeLocked(b *batch) {
 // finish tells everybody about a record that is written, or has failed.
 func (j *journal) finish(b *batch, err error) {
 	j.mu.Lock()
+	j.flying--
+	if len(j.queue) > 0 {
+		j.wake()
+	}
 	if err == nil {
 		err = j.err // of an earlier one: replay would stop there
 	}
 	if err == nil {
-		j.window.add(b.at.pos, b.buf)
+		j.window.add(b.record)
 	}
 	j.mu.Unlock()
 	if err != nil {
@@ -421,6 +441,23 @@ func (j *journal) sync() error {
 	return j.err
 }
 
+// passed says that segments were made, and stored, of all records before a position.
+func (j *journal) passed(pos int64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.needed = max(j.needed, pos)
+	if j.pressed {
+		j.wake()
+	}
+}
+
+// isPressed reports whether a record waits for segments to be made of others.
+func (j *journal) isPressed() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.starved || j.pressed
+}
+
 // isStarved reports whether a record waits for room.
 func (j *journal) isStarved() bool {
 	j.mu.Lock()
@@ -474,17 +511,65 @@ func (j *journal) used() (used, size int64) {
 
 // read reads the blocks of an extent that lies in the journal, and checks them.
 func (j *journal) read(e extent, p []byte) error {
-	from := int64(e.place.skip) * Block
-	if j.window.read(e.place.off+from, p) {
+	return j.readAll([]wanted{{e, p}})
+}
+
+// wanted is an extent that lies in the journal, and where its blocks are to be put.
+type wanted struct {
+	extent
+	to []byte
+}
+
+const (
+	journalGap  = 64 << 10 // bytes that nobody asked for and that are read rather than making two requests
+	journalMost = 1 << 20  // bytes of one request
+)
+
+// readAll reads extents, in as few requests as can be, and checks them. It sorts all by their places.
+func (j *journal) readAll(all []wanted) error {
+	var missing []wanted
+	for _, w := range all {
+		if !j.window.read(w.place.off+int64(w.place.skip)*Block, w.to) {
+			missing = append(missing, w)
+		}
+	}
+	if len(missing) == 0 {
 		return nil
 	}
-	buf := blockdev.AlignedBuffer(int(e.place.whole) * Block)
-	if _, err := j.disk.ReadAt(buf, ringPlace(j.ring, e.place.off)); err != nil {
-		return err
+	slices.SortFunc(missing, func(a, b wanted) int { return cmp.Compare(a.place.off, b.place.off) })
+	buf := journalBuffers.Get().(*[]byte)
+	defer journalBuffers.Put(buf)
+	for len(missing) > 0 {
+		from, to := missing[0].place.off, missing[0].placeEnd()
+		n := 1
+		for ; n < len(missing); n++ {
+			w := missing[n]
+			end := max(to, w.placeEnd())
+			if w.place.off > to+journalGap || end-from > journalMost || ringPlace(j.ring, w.place.off) < ringPlace(j.ring, from) {
+				break
+			}
+			to = end
+		}
+		p := (*buf)[:to-from]
+		if _, err := j.disk.ReadAt(p, ringPlace(j.ring, from)); err != nil {
+			return err
+		}
+		for _, w := range missing[:n] {
+			whole := p[w.place.off-from : w.placeEnd()-from]
+			if crcOf(whole) != w.place.crc {
+				return fmt.Errorf("journal at %d: %w: its checksum is wrong", w.place.off, ErrCorrupt)
+			}
+			copy(w.to, whole[int(w.place.skip)*Block:])
+		}
+		missing = missing[n:]
 	}
-	if crcOf(buf) != e.place.crc {
-		return fmt.Errorf("journal at %d: %w: its checksum is wrong", e.place.off, ErrCorrupt)
-	}
-	copy(p, buf[from:])
 	return nil
 }
+
+// placeEnd returns the position behind the entry that e is of.
+func (e extent) placeEnd() int64 { return e.place.off + int64(e.place.whole)*Block }
+
+var journalBuffers = sync.Pool{New: func() any {
+	p := blockdev.AlignedBuffer(journalMost)
+	return &p
+}}

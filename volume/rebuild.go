@@ -332,7 +332,11 @@ func (b *rebuild) copy(ctx context.Context) error {
 		if err != nil && !errors.Is(err, remote.ErrNoObject) {
 			return err
 		}
-		w := newSegmentWriter(logPosition{id: b.ID, epoch: 1, seq: uint64(len(refs)) + 1, previous: uint64(len(refs)), write: b.Write}, random32(), len(p))
+		frames := int64(0)
+		for _, e := range bySegment[seq] {
+			frames += frameSize(e.blocks)
+		}
+		w := newSegmentWriter(logPosition{id: b.ID, epoch: 1, seq: uint64(len(refs)) + 1, previous: uint64(len(refs)), write: b.Write}, random32(), make([]byte, 0, segmentCapacity(frames, len(bySegment[seq]))))
 		for _, e := range bySegment[seq] {
 			end := e.place.off + frameSize(e.place.whole)
 			if end > int64(len(p)) {
@@ -344,12 +348,7 @@ func (b *rebuild) copy(ctx context.Context) error {
 				lost.set(e)
 				continue
 			}
-			if err := w.frame(e, func(to []byte) error {
-				copy(to, blocks[int(e.place.skip)*Block:])
-				return nil
-			}); err != nil {
-				return err
-			}
+			copy(w.frame(e), blocks[int(e.place.skip)*Block:])
 		}
 		if len(w.extents) == 0 {
 			continue

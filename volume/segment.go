@@ -46,8 +46,14 @@ type segmentWriter struct {
 	extents []extent
 }
 
-func newSegmentWriter(at logPosition, random uint32, capacity int) *segmentWriter {
-	p := make([]byte, 0, capacity)
+// segmentCapacity returns how many bytes a segment takes at most that has frames of so many bytes and so many extents.
+func segmentCapacity(frames int64, extents int) int {
+	return segmentHeader + int(frames) + tableHeader + 3*binary.MaxVarintLen64*extents + segmentFooter
+}
+
+// newSegmentWriter returns a writer into p, whose length is 0 and whose capacity is enough for all frames; what it begins with
+// and where it lies are of no matter.
+func newSegmentWriter(at logPosition, random uint32, p []byte) *segmentWriter {
 	p = append(p, segmentMagic...)
 	p = binary.LittleEndian.AppendUint32(p, headVersion)
 	p = append(p, at.id[:]...)
@@ -66,18 +72,15 @@ func (w *segmentWriter) hole(e extent) {
 	w.extents = append(w.extents, e)
 }
 
-// frame adds an extent's blocks, which fill puts where it is told.
-func (w *segmentWriter) frame(e extent, fill func(p []byte) error) error {
+// frame adds a frame of an extent, and returns where its blocks are to be put before finish. Its capacity is the
+// segment's, which must not grow any more: what was returned would be another's.
+func (w *segmentWriter) frame(e extent) []byte {
 	off := len(w.p)
-	n := int(e.blocks) * Block
-	w.p = append(w.p, make([]byte, frameHeader+n)...)
-	if err := fill(w.p[off+frameHeader:]); err != nil {
-		return err
-	}
-	putFrameHeader(w.p[off:], w.at.id, w.at.seq, int64(off))
+	size := int(frameSize(e.blocks))
+	w.p = w.p[:off+size]
 	e.place = place{seg: w.at.seq, off: int64(off), whole: e.blocks}
 	w.extents = append(w.extents, e)
-	return nil
+	return w.p[off+frameHeader:]
 }
 
 // putFrameHeader fills in the header of a frame that is all of p.
@@ -113,6 +116,11 @@ func frameSize(blocks uint32) int64 { return frameHeader + int64(blocks)*Block }
 
 // finish returns the segment's bytes, its name, and its extents.
 func (w *segmentWriter) finish() ([]byte, SegmentRef, []extent) {
+	for _, e := range w.extents {
+		if !e.hole {
+			putFrameHeader(w.p[e.place.off:][:frameSize(e.blocks)], w.at.id, w.at.seq, e.place.off)
+		}
+	}
 	table := len(w.p)
 	var body []byte
 	at := uint64(0)

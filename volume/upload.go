@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/remote"
 )
 
@@ -13,7 +14,7 @@ import (
 // there is none the active one grows, and what is written twice goes up once.
 func (v *Volume) sealLocked() {
 	g := v.active
-	if v.spawn == nil || v.err != nil || len(v.sealed) >= maxSealed || g.cut == g.after {
+	if v.spawn == nil || v.err != nil || !v.maySealLocked() || g.cut == g.after {
 		return
 	}
 	due := g.bytes >= segmentTarget || v.flushTo > g.after || v.draining ||
@@ -27,13 +28,24 @@ func (v *Volume) sealLocked() {
 	v.spawn(func(ctx context.Context) { v.upload(ctx, g, jobs) })
 }
 
+// maySealLocked reports whether there is room for another generation on its way.
+func (v *Volume) maySealLocked() bool {
+	onTheirWay := 0
+	for _, g := range v.sealed {
+		if !g.uploaded {
+			onTheirWay++
+		}
+	}
+	return onTheirWay < maxSealed && len(v.sealed) < maxUncommitted
+}
+
 func (v *Volume) maxAgeLocked() time.Duration { return time.Duration(v.head.MaxAge) * time.Second }
 
 // journalTightLocked reports whether the journal is so full that waiting for more to be written together would have
 // writers wait.
 func (v *Volume) journalTightLocked() bool {
 	used, size := v.journal.used()
-	return used > size/2 || v.journal.isStarved()
+	return used > size/2 || v.journal.isPressed()
 }
 
 // segmentJob is one segment that is to be made: runs of adjacent extents, each of which becomes a frame.
@@ -108,12 +120,20 @@ func (v *Volume) upload(ctx context.Context, g *generation, jobs []*segmentJob) 
 	for _, l := range located {
 		g.located = append(g.located, l...)
 	}
+	for _, s := range v.sealed {
+		if !s.uploaded {
+			break
+		}
+		v.journal.passed(s.end.pos)
+	}
 	v.mu.Unlock()
 	v.wake()
 }
 
 func (v *Volume) uploadSegment(ctx context.Context, job *segmentJob) (SegmentRef, []extent, error) {
-	w := newSegmentWriter(job.at, random32(), segmentHeader+int(job.size)+tableHeader+16*len(job.runs)+segmentFooter)
+	buf := segmentBuffers.get(segmentCapacity(job.size, len(job.runs)))
+	w := newSegmentWriter(job.at, random32(), (*buf)[:0])
+	var parts []wanted
 	for _, run := range job.runs {
 		e := run[0]
 		e.seq = job.at.write
@@ -122,25 +142,23 @@ func (v *Volume) uploadSegment(ctx context.Context, job *segmentJob) (SegmentRef
 			continue
 		}
 		e.blocks = uint32(run[len(run)-1].end() - e.lba)
-		if err := w.frame(e, func(p []byte) error {
-			for _, part := range run {
-				n := int(part.blocks) * Block
-				if err := v.journal.read(part, p[:n]); err != nil {
-					return err
-				}
-				p = p[n:]
-			}
-			return nil
-		}); err != nil {
-			return SegmentRef{}, nil, err
+		p := w.frame(e)
+		for _, part := range run {
+			n := int(part.blocks) * Block
+			parts = append(parts, wanted{part, p[:n]})
+			p = p[n:]
 		}
+	}
+	if err := v.journal.readAll(parts); err != nil {
+		return SegmentRef{}, nil, err
 	}
 	p, ref, located := w.finish()
 	key := ref.key(v.id)
 	if err := v.put(ctx, key, p); err != nil {
-		return SegmentRef{}, nil, err
+		return SegmentRef{}, nil, err // and leave the buffer to whoever may still be sending it
 	}
 	v.opts.Cache.WriteAt(key, p, 0)
+	segmentBuffers.put(buf)
 	v.mu.Lock()
 	v.stats.Uploaded += int64(len(p))
 	v.mu.Unlock()
@@ -156,4 +174,29 @@ func (v *Volume) put(ctx context.Context, key string, p []byte) error {
 		}
 		return err
 	})
+}
+
+// segmentPool holds buffers for segments of the usual size.
+type segmentPool struct{ sync.Pool }
+
+const usualSegment = segmentTarget + segmentTarget/8 + 1<<20
+
+var segmentBuffers = segmentPool{sync.Pool{New: func() any {
+	p := blockdev.AlignedBuffer(usualSegment)
+	return &p
+}}}
+
+// get returns a buffer of at least n bytes.
+func (s *segmentPool) get(n int) *[]byte {
+	if n > usualSegment {
+		p := blockdev.AlignedBuffer(n)
+		return &p
+	}
+	return s.Get().(*[]byte)
+}
+
+func (s *segmentPool) put(p *[]byte) {
+	if len(*p) == usualSegment {
+		s.Put(p)
+	}
 }

@@ -45,13 +45,17 @@ type Options struct {
 	Cache   Cache // nil for none
 	Memory  int64 // bytes that the volume may take, about; default 256 MiB
 	Uploads int   // segments on their way to the store at a time; default 4
-	Log     *slog.Logger
+	// Near says that the store is this machine's: letting writes get far ahead of it gains nothing, since what segments
+	// are made of then has to be read again from the disk that both share.
+	Near bool
+	Log  *slog.Logger
 }
 
 const (
 	defaultMemory  = 256 << 20
 	defaultUploads = 4
-	maxSealed      = 4 // generations
+	maxSealed      = 4  // generations on their way to the store
+	maxUncommitted = 16 // and those that are there and that the head does not name yet
 	checkpointTail = 64
 	checkpointSize = 512 << 20
 )
@@ -171,7 +175,7 @@ func newVolume(h *Head, version string, lease Lease, opts Options) *Volume {
 	}
 	v.size.Store(h.Size)
 	v.wait = waiter{log: v.log, waits: v.setWaiting}
-	v.nodes = newMapNodes(opts.Store, h.ID, opts.Memory/4, v.wait)
+	v.nodes = newMapNodes(opts.Store, h.ID, opts.Memory*3/16, v.wait)
 	return v
 }
 

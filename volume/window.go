@@ -1,79 +1,81 @@
 package volume
 
 import (
+	"sort"
 	"sync"
 
 	"github.com/remora-storage/remora/blockdev"
 )
 
-// A window keeps the records that were written last, so that what makes segments of them does not read the disk.
+// A window keeps the records that were written last, so that what makes segments of them does not read the disk. They are
+// made in its memory, one behind the other, and begin anew where that ends.
 type window struct {
-	limit int64 // bytes
+	mem  []byte // begins on a page; empty for none
+	next int    // where the next record is made
 
-	mu      sync.RWMutex // guards the fields below
-	records []windowed   // oldest first
-	used    int64
-	spare   [][]byte // buffers of full size, to be used again
+	mu      sync.RWMutex // guards records; held for reading while their bytes are read
+	records []windowed   // oldest first; none overlaps what is being made
 }
 
 type windowed struct {
-	pos int64
-	buf []byte
+	pos int64  // in the journal
+	at  int    // in mem
+	buf []byte // mem from there on
 }
 
-const smallRecord = 64 << 10 // bytes up to which a buffer is made to measure
+// leastWindow is large beside the records that are being made and written, which must not be overwritten.
+const leastWindow = 2 * (journalAhead + 1) * (Block + maxRecord)
 
-// buffer returns n bytes for a record.
-func (w *window) buffer(n int) []byte {
-	if n <= smallRecord {
-		return blockdev.AlignedBuffer(n)
+// newWindow returns a window of about so many bytes, or none if they are too few.
+func newWindow(bytes int64) window {
+	if bytes < leastWindow {
+		return window{}
+	}
+	return window{mem: blockdev.AlignedBuffer(int(bytes) &^ (Block - 1))}
+}
+
+// room returns a buffer of n bytes for the record at a position, whose content is anything. One caller at a time.
+func (w *window) room(pos int64, n int) windowed {
+	if len(w.mem) == 0 {
+		return windowed{pos: pos, buf: blockdev.AlignedBuffer(n)}
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if k := len(w.spare); k > 0 {
-		p := w.spare[k-1]
-		w.spare = w.spare[:k-1]
-		return p[:n]
-	}
-	return blockdev.AlignedBuffer(Block + maxRecord)[:n]
-}
-
-// add keeps a record, whose buffer is the window's from now on.
-func (w *window) add(pos int64, buf []byte) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.records = append(w.records, windowed{pos, buf})
-	w.used += int64(cap(buf))
 	drop := 0
-	for w.used > w.limit && drop < len(w.records) {
-		old := w.records[drop].buf
-		w.used -= int64(cap(old))
-		if cap(old) > smallRecord+Block && len(w.spare) < 8 {
-			w.spare = append(w.spare, old)
+	if w.next+n > len(w.mem) {
+		for drop < len(w.records) && w.records[drop].at >= w.next { // the oldest lie at the end
+			drop++
 		}
-		w.records[drop].buf = nil
+		w.next = 0
+	}
+	for drop < len(w.records) && w.records[drop].at >= w.next && w.records[drop].at < w.next+n {
 		drop++
 	}
 	w.records = w.records[drop:]
+	r := windowed{pos, w.next, w.mem[w.next : w.next+n : w.next+n]}
+	w.next += n
+	return r
+}
+
+// add keeps a record. Records are added in the order in which room was made for them.
+func (w *window) add(r windowed) {
+	if len(w.mem) == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.records = append(w.records, r)
 }
 
 // read copies len(p) bytes from a position that are all of one record, if that is here.
 func (w *window) read(pos int64, p []byte) bool {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
-	lo, hi := 0, len(w.records)
-	for lo < hi { // the last record that begins at or before pos
-		mid := (lo + hi) / 2
-		if w.records[mid].pos <= pos {
-			lo = mid + 1
-		} else {
-			hi = mid
-		}
-	}
-	if lo == 0 {
+	i := sort.Search(len(w.records), func(i int) bool { return w.records[i].pos > pos }) // behind the last that begins before
+	if i == 0 {
 		return false
 	}
-	r := w.records[lo-1]
+	r := w.records[i-1]
 	off := pos - r.pos
 	if off+int64(len(p)) > int64(len(r.buf)) {
 		return false

@@ -7,10 +7,13 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime/debug"
+	"runtime/pprof"
 	"slices"
 	"strings"
 	"syscall"
@@ -42,6 +45,7 @@ func main() {
 	flag.Func("backing", "measure the NBD server on this only: memory or file", func(v string) error { o.backings = []string{v}; return nil })
 	backend := flag.String("backend", "auto", "[mount] backend of the cold starts")
 	programs := flag.String("programs", "", "programs of the cold starts, comma-separated; all if empty")
+	profile := flag.String("cpuprofile", "", "write a CPU profile of this process to `FILE`")
 	flag.Parse()
 	for _, p := range testbed.BenchPrograms {
 		if *programs == "" || slices.Contains(strings.Split(*programs, ","), p.Name) {
@@ -51,10 +55,29 @@ func main() {
 	o.config = fmt.Sprintf("[mount]\nbackend = %q\n", *backend)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, o, flag.Args()); err != nil {
+	debug.SetGCPercent(50) // as remorad does
+	err := profiled(*profile, func() error { return run(ctx, o, flag.Args()) })
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// profiled calls f, and writes a profile of it to a file if that has a name.
+func profiled(name string, f func() error) error {
+	if name == "" {
+		return f()
+	}
+	out, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	if err := pprof.StartCPUProfile(out); err != nil {
+		return err
+	}
+	err = f()
+	pprof.StopCPUProfile()
+	return errors.Join(err, out.Close())
 }
 
 func run(ctx context.Context, o options, which []string) (err error) {

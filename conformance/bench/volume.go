@@ -16,6 +16,7 @@ import (
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
+	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusefile"
@@ -51,7 +52,7 @@ func newVolume(ctx context.Context, dir string, store remote.Store, class volume
 	node := volume.NewNode(store, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
 	opts := volume.AttachOptions{Options: volume.Options{Store: store, Cache: c.Objects()}}
 	if _, near := store.(*filestore.Store); near {
-		opts.Cache = nil // as remorad does it
+		opts.Cache, opts.Near = nil, true // as remorad does it
 	}
 	v, err := volume.Attach(ctx, h.ID, node, journals, opts)
 	if err != nil {
@@ -134,6 +135,9 @@ func compare(ctx context.Context, o options, rows []fioRow, a, b side) error {
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(t, "\t%s\t%s\t÷\n", a.name, b.name)
 	for _, row := range rows {
+		if !strings.Contains(row.name, o.only) {
+			continue
+		}
 		var as, bs, ratios []float64
 		for range o.rounds {
 			x, err := fio(ctx, a.engine, row, o.during)
@@ -301,6 +305,10 @@ func volumeFlush(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	inPlace, appended, err := ext4Syncs(dir, v, times)
+	if err != nil {
+		return err
+	}
 	before, _ := k.Stats()
 	clean, err := timed(func(int) error { return v.Flush(ctx) })
 	if err != nil {
@@ -309,5 +317,68 @@ func volumeFlush(ctx context.Context, o options) (err error) {
 	after, _ := k.Stats()
 	fmt.Printf("\nFlushes of class remote, S3 behind %v and %d Mbit/s, median of %d:\n  one put of 64 KiB %.1f ms; a write of 64 KiB and a flush %.1f ms: %.2f puts; a flush with nothing to do %.3f ms, %d connections more\n",
 		o.rtt, o.mbit, times, put, flush, flush/put, clean, after-before)
+	fmt.Printf("  on an ext4: fdatasync after 4 KiB into a file that was written before %.1f ms: %.2f puts; fsync after 4 KiB behind its end %.1f ms: %.2f puts\n",
+		inPlace, inPlace/put, appended, appended/put)
 	return nil
+}
+
+// ext4Syncs makes an ext4 on a device and returns how many milliseconds it takes to sync 4 KiB in the middle of a file that
+// was written before, and 4 KiB more at the end of one: medians.
+func ext4Syncs(dir string, dev blockdev.Device, times int) (inPlace, appended float64, err error) {
+	files := filepath.Join(dir, "files")
+	mnt := filepath.Join(dir, "mnt")
+	for _, d := range []string{files, mnt} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			return 0, 0, err
+		}
+	}
+	fuse, err := fusefile.Mount(files, fusefile.Options{Writable: true, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer func() { err = errors.Join(err, fuse.Unmount()) }()
+	l, err := blockdev.AttachLoopOn(fuse.Export(fusefile.FirstNode, dev), blockdev.LoopOptions{Writable: true, Direct: true})
+	if err != nil {
+		return 0, 0, err
+	}
+	defer l.Release()
+	ctx := context.Background()
+	// The whole of its tables now: what it puts off would come between.
+	for _, c := range [][]string{{"mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", l.Path(), "1g"}, {"mount", l.Path(), mnt}} {
+		if out, err := testbed.Output(ctx, nil, c[0], c[1:]...); err != nil {
+			return 0, 0, fmt.Errorf("%w: %s", err, out)
+		}
+	}
+	defer func() { err = errors.Join(err, unix.Unmount(mnt, 0)) }()
+	f, err := os.Create(filepath.Join(mnt, "file"))
+	if err != nil {
+		return 0, 0, err
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 4<<20)); err != nil {
+		return 0, 0, err
+	}
+	if err := f.Sync(); err != nil {
+		return 0, 0, err
+	}
+	timed := func(sync func(fd int) error, off func(i int) int64) (float64, error) {
+		var all []float64
+		for i := range times {
+			if _, err := f.WriteAt(make([]byte, 4096), off(i)); err != nil {
+				return 0, err
+			}
+			begin := time.Now()
+			if err := sync(int(f.Fd())); err != nil {
+				return 0, err
+			}
+			all = append(all, time.Since(begin).Seconds()*1e3)
+		}
+		return median(all), nil
+	}
+	time.Sleep(time.Second) // so that no time stamp of the file is due, which changes once in a while only
+	if inPlace, err = timed(unix.Fdatasync, func(i int) int64 { return int64(i) * 128 << 10 }); err != nil {
+		return 0, 0, err
+	}
+	appended, err = timed(unix.Fsync, func(i int) int64 { return 4<<20 + int64(i)*4096 })
+	return inPlace, appended, err
 }

@@ -22,7 +22,8 @@ type Options struct {
 	// Shared permits file systems that other machines can write to (NFS, FUSE), where locks may not hold.
 	Shared bool
 	// Bulk says which keys must leave the reserve alone: where room is short, puts of them fail while those of
-	// others still succeed, so that what frees room can be written. nil for none.
+	// others still succeed, so that what frees room can be written. They are large, and puts of them return no
+	// version. nil for none.
 	Bulk func(key string) bool
 }
 

@@ -17,26 +17,41 @@ import (
 	"github.com/remora-storage/remora/remote"
 )
 
-// Put implements remote.Store.
+// Put implements remote.Store. An object that is new gets its name before it is on stable storage: what a power cut may
+// leave of it was not acknowledged. So the file system has one transaction to write, not two.
 func (s *Store) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
-	return s.store(ctx, "put", key, p, func(temp, path string) error {
+	return s.store(ctx, "put", key, p, func(t *temp, path string) error {
+		if err := unix.Renameat2(unix.AT_FDCWD, t.path, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err == nil || errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := t.sync(); err != nil { // what is there stays whole until it is replaced
+			return err
+		}
 		unlock, err := s.lock(key) // a rename between another's comparison and its rename would be undone
 		if err != nil {
 			return err
 		}
 		defer unlock()
-		return os.Rename(temp, path)
+		return os.Rename(t.path, path)
 	})
 }
 
 // PutIfAbsent implements remote.Store. link(2) fails if the name exists, for all processes alike.
 func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
-	return s.store(ctx, "put", key, p, os.Link)
+	return s.store(ctx, "put", key, p, func(t *temp, path string) error {
+		if err := t.sync(); err != nil {
+			return err
+		}
+		return os.Link(t.path, path)
+	})
 }
 
 // PutIfMatch implements remote.Store.
 func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want string) (remote.Object, error) {
-	return s.store(ctx, "replace", key, p, func(temp, path string) error {
+	return s.store(ctx, "replace", key, p, func(t *temp, path string) error {
+		if err := t.sync(); err != nil {
+			return err
+		}
 		unlock, err := s.lock(key)
 		if err != nil {
 			return err
@@ -49,12 +64,12 @@ func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want strin
 		if err != nil {
 			return err
 		}
-		return os.Rename(temp, path)
+		return os.Rename(t.path, path)
 	})
 }
 
-// store writes p to a file without a name, on stable storage, has publish give it the name, and syncs that.
-func (s *Store) store(ctx context.Context, op, key string, p []byte, publish func(temp, path string) error) (remote.Object, error) {
+// store writes p to a file without a name, has publish give it the name, and returns when both are on stable storage.
+func (s *Store) store(ctx context.Context, op, key string, p []byte, publish func(t *temp, path string) error) (remote.Object, error) {
 	path, err := s.path(key)
 	if err != nil {
 		return remote.Object{}, err
@@ -71,23 +86,25 @@ func (s *Store) store(ctx context.Context, op, key string, p []byte, publish fun
 	if err := makeDir(dir); err != nil {
 		return remote.Object{}, storeError(op, key, err)
 	}
-	temp := filepath.Join(s.dir, tempDir, fmt.Sprintf("%d-%d", os.Getpid(), s.next.Add(1)))
-	f, err := writeTemp(temp, p)
+	t, err := writeTemp(filepath.Join(s.dir, tempDir, fmt.Sprintf("%d-%d", os.Getpid(), s.next.Add(1))), p)
 	if err != nil {
 		return remote.Object{}, storeError(op, key, err)
 	}
-	defer f.Close() // its lock kept sweep away
-	err = publish(temp, path)
+	defer t.f.Close() // its lock kept sweep away
+	err = publish(t, path)
 	for range 100 { // a Delete may have taken the directory away as an empty one
 		if !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 		if err = makeDir(dir); err == nil {
-			err = publish(temp, path)
+			err = publish(t, path)
 		}
 	}
-	if rmErr := os.Remove(temp); err == nil && rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
+	if rmErr := os.Remove(t.path); err == nil && rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
 		err = rmErr
+	}
+	if err == nil {
+		err = t.sync()
 	}
 	if err == nil {
 		err = syncDir(dir)
@@ -95,7 +112,11 @@ func (s *Store) store(ctx context.Context, op, key string, p []byte, publish fun
 	if err != nil {
 		return remote.Object{}, storeError(op, key, err)
 	}
-	return remote.Object{Key: key, Size: int64(len(p)), Version: version(p)}, nil
+	o := remote.Object{Key: key, Size: int64(len(p))}
+	if !s.opts.Bulk(key) { // nobody replaces it
+		o.Version = version(p)
+	}
+	return o, nil
 }
 
 // leavesReserve fails if n bytes more would use what only small objects may.
@@ -110,8 +131,24 @@ func (s *Store) leavesReserve(n int64) error {
 	return nil
 }
 
-// writeTemp returns a locked, synced file.
-func writeTemp(path string, p []byte) (_ *os.File, err error) {
+// temp is a file that has no name yet.
+type temp struct {
+	f      *os.File
+	path   string
+	synced bool
+}
+
+// sync puts the file on stable storage, once.
+func (t *temp) sync() error {
+	if t.synced {
+		return nil
+	}
+	t.synced = true // a second try would succeed whatever became of the bytes
+	return t.f.Sync()
+}
+
+// writeTemp returns a locked file.
+func writeTemp(path string, p []byte) (_ *temp, err error) {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
@@ -125,10 +162,7 @@ func writeTemp(path string, p []byte) (_ *os.File, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
 		return nil, err
 	}
-	if err := write(f, p); err != nil {
-		return nil, err
-	}
-	return f, unix.Fdatasync(int(f.Fd()))
+	return &temp{f: f, path: path}, write(f, p)
 }
 
 const (

@@ -289,11 +289,11 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 }
 
 func (h *Host) volumeOptions(s *store) volume.Options {
-	keep := h.opts.Cache
+	opts := volume.Options{Store: s, Cache: h.opts.Cache, Memory: h.opts.Memory, Log: h.opts.Log}
 	if n, ok := s.meter.Store.(interface{ Near() bool }); ok && n.Near() {
-		keep = nil
+		opts.Cache, opts.Near = nil, true
 	}
-	return volume.Options{Store: s, Cache: keep, Memory: h.opts.Memory, Log: h.opts.Log}
+	return opts
 }
 
 // find returns a volume that is open here, or being opened; nil if it is not.
