@@ -93,6 +93,7 @@ type checker struct {
 	Report
 
 	size     int64
+	mapped   uint64 // segment up to which the map holds the log
 	live     map[uint64]int64
 	segments map[uint64]SegmentRef
 	frames   map[uint64]map[int64]uint32 // in use, by segment and offset
@@ -106,6 +107,7 @@ func (c *checker) check(ctx context.Context, h *Head) error {
 	if err != nil {
 		return c.note(ctx, "the map's root", err)
 	}
+	c.mapped = root.Segment
 	if root.Write > h.Write || root.Segment > h.Segment {
 		c.problem("the map holds write %d and segment %d, the head %d and %d", root.Write, root.Segment, h.Write, h.Segment)
 	}
@@ -239,6 +241,10 @@ func (c *checker) checkData(ctx context.Context) error {
 		}
 		if table, size, err := decodeSegmentFooter(p); err != nil || table != ref.Table || size != ref.Size {
 			c.problem("segment %d: its footer is wrong (%v)", seq, err)
+		} else if seq <= c.mapped { // nobody needs it as long as the map is whole
+			if _, err := decodeTable(p[table:], c.id, ref, c.size); err != nil {
+				c.problem("segment %d: %v", seq, err)
+			}
 		}
 		for off, whole := range c.frames[seq] {
 			end := off + frameSize(whole)
