@@ -324,6 +324,8 @@ func simulate(t *testing.T, seed uint64) {
 	if rnd.IntN(4) > 0 {
 		faults.Lost, faults.Unheard, faults.Late, faults.Doubled = 0.05*rnd.Float64(), 0.05*rnd.Float64(), 0.05*rnd.Float64(), 0.05*rnd.Float64()
 	}
+	// With little memory nothing is kept of the journal's records, and everything is read from its disk.
+	memory := func() int64 { return []int64{4 << 20, 4 << 20, 4 << 20, 110 << 20}[rnd.IntN(4)] }
 	nodes := []*simNode{}
 	for range 2 {
 		nodes = append(nodes, &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rnd, delay: 2 * time.Millisecond})
@@ -334,9 +336,14 @@ func simulate(t *testing.T, seed uint64) {
 		store.SetFaults(faults)
 		cut := &parted{Store: store}
 		node := NewNode(cut, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
-		v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: cut, Memory: 4 << 20}, AcceptLoss: true})
+		v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: cut, Memory: memory()}, AcceptLoss: true})
 		if err != nil {
 			t.Fatalf("round %d: attach: %v", round, err)
+		}
+		if rnd.IntN(4) == 0 { // as for a store on the same machine
+			v.journal.mu.Lock()
+			v.journal.lead = 2*(maxRecord+Block) + 256<<10
+			v.journal.mu.Unlock()
 		}
 		m.verify(t, v)
 		life, kill := context.WithCancel(ctx)
@@ -421,7 +428,7 @@ func simulate(t *testing.T, seed uint64) {
 	}
 	store.SetFaults(simstore.Faults{})
 	node := NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
-	v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: store}, AcceptLoss: true})
+	v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: store, Memory: memory()}, AcceptLoss: true})
 	if err != nil {
 		t.Fatalf("last attach: %v", err)
 	}

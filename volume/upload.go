@@ -179,7 +179,10 @@ func (v *Volume) put(ctx context.Context, key string, p []byte) error {
 // segmentPool holds buffers for segments of the usual size.
 type segmentPool struct{ sync.Pool }
 
-const usualSegment = segmentTarget + segmentTarget/8 + 1<<20
+const (
+	usualSegment = segmentTarget + segmentTarget/8 + 1<<20
+	smallSegment = 1 << 20 // what somebody waits for
+)
 
 var segmentBuffers = segmentPool{sync.Pool{New: func() any {
 	p := blockdev.AlignedBuffer(usualSegment)
@@ -188,7 +191,7 @@ var segmentBuffers = segmentPool{sync.Pool{New: func() any {
 
 // get returns a buffer of at least n bytes.
 func (s *segmentPool) get(n int) *[]byte {
-	if n > usualSegment {
+	if n > usualSegment || n <= smallSegment {
 		p := blockdev.AlignedBuffer(n)
 		return &p
 	}
