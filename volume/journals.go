@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/cache/durable"
 )
 
 // DefaultJournal is how large journals are unless something else is asked for, in bytes. A segment store that is out of
@@ -106,7 +107,7 @@ func (d *JournalDir) Create(vid, id ID) (_ JournalFile, err error) {
 		return nil, err
 	}
 	f.size = d.size
-	return f, d.sync()
+	return f, durable.SyncDir(d.dir)
 }
 
 // Open implements Journals.
@@ -126,7 +127,7 @@ func (d *JournalDir) Remove(vid, id ID) error {
 	if err := os.Remove(d.path(vid, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return d.sync()
+	return durable.SyncDir(d.dir)
 }
 
 // Orphan implements Journals. One that holds nothing, as an Attach leaves that was given up, is removed.
@@ -151,7 +152,7 @@ func (d *JournalDir) Orphan(vid, except ID) error {
 			return err
 		}
 	}
-	return d.sync()
+	return durable.SyncDir(d.dir)
 }
 
 // isEmptyJournal reports whether a journal holds no record. One that is damaged is not empty.
@@ -188,14 +189,5 @@ func (d *JournalDir) RemoveAll(vid ID) error {
 			return err
 		}
 	}
-	return d.sync()
-}
-
-func (d *JournalDir) sync() error {
-	f, err := os.Open(d.dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return f.Sync()
+	return durable.SyncDir(d.dir)
 }

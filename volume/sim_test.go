@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -298,6 +299,8 @@ func TestSimulation(t *testing.T) {
 	if os.Getenv("REMORA_SEED") != "" {
 		all = []uint64{first}
 	}
+	old := debug.SetGCPercent(400) // many small worlds: collecting them takes longer than they do
+	t.Cleanup(func() { debug.SetGCPercent(old) })
 	for _, seed := range all {
 		t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 			t.Parallel()

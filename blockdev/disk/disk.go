@@ -26,6 +26,7 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusefile"
 	"github.com/remora-storage/remora/blockdev/holder"
+	"github.com/remora-storage/remora/cache/durable"
 )
 
 // A Device is what can be attached. Close follows the last request.
@@ -236,21 +237,7 @@ func (d *Disks) theFiles() (*fusefile.Files, error) {
 
 // save writes the record down. A crash leaves the one before or this one.
 func (d *Disks) save() error {
-	r := record{Version: recordVersion, Next: d.next, Disks: d.List()}
-	p, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return err
-	}
-	next := d.recordPath() + ".new"
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(p)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(next, d.recordPath())
+	return durable.SaveJSON(d.recordPath(), record{Version: recordVersion, Next: d.next, Disks: d.List()})
 }
 
 // List returns what is attached, in the order of attaching.

@@ -344,7 +344,7 @@ missing, stale[] and lost[] with offset and length in bytes.`,
 				return err
 			}
 			if err := a.print(r, func(w io.Writer) {
-				fmt.Fprintf(w, "%s: %d segments, %d map nodes, %d extents, %s mapped, %s read; %d unused objects of %s\n",
+				fmt.Fprintf(w, "%s: %d segments, %d map nodes, %d extents, %s in the map, %s read; %d unused objects of %s\n",
 					r.Name, r.Segments, r.Nodes, r.Extents, size(r.MappedBytes), size(r.ReadBytes), r.UnusedObjects, size(r.UnusedBytes))
 				if r.Repaired != "" {
 					fmt.Fprintf(w, "  repaired: %s\n", r.Repaired)

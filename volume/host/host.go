@@ -16,6 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/remora-storage/remora/cache/durable"
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/volume"
 )
@@ -145,7 +146,7 @@ func (h *Host) recordPath() string { return filepath.Join(h.opts.Root, "volumes.
 func (h *Host) saveLocked() error {
 	h.record.Version = recordVersion
 	slices.SortFunc(h.record.Attached, func(a, b Attached) int { return cmp.Compare(a.Name, b.Name) })
-	return save(h.recordPath(), h.record)
+	return durable.SaveJSON(h.recordPath(), h.record)
 }
 
 // NodeID returns this node's id in its stores.

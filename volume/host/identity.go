@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/cache/durable"
 	"github.com/remora-storage/remora/volume"
 )
 
@@ -38,7 +38,7 @@ func loadIdentity(path string) (identity, error) {
 		return id, err
 	}
 	id = identity{Node: volume.NewID(), Machine: machine}
-	return id, save(path, id)
+	return id, durable.SaveJSON(path, id)
 }
 
 // readLine returns a file's content, "" if there is none.
@@ -59,30 +59,4 @@ func bootTime() time.Duration {
 		panic(fmt.Sprintf("CLOCK_BOOTTIME: %v", err)) // Linux has it since 2.6.39
 	}
 	return time.Duration(ts.Nano())
-}
-
-// save replaces a JSON file. A crash leaves the one before or this one.
-func save(path string, v any) error {
-	p, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		return err
-	}
-	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(p)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(next, path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
