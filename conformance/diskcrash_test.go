@@ -94,6 +94,38 @@ func TestDiskPowerCut(t *testing.T) {
 // afterPowerCut looks at what a cut leaves.
 func afterPowerCut(t *testing.T, rec *blockdev.Recorder, flushes int, rnd *rand.Rand, acks []acknowledgement) {
 	t.Helper()
+	cutAndLook(t, rec, flushes, rnd, func(dir string) {
+		var lines int
+		for _, a := range acks {
+			if a.flushes > flushes {
+				break
+			}
+			if a.name == "log" {
+				lines++
+				continue
+			}
+			p, err := os.ReadFile(filepath.Join(dir, a.name))
+			if sum := sha256.Sum256(p); err != nil || hex.EncodeToString(sum[:]) != a.what {
+				t.Errorf("%s was fsynced before flush %d of %d and is not what it was: %d bytes, %v", a.name, a.flushes, flushes, len(p), err)
+			}
+		}
+		log, err := os.ReadFile(filepath.Join(dir, "log"))
+		if err != nil && lines > 0 {
+			t.Error(err)
+		}
+		var want strings.Builder
+		for i := range lines {
+			fmt.Fprintln(&want, i)
+		}
+		if !strings.HasPrefix(string(log), want.String()) {
+			t.Errorf("the log has %d bytes and does not begin with the %d lines that were fsynced", len(log), lines)
+		}
+	})
+}
+
+// cutAndLook makes what a power cut leaves of a disk, mounts it, and has somebody look.
+func cutAndLook(t *testing.T, rec *blockdev.Recorder, flushes int, rnd *rand.Rand, look func(dir string)) {
+	t.Helper()
 	work := t.TempDir()
 	defer os.RemoveAll(work)
 	image, dir := filepath.Join(work, "image"), filepath.Join(work, "mnt")
@@ -104,32 +136,13 @@ func afterPowerCut(t *testing.T, rec *blockdev.Recorder, flushes int, rnd *rand.
 	must(t, err)
 	must(t, rec.Cut(t.Context(), f, flushes, rnd))
 	must(t, f.Close())
-	output(t, "mount", "-o", "loop", image, dir) // which replays the journal
-	var lines int
-	for _, a := range acks {
-		if a.flushes > flushes {
-			break
+	output(t, "mount", "-o", "loop", image, dir) // which replays the outer journal
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = unix.Unmount(dir, unix.MNT_DETACH)
 		}
-		if a.name == "log" {
-			lines++
-			continue
-		}
-		p, err := os.ReadFile(filepath.Join(dir, a.name))
-		if sum := sha256.Sum256(p); err != nil || hex.EncodeToString(sum[:]) != a.what {
-			t.Errorf("%s was fsynced before flush %d of %d and is not what it was: %d bytes, %v", a.name, a.flushes, flushes, len(p), err)
-		}
-	}
-	log, err := os.ReadFile(filepath.Join(dir, "log"))
-	if err != nil && lines > 0 {
-		t.Error(err)
-	}
-	var want strings.Builder
-	for i := range lines {
-		fmt.Fprintln(&want, i)
-	}
-	if !strings.HasPrefix(string(log), want.String()) {
-		t.Errorf("the log has %d bytes and does not begin with the %d lines that were fsynced", len(log), lines)
-	}
+	})
+	look(dir)
 	must(t, unix.Unmount(dir, 0))
 	diskFileSystems[0].clean(t, image)
 }

@@ -240,15 +240,22 @@ func TestVolumeKilled(t *testing.T) {
 			})
 			writers := killUnderLoad(t, s, mnt, rounds(15, 500))
 			must(t, s.AwaitContainerd())
-			snapctl(t, s, "volume", "umount", "data")
-			dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
-			diskFileSystems[0].clean(t, dev)
-			snapctl(t, s, "volume", "mount", "data", mnt)
-			mustHoldWrites(t, writers, mnt)
-			snapctl(t, s, "volume", "umount", "data")
+			mustComeBack(t, s, mnt, writers)
 			mustBeRight(t, s, "data", store)
 		})
 	}
+}
+
+// mustComeBack detaches the volume, which takes until its store has everything, and insists that it has what was written: by
+// the file system's own check, and block by block.
+func mustComeBack(t *testing.T, s *testbed.Stack, mnt string, writers []*stamper) {
+	t.Helper()
+	snapctl(t, s, "volume", "umount", "data")
+	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+	diskFileSystems[0].clean(t, dev)
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	mustHoldWrites(t, writers, mnt)
+	snapctl(t, s, "volume", "umount", "data")
 }
 
 // syncFS flushes one file system. Others may wait for a node that is stopped.

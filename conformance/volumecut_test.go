@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusefile"
 	"github.com/remora-storage/remora/conformance"
@@ -193,28 +191,4 @@ func TestVolumePowerCut(t *testing.T) {
 			}
 		})
 	}
-}
-
-// cutAndLook makes what a power cut leaves of a disk, mounts it, and has somebody look.
-func cutAndLook(t *testing.T, rec *blockdev.Recorder, flushes int, rnd *rand.Rand, look func(dir string)) {
-	t.Helper()
-	work := t.TempDir()
-	defer os.RemoveAll(work)
-	image, dir := filepath.Join(work, "image"), filepath.Join(work, "mnt")
-	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, rec.Size()))
-	must(t, os.Mkdir(dir, 0o700))
-	f, err := blockdev.OpenFile(image, blockdev.FileOptions{})
-	must(t, err)
-	must(t, rec.Cut(t.Context(), f, flushes, rnd))
-	must(t, f.Close())
-	output(t, "mount", "-o", "loop", image, dir) // which replays the outer journal
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(dir, unix.MNT_DETACH)
-		}
-	})
-	look(dir)
-	must(t, unix.Unmount(dir, 0))
-	diskFileSystems[0].clean(t, image)
 }

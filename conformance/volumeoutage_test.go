@@ -34,15 +34,9 @@ func onS3(t *testing.T, srv *s3Server, endpoint, class, config string) (s *testb
 	return s, mnt
 }
 
-// mustComeBack detaches the volume, which takes until its store has everything, and insists that it has what was written.
-func mustComeBack(t *testing.T, s *testbed.Stack, mnt string, writers []*stamper) {
+// mustBeWhole checks the volume and removes it.
+func mustBeWhole(t *testing.T, s *testbed.Stack) {
 	t.Helper()
-	snapctl(t, s, "volume", "umount", "data")
-	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
-	diskFileSystems[0].clean(t, dev)
-	snapctl(t, s, "volume", "mount", "data", mnt)
-	mustHoldWrites(t, writers, mnt)
-	snapctl(t, s, "volume", "umount", "data")
 	t.Log(strings.TrimSpace(snapctl(t, s, "volume", "fsck", "data")))
 	snapctl(t, s, "volume", "rm", "data")
 }
@@ -63,6 +57,18 @@ func TestVolumeOutage(t *testing.T) {
 			time.Sleep(time.Minute)
 			l.mustRun(t)
 			waiting := l.count()
+			var d struct {
+				AtRisk int64 `json:"at_risk_bytes"`
+				Waits  []struct{ What, Reason string }
+				Store  string `json:"store_error"`
+			}
+			must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
+			if d.AtRisk == 0 || len(d.Waits) == 0 || d.Store == "" {
+				t.Errorf("inspect without the store: %+v", d)
+			}
+			if out := snapctl(t, s, "volume", "ls"); !strings.Contains(out, srv.endpoint) {
+				t.Errorf("ls without the store:\n%s", out)
+			}
 			must(t, srv.process.Stop(unix.SIGKILL))
 			time.Sleep(time.Minute)
 			l.mustRun(t)
@@ -74,6 +80,7 @@ func TestVolumeOutage(t *testing.T) {
 			must(t, err)
 			l.mustReach(t, waiting+200)
 			mustComeBack(t, s, mnt, l.end(t))
+			mustBeWhole(t, s)
 		})
 	}
 }
@@ -131,6 +138,7 @@ func TestVolumeSlowLink(t *testing.T) {
 	close(stop)
 	must(t, <-ended)
 	mustComeBack(t, s, mnt, l.end(t))
+	mustBeWhole(t, s)
 }
 
 // TestVolumeDiskFull: without room for its journal a volume is not attached, and nothing stays; when the disk becomes full
@@ -167,12 +175,13 @@ func TestVolumeDiskFull(t *testing.T) {
 	dir := disk("400M")
 	store, err = filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: isBulk})
 	must(t, err)
+	opts := volume.AttachOptions{Options: volume.Options{Store: store, Near: true}}
 	h, _, err = volume.Create(t.Context(), store, "data", volume.Spec{Size: 1 << 30, Class: volume.Local, MaxAge: time.Second})
 	must(t, err)
 	journals, err = volume.NewJournalDir(filepath.Join(dir, "journals"), 64<<20)
 	must(t, err)
 	node = volume.NewNode(store, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
-	v, err := volume.Attach(t.Context(), h.ID, node, journals, volume.AttachOptions{Options: volume.Options{Store: store}})
+	v, err := volume.Attach(t.Context(), h.ID, node, journals, opts)
 	must(t, err)
 	filler := filepath.Join(dir, "filler")
 	out, err := testbed.Output(t.Context(), nil, "dd", "if=/dev/zero", "of="+filler, "bs=1M")
@@ -189,7 +198,7 @@ func TestVolumeDiskFull(t *testing.T) {
 		}
 		return v.Flush(t.Context())
 	}
-	const fits, all = 24, 120 // MiB
+	const fits, all = 50, 120 // MiB, and more than the volume keeps in memory of its journal
 	for i := range int64(fits) {
 		must(t, write(i))
 	}
@@ -214,6 +223,9 @@ func TestVolumeDiskFull(t *testing.T) {
 		t.Errorf("%d MiB went into a journal of 64 MiB (%v)", all, err)
 	case <-time.After(3 * time.Second):
 	}
+	if why := v.Status().Throttled; why != volume.ThrottleJournal {
+		t.Errorf("writes wait because of %q", why)
+	}
 	must(t, os.Remove(filler))
 	must(t, <-done)
 	must(t, v.Detach(t.Context()))
@@ -222,7 +234,7 @@ func TestVolumeDiskFull(t *testing.T) {
 	for _, p := range r.Problems {
 		t.Error(p)
 	}
-	v, err = volume.Attach(t.Context(), h.ID, node, journals, volume.AttachOptions{Options: volume.Options{Store: store}})
+	v, err = volume.Attach(t.Context(), h.ID, node, journals, opts)
 	must(t, err)
 	got := make([]byte, 1<<20)
 	for i := range int64(all) {

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
@@ -66,12 +65,7 @@ func TestVolumeKilledAtSteps(t *testing.T) {
 				}
 			}
 			must(t, s.AwaitContainerd())
-			snapctl(t, s, "volume", "umount", "data")
-			dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
-			diskFileSystems[0].clean(t, dev)
-			snapctl(t, s, "volume", "mount", "data", mnt)
-			mustHoldWrites(t, writers, mnt)
-			snapctl(t, s, "volume", "umount", "data")
+			mustComeBack(t, s, mnt, writers)
 			mustBeRight(t, s, "data", store)
 		})
 	}

@@ -205,6 +205,56 @@ func TestIdle(t *testing.T) {
 	}
 }
 
+// hanging is a store that answers puts of segments late.
+type hanging struct {
+	remote.Store
+	late time.Duration
+}
+
+func (h *hanging) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	time.Sleep(h.late)
+	return h.Store.Put(ctx, key, p)
+}
+
+// TestHangingStore: a volume says what waits for a store that does not answer, and that nothing does once it has.
+func TestHangingStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := simstore.New(rand.New(rand.NewPCG(1, 1)))
+		h, _, err := Create(t.Context(), store, "v", Spec{Size: 8 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
+		v, err := Attach(t.Context(), h.ID, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: &hanging{store, 20 * time.Second}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := v.WriteAt(t.Context(), make([]byte, Block), 0); err != nil {
+			t.Fatal(err)
+		}
+		flushed := make(chan error, 1)
+		go func() { flushed <- v.Flush(t.Context()) }()
+		for _, step := range []struct {
+			sleep time.Duration
+			waits int
+		}{{noAnswer / 2, 0}, {noAnswer, 1}, {10 * time.Second, 1}} {
+			time.Sleep(step.sleep)
+			if w := v.Status().Waits; len(w) != step.waits {
+				t.Errorf("%d wait, want %d: %+v", len(w), step.waits, w)
+			}
+		}
+		if err := <-flushed; err != nil {
+			t.Fatal(err)
+		}
+		if w := v.Status().Waits; len(w) > 0 {
+			t.Errorf("%+v waits though the store has answered", w)
+		}
+		if err := v.Detach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // corrupt changes a byte of each object whose key has a part.
 func corrupt(t *testing.T, s remote.Store, part string, at func(p []byte) int) int {
 	t.Helper()

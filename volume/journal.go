@@ -106,9 +106,11 @@ type journal struct {
 	flying  int           // records on their way to the disk
 	needed  int64         // position before which nobody makes segments of records any more
 	pressed bool          // a record waits for that to move
+	stalled bool          // it will not for a while: the store does not take segments
 
 	window window
-	// lead is how far, in bytes, records may get ahead of what segments were made of; 0 for as far as there is room.
+	// lead is how far, in bytes, records may get ahead of what segments were made of, while the store takes them; 0
+	// for as far as there is room.
 	lead int64
 
 	taking  chan struct{} // holds a token for the one writer that takes a batch
@@ -313,7 +315,7 @@ func (j *journal) tryTake() (*batch, <-chan struct{}) {
 		j.starved = true
 		return nil, j.space
 	}
-	if j.lead > 0 && pos+total-j.needed > j.lead {
+	if j.lead > 0 && !j.stalled && pos+total-j.needed > j.lead {
 		j.pressed = true
 		return nil, j.space
 	}
@@ -449,6 +451,29 @@ func (j *journal) passed(pos int64) {
 	if j.pressed {
 		j.wake()
 	}
+}
+
+// setStalled says whether the store takes segments. While it does not, records may fill the ring.
+func (j *journal) setStalled(stalled bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.stalled = stalled
+	if stalled && j.pressed {
+		j.wake()
+	}
+}
+
+// throttled returns why a record waits, "" if none does.
+func (j *journal) throttled() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	switch {
+	case j.starved:
+		return ThrottleJournal
+	case j.pressed:
+		return ThrottleStore
+	}
+	return ""
 }
 
 // isPressed reports whether a record waits for segments to be made of others.

@@ -239,7 +239,7 @@ func (n *Node) swap(ctx context.Context, next nodeState, version string) error {
 	var at string
 	err = w.until(ctx, "renew the lease", func() error {
 		// An attempt that hangs must not outlast the lease: the store may answer the next one.
-		ctx, stop := context.WithTimeout(ctx, n.opts.TTL/3)
+		ctx, stop := context.WithTimeout(ctx, n.opts.TTL/2)
 		defer stop()
 		o, err := put(ctx, n.store, nodeKey(n.opts.ID), p, version)
 		if err == nil {

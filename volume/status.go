@@ -20,9 +20,16 @@ type Status struct {
 	Tail      int           // segments since the last checkpoint
 	Mapped    int64         // bytes that the map named at the last checkpoint
 	Waits     []Wait        // what waits for the store
+	Throttled string        // why writes wait: ThrottleJournal, ThrottleStore, or "" if they do not
 	Failed    error
 	Stats     Stats
 }
+
+// Reasons for which writes wait.
+const (
+	ThrottleJournal = "journal_full" // its content is not in the store yet
+	ThrottleStore   = "store_behind" // one on the same machine does not keep up
+)
 
 // Wait is something that is tried again and again.
 type Wait struct {
@@ -47,6 +54,7 @@ func (v *Volume) Status() Status {
 		}
 	}
 	s.Journal, s.JournalOf = v.journal.used()
+	s.Throttled = v.journal.throttled()
 	for what, w := range v.waiting {
 		s.Waits = append(s.Waits, Wait{what, w.err, w.since})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/remora-storage/remora/remote"
@@ -73,6 +74,7 @@ func quiet() waiter { return waiter{log: slog.New(slog.DiscardHandler)} }
 const (
 	firstPause = 50 * time.Millisecond
 	longPause  = 5 * time.Second
+	noAnswer   = 3 * time.Second // after which a request is said to wait
 )
 
 // until calls try until it succeeds, ctx ends, or it fails in a way that no repetition helps.
@@ -80,13 +82,13 @@ func (w waiter) until(ctx context.Context, what string, try func() error) error 
 	pause := firstPause
 	var since time.Time
 	for {
-		err := try()
+		slow, err := w.watched(what, try)
 		if err == nil || hopeless(err) {
-			if !since.IsZero() {
+			if slow || !since.IsZero() {
 				w.tell(what, nil)
-				if err == nil {
-					w.log.Info("the store answers again", "op", what, "after", time.Since(since).Round(time.Millisecond))
-				}
+			}
+			if !since.IsZero() && err == nil {
+				w.log.Info("the store answers again", "op", what, "after", time.Since(since).Round(time.Millisecond))
 			}
 			return err
 		}
@@ -108,6 +110,29 @@ func (w waiter) until(ctx context.Context, what string, try func() error) error 
 		}
 		pause = min(2*pause, longPause)
 	}
+}
+
+// errNoAnswer is what is told of a store that lets requests hang.
+var errNoAnswer = fmt.Errorf("the store has not answered for %v", noAnswer)
+
+// watched calls try, and tells meanwhile if that takes long. slow says that it did.
+func (w waiter) watched(what string, try func() error) (slow bool, err error) {
+	var mu sync.Mutex // guards the variables below
+	ended := false
+	t := time.AfterFunc(noAnswer, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !ended {
+			slow = true
+			w.tell(what, errNoAnswer)
+		}
+	})
+	err = try()
+	t.Stop()
+	mu.Lock()
+	defer mu.Unlock()
+	ended = true
+	return slow, err
 }
 
 func (w waiter) tell(what string, err error) {

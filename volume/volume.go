@@ -250,12 +250,15 @@ func (v *Volume) setWaiting(what string, err error) {
 	defer v.mu.Unlock()
 	if err == nil {
 		delete(v.waiting, what)
-		return
+	} else {
+		w, ok := v.waiting[what]
+		if !ok {
+			w.since = time.Now()
+		}
+		w.err = err
+		v.waiting[what] = w
 	}
-	w, ok := v.waiting[what]
-	if !ok {
-		w.since = time.Now()
+	if v.journal != nil {
+		v.journal.setStalled(len(v.waiting) > 0)
 	}
-	w.err = err
-	v.waiting[what] = w
 }

@@ -72,12 +72,17 @@ func (v *volumes) storeOf(req control.VolumeRequest) (string, error) {
 	return url, err
 }
 
+// store opens the store that a request means.
+func (v *volumes) store(req control.VolumeRequest) (url string, s remote.Store, err error) {
+	if url, err = v.storeOf(req); err == nil {
+		s, err = v.host.Store(url)
+	}
+	return url, s, err
+}
+
 // find returns a volume's store and head.
 func (v *volumes) find(ctx context.Context, req control.VolumeRequest) (url string, s remote.Store, h *volume.Head, err error) {
-	if url, err = v.storeOf(req); err != nil {
-		return "", nil, nil, err
-	}
-	if s, err = v.host.Store(url); err != nil {
+	if url, s, err = v.store(req); err != nil {
 		return "", nil, nil, err
 	}
 	h, err = volume.Lookup(ctx, s, req.Name)
@@ -135,11 +140,7 @@ func (v *volumes) InitStore(ctx context.Context, req *control.InitStoreRequest, 
 
 // CreateVolume makes a volume, in a store that is prepared if it never was.
 func (v *volumes) CreateVolume(ctx context.Context, req *control.CreateVolumeRequest) (*control.CreateVolumeReply, error) {
-	url, err := v.storeOf(req.VolumeRequest)
-	if err != nil {
-		return nil, err
-	}
-	s, err := v.host.Store(url)
+	url, s, err := v.store(req.VolumeRequest)
 	if err != nil {
 		return nil, err
 	}
@@ -178,14 +179,20 @@ func (v *volumes) Volumes(ctx context.Context, req *control.VolumesRequest) (*co
 		if err != nil {
 			return nil, err
 		}
-		if err := volume.List(ctx, s, func(name string, h *volume.Head, err error) {
+		asked, stop := context.WithTimeoutCause(ctx, storePatience, errors.New("the store does not answer"))
+		err = volume.List(asked, s, func(name string, h *volume.Head, err error) {
 			if err != nil {
 				reply.Volumes = append(reply.Volumes, control.Volume{Name: name, Store: url, Error: err.Error()})
 				return
 			}
 			reply.Volumes = append(reply.Volumes, v.describe(url, h))
-		}); err != nil {
+		})
+		stop()
+		if err != nil && req.Store != "" {
 			return nil, err
+		}
+		if err != nil { // the others' volumes are there
+			reply.Volumes = append(reply.Volumes, control.Volume{Store: url, Error: err.Error()})
 		}
 	}
 	return reply, nil
@@ -209,26 +216,13 @@ func (v *volumes) AttachedVolumes(context.Context, *control.Empty) (*control.Att
 
 // InspectVolume tells all about a volume.
 func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest) (*control.VolumeDetails, error) {
-	url, s, h, err := v.find(ctx, *req)
+	url, s, h, err := v.known(ctx, *req)
 	if err != nil {
 		return nil, err
 	}
-	usage, err := volume.StoreUsage(ctx, s, h.ID)
-	if err != nil {
-		return nil, err
-	}
-	d := &control.VolumeDetails{Volume: v.describe(url, h), StoredBytes: usage.Bytes, StoredObjects: usage.Objects,
-		MaxAge: float64(h.MaxAge), Committed: h.Write, Tail: len(h.Tail), Waits: []control.VolumeWait{}, Events: []control.VolumeEvent{}}
-	events, err := volume.Events(ctx, s, h.ID)
-	if err != nil {
-		return nil, err
-	}
-	for _, e := range events {
-		c := control.VolumeEvent{Time: e.Time, What: e.What, Detail: e.Detail}
-		if e.Node != nil {
-			c.Node = e.Node.String()
-		}
-		d.Events = append(d.Events, c)
+	d := &control.VolumeDetails{Volume: v.describe(url, h), MaxAge: float64(h.MaxAge), Committed: h.Write, Tail: len(h.Tail), Waits: []control.VolumeWait{}, Events: []control.VolumeEvent{}}
+	if err := stored(ctx, s, h.ID, d); err != nil {
+		d.StoreError = err.Error()
 	}
 	if h.Journal != nil {
 		d.Journal = h.Journal.Node.String() + "/" + h.Journal.ID.String()
@@ -238,7 +232,7 @@ func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest)
 		return d, nil
 	}
 	d.AtRiskBytes, d.AtRiskSeconds, d.JournalUsed, d.JournalBytes = st.AtRisk, st.Oldest.Seconds(), st.Journal, st.JournalOf
-	d.LeaseSeconds = margin.Seconds()
+	d.LeaseSeconds, d.Throttled = margin.Seconds(), st.Throttled
 	d.Written, d.Read, d.Flushes, d.Commits, d.Uploaded, d.MapBytes = st.Stats.Written, st.Stats.Read, st.Stats.Flushes, st.Stats.Commits, st.Stats.Uploaded, st.Stats.Map
 	d.Requests = control.StoreRequests(requests)
 	if st.Failed != nil {
@@ -248,6 +242,40 @@ func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest)
 		d.Waits = append(d.Waits, control.VolumeWait{What: w.What, Reason: w.Reason.Error(), Seconds: time.Since(w.Since).Seconds()})
 	}
 	return d, nil
+}
+
+const storePatience = 5 * time.Second // with a store that is only asked for what would be good to know
+
+// known is find for a volume that this node may own: then its head is known without the store.
+func (v *volumes) known(ctx context.Context, req control.VolumeRequest) (url string, s remote.Store, h *volume.Head, err error) {
+	id, ok, err := v.attachedID(ctx, req)
+	if err == nil && ok {
+		if h := v.host.Head(id); h != nil {
+			url, s, err := v.store(req)
+			return url, s, h, err
+		}
+	}
+	return v.find(ctx, req)
+}
+
+// stored adds what only the store knows.
+func stored(ctx context.Context, s remote.Store, id volume.ID, d *control.VolumeDetails) error {
+	ctx, stop := context.WithTimeoutCause(ctx, storePatience, errors.New("the store does not answer"))
+	defer stop()
+	usage, err := volume.StoreUsage(ctx, s, id)
+	if err != nil {
+		return err
+	}
+	d.StoredBytes, d.StoredObjects = usage.Bytes, usage.Objects
+	events, err := volume.Events(ctx, s, id)
+	for _, e := range events {
+		c := control.VolumeEvent{Time: e.Time, What: e.What, Detail: e.Detail}
+		if e.Node != nil {
+			c.Node = e.Node.String()
+		}
+		d.Events = append(d.Events, c)
+	}
+	return err
 }
 
 // AttachVolume makes a block device of a volume.
@@ -386,14 +414,10 @@ func (v *volumes) ResizeVolume(ctx context.Context, req *control.ResizeVolumeReq
 
 // RemoveVolume deletes a volume. One whose removal was begun before and has not ended is deleted to the end.
 func (v *volumes) RemoveVolume(ctx context.Context, req *control.RemoveVolumeRequest) (*control.RemoveVolumeReply, error) {
-	url, err := v.storeOf(req.VolumeRequest)
+	url, s, err := v.store(req.VolumeRequest)
 	if errors.Is(err, host.ErrUnknownName) {
 		return &control.RemoveVolumeReply{}, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	s, err := v.host.Store(url)
 	if err != nil {
 		return nil, err
 	}
@@ -411,11 +435,7 @@ func (v *volumes) RemoveVolume(ctx context.Context, req *control.RemoveVolumeReq
 
 // CheckVolume walks over everything that belongs to a volume.
 func (v *volumes) CheckVolume(ctx context.Context, req *control.CheckVolumeRequest, send func(*control.CheckVolumeReply) error) error {
-	url, err := v.storeOf(req.VolumeRequest)
-	if err != nil {
-		return err
-	}
-	s, err := v.host.Store(url)
+	_, s, err := v.store(req.VolumeRequest)
 	if err != nil {
 		return err
 	}
@@ -440,11 +460,7 @@ func (v *volumes) CheckVolume(ctx context.Context, req *control.CheckVolumeReque
 
 // RebuildVolume makes a new volume of what is left of another one.
 func (v *volumes) RebuildVolume(ctx context.Context, req *control.RebuildVolumeRequest, send func(*control.RebuildVolumeReply) error) error {
-	url, err := v.storeOf(req.VolumeRequest)
-	if err != nil {
-		return err
-	}
-	s, err := v.host.Store(url)
+	url, s, err := v.store(req.VolumeRequest)
 	if err != nil {
 		return err
 	}

@@ -244,7 +244,12 @@ func printVolume(w io.Writer, d *control.VolumeDetails) {
 	line := func(key, format string, args ...any) { fmt.Fprintf(t, "%s\t%s\n", key, fmt.Sprintf(format, args...)) }
 	line("name", "%s (%s)", d.Name, d.ID)
 	line("store", "%s", d.Store)
-	line("size", "%s, %s stored in %d objects", size(d.Size), size(d.StoredBytes), d.StoredObjects)
+	if d.StoreError == "" {
+		line("size", "%s, %s stored in %d objects", size(d.Size), size(d.StoredBytes), d.StoredObjects)
+	} else {
+		line("size", "%s", size(d.Size))
+		line("store says", "%s", d.StoreError)
+	}
 	class := d.Class
 	if d.ReadOnly {
 		class += ", read-only"
@@ -268,6 +273,12 @@ func printVolume(w io.Writer, d *control.VolumeDetails) {
 	}
 	for _, e := range d.Events {
 		line(e.What, "%s: %s", e.Time.Local().Format(time.DateTime), e.Detail)
+	}
+	switch d.Throttled {
+	case volume.ThrottleJournal:
+		line("writes wait", "the journal is full of what the store does not have yet")
+	case volume.ThrottleStore:
+		line("writes wait", "the store is behind")
 	}
 	for _, wait := range d.Waits {
 		line("waits", "%s, for %.0f s: %s", wait.What, wait.Seconds, wait.Reason)

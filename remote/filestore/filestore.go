@@ -32,6 +32,7 @@ type Store struct {
 	dir  string
 	opts Options
 	next atomic.Uint64 // for names of temporary files
+	handles
 }
 
 const (
@@ -143,21 +144,20 @@ func (s *Store) Get(_ context.Context, key string, off, n int64) ([]byte, remote
 	if err != nil {
 		return nil, remote.Object{}, err
 	}
-	f, err := os.Open(path)
+	x, size, err := s.handles.get(path)
 	if err != nil {
 		return nil, remote.Object{}, storeError("get", key, err)
 	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, remote.Object{}, storeError("get", key, err)
+	defer s.handles.release(x)
+	if n < 0 || !s.opts.Bulk(key) { // read once, as a rule
+		s.handles.drop(path, x)
 	}
-	o := remote.Object{Key: key, Size: st.Size()}
+	o := remote.Object{Key: key, Size: size}
 	if n < 0 || n > o.Size-off {
 		n = max(o.Size-off, 0)
 	}
 	p := make([]byte, n)
-	if _, err := f.ReadAt(p, off); err != nil && !(errors.Is(err, io.EOF) && n == 0) {
+	if _, err := x.f.ReadAt(p, off); err != nil && !(errors.Is(err, io.EOF) && n == 0) {
 		return nil, o, storeError("get", key, err)
 	}
 	if n == o.Size {
@@ -184,6 +184,7 @@ func (s *Store) Delete(_ context.Context, key string) error {
 	case err != nil:
 		return storeError("delete", key, err)
 	}
+	s.forget(path)
 	dir := filepath.Dir(path)
 	for dir != s.dir && unix.Rmdir(dir) == nil { // an empty one is no use
 		dir = filepath.Dir(dir)

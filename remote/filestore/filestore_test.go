@@ -1,6 +1,7 @@
 package filestore_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -26,6 +27,94 @@ func open(t *testing.T, dir string) *filestore.Store {
 
 func TestStore(t *testing.T) {
 	conformance.Store(t, func(t *testing.T) remote.Store { return open(t, t.TempDir()) })
+}
+
+// TestBulk: files that are kept open for those who read piece by piece change nothing of what a Store is.
+func TestBulk(t *testing.T) {
+	conformance.Store(t, func(t *testing.T) remote.Store {
+		s, err := filestore.Open(t.TempDir(), filestore.Options{Bulk: func(string) bool { return true }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return versioned{s}
+	})
+}
+
+// versioned has puts of bulk return versions, which the suite wants.
+type versioned struct{ *filestore.Store }
+
+func (s versioned) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	if _, err := s.Store.Put(ctx, key, p); err != nil {
+		return remote.Object{}, err
+	}
+	return s.Head(ctx, key)
+}
+
+func (s versioned) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+	if _, err := s.Store.PutIfAbsent(ctx, key, p); err != nil {
+		return remote.Object{}, err
+	}
+	return s.Head(ctx, key)
+}
+
+func (s versioned) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+	if _, err := s.Store.PutIfMatch(ctx, key, p, version); err != nil {
+		return remote.Object{}, err
+	}
+	return s.Head(ctx, key)
+}
+
+// TestHandles: an object that somebody else has deleted or replaced is not read from a file that is still open, and no
+// file without a name stays open.
+func TestHandles(t *testing.T) {
+	dir := t.TempDir()
+	bulk, err := filestore.Open(dir, filestore.Options{Bulk: func(string) bool { return true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := open(t, dir)
+	ctx := t.Context()
+	put := func(s *filestore.Store, key, content string) {
+		t.Helper()
+		if _, err := s.Put(ctx, key, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustRead := func(key, want string) {
+		t.Helper()
+		if p, _, err := bulk.Get(ctx, key, 1, 3); err != nil || string(p) != want {
+			t.Errorf("%s: %q, %v; want %q", key, p, err, want)
+		}
+	}
+	put(bulk, "a", "first")
+	mustRead("a", "irs")
+	put(other, "a", "second")
+	mustRead("a", "eco")
+	if err := other.Delete(ctx, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if p, _, err := bulk.Get(ctx, "a", 1, 3); !errors.Is(err, remote.ErrNoObject) {
+		t.Errorf("read after it was deleted: %q, %v", p, err)
+	}
+	for i := range 200 {
+		key := fmt.Sprintf("many/%d", i)
+		put(bulk, key, "content")
+		mustRead(key, "ont")
+	}
+	for i := range 200 {
+		if err := bulk.Delete(ctx, fmt.Sprintf("many/%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fds, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if name, err := os.Readlink(fd); err == nil && strings.HasPrefix(name, dir) { // those of others end meanwhile
+			t.Errorf("%s is open", name)
+		}
+	}
 }
 
 // TestProcesses: several processes count up one object. A comparison that only excludes goroutines loses some.

@@ -416,6 +416,22 @@ func (h *Host) Volume(ctx context.Context, id volume.ID) (*volume.Volume, error)
 	return o.v, nil
 }
 
+// Head returns the head of a volume that this node owns, as it knows it, without asking the store; nil if it does not know.
+func (h *Host) Head(id volume.ID) *volume.Head {
+	o := h.find(id)
+	if o == nil {
+		return nil
+	}
+	select {
+	case <-o.ready:
+		if o.v != nil {
+			return o.v.Head()
+		}
+	default:
+	}
+	return nil
+}
+
 // Status returns what a volume does now, what its store was asked for, and for how long the lease is certain. ok is false
 // if the volume is not open here.
 func (h *Host) Status(id volume.ID) (st volume.Status, requests Requests, margin time.Duration, ok bool) {

@@ -37,10 +37,7 @@ var (
 		{prometheus.NewDesc("remora_volume_journal_bytes", "bytes of the journal; writers wait when all are in use", byVolume, nil), prometheus.GaugeValue, func(s volume.Status) float64 { return float64(s.JournalOf) }},
 		{prometheus.NewDesc("remora_volume_waiting", "operations that wait for the store", byVolume, nil), prometheus.GaugeValue, func(s volume.Status) float64 { return float64(len(s.Waits)) }},
 		{prometheus.NewDesc("remora_volume_failed", "1 if everything that uses the volume fails", byVolume, nil), prometheus.GaugeValue, func(s volume.Status) float64 {
-			if s.Failed != nil {
-				return 1
-			}
-			return 0
+			return oneIf(s.Failed != nil)
 		}},
 		{prometheus.NewDesc("remora_volume_written_bytes_total", "bytes written", byVolume, nil), prometheus.CounterValue, func(s volume.Status) float64 { return float64(s.Stats.Written) }},
 		{prometheus.NewDesc("remora_volume_read_bytes_total", "bytes read", byVolume, nil), prometheus.CounterValue, func(s volume.Status) float64 { return float64(s.Stats.Read) }},
@@ -49,10 +46,11 @@ var (
 		{prometheus.NewDesc("remora_volume_uploaded_bytes_total", "bytes of segments stored", byVolume, nil), prometheus.CounterValue, func(s volume.Status) float64 { return float64(s.Stats.Uploaded) }},
 		{prometheus.NewDesc("remora_volume_uploaded_map_bytes_total", "bytes of map nodes stored", byVolume, nil), prometheus.CounterValue, func(s volume.Status) float64 { return float64(s.Stats.Map) }},
 	}
-	requestsDesc = prometheus.NewDesc("remora_store_requests_total", "requests to a store", []string{"store", "op"}, nil)
-	failuresDesc = prometheus.NewDesc("remora_store_errors_total", "requests that failed", byStore, nil)
-	warningsDesc = prometheus.NewDesc("remora_store_warnings", "settings of a store that are unwise; snapctl volume probe names them", byStore, nil)
-	leaseDesc    = prometheus.NewDesc("remora_volume_lease_seconds", "for how long the node's lease in a store is certain", byStore, nil)
+	throttledDesc = prometheus.NewDesc("remora_volume_throttled", "1 while writes wait for this reason", []string{"volume", "reason"}, nil)
+	requestsDesc  = prometheus.NewDesc("remora_store_requests_total", "requests to a store", []string{"store", "op"}, nil)
+	failuresDesc  = prometheus.NewDesc("remora_store_errors_total", "requests that failed", byStore, nil)
+	warningsDesc  = prometheus.NewDesc("remora_store_warnings", "settings of a store that are unwise; snapctl volume probe names them", byStore, nil)
+	leaseDesc     = prometheus.NewDesc("remora_volume_lease_seconds", "for how long the node's lease in a store is certain", byStore, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -60,6 +58,7 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 	for _, m := range volumeMetrics {
 		out <- m.desc
 	}
+	out <- throttledDesc
 	out <- requestsDesc
 	out <- failuresDesc
 	out <- warningsDesc
@@ -69,9 +68,14 @@ func (c collector) Describe(out chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	for _, a := range c.h.Attached() {
-		st, _, _, ok := c.h.Status(a.ID)
+		st, _, margin, ok := c.h.Status(a.ID)
 		if !ok {
 			continue
+		}
+		for reason, waits := range map[string]bool{
+			volume.ThrottleJournal: st.Throttled == volume.ThrottleJournal, volume.ThrottleStore: st.Throttled == volume.ThrottleStore, "lease_uncertain": margin <= 0,
+		} {
+			out <- prometheus.MustNewConstMetric(throttledDesc, prometheus.GaugeValue, oneIf(waits), a.Name, reason)
 		}
 		for _, m := range volumeMetrics {
 			out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(st), a.Name)
@@ -88,4 +92,11 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(leaseDesc, prometheus.GaugeValue, margin.Seconds(), url)
 		}
 	}
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

@@ -98,6 +98,7 @@ type AttachedReply struct {
 // VolumeDetails is all that is known of a volume. What is about its use is there only on the node that owns it.
 type VolumeDetails struct {
 	Volume
+	StoreError    string        `json:"store_error,omitempty"` // why what only the store knows is not here
 	StoredBytes   int64         `json:"stored_bytes"`
 	StoredObjects int64         `json:"stored_objects"`
 	MaxAge        float64       `json:"max_age_seconds"`
@@ -110,7 +111,8 @@ type VolumeDetails struct {
 	JournalBytes  int64         `json:"journal_bytes"`
 	LeaseSeconds  float64       `json:"lease_margin_seconds"`
 	Waits         []VolumeWait  `json:"waits"`
-	Events        []VolumeEvent `json:"events"` // oldest first
+	Throttled     string        `json:"throttled,omitempty"` // why writes wait now: journal_full or store_behind
+	Events        []VolumeEvent `json:"events"`              // oldest first
 	Written       int64         `json:"written_bytes"`
 	Read          int64         `json:"read_bytes"`
 	Flushes       int64         `json:"flushes"`
