@@ -1,6 +1,7 @@
 package conformance_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -71,10 +72,11 @@ func elsewhere(t *testing.T, name, backend string, pinned bool, mount func(dir s
 					t.Errorf("%s is still in use: %v", left[i], err)
 				}
 			}
-			if err := unix.Unmount(root, 0); err != nil {
-				t.Errorf("the root's file system is still in use: %v", err)
-				_ = unix.Unmount(root, unix.MNT_DETACH)
-			}
+			waitFor(t, "the root's file system to be free", func() bool { // loop devices let go of their files in the background
+				err = unix.Unmount(root, 0)
+				return !errors.Is(err, unix.EBUSY)
+			})
+			must(t, err)
 		})
 		s := newStack(t, testbed.Options{Root: root, LogLevel: "info", Config: config})
 		_, lazy := pushed(t, s, python)

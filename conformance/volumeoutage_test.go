@@ -151,7 +151,9 @@ func TestVolumeDiskFull(t *testing.T) {
 		output(t, "mkfs.ext4", "-q", image)
 		dir = t.TempDir()
 		output(t, "mount", "-o", "loop", image, dir)
-		t.Cleanup(func() { must(t, unix.Unmount(dir, 0)) })
+		t.Cleanup(func() {
+			waitFor(t, "nobody to use the disk", func() bool { return unix.Unmount(dir, 0) == nil }) // files that were read stay open for a while
+		})
 		return dir
 	}
 	isBulk := func(key string) bool { return strings.Contains(key, "/seg/") }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/remora-storage/remora/conformance"
 	"github.com/remora-storage/remora/remote"
@@ -64,8 +65,8 @@ func (s versioned) PutIfMatch(ctx context.Context, key string, p []byte, version
 	return s.Head(ctx, key)
 }
 
-// TestHandles: an object that somebody else has deleted or replaced is not read from a file that is still open, and no
-// file without a name stays open.
+// TestHandles: an object that somebody else has deleted or replaced is not read from a file that is still open, no file
+// without a name stays open, and none that nobody reads any more.
 func TestHandles(t *testing.T) {
 	dir := t.TempDir()
 	bulk, err := filestore.Open(dir, filestore.Options{Bulk: func(string) bool { return true }})
@@ -106,15 +107,36 @@ func TestHandles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if n := openBelow(t, dir); n > 0 {
+		t.Errorf("%d files that were deleted are open", n)
+	}
+	put(bulk, "b", "content")
+	mustRead("b", "ont")
+	if n := openBelow(t, dir); n != 1 {
+		t.Errorf("%d files are open, want the one that is read", n)
+	}
+	for range 200 {
+		if openBelow(t, dir) == 0 {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error("a file that nobody reads stays open")
+}
+
+// openBelow counts this process's open files in a directory.
+func openBelow(t *testing.T, dir string) (n int) {
+	t.Helper()
 	fds, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, fd := range fds {
 		if name, err := os.Readlink(fd); err == nil && strings.HasPrefix(name, dir) { // those of others end meanwhile
-			t.Errorf("%s is open", name)
+			n++
 		}
 	}
+	return n
 }
 
 // TestProcesses: several processes count up one object. A comparison that only excludes goroutines loses some.

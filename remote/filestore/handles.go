@@ -3,16 +3,19 @@ package filestore
 import (
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// handles keeps files open that are read piece by piece. An object that was deleted or replaced is not read any more: its
-// file has no name then.
+// handles keeps files open that are read piece by piece, while they are: a file system whose files are open cannot be
+// unmounted. An object that was deleted or replaced is not read any more: its file has no name then.
 type handles struct {
-	mu   sync.Mutex // guards the fields below, and handle.users
-	open map[string]*handle
-	tick uint64
+	mu      sync.Mutex // guards the fields below, and those of handle
+	open    map[string]*handle
+	tick    uint64 // rises with each use
+	swept   uint64 // tick of the last sweep
+	sweeper *time.Timer
 }
 
 type handle struct {
@@ -22,7 +25,10 @@ type handle struct {
 	dropped bool   // to be closed by its last user
 }
 
-const maxHandles = 64
+const (
+	maxHandles = 64
+	idleHandle = 2 * time.Second // after which one that nobody uses is closed, or twice that
+)
 
 // get returns an open file and its size. release must be called.
 func (h *handles) get(path string) (_ *handle, size int64, err error) {
@@ -60,10 +66,29 @@ func (h *handles) take(path string) (*handle, error) {
 		x = &handle{f: f}
 		h.evictLocked()
 		h.open[path] = x
+		if h.sweeper == nil {
+			h.sweeper = time.AfterFunc(idleHandle, h.sweep)
+		}
 	}
 	h.tick++
 	x.users, x.last = x.users+1, h.tick
 	return x, nil
+}
+
+// sweep closes what was not used since the last one, and comes again as long as something is open.
+func (h *handles) sweep() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for path, x := range h.open {
+		if x.last <= h.swept {
+			h.dropLocked(path)
+		}
+	}
+	h.swept = h.tick
+	h.sweeper = nil
+	if len(h.open) > 0 {
+		h.sweeper = time.AfterFunc(idleHandle, h.sweep)
+	}
 }
 
 // evictLocked makes room for one more.
