@@ -156,7 +156,6 @@ func TestVolumeDiskFull(t *testing.T) {
 		})
 		return dir
 	}
-	isBulk := func(key string) bool { return strings.Contains(key, "/seg/") }
 
 	small := disk("48M")
 	store, err := filestore.Open(filepath.Join(t.TempDir(), "store"), filestore.Options{})
@@ -175,7 +174,7 @@ func TestVolumeDiskFull(t *testing.T) {
 	}
 
 	dir := disk("400M")
-	store, err = filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: isBulk})
+	store, err = filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
 	must(t, err)
 	opts := volume.AttachOptions{Options: volume.Options{Store: store, Near: true}}
 	h, _, err = volume.Create(t.Context(), store, "data", volume.Spec{Size: 1 << 30, Class: volume.Local, MaxAge: time.Second})

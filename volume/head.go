@@ -233,6 +233,9 @@ func (r SegmentRef) key(id ID) string {
 	return fmt.Sprintf("%sseg/%016x/%016x-%08x", volumePrefix(id), r.Epoch, r.Seq, r.Random)
 }
 
+// IsSegment tells keys of data, of which there is much, from those of what is small and frees room.
+func IsSegment(key string) bool { return strings.Contains(key, "/seg/") }
+
 // parseSegmentKey reads a key below a volume's prefix.
 func parseSegmentKey(key string) (r SegmentRef, ok bool) {
 	n, err := fmt.Sscanf(key, "seg/%016x/%016x-%08x", &r.Epoch, &r.Seq, &r.Random)

@@ -8,6 +8,7 @@ import (
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/remote/filestore"
 	"github.com/remora-storage/remora/remote/s3store"
+	"github.com/remora-storage/remora/volume"
 )
 
 // storeOpener opens stores by their URLs: file:/path or s3://bucket/prefix?endpoint=…
@@ -19,7 +20,7 @@ func storeOpener(credentials string) func(url string) (remote.Store, error) {
 			if !filepath.IsAbs(rest) {
 				return nil, fmt.Errorf("store %q: want file:/path", url)
 			}
-			return filestore.Open(rest, filestore.Options{Bulk: isSegment})
+			return filestore.Open(rest, filestore.Options{Bulk: volume.IsSegment})
 		case "s3":
 			o, err := s3store.ParseURL(url)
 			if err != nil {
@@ -31,9 +32,6 @@ func storeOpener(credentials string) func(url string) (remote.Store, error) {
 		return nil, fmt.Errorf("store %q: want file:/path or s3://BUCKET/PREFIX?endpoint=URL", url)
 	}
 }
-
-// isSegment tells data from what is small and frees room.
-func isSegment(key string) bool { return strings.Contains(key, "/seg/") }
 
 // cleanStore makes one URL of those that mean the same store.
 func cleanStore(url string) string {
