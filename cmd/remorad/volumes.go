@@ -179,15 +179,15 @@ func (v *volumes) Volumes(ctx context.Context, req *control.VolumesRequest) (*co
 		if err != nil {
 			return nil, err
 		}
-		asked, stop := context.WithTimeoutCause(ctx, storePatience, errors.New("the store does not answer"))
-		err = volume.List(asked, s, func(name string, h *volume.Head, err error) {
-			if err != nil {
-				reply.Volumes = append(reply.Volumes, control.Volume{Name: name, Store: url, Error: err.Error()})
-				return
-			}
-			reply.Volumes = append(reply.Volumes, v.describe(url, h))
+		err = patiently(ctx, s, func(ctx context.Context, s remote.Store) error {
+			return volume.List(ctx, s, func(name string, h *volume.Head, err error) {
+				if err != nil {
+					reply.Volumes = append(reply.Volumes, control.Volume{Name: name, Store: url, Error: err.Error()})
+					return
+				}
+				reply.Volumes = append(reply.Volumes, v.describe(url, h))
+			})
 		})
-		stop()
 		if err != nil && req.Store != "" {
 			return nil, err
 		}
@@ -221,7 +221,7 @@ func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest)
 		return nil, err
 	}
 	d := &control.VolumeDetails{Volume: v.describe(url, h), MaxAge: float64(h.MaxAge), Committed: h.Write, Tail: len(h.Tail), Waits: []control.VolumeWait{}, Events: []control.VolumeEvent{}}
-	if err := stored(ctx, s, h.ID, d); err != nil {
+	if err := patiently(ctx, s, func(ctx context.Context, s remote.Store) error { return stored(ctx, s, h.ID, d) }); err != nil {
 		d.StoreError = err.Error()
 	}
 	if h.Journal != nil {
@@ -244,8 +244,6 @@ func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest)
 	return d, nil
 }
 
-const storePatience = 5 * time.Second // with a store that is only asked for what would be good to know
-
 // known is find for a volume that this node may own: then its head is known without the store.
 func (v *volumes) known(ctx context.Context, req control.VolumeRequest) (url string, s remote.Store, h *volume.Head, err error) {
 	id, ok, err := v.attachedID(ctx, req)
@@ -260,8 +258,6 @@ func (v *volumes) known(ctx context.Context, req control.VolumeRequest) (url str
 
 // stored adds what only the store knows.
 func stored(ctx context.Context, s remote.Store, id volume.ID, d *control.VolumeDetails) error {
-	ctx, stop := context.WithTimeoutCause(ctx, storePatience, errors.New("the store does not answer"))
-	defer stop()
 	usage, err := volume.StoreUsage(ctx, s, id)
 	if err != nil {
 		return err
