@@ -289,6 +289,9 @@ func TestVolumeTakenOver(t *testing.T) {
 	if p, err := os.ReadFile(filepath.Join(other, "kept")); err != nil || string(p) != "flushed" {
 		t.Errorf("%q, %v", p, err)
 	}
+	if out := snapctl(t, b, "volume", "inspect", "data"); !strings.Contains(out, "takeover") {
+		t.Errorf("inspect says nothing of the takeover:\n%s", out)
+	}
 	must(t, os.WriteFile(filepath.Join(other, "new"), []byte("of b"), 0o600))
 	syncFS(t, other)
 	must(t, unix.Kill(a.RemoradPID(), unix.SIGCONT))

@@ -234,6 +234,9 @@ func (j *journal) withdraw(r *appendReq) bool {
 	for i, q := range j.queue {
 		if q == r {
 			j.queue = append(j.queue[:i:i], j.queue[i+1:]...)
+			if len(j.queue) == 0 {
+				j.starved, j.pressed = false, false
+			}
 			return true
 		}
 	}

@@ -18,7 +18,7 @@ func TestWindow(t *testing.T) {
 	var made []windowed
 	var added []span
 	pos := int64(0)
-	for range 10_000 {
+	for range 3_000 {
 		n := Block * (1 + r.IntN(most))
 		rec := w.room(pos, n)
 		for i := range rec.buf {

@@ -59,6 +59,51 @@ func mustHold(t *testing.T, d *host.Device, off int64, want []byte) {
 	}
 }
 
+// TestEvents: that a volume was given up to the journal is written down in its store, as soon as that can be reached, by
+// whichever process.
+func TestEvents(t *testing.T) {
+	root := t.TempDir()
+	store, head := newStore(t)
+	h := openHost(t, root, store)
+	d := attach(t, h, head)
+	store.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
+	if err := d.WriteAt(t.Context(), make([]byte, volume.Block), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Abandon(head.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	store.SetFaults(simstore.Faults{})
+	h = openHost(t, root, store)
+	attach(t, h, head)
+	var all []volume.Event
+	for range 100 {
+		var err error
+		if all, err = volume.Events(t.Context(), store, head.ID); err != nil {
+			t.Fatal(err)
+		}
+		if len(all) > 0 {
+			break
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if len(all) != 1 || all[0].What != volume.EventAbandon || all[0].Name != "data" || all[0].Node == nil || *all[0].Node != h.NodeID() {
+		t.Errorf("events: %+v", all)
+	}
+	if err := h.Detach(t.Context(), head.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if p, err := os.ReadFile(filepath.Join(root, "volumes.json")); err != nil || bytes.Contains(p, []byte(volume.EventAbandon)) {
+		t.Errorf("an event that was told stays in the record: %s, %v", p, err)
+	}
+}
+
 // TestResume: what was acknowledged is there for the next process, though its store is out of reach at first: requests
 // wait.
 func TestResume(t *testing.T) {
