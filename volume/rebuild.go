@@ -38,6 +38,14 @@ type Rebuilt struct {
 	Lost  []Range `json:"lost"`  // blocks whose bytes are wrong in the store; they read as zeros
 }
 
+// Base says what the volume was made of.
+func (r *Rebuilt) Base() string {
+	if r.Map == 0 {
+		return fmt.Sprintf("no map, %d segments alone", r.Segments)
+	}
+	return fmt.Sprintf("the map as of segment %d, and %d segments since", r.Map, r.Segments)
+}
+
 // A Range is a part of a volume.
 type Range struct {
 	Off int64 `json:"offset"` // bytes
@@ -84,7 +92,7 @@ func Rebuild(ctx context.Context, store remote.Store, from, to string, progress 
 		return nil, errors.Join(err, derr)
 	}
 	return &b.Rebuilt, Event{Time: time.Now().UTC(), Volume: b.ID, Name: b.Name, What: EventRebuild,
-		Detail: fmt.Sprintf("of volume %s: a map up to segment %d and %d segments since; %d are missing", b.From, b.Map, b.Segments, b.Missing)}.Store(ctx, store)
+		Detail: fmt.Sprintf("of volume %s: %s; %d are missing", b.From, b.Base(), b.Missing)}.Store(ctx, store)
 }
 
 type rebuild struct {

@@ -104,6 +104,8 @@ func (v *volumes) describe(url string, h *volume.Head) control.Volume {
 	return c
 }
 
+var errNoStore = errors.New("name a store: --store, or [volume] store in remorad's configuration")
+
 // InitStore tries a store and prepares it for volumes.
 func (v *volumes) InitStore(ctx context.Context, req *control.InitStoreRequest, send func(*control.InitStoreReply) error) error {
 	url := cleanStore(req.Store)
@@ -111,7 +113,7 @@ func (v *volumes) InitStore(ctx context.Context, req *control.InitStoreRequest, 
 		url = v.byName
 	}
 	if url == "" {
-		return errors.New("name a store: --store, or [volume] store in remorad's configuration")
+		return errNoStore
 	}
 	s, err := v.host.Store(url)
 	if err != nil {
@@ -141,6 +143,9 @@ func (v *volumes) InitStore(ctx context.Context, req *control.InitStoreRequest, 
 // CreateVolume makes a volume, in a store that is prepared if it never was.
 func (v *volumes) CreateVolume(ctx context.Context, req *control.CreateVolumeRequest) (*control.CreateVolumeReply, error) {
 	url, s, err := v.store(req.VolumeRequest)
+	if errors.Is(err, host.ErrUnknownName) {
+		return nil, errNoStore
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -397,11 +397,11 @@ func printRebuilt(w io.Writer, r *volume.Rebuilt) {
 		guessed = " (a guess: the end of the last block that is known)"
 	}
 	fmt.Fprintf(w, "%s: %s%s, %s mapped, read-only\n", r.Name, size(r.Size), guessed, size(r.Bytes))
-	base := "no map could be read"
-	if r.Map > 0 {
-		base = fmt.Sprintf("from the map as of segment %d", r.Map)
+	fmt.Fprintf(w, "  made of %s", r.Base())
+	if r.Ignored > 0 {
+		fmt.Fprintf(w, "; %d others never counted, or cannot be read", r.Ignored)
 	}
-	fmt.Fprintf(w, "  %s, and %d segments since; %d that never counted\n", base, r.Segments, r.Ignored)
+	fmt.Fprintln(w)
 	for _, p := range r.Problems {
 		fmt.Fprintf(w, "  damaged: %s\n", p)
 	}
