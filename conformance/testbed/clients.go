@@ -1,0 +1,143 @@
+package testbed
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Ctr runs ctr and returns its stdout.
+func (s *Stack) Ctr(ctx context.Context, args ...string) (string, error) {
+	return Output(ctx, s.ctrEnv(), "ctr", args...)
+}
+
+// CtrCommand returns a command that runs ctr.
+func (s *Stack) CtrCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	c, err := Command(ctx, "ctr", args...)
+	if err != nil {
+		return nil, err
+	}
+	c.Env = append(c.Env, s.ctrEnv()...)
+	return c, nil
+}
+
+// ctrEnv is how clients of containerd reach the stack's.
+func (s *Stack) ctrEnv() []string {
+	return []string{"CONTAINERD_ADDRESS=" + s.Socket, "CONTAINERD_NAMESPACE=" + s.Namespace}
+}
+
+// Snapctl runs snapctl and returns its stdout.
+func (s *Stack) Snapctl(ctx context.Context, args ...string) (string, error) {
+	return Output(ctx, s.SnapctlEnv(), "snapctl", args...)
+}
+
+// SnapctlEnv is what snapctl needs in its environment to work with the stack.
+func (s *Stack) SnapctlEnv() []string {
+	return append(s.ctrEnv(), "REMORA_ADDRESS="+s.Remora, "XDG_CACHE_HOME="+filepath.Join(s.Dir, "snapctl-cache"))
+}
+
+// Status is what tests read of `snapctl status --json`, by its documented names.
+type Status struct {
+	Backend struct{ Name, Reason string }
+	Cache   struct{ Bytes, Limit, Pinned int64 }
+	Layers  []LayerStatus
+	Broken  []struct{ Container, Snapshot, Mounted, Reason string }
+	Holder  struct{ PID int }
+	Waiting []struct {
+		PID                                       int
+		Command, Container, Image, Digest, Reason string
+		Seconds                                   float64
+	}
+}
+
+// LayerStatus is one of Status.Layers.
+type LayerStatus struct {
+	Digest       string
+	Image        string
+	Format       string
+	Backend      string
+	State        string
+	Reason       string
+	Verified     bool
+	PresentBytes int64 `json:"present_bytes"`
+	TotalBytes   int64 `json:"total_bytes"`
+	FetchedBytes int64 `json:"fetched_bytes"`
+	ReadBytes    int64 `json:"read_bytes"`
+
+	PrefetchedBytes   int64   `json:"prefetched_bytes"`
+	PrefetchUsedBytes int64   `json:"prefetch_used_bytes"`
+	DemandBytes       int64   `json:"demand_bytes"`
+	Waits             int     `json:"waits"`
+	WaitSeconds       float64 `json:"wait_seconds"`
+}
+
+// Status returns what `snapctl status --json` says.
+func (s *Stack) Status(ctx context.Context) (*Status, error) {
+	out, err := s.Snapctl(ctx, "--json", "status")
+	if err != nil {
+		return nil, err
+	}
+	st := new(Status)
+	return st, json.Unmarshal([]byte(out), st)
+}
+
+// Ref names an image in the stack's registry.
+func (s *Stack) Ref(name string) string { return s.Addr + "/" + name }
+
+// PullOrdinary pulls by containerd alone.
+func (s *Stack) PullOrdinary(ctx context.Context, ref, snapshotter string) error {
+	_, err := s.Ctr(ctx, "images", "pull", "--local", "--hosts-dir", s.HostsDir, "--snapshotter", snapshotter, ref)
+	return err
+}
+
+// RunProgram runs a program's container and returns with the line that says that it works. end
+// waits for the container's end.
+func (s *Stack) RunProgram(ctx context.Context, ref, snapshotter string, p Program) (end func() error, err error) {
+	c, err := s.CtrCommand(ctx, append([]string{"run", "--rm", "--snapshotter", snapshotter, ref, p.Name}, p.Args...)...)
+	if err != nil {
+		return nil, err
+	}
+	out, err := c.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	var stderr strings.Builder
+	c.Stderr = &stderr
+	if err := c.Start(); err != nil {
+		return nil, err
+	}
+	in := bufio.NewScanner(out)
+	for in.Scan() {
+		if strings.Contains(in.Text(), p.Want) {
+			return func() error {
+				_, err := io.Copy(io.Discard, out)
+				return errors.Join(err, c.Wait())
+			}, nil
+		}
+	}
+	return nil, fmt.Errorf("%s did not print %q: %v\n%s", p.Name, p.Want, c.Wait(), stderr.String())
+}
+
+// Push copies an OCI layout into the registry.
+func (s *Stack) Push(ctx context.Context, layout, tag, name string) error {
+	args := []string{"--insecure-policy", "copy", "--dest-tls-verify=false"}
+	if s.opts.Auth {
+		args = append(args, "--dest-creds", User+":"+Password)
+	}
+	_, err := Output(ctx, nil, "skopeo", append(args, "oci:"+layout+":"+tag, "docker://"+s.Ref(name))...)
+	return err
+}
+
+// StopRegistry ends the registry.
+func (s *Stack) StopRegistry() error {
+	err := s.registry.Stop(syscall.SIGTERM)
+	s.registry = nil
+	return err
+}
