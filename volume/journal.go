@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -173,11 +174,15 @@ func decodeSuperblock(p []byte) (s superblock, err error) {
 func newJournal(disk Disk, super superblock, end cursor, write, epoch uint64, windowSize int64) *journal {
 	complete := make(chan struct{})
 	close(complete)
-	return &journal{
+	mem, free := windowMemory(windowSize)
+	j := &journal{
 		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end, wanted: super.start, synced: super.start.seq, needed: super.start.pos,
 		taking: make(chan struct{}, 1), syncing: make(chan struct{}, 1),
-		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: newWindow(windowSize),
+		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: window{mem: mem},
 	}
+	// Not before: whoever still reads has the journal.
+	runtime.AddCleanup(j, func(free func()) { free() }, free)
+	return j
 }
 
 // ringPlace returns the offset on the disk of a position.

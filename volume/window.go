@@ -4,6 +4,8 @@ import (
 	"sort"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/remora-storage/remora/blockdev"
 )
 
@@ -26,12 +28,17 @@ type windowed struct {
 // leastWindow is large beside the records that are being made and written, which must not be overwritten.
 const leastWindow = 2 * (journalAhead + 1) * (Block + maxRecord)
 
-// newWindow returns a window of about so many bytes, or none if they are too few.
-func newWindow(bytes int64) window {
+// windowMemory returns memory for a window of about so many bytes, or none if they are too few. It is not the collector's: of
+// a volume that is hardly written to, hardly any of it is ever touched. free gives it back.
+func windowMemory(bytes int64) (mem []byte, free func()) {
 	if bytes < leastWindow {
-		return window{}
+		return nil, func() {}
 	}
-	return window{mem: blockdev.AlignedBuffer(int(bytes) &^ (Block - 1))}
+	mem, err := unix.Mmap(-1, 0, int(bytes)&^(Block-1), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+	if err != nil { // everything is read from the journal then
+		return nil, func() {}
+	}
+	return mem, func() { _ = unix.Munmap(mem) } // which fails for what is not mapped alone
 }
 
 // room returns a buffer of n bytes for the record at a position, whose content is anything. One caller at a time.

@@ -1,7 +1,6 @@
 package volume
 
 import (
-	"bytes"
 	"math/rand/v2"
 	"testing"
 
@@ -54,10 +53,16 @@ func TestWindow(t *testing.T) {
 			t.Fatal("the window has what was not written")
 		}
 	}
-	if small := newWindow(leastWindow - 1); small.read(0, nil) || len(small.room(0, Block).buf) != Block {
+	if none, _ := windowMemory(leastWindow - 1); len(none) > 0 {
+		t.Error("a window that is too small has memory")
+	}
+	w = window{}
+	if w.add(w.room(0, Block)); w.read(0, make([]byte, Block)) {
 		t.Error("a window of no memory keeps something")
 	}
-	if !bytes.Equal(nil, newWindow(0).mem) {
-		t.Error("a window of nothing has memory")
+	mem, free := windowMemory(leastWindow)
+	if len(mem) != leastWindow {
+		t.Errorf("a window of %d bytes has %d", int64(leastWindow), len(mem))
 	}
+	free()
 }
