@@ -280,7 +280,11 @@ func TestDiskLost(t *testing.T) {
 	must(t, errors.Join(err, f.Sync()))
 	must(t, s.KillHolder())
 	must(t, s.StopRemorad(unix.SIGKILL))
-	must(t, s.KillHolder()) // remorad may have started another
+	waitFor(t, "no holder to be left", func() bool { // remorad may have been starting another
+		must(t, s.KillHolder())
+		time.Sleep(100 * time.Millisecond)
+		return s.HolderPID() == 0
+	})
 	if _, err = f.Write(flushed); err == nil {
 		err = f.Sync()
 	}
