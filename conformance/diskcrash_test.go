@@ -39,21 +39,26 @@ type acknowledgement struct {
 	name, what string
 }
 
-// TestDiskPowerCut: after a power cut at any flush, of what the disk was sent since whatever may be lost, torn and out
-// of order, an ext4 on it is clean, and has everything that was fsynced.
-func TestDiskPowerCut(t *testing.T) {
-	needRoot(t)
-	const size = 64 << 20
-	rec := blockdev.NewRecorder(conformance.RAM(t, size))
+// recordedExt4 mounts an ext4 on a disk in memory that records what it is sent.
+func recordedExt4(t *testing.T, size int64) (rec *blockdev.Recorder, dev, dir string, umount func()) {
+	t.Helper()
+	rec = blockdev.NewRecorder(conformance.RAM(t, size))
 	files, err := fusefile.Mount(t.TempDir(), fusefile.Options{Writable: true, Log: slog.New(slog.DiscardHandler)})
 	must(t, err)
 	t.Cleanup(func() { must(t, files.Unmount()) })
 	l, err := blockdev.AttachLoopOn(files.Export(fusefile.FirstNode, rec), blockdev.LoopOptions{Writable: true, Direct: true})
 	must(t, err)
-	defer l.Release()
-	ext4 := diskFileSystems[0]
-	ext4.mkfs(t, l.Path())
-	dir, umount := mounted(t, l.Path(), "ext4")
+	t.Cleanup(func() { l.Release() })
+	diskFileSystems[0].mkfs(t, l.Path())
+	dir, umount = mounted(t, l.Path(), "ext4")
+	return rec, l.Path(), dir, umount
+}
+
+// TestDiskPowerCut: after a power cut at any flush, of what the disk was sent since whatever may be lost, torn and out
+// of order, an ext4 on it is clean, and has everything that was fsynced.
+func TestDiskPowerCut(t *testing.T) {
+	needRoot(t)
+	rec, dev, dir, umount := recordedExt4(t, 64<<20)
 	unix.Sync()
 	first := rec.Flushes()
 
@@ -70,7 +75,7 @@ func TestDiskPowerCut(t *testing.T) {
 	}
 	must(t, c.Wait())
 	umount()
-	ext4.clean(t, l.Path())
+	diskFileSystems[0].clean(t, dev)
 	last := rec.Flushes()
 	t.Logf("%d flushes, %d acknowledgements", last-first, len(acks))
 	if last-first < len(acks) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -13,8 +12,6 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/blockdev/fusefile"
-	"github.com/remora-storage/remora/conformance"
 	"github.com/remora-storage/remora/remote/filestore"
 	"github.com/remora-storage/remora/volume"
 )
@@ -99,21 +96,17 @@ func (w *powerWriter) mustHave(t *testing.T, v *volume.Volume, flushes int) {
 	}
 }
 
-// cutNode is the node of the volume, and what it keeps below a directory of the disk.
-type cutNode struct {
-	id volume.ID
-}
-
-func (n cutNode) attach(t *testing.T, dir, journalDir string, name string) (*volume.Volume, *filestore.Store) {
+// attachCut attaches the volume whose store is on the disk, as a node whose journals are there or elsewhere.
+func attachCut(t *testing.T, id volume.ID, dir, journals string) (*volume.Volume, *filestore.Store) {
 	t.Helper()
 	store, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{})
 	must(t, err)
-	journals, err := volume.NewJournalDir(journalDir, 16<<20)
+	kept, err := volume.NewJournalDir(journals, 16<<20)
 	must(t, err)
-	h, err := volume.Lookup(t.Context(), store, name)
+	h, err := volume.Lookup(t.Context(), store, "data")
 	must(t, err)
-	node := volume.NewNode(store, volume.NodeOptions{ID: n.id, Incarnation: volume.NewID(), Boot: "boot"})
-	v, err := volume.Attach(t.Context(), h.ID, node, journals, volume.AttachOptions{Options: volume.Options{Store: store}})
+	node := volume.NewNode(store, volume.NodeOptions{ID: id, Incarnation: volume.NewID(), Boot: "boot"})
+	v, err := volume.Attach(t.Context(), h.ID, node, kept, volume.AttachOptions{Options: volume.Options{Store: store}})
 	must(t, err)
 	return v, store
 }
@@ -125,21 +118,13 @@ func TestVolumePowerCut(t *testing.T) {
 	needRoot(t)
 	for _, class := range []volume.Class{volume.Local, volume.Remote} {
 		t.Run(string(class), func(t *testing.T) {
-			rec := blockdev.NewRecorder(conformance.RAM(t, 192<<20))
-			files, err := fusefile.Mount(t.TempDir(), fusefile.Options{Writable: true, Log: slog.New(slog.DiscardHandler)})
-			must(t, err)
-			t.Cleanup(func() { must(t, files.Unmount()) })
-			l, err := blockdev.AttachLoopOn(files.Export(fusefile.FirstNode, rec), blockdev.LoopOptions{Writable: true, Direct: true})
-			must(t, err)
-			defer l.Release()
-			diskFileSystems[0].mkfs(t, l.Path())
-			dir, umount := mounted(t, l.Path(), "ext4")
+			rec, _, dir, umount := recordedExt4(t, 192<<20)
 			store, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{})
 			must(t, err)
 			_, _, err = volume.Create(t.Context(), store, "data", volume.Spec{Size: cutVolume, Class: class})
 			must(t, err)
-			node := cutNode{volume.NewID()}
-			v, _ := node.attach(t, dir, filepath.Join(dir, "journals"), "data")
+			node := volume.NewID()
+			v, _ := attachCut(t, node, dir, filepath.Join(dir, "journals"))
 			syncFS(t, dir)
 			first := rec.Flushes()
 
@@ -163,7 +148,7 @@ func TestVolumePowerCut(t *testing.T) {
 			for range cuts {
 				at := first + rnd.IntN(last-first+1)
 				cutAndLook(t, rec, at, rnd, func(dir string) {
-					v, store := node.attach(t, dir, filepath.Join(dir, "journals"), "data")
+					v, store := attachCut(t, node, dir, filepath.Join(dir, "journals"))
 					for _, w := range writers {
 						w.mustHave(t, v, at)
 					}
@@ -176,9 +161,8 @@ func TestVolumePowerCut(t *testing.T) {
 				})
 				if class == volume.Remote { // without the node
 					cutAndLook(t, rec, at, rnd, func(dir string) {
-						must(t, os.Remove(filepath.Join(dir, "store", "node", node.id.String()))) // nobody waits for its lease
-						other := cutNode{volume.NewID()}
-						v, _ := other.attach(t, dir, filepath.Join(dir, "others"), "data")
+						must(t, os.Remove(filepath.Join(dir, "store", "node", node.String()))) // nobody waits for its lease
+						v, _ := attachCut(t, volume.NewID(), dir, filepath.Join(dir, "others"))
 						for _, w := range writers {
 							w.mustHave(t, v, at)
 						}

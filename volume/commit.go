@@ -17,7 +17,7 @@ func (v *Volume) pump(ctx context.Context) {
 			}
 			continue
 		}
-		if v.journal.isStarved() {
+		if v.journal.throttled() == ThrottleJournal {
 			if err := v.journal.relieve(); err != nil {
 				v.fail(err)
 			}

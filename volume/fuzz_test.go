@@ -124,11 +124,11 @@ func FuzzJournal(f *testing.F) {
 		// A record whose header is right, but for what the fuzzer writes over it, with a checksum that is right.
 		b := &batch{at: super.start, first: 1, entries: []entry{{lba: 1, blocks: 1, data: make([]byte, Block), sum: crcOf(make([]byte, Block))}}, size: Block}
 		j := newJournal(disk, super, super.start, 0, 1, 0)
-		b.buf = blockdev.AlignedBuffer(2 * Block)
+		b.record.buf = blockdev.AlignedBuffer(2 * Block)
 		j.encodeLocked(b)
-		copy(b.buf[min(int(at), Block):], p)
-		binary.LittleEndian.PutUint32(b.buf[4:], crcOf(b.buf[8:Block]))
-		if _, err := disk.WriteAt(b.buf, journalRing); err != nil {
+		copy(b.record.buf[min(int(at), Block):], p)
+		binary.LittleEndian.PutUint32(b.record.buf[4:], crcOf(b.record.buf[8:Block]))
+		if _, err := disk.WriteAt(b.record.buf, journalRing); err != nil {
 			t.Fatal(err)
 		}
 		_, _ = replay(disk, vid, id, true, func(_ uint64, entries []entry, _ cursor) {

@@ -1,17 +1,13 @@
 package volume
 
 import (
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"runtime"
-	"slices"
 	"sync"
-
-	"github.com/remora-storage/remora/blockdev"
 )
 
 // A Disk is the file that a journal is in. Offsets, lengths and memory of requests are multiples of Block.
@@ -66,14 +62,6 @@ type appendReq struct {
 	ready   chan struct{} // closed when it is written or has failed
 }
 
-// superblock is what is written down of a journal beside its records.
-type superblock struct {
-	gen     uint64
-	vid, id ID
-	size    int64 // of the ring
-	start   cursor
-}
-
 // cursor is a place between two records.
 type cursor struct {
 	pos  int64
@@ -116,58 +104,6 @@ type journal struct {
 
 	taking  chan struct{} // holds a token for the one writer that takes a batch
 	syncing chan struct{} // and for the one Sync
-}
-
-// formatJournal makes an empty journal.
-func formatJournal(disk Disk, vid, id ID) error {
-	size := disk.Size() - journalRing
-	if size < minRing || size%Block != 0 {
-		return fmt.Errorf("journal of %d bytes: at least %d", disk.Size(), minRing+journalRing)
-	}
-	// A first record of another journal must not follow from this one's start.
-	s := superblock{gen: 1, vid: vid, id: id, size: size, start: cursor{seq: 1, prev: crcOf(id[:])}}
-	for i := range int64(2) {
-		s.gen = uint64(i) + 1
-		if _, err := disk.WriteAt(s.encode(), i*Block); err != nil {
-			return err
-		}
-	}
-	return disk.Sync()
-}
-
-func (s superblock) encode() []byte {
-	p := blockdev.AlignedBuffer(Block)
-	b := append(p[:0], superMagic...)
-	b = binary.LittleEndian.AppendUint32(b, headVersion)
-	b = binary.LittleEndian.AppendUint64(b, s.gen)
-	b = append(b, s.vid[:]...)
-	b = append(b, s.id[:]...)
-	b = binary.LittleEndian.AppendUint64(b, uint64(s.size))
-	b = binary.LittleEndian.AppendUint64(b, uint64(s.start.pos))
-	b = binary.LittleEndian.AppendUint64(b, s.start.seq)
-	b = binary.LittleEndian.AppendUint32(b, s.start.prev)
-	binary.LittleEndian.AppendUint32(b, crcOf(b))
-	return p
-}
-
-const superSize = 4 + 4 + 8 + 16 + 16 + 8 + 8 + 8 + 4
-
-func decodeSuperblock(p []byte) (s superblock, err error) {
-	if len(p) < superSize+4 || string(p[:4]) != superMagic || crcOf(p[:superSize]) != binary.LittleEndian.Uint32(p[superSize:]) {
-		return s, fmt.Errorf("superblock of a journal: %w", ErrCorrupt)
-	}
-	if v := binary.LittleEndian.Uint32(p[4:]); v != headVersion {
-		return s, fmt.Errorf("journal of format %d: %w", v, ErrVersion)
-	}
-	s.gen = binary.LittleEndian.Uint64(p[8:])
-	copy(s.vid[:], p[16:])
-	copy(s.id[:], p[32:])
-	s.size = int64(binary.LittleEndian.Uint64(p[48:]))
-	s.start = cursor{int64(binary.LittleEndian.Uint64(p[56:])), binary.LittleEndian.Uint64(p[64:]), binary.LittleEndian.Uint32(p[72:])}
-	if s.size <= 0 || s.size%Block != 0 || s.start.pos < 0 || s.start.pos%Block != 0 {
-		return s, fmt.Errorf("superblock of a journal: %w", ErrCorrupt)
-	}
-	return s, nil
 }
 
 // newJournal continues a journal behind its last record. Nobody else may write to it.
@@ -254,8 +190,7 @@ type batch struct {
 	entries  []entry
 	first    uint64 // sequence number of its first write
 	record   windowed
-	buf      []byte // of the record
-	size     int64  // bytes of data
+	size     int64 // bytes of data
 	at, next cursor
 	before   chan struct{} // closed when the record before is complete
 	complete chan struct{}
@@ -269,7 +204,7 @@ func (j *journal) run(ctx context.Context) {
 			j.fail(context.Cause(ctx)) // whoever still waits
 			return
 		}
-		_, err := j.disk.WriteAt(b.buf, ringPlace(j.ring, b.at.pos))
+		_, err := j.disk.WriteAt(b.record.buf, ringPlace(j.ring, b.at.pos))
 		<-b.before
 		j.finish(b, err)
 	}
@@ -334,9 +269,8 @@ func (j *journal) tryTake() (*batch, <-chan struct{}) {
 	b.first = j.write + 1
 	j.write += uint64(len(b.entries))
 	b.record = j.window.room(pos, int(total))
-	b.buf = b.record.buf
 	j.encodeLocked(b)
-	b.next = cursor{pos + total, b.at.seq + 1, binary.LittleEndian.Uint32(b.buf[4:])}
+	b.next = cursor{pos + total, b.at.seq + 1, binary.LittleEndian.Uint32(b.record.buf[4:])}
 	j.end = b.next
 	b.before, b.complete = j.last, make(chan struct{})
 	j.last = b.complete
@@ -345,7 +279,7 @@ func (j *journal) tryTake() (*batch, <-chan struct{}) {
 
 // encodeLocked fills in a batch's record and the positions of its entries.
 func (j *journal) encodeLocked(b *batch) {
-	p := append(b.buf[:0], recordMagic...)
+	p := append(b.record.buf[:0], recordMagic...)
 	p = append(p, 0, 0, 0, 0)
 	p = append(p, j.super.vid[:]...)
 	p = append(p, j.super.id[:]...)
@@ -370,10 +304,10 @@ func (j *journal) encodeLocked(b *batch) {
 		p = binary.LittleEndian.AppendUint32(p, e.sum)
 		p = binary.LittleEndian.AppendUint32(p, 0)
 		e.pos = pos
-		pos += int64(copy(b.buf[pos-b.at.pos:], e.data))
+		pos += int64(copy(b.record.buf[pos-b.at.pos:], e.data))
 	}
-	clear(b.buf[len(p):Block])
-	binary.LittleEndian.PutUint32(b.buf[4:], crcOf(b.buf[8:Block]))
+	clear(b.record.buf[len(p):Block])
+	binary.LittleEndian.PutUint32(b.record.buf[4:], crcOf(b.record.buf[8:Block]))
 }
 
 // finish tells everybody about a record that is written, or has failed.
@@ -484,20 +418,6 @@ func (j *journal) throttled() string {
 	return ""
 }
 
-// isPressed reports whether a record waits for segments to be made of others.
-func (j *journal) isPressed() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.starved || j.pressed
-}
-
-// isStarved reports whether a record waits for room.
-func (j *journal) isStarved() bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.starved
-}
-
 // relieve makes room of what was released. One goroutine at a time may call it or release.
 func (j *journal) relieve() error {
 	j.mu.Lock()
@@ -541,68 +461,3 @@ func (j *journal) used() (used, size int64) {
 	defer j.mu.Unlock()
 	return j.end.pos - j.wanted.pos, j.super.size
 }
-
-// read reads the blocks of an extent that lies in the journal, and checks them.
-func (j *journal) read(e extent, p []byte) error {
-	return j.readAll([]wanted{{e, p}})
-}
-
-// wanted is an extent that lies in the journal, and where its blocks are to be put.
-type wanted struct {
-	extent
-	to []byte
-}
-
-const (
-	journalGap  = 64 << 10 // bytes that nobody asked for and that are read rather than making two requests
-	journalMost = 1 << 20  // bytes of one request
-)
-
-// readAll reads extents, in as few requests as can be, and checks them. It sorts all by their places.
-func (j *journal) readAll(all []wanted) error {
-	var missing []wanted
-	for _, w := range all {
-		if !j.window.read(w.place.off+int64(w.place.skip)*Block, w.to) {
-			missing = append(missing, w)
-		}
-	}
-	if len(missing) == 0 {
-		return nil
-	}
-	slices.SortFunc(missing, func(a, b wanted) int { return cmp.Compare(a.place.off, b.place.off) })
-	buf := journalBuffers.Get().(*[]byte)
-	defer journalBuffers.Put(buf)
-	for len(missing) > 0 {
-		from, to := missing[0].place.off, missing[0].placeEnd()
-		n := 1
-		for ; n < len(missing); n++ {
-			w := missing[n]
-			end := max(to, w.placeEnd())
-			if w.place.off > to+journalGap || end-from > journalMost || ringPlace(j.ring, w.place.off) < ringPlace(j.ring, from) {
-				break
-			}
-			to = end
-		}
-		p := (*buf)[:to-from]
-		if _, err := j.disk.ReadAt(p, ringPlace(j.ring, from)); err != nil {
-			return err
-		}
-		for _, w := range missing[:n] {
-			whole := p[w.place.off-from : w.placeEnd()-from]
-			if crcOf(whole) != w.place.crc {
-				return fmt.Errorf("journal at %d: %w: its checksum is wrong", w.place.off, ErrCorrupt)
-			}
-			copy(w.to, whole[int(w.place.skip)*Block:])
-		}
-		missing = missing[n:]
-	}
-	return nil
-}
-
-// placeEnd returns the position behind the entry that e is of.
-func (e extent) placeEnd() int64 { return e.place.off + int64(e.place.whole)*Block }
-
-var journalBuffers = sync.Pool{New: func() any {
-	p := blockdev.AlignedBuffer(journalMost)
-	return &p
-}}

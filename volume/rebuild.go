@@ -196,10 +196,7 @@ func (b *rebuild) collect(ctx context.Context) error {
 // newestMap returns the newest map that can be read as a whole, an empty one if none can.
 func (b *rebuild) newestMap(ctx context.Context, h *Head) (*mapRoot, error) {
 	if b.head != nil && h.Root != nil {
-		root, err := readRoot(ctx, b.nodes, h.Root)
-		if err == nil {
-			err = readable(ctx, b.nodes, root)
-		}
+		root, err := readMap(ctx, b.nodes, h.Root)
 		if err == nil {
 			return root, nil
 		}
@@ -257,8 +254,7 @@ func (b *rebuild) leftovers(ctx context.Context, h *Head, after uint64) (all []l
 
 // readLeftover reads what a segment says of itself.
 func readLeftover(ctx context.Context, store remote.Store, id ID, r SegmentRef, size int64) (s leftover, err error) {
-	key := r.key(id)
-	p, _, err := store.Get(ctx, key, 0, segmentHeader)
+	p, _, err := store.Get(ctx, r.key(id), 0, segmentHeader)
 	if err != nil {
 		return s, err
 	}
@@ -269,19 +265,10 @@ func readLeftover(ctx context.Context, store remote.Store, id ID, r SegmentRef, 
 	if s.at.id != id || s.at.seq != r.Seq || s.at.epoch != r.Epoch || random != r.Random {
 		return s, fmt.Errorf("%w: its header is another segment's", ErrCorrupt)
 	}
-	if p, _, err = store.Get(ctx, key, max(int64(r.Size)-segmentFooter, 0), segmentFooter); err != nil {
+	if s.ref, err = findTable(ctx, store, id, r); err != nil {
 		return s, err
 	}
-	table, whole, err := decodeSegmentFooter(p)
-	if err != nil {
-		return s, err
-	}
-	if whole != r.Size {
-		return s, fmt.Errorf("%w: it has %d bytes, not %d", ErrCorrupt, r.Size, whole)
-	}
-	r.Table = table
-	s.ref = r
-	s.table, err = readTable(ctx, store, id, r, size)
+	s.table, err = readTable(ctx, store, id, s.ref, size)
 	return s, err
 }
 

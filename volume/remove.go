@@ -28,52 +28,61 @@ func StoreUsage(ctx context.Context, store remote.Store, id ID) (u Usage, err er
 // ErrAttached says that something cannot be done to a volume that a node owns.
 var ErrAttached = errors.New("the volume is attached")
 
+// Removed says what Remove has deleted, or would.
+type Removed struct {
+	ID ID
+	Usage
+}
+
 // Removal returns what Remove would delete.
-func Removal(ctx context.Context, store remote.Store, name string) (id ID, u Usage, err error) {
+func Removal(ctx context.Context, store remote.Store, name string) (r Removed, err error) {
+	id, _, _, err := removable(ctx, store, name)
+	if err == nil {
+		r.ID = id
+		r.Usage, err = StoreUsage(ctx, store, id)
+	}
+	return r, err
+}
+
+// removable finds a volume that may be removed. Its head is nil if that is gone or cannot be read.
+func removable(ctx context.Context, store remote.Store, name string) (id ID, h *Head, version string, err error) {
 	if id, err = lookupID(ctx, store, name); err != nil {
-		return id, u, err
+		return id, nil, "", err
 	}
-	h, _, err := readHead(ctx, store, id)
-	if err == nil && h.Owner != nil {
-		return id, u, fmt.Errorf("%s: %w by node %s: detach it first", name, ErrAttached, h.Owner.Node)
+	h, version, err = readHead(ctx, store, id)
+	switch {
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
+		return id, nil, "", nil
+	case err == nil && h.Owner != nil:
+		err = fmt.Errorf("%s: %w by node %s: detach it first", name, ErrAttached, h.Owner.Node)
 	}
-	if err != nil && !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrCorrupt) {
-		return id, u, err
-	}
-	u, err = StoreUsage(ctx, store, id)
-	return id, u, err
+	return id, h, version, err
 }
 
 // Remove deletes a volume that nobody owns, with everything in it. One that is killed on the way is to be called
 // again: the name goes last, and the head before it.
-func Remove(ctx context.Context, store remote.Store, name string) (u Usage, err error) {
-	id, err := lookupID(ctx, store, name)
+func Remove(ctx context.Context, store remote.Store, name string) (r Removed, err error) {
+	id, h, version, err := removable(ctx, store, name)
 	if err != nil {
-		return u, err
+		return r, err
 	}
-	h, version, err := readHead(ctx, store, id)
-	if err == nil {
-		if h.Owner != nil {
-			return u, fmt.Errorf("%s: %w by node %s: detach it first", name, ErrAttached, h.Owner.Node)
-		}
+	r.ID = id
+	if h != nil {
 		// From here on whoever attaches has to see that the head has changed.
 		next := h.clone()
 		next.next()
 		next.Epoch++
 		next.Name, next.Root, next.Tail, next.Segment, next.Write = "", nil, nil, 0, 0
-		w := quiet()
-		if _, _, swapped, err := swapHead(ctx, store, next, version, w); err != nil {
-			return u, err
+		if _, _, swapped, err := swapHead(ctx, store, next, version, quiet()); err != nil {
+			return r, err
 		} else if !swapped {
-			return u, fmt.Errorf("%s: %w meanwhile", name, ErrAttached)
+			return r, fmt.Errorf("%s: %w meanwhile", name, ErrAttached)
 		}
-	} else if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrCorrupt) {
-		return u, err
 	}
-	if u, err = removeObjects(ctx, store, id); err != nil {
-		return u, err
+	if r.Usage, err = removeObjects(ctx, store, id); err != nil {
+		return r, err
 	}
-	return u, store.Delete(ctx, nameKey(name))
+	return r, store.Delete(ctx, nameKey(name))
 }
 
 // removeObjects deletes all that belongs to a volume, its head last.

@@ -36,10 +36,7 @@ func Repair(ctx context.Context, store remote.Store, name string, progress func(
 	w := quiet()
 	nodes := newMapNodes(store, id, defaultMemory/4, w)
 	progress("the map")
-	root, err := readRoot(ctx, nodes, h.Root)
-	if err == nil {
-		err = readable(ctx, nodes, root)
-	}
+	_, err = readMap(ctx, nodes, h.Root)
 	if err == nil {
 		return "", nil
 	}
@@ -76,6 +73,15 @@ func Repair(ctx context.Context, store remote.Store, name string, progress func(
 	}
 	done = fmt.Sprintf("the map was made anew from that of segment %d and %d segments since", root.Segment, len(later))
 	return done, Event{Time: time.Now().UTC(), Volume: id, Name: name, What: EventRepair, Detail: done}.Store(ctx, store)
+}
+
+// readMap returns a map's root, and fails unless every node can be read.
+func readMap(ctx context.Context, nodes *mapNodes, ref *NodeRef) (*mapRoot, error) {
+	root, err := readRoot(ctx, nodes, ref)
+	if err == nil {
+		err = readable(ctx, nodes, root)
+	}
+	return root, err
 }
 
 // readable fails unless every node of a map can be read.
@@ -155,17 +161,14 @@ func segmentsAfter(ctx context.Context, store remote.Store, h *Head, after uint6
 	}
 	changes := &extents{}
 	for i := range refs {
-		r := &refs[i]
-		p, _, err := store.Get(ctx, r.key(h.ID), int64(r.Size)-segmentFooter, segmentFooter)
+		var err error
+		if refs[i], err = findTable(ctx, store, h.ID, refs[i]); errors.Is(err, ErrCorrupt) {
+			err = fmt.Errorf("segment %d: %w: %w", refs[i].Seq, ErrBeyondRepair, err)
+		}
 		if err != nil {
 			return nil, nil, err
 		}
-		table, size, err := decodeSegmentFooter(p)
-		if err != nil || size != r.Size {
-			return nil, nil, fmt.Errorf("segment %d: %w: %w", r.Seq, ErrBeyondRepair, errors.Join(err, ErrCorrupt))
-		}
-		r.Table = table
-		found, err := readTable(ctx, store, h.ID, *r, h.Size)
+		found, err := readTable(ctx, store, h.ID, refs[i], h.Size)
 		if err != nil {
 			return nil, nil, err
 		}

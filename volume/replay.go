@@ -9,31 +9,6 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 )
 
-// openSuperblock reads the newer of a journal's superblocks.
-func openSuperblock(disk Disk, vid, id ID) (superblock, error) {
-	var best superblock
-	var bad error
-	for i := range int64(2) {
-		p := blockdev.AlignedBuffer(Block)
-		if _, err := disk.ReadAt(p, i*Block); err != nil {
-			return best, err
-		}
-		s, err := decodeSuperblock(p)
-		if err == nil && (s.vid != vid || s.id != id || s.size != disk.Size()-journalRing) {
-			err = fmt.Errorf("it is journal %s of volume %s: %w", s.id, s.vid, ErrCorrupt)
-		}
-		if err != nil {
-			bad = err
-		} else if s.gen > best.gen {
-			best = s
-		}
-	}
-	if best.gen == 0 {
-		return best, bad
-	}
-	return best, nil
-}
-
 // replayed is what is known of a journal after its records were read.
 type replayed struct {
 	super superblock

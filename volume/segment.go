@@ -156,6 +156,20 @@ func tableSum(header, body []byte, id ID, seq uint64) uint32 {
 	return crc32.Update(crc32.Update(crcOf(where[:]), castagnoli, header[:20]), castagnoli, body)
 }
 
+// findTable completes a reference of which only the key, and the size of its object, are known.
+func findTable(ctx context.Context, store remote.Store, id ID, ref SegmentRef) (SegmentRef, error) {
+	p, _, err := store.Get(ctx, ref.key(id), max(int64(ref.Size)-segmentFooter, 0), segmentFooter)
+	if err != nil {
+		return ref, err
+	}
+	table, size, err := decodeSegmentFooter(p)
+	if err == nil && size != ref.Size {
+		err = fmt.Errorf("%w: it has %d bytes, not %d", ErrCorrupt, ref.Size, size)
+	}
+	ref.Table = table
+	return ref, err
+}
+
 // readTable reads a segment's table from the store.
 func readTable(ctx context.Context, store remote.Store, id ID, ref SegmentRef, size int64) ([]extent, error) {
 	p, _, err := store.Get(ctx, ref.key(id), int64(ref.Table), int64(ref.Size-ref.Table))

@@ -45,7 +45,7 @@ func (v *Volume) maxAgeLocked() time.Duration { return time.Duration(v.head.MaxA
 // writers wait.
 func (v *Volume) journalTightLocked() bool {
 	used, size := v.journal.used()
-	return used > size/2 || v.journal.isPressed()
+	return used > size/2 || v.journal.throttled() != ""
 }
 
 // segmentJob is one segment that is to be made: runs of adjacent extents, each of which becomes a frame.

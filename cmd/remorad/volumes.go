@@ -422,16 +422,18 @@ func (v *volumes) RemoveVolume(ctx context.Context, req *control.RemoveVolumeReq
 	if err != nil {
 		return nil, err
 	}
-	id, u, err := volume.Removal(ctx, s, req.Name)
-	if errors.Is(err, volume.ErrNotFound) {
+	remove := volume.Remove
+	if req.DryRun {
+		remove = volume.Removal
+	}
+	r, err := remove(ctx, s, req.Name)
+	switch {
+	case errors.Is(err, volume.ErrNotFound):
 		return &control.RemoveVolumeReply{Store: url}, v.host.Forget(req.Name)
+	case err == nil && !req.DryRun:
+		err = v.host.Removed(req.Name, r.ID)
 	}
-	if err == nil && !req.DryRun {
-		if u, err = volume.Remove(ctx, s, req.Name); err == nil {
-			err = v.host.Removed(req.Name, id)
-		}
-	}
-	return &control.RemoveVolumeReply{Store: url, Objects: u.Objects, Bytes: u.Bytes, Was: true}, err
+	return &control.RemoveVolumeReply{Store: url, Objects: r.Objects, Bytes: r.Bytes, Was: true}, err
 }
 
 // CheckVolume walks over everything that belongs to a volume.
