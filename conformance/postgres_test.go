@@ -66,7 +66,10 @@ func (p *postgres) kill(t *testing.T) {
 	var n int
 	_, err = fmt.Sscan(string(pid), &n)
 	must(t, err)
-	out, _ := exec.Command("pgrep", "-P", fmt.Sprint(n)).Output() // its children first, so that none is left
+	// It is stopped first, so that none of its children escapes: one that it starts behind the back of
+	// the list would wait for the locks of the dead for ever, and its client with it.
+	must(t, unix.Kill(n, unix.SIGSTOP))
+	out, _ := exec.Command("pgrep", "-P", fmt.Sprint(n)).Output()
 	_ = unix.Kill(n, unix.SIGKILL)
 	for _, c := range strings.Fields(string(out)) {
 		var k int
