@@ -95,7 +95,7 @@ deps:
 	if [ -n "$$missing" ]; then echo "installing" $$missing; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 
 # tools builds pinned Go programs.
-tools: $(TOOLS)/containerd-$(CONTAINERD) $(TOOLS)/staticcheck-$(STATICCHECK) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked $(TOOLS)/minio-$(MINIO) $(TOOLS)/versitygw-$(VERSITYGW)
+tools: $(TOOLS)/containerd-$(CONTAINERD) $(TOOLS)/staticcheck-$(STATICCHECK) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked $(TOOLS)/promtool $(TOOLS)/minio-$(MINIO) $(TOOLS)/versitygw-$(VERSITYGW)
 
 $(TOOLS)/containerd-$(CONTAINERD):
 	GOBIN=$(TOOLS) go install -trimpath github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}@$(CONTAINERD)
@@ -121,3 +121,7 @@ $(TOOLS)/versitygw-$(VERSITYGW):
 # Podman's library, in a module of its own: only the tests need it.
 $(TOOLS)/podman-chunked: conformance/podman/main.go conformance/podman/go.mod
 	cd conformance/podman && CGO_ENABLED=0 go build -trimpath -tags 'exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o $@ .
+
+# Debian's, without the server that would be started beside it.
+$(TOOLS)/promtool:
+	@mkdir -p $(TOOLS) && dir=$$(mktemp -d) && cd $$dir && chmod 755 . && apt-get update -qq && apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg-deb -x prometheus_*.deb . && cp usr/bin/promtool $@; rc=$$?; rm -rf $$dir; exit $$rc
