@@ -20,6 +20,8 @@ type loop struct {
 	c       *Conn
 	fs      fuse.RawFileSystem
 	started sync.WaitGroup
+	// there says which slots' pages are in memory for good; nil if they cannot be kept there.
+	there []bool
 }
 
 // A request is one that the kernel waits for.
@@ -43,6 +45,13 @@ func (l *loop) run() {
 	raw, err := c.dev.SyscallConn()
 	if err != nil {
 		return
+	}
+	if c.opts.Writable {
+		if err := c.mem.Keep(); err != nil {
+			c.opts.Log.Debug("requests' memory may be swapped out", "err", err)
+		} else {
+			l.there = make([]bool, c.mem.Len())
+		}
 	}
 	for {
 		slot, ok := c.mem.Take(c.stopping)
@@ -112,8 +121,13 @@ func (l *loop) room(slot int) []byte {
 	if c.opts.Writable {
 		// A page that is not there yet must be got while the kernel copies, which fails, and the request with it, if
 		// this process is being killed.
-		for at := 0; at < len(p); at += pageSize {
-			p[at] = 0
+		if l.there == nil || !l.there[slot] {
+			for at := 0; at < len(p); at += pageSize {
+				p[at] = 0
+			}
+			if l.there != nil {
+				l.there[slot] = true
+			}
 		}
 		clear(p[:outcomeLen])
 	}

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -183,6 +184,15 @@ func (s *Slots) Release(slot int) {
 	case s.avail <- struct{}{}:
 	default:
 	}
+}
+
+// Keep has every page stay in memory from when it is first touched here. An error says that this process may not lock
+// memory.
+func (s *Slots) Keep() error {
+	if _, _, errno := unix.Syscall(unix.SYS_MLOCK2, uintptr(unsafe.Pointer(&s.mem[0])), uintptr(len(s.mem)), unix.MLOCK_ONFAULT); errno != 0 {
+		return fmt.Errorf("slots %s: lock memory: %w", s.file.Name(), errno)
+	}
+	return nil
 }
 
 // Close unmaps the memory here. Nobody may use a slot any more.
