@@ -251,7 +251,7 @@ func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest)
 
 // known is find for a volume that this node may own: then its head is known without the store.
 func (v *volumes) known(ctx context.Context, req control.VolumeRequest) (url string, s remote.Store, h *volume.Head, err error) {
-	id, ok, err := v.attachedID(ctx, req)
+	id, ok, err := v.attachedID(req)
 	if err == nil && ok {
 		if h := v.host.Head(id); h != nil {
 			url, s, err := v.store(req)
@@ -308,7 +308,7 @@ const detachTells = time.Second
 
 // DetachVolume gives a volume up when its store has everything, and tells meanwhile how much is missing.
 func (v *volumes) DetachVolume(ctx context.Context, req *control.DetachVolumeRequest, send func(*control.DetachVolumeReply) error) error {
-	id, ok, err := v.attachedID(ctx, req.VolumeRequest)
+	id, ok, err := v.attachedID(req.VolumeRequest)
 	if err != nil {
 		return err
 	}
@@ -358,7 +358,7 @@ func (v *volumes) DetachVolume(ctx context.Context, req *control.DetachVolumeReq
 }
 
 // attachedID returns the id of a volume that this node owns, without asking the store.
-func (v *volumes) attachedID(_ context.Context, req control.VolumeRequest) (id volume.ID, ok bool, err error) {
+func (v *volumes) attachedID(req control.VolumeRequest) (id volume.ID, ok bool, err error) {
 	url, err := v.storeOf(req)
 	if err != nil {
 		return id, false, err
@@ -373,7 +373,7 @@ func (v *volumes) attachedID(_ context.Context, req control.VolumeRequest) (id v
 
 // SetVolumeFS records which file system was made.
 func (v *volumes) SetVolumeFS(ctx context.Context, req *control.SetVolumeFSRequest) (*control.Empty, error) {
-	id, ok, err := v.attachedID(ctx, req.VolumeRequest)
+	id, ok, err := v.attachedID(req.VolumeRequest)
 	if err == nil && !ok {
 		err = fmt.Errorf("volume %s: %w", req.Name, host.ErrNotAttached)
 	}

@@ -5,7 +5,6 @@ package control
 import (
 	"context"
 	"encoding/json"
-	"errors"
 
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
@@ -276,16 +275,8 @@ func (c *Client) Login(ctx context.Context, req *LoginRequest) error {
 
 // Resolve returns when all layers of an image are open or have failed, and tells meanwhile how far the
 // imports are.
-func (c *Client) Resolve(ctx context.Context, req *ResolveRequest, progress func([]FetchProgress)) (last *ResolveReply, err error) {
-	err = receive(ctx, c, "Resolve", req, func(r *ResolveReply) {
-		if last = r; !r.Done {
-			progress(r.Importing)
-		}
-	})
-	if err == nil && (last == nil || !last.Done) {
-		err = errors.New("remorad ended before all layers were here")
-	}
-	return last, err
+func (c *Client) Resolve(ctx context.Context, req *ResolveRequest, progress func([]FetchProgress)) (*ResolveReply, error) {
+	return receiveEnd(ctx, c, "Resolve", req, func(r *ResolveReply) bool { return r.Done }, func(r *ResolveReply) { progress(r.Importing) })
 }
 
 // Detach takes all mounts of layers away.

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	"google.golang.org/grpc"
 )
 
 // RecordRequest asks for mounts of an image whose reads are recorded.
@@ -63,38 +62,6 @@ type TraceEvent struct {
 	Began  time.Time     `json:"began"`
 	Took   time.Duration `json:"took_ns"`
 	Err    string        `json:"err,omitempty"`
-}
-
-// streamHandler answers a call by many messages.
-func streamHandler[Req, Reply any](name string, call func(Server, context.Context, *Req, func(*Reply) error) error) grpc.StreamDesc {
-	return grpc.StreamDesc{StreamName: name, ServerStreams: true, Handler: func(srv any, stream grpc.ServerStream) error {
-		in := new(Req)
-		if err := stream.RecvMsg(in); err != nil {
-			return err
-		}
-		return call(srv.(Server), stream.Context(), in, func(p *Reply) error { return stream.SendMsg(p) })
-	}}
-}
-
-// receive makes a call that is answered by many messages, until the server or ctx ends it.
-func receive[Req, Reply any](ctx context.Context, c *Client, name string, req *Req, each func(*Reply)) error {
-	stream, err := c.Conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/"+service+"/"+name, grpc.CallContentSubtype(codec))
-	if err != nil {
-		return err
-	}
-	if err := stream.SendMsg(req); err != nil {
-		return err
-	}
-	if err := stream.CloseSend(); err != nil {
-		return err
-	}
-	for {
-		p := new(Reply)
-		if err := stream.RecvMsg(p); err != nil {
-			return endOfStream(err)
-		}
-		each(p)
-	}
 }
 
 // Fetch makes an image complete and tells progress how it goes.

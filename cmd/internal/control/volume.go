@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/remora-storage/remora/volume"
@@ -242,32 +241,18 @@ type RebuildVolumeReply struct {
 }
 
 // RebuildVolume makes a new volume of what is left of another one.
-func (c *Client) RebuildVolume(ctx context.Context, req *RebuildVolumeRequest, step func(string)) (made *volume.Rebuilt, err error) {
-	err = receive(ctx, c, "RebuildVolume", req, func(r *RebuildVolumeReply) {
-		if made = r.Rebuilt; made == nil {
-			step(r.Step)
-		}
-	})
-	if err == nil && made == nil {
-		err = errEnded
+func (c *Client) RebuildVolume(ctx context.Context, req *RebuildVolumeRequest, step func(string)) (*volume.Rebuilt, error) {
+	end, err := receiveEnd(ctx, c, "RebuildVolume", req, func(r *RebuildVolumeReply) bool { return r.Rebuilt != nil }, func(r *RebuildVolumeReply) { step(r.Step) })
+	if err != nil {
+		return nil, err
 	}
-	return made, err
+	return end.Rebuilt, nil
 }
 
 // InitStore tries a store, and prepares it.
-func (c *Client) InitStore(ctx context.Context, req *InitStoreRequest, step func(string)) (last *InitStoreReply, err error) {
-	err = receive(ctx, c, "InitStore", req, func(r *InitStoreReply) {
-		if last = r; !r.Done {
-			step(r.Step)
-		}
-	})
-	if err == nil && (last == nil || !last.Done) {
-		err = errEnded
-	}
-	return last, err
+func (c *Client) InitStore(ctx context.Context, req *InitStoreRequest, step func(string)) (*InitStoreReply, error) {
+	return receiveEnd(ctx, c, "InitStore", req, func(r *InitStoreReply) bool { return r.Done }, func(r *InitStoreReply) { step(r.Step) })
 }
-
-var errEnded = errors.New("remorad ended before it was done")
 
 // CreateVolume makes a volume.
 func (c *Client) CreateVolume(ctx context.Context, req *CreateVolumeRequest) (*CreateVolumeReply, error) {
@@ -290,29 +275,13 @@ func (c *Client) InspectVolume(ctx context.Context, req *VolumeRequest) (*Volume
 }
 
 // AttachVolume makes a block device of a volume.
-func (c *Client) AttachVolume(ctx context.Context, req *AttachVolumeRequest, waits func(string)) (last *AttachVolumeReply, err error) {
-	err = receive(ctx, c, "AttachVolume", req, func(r *AttachVolumeReply) {
-		if last = r; r.Volume == nil {
-			waits(r.Waits)
-		}
-	})
-	if err == nil && (last == nil || last.Volume == nil) {
-		err = errEnded
-	}
-	return last, err
+func (c *Client) AttachVolume(ctx context.Context, req *AttachVolumeRequest, waits func(string)) (*AttachVolumeReply, error) {
+	return receiveEnd(ctx, c, "AttachVolume", req, func(r *AttachVolumeReply) bool { return r.Volume != nil }, func(r *AttachVolumeReply) { waits(r.Waits) })
 }
 
 // DetachVolume gives a volume up.
-func (c *Client) DetachVolume(ctx context.Context, req *DetachVolumeRequest, waits func(*DetachVolumeReply)) (last *DetachVolumeReply, err error) {
-	err = receive(ctx, c, "DetachVolume", req, func(r *DetachVolumeReply) {
-		if last = r; !r.Done {
-			waits(r)
-		}
-	})
-	if err == nil && (last == nil || !last.Done) {
-		err = errEnded
-	}
-	return last, err
+func (c *Client) DetachVolume(ctx context.Context, req *DetachVolumeRequest, waits func(*DetachVolumeReply)) (*DetachVolumeReply, error) {
+	return receiveEnd(ctx, c, "DetachVolume", req, func(r *DetachVolumeReply) bool { return r.Done }, waits)
 }
 
 // SetVolumeFS says which file system was made.
@@ -332,14 +301,10 @@ func (c *Client) RemoveVolume(ctx context.Context, req *RemoveVolumeRequest) (*R
 }
 
 // CheckVolume walks over everything that belongs to a volume.
-func (c *Client) CheckVolume(ctx context.Context, req *CheckVolumeRequest, step func(string)) (report *VolumeReport, err error) {
-	err = receive(ctx, c, "CheckVolume", req, func(r *CheckVolumeReply) {
-		if report = r.Report; report == nil {
-			step(r.Step)
-		}
-	})
-	if err == nil && report == nil {
-		err = errEnded
+func (c *Client) CheckVolume(ctx context.Context, req *CheckVolumeRequest, step func(string)) (*VolumeReport, error) {
+	end, err := receiveEnd(ctx, c, "CheckVolume", req, func(r *CheckVolumeReply) bool { return r.Report != nil }, func(r *CheckVolumeReply) { step(r.Step) })
+	if err != nil {
+		return nil, err
 	}
-	return report, err
+	return end.Report, nil
 }
