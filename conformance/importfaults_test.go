@@ -169,7 +169,8 @@ func TestImportsAndOthers(t *testing.T) {
 		must(t, s.Push(t.Context(), layout, "src", fmt.Sprintf("pod%d:src", i)))
 	}
 	p := newFaultyProxy(t, s)
-	p.delay.Store(int64(1500 * time.Millisecond)) // longer than any Prepare may wait
+	const delay = 1500 * time.Millisecond // of each request, so of a call that waited for one
+	p.delay.Store(int64(delay))
 	c, err := client.New(s.Socket)
 	must(t, err)
 	defer c.Close()
@@ -231,7 +232,7 @@ func TestImportsAndOthers(t *testing.T) {
 	close(done)
 	others.Wait()
 	t.Logf("%d times Prepare, View, Remove; the longest call: remora %s, overlayfs %s", calls, longest["remora"], longest["overlayfs"])
-	if calls == 0 || longest["remora"] > longest["overlayfs"]+100*time.Millisecond {
+	if calls == 0 || longest["remora"] > longest["overlayfs"]+delay/2 {
 		t.Errorf("others waited %s, for overlayfs %s", longest["remora"], longest["overlayfs"])
 	}
 }
