@@ -28,6 +28,7 @@ type options struct {
 	mbit     int64
 	work     string
 	during   time.Duration // of one measurement under load
+	beside   time.Duration // of one of what a volume is beside
 	backings []string
 	only     string // block device measurements whose name has it
 	config   string // of remorad, for the cold starts
@@ -40,6 +41,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "how often each thing is measured, in turn")
 	flag.DurationVar(&o.rtt, "rtt", 20*time.Millisecond, "the link's round trip")
 	flag.Int64Var(&o.mbit, "mbit", 1000, "the link's rate, Mbit/s")
+	flag.DurationVar(&o.beside, "beside", 0, "how long what a volume is compared with is under load for one number; 0: as long as the volume")
 	flag.DurationVar(&o.during, "during", time.Second, "how long a block device is under load for one number")
 	flag.StringVar(&o.only, "only", "", "measure block devices only where the row's name contains this")
 	flag.Func("backing", "measure the NBD server on this only: memory or file", func(v string) error { o.backings = []string{v}; return nil })

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -144,7 +145,7 @@ func compare(ctx context.Context, o options, rows []fioRow, a, b side) error {
 			if err != nil {
 				return err
 			}
-			y, err := fio(ctx, b.engine, row, o.during)
+			y, err := fio(ctx, b.engine, row, cmp.Or(o.beside, o.during))
 			if err != nil {
 				return err
 			}
