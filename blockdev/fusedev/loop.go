@@ -15,13 +15,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loop reads requests and has each answered by a goroutine of its own.
+// loop reads requests and has each answered by a worker, of which there are as many as requests under way.
 type loop struct {
 	c       *Conn
 	fs      fuse.RawFileSystem
 	started sync.WaitGroup
+	work    chan job     // taken by workers that have none
+	idle    atomic.Int32 // of them
 	// there says which slots' pages are in memory for good; nil if they cannot be kept there.
 	there []bool
+}
+
+// maxIdle workers are kept: their stacks have grown to what requests need.
+const maxIdle = 64
+
+// A job is one request to be answered.
+type job struct {
+	r    *request
+	slot int
+	h    fuse.InHeader
+	body []byte
 }
 
 // A request is one that the kernel waits for.
@@ -37,7 +50,9 @@ func (r *request) leave() { r.once.Do(func() { close(r.cancel) }) }
 // run serves until the connection ends or Stop is called.
 func (l *loop) run() {
 	c := l.c
+	l.work = make(chan job)
 	defer l.started.Wait()
+	defer close(l.work)
 	defer l.leaveAll()
 	if !l.takeOver() {
 		return
@@ -175,17 +190,37 @@ func (l *loop) dispatch(slot, n int) *request {
 	c.mu.Lock()
 	c.inflight[h.Unique] = r
 	c.mu.Unlock()
-	l.started.Go(func() {
-		defer close(r.done)
-		kept := l.answer(r, slot, h, body)
-		c.mu.Lock()
-		delete(c.inflight, h.Unique)
-		c.mu.Unlock()
-		if !kept {
-			l.free(slot)
-		}
-	})
+	j := job{r, slot, h, body}
+	select {
+	case l.work <- j:
+	default:
+		l.started.Go(func() { l.works(j) })
+	}
 	return r
+}
+
+// works does one job, and what others come.
+func (l *loop) works(j job) {
+	for more := true; more; {
+		l.do(j)
+		if l.idle.Add(1) > maxIdle {
+			l.idle.Add(-1)
+			return
+		}
+		j, more = <-l.work
+		l.idle.Add(-1)
+	}
+}
+
+func (l *loop) do(j job) {
+	defer close(j.r.done)
+	kept := l.answer(j.r, j.slot, j.h, j.body)
+	l.c.mu.Lock()
+	delete(l.c.inflight, j.h.Unique)
+	l.c.mu.Unlock()
+	if !kept {
+		l.free(j.slot)
+	}
 }
 
 // free gives a slot back.
