@@ -22,8 +22,8 @@ type loop struct {
 	started sync.WaitGroup
 	work    chan job     // taken by workers that have none
 	idle    atomic.Int32 // of them
-	// there says which slots' pages are in memory for good; nil if they cannot be kept there.
-	there []bool
+	keeps   bool         // memory stays where it is once it was touched
+	there   []bool       // slots whose pages are in memory for good
 }
 
 // maxIdle workers are kept: their stacks have grown to what requests need.
@@ -62,11 +62,11 @@ func (l *loop) run() {
 		return
 	}
 	if c.opts.Writable {
-		if err := c.mem.Keep(); err != nil {
+		err := c.mem.Keep()
+		if err != nil {
 			c.opts.Log.Debug("requests' memory may be swapped out", "err", err)
-		} else {
-			l.there = make([]bool, c.mem.Len())
 		}
+		l.keeps, l.there = err == nil, make([]bool, c.mem.Len())
 	}
 	for {
 		slot, ok := c.mem.Take(c.stopping)
@@ -136,13 +136,11 @@ func (l *loop) room(slot int) []byte {
 	if c.opts.Writable {
 		// A page that is not there yet must be got while the kernel copies, which fails, and the request with it, if
 		// this process is being killed.
-		if l.there == nil || !l.there[slot] {
+		if !l.there[slot] {
 			for at := 0; at < len(p); at += pageSize {
 				p[at] = 0
 			}
-			if l.there != nil {
-				l.there[slot] = true
-			}
+			l.there[slot] = l.keeps
 		}
 		clear(p[:outcomeLen])
 	}
