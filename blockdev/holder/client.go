@@ -58,6 +58,7 @@ type Client struct {
 	items   map[string][]*os.File
 	emits   map[string]func(slot int)
 	quiet   bool // the holder was told to quit
+	closing bool // whoever calls Close gives everything to a new holder, if it must be
 }
 
 const (
@@ -162,7 +163,7 @@ func (c *Client) read(conn *net.UnixConn, replies chan frame) {
 		if err != nil {
 			conn.Close()
 			c.mu.Lock()
-			lost := c.conn == conn && !c.quiet && c.ctx.Err() == nil
+			lost := c.conn == conn && !c.quiet && !c.closing && c.ctx.Err() == nil
 			if c.conn == conn {
 				c.alive = false
 			}
@@ -198,9 +199,9 @@ func (c *Client) recover() {
 	defer c.calls.Unlock()
 	for c.ctx.Err() == nil {
 		c.mu.Lock()
-		alive := c.alive
+		done := c.alive || c.closing
 		c.mu.Unlock()
-		if alive {
+		if done {
 			return
 		}
 		err := c.handOver()
@@ -340,14 +341,49 @@ func (c *Client) Quit() error {
 	return errors.Join(err, c.Close())
 }
 
-// Close leaves the holder alone with what it keeps.
+// Close leaves the holder alone with what it keeps. If it has died, another one has everything
+// before Close returns; an error says that none could be had.
 func (c *Client) Close() error {
+	// A holder that does not answer, or does not come up, does not keep us.
+	defer time.AfterFunc(connectTimeout, c.leave).Stop()
+	err := c.settle()
+	c.leave()
+	c.started.Wait()
+	return err
+}
+
+// settle waits for the call and the hand-over that are under way, and gives everything to another
+// holder if there is none that has it.
+func (c *Client) settle() error {
+	c.mu.Lock()
+	c.closing = true
+	c.mu.Unlock()
+	c.calls.Lock()
+	defer c.calls.Unlock()
+	c.mu.Lock()
+	idle := c.conn == nil || c.quiet || len(c.items) == 0
+	want := len(c.items)
+	c.mu.Unlock()
+	if idle {
+		return nil
+	}
+	has := 0
+	err := c.callLocked(frame{op: opList}, func(f frame) { has++; closeAll(f.files) })
+	if err == nil && has == want {
+		return nil
+	}
+	if err := c.handOver(); err != nil {
+		return fmt.Errorf("the holder has gone, and another could not be given what it kept: mounts do not survive this process: %w", err)
+	}
+	return nil
+}
+
+// leave ends everything that this client does.
+func (c *Client) leave() {
 	c.stop()
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.conn != nil {
 		c.conn.Close()
 	}
-	c.mu.Unlock()
-	c.started.Wait()
-	return nil
 }

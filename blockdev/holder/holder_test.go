@@ -2,6 +2,7 @@ package holder_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -181,6 +182,35 @@ func TestHolderKilled(t *testing.T) {
 	c, kept := connect(t, s)
 	if len(kept["before"]) != 1 || len(kept["after"]) != 1 {
 		t.Errorf("kept %v", kept)
+	}
+	if err := c.Quit(); err != nil {
+		t.Error(err)
+	}
+	s.wait(t)
+}
+
+// TestClosedAfterHolderKilled: a daemon that ends while its holder is dead, or has been given a part
+// only, leaves everything with another.
+func TestClosedAfterHolderKilled(t *testing.T) {
+	s := &starter{t: t, root: t.TempDir()}
+	const names = 20
+	c, _ := connect(t, s)
+	for i := range names {
+		if err := c.Put(fmt.Sprint(i), file(t, "kept")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for round := range 30 {
+		s.kill()
+		time.Sleep(time.Duration(round) * 2 * time.Millisecond) // not found out yet, half given, all given
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var kept map[string][]*os.File
+		c, kept = connect(t, s)
+		if len(kept) != names {
+			t.Fatalf("round %d: %d names of %d kept", round, len(kept), names)
+		}
 	}
 	if err := c.Quit(); err != nil {
 		t.Error(err)
