@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -217,6 +218,7 @@ func (n *simNode) crash(power bool) {
 const (
 	simJournal = minRing + journalRing
 	simBlocks  = 512 // that are written to
+	simMost    = 40  // blocks of a request
 	simSize    = 4 << 20
 )
 
@@ -444,14 +446,15 @@ func simulate(t *testing.T, seed uint64) {
 
 // load writes, flushes, trims and reads until ctx ends.
 func (m *model) load(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand) {
+	buf := make([]byte, simMost*Block)
 	for ctx.Err() == nil {
 		switch r.IntN(10) {
 		case 0:
 			m.flush(ctx, v)
 		case 1:
-			m.read(ctx, t, v, r)
+			m.read(ctx, t, v, r, buf)
 		default:
-			m.write(ctx, t, v, r)
+			m.write(ctx, t, v, r, buf)
 		}
 		wait := time.Millisecond // who fails does so at once
 		if r.IntN(4) == 0 {
@@ -469,7 +472,7 @@ func (m *model) claim(r *rand.Rand) (lo, n int) {
 		lo = r.IntN(simBlocks)
 		most := 1
 		if r.IntN(6) == 0 {
-			most = 40
+			most = simMost
 		}
 		for n = 0; n < most && lo+n < simBlocks && !m.busy[lo+n]; n++ {
 			m.busy[lo+n] = true
@@ -488,7 +491,7 @@ func (m *model) release(lo, n int) {
 	}
 }
 
-func (m *model) write(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand) {
+func (m *model) write(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand, buf []byte) {
 	tooLate := m.over.Load()
 	lo, n := m.claim(r)
 	defer m.release(lo, n)
@@ -508,7 +511,7 @@ func (m *model) write(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand
 	if trim {
 		err = v.Trim(ctx, int64(lo)*Block, int64(n)*Block)
 	} else {
-		p := make([]byte, n*Block)
+		p := buf[:n*Block]
 		for i := range n {
 			stampBlock(p[i*Block:][:Block], uint64(lo+i), stamp)
 		}
@@ -534,20 +537,21 @@ func (m *model) write(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand
 	}
 }
 
+const stampLength = 16 // bytes, again and again
+
 func stampBlock(p []byte, block, stamp uint64) {
-	for i := 0; i < len(p); i += 16 {
-		binary.LittleEndian.PutUint64(p[i:], block)
-		binary.LittleEndian.PutUint64(p[i+8:], stamp)
+	binary.LittleEndian.PutUint64(p, block)
+	binary.LittleEndian.PutUint64(p[8:], stamp)
+	for n := stampLength; n < len(p); n *= 2 {
+		copy(p[n:], p[:n])
 	}
 }
 
 // readStamp returns what a block holds, or an error if it is no whole write.
 func readStamp(p []byte, block uint64) (uint64, error) {
 	b, stamp := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
-	for i := 0; i < len(p); i += 16 {
-		if binary.LittleEndian.Uint64(p[i:]) != b || binary.LittleEndian.Uint64(p[i+8:]) != stamp {
-			return 0, fmt.Errorf("block %d is torn", block)
-		}
+	if !bytes.Equal(p[stampLength:], p[:len(p)-stampLength]) {
+		return 0, fmt.Errorf("block %d is torn", block)
 	}
 	if stamp != 0 && b != block {
 		return 0, fmt.Errorf("block %d holds block %d", block, b)
@@ -572,10 +576,10 @@ func (m *model) flush(ctx context.Context, v *Volume) {
 	}
 }
 
-func (m *model) read(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand) {
+func (m *model) read(ctx context.Context, t *testing.T, v *Volume, r *rand.Rand, buf []byte) {
 	lo, n := m.claim(r)
 	defer m.release(lo, n)
-	p := make([]byte, n*Block)
+	p := buf[:n*Block]
 	if _, err := v.ReadAt(ctx, p, int64(lo)*Block); err != nil {
 		if errors.Is(err, ErrCorrupt) {
 			t.Errorf("read: %v", err)
