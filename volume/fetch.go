@@ -14,6 +14,8 @@ import (
 const (
 	fetchMost = 4 << 20  // bytes of one request
 	fetchGap  = 64 << 10 // bytes that nobody asked for and that are fetched rather than making two requests
+
+	partBlocks = 8 // blocks of a frame that are worth leaving out
 )
 
 // fetch reads extents that lie in segments, each into its part of the caller's memory.
@@ -50,8 +52,11 @@ func (v *Volume) fetchSegment(ctx context.Context, stored []extent, ahead int64,
 	key := ref.key(v.id)
 	var missing []extent
 	for _, e := range stored {
+		if e.isPart() && v.fetchPart(ctx, ref, e, part(e)) {
+			continue
+		}
 		buf := frames.get(int(frameSize(e.place.whole)))
-		if !v.opts.Cache.ReadAt(key, *buf, e.place.off) || v.copyFrame(e, *buf, part) != nil {
+		if !v.opts.Cache.ReadAt(key, *buf, e.place.off) || v.copyFrame(ref, e, *buf, part) != nil {
 			missing = append(missing, e)
 		}
 		frames.put(buf)
@@ -100,7 +105,7 @@ func (v *Volume) fetchRange(ctx context.Context, ref SegmentRef, missing []exten
 				bad = fmt.Errorf("frame at %d of segment %d: %w: it is cut short", e.place.off, ref.Seq, ErrCorrupt)
 				break
 			}
-			if bad = v.copyFrame(e, p[off:end], part); bad != nil {
+			if bad = v.copyFrame(ref, e, p[off:end], part); bad != nil {
 				break
 			}
 		}
@@ -113,13 +118,42 @@ func (v *Volume) fetchRange(ctx context.Context, ref SegmentRef, missing []exten
 }
 
 // copyFrame checks the frame that an extent is of, and copies what the extent has of it.
-func (v *Volume) copyFrame(e extent, frame []byte, part func(extent) []byte) error {
+func (v *Volume) copyFrame(ref SegmentRef, e extent, frame []byte, part func(extent) []byte) error {
 	blocks, err := openFrame(frame, v.id, e.place.seg, e.place.off)
 	if err != nil {
 		return err
 	}
 	copy(part(e), blocks[int(e.place.skip)*Block:])
+	if e.isPart() {
+		v.sums.put(placeOf(ref, e), blocks)
+	}
 	return nil
+}
+
+// isPart reports whether an extent leaves so much of its frame out that it is worth reading without the rest.
+func (e extent) isPart() bool { return e.place.whole-e.blocks >= partBlocks }
+
+// fetchPart reads a part of a frame that was read as a whole before, from where that is cheap, and reports whether it could and
+// the blocks are right. If not, p has nothing that is of use.
+func (v *Volume) fetchPart(ctx context.Context, ref SegmentRef, e extent, p []byte) bool {
+	sums, ok := v.sums.get(placeOf(ref, e))
+	if !ok {
+		return false
+	}
+	key, off := ref.key(v.id), e.place.off+frameHeader+int64(e.place.skip)*Block
+	if v.opts.Near {
+		got, _, err := v.opts.Store.Get(ctx, key, off, int64(len(p)))
+		if err != nil { // asking for the frame will say so again
+			return false
+		}
+		ok = copy(p, got) == len(p)
+	} else {
+		ok = v.opts.Cache.ReadAt(key, p, off)
+	}
+	for i := 0; ok && i < int(e.blocks); i++ {
+		ok = crcOf(p[i*Block:][:Block]) == sums[int(e.place.skip)+i]
+	}
+	return ok
 }
 
 // segment returns a segment by its number.

@@ -349,6 +349,7 @@ func simulate(t *testing.T, seed uint64) {
 			v.journal.mu.Lock()
 			v.journal.lead = 2*(maxRecord+Block) + 256<<10
 			v.journal.mu.Unlock()
+			v.opts.Near = true // blocks are read from it one by one
 		}
 		m.verify(t, v)
 		life, kill := context.WithCancel(ctx)

@@ -99,6 +99,7 @@ type Volume struct {
 	wait    waiter
 	uploads chan struct{} // a token for each segment on its way
 	streams streams
+	sums    *blockSums
 	// updating holds a token for whoever changes the head.
 	updating chan struct{}
 
@@ -176,6 +177,7 @@ func newVolume(h *Head, version string, lease Lease, opts Options) *Volume {
 	v.size.Store(h.Size)
 	v.wait = waiter{log: v.log, waits: v.setWaiting}
 	v.nodes = newMapNodes(opts.Store, h.ID, opts.Memory*3/16, v.wait)
+	v.sums = newBlockSums(opts.Memory / 32)
 	return v
 }
 
