@@ -50,7 +50,7 @@ race: ## unit tests under the race detector
 	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT)
 
 conformance: deps tools build ## real containerd, runc, registry and kernel (root)
-	go test -count=1 -timeout 40m ./conformance/...
+	go test -count=1 -timeout 45m ./conformance/...
 
 soak: deps tools build ## the simulation and the conformance tests with full counts, and longer fuzzing
 	REMORA_SOAK=1 go test -count=1 -timeout 2h -run Simulation ./volume

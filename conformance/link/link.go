@@ -55,6 +55,12 @@ func (k *Link) Addr() string { return k.l.Addr().String() }
 // Stats returns how many connections were made and how many bytes came back since the start.
 func (k *Link) Stats() (connections, received int64) { return k.conns.Load(), k.received.Load() }
 
+// SetRate changes the rate, in bytes a second each way. What is in the queue before the link leaves it as it would have.
+func (k *Link) SetRate(rate int64) {
+	k.up.set(rate)
+	k.down.set(rate)
+}
+
 // Close ends all connections.
 func (k *Link) Close() error {
 	k.stop()
@@ -150,19 +156,18 @@ func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, count *at
 
 // bucket is the rate of one direction.
 type bucket struct {
-	rate int64
-
-	mu   sync.Mutex // guards next
+	mu   sync.Mutex // guards the fields below
+	rate int64      // bytes a second; 0 for any
 	next time.Time  // when the link is free
 }
 
 // take returns when n bytes, given to the link at a time, have left it.
 func (b *bucket) take(at time.Time, n int) time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.rate == 0 {
 		return at
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	if b.next.Before(at) {
 		b.next = at
 	}
@@ -170,7 +175,13 @@ func (b *bucket) take(at time.Time, n int) time.Time {
 	return b.next
 }
 
-// String describes the link.
+func (b *bucket) set(rate int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.rate = rate
+}
+
+// String describes the link as it was made.
 func (k *Link) String() string {
 	return fmt.Sprintf("%s round trip, %.0f Mbit/s", k.opts.RTT, float64(k.opts.Rate)*8/1e6)
 }
