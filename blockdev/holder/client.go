@@ -150,6 +150,9 @@ func (c *Client) attach(conn *net.UnixConn, pid int) {
 	replies := make(chan frame, 1)
 	c.mu.Lock()
 	c.conn, c.alive, c.replies, c.pid = conn, true, replies, pid
+	if c.ctx.Err() != nil { // leave has closed the one before
+		conn.Close()
+	}
 	c.mu.Unlock()
 	c.started.Go(func() { c.read(conn, replies) })
 }
