@@ -44,8 +44,11 @@ func (s *blockSums) get(at framePlace) (frameSums, bool) {
 	return sums, ok
 }
 
-// put remembers the checksums of a frame's blocks.
+// put remembers the checksums of a frame's blocks. Several parts of one frame may be read at once: they are summed once.
 func (s *blockSums) put(at framePlace, blocks []byte) {
+	if _, ok := s.get(at); ok {
+		return
+	}
 	var sums frameSums
 	for i := range len(blocks) / Block {
 		sums[i] = crcOf(blocks[i*Block:][:Block])

@@ -52,7 +52,7 @@ func (v *Volume) fetchSegment(ctx context.Context, stored []extent, ahead int64,
 	key := ref.key(v.id)
 	var missing []extent
 	for _, e := range stored {
-		if e.isPart() && v.fetchPart(ctx, ref, e, part(e)) {
+		if e.isPart() && v.fetchPart(ctx, key, ref, e, part(e)) {
 			continue
 		}
 		buf := frames.get(int(frameSize(e.place.whole)))
@@ -135,12 +135,12 @@ func (e extent) isPart() bool { return e.place.whole-e.blocks >= partBlocks }
 
 // fetchPart reads a part of a frame that was read as a whole before, from where that is cheap, and reports whether it could and
 // the blocks are right. If not, p has nothing that is of use.
-func (v *Volume) fetchPart(ctx context.Context, ref SegmentRef, e extent, p []byte) bool {
+func (v *Volume) fetchPart(ctx context.Context, key string, ref SegmentRef, e extent, p []byte) bool {
 	sums, ok := v.sums.get(placeOf(ref, e))
 	if !ok {
 		return false
 	}
-	key, off := ref.key(v.id), e.place.off+frameHeader+int64(e.place.skip)*Block
+	off := e.place.off + frameHeader + int64(e.place.skip)*Block
 	if v.opts.Near {
 		got, _, err := v.opts.Store.Get(ctx, key, off, int64(len(p)))
 		if err != nil { // asking for the frame will say so again

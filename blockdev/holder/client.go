@@ -166,7 +166,7 @@ func (c *Client) read(conn *net.UnixConn, replies chan frame) {
 		if err != nil {
 			conn.Close()
 			c.mu.Lock()
-			lost := c.conn == conn && !c.quiet && !c.closing && c.ctx.Err() == nil
+			lost := c.conn == conn && !c.quiet && !c.closing
 			if c.conn == conn {
 				c.alive = false
 			}
