@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -371,6 +372,36 @@ func TestShortSource(t *testing.T) {
 	}
 	src.fault = nil
 	wantAll(t, f, im)
+}
+
+// TestFailedFetchEndsAtOnce: once a reader knows that a fetch failed, nobody who comes later gets its
+// error, whichever of its units they ask for.
+func TestFailedFetchEndsAtOnce(t *testing.T) {
+	im := newImage(t, 12, 1500, 10)
+	first, last := im.spec.Extents[0], im.spec.Extents[len(im.spec.Extents)-1]
+	var down atomic.Bool
+	src := &source{blob: im.blob}
+	src.fault = func(context.Context, int64, int64, int) (io.ReadCloser, error) {
+		if down.Load() {
+			return nil, errBroken
+		}
+		return nil, nil
+	}
+	c := open(t, t.TempDir(), cache.Options{})
+	defer closeAndCheck(t, c)
+	for k := range 20 {
+		id := fmt.Sprint(k)
+		f := create(t, c, id, im, src)
+		down.Store(true)
+		if _, err := f.ReadAt(t.Context(), make([]byte, first.Len), first.Off); !errors.Is(err, errBroken) {
+			t.Fatalf("got %v", err)
+		}
+		down.Store(false)
+		wantRange(t, f, im, int(last.Off), int(last.Len))
+		if err := c.Remove(id); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 var errBroken = errors.New("broken")

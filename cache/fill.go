@@ -196,9 +196,7 @@ func (f *File) startLocked(run []uint32, prio priority, gap int64) []*unitFill {
 		err := f.persist(ctx, policy, j, prio, func(ctx context.Context) error {
 			return f.runJob(ctx, src, f.unfinished(fills), prio, gap, j.ticket)
 		})
-		for _, fill := range fills {
-			f.finish(fill, err)
-		}
+		f.finish(err, fills...)
 	})
 	return fills
 }
@@ -210,16 +208,19 @@ func (f *File) unfinished(fills []*unitFill) []*unitFill {
 	return slices.DeleteFunc(slices.Clone(fills), func(fill *unitFill) bool { return f.inflight[fill.unit] != fill })
 }
 
-// finish ends a fill, once.
-func (f *File) finish(fill *unitFill, err error) {
+// finish ends those of the fills that have not ended, all at once: who asks anew after one of them
+// failed must not join another that is about to.
+func (f *File) finish(err error, fills ...*unitFill) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.inflight[fill.unit] != fill {
-		return
+	for _, fill := range fills {
+		if f.inflight[fill.unit] != fill {
+			continue
+		}
+		fill.err = err
+		delete(f.inflight, fill.unit)
+		close(fill.done)
 	}
-	fill.err = err
-	delete(f.inflight, fill.unit)
-	close(fill.done)
 }
 
 // runJob fills what it can from other files and fetches the rest, one request for each stretch
@@ -229,7 +230,7 @@ func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, prio p
 		if !f.fillLocally(fill) {
 			return false
 		}
-		f.finish(fill, nil)
+		f.finish(nil, fill)
 		return true
 	})
 	if prio == demand && !slices.ContainsFunc(fills, func(fill *unitFill) bool { n, _ := f.t.unitExtents(fill.unit); return n > 0 }) {
@@ -355,7 +356,7 @@ func (f *File) take(fill *unitFill, packed io.Reader, prio priority) error {
 	}
 	f.account(fill.unit, prio)
 	f.store(fill)
-	f.finish(fill, nil)
+	f.finish(nil, fill)
 	return nil
 }
 
