@@ -2,8 +2,8 @@
 // and an export makes a path of it that the kernel can mount, or a socket that clients speak NBD to.
 //
 // Belongs here: the Device contract, devices that are a file or memory, wrappers of one duty each, the names
-// of the back ends, loop devices, mounting; in packages below, each export, what keeps exports alive, and
-// finding out what this kernel can do by doing it.
+// of the back ends, loop devices, mounting, the lock of a directory; in packages below, each export, what keeps
+// exports alive, and finding out what this kernel can do by doing it.
 // Does not: where bytes come from (cache, volume), which snapshot needs what (snapshotter).
 package blockdev
 

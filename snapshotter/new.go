@@ -31,18 +31,11 @@ func Lock(root string) (*os.File, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(filepath.Join(root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
+	f, err := blockdev.LockFile(filepath.Join(root, "lock"))
+	if errors.Is(err, blockdev.ErrLocked) {
+		return nil, fmt.Errorf("another remorad runs on %s; stop it, or choose another --root", root)
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another remorad runs on %s; stop it, or choose another --root", root)
-		}
-		return nil, fmt.Errorf("lock %s: %w", root, err)
-	}
-	return f, nil
+	return f, err
 }
 
 // New opens the snapshotter in root, which the caller has locked, and mounts again what was

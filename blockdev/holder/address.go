@@ -8,9 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
 )
 
 const (
@@ -31,13 +32,9 @@ func withRoot(root string, use func(dir string) error) error {
 
 // listen takes a root for this process and makes its socket.
 func listen(root string) (l *net.UnixListener, lock *os.File, err error) {
-	lock, err = os.OpenFile(filepath.Join(root, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err = blockdev.LockFile(filepath.Join(root, lockFile))
 	if err != nil {
-		return nil, nil, err
-	}
-	if err := takeLock(int(lock.Fd())); err != nil {
-		lock.Close()
-		return nil, nil, fmt.Errorf("lock %s: %w (is there a holder already?)", filepath.Join(root, lockFile), err)
+		return nil, nil, fmt.Errorf("%w (is there a holder already?)", err)
 	}
 	err = withRoot(root, func(dir string) error {
 		path := filepath.Join(dir, socketFile)
@@ -56,22 +53,6 @@ func listen(root string) (l *net.UnixListener, lock *os.File, err error) {
 		return nil, nil, fmt.Errorf("listen in %s: %w", root, err)
 	}
 	return l, lock, nil
-}
-
-const (
-	lockPatience = 2 * time.Second
-	lockStep     = 5 * time.Millisecond
-)
-
-// takeLock takes the lock of a root. A holder that was just killed lets go of its socket, by which
-// its daemon learns of that, before it lets go of the lock.
-func takeLock(fd int) error {
-	for deadline := time.Now().Add(lockPatience); ; time.Sleep(lockStep) {
-		err := unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
-			return err
-		}
-	}
 }
 
 // dial connects to a root's holder.
