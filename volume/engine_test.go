@@ -167,6 +167,50 @@ func (a *asked) Delete(ctx context.Context, key string) error {
 	return a.Store.Delete(ctx, key)
 }
 
+// TestWritesAfterCommitted: who takes a volume up again whose journal holds nothing but what the store has can write at once.
+// The journal's superblock names an older record then, and nothing that is yet to be uploaded would ever move it.
+func TestWritesAfterCommitted(t *testing.T) {
+	for name, rest := range map[string]int64{"all of it": 0, "all but a write": 1} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v, _, attach := newTestVolume(t, 8<<20, Local)
+				p := make([]byte, 64<<10)
+				for i := range int64(8) {
+					if err := v.WriteAt(t.Context(), p, i*int64(len(p))); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := v.Commit(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if err := v.WriteAt(t.Context(), p[:rest*Block], 0); err != nil {
+					t.Fatal(err)
+				}
+				if err := v.Close(); err != nil {
+					t.Fatal(err)
+				}
+				v = attach()
+				if used, _ := v.journal.used(); used > rest*2*Block {
+					t.Errorf("%d bytes of the journal hold what may be needed", used)
+				}
+				v.journal.mu.Lock()
+				v.journal.lead = 2 * int64(len(p)) // as for a store that is near
+				v.journal.mu.Unlock()
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				for i := range int64(8) {
+					if err := v.WriteAt(ctx, p, i*int64(len(p))); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if err := v.Detach(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
 // TestIdle: a volume that nobody writes to makes no request in ten minutes, whatever was written before, nor does a flush
 // with nothing dirty. What the node needs for its lease is asked for elsewhere.
 func TestIdle(t *testing.T) {

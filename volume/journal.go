@@ -395,6 +395,14 @@ func (j *journal) passed(pos int64) {
 	}
 }
 
+// skip says that no record before c is needed any more, though the superblock, which is written now and then, names an
+// older one. It is called before the first record is written.
+func (j *journal) skip(c cursor) {
+	if c.pos > j.wanted.pos {
+		j.wanted, j.needed = c, c.pos
+	}
+}
+
 // setStalled says whether the store takes segments. While it does not, records may fill the ring.
 func (j *journal) setStalled(stalled bool) {
 	j.mu.Lock()
