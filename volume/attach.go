@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -174,11 +175,11 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	active := v.active
 	var stored cursor // behind the last record that the store has
 	r, err := replay(t.disk, h.ID, t.journal, t.opts.Resume, func(first uint64, entries []entry, end cursor) {
-		if first+uint64(len(entries)) <= h.Write+1 {
-			stored = end
-		}
 		for len(entries) > 0 && first <= h.Write {
 			first, entries = first+1, entries[1:]
+		}
+		if len(entries) == 0 {
+			stored = end
 		}
 		v.applyLocked(first, entries)
 	})
@@ -192,9 +193,8 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 		}
 	}
 	active.end = r.end
-	v.journal = newJournal(t.disk, r.super, r.end, v.written, h.Epoch, t.opts.Memory*3/16)
+	v.journal = newJournal(t.disk, r.super, cmp.Or(stored, r.super.start), r.end, v.written, h.Epoch, t.opts.Memory*3/16)
 	v.journal.written, v.journal.full = v.applyWritten, v.wake
-	v.journal.skip(stored)
 	if t.opts.Near {
 		v.journal.lead = int64(len(v.journal.window.mem)) * 3 / 4
 	}

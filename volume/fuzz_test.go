@@ -123,7 +123,7 @@ func FuzzJournal(f *testing.F) {
 		}
 		// A record whose header is right, but for what the fuzzer writes over it, with a checksum that is right.
 		b := &batch{at: super.start, first: 1, entries: []entry{{lba: 1, blocks: 1, data: make([]byte, Block), sum: crcOf(make([]byte, Block))}}, size: Block}
-		j := newJournal(disk, super, super.start, 0, 1, 0)
+		j := newJournal(disk, super, super.start, super.start, 0, 1, 0)
 		b.record.buf = blockdev.AlignedBuffer(2 * Block)
 		j.encodeLocked(b)
 		copy(b.record.buf[min(int(at), Block):], p)

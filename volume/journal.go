@@ -106,13 +106,14 @@ type journal struct {
 	syncing chan struct{} // and for the one Sync
 }
 
-// newJournal continues a journal behind its last record. Nobody else may write to it.
-func newJournal(disk Disk, super superblock, end cursor, write, epoch uint64, windowSize int64) *journal {
+// newJournal continues a journal behind its last record, end. No record before needed is needed any more; the superblock,
+// which is written now and then, may name an older one. Nobody else may write to it.
+func newJournal(disk Disk, super superblock, needed, end cursor, write, epoch uint64, windowSize int64) *journal {
 	complete := make(chan struct{})
 	close(complete)
 	mem, free := windowMemory(windowSize)
 	j := &journal{
-		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end, wanted: super.start, synced: super.start.seq, needed: super.start.pos,
+		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end, wanted: needed, synced: super.start.seq, needed: needed.pos,
 		taking: make(chan struct{}, 1), syncing: make(chan struct{}, 1),
 		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: window{mem: mem},
 	}
@@ -392,14 +393,6 @@ func (j *journal) passed(pos int64) {
 	j.needed = max(j.needed, pos)
 	if j.pressed {
 		j.wake()
-	}
-}
-
-// skip says that no record before c is needed any more, though the superblock, which is written now and then, names an
-// older one. It is called before the first record is written.
-func (j *journal) skip(c cursor) {
-	if c.pos > j.wanted.pos {
-		j.wanted, j.needed = c, c.pos
 	}
 }
 

@@ -84,7 +84,7 @@ func TestJournalEveryCut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	j := newJournal(disk, super, super.start, 0, 1, 0)
+	j := newJournal(disk, super, super.start, super.start, 0, 1, 0)
 	var ends []cursor // behind each record
 	j.written, j.full = func(_ uint64, _ []entry, end cursor) { ends = append(ends, end) }, func() {}
 	ctx, stop := context.WithCancel(t.Context())

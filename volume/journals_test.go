@@ -31,7 +31,7 @@ func TestOrphan(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			j := newJournal(f, super, super.start, 0, 1, 1<<20)
+			j := newJournal(f, super, super.start, super.start, 0, 1, 1<<20)
 			j.written, j.full = func(uint64, []entry, cursor) {}, func() {}
 			ctx, stop := context.WithCancel(t.Context())
 			ended := make(chan struct{})
