@@ -3,7 +3,6 @@ package cache
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 )
 
 // A unitFill is one unit on its way here. Who waits for it reads its bytes from memory, so that
@@ -369,133 +367,4 @@ func (c *countingReader) Read(p []byte) (int, error) {
 	n, err := c.r.Read(p)
 	c.n += int64(n)
 	return n, err
-}
-
-// decodeUnit decodes a unit, checks its extents' digests and keeps what else is in it. All of
-// the plain bytes go to also, if that is not nil.
-func (f *File) decodeUnit(fill *unitFill, packed io.Reader, also io.Writer) error {
-	n, at := f.t.unitExtents(fill.unit)
-	need := int64(0)
-	for k := range n {
-		e := f.t.extent(at(k))
-		need = max(need, int64(e.Inner)+int64(e.Len))
-	}
-	plain, rest, whole, err := f.decodePlain(fill.unit, packed, need, also)
-	if err != nil {
-		var source *SourceError
-		if errors.As(err, &source) {
-			return source.Err
-		}
-		return fmt.Errorf("%w: decode: %w", errBytes, err)
-	}
-	for k := range n {
-		e := f.t.extent(at(k))
-		if sha256.Sum256(plain[e.Inner:e.Inner+e.Len]) != e.Digest {
-			return fmt.Errorf("%w: extent at %d of the image has another digest", errBytes, e.Off)
-		}
-	}
-	fill.plain = plain
-	if whole && !f.residue.has(fill.unit) {
-		f.keepResidue(fill.unit, f.gaps(fill.unit, plain, rest), false)
-	}
-	return nil
-}
-
-// decodePlain decodes a unit and returns its first need bytes, and the rest if that is not too much to be
-// kept.
-func (f *File) decodePlain(unit uint32, packed io.Reader, need int64, also io.Writer) (plain, rest []byte, whole bool, err error) {
-	if f.t.codec == CodecSpans {
-		if plain, err = f.inflate(unit, packed); err != nil {
-			return nil, nil, false, err
-		}
-		if int64(len(plain)) < need {
-			return nil, nil, false, io.ErrUnexpectedEOF
-		}
-		if also != nil {
-			_, err = also.Write(plain)
-		}
-		return plain[:need], plain[need:], true, err
-	}
-	plain, whole = make([]byte, need), true
-	err = decode(f.t.codec, packed, func(r io.Reader) error {
-		if _, err := io.ReadFull(r, plain); err != nil {
-			return err
-		}
-		var err error
-		if also != nil {
-			if _, err := also.Write(plain); err != nil {
-				return err
-			}
-			r = io.TeeReader(r, also)
-		}
-		if rest, err = io.ReadAll(io.LimitReader(r, maxResidue+1)); err != nil {
-			return err
-		}
-		if len(rest) > maxResidue {
-			whole, rest = false, nil
-			_, err = io.Copy(io.Discard, r)
-		}
-		return err
-	})
-	return plain, rest, whole, err
-}
-
-// store writes a filled unit's extents to the image, as far as there is room.
-func (f *File) store(fill *unitFill) {
-	n, at := f.t.unitExtents(fill.unit)
-	for k := range n {
-		i := at(k)
-		if f.has(i) {
-			continue
-		}
-		e := f.t.extent(i)
-		b := fill.extentBytes(i, &e)
-		if b == nil {
-			continue
-		}
-		if !f.c.reserve(pages(int64(e.Len))) {
-			f.c.metrics.unstored.Inc()
-			continue
-		}
-		err := f.write(i, &e, b)
-		if errors.Is(err, unix.ENOSPC) && f.c.evict(pages(int64(e.Len))) > 0 {
-			err = f.write(i, &e, b)
-		}
-		if err != nil {
-			f.c.budget.add(-pages(int64(e.Len)))
-			f.c.metrics.unstored.Inc()
-			f.c.log.Warn("extent served without being stored", "digest", f.id, "off", e.Off, "len", e.Len, "err", err)
-		}
-	}
-}
-
-// write puts an extent into the image and marks it. The space is reserved already.
-func (f *File) write(i uint32, e *Extent, b []byte) error {
-	f.punch.RLock()
-	defer f.punch.RUnlock()
-	f.mu.Lock()
-	gone := f.gone
-	f.mu.Unlock()
-	if gone {
-		return errors.New("image was removed")
-	}
-	if _, err := f.img.WriteAt(b, e.Off); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.hasLocked(i) {
-		f.c.budget.add(-pages(int64(e.Len)))
-		return nil
-	}
-	f.markLocked(i, true)
-	f.noteLocked(i)
-	if f.used == nil {
-		f.used = make([]uint32, f.t.nExtents)
-	}
-	f.used[i] = f.c.clock.now()
-	if f.nPresent == f.t.nExtents {
-		f.c.kickCommit()
-	}
-	return nil
 }
