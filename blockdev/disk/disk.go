@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -339,9 +340,27 @@ func (d *Disks) Grow(source string) error {
 	return nil
 }
 
-// Detach ends the disk of a source or of a block device. It fails with ErrInUse while somebody uses it. One that is
-// not attached is no error.
+// inUsePatience is for how long a disk may still be in use after it was unmounted: a container that starts has a copy of
+// every mount of the node until it has left the old root.
+const inUsePatience = 3 * time.Second
+
+// Detach ends the disk of a source or of a block device. It fails with ErrInUse if somebody goes on using it for three
+// seconds. One that is not attached is no error.
 func (d *Disks) Detach(ctx context.Context, name string) (Disk, error) {
+	for begin := time.Now(); ; {
+		k, err := d.detachNow(ctx, name)
+		if !errors.Is(err, ErrInUse) || time.Since(begin) > inUsePatience {
+			return k, err
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return k, err
+		}
+	}
+}
+
+func (d *Disks) detachNow(ctx context.Context, name string) (Disk, error) {
 	d.attaching.Lock()
 	defer d.attaching.Unlock()
 	for _, k := range d.List() {

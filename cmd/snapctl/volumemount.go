@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
@@ -241,8 +242,8 @@ func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest,
 			return err
 		}
 		for i := len(dirs) - 1; i >= 0; i-- {
-			if err := unix.Unmount(dirs[i], 0); err != nil {
-				return &os.PathError{Op: "unmount", Path: dirs[i], Err: err}
+			if err := unmount(ctx, dirs[i]); err != nil {
+				return err
 			}
 			a.note("%s unmounted", dirs[i])
 		}
@@ -255,6 +256,21 @@ func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest,
 		return err
 	}
 	return a.printDetached(req.Name, reply)
+}
+
+// unmount takes a mount away. What it was used by a moment ago may take another to be gone: a file that was closed is
+// open in every process that is about to start.
+func unmount(ctx context.Context, dir string) error {
+	for begin := time.Now(); ; {
+		err := unix.Unmount(dir, 0)
+		if err == nil {
+			return nil
+		}
+		if !errors.Is(err, unix.EBUSY) || time.Since(begin) > time.Second || ctx.Err() != nil {
+			return &os.PathError{Op: "unmount", Path: dir, Err: err}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // findAttached returns a volume that has a device here, nil if it has none.
