@@ -11,6 +11,7 @@ GOBUILD     := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 PREFIX      ?= /usr/local
 DESTDIR     ?=
 FUZZTIME    ?= 20s
+SIDE_BY_SIDE ?= 3
 BENCH       ?=
 GO_UNIT     := $(shell go list ./... 2>/dev/null | grep -v /conformance)
 
@@ -50,11 +51,11 @@ race: ## unit tests under the race detector
 	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT)
 
 conformance: deps tools build ## real containerd, runc, registry and kernel (root)
-	go test -count=1 -timeout 45m ./conformance/...
+	go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) ./conformance/...
 
 soak: deps tools build ## the simulation and the conformance tests with full counts, and longer fuzzing
 	REMORA_SOAK=1 go test -count=1 -timeout 2h -run Simulation ./volume
-	REMORA_SOAK=1 go test -count=1 -timeout 6h ./conformance/...
+	REMORA_SOAK=1 go test -count=1 -timeout 6h -parallel $(SIDE_BY_SIDE) ./conformance/...
 	$(MAKE) fuzz FUZZTIME=10m
 
 fuzz: deps ## every fuzz target for FUZZTIME (20s)

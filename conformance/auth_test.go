@@ -13,6 +13,7 @@ import (
 // TestPrivateRegistry: without credentials a pull says so; with --user it is lazy, and remorad
 // can go on fetching after it was killed.
 func TestPrivateRegistry(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{Auth: true})
 	layout, err := python.Layout(t.Context())
 	must(t, err)

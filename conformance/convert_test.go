@@ -47,6 +47,7 @@ func (c converted) how() (all []string) {
 // TestConvertFormats: an image converted to each format shows, lazily and unpacked by containerd itself,
 // the files of its source, and its program runs.
 func TestConvertFormats(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[1]
 	layout, err := p.Layout(t.Context())
@@ -70,13 +71,7 @@ func TestConvertFormats(t *testing.T) {
 			must(t, err)
 			sameTree(t, s, lazy, src, func(string) bool { return false })
 			run(t, s, lazy, "redis-"+format, "remora", p)
-			st, err := s.Status(t.Context())
-			must(t, err)
-			for _, l := range st.Layers {
-				if strings.Contains(l.Image, format) && l.Format != format {
-					t.Errorf("layer %s has format %q", l.Digest, l.Format)
-				}
-			}
+			onlyFormat(t, s, lazy, format)
 			_, err = s.Snapctl(t.Context(), "fetch", "--cache-only", lazy) // the diffID
 			must(t, err)
 			must(t, s.PullOrdinary(t.Context(), ordinary, "overlayfs"))
@@ -98,6 +93,7 @@ func TestConvertFormats(t *testing.T) {
 
 // TestConvertPlaces converts from and to everything that an image can be in.
 func TestConvertPlaces(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	dir := t.TempDir()
 	p := testbed.Programs[2]
@@ -148,6 +144,7 @@ func TestConvertPlaces(t *testing.T) {
 // TestConvertSparing: what the destination has is not sent again, what another repository of the
 // registry has is taken over from there, what is in the format stays, and --dry-run does nothing.
 func TestConvertSparing(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[2]
 	layout, err := p.Layout(t.Context())
@@ -185,6 +182,7 @@ func TestConvertSparing(t *testing.T) {
 
 // TestConvertPlatforms converts all, some and one of an image's platforms.
 func TestConvertPlatforms(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[2]
 	src, err := p.Layout(t.Context())
@@ -229,6 +227,7 @@ func TestConvertPlatforms(t *testing.T) {
 // TestConvertKilled kills conversions at random moments, some of them at once. No half-made image is
 // visible, nothing of the killed is left once another has run, and the last one finishes the work.
 func TestConvertKilled(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[0]
 	layout, err := p.Layout(t.Context())

@@ -57,6 +57,7 @@ func recordedExt4(t *testing.T, size int64) (rec *blockdev.Recorder, dev, dir st
 // TestDiskPowerCut: after a power cut at any flush, of what the disk was sent since whatever may be lost, torn and out
 // of order, an ext4 on it is clean, and has everything that was fsynced.
 func TestDiskPowerCut(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	rec, dev, dir, umount := recordedExt4(t, 64<<20)
 	unix.Sync()
@@ -148,6 +149,6 @@ func cutAndLook(t *testing.T, rec *blockdev.Recorder, flushes int, rnd *rand.Ran
 		}
 	})
 	look(dir)
-	must(t, unix.Unmount(dir, 0))
+	unmount(t, dir)
 	diskFileSystems[0].clean(t, image)
 }

@@ -238,6 +238,7 @@ func mustHoldWrites(t *testing.T, writers []*stamper, dir string) {
 // TestDiskKilled: an ext4 under concurrent writers and flushes outlives kill -9 of remorad, again and again. Nobody
 // sees an error, what was acknowledged is there, and no older write lands on a newer one.
 func TestDiskKilled(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	file, dev := attachedFile(t, s, diskSize)
 	ext4 := diskFileSystems[0]
@@ -255,24 +256,29 @@ func TestDiskKilled(t *testing.T) {
 	dir = filepath.Join(t.TempDir(), "file")
 	must(t, os.Mkdir(dir, 0o700))
 	output(t, "mount", "-o", "loop,ro", file, dir)
-	defer func() { must(t, unix.Unmount(dir, 0)) }()
+	defer unmount(t, dir)
 	mustHoldWrites(t, writers, dir)
 }
 
-// isLoop reports whether a loop device is on some file.
-func isLoop(dev string) bool {
-	_, err := os.Stat("/sys/block/" + filepath.Base(dev) + "/loop/backing_file")
-	return err == nil
+// backing returns the file that a loop device is on, "" if it is on none.
+func backing(dev string) string {
+	file, err := os.ReadFile("/sys/block/" + filepath.Base(dev) + "/loop/backing_file")
+	if err != nil {
+		return ""
+	}
+	return string(file)
 }
 
 // TestDiskLost: when remorad and its holder are killed together, what uses a disk gets errors, like that of a disk which
 // was pulled out. What was flushed is in the file, which can be attached again, and no device is left.
 func TestDiskLost(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	file, dev := attachedFile(t, s, diskSize)
 	ext4 := diskFileSystems[0]
 	ext4.mkfs(t, dev)
 	dir, umount := mounted(t, dev, "ext4")
+	was := backing(dev)
 	flushed := bytes.Repeat([]byte("flushed "), 4096)
 	f, err := os.Create(filepath.Join(dir, "flushed"))
 	must(t, err)
@@ -297,7 +303,7 @@ func TestDiskLost(t *testing.T) {
 		t.Errorf("dev ls: %s, %v", out, err)
 	}
 	umount()
-	waitFor(t, "the loop device to go", func() bool { return !isLoop(dev) })
+	waitFor(t, "the loop device to go", func() bool { return backing(dev) != was })
 	dev = attach(t, s, file)
 	dir, umount = mounted(t, dev, "ext4") // the journal is replayed
 	if got, err := os.ReadFile(filepath.Join(dir, "flushed")); err != nil || !bytes.HasPrefix(got, flushed) {
@@ -309,6 +315,7 @@ func TestDiskLost(t *testing.T) {
 
 // TestDiskBytesGone: a disk whose file is gone when remorad starts fails, says why, and can be detached.
 func TestDiskBytesGone(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	file, dev := attachedFile(t, s, diskSize)
 	must(t, s.StopRemorad(unix.SIGKILL))
@@ -320,9 +327,10 @@ func TestDiskBytesGone(t *testing.T) {
 	if _, err := os.ReadFile(dev); !errors.Is(err, unix.EIO) {
 		t.Errorf("reading it: %v, want EIO", err)
 	}
+	was := backing(dev)
 	_, err := s.Snapctl(t.Context(), "dev", "detach", dev)
 	must(t, err)
-	if isLoop(dev) {
+	if backing(dev) == was {
 		t.Errorf("%s is left", dev)
 	}
 	must(t, os.Rename(file+".away", file))

@@ -97,6 +97,7 @@ const impatient = "stall_timeout = \"500ms\"\nattempts = 3\n[fetch]\ndeadline = 
 // TestFaultsAtPull: whatever the registry does to remorad, the pull ends in a container that
 // runs, by the ordinary path, with the reason told.
 func TestFaultsAtPull(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{Config: impatient})
 	layout := filepath.Join(t.TempDir(), "layout")
 	must(t, writeManyLayers(layout, 3))
@@ -139,6 +140,7 @@ func TestFaultsAtPull(t *testing.T) {
 // TestFaultsWhileRunning: a read either has the right bytes or fails; and it has them once the
 // registry is well again, without anybody restarting anything.
 func TestFaultsWhileRunning(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{Config: impatient, LogLevel: "info"})
 	_, _ = pushed(t, s, python)
 	p := newFaultyProxy(t, s)
@@ -181,19 +183,16 @@ func mountOrdinary(t *testing.T, s *testbed.Stack) string {
 
 func waitNoLayers(t *testing.T, s *testbed.Stack) {
 	t.Helper()
-	for range 100 {
+	waitFor(t, "the layers of a removed image to go", func() bool {
 		st, err := s.Status(t.Context())
 		must(t, err)
-		if len(st.Layers) == 0 {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Error("layers of a removed image stay")
+		return len(st.Layers) == 0
+	})
 }
 
 // TestDiskFull: with no room at all for data, a container runs all the same.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{Config: "[cache]\nlimit = \"4MiB\"\n", LogLevel: "info"})
 	_, lazy := pushed(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", lazy)

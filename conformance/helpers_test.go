@@ -2,11 +2,14 @@ package conformance_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/conformance/testbed"
@@ -57,6 +60,40 @@ func must(t *testing.T, err error) {
 	}
 }
 
+// waitFor waits for what must come. Its patience says nothing of how fast that should be.
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for range 2400 {
+		if done() {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Fatalf("waited in vain for %s", what)
+}
+
+// unmount takes a mount away and returns when its device is free. Tests run side by side: a program that another is about to
+// start has a copy of every open file until then, and a container one of every mount.
+func unmount(t *testing.T, dir string) {
+	t.Helper()
+	at, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	must(t, err)
+	waitFor(t, dir+" to be used by nobody", func() bool {
+		err = unix.Unmount(dir, 0)
+		return !errors.Is(err, unix.EBUSY)
+	})
+	must(t, err)
+	for _, m := range at {
+		waitFor(t, m.Source+" to be free", func() bool {
+			f, err := os.OpenFile(m.Source, os.O_RDONLY|unix.O_EXCL, 0)
+			if err == nil {
+				f.Close()
+			}
+			return !errors.Is(err, unix.EBUSY)
+		})
+	}
+}
+
 // pushed puts a program's image into the registry: NAME:src as it is, NAME:lazy converted.
 func pushed(t *testing.T, s *testbed.Stack, p testbed.Program) (src, lazy string) {
 	t.Helper()
@@ -64,12 +101,9 @@ func pushed(t *testing.T, s *testbed.Stack, p testbed.Program) (src, lazy string
 	must(t, err)
 	src, lazy = s.Ref(p.Name+":src"), s.Ref(p.Name+":lazy")
 	must(t, s.Push(t.Context(), layout, "src", p.Name+":src"))
-	args := []string{"convert", "oci:" + layout + ":src", lazy}
-	if _, err := os.Stat(p.FilesList()); err == nil {
-		args = append(args, "--prioritize", p.FilesList())
-	}
-	_, err = s.Snapctl(t.Context(), args...)
+	layout, err = p.LazyLayout(t.Context())
 	must(t, err)
+	must(t, s.Push(t.Context(), layout, "lazy", p.Name+":lazy"))
 	return src, lazy
 }
 

@@ -2,6 +2,8 @@ package conformance_test
 
 import (
 	"archive/tar"
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -13,14 +15,8 @@ import (
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
-const hugeSize = 4<<30 + 4097
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
-// oddLayer is a layer with every inode that a tar can hold.
-func oddLayer(huge bool) func(*tar.Writer) error {
+// oddLayer is a layer with every inode that a tar can hold, and a directory of many files.
+func oddLayer(crowd int) func(*tar.Writer) error {
 	when := time.Unix(1500000001, 0)
 	return func(tw *tar.Writer) error {
 		add := func(h tar.Header, body io.Reader) error {
@@ -85,20 +81,12 @@ func oddLayer(huge bool) func(*tar.Writer) error {
 				return err
 			}
 		}
-		crowd := 100_000
-		if !huge {
-			crowd = 5_000
-		}
 		for i := range crowd {
 			if err := add(tar.Header{Name: fmt.Sprintf("crowd/%06d", i), Typeflag: tar.TypeReg, Mode: 0o644}, nil); err != nil {
 				return err
 			}
 		}
-		if !huge {
-			return nil
-		}
-		return add(tar.Header{Name: "huge", Typeflag: tar.TypeReg, Mode: 0o644, Size: hugeSize}, io.MultiReader(
-			io.LimitReader(zeros{}, hugeSize-4), strings.NewReader("end!")))
+		return nil
 	}
 }
 
@@ -136,16 +124,17 @@ func unlistedDirs(p string) bool {
 // TestOddImage compares an image of odd inodes, through each back end that this kernel has, with
 // what containerd unpacks.
 func TestOddImage(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
-	layout := filepath.Join(t.TempDir(), "layout")
-	must(t, testbed.WriteTars(layout, "src", oddLayer(true), overOddLayer))
 	for i, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			s := newStack(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
-			if i > 0 { // once is enough for the large file and the large directory
-				layout = filepath.Join(t.TempDir(), "layout")
-				must(t, testbed.WriteTars(layout, "src", oddLayer(false), overOddLayer))
+			crowd := 5_000
+			if i == 0 { // once is enough for the large directory
+				crowd = rounds(20_000, 100_000)
 			}
+			layout := filepath.Join(t.TempDir(), "layout")
+			must(t, testbed.WriteTars(layout, "src", oddLayer(crowd), overOddLayer))
+			s := newStack(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			must(t, s.Push(t.Context(), layout, "src", "odd:src"))
 			_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref("odd:lazy"))
 			must(t, err)
@@ -163,24 +152,104 @@ func TestOddImage(t *testing.T) {
 	}
 }
 
-// lazyLayers insists on the number of lazy layers and their back end. A layer that has become
-// complete may be mounted directly.
-func lazyLayers(t *testing.T, s *testbed.Stack, n int, backend string) {
-	t.Helper()
-	st, err := s.Status(t.Context())
-	must(t, err)
-	if len(st.Layers) != n {
-		t.Errorf("%d lazy layers, want %d", len(st.Layers), n)
+const (
+	hugeSize = 4<<30 + 4097
+	apart    = 1 << 20 // bytes from one stamp to the next
+)
+
+// stamped is the content of the huge file: zeros, but for the offset itself wherever a stamp is due.
+type stamped struct{ at int64 }
+
+func (s *stamped) Read(p []byte) (int, error) {
+	due := s.at / apart * apart
+	n := min(len(p), int(due+apart-s.at))
+	clear(p[:n])
+	if into := s.at - due; into < 8 {
+		copy(p[:n], binary.BigEndian.AppendUint64(nil, uint64(due))[into:])
 	}
-	for _, l := range st.Layers {
-		if l.State != "mounted" || l.Backend != backend && l.Backend != "direct" {
-			t.Errorf("layer %s is %s by %q: %s", l.Digest, l.State, l.Backend, l.Reason)
+	s.at += int64(n)
+	return n, nil
+}
+
+// TestHugeFile: a file of more than 4 GiB has its bytes where they belong, converted and imported.
+func TestHugeFile(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	layout := filepath.Join(t.TempDir(), "layout")
+	must(t, testbed.WriteTars(layout, "src", func(tw *tar.Writer) error {
+		if err := tw.WriteHeader(&tar.Header{Name: "huge", Typeflag: tar.TypeReg, Mode: 0o644, Size: hugeSize, Format: tar.FormatPAX}); err != nil {
+			return err
+		}
+		_, err := io.CopyN(tw, new(stamped), hugeSize)
+		return err
+	}))
+	must(t, s.Push(t.Context(), layout, "src", "huge:src"))
+	_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref("huge:lazy"))
+	must(t, err)
+	const all = hugeSize/apart + 1
+	var look []int64 // at which stamps
+	for i := range rounds(64, all) {
+		look = append(look, int64(i)*all/int64(rounds(64, all)))
+	}
+	look = append(look, 2047, 2048, 4095, 4096) // 2 GiB, 4 GiB
+	for tag, format := range map[string]string{"lazy": "estargz", "src": "import"} {
+		_, err := s.Snapctl(t.Context(), "pull", s.Ref("huge:"+tag))
+		must(t, err)
+		onlyFormat(t, s, s.Ref("huge:"+tag), format)
+		f, err := os.Open(filepath.Join(mountImage(t, s, s.Ref("huge:"+tag), "remora"), "huge"))
+		must(t, err)
+		if n, err := f.Seek(0, io.SeekEnd); err != nil || n != hugeSize {
+			t.Errorf("%s: %d bytes, %v, want %d", tag, n, err, int64(hugeSize))
+		}
+		for _, i := range look {
+			at := max(0, i*apart-100)
+			got, want := make([]byte, 200), make([]byte, 200)
+			_, err := f.ReadAt(got, at)
+			must(t, err)
+			_, err = io.ReadFull(&stamped{at}, want)
+			must(t, err)
+			if !bytes.Equal(got, want) {
+				t.Errorf("%s: wrong bytes at %d", tag, at)
+			}
+		}
+		must(t, f.Close())
+		st, err := s.Status(t.Context())
+		must(t, err)
+		for _, l := range st.Layers {
+			t.Logf("%s: %s, %d of %d bytes present", tag, l.Format, l.PresentBytes, l.TotalBytes)
 		}
 	}
 }
 
+// lazyLayers insists on the number of lazy layers and their back end. A layer that has become
+// complete may be mounted directly. A pull may end before its layers are opened, and a layer become complete
+// before it is direct, so that what is wanted may take a moment.
+func lazyLayers(t *testing.T, s *testbed.Stack, n int, backend string) {
+	t.Helper()
+	var wrong []string
+	for range 600 {
+		st, err := s.Status(t.Context())
+		must(t, err)
+		wrong = nil
+		if len(st.Layers) != n {
+			wrong = append(wrong, fmt.Sprintf("%d lazy layers, want %d", len(st.Layers), n))
+		}
+		for _, l := range st.Layers {
+			if l.State != "mounted" || l.Backend != backend && l.Backend != "direct" {
+				wrong = append(wrong, fmt.Sprintf("layer %s is %s by %q: %s", l.Digest, l.State, l.Backend, l.Reason))
+			}
+		}
+		if wrong == nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	t.Error(strings.Join(wrong, "\n"))
+}
+
 // TestImagesByOthers: one built by umoci and converted by us, one made eStargz by crane.
 func TestImagesByOthers(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	dir := t.TempDir()
 	layout := filepath.Join(dir, "umoci")

@@ -39,6 +39,7 @@ func isRemote(string) bool { return false } // no path is excused
 
 // TestImport: images as they are: the tree is what containerd unpacks, and the program runs.
 func TestImport(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	for _, p := range testbed.Programs {
 		t.Run(p.Name, func(t *testing.T) {
@@ -64,13 +65,17 @@ func TestImport(t *testing.T) {
 // formats returns how each layer of an image is read here.
 func formats(t *testing.T, s *testbed.Stack, ref string) (all []string) {
 	t.Helper()
-	st, err := s.Status(t.Context())
-	must(t, err)
-	for _, l := range st.Layers {
-		if l.Image == ref {
-			all = append(all, l.Format)
+	waitFor(t, "all layers to be opened", func() bool {
+		st, err := s.Status(t.Context())
+		must(t, err)
+		all = nil
+		for _, l := range st.Layers {
+			if l.Image == ref {
+				all = append(all, l.Format)
+			}
 		}
-	}
+		return !slices.ContainsFunc(st.Layers, func(l testbed.LayerStatus) bool { return l.State == "opening" })
+	})
 	return all
 }
 
@@ -173,6 +178,7 @@ func kindsOfLayers(t *testing.T) []testbed.Blob {
 // TestDirectoryOverLink: a layer has a file under a directory that it does not list and that is a symbolic
 // link below, as where /bin leads to /usr/bin.
 func TestDirectoryOverLink(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	layout := filepath.Join(t.TempDir(), "linked")
 	entries := func(all ...tar.Header) func(*tar.Writer) error {
@@ -227,6 +233,7 @@ func sparseArchive(t *testing.T) []byte {
 
 // TestLayersOfEveryKind: imported, and read by an index, in each back end, a tree is what containerd unpacks.
 func TestLayersOfEveryKind(t *testing.T) {
+	t.Parallel()
 	layout := filepath.Join(t.TempDir(), "kinds")
 	must(t, testbed.WriteBlobs(layout, "src", kindsOfLayers(t)...))
 	for _, backend := range backends {
@@ -282,6 +289,7 @@ func trustIndexes(t *testing.T, s *testbed.Stack, more string) {
 // TestIndex: an unmodified image with a published index is lazy, in each back end: little is fetched, the
 // tree is right, so is every byte, and the layers' diffIDs.
 func TestIndex(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"precontent", "fuse-tree"} {
 		t.Run(backend, func(t *testing.T) {
 			s := newStack(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
@@ -325,6 +333,7 @@ func fetchedBytes(t *testing.T, s *testbed.Stack) (n int64) {
 // TestOwnIndex: the node's next pull of an image that it imported is lazy, and so is another node's once it
 // is published.
 func TestOwnIndex(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{Config: "[index]\npublish = true\n", LogLevel: "info"})
 	ref := plainImage(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", ref)
@@ -355,6 +364,7 @@ func TestOwnIndex(t *testing.T) {
 // TestHostileIndexes: whatever is published as an index, the image starts, and one warning says why it was
 // not used.
 func TestHostileIndexes(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	trustIndexes(t, s, "")
 	ref, other := plainImage(t, s, testbed.Programs[1]), plainImage(t, s, python)
@@ -396,6 +406,7 @@ func TestHostileIndexes(t *testing.T) {
 
 // TestImportModes: a registry's layers are imported whatever index they have, or left to containerd.
 func TestImportModes(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	_, lazy := pushed(t, s, python)
 	s.Configure("[import.for.\"" + s.Addr + "/python\"]\nmode = \"eager\"\nkeep_blobs = true\n[import.for.\"" + s.Addr + "/redis\"]\nmode = \"ordinary\"\n")
@@ -417,6 +428,7 @@ func TestImportModes(t *testing.T) {
 
 // TestBlobsInStore: blobs that containerd has are not fetched again.
 func TestBlobsInStore(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	ref := plainImage(t, s, python)
 	must(t, s.PullOrdinary(t.Context(), ref, "overlayfs"))
@@ -431,6 +443,7 @@ func TestBlobsInStore(t *testing.T) {
 // TestImportRefuses: a layer that is not what its image promises is not mounted, its bytes are dropped, and
 // the reason names it.
 func TestImportRefuses(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	layout := filepath.Join(t.TempDir(), "layout")
 	must(t, writeManyLayers(layout, 1))
@@ -464,6 +477,7 @@ func TestImportRefuses(t *testing.T) {
 // TestForeignLayers are fetched from where the manifest says. The registry is one of this test's, since others
 // take no such manifest.
 func TestForeignLayers(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	layers := kindsOfLayers(t)[:1]
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -503,6 +517,7 @@ func TestForeignLayers(t *testing.T) {
 // TestImportOfDockerAndIndex: a manifest of Docker's schema 2 and an index of several platforms, pulled as
 // any client of containerd does.
 func TestImportOfDockerAndIndex(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	layout, err := python.Layout(t.Context())
 	must(t, err)
@@ -540,6 +555,7 @@ func indexOfLayout(dir string) (ocispec.Descriptor, error) {
 
 // TestImportManyLayers: 130 layers.
 func TestImportManyLayers(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	layout := filepath.Join(t.TempDir(), "many")
 	must(t, writeManyLayers(layout, 130))
@@ -557,6 +573,7 @@ func TestImportManyLayers(t *testing.T) {
 
 // TestImportWithoutRoom: an image that does not fit the cache runs all the same.
 func TestImportWithoutRoom(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info", Config: "[cache]\nlimit = \"60MiB\"\n"})
 	ref := plainImage(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", ref)

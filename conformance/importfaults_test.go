@@ -52,6 +52,7 @@ func (c *cutWriter) Write(p []byte) (int, error) {
 
 // TestImportCut: a connection that breaks at every tenth of a download goes on where it broke.
 func TestImportCut(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	ref := plainImage(t, s, python)
 	layout, err := python.Layout(t.Context())
@@ -76,6 +77,7 @@ func TestImportCut(t *testing.T) {
 
 // TestImportWrongBytes: what is not the blob is asked for again, and never mounted.
 func TestImportWrongBytes(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	ref := plainImage(t, s, testbed.Programs[1])
 	p := newFaultyProxy(t, s)
@@ -105,6 +107,7 @@ func TestImportWrongBytes(t *testing.T) {
 // TestImportKilled: remorad is killed while it imports two images, again and again. What arrived is used;
 // nothing that is half made is mounted.
 func TestImportKilled(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	ref, other := plainImage(t, s, python), plainImage(t, s, testbed.Programs[1])
 	p := newFaultyProxy(t, s)

@@ -13,6 +13,7 @@ const module = "github.com/remora-storage/remora/"
 //
 //	cmd → snapshotter, volume → fs, blockdev → cache → remote
 func TestImports(t *testing.T) {
+	t.Parallel()
 	may := map[string][]string{
 		"cmd":         {"cmd", "snapshotter", "volume", "fs", "blockdev", "cache", "remote"},
 		"snapshotter": {"snapshotter", "fs", "blockdev", "cache", "remote"},

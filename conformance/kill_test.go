@@ -26,6 +26,7 @@ func rounds(ci, soak int) int {
 // TestKilledUnderLoad kills remorad at random moments, while images are pulled, read by several
 // readers and removed. Whatever was cached by then must be right.
 func TestKilledUnderLoad(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	src, lazy := pushed(t, s, python)
 	must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
@@ -81,6 +82,7 @@ func readSome(ctx context.Context, root string, seed uint64) {
 // TestBeforeUse: with diff_id = before_use a layer is complete and checked before its first
 // mount, and a wrong one is never mounted.
 func TestBeforeUse(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{Config: "[trust]\ndiff_id = \"before_use\"\n"})
 	_, lazy := pushed(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", lazy)

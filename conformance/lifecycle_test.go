@@ -21,7 +21,7 @@ var python = testbed.Programs[0]
 func wantNothingLeft(t *testing.T, s *testbed.Stack, fds int) {
 	t.Helper()
 	var left []string
-	for range 100 {
+	for range 600 {
 		left = nil
 		st, err := s.Status(t.Context())
 		must(t, err)
@@ -109,6 +109,7 @@ func removeAll(t *testing.T, s *testbed.Stack, refs ...string) {
 // TestLifecycle takes an image through what people do with it: run, write, commit, push to the
 // same and to another repository, export, before and after it was fetched whole, and remove.
 func TestLifecycle(t *testing.T) {
+	t.Parallel()
 	metrics, err := testbed.FreeAddr()
 	must(t, err)
 	s := newStack(t, testbed.Options{Config: "[metrics]\naddress = \"" + metrics + "\"\n"})
@@ -156,7 +157,6 @@ func TestLifecycle(t *testing.T) {
 		t.Errorf("pushed image: %s", out)
 	}
 	run(t, s, lazy, "two", "remora", python)
-	time.Sleep(1500 * time.Millisecond) // a second for complete layers to go to the kernel
 	lazyLayers(t, s, 3, "direct")
 	run(t, s, lazy, "three", "remora", python)
 	// Collection keeps what the image refers to.
@@ -173,6 +173,7 @@ func TestLifecycle(t *testing.T) {
 
 // TestTwoNamespaces: one has the base layer by the ordinary path, the other lazily.
 func TestTwoNamespaces(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	layout, err := python.Layout(t.Context())
 	must(t, err)
@@ -206,6 +207,7 @@ func TestTwoNamespaces(t *testing.T) {
 
 // TestPullsByOthers: clients that are not snapctl are lazy too.
 func TestPullsByOthers(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	_, lazy := pushed(t, s, python)
 	for _, c := range []struct {
@@ -238,6 +240,7 @@ func TestPullsByOthers(t *testing.T) {
 
 // TestManyLayers: 120 lazy layers mount and work.
 func TestManyLayers(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	const n = 120
 	layout := filepath.Join(t.TempDir(), "layout")
@@ -261,6 +264,7 @@ func TestManyLayers(t *testing.T) {
 // TestRestart: what was pulled works after any end of remorad, and a container that runs meanwhile
 // does not notice.
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	_, lazy := pushed(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", lazy)
@@ -322,6 +326,7 @@ func TestRestart(t *testing.T) {
 
 // TestEmptiedRoot: a root that was deleted under the mounts of an earlier life is a clean start.
 func TestEmptiedRoot(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	_, lazy := pushed(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", lazy)
@@ -348,6 +353,7 @@ func TestEmptiedRoot(t *testing.T) {
 
 // TestQuarantine: an image that claims another's diffID for other bytes is found out.
 func TestQuarantine(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	layout := filepath.Join(t.TempDir(), "layout")
 	must(t, writeManyLayers(layout, 1))
@@ -360,16 +366,15 @@ func TestQuarantine(t *testing.T) {
 	if _, err := s.Snapctl(t.Context(), "fetch", "--cache-only", s.Ref("liar:1")); err == nil || !strings.Contains(err.Error(), "diffID") {
 		t.Errorf("fetch of wrong content: %v", err)
 	}
-	for range 100 {
+	var layers []testbed.LayerStatus
+	waitFor(t, "the layer to be quarantined", func() bool {
 		st, err := s.Status(t.Context())
 		must(t, err)
-		if len(st.Layers) == 1 && st.Layers[0].State == "quarantined" {
-			if !strings.Contains(st.Layers[0].Reason, "liar:1") {
-				t.Errorf("the image that brought it is not named: %s", st.Layers[0].Reason)
-			}
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
+		layers = st.Layers
+		return len(layers) == 1 && layers[0].State == "quarantined"
+	})
+	if !strings.Contains(layers[0].Reason, "liar:1") {
+		t.Errorf("the image that brought it is not named: %s", layers[0].Reason)
 	}
 	_, err = s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", s.Ref("liar:1"), "c", "true")
 	if err == nil || !strings.Contains(err.Error(), "quarantined") {

@@ -24,6 +24,7 @@ const license = "/usr/share/common-licenses/GPL-3" // a file that no program her
 // TestRegistryGone: with unreachable = "wait" a reader waits for as long as the registry is away,
 // status says who waits and why, and then the read is right.
 func TestRegistryGone(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"precontent", "fuse-file"} {
 		t.Run(backend, func(t *testing.T) {
 			s := newStack(t, testbed.Options{LogLevel: "info", Config: "attempts = 2\n[fetch]\nunreachable = \"wait\"\nbackground = \"off\"\n" + mountBy(backend)})
@@ -77,19 +78,9 @@ func TestRegistryGone(t *testing.T) {
 	}
 }
 
-func waitFor(t *testing.T, what string, done func() bool) {
-	t.Helper()
-	for range 600 {
-		if done() {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	t.Fatalf("waited in vain for %s", what)
-}
-
 // TestDaemonDown: with remorad stopped, what waits can be killed, and containers ended.
 func TestDaemonDown(t *testing.T) {
+	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
 			s := newStack(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
@@ -126,6 +117,7 @@ func TestDaemonDown(t *testing.T) {
 
 // TestDetach: refused while a container runs, and then nothing is left, the holder included.
 func TestDetach(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	_, lazy := pushed(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", lazy)
@@ -163,6 +155,7 @@ func TestDetach(t *testing.T) {
 // TestCacheCommands: what is pinned stays, the rest can be pruned, and comes back. What the kernel
 // reads without asking stays in any case: a hole punched into it would read as zeros.
 func TestCacheCommands(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"precontent", "fuse-file"} {
 		t.Run(backend, func(t *testing.T) { cacheCommands(t, backend) })
 	}
@@ -240,6 +233,7 @@ func readInView(t *testing.T, s *testbed.Stack, ref string) error {
 // TestUserNamespace: a container in a user namespace shares the layers by idmapped mounts, sees its
 // files as root's, and fetches no more than one outside.
 func TestUserNamespace(t *testing.T) {
+	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
 			s := newStack(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
@@ -297,6 +291,7 @@ func TestMemoryLimit(t *testing.T) {
 // TestReboot: after a reboot nothing is mounted and nobody holds anything. Everything comes back
 // from the cache, without the registry, and what is missing then waits or fails, and is never zeros.
 func TestReboot(t *testing.T) {
+	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
 			s := newStack(t, testbed.Options{LogLevel: "info", Config: "attempts = 2\n[fetch]\nunreachable = \"eio\"\ndeadline = \"1s\"\nbackground = \"off\"\n" + mountBy(backend)})
@@ -327,6 +322,7 @@ func TestReboot(t *testing.T) {
 
 // TestUpgrade: a newer remorad takes over from an older one, with the older one's holder.
 func TestUpgrade(t *testing.T) {
+	t.Parallel()
 	next := filepath.Join(t.TempDir(), "remorad")
 	needRoot(t)
 	_, err := testbed.Output(t.Context(), nil, "go", "build", "-C", testbed.Repo(), "-ldflags", "-X github.com/remora-storage/remora/cmd/internal/version.Version=next", "-o", next, "./cmd/remorad")
@@ -360,6 +356,7 @@ func TestUpgrade(t *testing.T) {
 
 // TestNothingLazyIsNeeded: remorad refuses to start from an image that it serves itself.
 func TestNothingLazyIsNeeded(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	_, lazy := pushed(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", lazy)
@@ -375,6 +372,7 @@ func TestNothingLazyIsNeeded(t *testing.T) {
 
 // TestBackendOfRepository: one repository's layers can be mounted in another way than the rest.
 func TestBackendOfRepository(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	_, lazy := pushed(t, s, python)
 	must(t, s.StopRemorad(syscall.SIGTERM))
@@ -388,6 +386,7 @@ func TestBackendOfRepository(t *testing.T) {
 
 // TestBackground: layers are completed when nobody waits, and then need nobody.
 func TestBackground(t *testing.T) {
+	t.Parallel()
 	for _, when := range []string{"idle", "on"} {
 		t.Run(when, func(t *testing.T) {
 			s := newStack(t, testbed.Options{LogLevel: "info", Config: "[fetch]\nbackground = \"" + when + "\"\nbackground_rate = \"0\"\n"})

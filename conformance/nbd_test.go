@@ -90,6 +90,7 @@ func nbdTargets(t *testing.T, size int64) map[string][]string {
 
 // TestForeignClients: what qemu, libnbd and fio do with a device comes out right.
 func TestForeignClients(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	const size = 256 << 20
 	for name, args := range nbdTargets(t, size) {
@@ -217,6 +218,7 @@ func qemuImg(t *testing.T, uri string) {
 // TestFaultyProxy: a client behind a proxy that delays, fails and ends connections early. The server goes on
 // serving others, and the bytes are right.
 func TestFaultyProxy(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	const size = 64 << 20
 	dir := t.TempDir()
@@ -319,6 +321,7 @@ func (a *authority) issue(name string, valid time.Duration) (dir string) {
 
 // TestTLS: a client with a good certificate works; others, and those without TLS, are refused.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	ca, other := newAuthority(t), newAuthority(t)
 	server := ca.issue("server", time.Hour)
@@ -347,6 +350,7 @@ func TestTLS(t *testing.T) {
 
 // TestDevServeRefuses: mistakes are named, and nothing stays.
 func TestDevServeRefuses(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	file := sparseFile(t, 1<<20)
 	dir := t.TempDir()
@@ -380,6 +384,7 @@ func TestDevServeRefuses(t *testing.T) {
 // TestDevServeLayer: what is mounted of a lazy layer can be read over NBD, and is a file system without a fault. With
 // remorad it ends.
 func TestDevServeLayer(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info"})
 	_, lazy := pushed(t, s, python)
 	_, err := s.Snapctl(t.Context(), "pull", lazy)

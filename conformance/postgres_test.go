@@ -89,6 +89,7 @@ func (p *postgres) sql(query string) (string, error) {
 // power: no transaction that a client was told was committed is missing, whether the volume is attached anew from journal
 // and store (class local) or on another node from the store alone (class remote).
 func TestVolumePostgres(t *testing.T) {
+	t.Parallel()
 	for _, class := range []string{"local", "remote"} {
 		t.Run(class, func(t *testing.T) {
 			a := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})

@@ -113,6 +113,7 @@ const allowance = 20
 // TestProfile records what a program reads, publishes it, and has another node, and another build of
 // the image, start by it.
 func TestProfile(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[0]
 	ref := unlisted(t, s, p, "python/profiled:1")
@@ -257,6 +258,7 @@ lines:
 // TestHostileProfiles: a published profile that is broken, too large, or of something else is ignored
 // with one warning, and the image starts as it would without.
 func TestHostileProfiles(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[2]
 	layout, err := p.Layout(t.Context())
@@ -331,6 +333,7 @@ func pushArtifact(t *testing.T, s *testbed.Stack, repo, tag string, kind remote.
 
 // TestLearn: the first start of an image is recorded by itself, and the next pull is prefetched by it.
 func TestLearn(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{Config: "[profile]\nlearn = true\n"})
 	p := testbed.Programs[0]
 	ref := unlisted(t, s, p, "learned:1")
@@ -338,13 +341,7 @@ func TestLearn(t *testing.T) {
 	if first.PrefetchedBytes > first.DemandBytes/2 { // the image's own command, a shell, is foretold
 		t.Errorf("%d bytes prefetched of an image that nothing is known of, %d on demand", first.PrefetchedBytes, first.DemandBytes)
 	}
-	deadline := time.Now().Add(time.Minute)
-	for countLog(t, s, "start learned") == 0 {
-		if time.Now().After(deadline) {
-			t.Fatal("the start was not learned")
-		}
-		time.Sleep(200 * time.Millisecond)
-	}
+	waitFor(t, "the start to be learned", func() bool { return countLog(t, s, "start learned") > 0 })
 	if got := profileOf(t, s, ref); got.Runs != 1 || len(got.Entries) < 100 {
 		t.Errorf("learned %d entries of %d runs", len(got.Entries), got.Runs)
 	}
@@ -357,6 +354,7 @@ func TestLearn(t *testing.T) {
 // TestRecordEnds: a recording ends with the first of what was asked for, keeps what was seen when it
 // is interrupted, and leaves nothing when it is killed.
 func TestRecordEnds(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[0]
 	ref := unlisted(t, s, p, "ends:1")
@@ -391,13 +389,10 @@ func TestRecordEnds(t *testing.T) {
 		t.Helper()
 		proc, err := testbed.Start(filepath.Join(t.TempDir(), "record.log"), func() bool { return true }, s.SnapctlEnv(), "snapctl", append([]string{"record"}, serve...)...)
 		must(t, err)
-		deadline := time.Now().Add(time.Minute)
-		for tasks := ""; !strings.Contains(tasks, "RUNNING"); tasks, _ = s.Ctr(t.Context(), "tasks", "ls") {
-			if time.Now().After(deadline) {
-				t.Fatal("the container does not start: " + proc.Tail())
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
+		waitFor(t, "the container to start", func() bool {
+			tasks, err := s.Ctr(t.Context(), "tasks", "ls")
+			return err == nil && strings.Contains(tasks, "RUNNING")
+		})
 		time.Sleep(time.Second)
 		if err := proc.Stop(sig); err != nil && sig != syscall.SIGKILL {
 			t.Errorf("%v: %s", err, proc.Tail())
@@ -411,19 +406,16 @@ func TestRecordEnds(t *testing.T) {
 		t.Errorf("tasks left after an interrupt: %s %v", tasks, err)
 	}
 	background(syscall.SIGKILL)
-	for range 100 { // its container stays, as that of any killed client; the mounts go
-		if mounts, err := testbed.MountsUnder(filepath.Join(s.Root, "record")); err == nil && len(mounts) == 0 {
-			break
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	if mounts, err := testbed.MountsUnder(filepath.Join(s.Root, "record")); err != nil || len(mounts) > 0 {
-		t.Errorf("mounts left of a killed recording: %v %v", mounts, err)
-	}
+	waitFor(t, "the mounts of a killed recording to go", func() bool { // its container stays, as that of any killed client
+		mounts, err := testbed.MountsUnder(filepath.Join(s.Root, "record"))
+		must(t, err)
+		return len(mounts) == 0
+	})
 }
 
 // TestTrace: the timeline of a cold start has its parts, and its drawing is SVG.
 func TestTrace(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[1]
 	_, lazy := pushed(t, s, p)
@@ -481,6 +473,7 @@ func TestTrace(t *testing.T) {
 // TestForetold: of an image that nothing is known of, what its own command needs comes before it is
 // asked for: the program through its symbolic links, the loader and the libraries, in all layers.
 func TestForetold(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	src, err := testbed.Programs[0].Layout(t.Context())
 	must(t, err)
@@ -517,6 +510,7 @@ func TestForetold(t *testing.T) {
 // TestProfileUnderFaults: prefetching from a registry that is slow, fails, limits its rate, cuts or garbles
 // every third answer keeps no program from running, nor brings it wrong bytes, and ends with its image.
 func TestProfileUnderFaults(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{Config: impatient, LogLevel: "info"})
 	p := testbed.Programs[1]
 	_, _ = pushed(t, s, p) // what the list names comes first in its layers

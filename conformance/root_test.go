@@ -15,6 +15,7 @@ import (
 
 // TestRootElsewhere: the root may lie on file systems that cannot do everything.
 func TestRootElsewhere(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	ways := []struct {
 		name  string
@@ -68,9 +69,7 @@ func elsewhere(t *testing.T, name, backend string, pinned bool, mount func(dir s
 			left, err := testbed.MountsUnder(root) // complete layers outlive remorad
 			must(t, err)
 			for i := len(left) - 1; i >= 0; i-- {
-				if err := unix.Unmount(left[i], 0); err != nil {
-					t.Errorf("%s is still in use: %v", left[i], err)
-				}
+				unmount(t, left[i])
 			}
 			waitFor(t, "the root's file system to be free", func() bool { // loop devices let go of their files in the background
 				err = unix.Unmount(root, 0)

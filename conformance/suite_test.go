@@ -21,6 +21,7 @@ import (
 
 // TestContainerdSuiteThroughTheSocket is containerd's own suite against the daemon.
 func TestContainerdSuiteThroughTheSocket(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	// By this name the suite knows that directories of lower layers cannot be renamed on overlayfs.
 	testsuite.SnapshotterSuite(t, "overlayfs", func(_ context.Context, root string) (snapshots.Snapshotter, func() error, error) {

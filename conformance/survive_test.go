@@ -158,6 +158,7 @@ func slowly(t *testing.T, s *testbed.Stack) string {
 // TestSurvive: a container in the middle of reading a lazy image cannot tell that remorad, or its
 // holder, was killed, on any back end.
 func TestSurvive(t *testing.T) {
+	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
 			s := newStack(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
@@ -175,7 +176,7 @@ func TestSurvive(t *testing.T) {
 				survive(t, s, lazy, want, rounds(6, 100), func(t *testing.T, r *rand.Rand) {
 					was := s.HolderPID()
 					must(t, s.KillHolder())
-					for range 1000 {
+					for range 10_000 {
 						if now := s.HolderPID(); now != 0 && now != was {
 							return
 						}
@@ -192,6 +193,7 @@ func TestSurvive(t *testing.T) {
 // TestBothKilled: when remorad and its holder die together nothing can be saved, but it is never
 // silent: the containers are named, and new ones are right.
 func TestBothKilled(t *testing.T) {
+	t.Parallel()
 	for _, backend := range []string{"precontent", "fuse-file"} {
 		t.Run(backend, func(t *testing.T) {
 			s := newStack(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})

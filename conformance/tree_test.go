@@ -8,6 +8,7 @@ import (
 
 // TestTreeEquality compares what a lazy image shows with what containerd unpacks from its source.
 func TestTreeEquality(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	for _, p := range testbed.Programs {
 		t.Run(p.Name, func(t *testing.T) {

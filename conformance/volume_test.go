@@ -1,8 +1,10 @@
 package conformance_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,6 +67,7 @@ func mustBeRight(t *testing.T, s *testbed.Stack, name, store string) {
 
 // TestVolumeCommands: the verbs may be repeated, wrong use is refused with a reason, and nothing is left behind.
 func TestVolumeCommands(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	mustRefuse(t, s, "--store", "volume", "create", "data", "1G")
@@ -178,6 +181,7 @@ func TestVolumeBench(t *testing.T) {
 
 // TestVolumeNeverFormats what was written to: a volume whose content is not known is not given a file system.
 func TestVolumeNeverFormats(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data")
@@ -197,6 +201,7 @@ func TestVolumeNeverFormats(t *testing.T) {
 // TestVolumeFileSystems: file systems of three kinds live on a volume, and what they hold is there after it was detached
 // and attached.
 func TestVolumeFileSystems(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
 	for i, fs := range diskFileSystems {
 		t.Run(fs.name, func(t *testing.T) {
@@ -227,6 +232,7 @@ func TestVolumeFileSystems(t *testing.T) {
 // TestVolumeKilled: an ext4 on a volume, under concurrent writers and flushes, outlives kill -9 of remorad again and again;
 // and what was written is there when the volume was detached and attached, from the store alone.
 func TestVolumeKilled(t *testing.T) {
+	t.Parallel()
 	for _, class := range []string{"remote", "local"} {
 		t.Run(class, func(t *testing.T) {
 			s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
@@ -244,6 +250,48 @@ func TestVolumeKilled(t *testing.T) {
 			mustBeRight(t, s, "data", store)
 		})
 	}
+}
+
+// TestVolumeKilledClean: remorad is killed when the store has everything, and the journal much of it still; what was written is
+// there, and writes go on.
+func TestVolumeKilledClean(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	store := newVolume(t, s, "data")
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+	})
+	for round := range rounds(3, 30) {
+		want := make([]byte, 64<<20)
+		_, _ = rand.NewChaCha8([32]byte{byte(round)}).Read(want)
+		file := filepath.Join(mnt, "file")
+		must(t, os.WriteFile(file, want, 0o600))
+		syncFS(t, mnt)
+		waitFor(t, "the store to have everything", func() bool {
+			var d struct {
+				AtRisk int64 `json:"at_risk_bytes"`
+			}
+			must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
+			return d.AtRisk == 0
+		})
+		must(t, s.RestartRemorad(unix.SIGKILL))
+		written := make(chan error, 1)
+		go func() { written <- os.WriteFile(filepath.Join(mnt, "more"), want, 0o600) }()
+		waitFor(t, "writes to go on", func() bool { return len(written) > 0 })
+		must(t, <-written)
+		syncFS(t, mnt)
+		got, err := os.ReadFile(file)
+		must(t, err)
+		if !bytes.Equal(got, want) {
+			t.Error("wrong bytes")
+		}
+	}
+	snapctl(t, s, "volume", "umount", "data")
+	mustBeRight(t, s, "data", store)
 }
 
 // mustComeBack detaches the volume, which takes until its store has everything, and insists that it has what was written: by
@@ -270,6 +318,7 @@ func syncFS(t *testing.T, dir string) {
 // TestVolumeTakenOver: a second node gets a volume when the first one's lease has ended, not before, and what the first one
 // had flushed is there. The first one, back again, gets errors and never writes into the volume.
 func TestVolumeTakenOver(t *testing.T) {
+	t.Parallel()
 	a := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
 	b := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
 	mnt, other := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
@@ -322,6 +371,7 @@ func TestVolumeTakenOver(t *testing.T) {
 // TestVolumeEmptiedRoot: a node whose root was emptied is another one: it waits for the end of the lease, and a volume of class
 // local is not attached without its journal unless the loss is accepted.
 func TestVolumeEmptiedRoot(t *testing.T) {
+	t.Parallel()
 	a := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
 	b := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
@@ -329,7 +379,7 @@ func TestVolumeEmptiedRoot(t *testing.T) {
 	snapctl(t, a, "volume", "mount", "data", mnt)
 	must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("x"), 0o600))
 	syncFS(t, mnt)
-	must(t, unix.Unmount(mnt, 0))
+	unmount(t, mnt)
 	must(t, a.StopRemorad(unix.SIGKILL)) // and never comes back
 	mustRefuse(t, b, "--accept-loss", "volume", "attach", "--store", store, "data")
 	snapctl(t, b, "volume", "attach", "--store", store, "--accept-loss", "data")

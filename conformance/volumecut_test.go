@@ -115,6 +115,7 @@ func attachCut(t *testing.T, id volume.ID, dir, journals string) (*volume.Volume
 // whatever may be lost, torn and out of order. Each writer's part of the volume is then a prefix of what it wrote that
 // has all that was flushed: with the journal, and for class remote from the store alone too.
 func TestVolumePowerCut(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	for _, class := range []volume.Class{volume.Local, volume.Remote} {
 		t.Run(string(class), func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 // TestVolumeRebuild: a volume that has lost its head and its map is found damaged, and what its segments hold is made a
 // read-only volume whose file system is as it was.
 func TestVolumeRebuild(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data")

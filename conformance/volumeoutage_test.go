@@ -44,49 +44,52 @@ func mustBeWhole(t *testing.T, s *testbed.Stack) {
 // TestVolumeOutage: two minutes without the store under load, of which it hangs for one and is gone for the other: whoever
 // writes waits once the lease has run out or the journal is full, nobody sees an error, nothing is lost, and everything
 // reaches the store afterwards.
-func TestVolumeOutage(t *testing.T) {
+func TestVolumeOutage(t *testing.T) { volumeOutage(t, "remote") }
+
+// TestVolumeOutageLocal is the same for class local.
+func TestVolumeOutageLocal(t *testing.T) { volumeOutage(t, "local") }
+
+func volumeOutage(t *testing.T, class string) {
+	t.Helper()
+	t.Parallel()
 	needRoot(t)
-	for _, class := range []string{"remote", "local"} {
-		t.Run(class, func(t *testing.T) {
-			t.Parallel() // they wait
-			srv := startS3(t, "minio")
-			s, mnt := onS3(t, srv, srv.endpoint, class, volumeConfig)
-			l := startLoad(t, mnt)
-			l.mustReach(t, 200)
-			must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
-			time.Sleep(time.Minute)
-			l.mustRun(t)
-			waiting := l.count()
-			var d struct {
-				AtRisk int64 `json:"at_risk_bytes"`
-				Waits  []struct{ What, Reason string }
-				Store  string `json:"store_error"`
-			}
-			must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
-			if d.AtRisk == 0 || len(d.Waits) == 0 || d.Store == "" {
-				t.Errorf("inspect without the store: %+v", d)
-			}
-			if out := snapctl(t, s, "volume", "ls"); !strings.Contains(out, srv.endpoint) {
-				t.Errorf("ls without the store:\n%s", out)
-			}
-			must(t, srv.process.Stop(unix.SIGKILL))
-			time.Sleep(time.Minute)
-			l.mustRun(t)
-			if n := l.count(); n != waiting {
-				t.Errorf("%d writes were acknowledged without a lease", n-waiting)
-			}
-			var err error
-			srv.process, err = srv.start()
-			must(t, err)
-			l.mustReach(t, waiting+200)
-			mustComeBack(t, s, mnt, l.end(t))
-			mustBeWhole(t, s)
-		})
+	srv := startS3(t, "minio")
+	s, mnt := onS3(t, srv, srv.endpoint, class, volumeConfig)
+	l := startLoad(t, mnt)
+	l.mustReach(t, 200)
+	must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
+	time.Sleep(time.Minute)
+	l.mustRun(t)
+	waiting := l.count()
+	var d struct {
+		AtRisk int64 `json:"at_risk_bytes"`
+		Waits  []struct{ What, Reason string }
+		Store  string `json:"store_error"`
 	}
+	must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
+	if d.AtRisk == 0 || len(d.Waits) == 0 || d.Store == "" {
+		t.Errorf("inspect without the store: %+v", d)
+	}
+	if out := snapctl(t, s, "volume", "ls"); !strings.Contains(out, srv.endpoint) {
+		t.Errorf("ls without the store:\n%s", out)
+	}
+	must(t, srv.process.Stop(unix.SIGKILL))
+	time.Sleep(time.Minute)
+	l.mustRun(t)
+	if n := l.count(); n != waiting {
+		t.Errorf("%d writes were acknowledged without a lease", n-waiting)
+	}
+	var err error
+	srv.process, err = srv.start()
+	must(t, err)
+	l.mustReach(t, waiting+200)
+	mustComeBack(t, s, mnt, l.end(t))
+	mustBeWhole(t, s)
 }
 
 // TestVolumeSlowLink: a link of 10 Mbit/s that a volume's own data saturates does not cost the node its lease.
 func TestVolumeSlowLink(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	srv := startS3(t, "minio")
 	k, err := link.New(strings.TrimPrefix(srv.endpoint, "http://"), link.Options{RTT: 20 * time.Millisecond, Rate: 10e6 / 8})
@@ -145,6 +148,7 @@ func TestVolumeSlowLink(t *testing.T) {
 // TestVolumeDiskFull: without room for its journal a volume is not attached, and nothing stays; when the disk becomes full
 // later, flushes of class local go on until the journal is full, then they wait, and go on when there is room.
 func TestVolumeDiskFull(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	disk := func(size string) (dir string) {
 		image := filepath.Join(t.TempDir(), "image")

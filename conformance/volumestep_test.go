@@ -38,6 +38,7 @@ func killAtStep(t *testing.T, s *testbed.Stack, calls string, n int, within time
 // TestVolumeKilledAtSteps: remorad is killed before each kind of step of its work for a volume, under concurrent writers and
 // flushes, and nothing acknowledged is lost.
 func TestVolumeKilledAtSteps(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	for _, class := range []string{"remote", "local"} {
 		t.Run(class, func(t *testing.T) {

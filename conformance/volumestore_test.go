@@ -88,6 +88,7 @@ func (s *s3Server) url(prefix string) string {
 
 // TestStoreWarnings: a bucket that keeps what was deleted, or deletes what is in use, is warned of.
 func TestStoreWarnings(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	srv := startS3(t, "minio")
 	o, err := s3store.ParseURL(srv.url("ours"))
@@ -140,6 +141,7 @@ func TestStoreWarnings(t *testing.T) {
 
 // TestS3Servers: real servers keep what a Store promises, and the probe says so.
 func TestS3Servers(t *testing.T) {
+	t.Parallel()
 	needRoot(t)
 	for name := range s3Servers {
 		t.Run(name, func(t *testing.T) {
@@ -162,6 +164,7 @@ func TestS3Servers(t *testing.T) {
 // which it refuses the credentials: whoever writes waits, nobody sees an error, and it goes on by itself. A second node
 // reads what the first one has written.
 func TestVolumeS3(t *testing.T) {
+	t.Parallel()
 	srv := startS3(t, "minio")
 	config := volumeConfig + fmt.Sprintf("credentials = %q\n", srv.credentials)
 	a := newStack(t, testbed.Options{LogLevel: "info", Config: config})

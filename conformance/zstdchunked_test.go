@@ -53,6 +53,7 @@ var makers = map[string]func(t *testing.T, plain []byte) (blob []byte, annotatio
 
 // TestZstdChunkedOfOthers pulls images of zstd:chunked that other programs made, of both generations.
 func TestZstdChunkedOfOthers(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[2]
 	layout, err := p.Layout(t.Context())
@@ -114,6 +115,7 @@ func manifestOf(t *testing.T, layout, tag string) ocispec.Manifest {
 // TestPodmanReads has the library that Podman pulls by take a converted layer chunk by chunk, and
 // compares what it makes of it with the tree that the layer is of.
 func TestPodmanReads(t *testing.T) {
+	t.Parallel()
 	s := newStack(t, testbed.Options{})
 	p := testbed.Programs[2]
 	layout, err := p.Layout(t.Context())

@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
@@ -57,10 +58,19 @@ func (p Program) FilesList() string {
 	return filepath.Join(Repo(), "conformance", "testdata", p.Name+".files")
 }
 
+// making is held while something that is kept is made: whoever else wants it waits for it.
+var making sync.Mutex
+
 // Layout returns the directory of an OCI layout that holds the program's image under the tag
 // "src", making it if it is not there: a layer of Debian's base system, one of the packages, one
 // of a configuration file. It is made once and kept.
 func (p Program) Layout(ctx context.Context) (string, error) {
+	making.Lock()
+	defer making.Unlock()
+	return p.layout(ctx)
+}
+
+func (p Program) layout(ctx context.Context) (string, error) {
 	dir := filepath.Join(Work(), "images", p.Name)
 	if _, err := os.Stat(filepath.Join(dir, "index.json")); err == nil {
 		return dir, nil
@@ -78,22 +88,80 @@ func (p Program) Layout(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(own)
-	making := dir + ".new"
-	if err := os.RemoveAll(making); err != nil {
+	unfinished := dir + ".new"
+	if err := os.RemoveAll(unfinished); err != nil {
 		return "", err
 	}
-	if err := WriteImage(ctx, making, "src", []Diff{{"", base}, {base, full}, {"", own}}); err != nil {
+	if err := WriteImage(ctx, unfinished, "src", []Diff{{"", base}, {base, full}, {"", own}}); err != nil {
 		return "", err
 	}
-	return dir, os.Rename(making, dir)
+	return dir, os.Rename(unfinished, dir)
+}
+
+// LazyLayout returns the directory of an OCI layout that holds the program's image under the tag
+// "lazy", as snapctl converts it, with the files of FilesList first. It is made once for a snapctl
+// and kept until another makes its own.
+func (p Program) LazyLayout(ctx context.Context) (string, error) {
+	making.Lock()
+	defer making.Unlock()
+	src, err := p.layout(ctx)
+	if err != nil {
+		return "", err
+	}
+	args := []string{"convert"}
+	if _, err := os.Stat(p.FilesList()); err == nil {
+		args = append(args, "--prioritize", p.FilesList())
+	}
+	snapctl, err := lookPath("snapctl")
+	if err != nil {
+		return "", err
+	}
+	sum := digest.Canonical.Digester()
+	for _, file := range []string{snapctl, filepath.Join(src, "index.json"), p.FilesList()} {
+		b, err := os.ReadFile(file)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+		sum.Hash().Write(b)
+	}
+	family := filepath.Join(Work(), "images", p.Name+"-lazy-")
+	dir := family + sum.Digest().Encoded()[:16]
+	if _, err := os.Stat(filepath.Join(dir, "index.json")); err == nil {
+		return dir, nil
+	}
+	old, err := filepath.Glob(family + "*")
+	if err != nil {
+		return "", err
+	}
+	for _, o := range old {
+		if err := os.RemoveAll(o); err != nil {
+			return "", err
+		}
+	}
+	unfinished := dir + ".new"
+	cache, err := os.MkdirTemp("", "convert-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(cache)
+	if _, err := Output(ctx, []string{"XDG_CACHE_HOME=" + cache}, "snapctl", append(args, "oci:"+src+":src", "oci:"+unfinished+":lazy")...); err != nil {
+		return "", err
+	}
+	return dir, os.Rename(unfinished, dir)
 }
 
 // BaseTree returns the directory that the first layer of every program's image is made of.
-func BaseTree(ctx context.Context) (string, error) { return tree(ctx, "base", nil) }
+func BaseTree(ctx context.Context) (string, error) {
+	making.Lock()
+	defer making.Unlock()
+	return tree(ctx, "base", nil)
+}
 
 // Rebuild writes the program's image into a layout, under the tag "src", as a later build would make
 // it: twenty files of what the program reads have changed, and one that comes before all others is new.
 func (p Program) Rebuild(ctx context.Context, dir string) error {
+	making.Lock()
+	defer making.Unlock()
 	base, err := tree(ctx, "base", nil)
 	if err != nil {
 		return err
@@ -160,8 +228,8 @@ func tree(ctx context.Context, name string, packages []string) (string, error) {
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil
 	}
-	making := dir + ".new"
-	if err := os.RemoveAll(making); err != nil {
+	unfinished := dir + ".new"
+	if err := os.RemoveAll(unfinished); err != nil {
 		return "", err
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
@@ -173,10 +241,10 @@ func tree(ctx context.Context, name string, packages []string) (string, error) {
 	}
 	// One moment for all trees, so that what they share is equal.
 	env := []string{"SOURCE_DATE_EPOCH=1760000000"}
-	if _, err := Output(ctx, env, "mmdebstrap", append(args, Suite, making)...); err != nil {
+	if _, err := Output(ctx, env, "mmdebstrap", append(args, Suite, unfinished)...); err != nil {
 		return "", err
 	}
-	return dir, os.Rename(making, dir)
+	return dir, os.Rename(unfinished, dir)
 }
 
 // ownTree is what an image's author adds on top.

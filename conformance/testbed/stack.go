@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -100,14 +101,22 @@ func (s *Stack) removeNamespace() error {
 	return errors.Join(errs...)
 }
 
-// FreeAddr returns a port of loopback that is free now.
+var given sync.Map // the addresses that FreeAddr has returned
+
+// FreeAddr returns a port of loopback that is free now. No port is returned twice, as whoever asked
+// first may not listen yet.
 func FreeAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
+	for {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", err
+		}
+		addr := l.Addr().String()
+		l.Close()
+		if _, again := given.LoadOrStore(addr, true); !again {
+			return addr, nil
+		}
 	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 func accepts(network, addr string) func() bool {
