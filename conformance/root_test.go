@@ -1,10 +1,12 @@
 package conformance_test
 
 import (
-	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -37,21 +39,89 @@ func TestRootElsewhere(t *testing.T) {
 			return err
 		}},
 		{"tmpfs", backends[1:], func(dir string) error { return unix.Mount("tmpfs", dir, "tmpfs", 0, "size=2g") }},
-		{"overlayfs", backends[1:], func(dir string) error {
-			parts := dir + ".parts"
-			for _, d := range []string{"lower", "upper", "work"} {
-				if err := os.MkdirAll(filepath.Join(parts, d), 0o755); err != nil {
-					return err
-				}
-			}
-			return unix.Mount("overlay", dir, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", parts))
-		}},
+		{"overlayfs", backends[1:], mountOverlay},
 	}
 	for _, way := range ways {
 		for _, backend := range way.works[:rounds(1, len(way.works))] {
 			elsewhere(t, way.name, backend, backend != way.works[0], way.mount)
 		}
 	}
+}
+
+func mountOverlay(dir string) error {
+	parts := dir + ".parts"
+	for _, d := range []string{"lower", "upper", "work"} {
+		if err := os.MkdirAll(filepath.Join(parts, d), 0o755); err != nil {
+			return err
+		}
+	}
+	return unix.Mount("overlay", dir, "overlay", 0, fmt.Sprintf("lowerdir=%[1]s/lower,upperdir=%[1]s/upper,workdir=%[1]s/work", parts))
+}
+
+// TestScratchSeenElsewhere: a mount namespace that has a copy of the scratch file system's mount does not lead to a second one
+// of the same file.
+func TestScratchSeenElsewhere(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	root := rootOn(t, mountOverlay)
+	s := newStack(t, testbed.Options{Root: root, LogLevel: "info"})
+	scratch := filepath.Join(root, "scratch.ext4")
+	devices := func() (all []string) {
+		files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		must(t, err)
+		for _, f := range files {
+			if p, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(p)) == scratch { // others end meanwhile
+				all = append(all, f)
+			}
+		}
+		return all
+	}
+	sleeper := exec.Command("unshare", "--mount", "--propagation", "private", "sleep", "1000")
+	must(t, sleeper.Start())
+	defer sleeper.Process.Kill()
+	waitFor(t, "the copy of the mounts", func() bool {
+		p, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", sleeper.Process.Pid))
+		return err == nil && strings.TrimSpace(string(p)) == "sleep"
+	})
+	was := devices()
+	leave := func() { // as remorad does by itself where it has no holder
+		must(t, s.StopRemorad(syscall.SIGTERM))
+		must(t, unix.Unmount(filepath.Join(root, "snapshots"), 0))
+	}
+	leave()
+	must(t, s.StartRemorad())
+	if now := devices(); len(was) != 1 || !slices.Equal(now, was) {
+		t.Errorf("the file is on %q, was on %q", now, was)
+	}
+	_, lazy := pushed(t, s, testbed.Programs[2])
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	must(t, err)
+	run(t, s, lazy, "one", "remora", testbed.Programs[2])
+	removeAll(t, s, lazy)
+	waitNoLayers(t, s)
+	leave()
+	must(t, sleeper.Process.Kill())
+	_ = sleeper.Wait()
+	waitFor(t, "the file to be free", func() bool { return len(devices()) == 0 })
+	diskFileSystems[0].clean(t, scratch)
+	must(t, s.StartRemorad())
+}
+
+// rootOn makes a root on a file system that mount makes.
+func rootOn(t *testing.T, mount func(dir string) error) (root string) {
+	t.Helper()
+	root = filepath.Join(t.TempDir(), "root")
+	must(t, os.Mkdir(root, 0o755))
+	must(t, mount(root))
+	t.Cleanup(func() {
+		left, err := testbed.MountsUnder(root) // complete layers outlive remorad
+		must(t, err)
+		for i := len(left) - 1; i >= 0; i-- {
+			unmount(t, left[i])
+		}
+		unmount(t, root) // loop devices let go of their files in the background
+	})
+	return root
 }
 
 // elsewhere takes an image through its life on a root that mount makes.
@@ -62,21 +132,7 @@ func elsewhere(t *testing.T, name, backend string, pinned bool, mount func(dir s
 		config = mountBy(backend)
 	}
 	t.Run(name+"/"+backend, func(t *testing.T) {
-		root := filepath.Join(t.TempDir(), "root")
-		must(t, os.Mkdir(root, 0o755))
-		must(t, mount(root))
-		t.Cleanup(func() {
-			left, err := testbed.MountsUnder(root) // complete layers outlive remorad
-			must(t, err)
-			for i := len(left) - 1; i >= 0; i-- {
-				unmount(t, left[i])
-			}
-			waitFor(t, "the root's file system to be free", func() bool { // loop devices let go of their files in the background
-				err = unix.Unmount(root, 0)
-				return !errors.Is(err, unix.EBUSY)
-			})
-			must(t, err)
-		})
+		root := rootOn(t, mount)
 		s := newStack(t, testbed.Options{Root: root, LogLevel: "info", Config: config})
 		_, lazy := pushed(t, s, python)
 		_, err := s.Snapctl(t.Context(), "pull", lazy)

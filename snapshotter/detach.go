@@ -7,15 +7,16 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Detach takes every layer's mount away and ends what the mounts depend on. It is refused while
-// anything uses one: the error names the containers. What is pulled stays pulled; the next start
+// anything goes on using one: the error names the containers. What is pulled stays pulled; the next start
 // of a container mounts its layers again.
 func (s *Snapshotter) Detach() (layers int, err error) {
-	users, err := mountUsers(s.root)
+	users, err := lasting(s.root, mountUsers)
 	if err != nil {
 		return 0, err
 	}
@@ -31,7 +32,7 @@ func (s *Snapshotter) Detach() (layers int, err error) {
 	}
 	// Unmounted here, an image may still be mounted in a mount namespace that has a copy. If the
 	// kernel asks us for what it misses, we must not go.
-	if left, err := imageUsers(s.root); err != nil || len(left) > 0 {
+	if left, err := lasting(s.root, imageUsers); err != nil || len(left) > 0 {
 		return layers, errors.Join(err, fmt.Errorf("image files are still mounted in other mount namespaces: %s", strings.Join(left, ", ")))
 	}
 	s.log.Info("all layers detached", "layers", layers)
@@ -66,6 +67,20 @@ func unmountAll(dir string) error {
 		}
 		if err != nil {
 			return err
+		}
+	}
+}
+
+// passing is for how long a mount may be seen that is on its way out: a container that starts, of whatever snapshotter, has
+// a copy of every mount of the node until it has left the old root.
+const passing = 3 * time.Second
+
+// lasting returns the users of a root that stay.
+func lasting(root string, users func(root string) ([]string, error)) ([]string, error) {
+	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+		all, err := users(root)
+		if err != nil || len(all) == 0 || time.Since(begin) > passing {
+			return all, err
 		}
 	}
 }

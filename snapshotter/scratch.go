@@ -37,16 +37,35 @@ func (s *Snapshotter) prepareScratch(mounted bool) error {
 			return fmt.Errorf("%w; a file system of our own instead: %w", reason, err)
 		}
 	}
+	if err := mountScratch(path, s.snapshotsDir()); err != nil {
+		return fmt.Errorf("mount %s on %s: %w", path, s.snapshotsDir(), err)
+	}
+	s.log.Warn("snapshots lie on a file system of our own: put --root on ext4, xfs or btrfs for speed", "file", path, "reason", reason)
+	return nil
+}
+
+// mountScratch mounts a scratch file. A mount namespace that has a copy of an earlier mount keeps the file system alive: it
+// is mounted from the same device then, since by another one the file would have two writers.
+func mountScratch(path, dir string) error {
+	dev, err := blockdev.FindLoop(path)
+	if err != nil {
+		return err
+	}
+	if dev != "" {
+		err := unix.Mount(dev, dir, "ext4", unix.MS_NODEV, "")
+		if err == nil {
+			return nil
+		}
+		if still, ferr := blockdev.FindLoop(path); ferr != nil || still != "" { // else it ended just now
+			return errors.Join(err, ferr)
+		}
+	}
 	l, err := blockdev.AttachLoopOn(path, blockdev.LoopOptions{Writable: true})
 	if err != nil {
 		return err
 	}
 	defer l.Release() // the mount holds the device
-	if err := unix.Mount(l.Path(), s.snapshotsDir(), "ext4", unix.MS_NODEV, ""); err != nil {
-		return fmt.Errorf("mount %s on %s: %w", path, s.snapshotsDir(), err)
-	}
-	s.log.Warn("snapshots lie on a file system of our own: put --root on ext4, xfs or btrfs for speed", "file", path, "reason", reason)
-	return nil
+	return unix.Mount(l.Path(), dir, "ext4", unix.MS_NODEV, "")
 }
 
 // tryUpper mounts an overlay whose upper directory lies in dir.
