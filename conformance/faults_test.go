@@ -92,7 +92,7 @@ var faults = map[string]fault{
 	"hangs": hang, "wrong bytes": wrongBytes, "cuts every body": cut, "200 to a range": wholeBlob,
 }
 
-const impatient = "stall_timeout = \"500ms\"\nattempts = 3\n[fetch]\ndeadline = \"4s\"\nunreachable = \"eio\"\nbackground = \"off\"\n"
+const impatient = "stall_timeout = \"2s\"\nattempts = 3\n[fetch]\ndeadline = \"8s\"\nunreachable = \"eio\"\nbackground = \"off\"\n"
 
 // TestFaultsAtPull: whatever the registry does to remorad, the pull ends in a container that
 // runs, by the ordinary path, with the reason told.
@@ -165,9 +165,12 @@ func TestFaultsWhileRunning(t *testing.T) {
 			}
 			t.Log(err)
 			p.fault.Store(nil)
-			got, err = os.ReadFile(filepath.Join(root, file))
-			if err != nil || !bytes.Equal(got, wanted) {
-				t.Errorf("after the fault: %d bytes, %v", len(got), err)
+			waitFor(t, "reads to be right again", func() bool {
+				got, err = os.ReadFile(filepath.Join(root, file))
+				return err == nil
+			})
+			if !bytes.Equal(got, wanted) {
+				t.Errorf("after the fault: wrong bytes, %d of them", len(got))
 			}
 		})
 		removeAll(t, s, ref)

@@ -96,7 +96,7 @@ func TestDaemonDown(t *testing.T) {
 				t.Error("the log does not say that mounts stay")
 			}
 			time.Sleep(1500 * time.Millisecond) // cat waits now
-			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if _, err := s.Ctr(ctx, "tasks", "kill", "--all", "-s", "SIGKILL", "waiter"); err != nil {
 				t.Errorf("kill: %v", err)
@@ -294,7 +294,7 @@ func TestReboot(t *testing.T) {
 	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			s := newStack(t, testbed.Options{LogLevel: "info", Config: "attempts = 2\n[fetch]\nunreachable = \"eio\"\ndeadline = \"1s\"\nbackground = \"off\"\n" + mountBy(backend)})
+			s := newStack(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
 			_, lazy := pushed(t, s, python)
 			_, err := s.Snapctl(t.Context(), "pull", lazy)
 			must(t, err)
@@ -309,6 +309,7 @@ func TestReboot(t *testing.T) {
 				must(t, unix.Unmount(left[i], unix.MNT_DETACH))
 			}
 			must(t, s.StopRegistry())
+			s.Configure("[fetch]\nunreachable = \"eio\"\ndeadline = \"1s\"\nbackground = \"off\"\n")
 			must(t, s.StartRemorad())
 			lazyLayers(t, s, 3, backend)
 			run(t, s, lazy, "after", "remora", python)

@@ -225,7 +225,7 @@ func TestVolumeS3(t *testing.T) {
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
 			}
-		case <-time.After(time.Minute):
+		case <-time.After(2 * time.Minute):
 			t.Fatalf("%s: the write does not go on", name)
 		}
 	}

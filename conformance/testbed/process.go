@@ -149,7 +149,7 @@ func (p *Process) Stop(sig syscall.Signal) error {
 	_ = p.Cmd.Process.Signal(sig) // it may have ended
 	select {
 	case <-p.done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		_ = p.Cmd.Process.Signal(syscall.SIGQUIT) // a Go program says what it does
 		select {
 		case <-p.done:

@@ -256,7 +256,7 @@ func (s *Stack) StartRemoradOnly() error {
 // AwaitContainerd returns when containerd reaches remorad.
 func (s *Stack) AwaitContainerd() (err error) {
 	// If containerd has tried while nobody served, it waits up to 3 s before it tries again.
-	for range 100 {
+	for range 600 {
 		if _, err = s.Ctr(context.Background(), "snapshots", "--snapshotter", "remora", "ls"); err == nil {
 			return nil
 		}

@@ -58,7 +58,7 @@ func unmountUnder(dir string) error {
 // endMounts takes the layers' mounts away, so that the holder ends with remorad.
 func (s *Stack) endMounts() error {
 	if s.remorad != nil && s.remorad.Running() {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		if _, err := s.Snapctl(ctx, "detach", "--all"); err != nil {
 			return err
@@ -126,7 +126,7 @@ func (s *Stack) KillHolder() error {
 
 // killTasks ends what tests left running, so that no shim stays.
 func (s *Stack) killTasks() error {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	namespaces, err := s.Ctr(ctx, "namespaces", "ls", "-q")
 	if err != nil {
