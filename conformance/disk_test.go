@@ -159,11 +159,11 @@ func TestDiskCommands(t *testing.T) {
 		t.Errorf("a file was served twice: %s", out)
 	}
 	diskFileSystems[0].mkfs(t, dev)
-	_, umount := mounted(t, dev, "ext4")
-	refused("in use: unmount it first", "detach", dev)
+	dir, umount := mounted(t, dev, "ext4")
+	refused("in use: unmount it first, from "+dir, "detach", dev)
 	must(t, s.StopRemorad(unix.SIGTERM))
 	must(t, s.StartRemorad())
-	refused("in use: unmount it first", "detach", file)
+	refused("in use: unmount it first, from "+dir, "detach", file)
 	umount()
 	late, err := os.OpenFile(dev, os.O_RDONLY|unix.O_EXCL, 0) // as the copy that a starting container has of a mount
 	must(t, err)

@@ -3,15 +3,18 @@ package conformance_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -76,8 +79,9 @@ func waitFor(t *testing.T, what string, done func() bool) {
 // start has a copy of every open file until then, and a container one of every mount.
 func unmount(t *testing.T, dir string) {
 	t.Helper()
-	at, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	at, err := mounts.Own()
 	must(t, err)
+	at = slices.DeleteFunc(at, func(m mounts.Mount) bool { return m.Dir != dir })
 	waitFor(t, dir+" to be used by nobody", func() bool {
 		err = unix.Unmount(dir, 0)
 		return !errors.Is(err, unix.EBUSY)
@@ -92,6 +96,25 @@ func unmount(t *testing.T, dir string) {
 			return !errors.Is(err, unix.EBUSY)
 		})
 	}
+}
+
+// copyOfMounts starts a process in a mount namespace of its own that keeps its copies of the mounts on and below a directory
+// until it is told to end. It gives up those of tests that run beside this one.
+func copyOfMounts(t *testing.T, dir string) (sleeper *exec.Cmd, end func()) {
+	t.Helper()
+	const script = `cut -d" " -f5 /proc/self/mountinfo | grep "^$1/" | grep -v "^$2" | tac | while read -r m; do umount -l "$m" 2>/dev/null; done; exec sleep 1000`
+	sleeper = exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", os.TempDir(), dir)
+	must(t, sleeper.Start())
+	end = func() {
+		_ = sleeper.Process.Kill()
+		_ = sleeper.Wait()
+	}
+	t.Cleanup(end)
+	waitFor(t, "the copy of the mounts", func() bool {
+		p, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", sleeper.Process.Pid))
+		return err == nil && strings.TrimSpace(string(p)) == "sleep"
+	})
+	return sleeper, end
 }
 
 // pushed puts a program's image into the registry: NAME:src as it is, NAME:lazy converted.

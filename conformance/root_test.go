@@ -3,7 +3,6 @@ package conformance_test
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -76,13 +75,7 @@ func TestScratchSeenElsewhere(t *testing.T) {
 		}
 		return all
 	}
-	sleeper := exec.Command("unshare", "--mount", "--propagation", "private", "sleep", "1000")
-	must(t, sleeper.Start())
-	defer sleeper.Process.Kill()
-	waitFor(t, "the copy of the mounts", func() bool {
-		p, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", sleeper.Process.Pid))
-		return err == nil && strings.TrimSpace(string(p)) == "sleep"
-	})
+	_, end := copyOfMounts(t, root)
 	was := devices()
 	leave := func() { // as remorad does by itself where it has no holder
 		must(t, s.StopRemorad(syscall.SIGTERM))
@@ -100,8 +93,7 @@ func TestScratchSeenElsewhere(t *testing.T) {
 	removeAll(t, s, lazy)
 	waitNoLayers(t, s)
 	leave()
-	must(t, sleeper.Process.Kill())
-	_ = sleeper.Wait()
+	end()
 	waitFor(t, "the file to be free", func() bool { return len(devices()) == 0 })
 	diskFileSystems[0].clean(t, scratch)
 	must(t, s.StartRemorad())

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -227,6 +228,30 @@ func TestVolumeFileSystems(t *testing.T) {
 			mustBeRight(t, s, fs.name, store)
 		})
 	}
+}
+
+// TestVolumeSeenElsewhere: a process that has a copy of a volume's mount in a mount namespace of its own is named to who
+// wants to detach the volume, and what it was told to go on with works when that process has ended.
+func TestVolumeSeenElsewhere(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	store := newVolume(t, s, "data")
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("here"), 0o600))
+	mustRefuse(t, s, "unmount it first, from "+mnt, "volume", "detach", "data")
+	sleeper, end := copyOfMounts(t, mnt)
+	mustRefuse(t, s, fmt.Sprintf("mounted in other mount namespaces: on %s by process %d (sleep)", mnt, sleeper.Process.Pid), "volume", "umount", "data")
+	end()
+	snapctl(t, s, "volume", "umount", "data")
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	p, err := os.ReadFile(filepath.Join(mnt, "file"))
+	must(t, err)
+	if string(p) != "here" {
+		t.Errorf("the file holds %q", p)
+	}
+	snapctl(t, s, "volume", "umount", "data")
+	mustBeRight(t, s, "data", store)
 }
 
 // TestVolumeKilled: an ext4 on a volume, under concurrent writers and flushes, outlives kill -9 of remorad again and again;

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
 // brokenFile keeps the broken snapshots over restarts: after the first, nothing else tells that a
@@ -40,7 +42,7 @@ func (s *Snapshotter) saveBrokenLocked() {
 // findBroken names the active snapshots that are mounted over layers which could not be taken
 // over, until their containers are started again. It is called before anybody else is there.
 func (s *Snapshotter) findBroken() {
-	all, err := readMounts()
+	all, err := mounts.Own()
 	if err != nil {
 		s.log.Warn("mounts not read", "err", err)
 		return
@@ -58,7 +60,7 @@ func (s *Snapshotter) findBroken() {
 		for _, lower := range s.lowersOf(m) {
 			if b := s.bindings[lower]; b != nil && b.dead != "" {
 				s.broken[id] = b.dead + "; start its container again"
-				s.log.Error("container may see errors or wrong data", "container", containerOf(m.dir), "snapshot", id, "mounted", m.dir, "reason", b.dead)
+				s.log.Error("container may see errors or wrong data", "container", containerOf(m.Dir), "snapshot", id, "mounted", m.Dir, "reason", b.dead)
 				break
 			}
 		}
@@ -91,14 +93,14 @@ func (s *Snapshotter) forgetEnded() {
 
 // stillBroken returns the broken snapshots that are still mounted.
 func (s *Snapshotter) stillBroken() []BrokenSnapshot {
-	mounts, err := readMounts()
+	left, err := mounts.Own()
 	if err != nil {
 		s.log.Warn("mounts not read", "err", err)
 	}
 	mounted := map[string]string{}
-	for _, m := range mounts {
+	for _, m := range left {
 		if id, ok := s.activeOf(m); ok {
-			mounted[id] = m.dir
+			mounted[id] = m.Dir
 		}
 	}
 	s.mu.Lock()

@@ -1,15 +1,16 @@
 package snapshotter
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
 // Detach takes every layer's mount away and ends what the mounts depend on. It is refused while
@@ -71,75 +72,57 @@ func unmountAll(dir string) error {
 	}
 }
 
-// passing is for how long a mount may be seen that is on its way out: a container that starts, of whatever snapshotter, has
-// a copy of every mount of the node until it has left the old root.
-const passing = 3 * time.Second
+// A user is what goes on using a mount.
+type user struct {
+	name string
+	here bool // in this mount namespace, not in another's copy of it
+}
 
-// lasting returns the users of a root that stay.
-func lasting(root string, users func(root string) ([]string, error)) ([]string, error) {
-	for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
-		all, err := users(root)
-		if err != nil || len(all) == 0 || time.Since(begin) > passing {
-			return all, err
+// lasting names the users of a root that stay. Those in other namespaces alone may be on their way out.
+func lasting(root string, users func(root string) ([]user, error)) (names []string, err error) {
+	mounts.While(context.Background(), mounts.Passing, func() bool {
+		var all []user
+		all, err = users(root)
+		names = nil
+		for _, u := range all {
+			names = append(names, u.name)
 		}
-	}
+		return err == nil && len(all) > 0 && !slices.ContainsFunc(all, func(u user) bool { return u.here })
+	})
+	slices.Sort(names)
+	return slices.Compact(names), err
 }
 
 // mountUsers names what has a root's snapshots mounted, in any mount namespace: containers where
 // they can be told, mount points otherwise.
-func mountUsers(root string) ([]string, error) {
-	var users, roots []string
-	err := eachMount(func(pid string, m mountLine) {
-		if m.fstype != "overlay" || !strings.Contains(m.options, "="+filepath.Join(root, "snapshots")+"/") {
+func mountUsers(root string) ([]user, error) {
+	var users, roots []user
+	err := mounts.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
+		if m.Type != "overlay" || !strings.Contains(m.Options, "="+filepath.Join(root, "snapshots")+"/") {
 			return
 		}
-		name := containerOf(m.dir)
+		name := containerOf(m.Dir)
 		switch {
-		case m.dir == "/": // inside a container, whose root file system is mostly seen outside too
-			roots = append(roots, "process "+pid)
+		case m.Dir == "/": // inside a container, whose root file system is mostly seen outside too
+			roots = append(roots, user{n.String(), n.Own})
 			return
 		case name == "":
-			name = m.dir + " (seen by process " + pid + ")"
+			name = fmt.Sprintf("%s (seen by %s)", m.Dir, n)
 		}
-		users = append(users, name)
+		users = append(users, user{name, n.Own})
 	})
 	if len(users) == 0 {
 		users = roots
 	}
-	slices.Sort(users)
-	return slices.Compact(users), err
-}
-
-// imageUsers names the processes in whose mount namespaces a root's image files are mounted.
-func imageUsers(root string) (users []string, err error) {
-	err = eachMount(func(pid string, m mountLine) {
-		if m.fstype == "erofs" && strings.HasPrefix(m.source, filepath.Join(root, "cache")+"/") {
-			users = append(users, "process "+pid+" on "+m.dir)
-		}
-	})
 	return users, err
 }
 
-// eachMount calls use with every mount of every mount namespace, and a process that is in it.
-func eachMount(use func(pid string, m mountLine)) error {
-	processes, err := os.ReadDir("/proc")
-	if err != nil {
-		return err
-	}
-	seen := map[string]bool{}
-	for _, p := range processes {
-		ns, err := os.Readlink(filepath.Join("/proc", p.Name(), "ns/mnt"))
-		if err != nil || seen[ns] {
-			continue // not a process, or one that has ended
+// imageUsers names the processes in whose mount namespaces a root's image files are mounted.
+func imageUsers(root string) (users []user, err error) {
+	err = mounts.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
+		if m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(root, "cache")+"/") {
+			users = append(users, user{fmt.Sprintf("%s on %s", n, m.Dir), n.Own})
 		}
-		seen[ns] = true
-		mounts, err := readMountsOf(filepath.Join("/proc", p.Name(), "mountinfo"))
-		if err != nil {
-			continue // it has ended
-		}
-		for _, m := range mounts {
-			use(p.Name(), m)
-		}
-	}
-	return nil
+	})
+	return users, err
 }

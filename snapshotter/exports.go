@@ -18,6 +18,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/fusedev"
 	"github.com/remora-storage/remora/blockdev/fusefile"
 	"github.com/remora-storage/remora/blockdev/holder"
+	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/blockdev/precontent"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/fuse"
@@ -93,11 +94,11 @@ func OpenExports(root string, keeper holder.Keeper, kept map[string][]*os.File, 
 
 // fuseMounts lists where FUSE is mounted under a root.
 func fuseMounts(root string) (map[string]bool, error) {
-	all, err := mountsUnder(root)
+	all, err := mounts.Under(root)
 	at := map[string]bool{}
 	for _, m := range all {
-		if m.fstype == "fuse.remora" {
-			at[m.dir] = true
+		if m.Type == "fuse.remora" {
+			at[m.Dir] = true
 		}
 	}
 	return at, err
@@ -416,18 +417,18 @@ func (e *Exports) end() error {
 
 // wayOf says by which back end a mount was made: Precontent also where an image file that is complete
 // is mounted as it is, and "" where that is by a loop device. ok is false for what is not a layer's.
-func (e *Exports) wayOf(m mountLine) (way blockdev.Backend, ok bool) {
+func (e *Exports) wayOf(m mounts.Mount) (way blockdev.Backend, ok bool) {
 	switch {
-	case m.fstype == "fuse.remora":
+	case m.Type == "fuse.remora":
 		return blockdev.FuseTree, true
-	case m.fstype != "erofs":
+	case m.Type != "erofs":
 		return "", false
-	case filepath.Dir(m.source) == e.filesDir():
+	case filepath.Dir(m.Source) == e.filesDir():
 		return blockdev.FuseFile, true
-	case strings.HasPrefix(m.source, filepath.Join(e.root, "cache")+"/"):
+	case strings.HasPrefix(m.Source, filepath.Join(e.root, "cache")+"/"):
 		return blockdev.Precontent, true // or direct: the image is complete then
-	case strings.HasPrefix(m.source, "/dev/loop"):
-		back, err := os.ReadFile("/sys/block/" + filepath.Base(m.source) + "/loop/backing_file")
+	case strings.HasPrefix(m.Source, "/dev/loop"):
+		back, err := os.ReadFile("/sys/block/" + filepath.Base(m.Source) + "/loop/backing_file")
 		if err == nil && filepath.Dir(strings.TrimSpace(string(back))) == e.filesDir() {
 			return blockdev.FuseLoop, true
 		}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/blockdev/probe"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
@@ -75,11 +76,11 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	left, err := mountsUnder(root)
+	left, err := mounts.Under(root)
 	if err != nil {
 		return nil, err
 	}
-	left = slices.DeleteFunc(left, func(m mountLine) bool { return slices.Contains(opts.NotOurs, m.dir) })
+	left = slices.DeleteFunc(left, func(m mounts.Mount) bool { return slices.Contains(opts.NotOurs, m.Dir) })
 	earlier := s.sortMounts(left)
 	if err := os.MkdirAll(s.snapshotsDir(), 0o700); err != nil {
 		return nil, err
@@ -247,19 +248,19 @@ func (s *Snapshotter) openImage(b *binding) *cache.File {
 
 // adoptBinding takes over what an earlier process has mounted on a binding's directory, the oldest
 // first, or takes it away if it cannot be served any more.
-func (s *Snapshotter) adoptBinding(b *binding, mounts []mountLine) {
+func (s *Snapshotter) adoptBinding(b *binding, left []mounts.Mount) {
 	f := s.openImage(b)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.file = f
-	if len(mounts) == 0 {
+	if len(left) == 0 {
 		return
 	}
 	dead := ""
 	if f == nil {
 		dead = "its image is no longer in the cache"
 	}
-	for _, m := range mounts {
+	for _, m := range left {
 		if dead == "" {
 			dead = s.adoptMountLocked(b, m)
 		}
@@ -275,7 +276,7 @@ func (s *Snapshotter) adoptBinding(b *binding, mounts []mountLine) {
 }
 
 // adoptMountLocked takes one mount over. It returns why that is not possible.
-func (s *Snapshotter) adoptMountLocked(b *binding, m mountLine) (dead string) {
+func (s *Snapshotter) adoptMountLocked(b *binding, m mounts.Mount) (dead string) {
 	way, ok := s.exports.wayOf(m)
 	files, trees := s.exports.adopted()
 	switch {

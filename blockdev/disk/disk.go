@@ -20,13 +20,13 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusefile"
 	"github.com/remora-storage/remora/blockdev/holder"
+	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/cache/durable"
 )
 
@@ -340,24 +340,22 @@ func (d *Disks) Grow(source string) error {
 	return nil
 }
 
-// inUsePatience is for how long a disk may still be in use after it was unmounted: a container that starts has a copy of
-// every mount of the node until it has left the old root.
-const inUsePatience = 3 * time.Second
-
-// Detach ends the disk of a source or of a block device. It fails with ErrInUse if somebody goes on using it for three
-// seconds. One that is not attached is no error.
-func (d *Disks) Detach(ctx context.Context, name string) (Disk, error) {
-	for begin := time.Now(); ; {
-		k, err := d.detachNow(ctx, name)
-		if !errors.Is(err, ErrInUse) || time.Since(begin) > inUsePatience {
-			return k, err
+// Detach ends the disk of a source or of a block device. It fails with ErrInUse, at once if this process sees it mounted,
+// otherwise if somebody goes on using it. One that is not attached is no error.
+func (d *Disks) Detach(ctx context.Context, name string) (k Disk, err error) {
+	var u users
+	mounts.While(ctx, mounts.Passing, func() bool {
+		k, err = d.detachNow(ctx, name)
+		if !errors.Is(err, ErrInUse) {
+			return false
 		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
-			return k, err
-		}
+		u = usersOf(k.Path)
+		return len(u.here) == 0
+	})
+	if errors.Is(err, ErrInUse) {
+		err = fmt.Errorf("%w: %s", err, u)
 	}
+	return k, err
 }
 
 func (d *Disks) detachNow(ctx context.Context, name string) (Disk, error) {
@@ -375,7 +373,7 @@ func (d *Disks) detach(ctx context.Context, k Disk) error {
 	err := blockdev.DetachLoop(k.Path)
 	switch {
 	case errors.Is(err, unix.EBUSY):
-		return fmt.Errorf("%s: %w: unmount it first", k.Path, ErrInUse)
+		return fmt.Errorf("%s: %w", k.Path, ErrInUse)
 	case err != nil && !errors.Is(err, unix.ENXIO):
 		if k.Reason == "" {
 			return err

@@ -1,17 +1,17 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
 // needsNothingLazy refuses to start where a read that only remorad can answer would be needed to
@@ -97,40 +97,20 @@ func onLazyMount(p string) (bool, error) {
 
 // overLazy reports whether the overlay that a file lies on has a layer of remora below.
 func overLazy(p string) (bool, error) {
-	f, err := os.Open("/proc/self/mountinfo")
+	all, err := mounts.Own()
 	if err != nil {
 		return false, err
 	}
-	defer f.Close()
-	mounts, err := io.ReadAll(f)
-	if err != nil {
-		return false, err
-	}
-	longest, options := "", ""
-	for line := range bytes.Lines(mounts) {
-		before, after, _ := strings.Cut(string(line), " - ")
-		fields, rest := strings.Fields(before), strings.Fields(after)
-		if len(fields) < 5 || len(rest) < 3 || !within(p, fields[4]) || len(fields[4]) < len(longest) {
-			continue
-		}
-		longest, options = fields[4], ""
-		if rest[0] == "overlay" {
-			options = rest[2]
+	var at mounts.Mount
+	for _, m := range all {
+		if within(p, m.Dir) && len(m.Dir) >= len(at.Dir) {
+			at = m
 		}
 	}
-	for opt := range strings.SplitSeq(options, ",") {
-		dirs, ok := strings.CutPrefix(opt, "lowerdir=")
-		if !ok {
-			dirs, ok = strings.CutPrefix(opt, "lowerdir+=")
-		}
-		if !ok {
-			continue
-		}
-		for dir := range strings.SplitSeq(dirs, ":") {
-			var st unix.Statfs_t
-			if err := unix.Statfs(dir, &st); err == nil && (uint32(st.Type) == erofsMagic || st.Type == fuseMagic) {
-				return true, nil
-			}
+	for _, dir := range at.Lowers() {
+		var st unix.Statfs_t
+		if err := unix.Statfs(dir, &st); err == nil && (uint32(st.Type) == erofsMagic || st.Type == fuseMagic) {
+			return true, nil
 		}
 	}
 	return false, nil

@@ -11,10 +11,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/moby/sys/mountinfo"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
 )
@@ -191,20 +191,15 @@ func command(ctx context.Context, name string, args ...string) error {
 
 // mountsOf returns where a device is mounted.
 func mountsOf(dev string) (dirs []string, err error) {
-	var st unix.Stat_t
-	if err := unix.Stat(dev, &st); err != nil {
-		return nil, &os.PathError{Op: "stat", Path: dev, Err: err}
-	}
-	real, err := filepath.EvalSymlinks(dev)
+	on, err := mounts.On(dev)
 	if err != nil {
 		return nil, err
 	}
-	all, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) {
-		same := m.Major == int(unix.Major(st.Rdev)) && m.Minor == int(unix.Minor(st.Rdev)) || m.Source == real // btrfs has numbers of its own
-		return !same, false
-	})
+	all, err := mounts.Own()
 	for _, m := range all {
-		dirs = append(dirs, m.Mountpoint)
+		if on(m) {
+			dirs = append(dirs, m.Dir)
+		}
 	}
 	return dirs, err
 }
@@ -260,17 +255,15 @@ func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest,
 
 // unmount takes a mount away. What it was used by a moment ago may take another to be gone: a file that was closed is
 // open in every process that is about to start.
-func unmount(ctx context.Context, dir string) error {
-	for begin := time.Now(); ; {
-		err := unix.Unmount(dir, 0)
-		if err == nil {
-			return nil
-		}
-		if !errors.Is(err, unix.EBUSY) || time.Since(begin) > time.Second || ctx.Err() != nil {
-			return &os.PathError{Op: "unmount", Path: dir, Err: err}
-		}
-		time.Sleep(20 * time.Millisecond)
+func unmount(ctx context.Context, dir string) (err error) {
+	mounts.While(ctx, time.Second, func() bool {
+		err = unix.Unmount(dir, 0)
+		return errors.Is(err, unix.EBUSY)
+	})
+	if err != nil {
+		return &os.PathError{Op: "unmount", Path: dir, Err: err}
 	}
+	return nil
 }
 
 // findAttached returns a volume that has a device here, nil if it has none.

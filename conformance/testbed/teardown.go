@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
 // Close ends everything and takes mounts away. The directory stays.
@@ -47,10 +49,10 @@ func removeGroup(group string) error {
 
 // unmountUnder takes away what is mounted under a directory, the newest first.
 func unmountUnder(dir string) error {
-	mounts, err := MountsUnder(dir)
+	left, err := MountsUnder(dir)
 	errs := []error{err}
-	for i := len(mounts) - 1; i >= 0; i-- {
-		errs = append(errs, unix.Unmount(mounts[i], unix.MNT_DETACH))
+	for i := len(left) - 1; i >= 0; i-- {
+		errs = append(errs, unix.Unmount(left[i], unix.MNT_DETACH))
 	}
 	return errors.Join(errs...)
 }
@@ -148,15 +150,10 @@ func (s *Stack) killTasks() error {
 
 // MountsUnder lists the mount points under a directory, oldest first.
 func MountsUnder(dir string) ([]string, error) {
-	p, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, err
+	all, err := mounts.Under(dir)
+	var dirs []string
+	for _, m := range all {
+		dirs = append(dirs, m.Dir)
 	}
-	var all []string
-	for line := range strings.Lines(string(p)) {
-		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
-			all = append(all, f[4])
-		}
-	}
-	return all, nil
+	return dirs, err
 }

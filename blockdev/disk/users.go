@@ -1,0 +1,44 @@
+package disk
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/remora-storage/remora/blockdev/mounts"
+)
+
+// users are where a block device is mounted.
+type users struct {
+	dev       string
+	here      []string // mount points, in this mount namespace
+	elsewhere []string // the same in others, with a process that is there
+}
+
+func usersOf(dev string) users {
+	u := users{dev: dev}
+	on, err := mounts.On(dev)
+	if err != nil {
+		return u // it has gone
+	}
+	_ = mounts.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
+		switch {
+		case !on(m):
+		case n.Own:
+			u.here = append(u.here, m.Dir)
+		default:
+			u.elsewhere = append(u.elsewhere, fmt.Sprintf("%s by %s", m.Dir, n))
+		}
+	})
+	return u
+}
+
+// String says what to do to get rid of them.
+func (u users) String() string {
+	switch {
+	case len(u.here) > 0:
+		return "unmount it first, from " + strings.Join(u.here, ", ")
+	case len(u.elsewhere) > 0:
+		return "unmounted here, it is still mounted in other mount namespaces: on " + strings.Join(u.elsewhere, ", ")
+	}
+	return "it is not mounted, but something has it open (try fuser -v " + u.dev + "), or uses files of what was unmounted lazily"
+}
