@@ -389,6 +389,11 @@ func TestRecordEnds(t *testing.T) {
 		t.Helper()
 		proc, err := testbed.Start(filepath.Join(t.TempDir(), "record.log"), func() bool { return true }, s.SnapctlEnv(), "snapctl", append([]string{"record"}, serve...)...)
 		must(t, err)
+		defer func() {
+			if t.Failed() {
+				t.Logf("snapctl record: %s", proc.Tail())
+			}
+		}()
 		waitFor(t, "the container to start", func() bool {
 			tasks, err := s.Ctr(t.Context(), "tasks", "ls")
 			return err == nil && strings.Contains(tasks, "RUNNING")
