@@ -198,3 +198,14 @@ func (s *Snapshotter) Recorded(id string) (*profile.Profile, error) {
 	}
 	return r.Profile()
 }
+
+// EndRecording ends a recording and returns when its mounts are gone. One that has ended is no error.
+func (s *Snapshotter) EndRecording(id string) error {
+	s.mu.Lock()
+	r := s.recordings[id]
+	s.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	return r.End()
+}

@@ -11,7 +11,7 @@ import (
 	"github.com/remora-storage/remora/snapshotter"
 )
 
-// Record keeps a recording for as long as the caller stays.
+// Record keeps a recording until it is ended, or the caller goes.
 func (c *controlServer) Record(ctx context.Context, req *control.RecordRequest, send func(*control.RecordReply) error) error {
 	r, err := c.sn.Record(namespaces.WithNamespace(ctx, req.Namespace), req.Manifest, req.Ref)
 	if err != nil {
@@ -44,6 +44,10 @@ func (c *controlServer) Recorded(_ context.Context, req *control.RecordingReques
 		return nil, err
 	}
 	return encoded(p)
+}
+
+func (c *controlServer) EndRecording(_ context.Context, req *control.RecordingRequest) (*control.Empty, error) {
+	return &control.Empty{}, c.sn.EndRecording(req.ID)
 }
 
 func encoded(p *profile.Profile) (*control.ProfileReply, error) {

@@ -174,7 +174,7 @@ func (s *imageSession) record(args []string, o recordOptions) (p *profile.Profil
 	}()
 	defer func() {
 		release()
-		<-ended // the mounts are gone
+		<-ended
 	}()
 	var reply *control.RecordReply
 	select {
@@ -183,6 +183,11 @@ func (s *imageSession) record(args []string, o recordOptions) (p *profile.Profil
 		ended <- nil
 		return nil, r, control.Explain(err, s.app.remora)
 	}
+	defer func() {
+		if err := s.remora.EndRecording(context.WithoutCancel(s.ctx), &control.RecordingRequest{ID: reply.ID}); err != nil {
+			s.note("the recording's mounts may stay until remorad is started again: %v", control.Explain(err, s.app.remora))
+		}
+	}()
 	r, err = s.runOnce(s.ctx, s.containerd, s.img, o.pull.snapshotter, args, o.until, map[string]string{reply.Label: reply.ID}, func() error {
 		got, err := s.remora.Recorded(context.WithoutCancel(s.ctx), &control.RecordingRequest{ID: reply.ID})
 		if err != nil {

@@ -191,6 +191,7 @@ type Server interface {
 	Record(ctx context.Context, req *RecordRequest, send func(*RecordReply) error) error
 	Expose(ctx context.Context, req *ExposeRequest, send func(*ExposeReply) error) error
 	Recorded(context.Context, *RecordingRequest) (*ProfileReply, error)
+	EndRecording(context.Context, *RecordingRequest) (*Empty, error)
 	Profile(context.Context, *ProfileRequest) (*ProfileReply, error)
 	AddProfile(context.Context, *ProfileRequest) (*ProfileReply, error)
 	RemoveProfile(context.Context, *ProfileRequest) (*Empty, error)
@@ -222,7 +223,7 @@ func Register(s *grpc.Server, impl Server) {
 		Methods: []grpc.MethodDesc{
 			unary("Status", Server.Status), unary("Login", Server.Login),
 			unary("Detach", Server.Detach), unary("Cache", Server.Cache), unary("Pin", Server.Pin), unary("Prune", Server.Prune),
-			unary("Recorded", Server.Recorded), unary("Profile", Server.Profile), unary("AddProfile", Server.AddProfile),
+			unary("Recorded", Server.Recorded), unary("EndRecording", Server.EndRecording), unary("Profile", Server.Profile), unary("AddProfile", Server.AddProfile),
 			unary("AttachDisk", Server.AttachDisk), unary("DetachDisk", Server.DetachDisk), unary("Disks", Server.Disks),
 			unary("RemoveProfile", Server.RemoveProfile), unary("Prime", Server.Prime),
 			unary("CreateVolume", Server.CreateVolume), unary("Volumes", Server.Volumes), unary("InspectVolume", Server.InspectVolume), unary("AttachedVolumes", Server.AttachedVolumes),

@@ -90,6 +90,12 @@ func (c *Client) Recorded(ctx context.Context, req *RecordingRequest) (*ProfileR
 	return invoke[RecordingRequest, ProfileReply](ctx, c, "Recorded", req)
 }
 
+// EndRecording returns when the mounts of a recording are gone. One that has ended is no error.
+func (c *Client) EndRecording(ctx context.Context, req *RecordingRequest) error {
+	_, err := invoke[RecordingRequest, Empty](ctx, c, "EndRecording", req)
+	return err
+}
+
 // Profile returns the profile of an image that is kept on the node.
 func (c *Client) Profile(ctx context.Context, req *ProfileRequest) (*ProfileReply, error) {
 	return invoke[ProfileRequest, ProfileReply](ctx, c, "Profile", req)
