@@ -22,8 +22,8 @@ type Options struct {
 	// Shared permits file systems that other machines can write to (NFS, FUSE), where locks may not hold.
 	Shared bool
 	// Bulk says which keys must leave the reserve alone: where room is short, puts of them fail while those of
-	// others still succeed, so that what frees room can be written. They are large, and puts of them return no
-	// version. nil for none.
+	// others still succeed, so that what frees room can be written. They are large, puts of them return no version, and
+	// after a power cut one that was deleted may be there again. nil for none.
 	Bulk func(key string) bool
 }
 
@@ -185,9 +185,12 @@ func (s *Store) Delete(_ context.Context, key string) error {
 		return storeError("delete", key, err)
 	}
 	s.forget(path)
-	dir := filepath.Dir(path)
+	dir, gone := filepath.Dir(path), false
 	for dir != s.dir && unix.Rmdir(dir) == nil { // an empty one is no use
-		dir = filepath.Dir(dir)
+		dir, gone = filepath.Dir(dir), true
+	}
+	if s.opts.Bulk(key) && !gone {
+		return nil
 	}
 	return storeError("delete", key, syncDir(dir))
 }

@@ -168,6 +168,8 @@ func writeTemp(path string, p []byte) (_ *temp, err error) {
 const (
 	directLeast = 256 << 10 // bytes from which the page cache is only in the way
 	directBlock = 4096
+	// directPiece is how much of an object is at the disk at a time: others, such as a journal, would wait behind all of it.
+	directPiece = 2 << 20
 )
 
 // write writes a new file. What is large goes past the page cache, if the file system lets it: nobody reads it soon, and
@@ -179,10 +181,13 @@ func write(f *os.File, p []byte) error {
 		_, err := f.Write(p)
 		return err
 	}
-	if _, err := f.Write(p[:n]); errors.Is(err, unix.EINVAL) { // larger blocks, or a file system that says so late
-		n = 0
-	} else if err != nil {
-		return err
+	for off := 0; off < n; off += directPiece {
+		_, err := f.WriteAt(p[off:min(n, off+directPiece)], int64(off))
+		if errors.Is(err, unix.EINVAL) { // larger blocks, or a file system that says so late
+			n = off
+		} else if err != nil {
+			return err
+		}
 	}
 	if err := setDirect(f, false); err != nil {
 		return err
