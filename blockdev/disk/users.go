@@ -12,29 +12,32 @@ type users struct {
 	dev       string
 	here      []string // mount points, in this mount namespace
 	elsewhere []string // the same in others, with a process that is there
+	err       error    // why that is not known
 }
 
 func usersOf(dev string) users {
 	u := users{dev: dev}
 	on, err := mounts.On(dev)
-	if err != nil {
-		return u // it has gone
+	if err == nil {
+		err = mounts.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
+			switch {
+			case !on(m):
+			case n.Own:
+				u.here = append(u.here, m.Dir)
+			default:
+				u.elsewhere = append(u.elsewhere, fmt.Sprintf("%s by %s", m.Dir, n))
+			}
+		})
 	}
-	_ = mounts.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		switch {
-		case !on(m):
-		case n.Own:
-			u.here = append(u.here, m.Dir)
-		default:
-			u.elsewhere = append(u.elsewhere, fmt.Sprintf("%s by %s", m.Dir, n))
-		}
-	})
+	u.err = err
 	return u
 }
 
 // String says what to do to get rid of them.
 func (u users) String() string {
 	switch {
+	case u.err != nil:
+		return fmt.Sprintf("unmount it first (where it is mounted is not known: %v)", u.err)
 	case len(u.here) > 0:
 		return "unmount it first, from " + strings.Join(u.here, ", ")
 	case len(u.elsewhere) > 0:
