@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
@@ -26,7 +27,22 @@ func (s *Stack) Close() error {
 	errs = append(errs, s.containerd.Stop(syscall.SIGTERM), unmountUnder(filepath.Join(s.Dir, "containerd")))
 	errs = append(errs, s.endMounts(), s.remorad.Stop(syscall.SIGTERM), s.KillHolder(), s.registry.Stop(syscall.SIGTERM))
 	s.remorad, s.containerd, s.registry = nil, nil, nil
-	return errors.Join(append(errs, unmountUnder(s.Dir), s.removeNamespace(), removeGroup(group))...)
+	return errors.Join(append(errs, dropLoops(s.Dir), unmountUnder(s.Dir), s.removeNamespace(), removeGroup(group))...)
+}
+
+// dropLoops ends the loop devices on files below a directory that are still there: of disks whose remorad and holder were
+// killed and did not come back.
+func dropLoops(dir string) error {
+	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	errs := []error{err}
+	for _, name := range names {
+		if p, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(p), dir+"/") { // others end meanwhile
+			if err := blockdev.DropLoop("/dev/" + strings.Split(name, "/")[3]); !errors.Is(err, unix.ENXIO) { // it is going
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // removeGroup removes the control group of a holder that was killed; one that ends by itself does.
