@@ -93,19 +93,29 @@ func (l *Loop) Path() string { return l.path }
 // Release lets the device go once nobody uses it, for example after it was mounted.
 func (l *Loop) Release() error { return l.f.Close() }
 
-// FindLoop returns the loop device that is set up on the file at path, or "".
-func FindLoop(path string) (string, error) {
-	all, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
-	if err != nil {
-		return "", err
-	}
-	for _, name := range all {
-		p, err := os.ReadFile(name)
-		if err == nil && strings.TrimSuffix(string(p), "\n") == path { // others end meanwhile
-			return "/dev/" + strings.Split(name, "/")[3], nil
+// A LoopFile is a loop device and the file that it is set up on.
+type LoopFile struct{ Dev, File string }
+
+// LoopFiles returns the loop devices that are set up.
+func LoopFiles() (all []LoopFile, err error) {
+	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, name := range names {
+		if p, err := os.ReadFile(name); err == nil { // others end meanwhile
+			all = append(all, LoopFile{"/dev/" + strings.Split(name, "/")[3], strings.TrimSuffix(string(p), "\n")})
 		}
 	}
-	return "", nil
+	return all, err
+}
+
+// FindLoop returns the loop device that is set up on the file at path, or "".
+func FindLoop(path string) (string, error) {
+	all, err := LoopFiles()
+	for _, l := range all {
+		if l.File == path {
+			return l.Dev, nil
+		}
+	}
+	return "", err
 }
 
 // DetachLoop ends a loop device that nobody uses: that is not mounted and that nobody has opened exclusively. What

@@ -5,12 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -66,11 +66,11 @@ func TestScratchSeenElsewhere(t *testing.T) {
 	s := newStack(t, testbed.Options{Root: root, LogLevel: "info"})
 	scratch := filepath.Join(root, "scratch.ext4")
 	devices := func() (all []string) {
-		files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		loops, err := blockdev.LoopFiles()
 		must(t, err)
-		for _, f := range files {
-			if p, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(p)) == scratch { // others end meanwhile
-				all = append(all, f)
+		for _, l := range loops {
+			if l.File == scratch {
+				all = append(all, l.Dev)
 			}
 		}
 		return all

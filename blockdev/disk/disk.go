@@ -343,17 +343,12 @@ func (d *Disks) Grow(source string) error {
 // Detach ends the disk of a source or of a block device. It fails with ErrInUse, at once if this process sees it mounted,
 // otherwise if somebody goes on using it. One that is not attached is no error.
 func (d *Disks) Detach(ctx context.Context, name string) (k Disk, err error) {
-	var u users
 	mounts.While(ctx, mounts.Passing, func() bool {
 		k, err = d.detachNow(ctx, name)
-		if !errors.Is(err, ErrInUse) {
-			return false
-		}
-		u = usersOf(k.Path)
-		return len(u.here) == 0
+		return errors.Is(err, ErrInUse) && !mountedHere(k.Path)
 	})
 	if errors.Is(err, ErrInUse) {
-		err = fmt.Errorf("%w: %s", err, u)
+		err = fmt.Errorf("%w: %s", err, usersOf(k.Path))
 	}
 	return k, err
 }

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/remora-storage/remora/blockdev/mounts"
@@ -13,6 +14,16 @@ type users struct {
 	here      []string // mount points, in this mount namespace
 	elsewhere []string // the same in others, with a process that is there
 	err       error    // why that is not known
+}
+
+// mountedHere reports whether this mount namespace has a block device mounted.
+func mountedHere(dev string) bool {
+	on, err := mounts.On(dev)
+	if err != nil {
+		return false // usersOf says why
+	}
+	all, err := mounts.Own()
+	return err == nil && slices.ContainsFunc(all, on)
 }
 
 func usersOf(dev string) users {

@@ -156,7 +156,7 @@ const Passing = 10 * time.Second
 func While(ctx context.Context, patience time.Duration, passing func() bool) {
 	for begin := time.Now(); passing() && time.Since(begin) < patience; {
 		select {
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
 			return
 		}

@@ -33,11 +33,11 @@ func (s *Stack) Close() error {
 // dropLoops ends the loop devices on files below a directory that are still there: of disks whose remorad and holder were
 // killed and did not come back.
 func dropLoops(dir string) error {
-	names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	all, err := blockdev.LoopFiles()
 	errs := []error{err}
-	for _, name := range names {
-		if p, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(p), dir+"/") { // others end meanwhile
-			if err := blockdev.DropLoop("/dev/" + strings.Split(name, "/")[3]); !errors.Is(err, unix.ENXIO) { // it is going
+	for _, l := range all {
+		if strings.HasPrefix(l.File, dir+"/") {
+			if err := blockdev.DropLoop(l.Dev); !errors.Is(err, unix.ENXIO) { // it is going
 				errs = append(errs, err)
 			}
 		}
