@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -113,6 +114,45 @@ func TestDaemonDown(t *testing.T) {
 			run(t, s, lazy, "after", "remora", python)
 		})
 	}
+}
+
+// TestPullRightAfterStart: containerd has tried to reach remorad while it was down or ended, and does
+// not try again for a while; a pull waits for that, be the image new or there already.
+func TestPullRightAfterStart(t *testing.T) {
+	t.Parallel()
+	s := newStack(t, testbed.Options{LogLevel: "info"})
+	_, lazy := pushed(t, s, python)
+	for round, ends := range []bool{true, true, false, false} {
+		must(t, s.StopRemorad(syscall.SIGKILL))
+		must(t, os.RemoveAll(s.Remora))
+		closeListener := func() error { return nil }
+		if ends {
+			l, err := net.Listen("unix", s.Remora)
+			must(t, err)
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					c.Close() // as the kernel does for a process that is killed
+				}
+			}()
+			closeListener = l.Close
+		}
+		for try := range 3 { // each that fails makes containerd wait longer
+			if _, err := s.Ctr(t.Context(), "snapshots", "--snapshotter", "remora", "prepare", "any"); err == nil {
+				t.Fatal("prepared without remorad")
+			}
+			time.Sleep(time.Duration(try) * time.Second)
+		}
+		must(t, closeListener())
+		must(t, s.StartRemoradOnly())
+		if _, err := s.Snapctl(t.Context(), "pull", lazy); err != nil {
+			t.Errorf("round %d: %v", round, err)
+		}
+	}
+	run(t, s, lazy, "after", "remora", python)
 }
 
 // TestDetach: refused while a container runs, and then nothing is left, the holder included.

@@ -138,7 +138,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 		img      client.Image
 		resolver = primedResolver(registry.Resolver(ctx), ref, <-primed)
 	)
-	for try := 0; ; try++ {
+	err = a.untilReached(ctx, func() (err error) {
 		early = &layerResolver{remora: remora, namespace: a.namespace, ref: ref, progress: a.importProgress()}
 		img, err = containerd.Pull(ctx, ref,
 			client.WithResolver(resolver),
@@ -147,18 +147,13 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 			client.WithImageHandlerWrapper(early.wrapper(ctx)),
 		)
 		early.wait.Wait()
-		if err == nil {
-			break
+		if err != nil {
+			return err
 		}
-		// remorad answers us; containerd waits up to 3 s to try again after a restart.
-		if try == reconnectTries || !strings.Contains(err.Error(), "dial unix") {
-			return explainPull(err, ref, o.snapshotter)
-		}
-		a.note("containerd has not reached remorad again yet, waiting")
-		time.Sleep(time.Second)
-	}
-	if err := mountable(ctx, containerd, img, o.snapshotter); err != nil {
-		return fmt.Errorf("pull %s: %w", ref, err)
+		return mountable(ctx, containerd, img, o.snapshotter)
+	})
+	if err != nil {
+		return explainPull(err, ref, o.snapshotter)
 	}
 	result, err := a.pulled(ctx, img, remora, early, o)
 	if err != nil {
@@ -166,6 +161,24 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	}
 	result.Seconds = time.Since(began).Seconds()
 	return a.print(result, result.human)
+}
+
+// untilReached does something again for as long as containerd has not reached a remorad that was just
+// started: it waits up to 3.6 s after each attempt that failed (3 s and gRPC's jitter) and refuses in
+// the meantime, whatever way the attempt failed.
+func (a *app) untilReached(ctx context.Context, do func() error) error {
+	for try := 0; ; try++ {
+		err := do()
+		if try == reconnectTries || !errdefs.IsUnavailable(err) {
+			return err
+		}
+		a.note("containerd has not reached remorad again yet, waiting")
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 // importProgress says once in a while how far the imports are.

@@ -253,7 +253,8 @@ func (s *Stack) StartRemoradOnly() error {
 	return err
 }
 
-// AwaitContainerd returns when containerd reaches remorad.
+// AwaitContainerd returns when containerd reaches remorad. A containerd that has no snapshot of
+// remorad's asks it nothing, so there it proves nothing: see TestPullRightAfterStart.
 func (s *Stack) AwaitContainerd() (err error) {
 	// If containerd has tried while nobody served, it waits up to 3 s before it tries again.
 	for range 600 {
