@@ -7,7 +7,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -115,7 +114,8 @@ func TestImportKilled(t *testing.T) {
 	p.delay.Store(int64(60 * time.Millisecond))
 	const seed = 20261125
 	r := rand.New(rand.NewPCG(seed, 0))
-	for range rounds(5, 60) {
+	goesOn := func() bool { return countLog(t, s, "import goes on") > 0 }
+	for round := 0; round < rounds(5, 60) || !goesOn() && round < 60; round++ { // a slow machine may be killed before anything arrived
 		ctx, cancel := context.WithCancel(t.Context())
 		var load sync.WaitGroup
 		for _, one := range []string{slow(ref), slow(other)} {
@@ -152,9 +152,7 @@ func TestImportKilled(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	log, err := os.ReadFile(s.RemoradLog())
-	must(t, err)
-	if !strings.Contains(string(log), "import goes on") {
+	if !goesOn() {
 		t.Error("no import went on where it was")
 	}
 }

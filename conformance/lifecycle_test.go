@@ -166,9 +166,7 @@ func TestLifecycle(t *testing.T) {
 
 	removeAll(t, s, lazy)
 	wantNothingLeft(t, s, fds)
-	if n := ourGoroutines(t, metrics); n > goroutines {
-		t.Errorf("%d goroutines, %d before", n, goroutines)
-	}
+	waitFor(t, "as few goroutines as before", func() bool { return ourGoroutines(t, metrics) <= goroutines })
 }
 
 // TestTwoNamespaces: one has the base layer by the ordinary path, the other lazily.

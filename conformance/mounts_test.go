@@ -339,7 +339,7 @@ func TestReboot(t *testing.T) {
 			_, err := s.Snapctl(t.Context(), "pull", lazy)
 			must(t, err)
 			run(t, s, lazy, "before", "remora", python)
-			time.Sleep(1500 * time.Millisecond) // a second for what was filled to be recorded
+			waitFor(t, "what was filled to be recorded", func() bool { return recordedFills(t, s) })
 			must(t, s.KillHolder())
 			must(t, s.StopRemorad(syscall.SIGKILL))
 			must(t, s.KillHolder())
@@ -359,6 +359,22 @@ func TestReboot(t *testing.T) {
 			}
 		})
 	}
+}
+
+// recordedFills reports whether each layer's record of what is present was written after its data.
+func recordedFills(t *testing.T, s *testbed.Stack) bool {
+	t.Helper()
+	images, err := filepath.Glob(filepath.Join(s.Root, "cache", "*", "image"))
+	must(t, err)
+	for _, image := range images {
+		data, err := os.Stat(image)
+		must(t, err)
+		record, err := os.Stat(filepath.Join(filepath.Dir(image), "present"))
+		if err != nil || record.ModTime().Before(data.ModTime()) {
+			return false
+		}
+	}
+	return len(images) > 0
 }
 
 // TestUpgrade: a newer remorad takes over from an older one, with the older one's holder.

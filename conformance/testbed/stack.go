@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
@@ -103,20 +104,22 @@ func (s *Stack) removeNamespace() error {
 
 var given sync.Map // the addresses that FreeAddr has returned
 
-// FreeAddr returns a port of loopback that is free now. No port is returned twice, as whoever asked
-// first may not listen yet.
+// FreeAddr returns a port of loopback that is free now. No port is returned twice, as whoever asked first may not listen yet.
+// It is below those that the kernel gives away by itself, so that a server that was stopped gets its own again.
 func FreeAddr() (string, error) {
-	for {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return "", err
+	const first, last = 12000, 32000
+	var err error
+	for range last - first {
+		addr := fmt.Sprintf("127.0.0.1:%d", first+rand.IntN(last-first))
+		if _, again := given.LoadOrStore(addr, true); again {
+			continue
 		}
-		addr := l.Addr().String()
-		l.Close()
-		if _, again := given.LoadOrStore(addr, true); !again {
-			return addr, nil
+		var l net.Listener
+		if l, err = net.Listen("tcp", addr); err == nil {
+			return addr, l.Close()
 		}
 	}
+	return "", fmt.Errorf("no free port: %w", err)
 }
 
 func accepts(network, addr string) func() bool {
