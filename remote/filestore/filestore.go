@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
@@ -31,7 +30,7 @@ type Options struct {
 type Store struct {
 	dir  string
 	opts Options
-	next atomic.Uint64 // for names of temporary files
+	dirs dirs
 	handles
 }
 
@@ -55,7 +54,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if opts.Bulk == nil {
 		opts.Bulk = func(string) bool { return false }
 	}
-	s := &Store{dir: dir, opts: opts}
+	s := &Store{dir: dir, opts: opts, dirs: dirs{top: dir}}
 	if err := s.checkLocal(); err != nil {
 		return nil, err
 	}
@@ -122,8 +121,6 @@ func storeError(op, key string, err error) error {
 		return nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		err = remote.ErrNoObject
-	case errors.Is(err, fs.ErrExist):
-		err = remote.ErrExists
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		err = fmt.Errorf("%w: %w", remote.ErrStoreFull, err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
@@ -185,14 +182,16 @@ func (s *Store) Delete(_ context.Context, key string) error {
 		return storeError("delete", key, err)
 	}
 	s.forget(path)
-	dir, gone := filepath.Dir(path), false
-	for dir != s.dir && unix.Rmdir(dir) == nil { // an empty one is no use
-		dir, gone = filepath.Dir(dir), true
-	}
+	dir, gone := s.dirs.removeEmpty(filepath.Dir(path))
 	if s.opts.Bulk(key) && !gone {
 		return nil
 	}
-	return storeError("delete", key, syncDir(dir))
+	err = syncDir(dir)
+	for errors.Is(err, fs.ErrNotExist) && dir != s.dir { // another Delete has just taken it away as an empty one
+		dir = filepath.Dir(dir)
+		err = syncDir(dir)
+	}
+	return storeError("delete", key, err)
 }
 
 // List implements remote.Store.

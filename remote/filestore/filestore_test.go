@@ -209,6 +209,67 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+// TestManyStores: stores in one directory, of one process, are opened while others put objects: no put fails, whatever names
+// the files have that others write and sweep away meanwhile.
+func TestManyStores(t *testing.T) {
+	dir := t.TempDir()
+	var writers sync.WaitGroup
+	for w := range 4 {
+		s := open(t, dir)
+		writers.Go(func() {
+			for i := range 50 {
+				key := fmt.Sprintf("%d/%d", w, i%10)
+				for _, err := range []error{
+					second(s.Put(t.Context(), key, []byte("x"))), second(s.Put(t.Context(), key, []byte("y"))),
+					s.Delete(t.Context(), key), second(s.PutIfAbsent(t.Context(), key, []byte("z"))), s.Delete(t.Context(), key),
+				} {
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			}
+		})
+	}
+	ended := make(chan struct{})
+	go func() {
+		writers.Wait()
+		close(ended)
+	}()
+	for {
+		select {
+		case <-ended:
+			return
+		default:
+			open(t, dir) // which sweeps
+		}
+	}
+}
+
+// TestDeletesSideBySide: whose Delete finds the directory gone that another's has emptied has deleted its object all the same.
+func TestDeletesSideBySide(t *testing.T) {
+	s := open(t, t.TempDir())
+	for i := range 200 {
+		keys := []string{"dir/a", "dir/b", "dir/c"}
+		for _, k := range keys {
+			if _, err := s.Put(t.Context(), k, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var deleters sync.WaitGroup
+		for _, k := range keys {
+			deleters.Go(func() {
+				if err := s.Delete(t.Context(), k); err != nil {
+					t.Errorf("round %d: %v", i, err)
+				}
+			})
+		}
+		deleters.Wait()
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
 func TestKeys(t *testing.T) {
 	s := open(t, t.TempDir())
 	for _, k := range []string{"", "/", "a//b", "../x", "a/../b", ".locks/x", "a/", "ü", "a b", strings.Repeat("k", 201)} {

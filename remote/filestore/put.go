@@ -42,7 +42,11 @@ func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.O
 		if err := t.sync(); err != nil {
 			return err
 		}
-		return os.Link(t.path, path)
+		err := os.Link(t.path, path)
+		if errors.Is(err, fs.ErrExist) {
+			return remote.ErrExists
+		}
+		return err
 	})
 }
 
@@ -83,21 +87,17 @@ func (s *Store) store(ctx context.Context, op, key string, p []byte, publish fun
 		}
 	}
 	dir := filepath.Dir(path)
-	if err := makeDir(dir); err != nil {
-		return remote.Object{}, storeError(op, key, err)
-	}
-	t, err := writeTemp(filepath.Join(s.dir, tempDir, fmt.Sprintf("%d-%d", os.Getpid(), s.next.Add(1))), p)
+	t, err := s.writeTemp(p)
 	if err != nil {
 		return remote.Object{}, storeError(op, key, err)
 	}
 	defer t.f.Close() // its lock kept sweep away
-	err = publish(t, path)
-	for range 100 { // a Delete may have taken the directory away as an empty one
+	for range 100 {   // a Delete may take the directory away as an empty one
+		if err = s.dirs.make(dir); err == nil {
+			err = publish(t, path)
+		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			break
-		}
-		if err = makeDir(dir); err == nil {
-			err = publish(t, path)
 		}
 	}
 	if rmErr := os.Remove(t.path); err == nil && rmErr != nil && !errors.Is(rmErr, fs.ErrNotExist) {
@@ -147,22 +147,47 @@ func (t *temp) sync() error {
 	return t.f.Sync()
 }
 
-// writeTemp returns a locked file.
-func writeTemp(path string, p []byte) (_ *temp, err error) {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+// writeTemp returns a locked file that holds p.
+func (s *Store) writeTemp(p []byte) (*temp, error) {
+	t, err := s.newTemp()
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			f.Close()
-			os.Remove(path) // sweep removes it if this fails
-		}
-	}()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+	if err := write(t.f, p); err != nil {
+		t.f.Close()
+		os.Remove(t.path) // sweep removes it if this fails
 		return nil, err
 	}
-	return &temp{f: f, path: path}, write(f, p)
+	return t, nil
+}
+
+// newTemp returns a locked file whose name nobody else gives to another, be it another Store of this process.
+func (s *Store) newTemp() (*temp, error) {
+	for {
+		f, err := os.CreateTemp(filepath.Join(s.dir, tempDir), "")
+		if err != nil {
+			return nil, err
+		}
+		var st unix.Stat_t
+		err = errors.Join(flock(f), unix.Fstat(int(f.Fd()), &st))
+		if err == nil && st.Nlink > 0 {
+			return &temp{f: f, path: f.Name()}, nil
+		}
+		f.Close()
+		if err != nil {
+			return nil, err
+		}
+		// Somebody who has just opened the store has swept it away before it was locked.
+	}
+}
+
+// flock waits for an exclusive lock of a file.
+func flock(f *os.File) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }
 
 const (
@@ -218,43 +243,11 @@ func (s *Store) lock(key string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
+	if err := flock(f); err != nil {
 		f.Close()
 		return nil, err
 	}
 	return func() { f.Close() }, nil
-}
-
-// makeDir makes a directory and those above it, each on stable storage.
-func makeDir(dir string) error {
-	if st, err := os.Stat(dir); err == nil {
-		if !st.IsDir() {
-			return fmt.Errorf("%s is no directory", dir)
-		}
-		return nil
-	}
-	parent := filepath.Dir(dir)
-	if err := makeDir(parent); err != nil {
-		return err
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return syncDir(parent)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // inKeyOrder sorts a directory's entries as their keys are sorted: "a.b" is before "a/b", and "a0" after it.
