@@ -82,6 +82,10 @@ func TestVolumeCommands(t *testing.T) {
 	mustRefuse(t, s, "want remote, local or writethrough", "volume", "create", "--store", store, "--class", "quick", "x", "1G")
 	mustRefuse(t, s, "size", "volume", "create", "--store", store, "x", "much")
 	mustRefuse(t, s, "name", "volume", "create", "--store", store, "A/B", "1G")
+	for _, verb := range [][]string{{"umount", "data"}, {"detach", "data"}, {"inspect", "data"}, {"rm", "data"}, {"create", "x", "1G"}, {"mount", "data", mnt}} {
+		mustRefuse(t, s, "for a directory file:some/dir", append([]string{"volume", verb[0], "--store", "some/dir"}, verb[1:]...)...)
+	}
+	mustRefuse(t, s, "want file:/path", "volume", "init", "http://elsewhere")
 	if out := snapctl(t, s, "volume", "init", store); !strings.Contains(out, "already") {
 		t.Errorf("init again: %s", out)
 	}

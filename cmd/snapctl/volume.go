@@ -51,14 +51,19 @@ func storeFlag(c *cobra.Command, req *control.VolumeRequest) {
 	c.Flags().StringVar(&req.Store, "store", "", "the volume's store: `URL` file:/path or s3://BUCKET/PREFIX?endpoint=URL")
 }
 
-// absStore makes a relative path of a store absolute, as the caller sees it.
+// absStore makes a relative path of a store absolute, as the caller sees it, and refuses what is no store's URL.
 func absStore(url string) (string, error) {
-	path, ok := strings.CutPrefix(url, "file:")
-	if !ok {
+	kind, path, _ := strings.Cut(url, ":")
+	switch {
+	case url == "" || kind == "s3":
 		return url, nil
+	case kind == "file" && path != "":
+		path, err := filepath.Abs(path)
+		return "file:" + path, err
+	case kind == url && kind != "file": // no URL at all
+		return "", cli.Usagef("store %q: want file:/path or s3://BUCKET/PREFIX?endpoint=URL; for a directory file:%s", url, url)
 	}
-	path, err := filepath.Abs(path)
-	return "file:" + path, err
+	return "", cli.Usagef("store %q: want file:/path or s3://BUCKET/PREFIX?endpoint=URL", url)
 }
 
 func parseSize(s string) (int64, error) {
