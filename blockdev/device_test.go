@@ -1,6 +1,7 @@
 package blockdev_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -261,5 +262,38 @@ func TestCut(t *testing.T) {
 	}
 	if err := r.Cut(ctx, conformance.RAM(t, size), 2, nil); err == nil {
 		t.Error("a cut after a flush that was not")
+	}
+}
+
+// TestCutKeepsWhole: what a device's user relies on is written or not, and the rest of the same write may be torn.
+func TestCutKeepsWhole(t *testing.T) {
+	ctx := context.Background()
+	const size, whole, end = 8192, 1024, 2048
+	r := blockdev.NewRecorder(conformance.RAM(t, size))
+	r.KeepWhole(whole, end-whole)
+	for _, off := range []int64{0, whole, whole + 512} { // about it, the same, and from its middle on
+		if err := r.WriteAt(ctx, bytes.Repeat([]byte{byte(off/512) + 1}, 4096), off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	torn := 0
+	for seed := range uint64(500) {
+		after := conformance.RAM(t, size)
+		if err := r.Cut(ctx, after, 0, rand.New(rand.NewPCG(seed, 5))); err != nil {
+			t.Fatal(err)
+		}
+		p := make([]byte, size)
+		if _, err := after.ReadAt(ctx, p, 0); err != nil {
+			t.Fatal(err)
+		}
+		if second := p[end-1]; p[whole] != second && second != 4 { // 4: the last write has that half alone
+			t.Fatalf("seed %d: torn between %d and %d", seed, p[whole], second)
+		}
+		if p[0] != p[512] || p[end] != p[4095] {
+			torn++
+		}
+	}
+	if torn == 0 {
+		t.Error("nothing was torn")
 	}
 }

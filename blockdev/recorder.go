@@ -15,7 +15,11 @@ type Recorder struct {
 	mu      sync.Mutex // guards the fields below
 	changes []change
 	flushes []int // how many of the changes each flush covers
+	whole   span  // is not torn
 }
+
+// A span is the bytes from off to end.
+type span struct{ off, end int64 }
 
 // A change is one write, trim or zeroing that returned.
 type change struct {
@@ -26,6 +30,13 @@ type change struct {
 
 // NewRecorder returns a Recorder over w, whose content is what a cut before the first write leaves.
 func NewRecorder(w Writer) *Recorder { return &Recorder{w: w} }
+
+// KeepWhole says that no cut tears the n bytes at off, which what uses the device relies on.
+func (r *Recorder) KeepWhole(off, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.whole = span{off, off + n}
+}
 
 // Size implements Device.
 func (r *Recorder) Size() int64 { return r.w.Size() }
@@ -114,7 +125,7 @@ func (r *Recorder) Cut(ctx context.Context, dst Writer, flushes int, rnd *rand.R
 	if flushes < len(r.flushes) {
 		end = max(stable, r.flushes[flushes])
 	}
-	changes := r.changes[:end:end]
+	changes, whole := r.changes[:end:end], r.whole
 	r.mu.Unlock()
 	for i, c := range changes {
 		if i >= stable && !c.sync {
@@ -124,6 +135,9 @@ func (r *Recorder) Cut(ctx context.Context, dst Writer, flushes int, rnd *rand.R
 			case 1: // torn
 				if c.n > sector && c.n%sector == 0 {
 					k := rnd.Int64N(c.n/sector) * sector
+					if at := c.off + k; at > whole.off && at < whole.end {
+						k = max(whole.off-c.off, 0)
+					}
 					if rnd.IntN(2) == 0 {
 						c = c.part(0, k)
 					} else {
