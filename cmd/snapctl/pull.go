@@ -163,9 +163,9 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	return a.print(result, result.human)
 }
 
-// untilReached does something again for as long as containerd has not reached a remorad that was just
-// started: it waits up to 3.6 s after each attempt that failed (3 s and gRPC's jitter) and refuses in
-// the meantime, whatever way the attempt failed.
+// untilReached does something again while containerd has not reached a remorad that was just started.
+// After each attempt to connect that failed, in whatever way, containerd refuses for up to 3.6 s before
+// it makes another: 3 s and gRPC's jitter.
 func (a *app) untilReached(ctx context.Context, do func() error) error {
 	for try := 0; ; try++ {
 		err := do()

@@ -268,7 +268,11 @@ func printVolume(w io.Writer, d *control.VolumeDetails) {
 		line("journal", "%s", d.Journal)
 	}
 	if d.JournalBytes > 0 {
-		line("at risk", "%s, the oldest %.1f s old", size(d.AtRiskBytes), d.AtRiskSeconds)
+		if d.AtRiskSeconds > 0 { // what was trimmed has no bytes
+			line("at risk", "%s, the oldest change %.1f s old", size(d.AtRiskBytes), d.AtRiskSeconds)
+		} else {
+			line("at risk", "nothing")
+		}
 		line("journal used", "%s of %s", size(d.JournalUsed), size(d.JournalBytes))
 		line("lease", "certain for %.1f s", d.LeaseSeconds)
 		line("since attached", "%s written, %s read, %d flushes, %d commits", size(d.Written), size(d.Read), d.Flushes, d.Commits)

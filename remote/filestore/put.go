@@ -92,7 +92,8 @@ func (s *Store) store(ctx context.Context, op, key string, p []byte, publish fun
 		return remote.Object{}, storeError(op, key, err)
 	}
 	defer t.f.Close() // its lock kept sweep away
-	for range 100 {   // a Delete may take the directory away as an empty one
+	// A Delete may take the directory away as an empty one.
+	for range 100 {
 		if err = s.dirs.make(dir); err == nil {
 			err = publish(t, path)
 		}
