@@ -24,20 +24,22 @@ func mountBy(backend string) string { return "[mount]\nbackend = \"" + backend +
 
 // checksums is the program of a container that reads every file of its image again and again,
 // each time in another order, and prints every sum that differs from the first list, which the test
-// has put there, and every error.
+// has put there, and every error. It ends when /stop is made, and not before the test says so: whoever
+// makes that file in the container would be killed with it.
 const checksums = `
 import hashlib, os, random, sys, time
 want = {}
-for line in open("/sums"):
+for line in open("/test/sums"):
     sum, path = line.rstrip("\n").split(" ", 1)
     want[path] = sum
 paths = list(want)
 random.seed(int(sys.argv[1]))
 n = 0
-while not os.path.exists("/stop"):
+stopped = lambda: os.path.exists("/stop") or os.path.exists("/test/end")
+while not stopped():
     random.shuffle(paths)
     for p in paths:
-        if os.path.exists("/stop"):
+        if stopped():
             break
         try:
             got = hashlib.sha256(open(p, "rb").read()).hexdigest()
@@ -48,11 +50,14 @@ while not os.path.exists("/stop"):
             print("WRONG", p, got, flush=True)
     print("ROUND", n, flush=True)
 print("READ", n, flush=True)
+while not os.path.exists("/test/end"):
+    time.sleep(0.01)
 `
 
 // reader is a container that reads its image's files and checks every sum.
 type reader struct {
 	id  string
+	dir string // seen as /test in the container
 	cmd *exec.Cmd
 	out *bytes.Buffer
 }
@@ -60,15 +65,13 @@ type reader struct {
 // startReader starts a reader whose image is lazy. want is the tree of the same image, unpacked.
 func startReader(t *testing.T, s *testbed.Stack, ref, id, want string, seed int) *reader {
 	t.Helper()
-	sums := filepath.Join(t.TempDir(), "sums")
-	must(t, os.WriteFile(sums, []byte(sumsOf(t, want)), 0o644))
-	program := filepath.Join(t.TempDir(), "checksums.py")
-	must(t, os.WriteFile(program, []byte(checksums), 0o644))
-	c, err := s.CtrCommand(context.Background(), "run", "--rm", "--snapshotter", "remora",
-		"--mount", "type=bind,src="+sums+",dst=/sums,options=rbind:ro", "--mount", "type=bind,src="+program+",dst=/checksums.py,options=rbind:ro",
-		ref, id, "python3", "/checksums.py", fmt.Sprint(seed))
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "sums"), []byte(sumsOf(t, want)), 0o644))
+	must(t, os.WriteFile(filepath.Join(dir, "checksums.py"), []byte(checksums), 0o644))
+	c, err := s.CtrCommand(context.Background(), "run", "--rm", "--snapshotter", "remora", "--mount", "type=bind,src="+dir+",dst=/test,options=rbind:ro",
+		ref, id, "python3", "/test/checksums.py", fmt.Sprint(seed))
 	must(t, err)
-	r := &reader{id: id, cmd: c, out: new(bytes.Buffer)}
+	r := &reader{id: id, dir: dir, cmd: c, out: new(bytes.Buffer)}
 	c.Stdout, c.Stderr = r.out, r.out
 	must(t, c.Start())
 	return r
@@ -80,6 +83,7 @@ func (r *reader) stop(t *testing.T, s *testbed.Stack) {
 	if _, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "stop", r.id, "touch", "/stop"); err != nil {
 		t.Errorf("container %s does not answer any more: %v\n%s", r.id, err, r.out)
 	}
+	must(t, os.WriteFile(filepath.Join(r.dir, "end"), nil, 0o644))
 	if err := r.cmd.Wait(); err != nil {
 		t.Errorf("container %s: %v", r.id, err)
 	}
