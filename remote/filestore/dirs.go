@@ -6,49 +6,38 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"sync"
 
 	"golang.org/x/sys/unix"
 )
 
-// dirs are the directories of objects, below top. They are made when an object needs them and go when they are empty.
-type dirs struct {
-	top    string
-	synced sync.Map // those that are known to be on stable storage, by path
-}
-
-// make makes a directory and those above it, each on stable storage when it returns: one that is there already may be so new
-// that whoever made it has not synced it yet.
-func (d *dirs) make(dir string) error {
-	if dir == d.top {
+// keyDir makes an object's directory and those above it, each on stable storage when it returns: one that is there already
+// may be so new that whoever made it has not synced it yet.
+func (s *Store) keyDir(dir string) error {
+	if dir == s.dir {
 		return nil
 	}
-	st, err := os.Stat(dir)
-	if err == nil && !st.IsDir() {
-		return fmt.Errorf("%s is no directory", dir)
+	there, err := isDir(dir)
+	if err != nil {
+		return err
 	}
-	if _, synced := d.synced.Load(dir); err == nil && synced {
+	if _, synced := s.synced.Load(dir); there && synced {
 		return nil
 	}
-	parent := filepath.Dir(dir)
-	if err := d.make(parent); err != nil {
+	if err := s.keyDir(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := addDir(dir); err != nil {
 		return err
 	}
-	if err := syncDir(parent); err != nil {
-		return err
-	}
-	d.synced.Store(dir, true)
+	s.synced.Store(dir, true)
 	return nil
 }
 
-// removeEmpty removes a directory, and those above it, while they are empty. It returns the first that stays, and whether one
-// has gone.
-func (d *dirs) removeEmpty(dir string) (stays string, gone bool) {
-	for dir != d.top && unix.Rmdir(dir) == nil {
-		d.synced.Delete(dir)
+// removeEmpty removes an object's directory, and those above it, while they are empty. It returns the first that stays, and
+// whether one has gone.
+func (s *Store) removeEmpty(dir string) (stays string, gone bool) {
+	for dir != s.dir && unix.Rmdir(dir) == nil {
+		s.synced.Delete(dir)
 		dir, gone = filepath.Dir(dir), true
 	}
 	return dir, gone
@@ -56,20 +45,30 @@ func (d *dirs) removeEmpty(dir string) (stays string, gone bool) {
 
 // makeDir makes a directory and those above it that are not there, each on stable storage.
 func makeDir(dir string) error {
-	if st, err := os.Stat(dir); err == nil {
-		if !st.IsDir() {
-			return fmt.Errorf("%s is no directory", dir)
-		}
-		return nil
-	}
-	parent := filepath.Dir(dir)
-	if err := makeDir(parent); err != nil {
+	if there, err := isDir(dir); there || err != nil {
 		return err
 	}
+	if err := makeDir(filepath.Dir(dir)); err != nil {
+		return err
+	}
+	return addDir(dir)
+}
+
+// isDir reports whether a directory is there. Something else in its place is an error.
+func isDir(dir string) (bool, error) {
+	st, err := os.Stat(dir)
+	if err == nil && !st.IsDir() {
+		return false, fmt.Errorf("%s is no directory", dir)
+	}
+	return err == nil, nil
+}
+
+// addDir puts a directory on stable storage, making it if it is not there.
+func addDir(dir string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return syncDir(parent)
+	return syncDir(filepath.Dir(dir))
 }
 
 func syncDir(dir string) error {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
@@ -28,9 +29,9 @@ type Options struct {
 
 // A Store is a directory of objects.
 type Store struct {
-	dir  string
-	opts Options
-	dirs dirs
+	dir    string
+	opts   Options
+	synced sync.Map // directories of objects that are known to be on stable storage, by path
 	handles
 }
 
@@ -54,7 +55,7 @@ func Open(dir string, opts Options) (*Store, error) {
 	if opts.Bulk == nil {
 		opts.Bulk = func(string) bool { return false }
 	}
-	s := &Store{dir: dir, opts: opts, dirs: dirs{top: dir}}
+	s := &Store{dir: dir, opts: opts}
 	if err := s.checkLocal(); err != nil {
 		return nil, err
 	}
@@ -182,7 +183,7 @@ func (s *Store) Delete(_ context.Context, key string) error {
 		return storeError("delete", key, err)
 	}
 	s.forget(path)
-	dir, gone := s.dirs.removeEmpty(filepath.Dir(path))
+	dir, gone := s.removeEmpty(filepath.Dir(path))
 	if s.opts.Bulk(key) && !gone {
 		return nil
 	}

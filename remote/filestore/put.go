@@ -94,7 +94,7 @@ func (s *Store) store(ctx context.Context, op, key string, p []byte, publish fun
 	defer t.f.Close() // its lock kept sweep away
 	// A Delete may take the directory away as an empty one.
 	for range 100 {
-		if err = s.dirs.make(dir); err == nil {
+		if err = s.keyDir(dir); err == nil {
 			err = publish(t, path)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
