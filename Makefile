@@ -78,7 +78,7 @@ fmt: ## gofmt all files
 	gofmt -w $$(git ls-files '*.go')
 
 generate: build ## docs/cli.md from the commands' help
-	go run ./conformance/clidoc > docs/cli.md
+	go run ./conformance/tools/clidoc > docs/cli.md
 
 install: build ## into DESTDIR/PREFIX, with the systemd unit and a sample configuration
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/remorad bin/snapctl
@@ -120,8 +120,8 @@ $(TOOLS)/versitygw-$(VERSITYGW):
 	@touch $@
 
 # Podman's library, in a module of its own: only the tests need it.
-$(TOOLS)/podman-chunked: conformance/podman/main.go conformance/podman/go.mod
-	cd conformance/podman && CGO_ENABLED=0 go build -trimpath -tags 'exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o $@ .
+$(TOOLS)/podman-chunked: conformance/tools/podman/main.go conformance/tools/podman/go.mod
+	cd conformance/tools/podman && CGO_ENABLED=0 go build -trimpath -tags 'exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o $@ .
 
 # Debian's, without the server that would be started beside it.
 $(TOOLS)/promtool:

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 )
 
 // plainWriter is a Writer without abilities.
@@ -23,46 +23,46 @@ type plainWriter struct{ blockdev.Writer }
 func TestDevices(t *testing.T) {
 	for name, open := range map[string]func(t *testing.T, size int64) blockdev.Device{
 		"bytes":  func(_ *testing.T, size int64) blockdev.Device { return blockdev.Memory(make([]byte, size)) },
-		"memory": func(t *testing.T, size int64) blockdev.Device { return conformance.RAM(t, size) },
+		"memory": func(t *testing.T, size int64) blockdev.Device { return suite.RAM(t, size) },
 		"file": func(t *testing.T, size int64) blockdev.Device {
-			return conformance.File(t, size, blockdev.FileOptions{})
+			return suite.File(t, size, blockdev.FileOptions{})
 		},
 		"direct file": func(t *testing.T, size int64) blockdev.Device {
-			return conformance.File(t, size, blockdev.FileOptions{Direct: true})
+			return suite.File(t, size, blockdev.FileOptions{Direct: true})
 		},
-		"plain":     func(t *testing.T, size int64) blockdev.Device { return plainWriter{conformance.RAM(t, size)} },
-		"read-only": func(t *testing.T, size int64) blockdev.Device { return blockdev.ReadOnly(conformance.RAM(t, size)) },
+		"plain":     func(t *testing.T, size int64) blockdev.Device { return plainWriter{suite.RAM(t, size)} },
+		"read-only": func(t *testing.T, size int64) blockdev.Device { return blockdev.ReadOnly(suite.RAM(t, size)) },
 		"limited": func(t *testing.T, size int64) blockdev.Device {
-			return blockdev.Limit(conformance.RAM(t, size), blockdev.Rate{Bytes: 10 << 30, Requests: 1 << 20})
+			return blockdev.Limit(suite.RAM(t, size), blockdev.Rate{Bytes: 10 << 30, Requests: 1 << 20})
 		},
 		"limited read-only": func(t *testing.T, size int64) blockdev.Device {
 			return blockdev.Limit(blockdev.Memory(make([]byte, size)), blockdev.Rate{Bytes: 10 << 30})
 		},
 		"measured": func(t *testing.T, size int64) blockdev.Device {
-			return blockdev.Measure(conformance.RAM(t, size), blockdev.NewMetrics(prometheus.NewRegistry()))
+			return blockdev.Measure(suite.RAM(t, size), blockdev.NewMetrics(prometheus.NewRegistry()))
 		},
 		"faulty": func(t *testing.T, size int64) blockdev.Device {
-			return blockdev.Faulty(conformance.RAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return nil })
+			return blockdev.Faulty(suite.RAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return nil })
 		},
 		"slice": func(t *testing.T, size int64) blockdev.Device {
-			return slice(t, conformance.RAM(t, size+2<<20), 1<<20, size)
+			return slice(t, suite.RAM(t, size+2<<20), 1<<20, size)
 		},
 		"slice of a file": func(t *testing.T, size int64) blockdev.Device {
-			return slice(t, conformance.File(t, size+2<<20, blockdev.FileOptions{}), 1<<20, size)
+			return slice(t, suite.File(t, size+2<<20, blockdev.FileOptions{}), 1<<20, size)
 		},
 		"slice read-only": func(t *testing.T, size int64) blockdev.Device {
 			return slice(t, blockdev.Memory(make([]byte, 2*size)), size, size)
 		},
 		"overlay": func(t *testing.T, size int64) blockdev.Device {
-			d, err := blockdev.NewOverlay(blockdev.Memory(make([]byte, size)), conformance.RAM(t, size))
+			d, err := blockdev.NewOverlay(blockdev.Memory(make([]byte, size)), suite.RAM(t, size))
 			if err != nil {
 				t.Fatal(err)
 			}
 			return d
 		},
-		"recorder": func(t *testing.T, size int64) blockdev.Device { return blockdev.NewRecorder(conformance.RAM(t, size)) },
+		"recorder": func(t *testing.T, size int64) blockdev.Device { return blockdev.NewRecorder(suite.RAM(t, size)) },
 	} {
-		t.Run(name, func(t *testing.T) { conformance.Device(t, open) })
+		t.Run(name, func(t *testing.T) { suite.Device(t, open) })
 	}
 }
 
@@ -113,7 +113,7 @@ func TestOpenFileRefuses(t *testing.T) {
 // TestFaults: the request that a fault hits fails with its error, and nothing of it reaches the device.
 func TestFaults(t *testing.T) {
 	ctx := context.Background()
-	ram := conformance.RAM(t, 1<<20)
+	ram := suite.RAM(t, 1<<20)
 	var hit blockdev.Op
 	d := blockdev.Faulty(ram, func(_ context.Context, op blockdev.Op, _, _ int64) error {
 		if op == hit {
@@ -143,7 +143,7 @@ func TestFaults(t *testing.T) {
 
 // TestLimit: as many requests and bytes pass as the rate lets, and who waits leaves with its context.
 func TestLimit(t *testing.T) {
-	d := blockdev.Limit(conformance.RAM(t, 1<<20), blockdev.Rate{Bytes: 1 << 20})
+	d := blockdev.Limit(suite.RAM(t, 1<<20), blockdev.Rate{Bytes: 1 << 20})
 	began := time.Now()
 	for range 4 { // 100 KiB pass at once, the others take 200 ms
 		if _, err := d.ReadAt(context.Background(), make([]byte, 80<<10), 0); err != nil {
@@ -164,7 +164,7 @@ func TestLimit(t *testing.T) {
 func TestMetrics(t *testing.T) {
 	ctx := context.Background()
 	reg := prometheus.NewRegistry()
-	d := blockdev.Measure(conformance.RAM(t, 1<<20), blockdev.NewMetrics(reg)).(blockdev.Writer)
+	d := blockdev.Measure(suite.RAM(t, 1<<20), blockdev.NewMetrics(reg)).(blockdev.Writer)
 	for range 3 {
 		if err := d.WriteAt(ctx, make([]byte, 1000), 0); err != nil {
 			t.Fatal(err)
@@ -198,7 +198,7 @@ func TestMetrics(t *testing.T) {
 func TestCut(t *testing.T) {
 	ctx := context.Background()
 	const size, block = 1 << 20, 4096
-	r := blockdev.NewRecorder(conformance.RAM(t, size))
+	r := blockdev.NewRecorder(suite.RAM(t, size))
 	write := func(i int64, v byte, sync bool) {
 		p := make([]byte, block)
 		for j := range p {
@@ -223,7 +223,7 @@ func TestCut(t *testing.T) {
 	}
 	kept, lost, torn := 0, 0, 0
 	for seed := range uint64(20) {
-		after := conformance.RAM(t, size)
+		after := suite.RAM(t, size)
 		if err := r.Cut(ctx, after, 1, rand.New(rand.NewPCG(seed, 3))); err != nil {
 			t.Fatal(err)
 		}
@@ -249,7 +249,7 @@ func TestCut(t *testing.T) {
 				torn++
 			}
 		}
-		before := conformance.RAM(t, size)
+		before := suite.RAM(t, size)
 		if err := r.Cut(ctx, before, 0, rand.New(rand.NewPCG(seed, 4))); err != nil {
 			t.Fatal(err)
 		}
@@ -260,7 +260,7 @@ func TestCut(t *testing.T) {
 	if kept == 0 || lost == 0 || torn == 0 {
 		t.Errorf("kept %d, lost %d, torn %d", kept, lost, torn)
 	}
-	if err := r.Cut(ctx, conformance.RAM(t, size), 2, nil); err == nil {
+	if err := r.Cut(ctx, suite.RAM(t, size), 2, nil); err == nil {
 		t.Error("a cut after a flush that was not")
 	}
 }
@@ -269,7 +269,7 @@ func TestCut(t *testing.T) {
 func TestCutKeepsWhole(t *testing.T) {
 	ctx := context.Background()
 	const size, whole, end = 8192, 1024, 2048
-	r := blockdev.NewRecorder(conformance.RAM(t, size))
+	r := blockdev.NewRecorder(suite.RAM(t, size))
 	r.KeepWhole(whole, end-whole)
 	for _, off := range []int64{0, whole, whole + 512} { // about it, the same, and from its middle on
 		if err := r.WriteAt(ctx, bytes.Repeat([]byte{byte(off/512) + 1}, 4096), off); err != nil {
@@ -278,7 +278,7 @@ func TestCutKeepsWhole(t *testing.T) {
 	}
 	torn := 0
 	for seed := range uint64(500) {
-		after := conformance.RAM(t, size)
+		after := suite.RAM(t, size)
 		if err := r.Cut(ctx, after, 0, rand.New(rand.NewPCG(seed, 5))); err != nil {
 			t.Fatal(err)
 		}

@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/conformance/fsx"
 	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/conformance/tools/fsx"
 )
 
 // attachedFile makes a sparse file, attaches it, and has it detached when the test ends.

@@ -17,7 +17,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusefile"
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -44,7 +44,7 @@ type acknowledgement struct {
 func recordedExt4(t *testing.T, size int64) (rec *blockdev.Recorder, dev, dir string, umount func()) {
 	t.Helper()
 	const superblock, superblockSize = 1024, 1024
-	rec = blockdev.NewRecorder(conformance.RAM(t, size))
+	rec = blockdev.NewRecorder(suite.RAM(t, size))
 	rec.KeepWhole(superblock, superblockSize)
 	files, err := fusefile.Mount(t.TempDir(), fusefile.Options{Writable: true, Log: slog.New(slog.DiscardHandler)})
 	must(t, err)

@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/conformance/fsx"
 	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/conformance/tools/fsx"
 )
 
 const (

@@ -12,7 +12,7 @@ import (
 // TestCommandsAreDocumented: docs/cli.md is what make generate makes.
 func TestCommandsAreDocumented(t *testing.T) {
 	needRoot(t) // only because bin/ is there then
-	c := exec.Command("go", "run", "./conformance/clidoc")
+	c := exec.Command("go", "run", "./conformance/tools/clidoc")
 	c.Dir = testbed.Repo()
 	want, err := c.Output()
 	must(t, err)

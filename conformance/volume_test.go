@@ -14,8 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/conformance/fsx"
 	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/conformance/tools/fsx"
 )
 
 // volumeConfig has volumes' journals small, so that making them takes no time and filling them little.

@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/conformance/link"
 	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/conformance/tools/link"
 	"github.com/remora-storage/remora/remote/filestore"
 	"github.com/remora-storage/remora/volume"
 )

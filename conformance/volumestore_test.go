@@ -15,7 +15,7 @@ import (
 	"github.com/minio/minio-go/v7/pkg/lifecycle"
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/conformance/testbed"
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/remote/s3store"
@@ -147,7 +147,7 @@ func TestS3Servers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			srv := startS3(t, name)
 			n := 0
-			conformance.Store(t, func(t *testing.T) remote.Store {
+			suite.Store(t, func(t *testing.T) remote.Store {
 				n++
 				o, err := s3store.ParseURL(srv.url(fmt.Sprintf("suite-%d", n)))
 				must(t, err)

@@ -5,7 +5,7 @@ import (
 	"testing"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/remote/filestore"
 	"github.com/remora-storage/remora/volume"
 )
@@ -14,7 +14,7 @@ import (
 func TestDevice(t *testing.T) {
 	for _, class := range []volume.Class{volume.Remote, volume.Local, volume.Writethrough} {
 		t.Run(string(class), func(t *testing.T) {
-			conformance.Device(t, func(t *testing.T, size int64) blockdev.Device {
+			suite.Device(t, func(t *testing.T, size int64) blockdev.Device {
 				store, err := filestore.Open(t.TempDir(), filestore.Options{})
 				if err != nil {
 					t.Fatal(err)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusefile"
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 )
 
 var writable = fusefile.Options{Writable: true, Log: slog.New(slog.DiscardHandler)}
@@ -43,7 +43,7 @@ func TestWrite(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	dev := conformance.RAM(t, 8<<20)
+	dev := suite.RAM(t, 8<<20)
 	var flushes atomic.Int32
 	path := f.Export(node, blockdev.Faulty(dev, func(_ context.Context, op blockdev.Op, _, _ int64) error {
 		if op == blockdev.OpFlush && flushes.Add(1) == 3 {
@@ -100,7 +100,7 @@ func TestWriteTakenOver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dev := conformance.RAM(t, 1<<20)
+	dev := suite.RAM(t, 1<<20)
 	var begun atomic.Int32
 	path := f.Export(node, blockdev.Faulty(dev, func(ctx context.Context, op blockdev.Op, _, _ int64) error {
 		if op != blockdev.OpWrite {

@@ -12,7 +12,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/nbd"
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 )
 
 // talk sends bytes to a server that expects them at some point of the protocol, and reads whatever it says
@@ -37,7 +37,7 @@ func talk(t testing.TB, c net.Conn, data []byte) {
 
 // FuzzHandshake: whatever a client says first, nothing panics and the connection ends.
 func FuzzHandshake(f *testing.F) {
-	socket := serve(f, nbd.Options{}, nbd.Export{Device: conformance.RAM(f, 1<<20)}, nbd.Export{Name: "other", Device: conformance.RAM(f, 1<<20)})
+	socket := serve(f, nbd.Options{}, nbd.Export{Device: suite.RAM(f, 1<<20)}, nbd.Export{Name: "other", Device: suite.RAM(f, 1<<20)})
 	option := func(id uint32, data string) []byte {
 		p := binary.BigEndian.AppendUint64([]byte{0, 0, 0, 3}, optMagic)
 		p = binary.BigEndian.AppendUint32(p, id)
@@ -60,9 +60,9 @@ func FuzzHandshake(f *testing.F) {
 // FuzzRequests: whatever a client says once it has an export, nothing panics and the connection ends.
 func FuzzRequests(f *testing.F) {
 	sockets := []string{
-		serve(f, nbd.Options{}, nbd.Export{Device: conformance.RAM(f, 1<<20)}),
-		serve(f, nbd.Options{}, nbd.Export{Device: plain{conformance.RAM(f, 1<<20)}}),
-		serve(f, nbd.Options{}, nbd.Export{Device: blockdev.ReadOnly(conformance.RAM(f, 1<<20))}),
+		serve(f, nbd.Options{}, nbd.Export{Device: suite.RAM(f, 1<<20)}),
+		serve(f, nbd.Options{}, nbd.Export{Device: plain{suite.RAM(f, 1<<20)}}),
+		serve(f, nbd.Options{}, nbd.Export{Device: blockdev.ReadOnly(suite.RAM(f, 1<<20))}),
 	}
 	rnd := rand.New(rand.NewPCG(1, 1))
 	for range 20 {
@@ -123,8 +123,8 @@ func TestMutants(t *testing.T) {
 		count = 50_000
 	}
 	sockets := []string{
-		serve(t, nbd.Options{}, nbd.Export{Device: conformance.RAM(t, 1<<20)}),
-		serve(t, nbd.Options{}, nbd.Export{Device: plain{conformance.RAM(t, 1<<20)}}),
+		serve(t, nbd.Options{}, nbd.Export{Device: suite.RAM(t, 1<<20)}),
+		serve(t, nbd.Options{}, nbd.Export{Device: plain{suite.RAM(t, 1<<20)}}),
 	}
 	rnd := rand.New(rand.NewPCG(5, 7))
 	round := func(requests int) {

@@ -14,12 +14,12 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/nbd"
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 )
 
 // TestHandshake: each option is answered as the specification says, and a client may go on after a refusal.
 func TestHandshake(t *testing.T) {
-	socket := serve(t, nbd.Options{}, nbd.Export{Device: conformance.RAM(t, 1<<20)}, nbd.Export{Name: "other", Description: "a text", Device: blockdev.ReadOnly(conformance.RAM(t, 4096))})
+	socket := serve(t, nbd.Options{}, nbd.Export{Device: suite.RAM(t, 1<<20)}, nbd.Export{Name: "other", Description: "a text", Device: blockdev.ReadOnly(suite.RAM(t, 4096))})
 	c := dial(t, socket)
 	c.hello()
 	const ack, server, info, meta = 1, 2, 3, 4
@@ -77,7 +77,7 @@ func TestHandshake(t *testing.T) {
 
 // TestExportName is the oldest way to choose an export, with and without padding.
 func TestExportName(t *testing.T) {
-	socket := serve(t, nbd.Options{}, nbd.Export{Name: "a", Device: conformance.RAM(t, 12345)})
+	socket := serve(t, nbd.Options{}, nbd.Export{Name: "a", Device: suite.RAM(t, 12345)})
 	for flags, padding := range map[uint32]int{1: 124, 3: 0} {
 		c := dial(t, socket)
 		c.read(18)
@@ -104,7 +104,7 @@ func TestExportName(t *testing.T) {
 func TestErrors(t *testing.T) {
 	const size = 1 << 20
 	broken := func(err error) blockdev.Device {
-		return blockdev.Faulty(conformance.RAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return err })
+		return blockdev.Faulty(suite.RAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return err })
 	}
 	for _, s := range []struct {
 		name       string
@@ -114,26 +114,26 @@ func TestErrors(t *testing.T) {
 		n          uint32
 		want       unix.Errno
 	}{
-		{"read beyond", conformance.RAM(t, size), 0, 0, size - 4, 8, unix.EINVAL},
-		{"read far beyond", conformance.RAM(t, size), 0, 0, 1 << 63, 8, unix.EINVAL},
-		{"read too much", conformance.RAM(t, 64<<20), 0, 0, 0, 33 << 20, unix.EINVAL},
-		{"write beyond", conformance.RAM(t, size), 0, 1, size - 4, 8, unix.ENOSPC},
-		{"write too much", conformance.RAM(t, 64<<20), 0, 1, 0, 33 << 20, unix.EINVAL},
-		{"trim beyond", conformance.RAM(t, size), 0, 4, size - 4, 8, unix.EINVAL},
-		{"zero beyond", conformance.RAM(t, size), 0, 6, size, 8, unix.ENOSPC},
-		{"unknown command", conformance.RAM(t, size), 0, 77, 0, 8, unix.EINVAL},
-		{"unknown flag", conformance.RAM(t, size), 1 << 9, 0, 0, 8, unix.EINVAL},
-		{"status without context", conformance.RAM(t, size), 0, 7, 0, 8, unix.EINVAL},
+		{"read beyond", suite.RAM(t, size), 0, 0, size - 4, 8, unix.EINVAL},
+		{"read far beyond", suite.RAM(t, size), 0, 0, 1 << 63, 8, unix.EINVAL},
+		{"read too much", suite.RAM(t, 64<<20), 0, 0, 0, 33 << 20, unix.EINVAL},
+		{"write beyond", suite.RAM(t, size), 0, 1, size - 4, 8, unix.ENOSPC},
+		{"write too much", suite.RAM(t, 64<<20), 0, 1, 0, 33 << 20, unix.EINVAL},
+		{"trim beyond", suite.RAM(t, size), 0, 4, size - 4, 8, unix.EINVAL},
+		{"zero beyond", suite.RAM(t, size), 0, 6, size, 8, unix.ENOSPC},
+		{"unknown command", suite.RAM(t, size), 0, 77, 0, 8, unix.EINVAL},
+		{"unknown flag", suite.RAM(t, size), 1 << 9, 0, 0, 8, unix.EINVAL},
+		{"status without context", suite.RAM(t, size), 0, 7, 0, 8, unix.EINVAL},
 		{"half a block", blockdev.Device(overlay(t, size)), 0, 1, 1, 8, unix.EINVAL},
-		{"trim, read-only", blockdev.ReadOnly(conformance.RAM(t, size)), 0, 4, 0, 8, unix.EPERM},
-		{"flush, read-only", blockdev.ReadOnly(conformance.RAM(t, size)), 0, 3, 0, 0, 0},
+		{"trim, read-only", blockdev.ReadOnly(suite.RAM(t, size)), 0, 4, 0, 8, unix.EPERM},
+		{"flush, read-only", blockdev.ReadOnly(suite.RAM(t, size)), 0, 3, 0, 0, 0},
 		{"read fails", broken(unix.EIO), 0, 0, 0, 8, unix.EIO},
 		{"read fails oddly", broken(unix.ELOOP), 0, 0, 0, 8, unix.EIO},
 		{"no room", broken(unix.ENOSPC), 0, 1, 0, 8, unix.ENOSPC},
 		{"quota", broken(unix.EDQUOT), 1, 1, 0, 8, unix.ENOSPC},
 		{"flush fails", broken(unix.EIO), 0, 3, 0, 0, unix.EIO},
 		{"no memory", broken(unix.ENOMEM), 0, 4, 0, 8, unix.ENOMEM},
-		{"fast zeros that are not", plain{conformance.RAM(t, size)}, 1 << 4, 6, 0, 8, unix.EOPNOTSUPP},
+		{"fast zeros that are not", plain{suite.RAM(t, size)}, 1 << 4, 6, 0, 8, unix.EOPNOTSUPP},
 		{"cache fails", broken(unix.EACCES), 0, 5, 0, 8, unix.EPERM},
 	} {
 		c := start(t, serve(t, nbd.Options{}, nbd.Export{Device: s.dev}), false)
@@ -153,7 +153,7 @@ func TestErrors(t *testing.T) {
 }
 
 func overlay(t *testing.T, size int64) *blockdev.Overlay {
-	o, err := blockdev.NewOverlay(conformance.RAM(t, size), conformance.RAM(t, size))
+	o, err := blockdev.NewOverlay(suite.RAM(t, size), suite.RAM(t, size))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,7 +165,7 @@ type plain struct{ blockdev.Writer }
 
 // TestStructured: reads come in chunks, errors with a text, and block status tells holes from data.
 func TestStructured(t *testing.T) {
-	dev := conformance.RAM(t, 8<<20)
+	dev := suite.RAM(t, 8<<20)
 	data := bytes.Repeat([]byte{7}, 1<<20)
 	if err := dev.WriteAt(context.Background(), data, 1<<20); err != nil {
 		t.Fatal(err)
@@ -219,7 +219,7 @@ func TestStructured(t *testing.T) {
 
 // slow answers after a while, and counts who waits.
 func slow(t *testing.T, d time.Duration, now, most *atomic.Int32) blockdev.Device {
-	return blockdev.Faulty(conformance.RAM(t, 64<<20), func(ctx context.Context, _ blockdev.Op, _, _ int64) error {
+	return blockdev.Faulty(suite.RAM(t, 64<<20), func(ctx context.Context, _ blockdev.Op, _, _ int64) error {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
@@ -289,7 +289,7 @@ func TestStop(t *testing.T) {
 func TestGoneClient(t *testing.T) {
 	release := make(chan struct{})
 	var waiting atomic.Int32
-	dev := conformance.RAM(t, 1<<20)
+	dev := suite.RAM(t, 1<<20)
 	stuck := blockdev.Faulty(dev, func(_ context.Context, op blockdev.Op, off, _ int64) error {
 		if op == blockdev.OpWrite && off == 0 && waiting.Add(1) == 1 {
 			<-release // not to be told to leave, as a disk's writes are not
@@ -326,7 +326,7 @@ func TestGoneClient(t *testing.T) {
 
 // TestClients: no more than the bound are served, the next one waits.
 func TestClients(t *testing.T) {
-	socket := serve(t, nbd.Options{Clients: 2}, nbd.Export{Device: conformance.RAM(t, 4096)})
+	socket := serve(t, nbd.Options{Clients: 2}, nbd.Export{Device: suite.RAM(t, 4096)})
 	a, b := start(t, socket, false), start(t, socket, false)
 	c := dial(t, socket)
 	if err := c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
@@ -347,7 +347,7 @@ func TestClients(t *testing.T) {
 
 // TestBadMagic ends its own connection and no other.
 func TestBadMagic(t *testing.T) {
-	socket := serve(t, nbd.Options{}, nbd.Export{Device: conformance.RAM(t, 4096)})
+	socket := serve(t, nbd.Options{}, nbd.Export{Device: suite.RAM(t, 4096)})
 	good, bad := start(t, socket, false), start(t, socket, false)
 	bad.send("GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	bad.ended()
@@ -360,7 +360,7 @@ func TestBadMagic(t *testing.T) {
 // TestUnreadAnswers: a client that reads no answers takes no more memory than it may, holds up nobody else, and
 // does not keep the server from stopping.
 func TestUnreadAnswers(t *testing.T) {
-	dev := plain{conformance.RAM(t, 64<<20)} // not in memory that could be sent from
+	dev := plain{suite.RAM(t, 64<<20)} // not in memory that could be sent from
 	socket := serve(t, nbd.Options{}, nbd.Export{Device: dev})
 	lazy := start(t, socket, false)
 	for i := range uint64(600) {
@@ -384,7 +384,7 @@ func TestAllocations(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the race detector allocates")
 	}
-	for name, dev := range map[string]blockdev.Device{"memory": conformance.RAM(t, 64<<20), "by workers": plain{conformance.RAM(t, 64<<20)}, "file": conformance.File(t, 64<<20, blockdev.FileOptions{})} {
+	for name, dev := range map[string]blockdev.Device{"memory": suite.RAM(t, 64<<20), "by workers": plain{suite.RAM(t, 64<<20)}, "file": suite.File(t, 64<<20, blockdev.FileOptions{})} {
 		for _, structured := range []bool{false, true} {
 			c := start(t, serve(t, nbd.Options{}, nbd.Export{Device: dev}), structured)
 			round := requests(c, structured)

@@ -11,8 +11,8 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/remora-storage/remora/conformance/link"
 	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/conformance/tools/link"
 )
 
 // A way of starting a container from an image that is not here.

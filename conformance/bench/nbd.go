@@ -19,8 +19,8 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/nbd"
-	"github.com/remora-storage/remora/conformance/nbdload"
 	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/conformance/tools/nbdload"
 )
 
 // nbdServer is a server of one device, on a Unix socket.

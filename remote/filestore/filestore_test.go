@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/remote/filestore"
 )
@@ -27,12 +27,12 @@ func open(t *testing.T, dir string) *filestore.Store {
 }
 
 func TestStore(t *testing.T) {
-	conformance.Store(t, func(t *testing.T) remote.Store { return open(t, t.TempDir()) })
+	suite.Store(t, func(t *testing.T) remote.Store { return open(t, t.TempDir()) })
 }
 
 // TestBulk: files that are kept open for those who read piece by piece change nothing of what a Store is.
 func TestBulk(t *testing.T) {
-	conformance.Store(t, func(t *testing.T) remote.Store {
+	suite.Store(t, func(t *testing.T) remote.Store {
 		s, err := filestore.Open(t.TempDir(), filestore.Options{Bulk: func(string) bool { return true }})
 		if err != nil {
 			t.Fatal(err)

@@ -11,7 +11,7 @@ import (
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
-	"github.com/remora-storage/remora/conformance"
+	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/remote/s3store"
 )
@@ -42,7 +42,7 @@ func open(t *testing.T, o s3store.Options) *s3store.Store {
 }
 
 func TestStore(t *testing.T) {
-	conformance.Store(t, func(t *testing.T) remote.Store { return open(t, fake(t)) })
+	suite.Store(t, func(t *testing.T) remote.Store { return open(t, fake(t)) })
 }
 
 func TestParseURL(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/remora-storage/remora/conformance/link"
+	"github.com/remora-storage/remora/conformance/tools/link"
 )
 
 // serve answers each byte with one, then n bytes.

@@ -1,4 +1,4 @@
-module github.com/remora-storage/remora/conformance/podman
+module github.com/remora-storage/remora/conformance/tools/podman
 
 go 1.25.0
 

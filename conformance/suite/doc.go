@@ -1,0 +1,9 @@
+// Package suite holds the tests that every implementation of a contract passes: Device for
+// blockdev.Device and its abilities, Store for remote.Store.
+//
+// It is meant for other projects, too: call suite.Device or suite.Store from a test of your own with a
+// function that opens a new, empty instance. A failing case names the promise that is broken.
+//
+// Belongs here: one suite a contract, and the devices that tests start from.
+// Does not: end-to-end tests, and anything that starts a program.
+package suite
