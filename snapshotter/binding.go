@@ -287,11 +287,7 @@ func (s *Snapshotter) mountDirectLocked(b *binding) error {
 		return nil
 	}
 	if err == nil {
-		mount := blockdev.MountEROFS
-		if !s.caps.Direct {
-			mount = blockdev.MountLoop
-		}
-		err = mount(b.file.Path(), b.fsDir())
+		err = s.kernel.MountImage(b.file.Path(), b.fsDir(), !s.caps.Direct)
 	}
 	if err != nil {
 		b.file.Unpin()
@@ -322,7 +318,7 @@ func (s *Snapshotter) unmount(b *binding) error {
 }
 
 func (s *Snapshotter) unmountLocked(b *binding) error {
-	err := blockdev.Unmount(b.fsDir())
+	err := s.kernel.Unmount(b.fsDir())
 	for ; b.pinned > 0; b.pinned-- {
 		b.file.Unpin()
 	}

@@ -7,8 +7,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
 // brokenFile keeps the broken snapshots over restarts: after the first, nothing else tells that a
@@ -42,7 +40,7 @@ func (s *Snapshotter) saveBrokenLocked() {
 // findBroken names the active snapshots that are mounted over layers which could not be taken
 // over, until their containers are started again. It is called before anybody else is there.
 func (s *Snapshotter) findBroken() {
-	all, err := mounts.Own()
+	all, err := s.kernel.Own()
 	if err != nil {
 		s.log.Warn("mounts not read", "err", err)
 		return
@@ -60,7 +58,8 @@ func (s *Snapshotter) findBroken() {
 		for _, lower := range s.lowersOf(m) {
 			if b := s.bindings[lower]; b != nil && b.dead != "" {
 				s.broken[id] = b.dead + "; start its container again"
-				s.log.Error("container may see errors or wrong data", "container", containerOf(m.Dir), "snapshot", id, "mounted", m.Dir, "reason", b.dead)
+				s.log.Error("container may see errors or wrong data", "container", containerOf(m.Dir),
+					"snapshot", id, "mounted", m.Dir, "reason", b.dead)
 				break
 			}
 		}
@@ -93,7 +92,7 @@ func (s *Snapshotter) forgetEnded() {
 
 // stillBroken returns the broken snapshots that are still mounted.
 func (s *Snapshotter) stillBroken() []BrokenSnapshot {
-	left, err := mounts.Own()
+	left, err := s.kernel.Own()
 	if err != nil {
 		s.log.Warn("mounts not read", "err", err)
 	}

@@ -13,7 +13,6 @@ import (
 
 	"github.com/containerd/errdefs"
 
-	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 )
 
@@ -58,7 +57,7 @@ func (s *Snapshotter) reclaim(id string) error {
 		if err := s.dropImage(b); err != nil {
 			return err
 		}
-	} else if err := blockdev.Unmount(s.upperPath(id)); err != nil {
+	} else if err := s.kernel.Unmount(s.upperPath(id)); err != nil {
 		return err
 	}
 	if err := os.RemoveAll(s.snapshotDir(id)); err != nil {

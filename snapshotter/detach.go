@@ -8,8 +8,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
@@ -17,7 +15,7 @@ import (
 // anything goes on using one: the error names the containers. What is pulled stays pulled; the next start
 // of a container mounts its layers again.
 func (s *Snapshotter) Detach() (layers int, err error) {
-	users, err := lasting(s.root, mountUsers)
+	users, err := s.lasting(s.mountUsers)
 	if err != nil {
 		return 0, err
 	}
@@ -33,7 +31,7 @@ func (s *Snapshotter) Detach() (layers int, err error) {
 	}
 	// Unmounted here, an image may still be mounted in a mount namespace that has a copy. If the
 	// kernel asks us for what it misses, we must not go.
-	if left, err := lasting(s.root, imageUsers); err != nil || len(left) > 0 {
+	if left, err := s.lasting(s.imageUsers); err != nil || len(left) > 0 {
 		return layers, errors.Join(err, fmt.Errorf("image files are still mounted in other mount namespaces: %s", strings.Join(left, ", ")))
 	}
 	s.log.Info("all layers detached", "layers", layers)
@@ -53,23 +51,11 @@ func (s *Snapshotter) detachOne(b *binding) (int, error) {
 	if b.how == notMounted {
 		return 0, nil
 	}
-	if err := unmountAll(b.fsDir()); err != nil {
-		return 0, fmt.Errorf("%s is in use by something that is not a container (try fuser -vm %s): %w", describe(&b.saved.Source), b.fsDir(), err)
+	if err := s.kernel.UnmountUnused(b.fsDir()); err != nil {
+		return 0, fmt.Errorf("%s is in use by something that is not a container (try fuser -vm %s): %w",
+			describe(&b.saved.Source), b.fsDir(), err)
 	}
 	return 1, s.unmountLocked(b)
-}
-
-// unmountAll takes away everything that is mounted on a directory and not in use.
-func unmountAll(dir string) error {
-	for {
-		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 // A user is what goes on using a mount.
@@ -78,11 +64,11 @@ type user struct {
 	here bool // in this mount namespace, not in another's copy of it
 }
 
-// lasting names the users of a root that stay. Those in other namespaces alone may be on their way out.
-func lasting(root string, users func(root string) ([]user, error)) (names []string, err error) {
+// lasting names the users that stay. Those in other namespaces alone may be on their way out.
+func (s *Snapshotter) lasting(users func() ([]user, error)) (names []string, err error) {
 	mounts.While(context.Background(), mounts.Passing, func() bool {
 		var all []user
-		all, err = users(root)
+		all, err = users()
 		names = nil
 		for _, u := range all {
 			names = append(names, u.name)
@@ -93,12 +79,12 @@ func lasting(root string, users func(root string) ([]user, error)) (names []stri
 	return slices.Compact(names), err
 }
 
-// mountUsers names what has a root's snapshots mounted, in any mount namespace: containers where
+// mountUsers names what has our snapshots mounted, in any mount namespace: containers where
 // they can be told, mount points otherwise.
-func mountUsers(root string) ([]user, error) {
+func (s *Snapshotter) mountUsers() ([]user, error) {
 	var users, roots []user
-	err := mounts.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		if m.Type != "overlay" || !strings.Contains(m.Options, "="+filepath.Join(root, "snapshots")+"/") {
+	err := s.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
+		if m.Type != "overlay" || !strings.Contains(m.Options, "="+s.snapshotsDir()+"/") {
 			return
 		}
 		name := containerOf(m.Dir)
@@ -117,10 +103,10 @@ func mountUsers(root string) ([]user, error) {
 	return users, err
 }
 
-// imageUsers names the processes in whose mount namespaces a root's image files are mounted.
-func imageUsers(root string) (users []user, err error) {
-	err = mounts.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		if m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(root, "cache")+"/") {
+// imageUsers names the processes in whose mount namespaces our image files are mounted.
+func (s *Snapshotter) imageUsers() (users []user, err error) {
+	err = s.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
+		if m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(s.root, "cache")+"/") {
 			users = append(users, user{fmt.Sprintf("%s on %s", n, m.Dir), n.Own})
 		}
 	})

@@ -297,6 +297,15 @@ func (e *Exports) serve(way blockdev.Backend, id uint64, f *cache.File, dev bloc
 	return nil
 }
 
+// expose makes a file of an image's bytes; end takes it away.
+func (e *Exports) expose(id uint64, f *cache.File) (path string, end func(), err error) {
+	files, err := e.theFiles()
+	if err != nil {
+		return "", nil, err
+	}
+	return files.Export(nodeOf(id), f), func() { files.Withdraw(nodeOf(id)) }, nil
+}
+
 // bindTree shows a tree in a directory.
 func bindTree(trees string, number uint32, dir string) error {
 	source := filepath.Join(trees, strconv.FormatUint(uint64(number), 10))

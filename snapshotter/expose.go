@@ -18,10 +18,5 @@ func (s *Snapshotter) Expose(ctx context.Context, manifest, layer digest.Digest,
 	if f == nil {
 		return "", nil, fmt.Errorf("%s is no lazy layer of %s: snapctl status %s lists those that are", layer, img.Ref, img.Ref)
 	}
-	dir, err := s.exports.theFiles()
-	if err != nil {
-		return "", nil, err
-	}
-	node := nodeOf(firstRecorded + s.recorded.Add(1))
-	return dir.Export(node, f), func() { dir.Withdraw(node) }, nil
+	return s.exports.expose(firstRecorded+s.recorded.Add(1), f)
 }

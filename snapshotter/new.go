@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -50,6 +51,9 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 			return nil, err
 		}
 	}
+	if opts.Kernel == nil {
+		opts.Kernel = machine{opts.Log}
+	}
 	if opts.ImportOf == nil {
 		opts.ImportOf = func(remote.Repository) ImportPolicy { return ImportPolicy{} }
 	}
@@ -60,14 +64,20 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 		opts.ImportWait = importWait
 	}
 	s := &Snapshotter{
-		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports,
-		bindings: map[string]*binding{}, broken: map[string]string{}, starts: map[digest.Digest]*start{}, recordings: map[string]*Recording{},
-		profiles: profiles{dir: filepath.Join(root, "profiles")},
+		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel,
+		bindings: map[string]*binding{}, broken: map[string]string{}, starts: map[digest.Digest]*start{},
+		recordings: map[string]*Recording{},
+		profiles:   profiles{dir: filepath.Join(root, "profiles")},
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
-		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log, built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed,
-		indexes: &indexes{dir: filepath.Join(root, "indexes"), published: map[digest.Digest]*publication{}, making: map[digest.Digest]chan struct{}{}}, indexOf: opts.IndexOf,
+		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
+		built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed,
+		indexes: &indexes{
+			dir:       filepath.Join(root, "indexes"),
+			published: map[digest.Digest]*publication{}, making: map[digest.Digest]chan struct{}{},
+		},
+		indexOf:  opts.IndexOf,
 		importOf: opts.ImportOf, blobs: opts.Blobs, imports: make(chan struct{}, importAtOnce),
 		life: s.life, started: &s.started, openings: map[digest.Digest]*opening{}, slots: make(chan struct{}, openAtOnce),
 	}
@@ -76,11 +86,13 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	left, err := mounts.Under(root)
+	left, err := s.kernel.Own()
 	if err != nil {
 		return nil, err
 	}
-	left = slices.DeleteFunc(left, func(m mounts.Mount) bool { return slices.Contains(opts.NotOurs, m.Dir) })
+	left = slices.DeleteFunc(left, func(m mounts.Mount) bool {
+		return !strings.HasPrefix(m.Dir, root+"/") || slices.Contains(opts.NotOurs, m.Dir)
+	})
 	earlier := s.sortMounts(left)
 	if err := os.MkdirAll(s.snapshotsDir(), 0o700); err != nil {
 		return nil, err
@@ -89,7 +101,7 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 		return nil, err
 	}
 	removeProbes(root)
-	if s.caps, err = Probe(root, opts.Backend, s.exports.Outlive() && !opts.Pod, opts.Log); err != nil {
+	if s.caps, err = s.kernel.Probe(root, opts.Backend, s.exports.Outlive() && !opts.Pod); err != nil {
 		return nil, err
 	}
 	s.log.Info("back end chosen", "backend", s.caps.Lazy, "reason", s.caps.LazyReason, "direct", s.caps.Direct, "not_direct", s.caps.Reason)
@@ -293,7 +305,8 @@ func (s *Snapshotter) adoptMountLocked(b *binding, m mounts.Mount) (dead string)
 	case way == "":
 		return "its image file is no longer complete"
 	case way == blockdev.Precontent && !s.exports.marked(b.file.ID()):
-		return "remorad and its holder both ended while it was mounted, and until now reads of data that was not here gave zeros: what its processes read may be wrong"
+		return "remorad and its holder both ended while it was mounted, and until now reads of data that was not here gave zeros: " +
+			"what its processes read may be wrong"
 	case way == blockdev.FuseTree && !trees, (way == blockdev.FuseFile || way == blockdev.FuseLoop) && !files:
 		return "remorad and its holder both ended while it was mounted; reads of data that was not cached fail"
 	}

@@ -4,7 +4,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
@@ -28,7 +27,7 @@ func (s *Snapshotter) sortMounts(left []mounts.Mount) earlierMounts {
 			e.layers[m.Dir] = append(e.layers[m.Dir], m)
 		default:
 			defer func() { // the newest first
-				if err := blockdev.Unmount(m.Dir); err != nil {
+				if err := s.kernel.Unmount(m.Dir); err != nil {
 					s.log.Warn("mount of an earlier life stays", "dir", m.Dir, "err", err)
 				}
 			}()

@@ -164,7 +164,7 @@ func (r *Recording) End() (err error) {
 func (r *Recording) close() error {
 	var errs []error
 	for _, l := range r.layers {
-		errs = append(errs, blockdev.Unmount(l.dir), os.Remove(l.dir))
+		errs = append(errs, r.s.kernel.Unmount(l.dir), os.Remove(l.dir))
 		r.s.exports.release(r.way, l.number, l.File)
 	}
 	if err := os.RemoveAll(r.dir); err != nil {

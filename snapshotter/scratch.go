@@ -27,7 +27,7 @@ func (s *Snapshotter) prepareScratch(mounted bool) error {
 	if mounted {
 		return nil
 	}
-	reason := tryUpper(s.snapshotsDir())
+	reason := s.kernel.TryUpper(s.snapshotsDir())
 	if reason == nil {
 		return nil
 	}
@@ -103,7 +103,8 @@ func makeScratch(path, root string) error {
 	if err != nil {
 		return err
 	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", making).CombinedOutput(); err != nil {
+	mkfs := exec.Command("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard", making)
+	if out, err := mkfs.CombinedOutput(); err != nil {
 		return fmt.Errorf("mkfs.ext4 %s: %w\n%s", making, err, out)
 	}
 	return os.Rename(making, path)

@@ -50,7 +50,9 @@ type Options struct {
 	// Background says when incomplete layers are completed.
 	Background Background
 	// Exports are what OpenExports returned; nil makes some that end with the Snapshotter.
-	Exports *Exports
+	Exports Mounter
+	// Kernel is the machine; nil for the one that this process runs on.
+	Kernel Kernel
 	// Pod says that whatever ends this process may end the holder too.
 	Pod bool
 	// NotOurs are directories under the root on which others mount something.
@@ -66,7 +68,8 @@ type Snapshotter struct {
 	store   *storage.MetaStore
 	images  Images
 	layers  *layers
-	exports *Exports
+	exports Mounter
+	kernel  Kernel
 	caps    Capabilities
 	extra   []string // options of every overlay mount
 
@@ -191,7 +194,9 @@ func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snap
 const unpackWait = 10 * time.Second
 
 // create makes an active snapshot or a view.
-func (s *Snapshotter) create(ctx context.Context, kind snapshots.Kind, key, parent string, unpack bool, opts []snapshots.Opt) (_ []mount.Mount, err error) {
+func (s *Snapshotter) create(
+	ctx context.Context, kind snapshots.Kind, key, parent string, unpack bool, opts []snapshots.Opt,
+) (_ []mount.Mount, err error) {
 	var snap storage.Snapshot
 	var info snapshots.Info
 	made := ""

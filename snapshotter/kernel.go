@@ -1,0 +1,67 @@
+package snapshotter
+
+import (
+	"errors"
+	"log/slog"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/mounts"
+)
+
+// A Kernel is what a Snapshotter asks of the machine itself: what is mounted, and mounts that need no
+// process of ours. All methods are safe for concurrent use.
+type Kernel interface {
+	// Probe finds out how layers whose images lie in dir can be mounted; see the function Probe.
+	Probe(dir string, pinned blockdev.Backend, safe bool) (Capabilities, error)
+	// TryUpper reports why overlayfs cannot write to directories in dir, or nil.
+	TryUpper(dir string) error
+	// MountImage mounts a complete image file on dir: as it is, or by a loop device.
+	MountImage(path, dir string, loop bool) error
+	// Unmount takes away everything that is mounted on dir, now or when its last user goes. A dir on
+	// which nothing is mounted is no error.
+	Unmount(dir string) error
+	// UnmountUnused takes away what is mounted on dir and not in use; EBUSY says that something is.
+	UnmountUnused(dir string) error
+	// Own returns the mounts of this process's namespace, the oldest first.
+	Own() ([]mounts.Mount, error)
+	// Everywhere calls use with every mount of every mount namespace that has a process.
+	Everywhere(use func(n mounts.Namespace, m mounts.Mount)) error
+}
+
+// machine is the Kernel that this process runs on.
+type machine struct{ log *slog.Logger }
+
+func (k machine) Probe(dir string, pinned blockdev.Backend, safe bool) (Capabilities, error) {
+	return Probe(dir, pinned, safe, k.log)
+}
+
+func (machine) TryUpper(dir string) error { return tryUpper(dir) }
+
+func (machine) MountImage(path, dir string, loop bool) error {
+	if loop {
+		return blockdev.MountLoop(path, dir)
+	}
+	return blockdev.MountEROFS(path, dir)
+}
+
+func (machine) Unmount(dir string) error { return blockdev.Unmount(dir) }
+
+func (machine) UnmountUnused(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (machine) Own() ([]mounts.Mount, error) { return mounts.Own() }
+
+func (machine) Everywhere(use func(mounts.Namespace, mounts.Mount)) error {
+	return mounts.Everywhere(use)
+}
