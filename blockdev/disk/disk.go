@@ -27,7 +27,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/fusefile"
 	"github.com/remora-storage/remora/blockdev/holder"
 	"github.com/remora-storage/remora/blockdev/mounts"
-	"github.com/remora-storage/remora/cache/durable"
+	"github.com/remora-storage/remora/durable"
 )
 
 // A Device is what can be attached. Close follows the last request.

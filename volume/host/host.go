@@ -16,7 +16,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/remora-storage/remora/cache/durable"
+	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/volume"
 )

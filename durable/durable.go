@@ -1,4 +1,3 @@
-// Package durable changes files of the node's own so that a crash of the machine leaves the old or the new ones.
 package durable
 
 import (
