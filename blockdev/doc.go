@@ -4,7 +4,8 @@
 // Belongs here: the Device contract, devices that are a file or memory, wrappers of one duty each, the names
 // of the back ends, loop devices, mounting, the lock of a directory; in packages below, each export, what keeps
 // exports alive, and finding out what this kernel can do by doing it.
-// Does not: where bytes come from (cache, volume), which snapshot needs what (snapshotter).
+// Does not: where bytes come from (cache, volume), which snapshot needs what (snapshotter). It is ground: nothing
+// below this folder imports another room, but for durable.
 package blockdev
 
 // A Backend is a way in which the kernel mounts an incomplete image.

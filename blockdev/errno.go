@@ -1,16 +1,21 @@
 package blockdev
 
 import (
+	"context"
 	"errors"
+	"io/fs"
+	"os"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/remora-storage/remora/cache"
 )
 
-// Errno is what a caller in the kernel sees of a device's error.
+// Errno is what a caller in the kernel sees of a device's error: 0 of none, that of the contract's errors, EINTR
+// if the caller was told to leave, the system's where memory or room ran out, and EIO otherwise.
 func Errno(err error) unix.Errno {
+	var errno unix.Errno
 	switch {
+	case err == nil:
+		return 0
 	case errors.Is(err, ErrReadOnly):
 		return unix.EROFS
 	case errors.Is(err, ErrRange):
@@ -19,6 +24,12 @@ func Errno(err error) unix.Errno {
 		return unix.EINVAL
 	case errors.Is(err, ErrNotFast):
 		return unix.EOPNOTSUPP
+	case errors.Is(err, context.Canceled):
+		return unix.EINTR
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, os.ErrClosed):
+		return unix.EIO
+	case errors.As(err, &errno) && (errno == unix.ENOSPC || errno == unix.ENOMEM):
+		return errno
 	}
-	return cache.Errno(err)
+	return unix.EIO
 }

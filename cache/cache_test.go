@@ -21,6 +21,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 )
 
@@ -539,7 +540,7 @@ func TestUnreachable(t *testing.T) {
 			f := create(t, c, "a", im, src)
 			done := make(chan error, 1)
 			go func() {
-				_, err := f.ReadAt(cache.WithReader(context.Background(), 42), make([]byte, 100), int64(len(im.bytes)-5000))
+				_, err := f.ReadAt(blockdev.WithCaller(context.Background(), 42), make([]byte, 100), int64(len(im.bytes)-5000))
 				done <- err
 			}()
 			if !wait {

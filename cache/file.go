@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/blockdev"
 )
 
 const (
@@ -67,6 +69,8 @@ type File struct {
 
 	residue residue
 }
+
+var _ blockdev.Device = (*File)(nil)
 
 // newFile returns a file of parts that lie in dir. The image file stays the caller's if that fails.
 func newFile(c *Cache, id, dir string, img *os.File, t *table, src Source) (*File, error) {
@@ -325,8 +329,9 @@ func (f *File) waitForUnits(ctx context.Context, units []uint32, off, n int64) (
 	took := time.Since(began)
 	f.c.metrics.wait.Observe(took.Seconds())
 	if f.noteWait(fills, took) && f.c.observers.watched() {
-		pid, _ := ctx.Value(readerKey{}).(int)
-		f.c.observers.tell(Event{Kind: Waited, File: f, Off: off, Len: n, PID: pid, Began: began, Took: took, Err: err})
+		f.c.observers.tell(Event{
+			Kind: Waited, File: f, Off: off, Len: n, PID: blockdev.Caller(ctx), Began: began, Took: took, Err: err,
+		})
 	}
 	return fills, err
 }

@@ -7,14 +7,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/remora-storage/remora/blockdev"
 )
-
-type readerKey struct{}
-
-// WithReader notes which process waits for a read, so that it can be named if it waits long.
-func WithReader(ctx context.Context, pid int) context.Context {
-	return context.WithValue(ctx, readerKey{}, pid)
-}
 
 // A Wait is a read that waits for its bytes.
 type Wait struct {
@@ -42,8 +37,7 @@ type waitEntry struct {
 
 // enter notes a read and returns what ends it.
 func (w *waits) enter(ctx context.Context, f *File, off, n int64) (leave func()) {
-	pid, _ := ctx.Value(readerKey{}).(int)
-	e := &waitEntry{f: f, off: off, len: n, pid: pid, since: time.Now()}
+	e := &waitEntry{f: f, off: off, len: n, pid: blockdev.Caller(ctx), since: time.Now()}
 	w.last.Store(e.since.UnixNano())
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -11,18 +11,20 @@ const module = "github.com/remora-storage/remora/"
 
 // TestImports keeps the arrows between the rooms:
 //
-//	cmd → snapshotter, volume → fs, blockdev → cache → remote
+//	cmd → snapshotter, volume → fs → cache → blockdev, remote → durable
 func TestImports(t *testing.T) {
 	t.Parallel()
 	may := map[string][]string{
-		"cmd":         {"cmd", "snapshotter", "volume", "fs", "blockdev", "cache", "remote"},
-		"snapshotter": {"snapshotter", "fs", "blockdev", "cache", "remote"},
-		"volume":      {"volume", "fs", "blockdev", "cache", "remote"},
-		"fs":          {"fs", "cache", "remote"},
-		"blockdev":    {"blockdev", "cache", "remote"},
-		"cache":       {"cache", "remote"},
-		"remote":      {"remote"},
-		"conformance": {"conformance", "blockdev", "cache", "remote", "volume"}, // the suites of contracts, and benchmarks; tests alone import it
+		"cmd":         {"cmd", "snapshotter", "volume", "fs", "cache", "blockdev", "remote", "durable"},
+		"snapshotter": {"snapshotter", "fs", "cache", "blockdev", "remote", "durable"},
+		"volume":      {"volume", "fs", "cache", "blockdev", "remote", "durable"},
+		"fs":          {"fs", "cache", "blockdev", "remote", "durable"},
+		"cache":       {"cache", "blockdev", "remote", "durable"},
+		"blockdev":    {"blockdev", "durable"},
+		"remote":      {"remote", "durable"},
+		"durable":     {},
+		// The suites of contracts, and benchmarks: tests alone import it.
+		"conformance": {"conformance", "volume", "cache", "blockdev", "remote"},
 	}
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"...").Output()
 	if err != nil {

@@ -21,7 +21,6 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusedev"
-	"github.com/remora-storage/remora/cache"
 )
 
 // Files is the directory. A file's name is its node's number in decimal, which its exporter
@@ -229,7 +228,7 @@ func (f *Files) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	if dev == nil {
 		return nil, fuse.EIO
 	}
-	ctx := cache.WithReader(&fuse.Context{Caller: in.Caller, Cancel: cancel}, int(in.Pid))
+	ctx := blockdev.WithCaller(&fuse.Context{Caller: in.Caller, Cancel: cancel}, int(in.Pid))
 	n, err := dev.ReadAt(ctx, buf[:min(len(buf), int(in.Size))], int64(in.Offset))
 	if err != nil {
 		errno := blockdev.Errno(err)

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/holder"
-	"github.com/remora-storage/remora/cache"
 )
 
 // A reader is a process that the kernel holds up.
@@ -50,7 +50,7 @@ func (g *Group) emit(slot int) {
 // handle fills what an event asks for and answers it. An event that waits when the group stops
 // is left to the next process.
 func (g *Group) handle(ctx context.Context, e *holder.Event) {
-	err := g.fill(cache.WithReader(ctx, int(e.PID)), e)
+	err := g.fill(blockdev.WithCaller(ctx, int(e.PID)), e)
 	if err != nil && g.life.Err() != nil {
 		return
 	}
@@ -122,7 +122,7 @@ func (g *Group) respond(fd int32, response uint32) error {
 
 // denial is the error that a reader sees; the kernel takes few here.
 func denial(err error) unix.Errno {
-	if errno := cache.Errno(err); errno == unix.ENOSPC {
+	if errno := blockdev.Errno(err); errno == unix.ENOSPC {
 		return errno
 	}
 	return unix.EIO

@@ -12,7 +12,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -89,7 +89,7 @@ func (t *Trees) status(err error) fuse.Status {
 	if err == nil {
 		return fuse.OK
 	}
-	errno := cache.Errno(err)
+	errno := blockdev.Errno(err)
 	if errno != unix.EINTR {
 		t.log.Error("read failed", "err", err)
 	}
@@ -192,7 +192,7 @@ func (t *Trees) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 		return fuse.ReadResultData(nil), fuse.OK
 	}
 	size := min(int64(in.Size), int64(len(buf)), n.Size-int64(in.Offset))
-	ctx := cache.WithReader(&fuse.Context{Caller: in.Caller, Cancel: cancel}, int(in.Pid))
+	ctx := blockdev.WithCaller(&fuse.Context{Caller: in.Caller, Cancel: cancel}, int(in.Pid))
 	got, err := layer.data.ReadAt(ctx, buf[:size], n.Data+int64(in.Offset))
 	if err != nil {
 		return nil, t.status(err)
