@@ -431,6 +431,7 @@ func simulate(t *testing.T, seed uint64) {
 				}
 			}
 		}
+		checkSim(t, store)
 	}
 	store.SetFaults(simstore.Faults{})
 	node := NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
@@ -439,10 +440,33 @@ func simulate(t *testing.T, seed uint64) {
 		t.Fatalf("last attach: %v", err)
 	}
 	m.verify(t, v)
+	store.Wait()
+	time.Sleep(time.Minute) // what works in the background has ended
+	if _, err := v.Sweep(ctx); err != nil {
+		t.Fatalf("sweep: %v", err)
+	}
 	if err := v.Detach(ctx); err != nil {
 		t.Fatal(err)
 	}
-	store.Wait()
+	if r := checkSim(t, store); r.Unused.Objects > 0 {
+		t.Errorf("%d objects that nothing uses have stayed after a sweep", r.Unused.Objects)
+	}
+}
+
+// checkSim walks over everything that the store holds of the volume at this moment, and stops the test at a problem.
+func checkSim(t *testing.T, store *simstore.Store) *Report {
+	t.Helper()
+	r, err := Check(context.Background(), store.Snapshot(), "sim", true, func(string) {})
+	if err != nil {
+		t.Fatalf("check: %v", err)
+	}
+	for _, p := range r.Problems {
+		t.Errorf("check: %s", p)
+	}
+	if t.Failed() {
+		t.FailNow()
+	}
+	return r
 }
 
 // load writes, flushes, trims and reads until ctx ends.

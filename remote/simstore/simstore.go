@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -59,6 +60,16 @@ func (s *Store) SetFaults(f Faults) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults = f
+}
+
+// Snapshot returns a store that holds what this one holds now, and has no faults. It takes nothing from the randomness that
+// this one's faults follow from.
+func (s *Store) Snapshot() *Store {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := New(rand.New(rand.NewPCG(1, 1)))
+	n.objects, n.writes = maps.Clone(s.objects), s.writes
+	return n
 }
 
 // Wait returns when no late request is on its way any more.
