@@ -11,13 +11,13 @@ import (
 
 // TestCommandsAreDocumented: docs/cli.md is what make generate makes.
 func TestCommandsAreDocumented(t *testing.T) {
-	needRoot(t) // only because bin/ is there then
+	testbed.NeedRoot(t) // only because bin/ is there then
 	c := exec.Command("go", "run", "./conformance/tools/clidoc")
 	c.Dir = testbed.Repo()
 	want, err := c.Output()
-	must(t, err)
+	testbed.Must(t, err)
 	got, err := os.ReadFile(filepath.Join(testbed.Repo(), "docs", "cli.md"))
-	must(t, err)
+	testbed.Must(t, err)
 	if string(got) != string(want) {
 		t.Error("docs/cli.md is stale: run make generate")
 	}

@@ -7,10 +7,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"oras.land/oras-go/v2"
+	"oras.land/oras-go/v2/content/oci"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
 )
 
 // Ctr runs ctr and returns its stdout.
@@ -125,14 +131,25 @@ func (s *Stack) RunProgram(ctx context.Context, ref, snapshotter string, p Progr
 	return nil, fmt.Errorf("%s did not print %q: %v\n%s", p.Name, p.Want, c.Wait(), stderr.String())
 }
 
-// Push copies an OCI layout into the registry.
+// Push copies an image of an OCI layout into the registry.
 func (s *Stack) Push(ctx context.Context, layout, tag, name string) error {
-	args := []string{"--insecure-policy", "copy", "--dest-tls-verify=false"}
-	if s.opts.Auth {
-		args = append(args, "--dest-creds", User+":"+Password)
+	from, err := oci.NewFromFS(ctx, os.DirFS(layout))
+	if err != nil {
+		return fmt.Errorf("push %s: %w", name, err)
 	}
-	_, err := Output(ctx, nil, "skopeo", append(args, "oci:"+layout+":"+tag, "docker://"+s.Ref(name))...)
-	return err
+	repository, toTag, _ := strings.Cut(name, ":")
+	to, err := remote.NewRepository(s.Addr + "/" + repository)
+	if err != nil {
+		return fmt.Errorf("push %s: %w", name, err)
+	}
+	to.PlainHTTP = true
+	if s.opts.Auth {
+		to.Client = &auth.Client{Credential: auth.StaticCredential(s.Addr, auth.Credential{Username: User, Password: Password})}
+	}
+	if _, err := oras.Copy(ctx, from, tag, to, toTag, oras.DefaultCopyOptions); err != nil {
+		return fmt.Errorf("push %s: %w", name, err)
+	}
+	return nil
 }
 
 // StopRegistry ends the registry.

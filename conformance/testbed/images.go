@@ -55,7 +55,7 @@ var BenchPrograms = append(slices.Clone(Programs),
 
 // FilesList is the committed list of the files that a program opens.
 func (p Program) FilesList() string {
-	return filepath.Join(Repo(), "conformance", "testdata", p.Name+".files")
+	return filepath.Join(Repo(), "conformance", "testbed", "testdata", p.Name+".files")
 }
 
 // making is held while something that is kept is made: whoever else wants it waits for it.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -36,10 +37,17 @@ func Work() string {
 	return filepath.Join(Repo(), ".work")
 }
 
-// Env is the environment with our programs and the tools first in PATH.
+// callers are variables by which a user tells the programs under test where things are. Tests say so themselves, so that their result does
+// not depend on who runs them.
+var callers = []string{"CONTAINERD_", "CONTAINER_", "SNAPCTL_", "REMORA_", "NERDCTL_", "DOCKER_", "REGISTRY_", "XDG_", "AWS_", "MINIO_", "PG", "NBD_", "NOTIFY_SOCKET", "LISTEN_", "INVOCATION_ID", "LC_", "LANG"}
+
+// Env is the environment with our programs and the tools first in PATH, and without the caller's settings for them.
 func Env() []string {
+	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
+		return slices.ContainsFunc(callers, func(prefix string) bool { return strings.HasPrefix(kv, prefix) })
+	})
 	path := filepath.Join(Repo(), "bin") + ":" + filepath.Join(Work(), "tools") + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"
-	return append(os.Environ(), "PATH="+path)
+	return append(env, "PATH="+path)
 }
 
 // lookPath finds a program as Env's PATH has it.

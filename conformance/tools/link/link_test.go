@@ -60,7 +60,7 @@ func between(t *testing.T, what string, got, low, high float64) {
 	}
 }
 
-func TestRoundTrip(t *testing.T) {
+func TestMeasuredRoundTrip(t *testing.T) {
 	const rtt = 20 * time.Millisecond
 	k, err := link.New(serve(t, 1), link.Options{RTT: rtt, Rate: 125_000_000})
 	if err != nil {
@@ -86,8 +86,8 @@ func TestRoundTrip(t *testing.T) {
 	between(t, "second answer, in round trips", float64(second)/float64(rtt), 1, 1.5)
 }
 
-// TestThroughput shows that the rate is the same for one connection and for sixteen together.
-func TestThroughput(t *testing.T) {
+// TestMeasuredThroughput shows that the rate is the same for one connection and for sixteen together.
+func TestMeasuredThroughput(t *testing.T) {
 	const rate = 25_000_000 // slow enough that the machine is not the limit
 	for _, conns := range []int{1, 16} {
 		best := 0.0

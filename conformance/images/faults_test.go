@@ -1,0 +1,212 @@
+package images_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// A fault spoils the answers to remorad's requests, which are those for ranges of blobs.
+type fault func(w http.ResponseWriter, r *http.Request, pass http.Handler)
+
+// faultyProxy stands before the registry. It fails on command, which no real registry does.
+type faultyProxy struct {
+	*httptest.Server
+	fault atomic.Pointer[fault]
+	delay atomic.Int64 // before each range, in nanoseconds
+	pass  http.Handler
+}
+
+func newFaultyProxy(t *testing.T, s *testbed.Stack) *faultyProxy {
+	t.Helper()
+	p := &faultyProxy{pass: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.Addr})}
+	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") != "" {
+			time.Sleep(time.Duration(p.delay.Load()))
+		}
+		if f := p.fault.Load(); f != nil && strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") != "" {
+			(*f)(w, r, p.pass)
+			return
+		}
+		p.pass.ServeHTTP(w, r)
+	}))
+	t.Cleanup(p.Close)
+	testbed.Must(t, s.PlainHTTP(p.Listener.Addr().String(), p.Listener.Addr().String()))
+	return p
+}
+
+func status(code int) fault {
+	return func(w http.ResponseWriter, _ *http.Request, _ http.Handler) { w.WriteHeader(code) }
+}
+
+func hang(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }
+
+// recorded passes a request on and returns the answer for a fault to spoil.
+func recorded(r *http.Request, pass http.Handler) *httptest.ResponseRecorder {
+	rec := httptest.NewRecorder()
+	pass.ServeHTTP(rec, r)
+	return rec
+}
+
+func wrongBytes(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+	rec := recorded(r, pass)
+	body := bytes.Clone(rec.Body.Bytes())
+	for i := range body {
+		body[i] ^= 0x5a
+	}
+	for k, v := range rec.Header() {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(rec.Code)
+	_, _ = w.Write(body)
+}
+
+func cut(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+	rec := recorded(r, pass)
+	for k, v := range rec.Header() {
+		w.Header()[k] = v
+	}
+	w.WriteHeader(rec.Code)
+	_, _ = w.Write(rec.Body.Bytes()[:rec.Body.Len()/3])
+	panic(http.ErrAbortHandler)
+}
+
+func wholeBlob(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+	r.Header.Del("Range")
+	pass.ServeHTTP(w, r)
+}
+
+var faults = map[string]fault{
+	"401": status(401), "403": status(403), "404": status(404), "429": status(429), "500": status(500),
+	"hangs": hang, "wrong bytes": wrongBytes, "cuts every body": cut, "200 to a range": wholeBlob,
+}
+
+const impatient = "stall_timeout = \"2s\"\nattempts = 3\n[fetch]\ndeadline = \"8s\"\nunreachable = \"eio\"\nbackground = \"off\"\n"
+
+// TestFaultsAtPull: whatever the registry does to remorad, the pull ends in a container that
+// runs, by the ordinary path, with the reason told.
+func TestFaultsAtPull(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Config: impatient})
+	layout := filepath.Join(t.TempDir(), "layout")
+	testbed.Must(t, writeManyLayers(layout, 3))
+	_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref("small:lazy"))
+	testbed.Must(t, err)
+	p := newFaultyProxy(t, s)
+	ref := p.Listener.Addr().String() + "/small:lazy"
+	for name, f := range faults {
+		t.Run(name, func(t *testing.T) {
+			p.fault.Store(&f)
+			out, err := s.Snapctl(t.Context(), "--json", "pull", ref)
+			testbed.Must(t, err)
+			var pulled struct {
+				Layers []struct {
+					How, Reason string
+				}
+			}
+			testbed.Must(t, json.Unmarshal([]byte(out), &pulled))
+			for _, l := range pulled.Layers {
+				// A layer that is small enough to be one range, or whose blob containerd has got of an
+				// earlier round, is imported.
+				if l.How != "imported" && (l.How != "unpacked" || l.Reason == "") {
+					t.Errorf("layer is %s, reason %q", l.How, l.Reason)
+				}
+			}
+			t.Log(pulled.Layers[0].Reason)
+			root := testbed.MountImage(t, s, ref, "remora")
+			if got, err := os.ReadFile(filepath.Join(root, "layers/1")); err != nil || string(got) != "layer 1" {
+				t.Errorf("got %q, %v", got, err)
+			}
+			p.fault.Store(nil)
+			time.Sleep(100 * time.Millisecond)
+		})
+		// A new proxy forgets what remorad remembers of this one, and a new image its layers.
+		removeAll(t, s, ref)
+		testbed.Must(t, s.RestartRemorad(15))
+	}
+}
+
+// TestFaultsWhileRunning: a read either has the right bytes or fails; and it has them once the
+// registry is well again, without anybody restarting anything.
+func TestFaultsWhileRunning(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Config: impatient, LogLevel: "info"})
+	_, _ = testbed.Pushed(t, s, testbed.Python)
+	p := newFaultyProxy(t, s)
+	ref := p.Listener.Addr().String() + "/python:lazy"
+	want := mountOrdinary(t, s)
+	for name, f := range faults {
+		t.Run(name, func(t *testing.T) {
+			p.fault.Store(nil)
+			_, err := s.Snapctl(t.Context(), "pull", ref)
+			testbed.Must(t, err)
+			root := testbed.MountImage(t, s, ref, "remora")
+			p.fault.Store(&f)
+			const file = "usr/share/common-licenses/GPL-3"
+			wanted, err := os.ReadFile(filepath.Join(want, file))
+			testbed.Must(t, err)
+			got, err := os.ReadFile(filepath.Join(root, file))
+			if err == nil && !bytes.Equal(got, wanted) {
+				t.Fatal("wrong bytes were read")
+			}
+			if err == nil && name != "cuts every body" { // a third each time gets there in the end
+				t.Error("the fault was not seen")
+			}
+			t.Log(err)
+			p.fault.Store(nil)
+			testbed.WaitFor(t, "reads to be right again", func() bool {
+				got, err = os.ReadFile(filepath.Join(root, file))
+				return err == nil
+			})
+			if !bytes.Equal(got, wanted) {
+				t.Errorf("after the fault: wrong bytes, %d of them", len(got))
+			}
+		})
+		removeAll(t, s, ref)
+		waitNoLayers(t, s)
+	}
+}
+
+func mountOrdinary(t *testing.T, s *testbed.Stack) string {
+	t.Helper()
+	testbed.Must(t, s.PullOrdinary(t.Context(), s.Ref("python:src"), "overlayfs"))
+	return testbed.MountImage(t, s, s.Ref("python:src"), "overlayfs")
+}
+
+func waitNoLayers(t *testing.T, s *testbed.Stack) {
+	t.Helper()
+	testbed.WaitFor(t, "the layers of a removed image to go", func() bool {
+		st, err := s.Status(t.Context())
+		testbed.Must(t, err)
+		return len(st.Layers) == 0
+	})
+}
+
+// TestDiskFull: with no room at all for data, a container runs all the same.
+func TestDiskFull(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Config: "[cache]\nlimit = \"4MiB\"\n", LogLevel: "info"})
+	_, lazy := testbed.Pushed(t, s, testbed.Python)
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	testbed.Must(t, err)
+	st, err := s.Status(t.Context())
+	testbed.Must(t, err)
+	if len(st.Layers) == 0 {
+		t.Fatal("no layer is lazy: the limit is too small for the test")
+	}
+	testbed.RunImage(t, s, lazy, "c", "remora", testbed.Python)
+	if st, err = s.Status(t.Context()); err != nil || st.Cache.Bytes > st.Cache.Limit {
+		t.Errorf("%d bytes of %d, %v", st.Cache.Bytes, st.Cache.Limit, err)
+	}
+}

@@ -1,0 +1,76 @@
+package volumes_test
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// volumeSteps are the system calls between which remorad's work for a volume happens: records and superblocks of the journal,
+// its syncs, objects that are made, put in place and locked in a file store, what is deleted, and answers to the kernel.
+var volumeSteps = []string{"pwrite64", "fdatasync", "fsync", "renameat", "unlinkat", "flock", "writev,write", "openat", "pread64"}
+
+// killAtStep has the kernel kill remorad when one of its threads makes a system call for the nth time from now on, before
+// the call does anything. It reports whether that happened in time, and kills remorad otherwise.
+func killAtStep(t *testing.T, s *testbed.Stack, calls string, n int, within time.Duration) bool {
+	t.Helper()
+	c, err := testbed.Command(t.Context(), "strace", "-f", "-qq", "-o", "/dev/null", "-p", fmt.Sprint(s.RemoradPID()), "-e", "trace="+calls, "-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", calls, n))
+	testbed.Must(t, err)
+	testbed.Must(t, c.Start())
+	hit := true
+	select {
+	case <-s.RemoradEnded():
+	case <-time.After(within): // nothing of the kind was due
+		hit = false
+	}
+	_ = c.Process.Signal(unix.SIGINT) // it may have ended
+	_ = c.Wait()
+	testbed.Must(t, s.StopRemorad(unix.SIGKILL))
+	return hit
+}
+
+// TestVolumeKilledAtSteps: remorad is killed before each kind of step of its work for a volume, under concurrent writers and
+// flushes, and nothing acknowledged is lost.
+func TestVolumeKilledAtSteps(t *testing.T) {
+	t.Parallel()
+	testbed.NeedRoot(t)
+	for _, class := range []string{"remote", "local"} {
+		t.Run(class, func(t *testing.T) {
+			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+			mnt := filepath.Join(t.TempDir(), "mnt")
+			store := newVolume(t, s, "data", "--class", class, "--max-age", "1s")
+			snapctl(t, s, "volume", "mount", "data", mnt)
+			t.Cleanup(func() {
+				if t.Failed() {
+					_ = unix.Unmount(mnt, unix.MNT_DETACH)
+				}
+			})
+			hits, i := map[string]int{}, 0
+			writers := testbed.EndUnderLoad(t, s, mnt, testbed.Rounds(2, 50)*len(volumeSteps), func(rnd *rand.Rand) {
+				step, n, within := volumeSteps[i%len(volumeSteps)], 1+rnd.IntN(6), 10*time.Second
+				if i >= len(volumeSteps) && hits[step] == 0 { // rare: class remote syncs its journal once in many megabytes
+					n, within = 1, 2*time.Minute
+				}
+				i++
+				if killAtStep(t, s, step, n, within) {
+					hits[step]++
+				}
+			})
+			t.Logf("killed at: %v", hits)
+			for _, step := range volumeSteps {
+				if hits[step] == 0 {
+					t.Errorf("remorad was never killed before %s", step)
+				}
+			}
+			testbed.Must(t, s.AwaitContainerd())
+			mustComeBack(t, s, mnt, writers)
+			mustBeRight(t, s, "data", store)
+		})
+	}
+}
