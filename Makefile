@@ -8,32 +8,60 @@ COMMIT      ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 PKG         := github.com/remora-storage/remora
 LDFLAGS     := -s -w -X $(PKG)/cmd/internal/version.Version=$(VERSION) -X $(PKG)/cmd/internal/version.Commit=$(COMMIT)
 GOBUILD     := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+GOTOOL      := CGO_ENABLED=0 GOBIN=$(TOOLS) go install -trimpath -ldflags '-s -w'
 PREFIX      ?= /usr/local
 DESTDIR     ?=
 FUZZTIME    ?= 20s
-SIDE_BY_SIDE ?= 3
 BENCH       ?=
-GO_UNIT     := $(shell go list ./... 2>/dev/null | grep -v /conformance)
+GO_UNIT      = $(shell go list ./... | grep -v -e /conformance/images -e /conformance/disks -e /conformance/volumes)
 
-# What tests and the demonstration need besides Go.
+# What a part of the tests, or of the benchmarks, is run by name: make test ONLY=volumes.
+PARTS       := unit race images disks volumes measured
+ONLY        ?= $(PARTS)
+SIDE_BY_SIDE ?= 4
+# Tests that measure time or memory have names that begin so, and run alone.
+MEASURED    := ^TestMeasured
+
+# Programs built from Go modules, pinned.
 CONTAINERD  := v2.4.2
 STATICCHECK := v0.8.2
 CRANE       := v0.14.0
 MINIO       := v0.0.0-20260212201848-7aac2a2c5b7c
 VERSITYGW   := v1.8.0
-PACKAGES    := runc strace nbdkit qemu-utils libnbd-bin python3-libnbd fio btrfs-progs fuse3 docker-registry mmdebstrap erofs-utils umoci skopeo e2fsprogs xfsprogs attr postgresql ca-certificates gcc libc6-dev git
+
+# Debian packages: what the demonstration runs, and what the tests of each part need besides.
+PACKAGES_demo    := runc docker-registry mmdebstrap erofs-utils e2fsprogs ca-certificates git
+PACKAGES_unit    := erofs-utils
+PACKAGES_race    := erofs-utils gcc libc6-dev
+PACKAGES_images  := $(PACKAGES_demo) fuse3 umoci skopeo attr xfsprogs btrfs-progs strace
+PACKAGES_disks   := $(PACKAGES_demo) nbdkit qemu-utils libnbd-bin python3-libnbd fio xfsprogs btrfs-progs
+PACKAGES_volumes := $(PACKAGES_demo) fio strace postgresql xfsprogs btrfs-progs
+PACKAGES_measured := $(PACKAGES_images) $(PACKAGES_disks) $(PACKAGES_volumes)
+PACKAGES_bench   := $(PACKAGES_measured)
+
+TOOLS_demo       := $(TOOLS)/containerd-$(CONTAINERD)
+TOOLS_lint       := $(TOOLS)/staticcheck-$(STATICCHECK)
+TOOLS_images     := $(TOOLS_demo) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked
+TOOLS_disks      := $(TOOLS_demo)
+TOOLS_volumes    := $(TOOLS_demo) $(TOOLS)/minio-$(MINIO) $(TOOLS)/versitygw-$(VERSITYGW) $(TOOLS)/promtool
+TOOLS_measured   := $(TOOLS_images) $(TOOLS_volumes)
+TOOLS_bench      := $(TOOLS_measured)
 
 export PATH := $(CURDIR)/bin:$(TOOLS):$(PATH):/usr/sbin:/sbin
+# Nothing that is tested depends on where the caller's own containerd, registry or bucket is.
+unexport CONTAINERD_ADDRESS CONTAINERD_NAMESPACE CONTAINERD_SNAPSHOTTER REMORA_ADDRESS SNAPCTL_PASSWORD DOCKER_CONFIG XDG_CACHE_HOME \
+  AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE AWS_REGION AWS_ENDPOINT_URL
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test race conformance soak fuzz bench demo lint fmt generate install clean deps tools dist unit
+.PHONY: help build check test soak fuzz bench demo lint fmt generate install clean deps tools dist $(PARTS)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 build: ## bin/remorad and bin/snapctl for this machine
 	@mkdir -p bin
-	$(GOBUILD) -o bin/ ./cmd/remorad ./cmd/snapctl
+	@echo "building bin/remorad and bin/snapctl (the first time, Go downloads and compiles their dependencies)"
+	@$(GOBUILD) -o bin/ ./cmd/remorad ./cmd/snapctl
 
 dist: ## bin/linux-ARCH for amd64 and arm64
 	@for arch in amd64 arm64; do mkdir -p bin/linux-$$arch; echo "linux/$$arch"; \
@@ -42,34 +70,46 @@ dist: ## bin/linux-ARCH for amd64 and arm64
 check: lint ## before a commit: format, vet, lint, fast tests
 	go test -short ./...
 
-test: deps tools build dist unit race conformance ## everything
+test: ## everything, as root; ONLY="volumes" for parts of: unit race images disks volumes measured
+	@conformance/tools/parts $(ONLY)
 
-unit:
-	go test -count=1 $(GO_UNIT)
+unit: deps-unit build ## tests of the packages, without containerd
+	go test -count=1 $(GO_UNIT) -skip '$(MEASURED)'
 
-race: ## unit tests under the race detector
-	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT)
+race: deps-race ## the same under the race detector
+	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT) -skip '$(MEASURED)'
 
-conformance: deps tools build ## real containerd, runc, registry and kernel (root)
-	go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) ./conformance/...
+images disks volumes: %: deps-% tools-% build ## end to end: real containerd, runc, registry, stores and kernel (root)
+	go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/$@
 
-soak: deps tools build ## the simulation and the conformance tests with full counts, and longer fuzzing
-	REMORA_SOAK=1 go test -count=1 -timeout 2h -run Simulation ./volume
-	REMORA_SOAK=1 go test -count=1 -timeout 6h -parallel $(SIDE_BY_SIDE) ./conformance/...
-	$(MAKE) fuzz FUZZTIME=10m
+measured: deps-measured tools-measured build ## tests that measure time or memory, each alone (root)
+	go test -count=1 -timeout 45m -p 1 -parallel 1 -run '$(MEASURED)' $$(grep -rl 'func TestMeasured' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
-fuzz: deps ## every fuzz target for FUZZTIME (20s)
+SOAK        := sim images disks volumes fuzz
+soak: ## the parts with full counts, each within 45 minutes; SOAK="disks" for one
+	@for part in $(SOAK); do $(MAKE) --no-print-directory soak-$$part || exit 1; done
+
+soak-sim:
+	REMORA_SOAK=1 go test -count=1 -timeout 45m -run Simulation ./volume
+
+soak-images soak-disks soak-volumes: soak-%: deps-% tools-% build
+	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/$*
+
+soak-fuzz:
+	$(MAKE) fuzz FUZZTIME=80s
+
+fuzz: ## every fuzz target for FUZZTIME (20s)
 	@for pkg in $$(go list ./...); do \
 	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 	    echo "$$pkg $$f"; go test -run='^$$' -fuzz="^$$f\$$" -fuzztime=$(FUZZTIME) $$pkg || exit 1; done; done
 
-bench: deps tools build ## the tables of docs/performance.md; BENCH="coldstart" for one
+bench: deps-bench tools-bench build ## the tables of docs/performance.md; BENCH="coldstart" for one
 	go run ./conformance/bench $(BENCH)
 
-demo: deps tools build ## a real image, pulled lazily and run
+demo: deps-demo tools-demo build ## a real image pulled and run, and a volume that outlives kill -9 (root)
 	go run ./conformance/demo
 
-lint: tools
+lint: $(TOOLS_lint)
 	@out=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed (make fmt):"; echo "$$out"; exit 1; }
 	go vet ./...
 	staticcheck ./...
@@ -89,39 +129,48 @@ install: build ## into DESTDIR/PREFIX, with the systemd unit and a sample config
 clean: ## everything that was built or downloaded
 	rm -rf bin $(WORK)
 
-# deps installs Debian packages that are missing.
-deps:
-	@missing=$$(dpkg-query -W -f='$${binary:Package} $${db:Status-Status}\n' $(PACKAGES) 2>/dev/null | awk '$$2=="installed"{sub(":.*","",$$1); print $$1}' | sort > /tmp/remora-have.$$$$; \
-	  printf '%s\n' $(PACKAGES) | sort | comm -23 - /tmp/remora-have.$$$$; rm -f /tmp/remora-have.$$$$); \
-	if [ -n "$$missing" ]; then echo "installing" $$missing; apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+deps: deps-bench deps-race ## the Debian packages that tests and benchmarks need
+tools: $(TOOLS_bench) $(TOOLS_lint) ## the pinned programs that tests and benchmarks run
 
-# tools builds pinned Go programs.
-tools: $(TOOLS)/containerd-$(CONTAINERD) $(TOOLS)/staticcheck-$(STATICCHECK) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked $(TOOLS)/promtool $(TOOLS)/minio-$(MINIO) $(TOOLS)/versitygw-$(VERSITYGW)
+# deps-PART installs the Debian packages of a part that are missing.
+deps-%:
+	@conformance/tools/packages $(sort $(PACKAGES_$*))
 
+# tools-PART builds the programs of a part.
+.SECONDEXPANSION:
+tools-%: $$(TOOLS_$$*) ;
+
+# The tests speak to containerd by its socket and by ctr; CRI, btrfs, zfs and device mapper are left out, which are half of it.
 $(TOOLS)/containerd-$(CONTAINERD):
-	GOBIN=$(TOOLS) go install -trimpath github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}@$(CONTAINERD)
+	@echo "building containerd $(CONTAINERD), ctr and the shim for runc (once, kept in .work/tools)"
+	@$(GOTOOL) -tags 'no_cri no_btrfs no_zfs no_devmapper no_tracing' github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}@$(CONTAINERD)
 	@touch $@
 
 $(TOOLS)/staticcheck-$(STATICCHECK):
-	GOBIN=$(TOOLS) go install -trimpath honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK)
+	@echo "building staticcheck $(STATICCHECK) (once)"
+	@$(GOTOOL) honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK)
 	@touch $@
 
 $(TOOLS)/crane-$(CRANE):
-	GOBIN=$(TOOLS) go install -trimpath github.com/google/go-containerregistry/cmd/crane@$(CRANE)
+	@echo "building crane $(CRANE) (once)"
+	@$(GOTOOL) github.com/google/go-containerregistry/cmd/crane@$(CRANE)
 	@touch $@
 
 # S3 servers that volumes are tested with.
 $(TOOLS)/minio-$(MINIO):
-	GOBIN=$(TOOLS) go install -trimpath github.com/minio/minio@$(MINIO)
+	@echo "building MinIO (once; this takes minutes)"
+	@$(GOTOOL) github.com/minio/minio@$(MINIO)
 	@touch $@
 
 $(TOOLS)/versitygw-$(VERSITYGW):
-	GOBIN=$(TOOLS) go install -trimpath github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
+	@echo "building versitygw $(VERSITYGW) (once)"
+	@$(GOTOOL) github.com/versity/versitygw/cmd/versitygw@$(VERSITYGW)
 	@touch $@
 
 # Podman's library, in a module of its own: only the tests need it.
 $(TOOLS)/podman-chunked: conformance/tools/podman/main.go conformance/tools/podman/go.mod
-	cd conformance/tools/podman && CGO_ENABLED=0 go build -trimpath -tags 'exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o $@ .
+	@echo "building a program over Podman's library (once)"
+	@cd conformance/tools/podman && CGO_ENABLED=0 go build -trimpath -tags 'exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o $@ .
 
 # Debian's, without the server that would be started beside it.
 $(TOOLS)/promtool:
