@@ -69,6 +69,7 @@ func (c *pushClient) Do(req *http.Request) (*http.Response, error) {
 		if err != nil {
 			return nil, hide(err)
 		}
+		keepScheme(req, resp)
 		return resp, nil
 	}
 	var refused []*http.Response
@@ -92,5 +93,18 @@ func (c *pushClient) Do(req *http.Request) (*http.Response, error) {
 		if err := c.host.Authorizer.AddResponses(ctx, refused); err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrUnauthorized, c.host.Host, hide(err))
 		}
+	}
+}
+
+// keepScheme makes the Location of an answer one of the scheme that was asked by. A client for a registry on localhost tries
+// HTTPS and goes on by plain HTTP; oras-go does not see that, and refuses such a Location of the same host as a downgrade.
+func keepScheme(req *http.Request, resp *http.Response) {
+	if resp.Request == nil || resp.Request.URL.Scheme == req.URL.Scheme {
+		return
+	}
+	to, err := resp.Location()
+	if err == nil && to.Host == req.URL.Host && to.Scheme == resp.Request.URL.Scheme {
+		to.Scheme = req.URL.Scheme
+		resp.Header.Set("Location", to.String())
 	}
 }
