@@ -20,19 +20,28 @@ func Usage(err error) error { return UsageError{err} }
 // Usagef is fmt.Errorf for a UsageError.
 func Usagef(format string, args ...any) error { return UsageError{fmt.Errorf(format, args...)} }
 
-// Main runs a program until it ends or is told to by a signal, and exits: with 0, with 1 if it
-// failed, with 2 if it was called wrongly.
-func Main(name string, run func(ctx context.Context, args []string, stdout, stderr io.Writer) error) {
+// A Program is what main runs: its arguments come without the program's name.
+type Program func(ctx context.Context, args []string, stdout, stderr io.Writer) error
+
+// Main runs a program until it ends or is told to by a signal, and exits with what Code says.
+func Main(name string, run Program) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	if err == nil {
-		return
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
 	}
-	fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+	os.Exit(Code(err))
+}
+
+// Code returns a program's exit code: 0, or 1 if it failed, or 2 if it was called wrongly.
+func Code(err error) int {
 	var usage UsageError
-	if errors.As(err, &usage) {
-		os.Exit(2)
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &usage):
+		return 2
 	}
-	os.Exit(1)
+	return 1
 }
