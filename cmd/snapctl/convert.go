@@ -188,9 +188,17 @@ func (a *app) convert(ctx context.Context, from, to string, o convertOptions) (e
 	}
 	defer func() { c.work.close() }()
 	// The library that cuts the layers keeps its files where this says.
+	before, was := os.LookupEnv("TMPDIR")
 	if err := os.Setenv("TMPDIR", c.work.dir); err != nil {
 		return err
 	}
+	defer func() {
+		if was {
+			_ = os.Setenv("TMPDIR", before) // it was set so before
+		} else {
+			_ = os.Unsetenv("TMPDIR")
+		}
+	}()
 	c.layer.Dir = c.work.dir
 	if c.src, err = a.openTarget(ctx, from, o, false, c.work.dir); err != nil {
 		return err
