@@ -2,12 +2,12 @@ package cache
 
 import (
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
 
 	"github.com/remora-storage/remora/cache/inflate"
+	"github.com/remora-storage/remora/wire"
 )
 
 // Where a blob is one gzip stream, its units are decoded from points in the middle of it. They lie in a
@@ -50,12 +50,12 @@ func encodePoints(s *Spec, table uint32) []byte {
 		le.PutUint64(e, uint64(at.Plain))
 		le.PutUint64(e[8:], uint64(len(p)))
 		le.PutUint32(e[16:], uint32(len(at.Window)))
-		le.PutUint32(e[20:], crc32.Checksum(at.Window, castagnoli))
+		le.PutUint32(e[20:], wire.Sum(at.Window))
 		e[24], e[25] = at.Bits, at.Value
 		p = append(p, at.Window...)
 	}
 	end := pointsHeader + len(s.Points)*pointSize
-	le.PutUint32(p[28:], crc32.Update(crc32.Checksum(p[:28], castagnoli), castagnoli, p[pointsHeader:end]))
+	le.PutUint32(p[28:], wire.Sum(p[:28], p[pointsHeader:end]))
 	return p
 }
 
@@ -84,7 +84,7 @@ func (p *points) load(t *table) error {
 	}
 	h := p.head
 	if string(h[:8]) != pointsMagic || le.Uint32(h[8:]) != pointsVersion || int(le.Uint32(h[12:])) != t.nUnits || le.Uint32(h[24:]) != t.sum ||
-		crc32.Update(crc32.Checksum(h[:28], castagnoli), castagnoli, h[pointsHeader:]) != le.Uint32(h[28:]) {
+		wire.Sum(h[:28], h[pointsHeader:]) != le.Uint32(h[28:]) {
 		return fmt.Errorf("%w: points of another table, or with a wrong checksum", ErrCorrupt)
 	}
 	return nil
@@ -106,7 +106,7 @@ func (p *points) at(unit uint32, off int64) (pt inflate.Point, plain int, err er
 		if _, err := p.f.ReadAt(pt.Window, int64(le.Uint64(e[8:]))); err != nil {
 			return pt, 0, fmt.Errorf("%w: window of unit %d: %w", ErrCorrupt, unit, err)
 		}
-		if crc32.Checksum(pt.Window, castagnoli) != le.Uint32(e[20:]) {
+		if wire.Sum(pt.Window) != le.Uint32(e[20:]) {
 			return pt, 0, fmt.Errorf("%w: window of unit %d has another checksum", ErrCorrupt, unit)
 		}
 	}

@@ -2,10 +2,11 @@ package cache
 
 import (
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
+
+	"github.com/remora-storage/remora/wire"
 )
 
 // The presence record is a log: a header, then entries that say which extents came or went.
@@ -45,7 +46,7 @@ func entrySum(table, number uint32, body []byte) uint32 {
 	var p [8]byte
 	le.PutUint32(p[0:], table)
 	le.PutUint32(p[4:], number)
-	return crc32.Update(crc32.Checksum(p[:], castagnoli), castagnoli, body)
+	return wire.Sum(p[:], body)
 }
 
 // decodePresence applies a record's entries to set and returns how many are valid. It fails if

@@ -2,7 +2,6 @@ package cache
 
 import (
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -10,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"github.com/klauspost/compress/zstd"
+
+	"github.com/remora-storage/remora/wire"
 )
 
 // What a unit holds besides extents (the headers of the archive) is needed once more: to compute
@@ -138,7 +139,7 @@ func (f *File) keepRecord(unit, flag uint32, payload []byte) {
 	le.PutUint32(rec[0:], unit)
 	le.PutUint32(rec[4:], flag)
 	le.PutUint32(rec[8:], uint32(len(payload)))
-	rec = le.AppendUint32(rec, crc32.Update(crc32.Checksum(rec[:12], castagnoli), castagnoli, payload))
+	rec = le.AppendUint32(rec, wire.Sum(rec[:12], payload))
 	rec = append(rec, payload...)
 	if _, err := r.f.WriteAt(rec, r.size); err != nil {
 		return
@@ -187,7 +188,7 @@ func (f *File) scanResidueLocked(yield func(unit uint32, at residueAt)) {
 		if _, err := in.ReadAt(payload, r.size+residueHeader); err != nil {
 			return
 		}
-		if crc32.Update(crc32.Checksum(head[:12], castagnoli), castagnoli, payload) != le.Uint32(head[12:]) {
+		if wire.Sum(head[:12], payload) != le.Uint32(head[12:]) {
 			return
 		}
 		yield(unit, residueAt{off: r.size + residueHeader, n: int(n), flag: flag})

@@ -6,13 +6,14 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"os"
 	"runtime"
 	"slices"
 	"sort"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/wire"
 )
 
 // A Unit is a range of the blob that is decoded as a whole, in bytes.
@@ -61,10 +62,7 @@ const (
 	extentSize   = 56
 )
 
-var (
-	le         = binary.LittleEndian
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-)
+var le = binary.LittleEndian
 
 // table reads a mapped table.
 type table struct {
@@ -132,8 +130,8 @@ func encodeTable(s *Spec) ([]byte, error) {
 	le.PutUint64(p[24:], uint64(s.ImageSize))
 	le.PutUint64(p[32:], uint64(s.MetaSize))
 	le.PutUint64(p[40:], uint64(s.blobSize()))
-	le.PutUint32(p[48:], crc32.Checksum(p[headerSize:], castagnoli))
-	le.PutUint32(p[52:], crc32.Checksum(p[:52], castagnoli))
+	le.PutUint32(p[48:], wire.Sum(p[headerSize:]))
+	le.PutUint32(p[52:], wire.Sum(p[:52]))
 	return p, nil
 }
 
@@ -151,8 +149,8 @@ func decodeTable(p []byte) (*table, error) {
 		sum: le.Uint32(p[48:]),
 	}
 	want := headerSize + int64(t.nUnits)*unitSize + int64(t.nExtents)*(extentSize+8)
-	if crc32.Checksum(p[:52], castagnoli) != le.Uint32(p[52:]) || int64(len(p)) != want ||
-		crc32.Checksum(p[headerSize:], castagnoli) != t.sum {
+	if wire.Sum(p[:52]) != le.Uint32(p[52:]) || int64(len(p)) != want ||
+		wire.Sum(p[headerSize:]) != t.sum {
 		return nil, fmt.Errorf("%w: extent table with a wrong length or checksum", ErrCorrupt)
 	}
 	for i := range uint32(t.nExtents) {

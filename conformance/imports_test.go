@@ -11,18 +11,19 @@ const module = "github.com/remora-storage/remora/"
 
 // TestImports keeps the arrows between the rooms:
 //
-//	cmd → snapshotter, volume → fs → cache → blockdev, remote → durable
+//	cmd → snapshotter, volume → fs → cache → blockdev, remote → durable, wire
 func TestImports(t *testing.T) {
 	t.Parallel()
 	may := map[string][]string{
-		"cmd":         {"cmd", "snapshotter", "volume", "fs", "cache", "blockdev", "remote", "durable"},
-		"snapshotter": {"snapshotter", "fs", "cache", "blockdev", "remote", "durable"},
-		"volume":      {"volume", "fs", "cache", "blockdev", "remote", "durable"},
-		"fs":          {"fs", "cache", "blockdev", "remote", "durable"},
-		"cache":       {"cache", "blockdev", "remote", "durable"},
+		"cmd":         {"cmd", "snapshotter", "volume", "fs", "cache", "blockdev", "remote", "durable", "wire"},
+		"snapshotter": {"snapshotter", "fs", "cache", "blockdev", "remote", "durable", "wire"},
+		"volume":      {"volume", "fs", "cache", "blockdev", "remote", "durable", "wire"},
+		"fs":          {"fs", "cache", "blockdev", "remote", "durable", "wire"},
+		"cache":       {"cache", "blockdev", "remote", "durable", "wire"},
 		"blockdev":    {"blockdev", "durable"},
 		"remote":      {"remote", "durable"},
 		"durable":     {},
+		"wire":        {},
 		// The suites of contracts, and benchmarks: tests alone import it.
 		"conformance": {"conformance", "volume", "cache", "blockdev", "remote"},
 	}

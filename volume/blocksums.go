@@ -1,6 +1,10 @@
 package volume
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/remora-storage/remora/wire"
+)
 
 // blockSums remembers the checksums of the blocks of frames that were read and found whole, so that a part of one can be read,
 // and checked, without the rest of it. What was not asked for lately is forgotten.
@@ -51,7 +55,7 @@ func (s *blockSums) put(at framePlace, blocks []byte) {
 	}
 	var sums frameSums
 	for i := range len(blocks) / Block {
-		sums[i] = crcOf(blocks[i*Block:][:Block])
+		sums[i] = wire.Sum(blocks[i*Block:][:Block])
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

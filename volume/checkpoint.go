@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"slices"
+
+	"github.com/remora-storage/remora/wire"
 )
 
 // A checkpoint is a map that holds more of the log than the one before, stored but not named by the head yet.
@@ -78,7 +80,7 @@ func makeCheckpoint(ctx context.Context, nodes *mapNodes, old *mapRoot, oldRef *
 	if err != nil {
 		return nil, err
 	}
-	c.ref = NodeRef{Gen: m.id.gen, Random: m.id.random, Off: uint32(len(m.pack)), Len: uint32(len(p)), Sum: crcOf(p)}
+	c.ref = NodeRef{Gen: m.id.gen, Random: m.id.random, Off: uint32(len(m.pack)), Len: uint32(len(p)), Sum: wire.Sum(p)}
 	m.pack = append(m.pack, p...)
 	if err := m.flush(ctx, c.ref); err != nil {
 		return nil, err

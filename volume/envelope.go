@@ -5,7 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
+
+	"github.com/remora-storage/remora/wire"
 )
 
 // ErrCorrupt says that bytes are not what was written.
@@ -13,10 +14,6 @@ var ErrCorrupt = errors.New("corrupt")
 
 // ErrVersion says that something was written by a newer version of this program.
 var ErrVersion = errors.New("made by a newer remorad")
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-func crcOf(p []byte) uint32 { return crc32.Checksum(p, castagnoli) }
 
 // seal makes an object of the small, mutable kind: a line that says what it is, in which version, and the CRC32C of
 // the JSON that follows.
@@ -26,7 +23,7 @@ func seal(kind string, version int, v any) ([]byte, error) {
 		return nil, err
 	}
 	body = append(body, '\n')
-	return append(fmt.Appendf(nil, "remora-%s %d %08x\n", kind, version, crcOf(body)), body...), nil
+	return append(fmt.Appendf(nil, "remora-%s %d %08x\n", kind, version, wire.Sum(body)), body...), nil
 }
 
 // unseal reads what seal made.
@@ -44,7 +41,7 @@ func unseal(kind string, version int, p []byte, v any) error {
 	if gotVersion > version {
 		return fmt.Errorf("%s of format %d, this is %d: %w", kind, gotVersion, version, ErrVersion)
 	}
-	if crcOf(body) != sum {
+	if wire.Sum(body) != sum {
 		return fmt.Errorf("%s: %w: its checksum is wrong", kind, ErrCorrupt)
 	}
 	if err := json.Unmarshal(body, v); err != nil {

@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/wire"
 )
 
 const (
@@ -151,7 +152,7 @@ func (v *Volume) fetchPart(ctx context.Context, key string, ref SegmentRef, e ex
 		ok = v.opts.Cache.ReadAt(key, p, off)
 	}
 	for i := 0; ok && i < int(e.blocks); i++ {
-		ok = crcOf(p[i*Block:][:Block]) == sums[int(e.place.skip)+i]
+		ok = wire.Sum(p[i*Block:][:Block]) == sums[int(e.place.skip)+i]
 	}
 	return ok
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/wire"
 )
 
 // Bytes of the store and of the journal's disk may be anything. The decoders' checksums keep a fuzzer from what is behind
@@ -21,7 +22,7 @@ func FuzzHead(f *testing.F) {
 		if body {
 			head := []byte("remora-head 1 00000000\n")
 			const digits = "0123456789abcdef"
-			sum := crcOf(p)
+			sum := wire.Sum(p)
 			for i := range 8 {
 				head[14+i] = digits[sum>>(28-4*i)&15]
 			}
@@ -122,12 +123,12 @@ func FuzzJournal(f *testing.F) {
 			t.Fatal(err)
 		}
 		// A record whose header is right, but for what the fuzzer writes over it, with a checksum that is right.
-		b := &batch{at: super.start, first: 1, entries: []entry{{lba: 1, blocks: 1, data: make([]byte, Block), sum: crcOf(make([]byte, Block))}}, size: Block}
+		b := &batch{at: super.start, first: 1, entries: []entry{{lba: 1, blocks: 1, data: make([]byte, Block), sum: wire.Sum(make([]byte, Block))}}, size: Block}
 		j := newJournal(disk, super, super.start, super.start, 0, 1, 0)
 		b.record.buf = blockdev.AlignedBuffer(2 * Block)
 		j.encodeLocked(b)
 		copy(b.record.buf[min(int(at), Block):], p)
-		binary.LittleEndian.PutUint32(b.record.buf[4:], crcOf(b.record.buf[8:Block]))
+		binary.LittleEndian.PutUint32(b.record.buf[4:], wire.Sum(b.record.buf[8:Block]))
 		if _, err := disk.WriteAt(b.record.buf, journalRing); err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,8 @@ import (
 	"io"
 	"runtime"
 	"sync"
+
+	"github.com/remora-storage/remora/wire"
 )
 
 // A Disk is the file that a journal is in. Offsets, lengths and memory of requests are multiples of Block.
@@ -139,7 +141,7 @@ func (j *journal) append(ctx context.Context, r *appendReq) error {
 	r.ready = make(chan struct{})
 	for i := range r.entries {
 		e := &r.entries[i]
-		e.sum = crcOf(e.data)
+		e.sum = wire.Sum(e.data)
 		r.size += int64(len(e.data))
 	}
 	j.mu.Lock()
@@ -308,7 +310,7 @@ func (j *journal) encodeLocked(b *batch) {
 		pos += int64(copy(b.record.buf[pos-b.at.pos:], e.data))
 	}
 	clear(b.record.buf[len(p):Block])
-	binary.LittleEndian.PutUint32(b.record.buf[4:], crcOf(b.record.buf[8:Block]))
+	binary.LittleEndian.PutUint32(b.record.buf[4:], wire.Sum(b.record.buf[8:Block]))
 }
 
 // finish tells everybody about a record that is written, or has failed.

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/wire"
 )
 
 // read reads the blocks of an extent that lies in the journal, and checks them.
@@ -56,7 +57,7 @@ func (j *journal) readAll(all []wanted) error {
 		}
 		for _, w := range missing[:n] {
 			whole := p[w.place.off-from : w.placeEnd()-from]
-			if crcOf(whole) != w.place.crc {
+			if wire.Sum(whole) != w.place.crc {
 				return fmt.Errorf("journal at %d: %w: its checksum is wrong", w.place.off, ErrCorrupt)
 			}
 			copy(w.to, whole[int(w.place.skip)*Block:])

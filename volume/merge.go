@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+
+	"github.com/remora-storage/remora/wire"
 )
 
 // A merger makes the trees of a checkpoint from those of the one before and what has changed since. It reads each
@@ -50,7 +52,7 @@ func (m *merger) add(ctx context.Context, p []byte) (NodeRef, error) {
 	if len(m.pack) == 0 {
 		m.id = packID{m.gen, random32()}
 	}
-	ref := NodeRef{Gen: m.id.gen, Random: m.id.random, Off: uint32(len(m.pack)), Len: uint32(len(p)), Sum: crcOf(p)}
+	ref := NodeRef{Gen: m.id.gen, Random: m.id.random, Off: uint32(len(m.pack)), Len: uint32(len(p)), Sum: wire.Sum(p)}
 	m.pack = append(m.pack, p...)
 	return ref, nil
 }

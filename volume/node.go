@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+
+	"github.com/remora-storage/remora/wire"
 )
 
 // The map is two trees of immutable nodes: extents by block, and segments by number, with how many of their blocks
@@ -156,8 +158,8 @@ func decodeNode(p []byte) (*mapNode, error) {
 	}
 	n := &mapNode{kind: nodeKind(p[4]), level: int(p[5])}
 	count := int(min(binary.LittleEndian.Uint32(p[8:]), maxNode))
-	r := varints{p: p[nodeHeader:]}
-	if n.level > maxLevel || n.kind != extentNode && n.kind != segmentNode || count > len(r.p) {
+	r := wire.Read(p[nodeHeader:])
+	if n.level > maxLevel || n.kind != extentNode && n.kind != segmentNode || count > r.Len() {
 		return nil, bad("its header is impossible")
 	}
 	ok := true
@@ -169,23 +171,23 @@ func decodeNode(p []byte) (*mapNode, error) {
 	default:
 		ok = n.decodeSegments(&r, count)
 	}
-	if !ok || r.bad || len(r.p) != 0 {
+	if !ok || r.Bad() || r.Len() != 0 {
 		return nil, bad("an entry is impossible")
 	}
 	return n, nil
 }
 
-func (n *mapNode) decodeChildren(r *varints, count int) bool {
+func (n *mapNode) decodeChildren(r *wire.Reader, count int) bool {
 	var last child
 	n.children = make([]child, 0, count)
 	for i := range count {
-		d := r.next()
+		d := r.Next()
 		c := child{key: last.key + d}
-		c.ref.Gen = last.ref.Gen + uint64(r.signed())
-		c.ref.Random = r.uint32()
-		off, size := r.next(), r.next()
-		c.ref.Off, c.ref.Len, c.ref.Sum = uint32(off), uint32(size), r.uint32()
-		if c.key < last.key || i > 0 && d == 0 || off > math.MaxUint32 || size > maxNode || c.ref.check() != nil || r.bad {
+		c.ref.Gen = last.ref.Gen + uint64(r.Signed())
+		c.ref.Random = r.Uint32()
+		off, size := r.Next(), r.Next()
+		c.ref.Off, c.ref.Len, c.ref.Sum = uint32(off), uint32(size), r.Uint32()
+		if c.key < last.key || i > 0 && d == 0 || off > math.MaxUint32 || size > maxNode || c.ref.check() != nil || r.Bad() {
 			return false
 		}
 		n.children = append(n.children, c)
@@ -194,12 +196,12 @@ func (n *mapNode) decodeChildren(r *varints, count int) bool {
 	return count > 0
 }
 
-func (n *mapNode) decodeExtents(r *varints, count int) bool {
+func (n *mapNode) decodeExtents(r *wire.Reader, count int) bool {
 	var last extent
 	n.extents = make([]extent, 0, count)
 	for range count {
-		e := extent{lba: last.end() + r.next()}
-		v := r.next()
+		e := extent{lba: last.end() + r.Next()}
+		v := r.Next()
 		flags := v & (1<<extentFlags - 1)
 		v >>= extentFlags
 		if v == 0 || v > maxFrame || e.lba < last.end() || e.lba > MaxSize/Block {
@@ -208,7 +210,7 @@ func (n *mapNode) decodeExtents(r *varints, count int) bool {
 		e.blocks = uint32(v)
 		e.place.whole = e.blocks
 		if flags&extentPartial != 0 {
-			skip, whole := r.next(), r.next()
+			skip, whole := r.Next(), r.Next()
 			if whole > maxFrame || skip > whole || v > whole-skip {
 				return false
 			}
@@ -217,8 +219,8 @@ func (n *mapNode) decodeExtents(r *varints, count int) bool {
 		if flags&extentFollows != 0 {
 			e.place.seg, e.place.off = last.place.seg, last.place.off+frameSize(last.place.whole)
 		} else {
-			e.place.seg = last.place.seg + uint64(r.signed())
-			off := r.next()
+			e.place.seg = last.place.seg + uint64(r.Signed())
+			off := r.Next()
 			if off > maxSegment {
 				return false
 			}
@@ -226,9 +228,9 @@ func (n *mapNode) decodeExtents(r *varints, count int) bool {
 		}
 		e.seq = last.seq
 		if flags&extentSameSeq == 0 {
-			e.seq += uint64(r.signed())
+			e.seq += uint64(r.Signed())
 		}
-		if e.place.seg == 0 || e.place.off < segmentHeader || e.place.off > maxSegment || r.bad {
+		if e.place.seg == 0 || e.place.off < segmentHeader || e.place.off > maxSegment || r.Bad() {
 			return false
 		}
 		n.extents = append(n.extents, e)
@@ -237,16 +239,16 @@ func (n *mapNode) decodeExtents(r *varints, count int) bool {
 	return true
 }
 
-func (n *mapNode) decodeSegments(r *varints, count int) bool {
+func (n *mapNode) decodeSegments(r *wire.Reader, count int) bool {
 	var last SegmentRef
 	n.segments = make([]segmentUse, 0, count)
 	for range count {
-		d := r.next()
+		d := r.Next()
 		s := segmentUse{SegmentRef: SegmentRef{Seq: last.Seq + d}}
-		s.Epoch = last.Epoch + uint64(r.signed())
-		s.Random = r.uint32()
-		size, table, live := r.next(), r.next(), r.next()
-		if d == 0 || s.Seq < last.Seq || size > maxSegment || table > size || live > maxSegment/Block || r.bad {
+		s.Epoch = last.Epoch + uint64(r.Signed())
+		s.Random = r.Uint32()
+		size, table, live := r.Next(), r.Next(), r.Next()
+		if d == 0 || s.Seq < last.Seq || size > maxSegment || table > size || live > maxSegment/Block || r.Bad() {
 			return false
 		}
 		s.Size, s.Table, s.live = uint32(size), uint32(table), int64(live)
@@ -312,7 +314,7 @@ func appendPackFooter(p []byte, root NodeRef) []byte {
 	p = binary.LittleEndian.AppendUint32(p, root.Off)
 	p = binary.LittleEndian.AppendUint32(p, root.Len)
 	p = binary.LittleEndian.AppendUint32(p, root.Sum)
-	return binary.LittleEndian.AppendUint32(p, crcOf(p[at:]))
+	return binary.LittleEndian.AppendUint32(p, wire.Sum(p[at:]))
 }
 
 // decodePackFooter reads the end of a pack; a root's Len is 0 if there is none.
@@ -321,7 +323,7 @@ func decodePackFooter(p []byte, k packID) (root NodeRef, err error) {
 		return root, fmt.Errorf("end of a pack: %w", ErrCorrupt)
 	}
 	p = p[len(p)-packFooter:]
-	if string(p[:4]) != packMagic || crcOf(p[:16]) != binary.LittleEndian.Uint32(p[16:]) {
+	if string(p[:4]) != packMagic || wire.Sum(p[:16]) != binary.LittleEndian.Uint32(p[16:]) {
 		return root, fmt.Errorf("end of a pack: %w", ErrCorrupt)
 	}
 	return NodeRef{Gen: k.gen, Random: k.random, Off: binary.LittleEndian.Uint32(p[4:]), Len: binary.LittleEndian.Uint32(p[8:]), Sum: binary.LittleEndian.Uint32(p[12:])}, nil

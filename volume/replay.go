@@ -7,6 +7,7 @@ import (
 	"io"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/wire"
 )
 
 // replayed is what is known of a journal after its records were read.
@@ -90,7 +91,7 @@ func scanRecord(disk Disk, super *superblock, at cursor, buf []byte) (*batch, ui
 				e.data = data[off : off+int64(e.blocks)*Block]
 				off += int64(e.blocks) * Block
 			}
-			if crcOf(e.data) != e.sum {
+			if wire.Sum(e.data) != e.sum {
 				return nil, 0, nil
 			}
 		}
@@ -101,7 +102,7 @@ func scanRecord(disk Disk, super *superblock, at cursor, buf []byte) (*batch, ui
 
 // decodeRecordHeader reads the block that a record begins with.
 func decodeRecordHeader(p []byte, super *superblock) (b *batch, epoch, synced uint64, ok bool) {
-	if string(p[:4]) != recordMagic || crcOf(p[8:Block]) != binary.LittleEndian.Uint32(p[4:]) {
+	if string(p[:4]) != recordMagic || wire.Sum(p[8:Block]) != binary.LittleEndian.Uint32(p[4:]) {
 		return nil, 0, 0, false
 	}
 	if ID(p[8:24]) != super.vid || ID(p[24:40]) != super.id {

@@ -4,9 +4,9 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 
 	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/wire"
 )
 
 // A segment is immutable:
@@ -62,7 +62,7 @@ func newSegmentWriter(at logPosition, random uint32, p []byte) *segmentWriter {
 	}
 	p = binary.LittleEndian.AppendUint32(p, random)
 	p = append(p, make([]byte, segmentHeader-4-len(p))...)
-	p = binary.LittleEndian.AppendUint32(p, crcOf(p))
+	p = binary.LittleEndian.AppendUint32(p, wire.Sum(p))
 	return &segmentWriter{at: at, random: random, p: p}
 }
 
@@ -97,7 +97,7 @@ func frameSum(p []byte, id ID, seq uint64, off int64) uint32 {
 	copy(where[:], id[:])
 	binary.LittleEndian.PutUint64(where[16:], seq)
 	binary.LittleEndian.PutUint64(where[24:], uint64(off))
-	return crc32.Update(crc32.Update(crcOf(where[:]), castagnoli, p[:12]), castagnoli, p[frameHeader:])
+	return wire.Sum(where[:], p[:12], p[frameHeader:])
 }
 
 // openFrame checks a frame and returns its blocks.
@@ -144,7 +144,7 @@ func (w *segmentWriter) finish() ([]byte, SegmentRef, []extent) {
 	w.p = append(w.p, footerMagic...)
 	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(table))
 	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(end+segmentFooter))
-	w.p = binary.LittleEndian.AppendUint32(w.p, crcOf(w.p[end:]))
+	w.p = binary.LittleEndian.AppendUint32(w.p, wire.Sum(w.p[end:]))
 	ref := SegmentRef{Seq: w.at.seq, Epoch: w.at.epoch, Random: w.random, Size: uint32(len(w.p)), Table: uint32(table)}
 	return w.p, ref, w.extents
 }
@@ -153,7 +153,7 @@ func tableSum(header, body []byte, id ID, seq uint64) uint32 {
 	var where [24]byte
 	copy(where[:], id[:])
 	binary.LittleEndian.PutUint64(where[16:], seq)
-	return crc32.Update(crc32.Update(crcOf(where[:]), castagnoli, header[:20]), castagnoli, body)
+	return wire.Sum(where[:], header[:20], body)
 }
 
 // findTable completes a reference of which only the key, and the size of its object, are known.
@@ -198,12 +198,12 @@ func decodeTable(p []byte, id ID, ref SegmentRef, size int64) ([]extent, error) 
 	}
 	all := make([]extent, 0, count)
 	at, off := uint64(0), int64(segmentHeader)
-	r := varints{p: body}
+	r := wire.Read(body)
 	for range count {
-		e := extent{lba: at + r.next()}
-		kind := r.next()
+		e := extent{lba: at + r.Next()}
+		kind := r.Next()
 		e.blocks = uint32(min(kind>>2, 1<<32-1))
-		e.seq = write - r.next()
+		e.seq = write - r.Next()
 		switch kind & 3 {
 		case 0:
 			if e.blocks > maxFrame {
@@ -216,13 +216,13 @@ func decodeTable(p []byte, id ID, ref SegmentRef, size int64) ([]extent, error) 
 		default:
 			return nil, fmt.Errorf("table of segment %d: an extent of kind %d: %w", ref.Seq, kind&3, ErrVersion)
 		}
-		if r.bad || e.blocks == 0 || e.lba < at || e.lba > uint64(size/Block) || e.end() > uint64(size/Block) || off > int64(ref.Table) || e.seq > write {
+		if r.Bad() || e.blocks == 0 || e.lba < at || e.lba > uint64(size/Block) || e.end() > uint64(size/Block) || off > int64(ref.Table) || e.seq > write {
 			return nil, bad("an extent is impossible")
 		}
 		at = e.end()
 		all = append(all, e)
 	}
-	if len(r.p) != 0 {
+	if r.Len() != 0 {
 		return nil, bad("something follows")
 	}
 	return all, nil
@@ -231,7 +231,7 @@ func decodeTable(p []byte, id ID, ref SegmentRef, size int64) ([]extent, error) 
 // decodeSegmentHeader reads a segment's first bytes.
 func decodeSegmentHeader(p []byte) (logPosition, uint32, error) {
 	var at logPosition
-	if len(p) < segmentHeader || string(p[:4]) != segmentMagic || crcOf(p[:segmentHeader-4]) != binary.LittleEndian.Uint32(p[segmentHeader-4:]) {
+	if len(p) < segmentHeader || string(p[:4]) != segmentMagic || wire.Sum(p[:segmentHeader-4]) != binary.LittleEndian.Uint32(p[segmentHeader-4:]) {
 		return at, 0, fmt.Errorf("header of a segment: %w", ErrCorrupt)
 	}
 	if v := binary.LittleEndian.Uint32(p[4:]); v != headVersion {
@@ -251,39 +251,8 @@ func decodeSegmentFooter(p []byte) (table, size uint32, err error) {
 	}
 	p = p[len(p)-segmentFooter:]
 	table, size = binary.LittleEndian.Uint32(p[4:]), binary.LittleEndian.Uint32(p[8:])
-	if string(p[:4]) != footerMagic || crcOf(p[:12]) != binary.LittleEndian.Uint32(p[12:]) || table > size {
+	if string(p[:4]) != footerMagic || wire.Sum(p[:12]) != binary.LittleEndian.Uint32(p[12:]) || table > size {
 		return 0, 0, fmt.Errorf("footer of a segment: %w", ErrCorrupt)
 	}
 	return table, size, nil
-}
-
-// varints reads numbers, and remembers whether one was missing.
-type varints struct {
-	p   []byte
-	bad bool
-}
-
-func (r *varints) next() uint64 {
-	v, n := binary.Uvarint(r.p)
-	if n <= 0 {
-		r.bad, r.p = true, nil
-		return 0
-	}
-	r.p = r.p[n:]
-	return v
-}
-
-func (r *varints) signed() int64 {
-	v := r.next()
-	return int64(v>>1) ^ -int64(v&1)
-}
-
-func (r *varints) uint32() uint32 {
-	if len(r.p) < 4 {
-		r.bad, r.p = true, nil
-		return 0
-	}
-	v := binary.LittleEndian.Uint32(r.p)
-	r.p = r.p[4:]
-	return v
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/wire"
 )
 
 // superblock is what is written down of a journal beside its records.
@@ -22,7 +23,7 @@ func formatJournal(disk Disk, vid, id ID) error {
 		return fmt.Errorf("journal of %d bytes: at least %d", disk.Size(), minRing+journalRing)
 	}
 	// A first record of another journal must not follow from this one's start.
-	s := superblock{gen: 1, vid: vid, id: id, size: size, start: cursor{seq: 1, prev: crcOf(id[:])}}
+	s := superblock{gen: 1, vid: vid, id: id, size: size, start: cursor{seq: 1, prev: wire.Sum(id[:])}}
 	for i := range int64(2) {
 		s.gen = uint64(i) + 1
 		if _, err := disk.WriteAt(s.encode(), i*Block); err != nil {
@@ -43,14 +44,14 @@ func (s superblock) encode() []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(s.start.pos))
 	b = binary.LittleEndian.AppendUint64(b, s.start.seq)
 	b = binary.LittleEndian.AppendUint32(b, s.start.prev)
-	binary.LittleEndian.AppendUint32(b, crcOf(b))
+	binary.LittleEndian.AppendUint32(b, wire.Sum(b))
 	return p
 }
 
 const superSize = 4 + 4 + 8 + 16 + 16 + 8 + 8 + 8 + 4
 
 func decodeSuperblock(p []byte) (s superblock, err error) {
-	if len(p) < superSize+4 || string(p[:4]) != superMagic || crcOf(p[:superSize]) != binary.LittleEndian.Uint32(p[superSize:]) {
+	if len(p) < superSize+4 || string(p[:4]) != superMagic || wire.Sum(p[:superSize]) != binary.LittleEndian.Uint32(p[superSize:]) {
 		return s, fmt.Errorf("superblock of a journal: %w", ErrCorrupt)
 	}
 	if v := binary.LittleEndian.Uint32(p[4:]); v != headVersion {

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/wire"
 )
 
 // mapNodes loads map nodes and keeps those that were used lately.
@@ -75,7 +76,7 @@ func (c *mapNodes) bytes(ctx context.Context, ref NodeRef) (p []byte, err error)
 		}); err != nil {
 			return nil, err
 		}
-		if len(p) == int(ref.Len) && crcOf(p) == ref.Sum {
+		if len(p) == int(ref.Len) && wire.Sum(p) == ref.Sum {
 			return p, nil
 		}
 	}

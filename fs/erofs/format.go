@@ -2,12 +2,12 @@ package erofs
 
 import (
 	"encoding/binary"
-	"hash/crc32"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/wire"
 )
 
 // BlockSize is the image's block size in bytes, and the alignment of every file's data.
@@ -59,7 +59,7 @@ func superblock(inodes uint64, blocks uint32, uuid [16]byte) []byte {
 // superblock to the block's end, without the final inversion.
 func sumFirstBlock(block []byte) {
 	le.PutUint32(block[superOffset+4:], 0)
-	sum := ^crc32.Checksum(block[superOffset:BlockSize], crc32.MakeTable(crc32.Castagnoli))
+	sum := ^wire.Sum(block[superOffset:BlockSize])
 	le.PutUint32(block[superOffset+4:], sum)
 }
 

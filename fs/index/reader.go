@@ -15,6 +15,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/wire"
 )
 
 var le = binary.LittleEndian
@@ -146,23 +147,20 @@ func decodePoints(p []byte, h *Head) (points []inflate.Point, units []layout.Uni
 	}
 	points = make([]inflate.Point, h.Points)
 	lengths := make([]uint64, h.Points)
-	in := numbers{p: p}
+	in := wire.Read(p)
 	var plain, packed int64
 	for i := range points {
-		plain, packed = in.sum(plain), in.sum(packed)
-		bits, value := in.next(), in.next()
-		lengths[i] = in.next()
+		plain, packed = in.Add(plain), in.Add(packed)
+		bits, value := in.Next(), in.Next()
+		lengths[i] = in.Next()
 		if bits > 7 || value > 255 {
 			return nil, nil, bad
 		}
 		points[i] = inflate.Point{Plain: plain, Off: packed, Bits: uint8(bits), Value: uint8(value)}
 	}
-	for i := range points {
-		if lengths[i] > uint64(len(in.p)) {
-			return nil, nil, bad
-		}
-		if n := lengths[i]; n > 0 {
-			points[i].Window, in.p = inflate.Sparse(in.p[:n:n]), in.p[n:]
+	for i, n := range lengths {
+		if n > 0 {
+			points[i].Window = in.Bytes(n)
 		}
 	}
 	units = Units(points, h.Size)
@@ -175,59 +173,17 @@ func decodePoints(p []byte, h *Head) (points []inflate.Point, units []layout.Uni
 			return nil, nil, bad
 		}
 	}
-	if in.bad || len(in.p) > 0 {
+	if in.Bad() || in.Len() > 0 {
 		return nil, nil, bad
 	}
 	return points, units, nil
-}
-
-// numbers reads LEB128. After bad data it gives zeros.
-type numbers struct {
-	p   []byte
-	bad bool
-}
-
-func (r *numbers) next() uint64 {
-	v, n := binary.Uvarint(r.p)
-	if n <= 0 {
-		r.p, r.bad = nil, true
-		return 0
-	}
-	r.p = r.p[n:]
-	return v
-}
-
-// sum adds a number that must not be too large.
-func (r *numbers) sum(v int64) int64 {
-	d := r.next()
-	if d > uint64(math.MaxInt64-v) {
-		r.bad = true
-		return v
-	}
-	return v + int64(d)
-}
-
-func (r *numbers) signed() int64 {
-	v := r.next()
-	return int64(v>>1) ^ -int64(v&1)
-}
-
-func (r *numbers) text() string {
-	n := r.next()
-	if n > uint64(len(r.p)) {
-		r.p, r.bad = nil, true
-		return ""
-	}
-	s := string(r.p[:n])
-	r.p = r.p[n:]
-	return s
 }
 
 // reader turns columns into a tree.
 type reader struct {
 	h       *Head
 	b       *layout.Builder
-	cols    [columns]numbers
+	cols    [columns]wire.Reader
 	digests []byte
 	cuts    cuts
 	dict    []layout.Inode
@@ -239,17 +195,17 @@ type reader struct {
 }
 
 func (r *reader) read(tree []byte) error {
-	in := numbers{p: tree}
+	in := wire.Read(tree)
 	for i := range r.cols {
-		r.cols[i].p = []byte(in.text())
+		r.cols[i] = wire.Read(in.Bytes(in.Next()))
 	}
-	if in.bad || len(in.p) > 0 || len(r.cols[colKinds].p) != r.h.Entries {
+	if in.Bad() || in.Len() > 0 || r.cols[colKinds].Len() != r.h.Entries {
 		return fmt.Errorf("%w: columns", layout.ErrInvalid)
 	}
-	for i, kind := range r.cols[colKinds].p {
+	for i, kind := range r.cols[colKinds].Rest() {
 		e, err := r.entry(kind)
 		for _, c := range r.cols {
-			if c.bad {
+			if c.Bad() {
 				err = fmt.Errorf("%w: a column ends early", layout.ErrInvalid)
 			}
 		}
@@ -286,11 +242,11 @@ func (r *reader) place(e *Entry) error {
 
 func (r *reader) entry(kind byte) (*Entry, error) {
 	names := &r.cols[colNames]
-	same := names.next()
+	same := names.Next()
 	if same > uint64(len(r.name)) {
 		return nil, fmt.Errorf("%w: name with %d bytes of one of %d", layout.ErrInvalid, same, len(r.name))
 	}
-	e := &Entry{Name: r.name[:same] + names.text()}
+	e := &Entry{Name: r.name[:same] + names.Text()}
 	r.name = e.Name
 	if len(e.Name) > 1<<16 {
 		return nil, fmt.Errorf("%w: name of %d bytes", layout.ErrInvalid, len(e.Name))
@@ -298,11 +254,11 @@ func (r *reader) entry(kind byte) (*Entry, error) {
 	if err := r.attrs(&e.Inode); err != nil {
 		return nil, err
 	}
-	t := r.cols[colTimes].next()
+	t := r.cols[colTimes].Next()
 	r.sec += int64(t>>2) ^ -int64(t>>1&1)
 	e.Inode.MtimeSec = r.sec
 	if t&1 != 0 {
-		e.Inode.MtimeNsec = uint32(min(r.cols[colTimes].next(), math.MaxUint32))
+		e.Inode.MtimeNsec = uint32(min(r.cols[colTimes].Next(), math.MaxUint32))
 	}
 	r.since++
 	links := &r.cols[colLinks]
@@ -313,16 +269,16 @@ func (r *reader) entry(kind byte) (*Entry, error) {
 		e.Inode.Mode |= unix.S_IFDIR
 	case kindSymlink:
 		e.Inode.Mode |= unix.S_IFLNK
-		e.Inode.Target = links.text()
+		e.Inode.Target = links.Text()
 	case kindLink:
-		if e.Link = links.text(); e.Link == "" {
+		if e.Link = links.Text(); e.Link == "" {
 			return nil, fmt.Errorf("%w: hard link to nothing", layout.ErrInvalid)
 		}
 	case kindChar, kindBlock:
 		if e.Inode.Mode |= unix.S_IFCHR; kind == kindBlock {
 			e.Inode.Mode = e.Inode.Mode&^unix.S_IFMT | unix.S_IFBLK
 		}
-		e.Inode.Major, e.Inode.Minor = uint32(min(links.next(), math.MaxUint32)), uint32(min(links.next(), math.MaxUint32))
+		e.Inode.Major, e.Inode.Minor = uint32(min(links.Next(), math.MaxUint32)), uint32(min(links.Next(), math.MaxUint32))
 	case kindFifo:
 		e.Inode.Mode |= unix.S_IFIFO
 	default:
@@ -334,7 +290,7 @@ func (r *reader) entry(kind byte) (*Entry, error) {
 // file reads a regular file's size and where its data is.
 func (r *reader) file(e *Entry, sparse bool) error {
 	e.Inode.Mode |= unix.S_IFREG
-	size := r.cols[colSizes].next()
+	size := r.cols[colSizes].Next()
 	if size > math.MaxInt64 {
 		return fmt.Errorf("%w: file of %d bytes", layout.ErrInvalid, size)
 	}
@@ -342,14 +298,14 @@ func (r *reader) file(e *Entry, sparse bool) error {
 	switch {
 	case sparse:
 		in := &r.cols[colSparse]
-		n := in.next()
-		if n > uint64(len(in.p)) {
+		n := in.Next()
+		if n > uint64(in.Len()) {
 			return fmt.Errorf("%w: sparse file of %d parts", layout.ErrInvalid, n)
 		}
 		end := int64(0)
 		for range n {
-			p := Part{Off: in.sum(end)}
-			end = in.sum(p.Off)
+			p := Part{Off: in.Add(end)}
+			end = in.Add(p.Off)
 			p.Len = end - p.Off
 			e.Parts = append(e.Parts, p)
 		}
@@ -359,7 +315,7 @@ func (r *reader) file(e *Entry, sparse bool) error {
 	if err := checkParts(e.Inode.Size, e.Parts); err != nil || len(e.Parts) == 0 {
 		return err
 	}
-	blocks := r.cols[colPlaces].signed()
+	blocks := r.cols[colPlaces].Signed()
 	if blocks < -1<<40 || blocks > 1<<50 {
 		return fmt.Errorf("%w: data %d blocks further", layout.ErrInvalid, blocks)
 	}
@@ -377,19 +333,19 @@ func (r *reader) file(e *Entry, sparse bool) error {
 
 // attrs reads an entry's attributes, those that are new from the dictionary.
 func (r *reader) attrs(in *layout.Inode) error {
-	i := r.cols[colAttrs].next()
+	i := r.cols[colAttrs].Next()
 	if i > uint64(len(r.dict)) {
 		return fmt.Errorf("%w: attributes %d of %d", layout.ErrInvalid, i, len(r.dict))
 	}
 	if i == uint64(len(r.dict)) {
 		d := &r.cols[colDict]
-		mode, uid, gid, n := d.next(), d.next(), d.next(), d.next()
-		if mode > 0o7777 || uid > math.MaxUint32 || gid > math.MaxUint32 || n > uint64(len(d.p)) {
+		mode, uid, gid, n := d.Next(), d.Next(), d.Next(), d.Next()
+		if mode > 0o7777 || uid > math.MaxUint32 || gid > math.MaxUint32 || n > uint64(d.Len()) {
 			return fmt.Errorf("%w: mode %#o, owner %d:%d, %d attributes", layout.ErrInvalid, mode, uid, gid, n)
 		}
 		one := layout.Inode{Mode: uint32(mode), UID: uint32(uid), GID: uint32(gid)}
 		for range n {
-			one.Xattrs = append(one.Xattrs, layout.Xattr{Name: d.text(), Value: bytes.Clone([]byte(d.text()))})
+			one.Xattrs = append(one.Xattrs, layout.Xattr{Name: d.Text(), Value: bytes.Clone([]byte(d.Text()))})
 		}
 		r.dict = append(r.dict, one)
 	}
