@@ -113,12 +113,10 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 // update changes the head. apply is called with v.mu held when the store has it. Others may change a head that this
 // node owns, if they leave the owner alone: change is made anew over theirs.
 func (v *Volume) update(ctx context.Context, change func(*Head) error, apply func()) error {
-	select { // one change at a time: what is known of the head never goes back
-	case v.updating <- struct{}{}:
-		defer func() { <-v.updating }()
-	case <-ctx.Done():
+	if v.updating.Acquire(ctx, 1) != nil { // one change at a time: what is known of the head never goes back
 		return context.Cause(ctx)
 	}
+	defer v.updating.Release(1)
 	for {
 		v.mu.RLock()
 		old, version := v.head, v.version

@@ -137,10 +137,11 @@ func (e extent) isPart() bool { return e.place.whole-e.blocks >= partBlocks }
 // fetchPart reads a part of a frame that was read as a whole before, from where that is cheap, and reports whether it could and
 // the blocks are right. If not, p has nothing that is of use.
 func (v *Volume) fetchPart(ctx context.Context, key string, ref SegmentRef, e extent, p []byte) bool {
-	sums, ok := v.sums.get(placeOf(ref, e))
-	if !ok {
+	sums := v.sums.get(placeOf(ref, e))
+	if sums == nil {
 		return false
 	}
+	var ok bool
 	off := e.place.off + frameHeader + int64(e.place.skip)*Block
 	if v.opts.Near {
 		got, _, err := v.opts.Store.Get(ctx, key, off, int64(len(p)))

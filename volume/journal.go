@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/remora-storage/remora/wire"
 )
 
@@ -104,8 +106,8 @@ type journal struct {
 	// for as far as there is room.
 	lead int64
 
-	taking  chan struct{} // holds a token for the one writer that takes a batch
-	syncing chan struct{} // and for the one Sync
+	taking  *semaphore.Weighted // held by the one writer that takes a batch
+	syncing *semaphore.Weighted // and by the one Sync
 }
 
 // newJournal continues a journal behind its last record, end. No record before needed is needed any more; the superblock,
@@ -116,7 +118,7 @@ func newJournal(disk Disk, super superblock, needed, end cursor, write, epoch ui
 	mem, free := windowMemory(windowSize)
 	j := &journal{
 		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end, wanted: needed, synced: super.start.seq, needed: needed.pos,
-		taking: make(chan struct{}, 1), syncing: make(chan struct{}, 1),
+		taking: semaphore.NewWeighted(1), syncing: semaphore.NewWeighted(1),
 		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: window{mem: mem},
 	}
 	// Not before: whoever still reads has the journal.
@@ -215,12 +217,10 @@ func (j *journal) run(ctx context.Context) {
 
 // take waits for requests and room, and makes a record. It returns nil when ctx has ended or the journal failed.
 func (j *journal) take(ctx context.Context) *batch {
-	select {
-	case j.taking <- struct{}{}:
-	case <-ctx.Done():
+	if j.taking.Acquire(ctx, 1) != nil {
 		return nil
 	}
-	defer func() { <-j.taking }()
+	defer j.taking.Release(1)
 	for {
 		b, space := j.tryTake()
 		if b != nil {
@@ -369,8 +369,8 @@ func (j *journal) sync() error {
 	j.mu.Lock()
 	upTo := j.done.seq
 	j.mu.Unlock()
-	j.syncing <- struct{}{}
-	defer func() { <-j.syncing }()
+	_ = j.syncing.Acquire(context.Background(), 1) // it fails only when its context ends
+	defer j.syncing.Release(1)
 	j.mu.Lock()
 	if j.err != nil || j.synced >= upTo {
 		defer j.mu.Unlock()

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/remora-storage/remora/remote"
 )
 
@@ -54,7 +56,7 @@ type NodeOptions struct {
 type Node struct {
 	store remote.Store
 	opts  NodeOptions
-	turn  chan struct{} // holds a token for whoever acquires or releases
+	turn  *semaphore.Weighted // held by whoever acquires or releases
 
 	mu      sync.Mutex // guards the fields below
 	owns    int
@@ -79,7 +81,7 @@ func NewNode(store remote.Store, opts NodeOptions) *Node {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Node{store: store, opts: opts, turn: make(chan struct{}, 1), changed: make(chan struct{})}
+	return &Node{store: store, opts: opts, turn: semaphore.NewWeighted(1), changed: make(chan struct{})}
 }
 
 // owner is who owns what this node takes. The caller has acquired the lease.
@@ -108,12 +110,10 @@ func readNode(ctx context.Context, store remote.Store, id ID) (nodeState, string
 // Acquire makes sure that the node has its lease, and keeps it until Release was called as often. A node that lost its lease
 // gets another one, as another life, once it owns nothing any more.
 func (n *Node) Acquire(ctx context.Context) error {
-	select {
-	case n.turn <- struct{}{}:
-		defer func() { <-n.turn }()
-	case <-ctx.Done():
+	if n.turn.Acquire(ctx, 1) != nil {
 		return context.Cause(ctx)
 	}
+	defer n.turn.Release(1)
 	n.mu.Lock()
 	first := n.owns == 0
 	if first && n.err != nil {
@@ -342,8 +342,8 @@ func (n *Node) Margin() (time.Duration, bool) {
 
 // Release ends what one Acquire began. A node that owns nothing renews nothing.
 func (n *Node) Release() {
-	n.turn <- struct{}{}
-	defer func() { <-n.turn }()
+	_ = n.turn.Acquire(context.Background(), 1) // it fails only when its context ends
+	defer n.turn.Release(1)
 	n.mu.Lock()
 	n.owns--
 	last, stop := n.owns == 0, n.stop

@@ -1,11 +1,12 @@
 package volume
 
 import (
-	"container/list"
 	"context"
 	"fmt"
 	"sort"
 	"sync"
+
+	"github.com/golang/groupcache/lru"
 
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/wire"
@@ -19,19 +20,14 @@ type mapNodes struct {
 
 	mu     sync.Mutex // guards the fields below
 	budget int64      // bytes of memory
-	used   int64
-	held   map[NodeRef]*list.Element
-	order  list.List // of *heldNode, the latest first
-}
-
-type heldNode struct {
-	ref  NodeRef
-	n    *mapNode
-	size int64
+	used   int64      // of it, about
+	held   *lru.Cache // *mapNode by NodeRef
 }
 
 func newMapNodes(store remote.Store, id ID, budget int64, wait waiter) *mapNodes {
-	return &mapNodes{store: store, id: id, wait: wait, budget: budget, held: map[NodeRef]*list.Element{}}
+	c := &mapNodes{store: store, id: id, wait: wait, budget: budget, held: lru.New(0)} // put counts bytes, not nodes
+	c.held.OnEvicted = func(_ lru.Key, n any) { c.used -= n.(*mapNode).cost() }
+	return c
 }
 
 // cost is about what a node takes in memory.
@@ -42,27 +38,23 @@ func (n *mapNode) cost() int64 {
 func (c *mapNodes) get(ref NodeRef) *mapNode {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	el, ok := c.held[ref]
+	n, ok := c.held.Get(ref)
 	if !ok {
 		return nil
 	}
-	c.order.MoveToFront(el)
-	return el.Value.(*heldNode).n
+	return n.(*mapNode)
 }
 
 func (c *mapNodes) put(ref NodeRef, n *mapNode) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.held[ref]; ok {
+	if _, ok := c.held.Get(ref); ok {
 		return
 	}
-	h := &heldNode{ref, n, n.cost()}
-	c.held[ref] = c.order.PushFront(h)
-	c.used += h.size
-	for c.used > c.budget && c.order.Len() > 1 {
-		last := c.order.Remove(c.order.Back()).(*heldNode)
-		delete(c.held, last.ref)
-		c.used -= last.size
+	c.held.Add(ref, n)
+	c.used += n.cost()
+	for c.used > c.budget && c.held.Len() > 1 {
+		c.held.RemoveOldest()
 	}
 }
 

@@ -97,14 +97,12 @@ func (v *Volume) upload(ctx context.Context, g *generation, jobs []*segmentJob) 
 	errs := make([]error, len(jobs))
 	var started sync.WaitGroup
 	for i, job := range jobs {
-		select {
-		case v.uploads <- struct{}{}:
-		case <-ctx.Done():
+		if v.uploads.Acquire(ctx, 1) != nil {
 			errs[i] = context.Cause(ctx)
 			continue
 		}
 		started.Go(func() {
-			defer func() { <-v.uploads }()
+			defer v.uploads.Release(1)
 			refs[i], located[i], errs[i] = v.uploadSegment(ctx, job)
 		})
 	}

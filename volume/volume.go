@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/remora-storage/remora/remote"
 )
 
@@ -97,11 +99,11 @@ type Volume struct {
 	owned   *owned
 	log     *slog.Logger
 	wait    waiter
-	uploads chan struct{} // a token for each segment on its way
+	uploads *semaphore.Weighted // one for each segment on its way
 	streams streams
 	sums    *blockSums
-	// updating holds a token for whoever changes the head.
-	updating chan struct{}
+	// updating is held by whoever changes the head.
+	updating *semaphore.Weighted
 
 	reuse sync.RWMutex // held for reading while the journal is read by place; taken before mu
 
@@ -168,11 +170,11 @@ type Stats struct {
 func newVolume(h *Head, version string, lease Lease, opts Options) *Volume {
 	v := &Volume{
 		id: h.ID, class: h.Class, readOnly: h.Mode == ModeReadOnly, opts: opts, lease: lease, log: opts.Log.With("volume", h.Name),
-		uploads: make(chan struct{}, opts.Uploads),
+		uploads: semaphore.NewWeighted(int64(opts.Uploads)),
 		head:    h, version: version, root: &mapRoot{}, tail: &extents{}, tailSegs: map[uint64]SegmentRef{},
 		active:  &generation{after: h.Write, cut: h.Write},
 		written: h.Write, committed: h.Write, next: h.Segment + 1,
-		updating: make(chan struct{}, 1), progress: make(chan struct{}), kick: make(chan struct{}, 1), waiting: map[string]waitState{},
+		updating: semaphore.NewWeighted(1), progress: make(chan struct{}), kick: make(chan struct{}, 1), waiting: map[string]waitState{},
 	}
 	v.size.Store(h.Size)
 	v.wait = waiter{log: v.log, waits: v.setWaiting}
