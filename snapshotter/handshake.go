@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -139,21 +138,17 @@ func (s *Snapshotter) boundDigests() map[digest.Digest]bool {
 }
 
 // commitRemote makes a committed snapshot of a layer that is on its way.
-func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, labels map[string]string, src Source) (err error) {
+func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, labels map[string]string, src Source) error {
 	key := name + "-claim-" + uniqueSuffix()
 	b := &binding{saved: savedBinding{Version: bindingVersion, Name: name, Source: src}}
-	defer func() {
-		if err != nil && b.dir != "" {
-			err = errors.Join(err, os.RemoveAll(b.dir))
-		}
-	}()
-	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
 		snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent)
 		if err != nil {
 			return err
 		}
 		b.id, b.saved.Parents = snap.ID, snap.ParentIDs
 		b.dir = s.snapshotDir(snap.ID)
+		defer func() { err = removeUnlessMade(b.dir, err) }()
 		if err := os.MkdirAll(filepath.Join(b.dir, "fs"), 0o755); err != nil {
 			return err
 		}
@@ -163,13 +158,16 @@ func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, lab
 		if err := b.saved.write(b.dir); err != nil {
 			return err
 		}
-		_, err = storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels))
-		return err
+		if _, err = storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {
+			return err
+		}
+		s.addBinding(b) // before anybody can find the snapshot: its mounts wait for the layer
+		return nil
 	})
 	if err != nil {
+		s.dropBinding(b)
 		return err
 	}
-	s.addBinding(b)
 	s.log.Info("layer claimed", "key", name, "digest", src.Descriptor.Digest, "image", src.Image)
 	s.startAttempt(b)
 	return nil

@@ -199,17 +199,11 @@ func (s *Snapshotter) create(
 ) (_ []mount.Mount, err error) {
 	var snap storage.Snapshot
 	var info snapshots.Info
-	made := ""
-	defer func() {
-		if err != nil && made != "" {
-			err = errors.Join(err, os.RemoveAll(made))
-		}
-	}()
-	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
+	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
 		if snap, err = storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
 			return err
 		}
-		made = s.snapshotDir(snap.ID)
+		defer func() { err = removeUnlessMade(s.snapshotDir(snap.ID), err) }()
 		if _, info, _, err = storage.GetInfo(ctx, key); err != nil {
 			return err
 		}
@@ -226,6 +220,15 @@ func (s *Snapshotter) create(
 		}
 	}
 	return s.mounts(snap, info.Labels), nil
+}
+
+// removeUnlessMade removes the directory of a snapshot that err keeps from being made, and returns err. It is
+// called inside the transaction: after that, another snapshot may have the same id and directory.
+func removeUnlessMade(dir string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, os.RemoveAll(dir))
 }
 
 // makeDirs makes a snapshot's directories. As in containerd's overlay snapshotter the root
@@ -383,6 +386,15 @@ func (s *Snapshotter) addBinding(b *binding) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.bindings[b.id] = b
+}
+
+// dropBinding undoes addBinding.
+func (s *Snapshotter) dropBinding(b *binding) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.bindings[b.id] == b { // else another snapshot has the id now
+		delete(s.bindings, b.id)
+	}
 }
 
 func (s *Snapshotter) allBindings() []*binding {
