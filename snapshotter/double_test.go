@@ -1,0 +1,355 @@
+package snapshotter
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/mounts"
+	"github.com/remora-storage/remora/blockdev/probe"
+	"github.com/remora-storage/remora/cache"
+)
+
+// A double stands for the kernel: it is the Kernel and the Mounter of a Snapshotter. It has a table of
+// mounts, and what is read through one of them comes from where the kernel would ask. It stays when a
+// Snapshotter ends, as a kernel does.
+type double struct {
+	root    string
+	outlive bool // a holder keeps the exports
+
+	mu     sync.Mutex // guards the fields below
+	table  []mounted
+	others []elsewhere
+	found  probe.Results
+	kept   map[string]bool // what the holder has: "files", "trees"
+	marks  map[string]bool // image files that the kernel asks about
+	busy   map[string]bool // directories that are in use
+	fails  map[string]error
+	served int // devices that are exported
+}
+
+// mounted is an entry of the table of mounts.
+type mounted struct {
+	mounts.Mount
+	way blockdev.Backend // "" for what needs no process of ours
+	id  uint64
+	dev blockdev.Device // what the kernel asks; nil while nobody serves it
+}
+
+// elsewhere is a mount of another mount namespace.
+type elsewhere struct {
+	ns mounts.Namespace
+	mounts.Mount
+}
+
+// newDouble returns a kernel that can do everything.
+func newDouble(root string) *double {
+	works := probe.Result{OK: true, Reason: "works"}
+	all := map[blockdev.Backend]probe.Result{}
+	for _, way := range blockdev.Backends {
+		all[way] = works
+	}
+	return &double{
+		root: root, found: probe.Results{Ways: all, Direct: works, IDMapped: maps.Clone(all)},
+		kept: map[string]bool{}, marks: map[string]bool{}, busy: map[string]bool{}, fails: map[string]error{},
+	}
+}
+
+// fail has an operation fail from now on; nil ends that.
+func (k *double) fail(operation string, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.fails[operation] = err
+}
+
+// on returns what is mounted on a directory, the oldest first.
+func (k *double) on(dir string) (all []mounted) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range k.table {
+		if m.Dir == dir {
+			all = append(all, m)
+		}
+	}
+	return all
+}
+
+// mountOther adds a mount that is not a Snapshotter's doing.
+func (k *double) mountOther(m mounts.Mount) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.table = append(k.table, mounted{Mount: m})
+}
+
+// unmountOther takes one away.
+func (k *double) unmountOther(dir string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.table = slices.DeleteFunc(k.table, func(m mounted) bool { return m.Dir == dir })
+}
+
+// kill ends the process that serves the mounts. Without a holder, what they need is gone.
+func (k *double) kill() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for i := range k.table {
+		k.table[i].dev = nil
+	}
+	k.served = 0
+	if !k.outlive {
+		clear(k.kept)
+		clear(k.marks)
+	}
+}
+
+// The Kernel.
+
+func (k *double) Probe(_ string, pinned blockdev.Backend, safe bool) (Capabilities, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return choose(k.found, pinned, safe), k.fails["probe"]
+}
+
+func (k *double) TryUpper(string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.fails["upper"]
+}
+
+func (k *double) MountImage(path, dir string, loop bool) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fails["image"]; err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	source := path
+	if loop {
+		source = "/dev/loop" + filepath.Base(path)[:8]
+	}
+	k.table = append(k.table, mounted{Mount: mounts.Mount{Dir: dir, Type: "erofs", Source: source}, dev: direct{f}})
+	return nil
+}
+
+func (k *double) Unmount(dir string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fails["unmount"]; err != nil {
+		return err
+	}
+	k.dropLocked(dir)
+	return nil
+}
+
+func (k *double) UnmountUnused(dir string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.busy[dir] {
+		return unix.EBUSY
+	}
+	k.dropLocked(dir)
+	return nil
+}
+
+func (k *double) dropLocked(dir string) {
+	k.table = slices.DeleteFunc(k.table, func(m mounted) bool {
+		if m.Dir != dir {
+			return false
+		}
+		if d, ok := m.dev.(direct); ok {
+			d.f.Close()
+		}
+		return true
+	})
+}
+
+func (k *double) Own() (all []mounts.Mount, err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range k.table {
+		all = append(all, m.Mount)
+	}
+	return all, k.fails["own"]
+}
+
+func (k *double) Everywhere(use func(mounts.Namespace, mounts.Mount)) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range k.table {
+		use(mounts.Namespace{PID: "1", Own: true}, m.Mount)
+	}
+	for _, m := range k.others {
+		use(m.ns, m.Mount)
+	}
+	return k.fails["everywhere"]
+}
+
+// The Mounter.
+
+func (k *double) Outlive() bool { return k.outlive }
+
+func (k *double) mount(way blockdev.Backend, id uint64, f *cache.File, dir string) error {
+	return k.serve(way, id, f, f, dir)
+}
+
+func (k *double) serve(way blockdev.Backend, id uint64, f *cache.File, dev blockdev.Device, dir string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fails["mount"]; err != nil {
+		return err
+	}
+	m := mounts.Mount{Dir: dir, Type: "erofs", Source: filepath.Join(k.filesDir(), fmt.Sprint(id))}
+	switch way {
+	case blockdev.Precontent:
+		f.Pin()
+		m.Source, k.marks[f.ID()] = f.Path(), true
+	case blockdev.FuseTree:
+		m.Type, m.Source, k.kept["trees"] = "fuse.remora", "remora", true
+	case blockdev.FuseLoop:
+		m.Source, k.kept["files"] = "/dev/loop"+fmt.Sprint(id), true
+	default:
+		k.kept["files"] = true
+	}
+	k.table = append(k.table, mounted{m, way, id, dev})
+	k.served++
+	return nil
+}
+
+func (k *double) release(way blockdev.Backend, _ uint64, f *cache.File) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.served--
+	if way == blockdev.Precontent {
+		f.Unpin()
+	}
+}
+
+func (k *double) expose(id uint64, f *cache.File) (path string, end func(), err error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fails["expose"]; err != nil {
+		return "", nil, err
+	}
+	k.served++
+	return filepath.Join(k.filesDir(), fmt.Sprint(id)), func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.served--
+	}, nil
+}
+
+func (k *double) complete(f *cache.File) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if f.Complete() {
+		delete(k.marks, f.ID())
+	}
+	return k.fails["complete"]
+}
+
+func (k *double) forget(id string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.marks, id)
+	return k.fails["forget"]
+}
+
+func (k *double) adopted() (files, trees bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.kept["files"], k.kept["trees"]
+}
+
+func (k *double) filesDir() string { return filepath.Join(k.root, "fuse") }
+func (k *double) treesDir() string { return filepath.Join(k.root, "trees") }
+
+func (k *double) wayOf(m mounts.Mount) (blockdev.Backend, bool) {
+	switch {
+	case m.Type == "fuse.remora":
+		return blockdev.FuseTree, true
+	case m.Type != "erofs":
+		return "", false
+	case filepath.Dir(m.Source) == k.filesDir():
+		return blockdev.FuseFile, true
+	case strings.HasPrefix(m.Source, "/dev/loop"):
+		return blockdev.FuseLoop, true
+	}
+	return blockdev.Precontent, true
+}
+
+func (k *double) marked(id string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.marks[id]
+}
+
+func (k *double) unmark(f *cache.File) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.marks, f.ID())
+	return k.fails["unmark"]
+}
+
+func (k *double) adopt(way blockdev.Backend, id uint64, f *cache.File) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fails["adopt"]; err != nil {
+		return err
+	}
+	for i, m := range k.table {
+		if m.id == id && m.way == way {
+			k.table[i].dev = f
+		}
+	}
+	if way == blockdev.Precontent {
+		f.Pin()
+	}
+	k.served++
+	return nil
+}
+
+func (k *double) start() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.fails["start"]
+}
+
+func (k *double) leave() error {
+	k.kill()
+	return nil
+}
+
+func (k *double) end() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.kept)
+	clear(k.marks)
+	return k.fails["end"]
+}
+
+// direct is an image file that the kernel reads itself.
+type direct struct{ f *os.File }
+
+// Size is not asked for.
+func (d direct) Size() int64    { return 0 }
+func (d direct) BlockSize() int { return 1 }
+
+func (d direct) ReadAt(_ context.Context, p []byte, off int64) (int, error) {
+	n, err := d.f.ReadAt(p, off)
+	if err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
