@@ -1,4 +1,14 @@
-// Package durable changes files of the node's own so that a crash of the machine leaves the old or the new ones.
+// Package durable replaces files so that a power cut at any moment leaves the old content or the new one, whole. Every
+// replacement of a file in this project goes through it, and conformance/renames_test.go keeps that.
 //
-// Belongs here: replacing a small file, syncing a directory. Does not: what the files say, logs that grow.
+//	write DIR/.new-*  →  sync it  →  rename it to DIR/FILE  →  sync DIR
+//
+// A power cut or a kill may leave a .new-* behind. Sweep removes those that nobody writes.
+//
+// The libraries that do this stop halfway. continuity.AtomicWriteFile and google/renameio/v2 do not sync the directory, so a
+// replacement that they report may be undone by a power cut. continuity leaves its file behind after an error. Neither removes
+// what a crash leaves.
+//
+// Belongs here: replacing one file by bytes, by JSON or by what a caller writes; syncing directories; sweeping.
+// Does not: what the files say, objects with versions (remote), logs that grow (cache, volume).
 package durable
