@@ -13,6 +13,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/durable"
 )
 
 // A binding ties a committed snapshot to a remote layer. It lies beside the snapshot's
@@ -71,7 +72,7 @@ func (s savedBinding) write(dir string) error {
 	if err != nil {
 		return err
 	}
-	return replaceFile(filepath.Join(dir, bindingFile), p)
+	return durable.Replace(filepath.Join(dir, bindingFile), p, 0o600)
 }
 
 func readBinding(dir string) (savedBinding, error) {

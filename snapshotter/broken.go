@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/remora-storage/remora/durable"
 )
 
 // brokenFile keeps the broken snapshots over restarts: after the first, nothing else tells that a
@@ -30,7 +32,7 @@ func (s *Snapshotter) saveBrokenLocked() {
 	path := filepath.Join(s.root, brokenFile)
 	p, err := json.Marshal(s.broken)
 	if err == nil {
-		err = replaceFile(path, p)
+		err = durable.Replace(path, p, 0o600)
 	}
 	if err != nil {
 		s.log.Error("the next start will not name these containers", "broken", s.broken, "err", err)

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/durable"
 )
 
 const (
@@ -156,6 +158,10 @@ func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, lab
 			return err
 		}
 		if err := b.saved.write(b.dir); err != nil {
+			return err
+		}
+		// The directory is on stable storage before the database says that the snapshot exists.
+		if err := durable.SyncDir(s.snapshotsDir()); err != nil {
 			return err
 		}
 		if _, err = storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
@@ -66,7 +67,7 @@ func (x *indexes) put(layer digest.Digest, data []byte) error {
 	if err := os.MkdirAll(x.dir, 0o700); err != nil {
 		return err
 	}
-	if err := replaceFile(x.path(layer), data); err != nil {
+	if err := durable.Replace(x.path(layer), data, 0o600); err != nil {
 		return err
 	}
 	return x.pruneLocked()

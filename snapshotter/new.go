@@ -21,6 +21,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/blockdev/probe"
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/remote"
@@ -101,6 +102,9 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 		return nil, err
 	}
 	removeProbes(root)
+	for _, dir := range []string{s.profiles.dir, s.layers.indexes.dir} {
+		s.sweep(dir)
+	}
 	if s.caps, err = s.kernel.Probe(root, opts.Backend, s.exports.Outlive() && !opts.Pod); err != nil {
 		return nil, err
 	}
@@ -127,6 +131,13 @@ func removeProbes(root string) {
 	}
 	for _, dir := range left {
 		_ = os.RemoveAll(dir) // else the next start tries again
+	}
+}
+
+// sweep deletes what replacements of files that a power cut ended have left in a directory, which need not exist.
+func (s *Snapshotter) sweep(dir string) {
+	if err := durable.Sweep(dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Warn("files that were never finished stay", "dir", dir, "err", err)
 	}
 }
 
@@ -212,6 +223,7 @@ func (s *Snapshotter) restore(earlier earlierMounts) error {
 			s.log.Error("snapshot's record is damaged", "key", name, "err", err)
 			saved = savedBinding{Version: bindingVersion, Name: name, Quarantined: err.Error()}
 		}
+		s.sweep(dir)
 		s.bindings[id] = &binding{id: id, dir: dir, saved: saved}
 	}
 	// First what is mounted: the kernel is served again as soon as all of that is known.

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/profile"
 )
@@ -106,7 +107,7 @@ func (s *profiles) add(image digest.Digest, p *profile.Profile) (*profile.Profil
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := replaceFile(s.path(image), data); err != nil {
+	if err := durable.Replace(s.path(image), data, 0o600); err != nil {
 		return nil, err
 	}
 	all, err := s.list()

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/durable"
 )
 
 // Overlayfs cannot write to a directory that is itself on overlayfs. Where --root is on one (a
@@ -107,7 +108,7 @@ func makeScratch(path, root string) error {
 	if out, err := mkfs.CombinedOutput(); err != nil {
 		return fmt.Errorf("mkfs.ext4 %s: %w\n%s", making, err, out)
 	}
-	return os.Rename(making, path)
+	return durable.Rename(making, path)
 }
 
 // releaseScratch unmounts the scratch file system if nothing uses it. It is never detached while
