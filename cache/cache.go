@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/remora-storage/remora/durable"
 )
 
 // Options of a Cache. The zero value works.
@@ -259,6 +261,9 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := durable.Sweep(dir); err != nil {
+		return nil, err
+	}
 	img, err := c.openImage(id)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrCorrupt, err)
@@ -279,9 +284,7 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 		}
 	}
 	if err == nil && f.record.entries > uint32(t.nExtents)+minCompact {
-		if cerr := f.compact(); cerr != nil {
-			c.log.Warn("presence record stays long", "digest", id, "err", cerr)
-		}
+		err = f.compact()
 	}
 	if err == nil && t.codec == CodecWhole && f.nPresent < t.nExtents {
 		err = fmt.Errorf("%w: not all of it was recorded, and it cannot be fetched by parts", ErrCorrupt)

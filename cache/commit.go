@@ -59,11 +59,9 @@ func (f *File) firstCommit(runs []run) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{f.dir, f.c.dir} {
-		if err := syncPath(dir); err != nil {
-			r.close() // the next commit makes it again
-			return err
-		}
+	if err := syncPath(f.c.dir); err != nil {
+		r.close() // the next commit makes it again
+		return err
 	}
 	f.record = r
 	return nil

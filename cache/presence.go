@@ -1,11 +1,13 @@
 package cache
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 
+	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/wire"
 )
 
@@ -75,7 +77,7 @@ func decodePresence(p []byte, table, extents uint32, set func(run)) (entries uin
 
 // createPresence writes a record of runs. It returns when the record is on stable storage.
 func createPresence(path string, table uint32, runs []run) (*presence, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := durable.Create(path, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -83,14 +85,13 @@ func createPresence(path string, table uint32, runs []run) (*presence, error) {
 	copy(head, presenceMagic)
 	le.PutUint32(head[8:], presenceVersion)
 	le.PutUint32(head[12:], table)
-	p := &presence{f: f, table: table}
+	p := &presence{f: f.File, table: table}
 	_, err = f.WriteAt(p.encode(head, runs), 0)
 	if err == nil {
-		err = f.Sync()
+		err = f.Commit()
 	}
 	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("create %s: %w", path, err)
+		return nil, fmt.Errorf("create %s: %w", path, errors.Join(err, f.Close()))
 	}
 	p.entries = uint32(len(runs))
 	return p, nil
@@ -151,8 +152,8 @@ func (p *presence) append(runs []run) error {
 // minCompact is how many entries more than extents a record has before it is written anew.
 const minCompact = 1024
 
-// compact replaces the record by a shorter one that says the same. It is called before anybody
-// else has the file.
+// compact replaces the record by a shorter one that says the same. If there is no room for that, the long one stays. It is
+// called before anybody else has the file.
 func (f *File) compact() error {
 	path := filepath.Join(f.dir, presenceFile)
 	var runs []run
@@ -166,18 +167,24 @@ func (f *File) compact() error {
 			runs = append(runs, run{first: i, count: 1})
 		}
 	}
-	short, err := createPresence(path+".new", f.t.sum, runs)
-	if err != nil {
-		return err
+	short, err := createPresence(path, f.t.sum, runs)
+	if err != nil && f.record.isAt(path) {
+		f.c.log.Warn("presence record stays long", "digest", f.id, "err", err)
+		return nil
 	}
-	err = os.Rename(path+".new", path)
 	if err != nil {
-		short.close() // the long one stays
-		return err
+		return err // a power cut may bring the long one back, without what is appended to the short one
 	}
 	f.record.close() // nothing was written to it
 	f.record = short
-	return syncPath(f.dir)
+	return nil
+}
+
+// isAt reports whether the file at path is this record.
+func (p *presence) isAt(path string) bool {
+	there, err := os.Stat(path)
+	mine, merr := p.f.Stat()
+	return err == nil && merr == nil && os.SameFile(there, mine)
 }
 
 func (p *presence) close() error { return p.f.Close() }
