@@ -12,6 +12,8 @@ import (
 	"sync"
 
 	"oras.land/oras-go/v2/registry/remote/credentials"
+
+	"github.com/remora-storage/remora/durable"
 )
 
 // A Login is what an operator told us about one registry host, beyond configuration files.
@@ -84,11 +86,7 @@ func (l *Logins) Set(host string, login Login) (changed bool, err error) {
 	if err != nil {
 		return true, err
 	}
-	tmp := l.path + ".new"
-	if err := os.WriteFile(tmp, p, 0o600); err != nil {
-		return true, err
-	}
-	return true, os.Rename(tmp, l.path)
+	return true, durable.Replace(l.path, p, 0o600)
 }
 
 // dockerCredentials looks a host up in Docker's configuration file, asking its helpers.

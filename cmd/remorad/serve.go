@@ -28,6 +28,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/remote"
 	"github.com/remora-storage/remora/snapshotter"
 )
@@ -57,6 +58,9 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer lock.Close()
+	if err := durable.Sweep(f.root); err != nil {
+		return err
+	}
 	if f.root, err = filepath.EvalSymlinks(f.root); err != nil { // the kernel's lists of mounts have none
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/index"
 )
 
@@ -52,14 +53,14 @@ func (s *indexStore) put(note savedIndex, data []byte) error {
 	if err != nil {
 		return err
 	}
+	if err := durable.Sweep(s.dir); err != nil {
+		return err
+	}
 	for _, f := range []struct {
 		path string
 		data []byte
 	}{{s.path(note.Digest, savedIndexSuffix), data}, {s.path(note.Digest, savedNoteSuffix), doc}} {
-		if err := os.WriteFile(f.path+".new", f.data, 0o600); err != nil {
-			return err
-		}
-		if err := os.Rename(f.path+".new", f.path); err != nil {
+		if err := durable.Replace(f.path, f.data, 0o600); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"oras.land/oras-go/v2/errdef"
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
+	"github.com/remora-storage/remora/durable"
 )
 
 // storeTarget is an image in a content store: containerd's, or one that holds an archive's content.
@@ -229,24 +230,13 @@ func inArchive(ctx context.Context, store content.Provider, index ocispec.Descri
 
 // writeArchive writes a file that docker load and ctr images import read. It appears when it is whole.
 func writeArchive(ctx context.Context, store content.InfoReaderProvider, path, name string, desc ocispec.Descriptor) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(path), ".snapctl-")
+	f, err := durable.Create(path, 0o644)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
-	err = archive.Export(ctx, store, f, archive.WithManifest(desc, name), archive.WithAllPlatforms())
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if err := archive.Export(ctx, store, f, archive.WithManifest(desc, name), archive.WithAllPlatforms()); err != nil {
 		return err
 	}
-	if err := os.Chmod(f.Name(), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return f.Commit()
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/durable"
 )
 
 // work is where a conversion keeps its files, and what earlier ones have made of which layers.
@@ -79,6 +81,7 @@ func (w *work) sweep() {
 			f.Close()
 		}
 	}
+	_ = durable.Sweep(filepath.Join(w.root, "layers"))
 	layers, _ := filepath.Glob(filepath.Join(w.root, "layers", "*"))
 	for _, path := range layers {
 		if st, err := os.Stat(path); err == nil && time.Since(st.ModTime()) > knownFor {
@@ -138,8 +141,5 @@ func (w *work) remember(key string, r *layerResult, place string) {
 	if err != nil {
 		return
 	}
-	tmp := w.path(key) + "." + filepath.Base(w.dir)
-	if os.WriteFile(tmp, p, 0o600) != nil || os.Rename(tmp, w.path(key)) != nil {
-		_ = os.Remove(tmp)
-	}
+	_ = durable.Replace(w.path(key), p, 0o600)
 }

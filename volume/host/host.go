@@ -117,6 +117,9 @@ func Open(opts Options) (*Host, error) {
 	}
 	h := &Host{opts: opts, life: volume.NewID(), latencies: newLatencies(), stores: map[string]*store{}, open: map[volume.ID]*opened{}}
 	var err error
+	if err := durable.Sweep(opts.Root); err != nil {
+		return nil, err
+	}
 	if h.journals, err = volume.NewJournalDir(filepath.Join(opts.Root, "journals"), opts.Journal); err != nil {
 		return nil, err
 	}
