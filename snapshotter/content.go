@@ -17,7 +17,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // A Content is the part of containerd's content store that we read. The namespace is in the
@@ -169,8 +169,8 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 // fetched the manifest. containerd records that place without the registry's port, so a
 // reference, if it is of the same host and path, supplies the port; otherwise the port is that of
 // the one registry on this host which the operator configured, or the default.
-func (c *ContentImages) chooseRepository(labels map[string]string, ref string) (remote.Repository, error) {
-	var all []remote.Repository
+func (c *ContentImages) chooseRepository(labels map[string]string, ref string) (registry.Repository, error) {
+	var all []registry.Repository
 	for k, v := range labels {
 		host, ok := strings.CutPrefix(k, sourceLabelPrefix)
 		if !ok {
@@ -178,27 +178,27 @@ func (c *ContentImages) chooseRepository(labels map[string]string, ref string) (
 		}
 		for path := range strings.SplitSeq(v, ",") {
 			if path != "" {
-				all = append(all, remote.Repository{Host: host, Path: path})
+				all = append(all, registry.Repository{Host: host, Path: path})
 			}
 		}
 	}
 	if ref != "" {
-		if want, err := remote.ParseRepository(ref); err == nil &&
-			slices.Contains(all, remote.Repository{Host: want.Hostname(), Path: want.Path}) {
+		if want, err := registry.ParseRepository(ref); err == nil &&
+			slices.Contains(all, registry.Repository{Host: want.Hostname(), Path: want.Path}) {
 			return want, nil
 		}
 	}
 	switch len(all) {
 	case 0:
-		return remote.Repository{}, notLazy("containerd did not record where the manifest came from")
+		return registry.Repository{}, notLazy("containerd did not record where the manifest came from")
 	case 1:
 		return c.withConfiguredPort(all[0])
 	}
-	slices.SortFunc(all, func(a, b remote.Repository) int { return cmp.Compare(a.String(), b.String()) })
-	return remote.Repository{}, notLazy("it may come from %s or %s, and no label says which", all[0], all[1])
+	slices.SortFunc(all, func(a, b registry.Repository) int { return cmp.Compare(a.String(), b.String()) })
+	return registry.Repository{}, notLazy("it may come from %s or %s, and no label says which", all[0], all[1])
 }
 
-func (c *ContentImages) withConfiguredPort(r remote.Repository) (remote.Repository, error) {
+func (c *ContentImages) withConfiguredPort(r registry.Repository) (registry.Repository, error) {
 	if c.configured == nil {
 		return r, nil
 	}

@@ -8,24 +8,24 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // An Image is what containerd's content store says of an image, and where it came from.
 type Image struct {
 	Ref    string             // for people; "" if unknown
 	Target ocispec.Descriptor // of the manifest
-	Repo   remote.Repository
+	Repo   registry.Repository
 	Layers []Source // lowest first
 }
 
 // A Source is where one layer's bytes are. It is kept with the snapshot.
 type Source struct {
-	Image      string             `json:"image"`
-	Repo       remote.Repository  `json:"repository"`
-	Descriptor ocispec.Descriptor `json:"descriptor"`
-	DiffID     digest.Digest      `json:"diff_id,omitempty"`
-	Namespace  string             `json:"namespace,omitempty"` // of containerd, that of the first request
+	Image      string              `json:"image"`
+	Repo       registry.Repository `json:"repository"`
+	Descriptor ocispec.Descriptor  `json:"descriptor"`
+	DiffID     digest.Digest       `json:"diff_id,omitempty"`
+	Namespace  string              `json:"namespace,omitempty"` // of containerd, that of the first request
 }
 
 // A Query asks for the image that a layer belongs to. Empty fields are unknown.

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/fs/format/estargz"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 func TestWhichLayersAreLazy(t *testing.T) {
@@ -37,7 +37,7 @@ func TestWhichLayersAreLazy(t *testing.T) {
 		"foreign": {gzip, map[string]string{estargz.TOCDigest: toc}, []string{"https://elsewhere.test/"}, Trust{}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := Source{Repo: remote.Repository{Host: "reg.test", Path: "app"}, Descriptor: ocispec.Descriptor{
+			s := Source{Repo: registry.Repository{Host: "reg.test", Path: "app"}, Descriptor: ocispec.Descriptor{
 				MediaType: c.mediaType, Digest: digest.FromString("x"), Size: 100, Annotations: c.annotations, URLs: c.urls,
 			}}
 			_, err := c.trust.indexOf(&s)

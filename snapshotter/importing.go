@@ -14,7 +14,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // ImportMode says when a layer is read whole.
@@ -39,7 +39,7 @@ type Blobs interface {
 	// Blob opens a blob, or fails.
 	Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error)
 	// KeepBlob adds a layer's blob.
-	KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo remote.Repository, diffID digest.Digest, r io.Reader) error
+	KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, r io.Reader) error
 }
 
 const (

@@ -18,7 +18,7 @@ import (
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // A promise is what a manifest says of how a layer can be read.
@@ -148,7 +148,7 @@ func openIndex(ctx context.Context, blob *countedBlob, p promise, desc ocispec.D
 
 // refusal marks the errors for which a layer takes the ordinary path.
 func refusal(err error) error {
-	if errors.Is(err, layout.ErrInvalid) || errors.Is(err, remote.ErrRange) || errors.Is(err, remote.ErrNotFound) {
+	if errors.Is(err, layout.ErrInvalid) || errors.Is(err, registry.ErrRange) || errors.Is(err, registry.ErrNotFound) {
 		return notLazy("%w", err)
 	}
 	return err

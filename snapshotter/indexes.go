@@ -18,7 +18,7 @@ import (
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // IndexPolicy is what holds for a repository's published indexes.
@@ -147,7 +147,7 @@ func (x *indexes) made(ctx context.Context, layer digest.Digest) ([]byte, error)
 // expectIndexes has the published indexes of an image asked for, if they are trusted and a layer needs
 // one.
 func (l *layers) expectIndexes(img Image) {
-	registry, ok := l.registry.(Artifacts)
+	reg, ok := l.registry.(Artifacts)
 	if !ok || !l.indexOf(img.Repo).Trust || img.Target.Digest == "" {
 		return
 	}
@@ -179,16 +179,16 @@ func (l *layers) expectIndexes(img Image) {
 		ctx, cancel := context.WithTimeout(l.life, indexAskFor)
 		defer cancel()
 		began := time.Now()
-		layers, n, err := askIndexes(ctx, registry, img)
+		layers, n, err := askIndexes(ctx, reg, img)
 		l.tracer.end(began, Span{Kind: "index", What: "published", Len: n, Err: err})
-		if p.layers = layers; err != nil && !errors.Is(err, remote.ErrNotFound) && ctx.Err() == nil {
+		if p.layers = layers; err != nil && !errors.Is(err, registry.ErrNotFound) && ctx.Err() == nil {
 			l.log.Warn("published index ignored", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
 		}
 	})
 }
 
-func askIndexes(ctx context.Context, registry Artifacts, img Image) (map[digest.Digest][]byte, int64, error) {
-	data, err := registry.Artifact(ctx, img.Repo, img.Target.Digest, index.Artifact)
+func askIndexes(ctx context.Context, reg Artifacts, img Image) (map[digest.Digest][]byte, int64, error) {
+	data, err := reg.Artifact(ctx, img.Repo, img.Target.Digest, index.Artifact)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -298,7 +298,7 @@ func (l *layers) byIndex(s *Source, data []byte) (*madeIndex, error) {
 // publishIndexes publishes the indexes that were made here of an image's layers, if that is wanted. That it
 // fails is no error.
 func (s *Snapshotter) publishIndexes(img Image) {
-	registry, ok := s.layers.registry.(Artifacts)
+	reg, ok := s.layers.registry.(Artifacts)
 	if !ok || !s.layers.indexOf(img.Repo).Publish || img.Target.Digest == "" {
 		return
 	}
@@ -317,10 +317,10 @@ func (s *Snapshotter) publishIndexes(img Image) {
 	if len(all) == 0 {
 		return
 	}
-	if there, _, err := askIndexes(ctx, registry, img); err == nil && len(there) >= len(all) {
+	if there, _, err := askIndexes(ctx, reg, img); err == nil && len(there) >= len(all) {
 		return // another node was faster
 	}
-	done, err := registry.PushArtifact(ctx, img.Repo, img.Target, index.Artifact, index.Join(all))
+	done, err := reg.PushArtifact(ctx, img.Repo, img.Target, index.Artifact, index.Join(all))
 	if err != nil {
 		s.log.Warn("index not published", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
 		return

@@ -20,12 +20,12 @@ import (
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // A Registry gives access to blobs by range.
 type Registry interface {
-	Blob(repo remote.Repository, dgst digest.Digest, size int64) *remote.Blob
+	Blob(repo registry.Repository, dgst digest.Digest, size int64) *registry.Blob
 }
 
 const (
@@ -48,7 +48,7 @@ type layers struct {
 	cache    *cache.Cache
 	trust    Trust
 	limits   layout.Limits
-	policyOf func(remote.Repository) cache.Policy
+	policyOf func(registry.Repository) cache.Policy
 	log      *slog.Logger
 	tracer   tracer
 	aheads   aheads
@@ -67,11 +67,11 @@ type layers struct {
 	slots   chan struct{} // bounds how many indexes are read at once, and with that memory
 	imports chan struct{} // and how many layers are imported
 	// importOf says how a repository's layers are imported.
-	importOf func(remote.Repository) ImportPolicy
+	importOf func(registry.Repository) ImportPolicy
 	blobs    Blobs // containerd's content store; may be nil
 	indexes  *indexes
 	// indexOf says what becomes of the indexes of a repository's layers.
-	indexOf func(remote.Repository) IndexPolicy
+	indexOf func(registry.Repository) IndexPolicy
 
 	mu       sync.Mutex // guards the fields below; taken after Snapshotter.mu
 	openings map[digest.Digest]*opening
@@ -357,7 +357,7 @@ func (l *layers) setPolicy(f *cache.File, s *Source) {
 
 // layerBlob is a layer's blob as the cache wants it.
 type layerBlob struct {
-	*remote.Blob
+	*registry.Blob
 	place string
 }
 
@@ -370,7 +370,7 @@ func (l *layers) blob(s *Source) layerBlob {
 
 // countedBlob is a layer's blob as the front end wants it.
 type countedBlob struct {
-	*remote.Blob
+	*registry.Blob
 	n int64
 }
 

@@ -24,7 +24,7 @@ import (
 	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 const databaseFile = "metadata.db"
@@ -43,7 +43,7 @@ func Lock(root string) (*os.File, error) {
 
 // New opens the snapshotter in root, which the caller has locked, and mounts again what was
 // mounted before. Close must be called.
-func New(root string, c *cache.Cache, registry Registry, images Images, opts Options) (_ *Snapshotter, err error) {
+func New(root string, c *cache.Cache, reg Registry, images Images, opts Options) (_ *Snapshotter, err error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -56,10 +56,10 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 		opts.Kernel = machine{opts.Log}
 	}
 	if opts.ImportOf == nil {
-		opts.ImportOf = func(remote.Repository) ImportPolicy { return ImportPolicy{} }
+		opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{} }
 	}
 	if opts.IndexOf == nil {
-		opts.IndexOf = func(remote.Repository) IndexPolicy { return IndexPolicy{} }
+		opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{} }
 	}
 	if opts.ImportWait == 0 {
 		opts.ImportWait = importWait
@@ -72,7 +72,7 @@ func New(root string, c *cache.Cache, registry Registry, images Images, opts Opt
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
-		registry: registry, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
+		registry: reg, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
 		built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed,
 		indexes: &indexes{
 			dir:       filepath.Join(root, "indexes"),

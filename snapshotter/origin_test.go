@@ -18,7 +18,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	registry "github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // An origin is a registry in this process: the parts of the distribution API by which images are pulled
@@ -64,7 +64,7 @@ func (o *origin) client(t testing.TB) *registry.Registry {
 	if _, err := logins.Set(o.host(), registry.Login{PlainHTTP: true}); err != nil {
 		t.Fatal(err)
 	}
-	return registry.NewRegistry(registry.Options{
+	return registry.New(registry.Options{
 		Logins: &logins, Retry: registry.Retry{Attempts: 2, First: time.Millisecond}, Log: logOf(t),
 	})
 }

@@ -12,15 +12,15 @@ import (
 	"github.com/containerd/containerd/v2/pkg/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // Manifests are what images are made of. A Registry may offer them.
 type Manifests interface {
 	// Manifest returns a manifest or an index, that a tag or a digest names, with its descriptor.
-	Manifest(ctx context.Context, repo remote.Repository, reference string) (ocispec.Descriptor, []byte, error)
+	Manifest(ctx context.Context, repo registry.Repository, reference string) (ocispec.Descriptor, []byte, error)
 	// Warm opens connections that are soon to be needed.
-	Warm(ctx context.Context, registry string, connections int)
+	Warm(ctx context.Context, reg string, connections int)
 }
 
 // A Document is a manifest, an index or a configuration.
@@ -43,7 +43,7 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 	if err != nil {
 		return nil, err
 	}
-	repo, err := remote.ParseRepository(ref)
+	repo, err := registry.ParseRepository(ref)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 		if images.IsManifestType(desc.MediaType) {
 			break
 		}
-		one, err := remote.ForThisPlatform(doc)
+		one, err := registry.ForThisPlatform(doc)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", ref, err)
 		}

@@ -23,7 +23,7 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/layout"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // Options of a Snapshotter. The zero value works.
@@ -33,16 +33,16 @@ type Options struct {
 	// Backend is the only way to mount incomplete layers; "" for the best. BackendOf says so
 	// for single repositories; nil for none.
 	Backend   blockdev.Backend
-	BackendOf func(remote.Repository) blockdev.Backend
+	BackendOf func(registry.Repository) blockdev.Backend
 	// PolicyOf says what becomes of reads while a repository does not answer; nil takes the
 	// cache's own policy for all.
-	PolicyOf func(remote.Repository) cache.Policy
+	PolicyOf func(registry.Repository) cache.Policy
 	// ImportOf says how a repository's layers are imported; nil takes the zero policy for all.
-	ImportOf func(remote.Repository) ImportPolicy
+	ImportOf func(registry.Repository) ImportPolicy
 	// ImportWait bounds how long a Prepare waits for a layer that is imported; 0 for the default.
 	ImportWait time.Duration
 	// IndexOf says what becomes of the indexes of a repository's layers; nil takes the zero policy for all.
-	IndexOf func(remote.Repository) IndexPolicy
+	IndexOf func(registry.Repository) IndexPolicy
 	// Blobs are those in containerd's content store; nil for none.
 	Blobs Blobs
 	// Learn has the first starts of an image recorded and merged into its profile.

@@ -15,7 +15,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/profile"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // A start is the first start of an image: from the moment its layers become known, what its program
@@ -278,7 +278,7 @@ func (st *start) findProfile(ctx context.Context) (p *profile.Profile, from stri
 				return p, "registry"
 			}
 		}
-		if !errors.Is(err, remote.ErrNotFound) && ctx.Err() == nil {
+		if !errors.Is(err, registry.ErrNotFound) && ctx.Err() == nil {
 			st.s.log.Warn("profile ignored", "image", st.img.Ref, "manifest", st.img.Target.Digest, "err", err)
 		}
 	}
@@ -291,10 +291,10 @@ func (st *start) findProfile(ctx context.Context) (p *profile.Profile, from stri
 // Artifacts are what is published beside an image. A Registry may offer them.
 type Artifacts interface {
 	// Artifact returns the content of the newest artifact of a kind that refers to an image. An
-	// error that wraps remote.ErrNotFound says that there is none.
-	Artifact(ctx context.Context, repo remote.Repository, image digest.Digest, kind remote.ArtifactKind) ([]byte, error)
+	// error that wraps registry.ErrNotFound says that there is none.
+	Artifact(ctx context.Context, repo registry.Repository, image digest.Digest, kind registry.ArtifactKind) ([]byte, error)
 	// PushArtifact publishes one.
-	PushArtifact(ctx context.Context, repo remote.Repository, image ocispec.Descriptor, kind remote.ArtifactKind, content []byte) (remote.Published, error)
+	PushArtifact(ctx context.Context, repo registry.Repository, image ocispec.Descriptor, kind registry.ArtifactKind, content []byte) (registry.Published, error)
 }
 
 // run prefetches until everything on the list is here and no layer is missing any more.

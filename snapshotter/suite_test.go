@@ -12,7 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
 )
 
@@ -37,7 +37,7 @@ func open(t testing.TB, root string, images snapshotter.Images) (*snapshotter.Sn
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := snapshotter.New(root, c, remote.NewRegistry(remote.Options{}), images, snapshotter.Options{})
+	s, err := snapshotter.New(root, c, registry.New(registry.Options{}), images, snapshotter.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // What Events tell of.
@@ -35,28 +35,28 @@ const eventVersion = 1
 func eventPrefix(vid ID) string { return "audit/" + vid.String() + "/" }
 
 // Store keeps an event.
-func (e Event) Store(ctx context.Context, store remote.Store) error {
+func (e Event) Store(ctx context.Context, st store.Store) error {
 	p, err := seal("event", eventVersion, e)
 	if err != nil {
 		return err
 	}
 	id := NewID()
-	_, err = store.Put(ctx, fmt.Sprintf("%s%016x-%s", eventPrefix(e.Volume), e.Time.UnixMilli(), hex.EncodeToString(id[:4])), p)
+	_, err = st.Put(ctx, fmt.Sprintf("%s%016x-%s", eventPrefix(e.Volume), e.Time.UnixMilli(), hex.EncodeToString(id[:4])), p)
 	return err
 }
 
 // Events returns what was done to a volume, oldest first.
-func Events(ctx context.Context, store remote.Store, vid ID) (all []Event, err error) {
+func Events(ctx context.Context, st store.Store, vid ID) (all []Event, err error) {
 	var keys []string
-	if err := store.List(ctx, eventPrefix(vid), func(o remote.Object) bool {
+	if err := st.List(ctx, eventPrefix(vid), func(o store.Object) bool {
 		keys = append(keys, o.Key)
 		return true
 	}); err != nil {
 		return nil, err
 	}
 	for _, key := range keys {
-		p, _, err := store.Get(ctx, key, 0, -1)
-		if errors.Is(err, remote.ErrNoObject) {
+		p, _, err := st.Get(ctx, key, 0, -1)
+		if errors.Is(err, store.ErrNoObject) {
 			continue
 		}
 		var e Event

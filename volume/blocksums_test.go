@@ -11,16 +11,16 @@ import (
 	"testing"
 
 	"github.com/remora-storage/remora/cache"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // metered counts the bytes that are read from a store.
 type metered struct {
-	remote.Store
+	store.Store
 	read atomic.Int64
 }
 
-func (m *metered) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+func (m *metered) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	p, o, err := m.Store.Get(ctx, key, off, n)
 	m.read.Add(int64(len(p)))
 	return p, o, err
@@ -31,7 +31,7 @@ func (m *metered) Get(ctx context.Context, key string, off, n int64) ([]byte, re
 func TestReadsParts(t *testing.T) {
 	const size, frame = 8 << 20, maxFrame * Block
 	// fill makes a volume of whole frames, reads all blocks of it at random, and returns how many bytes the store was asked for.
-	fill := func(t *testing.T, set func(*Options)) (v *Volume, store remote.Store, want []byte, read int64) {
+	fill := func(t *testing.T, set func(*Options)) (v *Volume, st store.Store, want []byte, read int64) {
 		v, sim, attach := newTestVolume(t, size, Remote)
 		r := rand.New(rand.NewPCG(3, 3))
 		want = make([]byte, size)
@@ -72,17 +72,17 @@ func TestReadsParts(t *testing.T) {
 		}
 	}
 	t.Run("from a store that is near", func(t *testing.T) {
-		v, store, want, read := fill(t, func(o *Options) { o.Near = true })
+		v, st, want, read := fill(t, func(o *Options) { o.Near = true })
 		if read > 3*size {
 			t.Errorf("%d bytes were read for %d", read, size)
 		}
 		for range 2 {
-			corrupt(t, store, "/seg/", func([]byte) int { return damaged })
+			corrupt(t, st, "/seg/", func([]byte) int { return damaged })
 			if _, err := v.ReadAt(t.Context(), make([]byte, Block), Block); !errors.Is(err, ErrCorrupt) {
 				t.Errorf("a block that has changed: %v", err)
 			}
 			right(t, v, want, 2)
-			corrupt(t, store, "/seg/", func([]byte) int { return damaged }) // back again
+			corrupt(t, st, "/seg/", func([]byte) int { return damaged }) // back again
 			right(t, v, want, 1)
 		}
 	})

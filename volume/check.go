@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Report is what Check has found.
@@ -57,15 +57,15 @@ func usedKeys(ctx context.Context, nodes *mapNodes, h *Head, root *mapRoot) (map
 // blocks in use and, if data is true, the checksum of every block. The volume may be in use: what is checked is the
 // head as of now, and what disappears while Check runs was replaced. An error says that Check could not go on;
 // problems are in the report.
-func Check(ctx context.Context, store remote.Store, name string, data bool, progress func(what string)) (*Report, error) {
-	id, err := lookupID(ctx, store, name)
+func Check(ctx context.Context, st store.Store, name string, data bool, progress func(what string)) (*Report, error) {
+	id, err := lookupID(ctx, st, name)
 	if err != nil {
 		return nil, err
 	}
-	c := checker{store: store, id: id, data: data, progress: progress, Report: Report{Name: name, ID: id, Problems: []string{}}}
+	c := checker{store: st, id: id, data: data, progress: progress, Report: Report{Name: name, ID: id, Problems: []string{}}}
 	for try := 0; ; try++ {
 		c.Report = Report{Name: name, ID: id, Problems: []string{}}
-		h, version, err := readHead(ctx, store, id)
+		h, version, err := readHead(ctx, st, id)
 		if err != nil {
 			if !errors.Is(err, ErrCorrupt) {
 				return nil, err
@@ -79,14 +79,14 @@ func Check(ctx context.Context, store remote.Store, name string, data bool, prog
 		if len(c.Problems) == 0 || try > 2 {
 			return &c.Report, nil
 		}
-		if _, now, err := readHead(ctx, store, id); err == nil && now == version {
+		if _, now, err := readHead(ctx, st, id); err == nil && now == version {
 			return &c.Report, nil // nobody has changed anything meanwhile
 		}
 	}
 }
 
 type checker struct {
-	store    remote.Store
+	store    store.Store
 	id       ID
 	data     bool
 	progress func(string)
@@ -141,7 +141,7 @@ func (c *checker) check(ctx context.Context, h *Head) error {
 
 // note makes a problem of an error that says so, and passes the others on.
 func (c *checker) note(_ context.Context, what string, err error) error {
-	if errors.Is(err, ErrCorrupt) || errors.Is(err, remote.ErrNoObject) {
+	if errors.Is(err, ErrCorrupt) || errors.Is(err, store.ErrNoObject) {
 		c.problem("%s: %v", what, err)
 		return nil
 	}
@@ -267,7 +267,7 @@ func (c *checker) checkUnused(ctx context.Context, nodes *mapNodes, h *Head, roo
 		return c.note(ctx, "the map", err)
 	}
 	c.progress("unused objects")
-	if err := c.store.List(ctx, volumePrefix(c.id), func(o remote.Object) bool {
+	if err := c.store.List(ctx, volumePrefix(c.id), func(o store.Object) bool {
 		if !used[o.Key] {
 			c.Unused.Objects++
 			c.Unused.Bytes += o.Size

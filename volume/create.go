@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // A store has one object that says it is for volumes, and that its conditional writes were tried:
@@ -37,8 +37,8 @@ var (
 )
 
 // Init prepares a store for volumes, unless it is prepared. probe is asked first whether the store is safe.
-func Init(ctx context.Context, store remote.Store, probe func(context.Context) error) (made bool, err error) {
-	switch err := CheckStore(ctx, store); {
+func Init(ctx context.Context, st store.Store, probe func(context.Context) error) (made bool, err error) {
+	switch err := CheckStore(ctx, st); {
 	case err == nil:
 		return false, nil
 	case !errors.Is(err, ErrNoStore):
@@ -51,25 +51,25 @@ func Init(ctx context.Context, store remote.Store, probe func(context.Context) e
 	if err != nil {
 		return false, err
 	}
-	_, err = store.PutIfAbsent(ctx, storeKey, p)
-	if errors.Is(err, remote.ErrExists) {
-		return false, CheckStore(ctx, store)
+	_, err = st.PutIfAbsent(ctx, storeKey, p)
+	if errors.Is(err, store.ErrExists) {
+		return false, CheckStore(ctx, st)
 	}
 	return err == nil, err
 }
 
 // CheckStore fails with ErrNoStore unless Init was called for a store.
-func CheckStore(ctx context.Context, store remote.Store) error {
-	p, _, err := store.Get(ctx, storeKey, 0, -1)
-	if errors.Is(err, remote.ErrNoObject) {
-		return fmt.Errorf("%s: %w", store, ErrNoStore)
+func CheckStore(ctx context.Context, st store.Store) error {
+	p, _, err := st.Get(ctx, storeKey, 0, -1)
+	if errors.Is(err, store.ErrNoObject) {
+		return fmt.Errorf("%s: %w", st, ErrNoStore)
 	}
 	if err != nil {
 		return err
 	}
 	var m storeMark
 	if err := unseal("store", storeVersion, p, &m); err != nil {
-		return fmt.Errorf("%s: %w", store, err)
+		return fmt.Errorf("%s: %w", st, err)
 	}
 	return nil
 }
@@ -84,7 +84,7 @@ type Spec struct {
 const defaultMaxAge = 5 * time.Second
 
 // Create makes a volume. One of the same name that is as asked for is returned, with made false.
-func Create(ctx context.Context, store remote.Store, name string, spec Spec) (h *Head, made bool, err error) {
+func Create(ctx context.Context, st store.Store, name string, spec Spec) (h *Head, made bool, err error) {
 	if spec.Class == "" {
 		spec.Class = Remote
 	}
@@ -98,7 +98,7 @@ func Create(ctx context.Context, store remote.Store, name string, spec Spec) (h 
 		return nil, false, fmt.Errorf("volume of %d bytes: want %d to %d, in blocks of %d", spec.Size, int64(MinSize), int64(MaxSize), Block)
 	}
 	existing := func() (*Head, bool, error) {
-		h, err := Lookup(ctx, store, name)
+		h, err := Lookup(ctx, st, name)
 		if err == nil && (h.Size != spec.Size || h.Class != spec.Class) {
 			err = fmt.Errorf("%s has %d bytes and class %s: %w", name, h.Size, h.Class, ErrNameTaken)
 		}
@@ -108,7 +108,7 @@ func Create(ctx context.Context, store remote.Store, name string, spec Spec) (h 
 		return h, false, err
 	}
 	h = &Head{ID: NewID(), Name: name, Gen: 1, Nonce: NewID(), Size: spec.Size, Block: Block, Class: spec.Class, MaxAge: int64(spec.MaxAge / time.Second), Created: time.Now().UTC().Truncate(time.Second)}
-	switch err := publish(ctx, store, h); {
+	switch err := publish(ctx, st, h); {
 	case errors.Is(err, ErrNameTaken):
 		return existing()
 	case err != nil:
@@ -119,7 +119,7 @@ func Create(ctx context.Context, store remote.Store, name string, spec Spec) (h 
 
 // publish stores the head of a new volume and gives it its name. ErrNameTaken if another volume has it: then nothing of
 // the new one's head stays.
-func publish(ctx context.Context, store remote.Store, h *Head) error {
+func publish(ctx context.Context, st store.Store, h *Head) error {
 	if err := h.check(); err != nil {
 		return err
 	}
@@ -128,33 +128,33 @@ func publish(ctx context.Context, store remote.Store, h *Head) error {
 		return err
 	}
 	// The head first: a name always leads to one. Nobody else knows its key, so storing it twice does no harm.
-	if _, err := store.Put(ctx, headKey(h.ID), p); err != nil {
+	if _, err := st.Put(ctx, headKey(h.ID), p); err != nil {
 		return err
 	}
 	rec, err := seal("name", nameVersion, nameRecord{h.ID})
 	if err != nil {
 		return err
 	}
-	_, err = store.PutIfAbsent(ctx, nameKey(h.Name), rec)
-	if !errors.Is(err, remote.ErrExists) {
+	_, err = st.PutIfAbsent(ctx, nameKey(h.Name), rec)
+	if !errors.Is(err, store.ErrExists) {
 		return err
 	}
-	if id, lerr := lookupID(ctx, store, h.Name); lerr == nil && id == h.ID {
+	if id, lerr := lookupID(ctx, st, h.Name); lerr == nil && id == h.ID {
 		return nil // an answer was lost
 	}
-	if err := quiet().until(ctx, "delete", func() error { return store.Delete(ctx, headKey(h.ID)) }); err != nil {
+	if err := quiet().until(ctx, "delete", func() error { return st.Delete(ctx, headKey(h.ID)) }); err != nil {
 		return err
 	}
 	return fmt.Errorf("%s: %w", h.Name, ErrNameTaken)
 }
 
-func lookupID(ctx context.Context, store remote.Store, name string) (ID, error) {
+func lookupID(ctx context.Context, st store.Store, name string) (ID, error) {
 	if err := CheckName(name); err != nil {
 		return ID{}, err
 	}
-	p, _, err := store.Get(ctx, nameKey(name), 0, -1)
-	if errors.Is(err, remote.ErrNoObject) {
-		return ID{}, fmt.Errorf("%s in %s: %w", name, store, ErrNotFound)
+	p, _, err := st.Get(ctx, nameKey(name), 0, -1)
+	if errors.Is(err, store.ErrNoObject) {
+		return ID{}, fmt.Errorf("%s in %s: %w", name, st, ErrNotFound)
 	}
 	if err != nil {
 		return ID{}, err
@@ -167,30 +167,30 @@ func lookupID(ctx context.Context, store remote.Store, name string) (ID, error) 
 }
 
 // Lookup returns the head of a volume by its name. ErrNotFound, ErrHalfRemoved.
-func Lookup(ctx context.Context, store remote.Store, name string) (*Head, error) {
-	id, err := lookupID(ctx, store, name)
+func Lookup(ctx context.Context, st store.Store, name string) (*Head, error) {
+	id, err := lookupID(ctx, st, name)
 	if err != nil {
 		return nil, err
 	}
-	h, _, err := readHead(ctx, store, id)
+	h, _, err := readHead(ctx, st, id)
 	if errors.Is(err, ErrNotFound) || err == nil && h.removing() { // a name leads to a head from the first
-		return nil, fmt.Errorf("%s in %s: %w", name, store, ErrHalfRemoved)
+		return nil, fmt.Errorf("%s in %s: %w", name, st, ErrHalfRemoved)
 	}
 	return h, err
 }
 
 // List calls yield for each volume of a store, in the order of their names, with its head or why that cannot be read.
-func List(ctx context.Context, store remote.Store, yield func(name string, h *Head, err error)) error {
+func List(ctx context.Context, st store.Store, yield func(name string, h *Head, err error)) error {
 	var names []string
 	prefix := nameKey("")
-	if err := store.List(ctx, prefix, func(o remote.Object) bool {
+	if err := st.List(ctx, prefix, func(o store.Object) bool {
 		names = append(names, strings.TrimPrefix(o.Key, prefix))
 		return true
 	}); err != nil {
 		return err
 	}
 	for _, name := range names {
-		h, err := Lookup(ctx, store, name)
+		h, err := Lookup(ctx, st, name)
 		if errors.Is(err, ErrNotFound) {
 			continue // removed meanwhile
 		}

@@ -6,7 +6,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/conformance/suite"
-	"github.com/remora-storage/remora/remote/filestore"
+	"github.com/remora-storage/remora/remote/store/filestore"
 	"github.com/remora-storage/remora/volume"
 )
 

@@ -1,4 +1,4 @@
-// Package volume is a block device whose bytes are in a remote.Store.
+// Package volume is a block device whose bytes are in a store.Store.
 //
 // A volume is a log. Writes go to a journal on local disk and are acknowledged there; runs of them become immutable
 // segments in the store, and one small object, the volume's head, names the segments that count. The head changes by

@@ -13,34 +13,34 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/simstore"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/simstore"
 )
 
 // newTestVolume returns a volume on a store without faults, and what it is made of.
 func newTestVolume(t *testing.T, size int64, class Class) (*Volume, *simstore.Store, func() *Volume) {
 	t.Helper()
-	store := simstore.New(rand.New(rand.NewPCG(1, 1)))
-	h, made, err := Create(t.Context(), store, "v", Spec{Size: size, Class: class})
+	st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+	h, made, err := Create(t.Context(), st, "v", Spec{Size: size, Class: class})
 	if err != nil || !made {
 		t.Fatalf("create: %v, %v", made, err)
 	}
 	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
 	attach := func() *Volume {
-		node := NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"})
-		v, err := Attach(t.Context(), h.ID, node, at, AttachOptions{Options: Options{Store: store}})
+		node := NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"})
+		v, err := Attach(t.Context(), h.ID, node, at, AttachOptions{Options: Options{Store: st}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return v
 	}
-	return attach(), store, attach
+	return attach(), st, attach
 }
 
 // mustCheck walks over everything and fails the test for each problem.
-func mustCheck(t *testing.T, store remote.Store) *Report {
+func mustCheck(t *testing.T, st store.Store) *Report {
 	t.Helper()
-	r, err := Check(t.Context(), store, "v", true, func(string) {})
+	r, err := Check(t.Context(), st, "v", true, func(string) {})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func mustHold(t *testing.T, v *Volume, want []byte) {
 // TestCheckpoints: many small commits make many checkpoints; the map stays right, dead segments and packs go, and nothing
 // is left that nobody uses.
 func TestCheckpoints(t *testing.T) {
-	v, store, attach := newTestVolume(t, 32<<20, Remote)
+	v, st, attach := newTestVolume(t, 32<<20, Remote)
 	want := make([]byte, 32<<20)
 	r := rand.New(rand.NewPCG(3, 3))
 	writes := 3000
@@ -116,12 +116,12 @@ func TestCheckpoints(t *testing.T) {
 		if err := v.Detach(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		mustCheck(t, store)
+		mustCheck(t, st)
 		v = attach()
 		mustHold(t, v, want)
 	}
-	st := v.Status()
-	if st.Mapped == 0 {
+	status := v.Status()
+	if status.Mapped == 0 {
 		t.Error("no checkpoint was made")
 	}
 	if _, err := v.Sweep(t.Context()); err != nil {
@@ -130,11 +130,11 @@ func TestCheckpoints(t *testing.T) {
 	if err := v.Detach(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	rep := mustCheck(t, store)
+	rep := mustCheck(t, st)
 	if rep.Unused.Objects > 0 {
 		t.Errorf("%d objects that nothing uses stay", rep.Unused.Objects)
 	}
-	u, err := StoreUsage(t.Context(), store, v.ID())
+	u, err := StoreUsage(t.Context(), st, v.ID())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -143,21 +143,21 @@ func TestCheckpoints(t *testing.T) {
 
 // asked counts the requests for objects of volumes.
 type asked struct {
-	remote.Store
+	store.Store
 	n atomic.Int64
 }
 
-func (a *asked) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+func (a *asked) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	a.n.Add(1)
 	return a.Store.Get(ctx, key, off, n)
 }
 
-func (a *asked) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (a *asked) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	a.n.Add(1)
 	return a.Store.Put(ctx, key, p)
 }
 
-func (a *asked) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+func (a *asked) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
 	a.n.Add(1)
 	return a.Store.PutIfMatch(ctx, key, p, version)
 }
@@ -216,20 +216,20 @@ func TestWritesAfterCommitted(t *testing.T) {
 func TestIdle(t *testing.T) {
 	for _, class := range []Class{Remote, Local, Writethrough} {
 		synctest.Test(t, func(t *testing.T) {
-			store := simstore.New(rand.New(rand.NewPCG(1, 1)))
-			h, _, err := Create(t.Context(), store, "v", Spec{Size: 8 << 20, Class: class})
+			st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+			h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: class})
 			if err != nil {
 				t.Fatal(err)
 			}
 			at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
-			counted := &asked{Store: store}
-			v, err := Attach(t.Context(), h.ID, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: counted}})
+			counted := &asked{Store: st}
+			v, err := Attach(t.Context(), h.ID, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: counted}})
 			if err != nil {
 				t.Fatal(err)
 			}
 			churn(t, v, make([]byte, 8<<20), rand.New(rand.NewPCG(6, 6)), 2000)
 			time.Sleep(time.Minute) // what is old is stored by itself
-			before, leases := counted.n.Load(), store.Counts()["put"]
+			before, leases := counted.n.Load(), st.Counts()["put"]
 			for range 100 {
 				if err := v.Flush(t.Context()); err != nil {
 					t.Fatal(err)
@@ -239,7 +239,7 @@ func TestIdle(t *testing.T) {
 			if n := counted.n.Load() - before; n > 0 {
 				t.Errorf("%s: %d requests in ten minutes", class, n)
 			}
-			if n := store.Counts()["put"] - leases; n < 100 {
+			if n := st.Counts()["put"] - leases; n < 100 {
 				t.Errorf("%s: %d renewals of the lease in ten minutes: is the test's clock right?", class, n)
 			}
 			if err := v.Detach(t.Context()); err != nil {
@@ -251,11 +251,11 @@ func TestIdle(t *testing.T) {
 
 // hanging is a store that answers puts of segments late.
 type hanging struct {
-	remote.Store
+	store.Store
 	late time.Duration
 }
 
-func (h *hanging) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (h *hanging) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	time.Sleep(h.late)
 	return h.Store.Put(ctx, key, p)
 }
@@ -263,13 +263,13 @@ func (h *hanging) Put(ctx context.Context, key string, p []byte) (remote.Object,
 // TestHangingStore: a volume says what waits for a store that does not answer, and that nothing does once it has.
 func TestHangingStore(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := simstore.New(rand.New(rand.NewPCG(1, 1)))
-		h, _, err := Create(t.Context(), store, "v", Spec{Size: 8 << 20})
+		st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+		h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}
 		at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
-		v, err := Attach(t.Context(), h.ID, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: &hanging{store, 20 * time.Second}}})
+		v, err := Attach(t.Context(), h.ID, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: &hanging{st, 20 * time.Second}}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -300,10 +300,10 @@ func TestHangingStore(t *testing.T) {
 }
 
 // corrupt changes a byte of each object whose key has a part.
-func corrupt(t *testing.T, s remote.Store, part string, at func(p []byte) int) int {
+func corrupt(t *testing.T, s store.Store, part string, at func(p []byte) int) int {
 	t.Helper()
 	var keys []string
-	if err := s.List(t.Context(), "v/", func(o remote.Object) bool {
+	if err := s.List(t.Context(), "v/", func(o store.Object) bool {
 		if strings.Contains(o.Key, part) {
 			keys = append(keys, o.Key)
 		}
@@ -340,17 +340,17 @@ func TestCorrupt(t *testing.T) {
 		"a map node":     {"/map/", func([]byte) int { return nodeHeader + 3 }, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v, store, attach := newTestVolume(t, 8<<20, Remote)
+			v, st, attach := newTestVolume(t, 8<<20, Remote)
 			want := make([]byte, 8<<20)
 			churn(t, v, want, rand.New(rand.NewPCG(4, 4)), 2000)
 			if err := v.Detach(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			mustCheck(t, store)
-			if corrupt(t, store, c.part, c.at) == 0 {
+			mustCheck(t, st)
+			if corrupt(t, st, c.part, c.at) == 0 {
 				t.Fatal("there is nothing to corrupt")
 			}
-			r, err := Check(t.Context(), store, "v", true, func(string) {})
+			r, err := Check(t.Context(), st, "v", true, func(string) {})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -375,17 +375,17 @@ func TestRepair(t *testing.T) {
 	for name, newest := range map[string]int{"the newest pack": 1, "every pack": 1 << 20} {
 		beyond := newest > 1
 		t.Run(name, func(t *testing.T) {
-			v, store, attach := newTestVolume(t, 8<<20, Remote)
+			v, st, attach := newTestVolume(t, 8<<20, Remote)
 			want := make([]byte, 8<<20)
 			churn(t, v, want, rand.New(rand.NewPCG(5, 5)), 3000)
 			if err := v.Detach(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if done, err := Repair(t.Context(), store, "v", func(string) {}); err != nil || done != "" {
+			if done, err := Repair(t.Context(), st, "v", func(string) {}); err != nil || done != "" {
 				t.Fatalf("repair of what is whole: %q, %v", done, err)
 			}
 			var packs []string
-			if err := store.List(t.Context(), "v/", func(o remote.Object) bool {
+			if err := st.List(t.Context(), "v/", func(o store.Object) bool {
 				if strings.Contains(o.Key, "/map/") {
 					packs = append(packs, o.Key)
 				}
@@ -395,11 +395,11 @@ func TestRepair(t *testing.T) {
 			}
 			slices.Reverse(packs)
 			for _, k := range packs[:min(newest, len(packs))] {
-				if err := store.Delete(t.Context(), k); err != nil {
+				if err := st.Delete(t.Context(), k); err != nil {
 					t.Fatal(err)
 				}
 			}
-			done, err := Repair(t.Context(), store, "v", func(string) {})
+			done, err := Repair(t.Context(), st, "v", func(string) {})
 			if beyond {
 				if !errors.Is(err, ErrBeyondRepair) {
 					t.Errorf("repair without any map: %q, %v", done, err)
@@ -415,25 +415,25 @@ func TestRepair(t *testing.T) {
 			if err := v.Detach(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			mustCheck(t, store)
+			mustCheck(t, st)
 		})
 	}
 }
 
 // TestRemove: nothing of a volume stays, and one that is attached is refused.
 func TestRemove(t *testing.T) {
-	v, store, _ := newTestVolume(t, 8<<20, Local)
+	v, st, _ := newTestVolume(t, 8<<20, Local)
 	churn(t, v, make([]byte, 8<<20), rand.New(rand.NewPCG(6, 6)), 300)
-	if _, err := Remove(t.Context(), store, "v"); !errors.Is(err, ErrAttached) {
+	if _, err := Remove(t.Context(), st, "v"); !errors.Is(err, ErrAttached) {
 		t.Fatalf("remove of an attached volume: %v", err)
 	}
 	if err := v.Detach(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Remove(t.Context(), store, "v"); err != nil {
+	if _, err := Remove(t.Context(), st, "v"); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.List(t.Context(), "", func(o remote.Object) bool {
+	if err := st.List(t.Context(), "", func(o store.Object) bool {
 		if !strings.HasPrefix(o.Key, "node/") {
 			t.Errorf("%s stays", o.Key)
 		}
@@ -441,27 +441,27 @@ func TestRemove(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Remove(t.Context(), store, "v"); !errors.Is(err, ErrNotFound) {
+	if _, err := Remove(t.Context(), st, "v"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a second remove: %v", err)
 	}
 }
 
 // dying is a store whose client dies after some changes.
 type dying struct {
-	remote.Store
+	store.Store
 	left int
 }
 
-var errDead = fmt.Errorf("dead: %w", remote.ErrUnsafeStore) // of a kind that is not tried again
+var errDead = fmt.Errorf("dead: %w", store.ErrUnsafe) // of a kind that is not tried again
 
 func (d *dying) die() bool {
 	d.left--
 	return d.left < 0
 }
 
-func (d *dying) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+func (d *dying) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
 	if d.die() {
-		return remote.Object{}, errDead
+		return store.Object{}, errDead
 	}
 	return d.Store.PutIfMatch(ctx, key, p, version)
 }
@@ -477,39 +477,39 @@ func (d *dying) Delete(ctx context.Context, key string) error {
 // other use.
 func TestRemoveKilled(t *testing.T) {
 	for n := 0; ; n++ {
-		v, store, _ := newTestVolume(t, 8<<20, Local)
+		v, st, _ := newTestVolume(t, 8<<20, Local)
 		churn(t, v, make([]byte, 8<<20), rand.New(rand.NewPCG(6, 6)), 100)
 		id := v.ID()
 		if err := v.Detach(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		_, err := Remove(t.Context(), &dying{store, n}, "v")
+		_, err := Remove(t.Context(), &dying{st, n}, "v")
 		if err == nil {
 			if n < 5 {
 				t.Fatalf("a removal has %d changes only", n)
 			}
 			return
 		}
-		_, err = Lookup(t.Context(), store, "v")
+		_, err = Lookup(t.Context(), st, "v")
 		if n == 0 && err != nil || n > 0 && !errors.Is(err, ErrHalfRemoved) {
 			t.Fatalf("dead after %d changes: lookup: %v", n, err)
 		}
 		if n > 0 {
-			if _, _, err := Create(t.Context(), store, "v", Spec{Size: 8 << 20, Class: Local}); !errors.Is(err, ErrHalfRemoved) {
+			if _, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: Local}); !errors.Is(err, ErrHalfRemoved) {
 				t.Errorf("dead after %d changes: create: %v", n, err)
 			}
 			at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
-			if _, err := Attach(t.Context(), id, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: store}}); err == nil {
+			if _, err := Attach(t.Context(), id, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: st}}); err == nil {
 				t.Errorf("dead after %d changes: it is attached", n)
 			}
 		}
-		if _, err := Remove(t.Context(), store, "v"); err != nil {
+		if _, err := Remove(t.Context(), st, "v"); err != nil {
 			t.Fatal(err)
 		}
-		if u, err := StoreUsage(t.Context(), store, id); err != nil || u.Objects > 0 {
+		if u, err := StoreUsage(t.Context(), st, id); err != nil || u.Objects > 0 {
 			t.Errorf("%d objects stay (%v)", u.Objects, err)
 		}
-		if _, err := Lookup(t.Context(), store, "v"); !errors.Is(err, ErrNotFound) {
+		if _, err := Lookup(t.Context(), st, "v"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("the name stays: %v", err)
 		}
 	}
@@ -517,20 +517,20 @@ func TestRemoveKilled(t *testing.T) {
 
 // TestJournalDamage: damage in the journal that cannot be a torn end is no end: the volume is not opened from an older state.
 func TestJournalDamage(t *testing.T) {
-	store := simstore.New(rand.New(rand.NewPCG(1, 1)))
-	h, _, err := Create(t.Context(), store, "v", Spec{Size: 8 << 20, Class: Local})
+	st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+	h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: Local})
 	if err != nil {
 		t.Fatal(err)
 	}
 	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
 	open := func() (*Volume, error) {
-		return Attach(t.Context(), h.ID, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"}), at, AttachOptions{Options: Options{Store: store}})
+		return Attach(t.Context(), h.ID, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"}), at, AttachOptions{Options: Options{Store: st}})
 	}
 	v, err := open()
 	if err != nil {
 		t.Fatal(err)
 	}
-	store.SetFaults(simstore.Faults{Outage: errors.New("out")})
+	st.SetFaults(simstore.Faults{Outage: errors.New("out")})
 	for i := range 20 {
 		if err := v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, Block), int64(i)*Block); err != nil {
 			t.Fatal(err)
@@ -545,7 +545,7 @@ func TestJournalDamage(t *testing.T) {
 	if err := v.Close(); err != nil {
 		t.Fatal(err)
 	}
-	store.SetFaults(simstore.Faults{})
+	st.SetFaults(simstore.Faults{})
 	for _, d := range at.journals {
 		d.now[journalRing/Block+9] = bytes.Repeat([]byte{0xff}, Block) // data of the fifth record
 	}

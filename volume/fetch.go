@@ -8,7 +8,7 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/wire"
 )
 
@@ -170,7 +170,7 @@ func (v *Volume) segment(ctx context.Context, seq uint64) (SegmentRef, error) {
 	use, err := v.nodes.segment(ctx, root, seq)
 	if errors.Is(err, ErrCorrupt) {
 		// The map has moved on since the extent was looked up, or it is wrong. Looking again tells which.
-		err = fmt.Errorf("%w: %w", err, remote.ErrNoObject)
+		err = fmt.Errorf("%w: %w", err, store.ErrNoObject)
 	}
 	return use.SegmentRef, err
 }

@@ -12,41 +12,41 @@ import (
 	"testing"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/filestore"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/filestore"
 )
 
 // far is a store behind a round trip.
 type far struct {
-	remote.Store
+	store.Store
 	rtt time.Duration
 }
 
-func (f *far) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+func (f *far) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	time.Sleep(f.rtt)
 	return f.Store.Get(ctx, key, off, n)
 }
 
-func (f *far) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+func (f *far) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
 	time.Sleep(f.rtt)
 	return f.Store.PutIfMatch(ctx, key, p, version)
 }
 
-func (f *far) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (f *far) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Object, error) {
 	time.Sleep(f.rtt)
 	return f.Store.PutIfAbsent(ctx, key, p)
 }
 
 // forgetful is a store that keeps no data, and counts what it was sent.
 type forgetful struct {
-	remote.Store
+	store.Store
 	data, nodes atomic.Int64
 }
 
-func (f *forgetful) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (f *forgetful) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	if strings.Contains(key, "/seg/") {
 		f.data.Add(int64(len(p)))
-		return remote.Object{Key: key, Size: int64(len(p)), Version: "x"}, nil
+		return store.Object{Key: key, Size: int64(len(p)), Version: "x"}, nil
 	}
 	f.nodes.Add(int64(len(p)))
 	return f.Store.Put(ctx, key, p)
@@ -73,19 +73,19 @@ func rssAnon(tb testing.TB) int64 {
 func BenchmarkAttach(b *testing.B) {
 	const size, count = 1 << 40, 10_000_000
 	ctx := b.Context()
-	store, err := filestore.Open(b.TempDir(), filestore.Options{}) // so that none of it is in this process
+	st, err := filestore.Open(b.TempDir(), filestore.Options{}) // so that none of it is in this process
 	if err != nil {
 		b.Fatal(err)
 	}
-	h, _, err := Create(ctx, store, "v", Spec{Size: size})
+	h, _, err := Create(ctx, st, "v", Spec{Size: size})
 	if err != nil {
 		b.Fatal(err)
 	}
 	put := func(ctx context.Context, key string, p []byte) error {
-		_, err := store.Put(ctx, key, p)
+		_, err := st.Put(ctx, key, p)
 		return err
 	}
-	h, version, err := readHead(ctx, store, h.ID)
+	h, version, err := readHead(ctx, st, h.ID)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -93,7 +93,7 @@ func BenchmarkAttach(b *testing.B) {
 	const inSegment = 2000
 	root := &mapRoot{}
 	var ref *NodeRef
-	nodes := newMapNodes(store, h.ID, 1<<30, waiter{})
+	nodes := newMapNodes(st, h.ID, 1<<30, waiter{})
 	seq := uint64(0)
 	for done := 0; done < count; done += count / 10 {
 		changed := &extents{}
@@ -131,14 +131,14 @@ func BenchmarkAttach(b *testing.B) {
 		next.Tail = append(next.Tail, s)
 	}
 	next.Epoch, next.Segment, next.Write = 1, seq, seq
-	if _, _, ok, err := swapHead(ctx, store, next, version, waiter{}); !ok || err != nil {
+	if _, _, ok, err := swapHead(ctx, st, next, version, waiter{}); !ok || err != nil {
 		b.Fatal(ok, err)
 	}
 	nodes = nil
 	debug.FreeOSMemory()
 	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: r}
-	slow := &far{store, 20 * time.Millisecond}
+	slow := &far{st, 20 * time.Millisecond}
 	most := int64(0)
 	b.ResetTimer()
 	for b.Loop() {
@@ -174,8 +174,8 @@ func BenchmarkMapUpload(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	store := &forgetful{Store: files}
-	h, _, err := Create(ctx, store, "v", Spec{Size: 1 << 40, Class: Local})
+	st := &forgetful{Store: files}
+	h, _, err := Create(ctx, st, "v", Spec{Size: 1 << 40, Class: Local})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -183,9 +183,9 @@ func BenchmarkMapUpload(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	store.data.Store(0)
-	store.nodes.Store(0)
-	v, err := Attach(ctx, h.ID, NewNode(store, NodeOptions{ID: NewID(), Incarnation: NewID()}), journals, AttachOptions{Options: Options{Store: store}})
+	st.data.Store(0)
+	st.nodes.Store(0)
+	v, err := Attach(ctx, h.ID, NewNode(st, NodeOptions{ID: NewID(), Incarnation: NewID()}), journals, AttachOptions{Options: Options{Store: st}})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -221,6 +221,6 @@ func BenchmarkMapUpload(b *testing.B) {
 	if err := v.Detach(context.Background()); err != nil {
 		b.Fatal(err)
 	}
-	b.ReportMetric(float64(store.nodes.Load())/float64(store.data.Load()), "map/data")
+	b.ReportMetric(float64(st.nodes.Load())/float64(st.data.Load()), "map/data")
 	b.ReportMetric(float64(most)/(1<<20), "MiB-RssAnon")
 }

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // A node's lease is an object that the node rewrites, by compare-and-swap, while it owns volumes. Whoever wants one of
@@ -54,7 +54,7 @@ type NodeOptions struct {
 
 // A Node is one life of a node, in one store.
 type Node struct {
-	store remote.Store
+	store store.Store
 	opts  NodeOptions
 	turn  *semaphore.Weighted // held by whoever acquires or releases
 
@@ -70,7 +70,7 @@ type Node struct {
 }
 
 // NewNode returns a Node. It makes no request before it owns something.
-func NewNode(store remote.Store, opts NodeOptions) *Node {
+func NewNode(st store.Store, opts NodeOptions) *Node {
 	if opts.TTL == 0 {
 		opts.TTL = defaultTTL
 	}
@@ -81,7 +81,7 @@ func NewNode(store remote.Store, opts NodeOptions) *Node {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Node{store: store, opts: opts, turn: semaphore.NewWeighted(1), changed: make(chan struct{})}
+	return &Node{store: st, opts: opts, turn: semaphore.NewWeighted(1), changed: make(chan struct{})}
 }
 
 // owner is who owns what this node takes. The caller has acquired the lease.
@@ -92,9 +92,9 @@ func (n *Node) owner() *Owner {
 }
 
 // readNode returns a node's object.
-func readNode(ctx context.Context, store remote.Store, id ID) (nodeState, string, error) {
+func readNode(ctx context.Context, st store.Store, id ID) (nodeState, string, error) {
 	var s nodeState
-	p, o, err := store.Get(ctx, nodeKey(id), 0, -1)
+	p, o, err := st.Get(ctx, nodeKey(id), 0, -1)
 	if err != nil {
 		return s, "", err
 	}
@@ -174,7 +174,7 @@ func (n *Node) previous(ctx context.Context) (s nodeState, version string, err e
 	read := func() error {
 		return w.until(ctx, "read the lease", func() (err error) {
 			s, version, err = readNode(ctx, n.store, n.opts.ID)
-			if errors.Is(err, remote.ErrNoObject) {
+			if errors.Is(err, store.ErrNoObject) {
 				s, version, err = nodeState{}, "", nil
 			}
 			return err
@@ -246,7 +246,7 @@ func (n *Node) swap(ctx context.Context, next nodeState, version string) error {
 			at = o.Version
 			return nil
 		}
-		if !errors.Is(err, remote.ErrChanged) && !errors.Is(err, remote.ErrExists) {
+		if !errors.Is(err, store.ErrChanged) && !errors.Is(err, store.ErrExists) {
 			return err
 		}
 		s, v, err := readNode(ctx, n.store, n.opts.ID)
@@ -276,11 +276,11 @@ func (n *Node) swap(ctx context.Context, next nodeState, version string) error {
 }
 
 // put swaps an object, or makes it if version is empty.
-func put(ctx context.Context, store remote.Store, key string, p []byte, version string) (remote.Object, error) {
+func put(ctx context.Context, st store.Store, key string, p []byte, version string) (store.Object, error) {
 	if version == "" {
-		return store.PutIfAbsent(ctx, key, p)
+		return st.PutIfAbsent(ctx, key, p)
 	}
-	return store.PutIfMatch(ctx, key, p, version)
+	return st.PutIfMatch(ctx, key, p, version)
 }
 
 func (n *Node) tellLocked() {
@@ -374,7 +374,7 @@ func (n *Node) awaitEnd(ctx context.Context, owner Owner, progress func(string))
 	}
 	err := read()
 	switch {
-	case errors.Is(err, remote.ErrNoObject):
+	case errors.Is(err, store.ErrNoObject):
 		return nil // it never had one, or it was removed
 	case err != nil:
 		return err
@@ -399,7 +399,7 @@ func (n *Node) awaitEnd(ctx context.Context, owner Owner, progress func(string))
 	}
 	return w.until(ctx, "fence the owner", func() error {
 		_, err := n.store.PutIfMatch(ctx, nodeKey(owner.Node), p, version)
-		if err == nil || !errors.Is(err, remote.ErrChanged) {
+		if err == nil || !errors.Is(err, store.ErrChanged) {
 			return err
 		}
 		now, _, err := readNode(ctx, n.store, owner.Node)

@@ -6,7 +6,7 @@ import (
 	"fmt"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // span is a range of blocks.
@@ -27,7 +27,7 @@ func (v *Volume) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	var err error
 	for try := range 2 {
 		// A segment that is not there any more has been replaced as a whole: what this read knew is old.
-		if err = v.read(ctx, p[:n], off); !errors.Is(err, remote.ErrNoObject) {
+		if err = v.read(ctx, p[:n], off); !errors.Is(err, store.ErrNoObject) {
 			break
 		}
 		if try == 1 {

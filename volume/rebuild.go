@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Rebuilt is what Rebuild has made, and how far it can be trusted.
@@ -65,39 +65,39 @@ func addRange(all []Range, e extent) []Range {
 // Rebuild makes a new volume, which is read-only, of what is left of another one: of the newest map that can be read and the
 // segments since, or of segments alone. It is for when Repair cannot help: a head is lost, or segments are missing. from
 // is a name, or an ID in hexadecimal if the name is lost as well. Nothing that exists is changed.
-func Rebuild(ctx context.Context, store remote.Store, from, to string, progress func(what string)) (*Rebuilt, error) {
+func Rebuild(ctx context.Context, st store.Store, from, to string, progress func(what string)) (*Rebuilt, error) {
 	if err := CheckName(to); err != nil {
 		return nil, err
 	}
-	id, err := lookupID(ctx, store, from)
+	id, err := lookupID(ctx, st, from)
 	if err != nil {
 		var ierr error
 		if id, ierr = ParseID(from); ierr != nil {
 			return nil, err
 		}
 	}
-	if _, err := lookupID(ctx, store, to); err == nil {
+	if _, err := lookupID(ctx, st, to); err == nil {
 		return nil, fmt.Errorf("%s: %w", to, ErrNameTaken)
 	} else if !errors.Is(err, ErrNotFound) {
 		return nil, err
 	}
-	b := rebuild{store: store, progress: progress, nodes: newMapNodes(store, id, defaultMemory/4, quiet())}
+	b := rebuild{store: st, progress: progress, nodes: newMapNodes(st, id, defaultMemory/4, quiet())}
 	b.From, b.Name, b.Problems, b.Stale, b.Lost = id, to, []string{}, []Range{}, []Range{}
 	if err := b.collect(ctx); err != nil {
 		return nil, err
 	}
 	b.ID = NewID()
 	if err := b.copy(ctx); err != nil {
-		_, derr := removeObjects(context.WithoutCancel(ctx), store, b.ID)
+		_, derr := removeObjects(context.WithoutCancel(ctx), st, b.ID)
 		return nil, errors.Join(err, derr)
 	}
 	return &b.Rebuilt, Event{Time: time.Now().UTC(), Volume: b.ID, Name: b.Name, What: EventRebuild,
-		Detail: fmt.Sprintf("of volume %s: %s; %d are missing", b.From, b.Base(), b.Missing)}.Store(ctx, store)
+		Detail: fmt.Sprintf("of volume %s: %s; %d are missing", b.From, b.Base(), b.Missing)}.Store(ctx, st)
 }
 
 type rebuild struct {
 	Rebuilt
-	store    remote.Store
+	store    store.Store
 	nodes    *mapNodes
 	progress func(string)
 
@@ -200,7 +200,7 @@ func (b *rebuild) newestMap(ctx context.Context, h *Head) (*mapRoot, error) {
 		if err == nil {
 			return root, nil
 		}
-		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, remote.ErrNoObject) {
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, store.ErrNoObject) {
 			return nil, err
 		}
 		b.Problems = append(b.Problems, err.Error())
@@ -214,7 +214,7 @@ func (b *rebuild) newestMap(ctx context.Context, h *Head) (*mapRoot, error) {
 func (b *rebuild) leftovers(ctx context.Context, h *Head, after uint64) (all []leftover, err error) {
 	var refs []SegmentRef
 	prefix := volumePrefix(b.From)
-	if err := b.store.List(ctx, prefix+"seg/", func(o remote.Object) bool {
+	if err := b.store.List(ctx, prefix+"seg/", func(o store.Object) bool {
 		r, ok := parseSegmentKey(strings.TrimPrefix(o.Key, prefix))
 		if r.Size = uint32(min(o.Size, maxSegment)); ok && r.Seq > after {
 			b.Ignored++
@@ -241,7 +241,7 @@ func (b *rebuild) leftovers(ctx context.Context, h *Head, after uint64) (all []l
 			switch {
 			case err == nil:
 				all = append(all, s)
-			case errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion), errors.Is(err, remote.ErrNoObject):
+			case errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion), errors.Is(err, store.ErrNoObject):
 				b.Problems = append(b.Problems, fmt.Sprintf("%s: %v", r.key(b.From), err))
 			default:
 				return err
@@ -253,8 +253,8 @@ func (b *rebuild) leftovers(ctx context.Context, h *Head, after uint64) (all []l
 }
 
 // readLeftover reads what a segment says of itself.
-func readLeftover(ctx context.Context, store remote.Store, id ID, r SegmentRef, size int64) (s leftover, err error) {
-	p, _, err := store.Get(ctx, r.key(id), 0, segmentHeader)
+func readLeftover(ctx context.Context, st store.Store, id ID, r SegmentRef, size int64) (s leftover, err error) {
+	p, _, err := st.Get(ctx, r.key(id), 0, segmentHeader)
 	if err != nil {
 		return s, err
 	}
@@ -265,10 +265,10 @@ func readLeftover(ctx context.Context, store remote.Store, id ID, r SegmentRef, 
 	if s.at.id != id || s.at.seq != r.Seq || s.at.epoch != r.Epoch || random != r.Random {
 		return s, fmt.Errorf("%w: its header is another segment's", ErrCorrupt)
 	}
-	if s.ref, err = findTable(ctx, store, id, r); err != nil {
+	if s.ref, err = findTable(ctx, st, id, r); err != nil {
 		return s, err
 	}
-	s.table, err = readTable(ctx, store, id, s.ref, size)
+	s.table, err = readTable(ctx, st, id, s.ref, size)
 	return s, err
 }
 
@@ -324,7 +324,7 @@ func (b *rebuild) copy(ctx context.Context) error {
 		if ok {
 			p, _, err = b.store.Get(ctx, ref.key(b.From), 0, -1)
 		}
-		if err != nil && !errors.Is(err, remote.ErrNoObject) {
+		if err != nil && !errors.Is(err, store.ErrNoObject) {
 			return err
 		}
 		frames := int64(0)

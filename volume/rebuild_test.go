@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/simstore"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/simstore"
 )
 
 // TestRebuild: whatever is lost, what a rebuilt volume holds is right, or its report names it.
@@ -68,7 +68,7 @@ func TestRebuild(t *testing.T) {
 		}, false, false, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			v, store, _ := newTestVolume(t, 8<<20, Remote)
+			v, st, _ := newTestVolume(t, 8<<20, Remote)
 			want := make([]byte, 8<<20)
 			churn(t, v, want, rand.New(rand.NewPCG(5, 5)), 3000)
 			id := v.ID()
@@ -76,7 +76,7 @@ func TestRebuild(t *testing.T) {
 				t.Fatal(err)
 			}
 			var segments, packs []string
-			if err := store.List(t.Context(), "v/", func(o remote.Object) bool {
+			if err := st.List(t.Context(), "v/", func(o store.Object) bool {
 				switch {
 				case strings.Contains(o.Key, "/seg/"):
 					segments = append(segments, o.Key)
@@ -87,8 +87,8 @@ func TestRebuild(t *testing.T) {
 			}); err != nil {
 				t.Fatal(err)
 			}
-			c.damage(t, store, headKey(id), segments, packs)
-			r, err := Rebuild(t.Context(), store, "v", "copy", func(string) {})
+			c.damage(t, st, headKey(id), segments, packs)
+			r, err := Rebuild(t.Context(), st, "v", "copy", func(string) {})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -96,7 +96,7 @@ func TestRebuild(t *testing.T) {
 			if r.Guessed != c.guessed || !c.either && (len(r.Lost) > 0) != c.lost && (r.Missing > 0) != c.lost {
 				t.Errorf("guessed %v, lost %d, missing %d", r.Guessed, len(r.Lost), r.Missing)
 			}
-			got := readRebuilt(t, store, r.ID, r.Size)
+			got := readRebuilt(t, st, r.ID, r.Size)
 			for b := 0; b < len(want); b += Block {
 				is := make([]byte, Block)
 				if b < len(got) {
@@ -113,11 +113,11 @@ func TestRebuild(t *testing.T) {
 					t.Fatalf("block %d is wrong", b/Block)
 				}
 			}
-			check, err := Check(t.Context(), store, "copy", true, func(string) {})
+			check, err := Check(t.Context(), st, "copy", true, func(string) {})
 			if err != nil || len(check.Problems) > 0 || check.Unused.Objects > 0 {
 				t.Errorf("check of the copy: %+v, %v", check, err)
 			}
-			if _, err := Rebuild(t.Context(), store, "v", "copy", func(string) {}); !errors.Is(err, ErrNameTaken) {
+			if _, err := Rebuild(t.Context(), st, "v", "copy", func(string) {}); !errors.Is(err, ErrNameTaken) {
 				t.Errorf("a second rebuild under the same name: %v", err)
 			}
 		})
@@ -133,10 +133,10 @@ func within(all []Range, off int64) bool {
 	return false
 }
 
-func readRebuilt(t *testing.T, store remote.Store, id ID, size int64) []byte {
+func readRebuilt(t *testing.T, st store.Store, id ID, size int64) []byte {
 	t.Helper()
 	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
-	v, err := Attach(t.Context(), id, NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: store}})
+	v, err := Attach(t.Context(), id, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: st}})
 	if err != nil {
 		t.Fatal(err)
 	}

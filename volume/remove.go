@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Usage is what a volume takes in its store.
@@ -16,8 +16,8 @@ type Usage struct {
 }
 
 // StoreUsage adds up a volume's objects.
-func StoreUsage(ctx context.Context, store remote.Store, id ID) (u Usage, err error) {
-	err = store.List(ctx, volumePrefix(id), func(o remote.Object) bool {
+func StoreUsage(ctx context.Context, st store.Store, id ID) (u Usage, err error) {
+	err = st.List(ctx, volumePrefix(id), func(o store.Object) bool {
 		u.Objects++
 		u.Bytes += o.Size
 		return true
@@ -35,21 +35,21 @@ type Removed struct {
 }
 
 // Removal returns what Remove would delete.
-func Removal(ctx context.Context, store remote.Store, name string) (r Removed, err error) {
-	id, _, _, err := removable(ctx, store, name)
+func Removal(ctx context.Context, st store.Store, name string) (r Removed, err error) {
+	id, _, _, err := removable(ctx, st, name)
 	if err == nil {
 		r.ID = id
-		r.Usage, err = StoreUsage(ctx, store, id)
+		r.Usage, err = StoreUsage(ctx, st, id)
 	}
 	return r, err
 }
 
 // removable finds a volume that may be removed. Its head is nil if that is gone or cannot be read.
-func removable(ctx context.Context, store remote.Store, name string) (id ID, h *Head, version string, err error) {
-	if id, err = lookupID(ctx, store, name); err != nil {
+func removable(ctx context.Context, st store.Store, name string) (id ID, h *Head, version string, err error) {
+	if id, err = lookupID(ctx, st, name); err != nil {
 		return id, nil, "", err
 	}
-	h, version, err = readHead(ctx, store, id)
+	h, version, err = readHead(ctx, st, id)
 	switch {
 	case errors.Is(err, ErrNotFound), errors.Is(err, ErrCorrupt):
 		return id, nil, "", nil
@@ -61,8 +61,8 @@ func removable(ctx context.Context, store remote.Store, name string) (id ID, h *
 
 // Remove deletes a volume that nobody owns, with everything in it. One that is killed on the way is to be called
 // again: the name goes last, and the head before it.
-func Remove(ctx context.Context, store remote.Store, name string) (r Removed, err error) {
-	id, h, version, err := removable(ctx, store, name)
+func Remove(ctx context.Context, st store.Store, name string) (r Removed, err error) {
+	id, h, version, err := removable(ctx, st, name)
 	if err != nil {
 		return r, err
 	}
@@ -73,22 +73,22 @@ func Remove(ctx context.Context, store remote.Store, name string) (r Removed, er
 		next.next()
 		next.Epoch++
 		next.Name, next.Root, next.Tail, next.Segment, next.Write = "", nil, nil, 0, 0
-		if _, _, swapped, err := swapHead(ctx, store, next, version, quiet()); err != nil {
+		if _, _, swapped, err := swapHead(ctx, st, next, version, quiet()); err != nil {
 			return r, err
 		} else if !swapped {
 			return r, fmt.Errorf("%s: %w meanwhile", name, ErrAttached)
 		}
 	}
-	if r.Usage, err = removeObjects(ctx, store, id); err != nil {
+	if r.Usage, err = removeObjects(ctx, st, id); err != nil {
 		return r, err
 	}
-	return r, store.Delete(ctx, nameKey(name))
+	return r, st.Delete(ctx, nameKey(name))
 }
 
 // removeObjects deletes all that belongs to a volume, its head last.
-func removeObjects(ctx context.Context, store remote.Store, id ID) (u Usage, err error) {
+func removeObjects(ctx context.Context, st store.Store, id ID) (u Usage, err error) {
 	var keys []string
-	if err := store.List(ctx, volumePrefix(id), func(o remote.Object) bool {
+	if err := st.List(ctx, volumePrefix(id), func(o store.Object) bool {
 		if o.Key != headKey(id) {
 			keys = append(keys, o.Key)
 		}
@@ -99,7 +99,7 @@ func removeObjects(ctx context.Context, store remote.Store, id ID) (u Usage, err
 		return u, err
 	}
 	for _, key := range append(keys, headKey(id)) {
-		if err := store.Delete(ctx, key); err != nil {
+		if err := st.Delete(ctx, key); err != nil {
 			return u, err
 		}
 	}
@@ -113,8 +113,8 @@ func (v *Volume) Sweep(ctx context.Context) (u Usage, err error) {
 	h, root, making := v.head, v.root, v.making
 	v.mu.RUnlock()
 	prefix := volumePrefix(v.id)
-	var all []remote.Object
-	if err := v.opts.Store.List(ctx, prefix, func(o remote.Object) bool {
+	var all []store.Object
+	if err := v.opts.Store.List(ctx, prefix, func(o store.Object) bool {
 		all = append(all, o)
 		return true
 	}); err != nil {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // ErrBeyondRepair says that no copy of what is broken exists.
@@ -18,12 +18,12 @@ var ErrBeyondRepair = errors.New("beyond repair")
 // Repair makes the map anew of a volume that nobody owns, if it cannot be read as a whole: from the newest root from which
 // every node can be, and the segments since. What the lost nodes said is all in those, if all are there: with one missing,
 // blocks that it says were trimmed would come back. It returns what it did, "" if there was nothing to do.
-func Repair(ctx context.Context, store remote.Store, name string, progress func(what string)) (done string, err error) {
-	id, err := lookupID(ctx, store, name)
+func Repair(ctx context.Context, st store.Store, name string, progress func(what string)) (done string, err error) {
+	id, err := lookupID(ctx, st, name)
 	if err != nil {
 		return "", err
 	}
-	h, version, err := readHead(ctx, store, id)
+	h, version, err := readHead(ctx, st, id)
 	if errors.Is(err, ErrCorrupt) {
 		return "", fmt.Errorf("%w: the head is the only one: %w", ErrBeyondRepair, err)
 	}
@@ -34,13 +34,13 @@ func Repair(ctx context.Context, store remote.Store, name string, progress func(
 		return "", fmt.Errorf("%s: %w by node %s: detach it first", name, ErrAttached, h.Owner.Node)
 	}
 	w := quiet()
-	nodes := newMapNodes(store, id, defaultMemory/4, w)
+	nodes := newMapNodes(st, id, defaultMemory/4, w)
 	progress("the map")
 	_, err = readMap(ctx, nodes, h.Root)
 	if err == nil {
 		return "", nil
 	}
-	if !errors.Is(err, ErrCorrupt) && !errors.Is(err, remote.ErrNoObject) {
+	if !errors.Is(err, ErrCorrupt) && !errors.Is(err, store.ErrNoObject) {
 		return "", err
 	}
 	progress("older roots")
@@ -49,12 +49,12 @@ func Repair(ctx context.Context, store remote.Store, name string, progress func(
 		return "", err
 	}
 	progress("the log")
-	later, changes, err := segmentsAfter(ctx, store, h, root.Segment)
+	later, changes, err := segmentsAfter(ctx, st, h, root.Segment)
 	if err != nil {
 		return "", err
 	}
 	cp, err := makeCheckpoint(ctx, nodes, root, ref, h.Gen+1, h.Write, later, changes, func(ctx context.Context, key string, p []byte) error {
-		_, err := store.Put(ctx, key, p)
+		_, err := st.Put(ctx, key, p)
 		return err
 	})
 	if err != nil {
@@ -64,7 +64,7 @@ func Repair(ctx context.Context, store remote.Store, name string, progress func(
 	next.next()
 	next.Epoch++
 	next.Root, next.Tail = &cp.ref, nil
-	_, _, swapped, err := swapHead(ctx, store, next, version, w)
+	_, _, swapped, err := swapHead(ctx, st, next, version, w)
 	if err != nil {
 		return "", err
 	}
@@ -72,7 +72,7 @@ func Repair(ctx context.Context, store remote.Store, name string, progress func(
 		return "", fmt.Errorf("%s: %w meanwhile", name, ErrAttached)
 	}
 	done = fmt.Sprintf("the map was made anew from that of segment %d and %d segments since", root.Segment, len(later))
-	return done, Event{Time: time.Now().UTC(), Volume: id, Name: name, What: EventRepair, Detail: done}.Store(ctx, store)
+	return done, Event{Time: time.Now().UTC(), Volume: id, Name: name, What: EventRepair, Detail: done}.Store(ctx, st)
 }
 
 // readMap returns a map's root, and fails unless every node can be read.
@@ -101,7 +101,7 @@ func newestRoot(ctx context.Context, nodes *mapNodes, h *Head) (*mapRoot, *NodeR
 	}
 	var packs []pack
 	prefix := volumePrefix(h.ID)
-	if err := nodes.store.List(ctx, prefix+"map/", func(o remote.Object) bool {
+	if err := nodes.store.List(ctx, prefix+"map/", func(o store.Object) bool {
 		if k, ok := parsePackKey(strings.TrimPrefix(o.Key, prefix)); ok && k.gen <= h.Gen {
 			packs = append(packs, pack{k, o.Size})
 		}
@@ -129,7 +129,7 @@ func newestRoot(ctx context.Context, nodes *mapNodes, h *Head) (*mapRoot, *NodeR
 		if err == nil {
 			return root, &ref, nil
 		}
-		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, remote.ErrNoObject) {
+		if !errors.Is(err, ErrCorrupt) && !errors.Is(err, store.ErrNoObject) {
 			return nil, nil, err
 		}
 	}
@@ -137,10 +137,10 @@ func newestRoot(ctx context.Context, nodes *mapNodes, h *Head) (*mapRoot, *NodeR
 }
 
 // segmentsAfter returns the segments that count and are later than one, and what they hold.
-func segmentsAfter(ctx context.Context, store remote.Store, h *Head, after uint64) ([]SegmentRef, *extents, error) {
+func segmentsAfter(ctx context.Context, st store.Store, h *Head, after uint64) ([]SegmentRef, *extents, error) {
 	counts := map[uint64]SegmentRef{}
 	prefix := volumePrefix(h.ID)
-	if err := store.List(ctx, prefix+"seg/", func(o remote.Object) bool {
+	if err := st.List(ctx, prefix+"seg/", func(o store.Object) bool {
 		r, ok := parseSegmentKey(strings.TrimPrefix(o.Key, prefix))
 		r.Size = uint32(min(o.Size, maxSegment))
 		// Of two with one number the later epoch's counts: it began where the log ended that was committed.
@@ -162,13 +162,13 @@ func segmentsAfter(ctx context.Context, store remote.Store, h *Head, after uint6
 	changes := &extents{}
 	for i := range refs {
 		var err error
-		if refs[i], err = findTable(ctx, store, h.ID, refs[i]); errors.Is(err, ErrCorrupt) {
+		if refs[i], err = findTable(ctx, st, h.ID, refs[i]); errors.Is(err, ErrCorrupt) {
 			err = fmt.Errorf("segment %d: %w: %w", refs[i].Seq, ErrBeyondRepair, err)
 		}
 		if err != nil {
 			return nil, nil, err
 		}
-		found, err := readTable(ctx, store, h.ID, refs[i], h.Size)
+		found, err := readTable(ctx, st, h.ID, refs[i], h.Size)
 		if err != nil {
 			return nil, nil, err
 		}

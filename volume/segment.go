@@ -5,7 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/wire"
 )
 
@@ -157,8 +157,8 @@ func tableSum(header, body []byte, id ID, seq uint64) uint32 {
 }
 
 // findTable completes a reference of which only the key, and the size of its object, are known.
-func findTable(ctx context.Context, store remote.Store, id ID, ref SegmentRef) (SegmentRef, error) {
-	p, _, err := store.Get(ctx, ref.key(id), max(int64(ref.Size)-segmentFooter, 0), segmentFooter)
+func findTable(ctx context.Context, st store.Store, id ID, ref SegmentRef) (SegmentRef, error) {
+	p, _, err := st.Get(ctx, ref.key(id), max(int64(ref.Size)-segmentFooter, 0), segmentFooter)
 	if err != nil {
 		return ref, err
 	}
@@ -171,8 +171,8 @@ func findTable(ctx context.Context, store remote.Store, id ID, ref SegmentRef) (
 }
 
 // readTable reads a segment's table from the store.
-func readTable(ctx context.Context, store remote.Store, id ID, ref SegmentRef, size int64) ([]extent, error) {
-	p, _, err := store.Get(ctx, ref.key(id), int64(ref.Table), int64(ref.Size-ref.Table))
+func readTable(ctx context.Context, st store.Store, id ID, ref SegmentRef, size int64) ([]extent, error) {
+	p, _, err := st.Get(ctx, ref.key(id), int64(ref.Table), int64(ref.Size-ref.Table))
 	if err != nil {
 		return nil, err
 	}

@@ -17,8 +17,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/simstore"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/simstore"
 )
 
 // simDisk is a journal's file whose unsynced writes a power cut loses, tears or keeps.
@@ -237,7 +237,7 @@ type model struct {
 
 // parted is a store that a node can be cut off from: requests are not answered, and may have been carried out.
 type parted struct {
-	remote.Store
+	store.Store
 	off atomic.Bool
 }
 
@@ -253,23 +253,23 @@ func (p *parted) pass(ctx context.Context) error {
 	return errors.New("no answer")
 }
 
-func (p *parted) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+func (p *parted) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	if err := p.pass(ctx); err != nil {
-		return nil, remote.Object{}, err
+		return nil, store.Object{}, err
 	}
 	return p.Store.Get(ctx, key, off, n)
 }
 
-func (p *parted) Put(ctx context.Context, key string, b []byte) (remote.Object, error) {
+func (p *parted) Put(ctx context.Context, key string, b []byte) (store.Object, error) {
 	if err := p.pass(ctx); err != nil {
-		return remote.Object{}, err
+		return store.Object{}, err
 	}
 	return p.Store.Put(ctx, key, b)
 }
 
-func (p *parted) PutIfMatch(ctx context.Context, key string, b []byte, version string) (remote.Object, error) {
+func (p *parted) PutIfMatch(ctx context.Context, key string, b []byte, version string) (store.Object, error) {
 	if err := p.pass(ctx); err != nil {
-		return remote.Object{}, err
+		return store.Object{}, err
 	}
 	return p.Store.PutIfMatch(ctx, key, b, version)
 }
@@ -319,9 +319,9 @@ func TestSimulation(t *testing.T) {
 func simulate(t *testing.T, seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 7))
 	ctx := context.Background()
-	store := simstore.New(rand.New(rand.NewPCG(seed, 8)))
+	st := simstore.New(rand.New(rand.NewPCG(seed, 8)))
 	class := []Class{Remote, Local, Writethrough}[rnd.IntN(3)]
-	h, _, err := Create(ctx, store, "sim", Spec{Size: simSize, Class: class})
+	h, _, err := Create(ctx, st, "sim", Spec{Size: simSize, Class: class})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -338,8 +338,8 @@ func simulate(t *testing.T, seed uint64) {
 	m := &model{}
 	at := nodes[0]
 	for round := range 2 + rnd.IntN(4) {
-		store.SetFaults(faults)
-		cut := &parted{Store: store}
+		st.SetFaults(faults)
+		cut := &parted{Store: st}
 		node := NewNode(cut, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
 		v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: cut, Memory: memory()}, AcceptLoss: true})
 		if err != nil {
@@ -362,10 +362,10 @@ func simulate(t *testing.T, seed uint64) {
 		if rnd.IntN(3) == 0 {
 			f := faults
 			f.Outage = errors.New("outage")
-			store.SetFaults(f)
+			st.SetFaults(f)
 			time.Sleep(time.Duration(rnd.Int64N(int64(60 * time.Second))))
 			if rnd.IntN(2) == 0 {
-				store.SetFaults(faults)
+				st.SetFaults(faults)
 				time.Sleep(time.Duration(rnd.Int64N(int64(5 * time.Second))))
 			}
 		}
@@ -373,14 +373,14 @@ func simulate(t *testing.T, seed uint64) {
 		switch end {
 		case 4: // the network parts the node from the store until another has taken the volume
 			cut.apart(true)
-			store.SetFaults(faults)
+			st.SetFaults(faults)
 			time.Sleep(time.Duration(rnd.Int64N(int64(20 * time.Second))))
 			other := nodes[0]
 			if at == other {
 				other = nodes[1]
 			}
-			rival := NewNode(store, NodeOptions{ID: other.id, Incarnation: NewID(), Boot: strconv.Itoa(other.boot)})
-			w, err := Attach(ctx, h.ID, rival, other, AttachOptions{Options: Options{Store: store, Memory: 4 << 20}, AcceptLoss: true})
+			rival := NewNode(st, NodeOptions{ID: other.id, Incarnation: NewID(), Boot: strconv.Itoa(other.boot)})
+			w, err := Attach(ctx, h.ID, rival, other, AttachOptions{Options: Options{Store: st, Memory: 4 << 20}, AcceptLoss: true})
 			if err != nil {
 				t.Fatalf("round %d: take over: %v", round, err)
 			}
@@ -402,7 +402,7 @@ func simulate(t *testing.T, seed uint64) {
 			m.over.Store(false)
 			at = other
 		case 0: // a clean end
-			store.SetFaults(faults)
+			st.SetFaults(faults)
 			kill()
 			writers.Wait()
 			m.settle()
@@ -431,16 +431,16 @@ func simulate(t *testing.T, seed uint64) {
 				}
 			}
 		}
-		checkSim(t, store)
+		checkSim(t, st)
 	}
-	store.SetFaults(simstore.Faults{})
-	node := NewNode(store, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
-	v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: store, Memory: memory()}, AcceptLoss: true})
+	st.SetFaults(simstore.Faults{})
+	node := NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
+	v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: st, Memory: memory()}, AcceptLoss: true})
 	if err != nil {
 		t.Fatalf("last attach: %v", err)
 	}
 	m.verify(t, v)
-	store.Wait()
+	st.Wait()
 	time.Sleep(time.Minute) // what works in the background has ended
 	if _, err := v.Sweep(ctx); err != nil {
 		t.Fatalf("sweep: %v", err)
@@ -448,15 +448,15 @@ func simulate(t *testing.T, seed uint64) {
 	if err := v.Detach(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if r := checkSim(t, store); r.Unused.Objects > 0 {
+	if r := checkSim(t, st); r.Unused.Objects > 0 {
 		t.Errorf("%d objects that nothing uses have stayed after a sweep", r.Unused.Objects)
 	}
 }
 
 // checkSim walks over everything that the store holds of the volume at this moment, and stops the test at a problem.
-func checkSim(t *testing.T, store *simstore.Store) *Report {
+func checkSim(t *testing.T, st *simstore.Store) *Report {
 	t.Helper()
-	r, err := Check(context.Background(), store.Snapshot(), "sim", true, func(string) {})
+	r, err := Check(context.Background(), st.Snapshot(), "sim", true, func(string) {})
 	if err != nil {
 		t.Fatalf("check: %v", err)
 	}

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Status is what a volume does now.
@@ -82,9 +82,9 @@ func (v *Volume) Resize(ctx context.Context, size int64) error {
 }
 
 // Resize makes a volume larger that nobody owns.
-func Resize(ctx context.Context, store remote.Store, id ID, size int64) (*Head, error) {
+func Resize(ctx context.Context, st store.Store, id ID, size int64) (*Head, error) {
 	for {
-		h, version, err := readHead(ctx, store, id)
+		h, version, err := readHead(ctx, st, id)
 		if err != nil {
 			return nil, err
 		}
@@ -96,7 +96,7 @@ func Resize(ctx context.Context, store remote.Store, id ID, size int64) (*Head, 
 			return nil, err
 		}
 		next.next()
-		h, _, swapped, err := swapHead(ctx, store, next, version, quiet())
+		h, _, swapped, err := swapHead(ctx, st, next, version, quiet())
 		if err != nil || swapped {
 			return h, err
 		}

@@ -8,16 +8,16 @@ import (
 	"sync"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // ErrNotFound says that a store has no such volume.
 var ErrNotFound = errors.New("no such volume")
 
 // readHead returns a volume's head and its version.
-func readHead(ctx context.Context, store remote.Store, id ID) (*Head, string, error) {
-	p, o, err := store.Get(ctx, headKey(id), 0, -1)
-	if errors.Is(err, remote.ErrNoObject) {
+func readHead(ctx context.Context, st store.Store, id ID) (*Head, string, error) {
+	p, o, err := st.Get(ctx, headKey(id), 0, -1)
+	if errors.Is(err, store.ErrNoObject) {
 		return nil, "", fmt.Errorf("volume %s: %w", id, ErrNotFound)
 	}
 	if err != nil {
@@ -37,21 +37,21 @@ func readHead(ctx context.Context, store remote.Store, id ID) (*Head, string, er
 // next was written. It does not return before that is certain, or ctx ends: an answer that is lost leaves open whether
 // the head was replaced, and whether it will be. Only seeing next or what followed it, or a later swap from the same
 // version that succeeds, closes that.
-func swapHead(ctx context.Context, store remote.Store, next *Head, version string, wait waiter) (current *Head, at string, swapped bool, err error) {
+func swapHead(ctx context.Context, st store.Store, next *Head, version string, wait waiter) (current *Head, at string, swapped bool, err error) {
 	p, err := next.encode()
 	if err != nil {
 		return nil, "", false, err
 	}
 	err = wait.until(ctx, "write the head", func() error {
-		o, err := store.PutIfMatch(ctx, headKey(next.ID), p, version)
+		o, err := st.PutIfMatch(ctx, headKey(next.ID), p, version)
 		if err == nil {
 			current, at, swapped = next, o.Version, true
 			return nil
 		}
-		if !errors.Is(err, remote.ErrChanged) {
+		if !errors.Is(err, store.ErrChanged) {
 			return err // the same bytes from the same version once more: at most one of them is carried out
 		}
-		h, v, err := readHead(ctx, store, next.ID)
+		h, v, err := readHead(ctx, st, next.ID)
 		if err != nil {
 			return err
 		}
@@ -144,7 +144,7 @@ func (w waiter) tell(what string, err error) {
 // hopeless tells the errors that stay from those that pass: a store that is full, out of reach, or wants other
 // credentials may have room, answer or get them.
 func hopeless(err error) bool {
-	for _, e := range []error{ErrCorrupt, ErrVersion, ErrNotFound, ErrFenced, ErrOwned, ErrJournal, remote.ErrNoObject, remote.ErrExists, remote.ErrUnsafeStore} {
+	for _, e := range []error{ErrCorrupt, ErrVersion, ErrNotFound, ErrFenced, ErrOwned, ErrJournal, store.ErrNoObject, store.ErrExists, store.ErrUnsafe} {
 		if errors.Is(err, e) {
 			return true
 		}

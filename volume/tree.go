@@ -8,13 +8,13 @@ import (
 
 	"github.com/golang/groupcache/lru"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/wire"
 )
 
 // mapNodes loads map nodes and keeps those that were used lately.
 type mapNodes struct {
-	store remote.Store
+	store store.Store
 	id    ID
 	wait  waiter
 
@@ -24,8 +24,8 @@ type mapNodes struct {
 	held   *lru.Cache // *mapNode by NodeRef
 }
 
-func newMapNodes(store remote.Store, id ID, budget int64, wait waiter) *mapNodes {
-	c := &mapNodes{store: store, id: id, wait: wait, budget: budget, held: lru.New(0)} // put counts bytes, not nodes
+func newMapNodes(st store.Store, id ID, budget int64, wait waiter) *mapNodes {
+	c := &mapNodes{store: st, id: id, wait: wait, budget: budget, held: lru.New(0)} // put counts bytes, not nodes
 	c.held.OnEvicted = func(_ lru.Key, n any) { c.used -= n.(*mapNode).cost() }
 	return c
 }

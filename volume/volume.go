@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Errors that callers act on.
@@ -43,7 +43,7 @@ type Lease interface {
 
 // Options of a Volume. Store is needed.
 type Options struct {
-	Store   remote.Store
+	Store   store.Store
 	Cache   Cache // nil for none
 	Memory  int64 // bytes that the volume may take, about; default 256 MiB
 	Uploads int   // segments on their way to the store at a time; default 4

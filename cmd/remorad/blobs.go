@@ -17,7 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // storedBlobs are the blobs in containerd's content store.
@@ -32,7 +32,7 @@ func (b *storedBlobs) Blob(ctx context.Context, namespace string, d digest.Diges
 const keptFor = time.Hour
 
 // KeepBlob implements snapshotter.Blobs.
-func (b *storedBlobs) KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo remote.Repository, diffID digest.Digest, r io.Reader) error {
+func (b *storedBlobs) KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, r io.Reader) error {
 	ctx, _, err := b.containerd.WithLease(namespaces.WithNamespace(ctx, namespace), leases.WithRandomID(), leases.WithExpiration(keptFor))
 	if err != nil {
 		return err
@@ -44,7 +44,7 @@ func (b *storedBlobs) KeepBlob(ctx context.Context, namespace string, desc ocisp
 }
 
 // putBlob adds a layer's blob to a content store, unless it is there.
-func putBlob(ctx context.Context, store content.Store, desc ocispec.Descriptor, repo remote.Repository, diffID digest.Digest, write func(io.Writer) error) error {
+func putBlob(ctx context.Context, store content.Store, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, write func(io.Writer) error) error {
 	w, err := content.OpenWriter(ctx, store, content.WithRef("remora-fetch-"+desc.Digest.String()), content.WithDescriptor(desc))
 	if errdefs.IsAlreadyExists(err) {
 		return nil

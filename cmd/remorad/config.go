@@ -19,7 +19,7 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/layout"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
 )
 
@@ -125,14 +125,14 @@ func (i importConfig) or(all importConfig) importConfig {
 }
 
 // importOf returns what holds for a repository.
-func (c *config) importOf(repo remote.Repository) snapshotter.ImportPolicy {
+func (c *config) importOf(repo registry.Repository) snapshotter.ImportPolicy {
 	i, _ := mostSpecific(c.Import.For, repo)
 	i = i.or(c.Import.importConfig)
 	return snapshotter.ImportPolicy{Mode: snapshotter.ImportMode(i.Mode), KeepBlobs: i.KeepBlobs != nil && *i.KeepBlobs}
 }
 
 // indexOf returns what holds for a repository.
-func (c *config) indexOf(repo remote.Repository) snapshotter.IndexPolicy {
+func (c *config) indexOf(repo registry.Repository) snapshotter.IndexPolicy {
 	trusted := map[string]bool{}
 	for _, t := range c.Index.Trust {
 		trusted[t] = true
@@ -258,7 +258,7 @@ func (p policyConfig) policy() cache.Policy {
 }
 
 // policyOf returns what holds for a repository.
-func (c *config) policyOf(repo remote.Repository) cache.Policy {
+func (c *config) policyOf(repo registry.Repository) cache.Policy {
 	p, _ := mostSpecific(c.Fetch.For, repo)
 	return p.or(c.Fetch.policyConfig).policy()
 }
@@ -273,7 +273,7 @@ func backendOf(v string) blockdev.Backend {
 func (c *config) backend() blockdev.Backend { return backendOf(c.Mount.Backend) }
 
 // backendFor returns the back end that is pinned for a repository, or "".
-func (c *config) backendFor(repo remote.Repository) blockdev.Backend {
+func (c *config) backendFor(repo registry.Repository) blockdev.Backend {
 	v, ok := mostSpecific(c.Mount.For, repo)
 	if !ok {
 		return ""
@@ -283,7 +283,7 @@ func (c *config) backendFor(repo remote.Repository) blockdev.Backend {
 
 // mostSpecific finds a repository among keys that are a registry's host, or that and the beginning
 // of a path.
-func mostSpecific[T any](all map[string]T, repo remote.Repository) (v T, ok bool) {
+func mostSpecific[T any](all map[string]T, repo registry.Repository) (v T, ok bool) {
 	for name := repo.String(); ; name = path.Dir(name) {
 		if v, ok = all[name]; ok || name == "." || name == "/" {
 			return v, ok

@@ -10,7 +10,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // TestSampleHasEveryKey: the sample is the defaults, so a key that it lacks has none.
@@ -92,11 +92,11 @@ func TestCacheLimit(t *testing.T) {
 func TestMostSpecific(t *testing.T) {
 	all := map[string]int{"r.example.com": 1, "r.example.com/team": 2, "r.example.com/team/app": 3}
 	for repo, want := range map[string]int{"app": 1, "team": 2, "team/other": 2, "team/app": 3, "teams": 1} {
-		if got, _ := mostSpecific(all, remote.Repository{Host: "r.example.com", Path: repo}); got != want {
+		if got, _ := mostSpecific(all, registry.Repository{Host: "r.example.com", Path: repo}); got != want {
 			t.Errorf("%s: got %d, want %d", repo, got, want)
 		}
 	}
-	if _, ok := mostSpecific(all, remote.Repository{Host: "other.example.com", Path: "team"}); ok {
+	if _, ok := mostSpecific(all, registry.Repository{Host: "other.example.com", Path: "team"}); ok {
 		t.Error("another registry was found")
 	}
 }

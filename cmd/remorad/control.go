@@ -16,7 +16,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/cmd/internal/version"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
 )
 
@@ -26,7 +26,7 @@ type controlServer struct {
 	cfg        *config
 	cache      *cache.Cache
 	sn         *snapshotter.Snapshotter
-	registry   *remote.Registry
+	registry   *registry.Registry
 	containerd *client.Client
 	holder     *theHolder
 	disks      *disk.Disks
@@ -94,7 +94,7 @@ func (c *controlServer) Prune(context.Context, *control.Empty) (*control.PruneRe
 }
 
 func (c *controlServer) Login(_ context.Context, req *control.LoginRequest) (*control.Empty, error) {
-	return &control.Empty{}, c.registry.SetLogin(req.Host, remote.Login{User: req.User, Secret: req.Secret, PlainHTTP: req.PlainHTTP})
+	return &control.Empty{}, c.registry.SetLogin(req.Host, registry.Login{User: req.User, Secret: req.Secret, PlainHTTP: req.PlainHTTP})
 }
 
 func (c *controlServer) Prime(ctx context.Context, req *control.PrimeRequest) (*control.PrimeReply, error) {

@@ -8,21 +8,21 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/simstore"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/simstore"
 )
 
 // slowStore answers each Get late.
 type slowStore struct {
-	remote.Store
+	store.Store
 	late time.Duration
 }
 
-func (s slowStore) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+func (s slowStore) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	select {
 	case <-time.After(s.late):
 	case <-ctx.Done():
-		return nil, remote.Object{}, context.Cause(ctx)
+		return nil, store.Object{}, context.Cause(ctx)
 	}
 	return s.Store.Get(ctx, key, off, n)
 }
@@ -32,11 +32,11 @@ func (s slowStore) Get(ctx context.Context, key string, off, n int64) ([]byte, r
 func TestPatiently(t *testing.T) {
 	for late, want := range map[time.Duration]error{storePatience - time.Second: nil, storePatience + time.Second: errNoAnswer} {
 		synctest.Test(t, func(t *testing.T) {
-			store := simstore.New(rand.New(rand.NewPCG(1, 1)))
-			if _, err := store.Put(t.Context(), "a", []byte("b")); err != nil {
+			st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+			if _, err := st.Put(t.Context(), "a", []byte("b")); err != nil {
 				t.Fatal(err)
 			}
-			err := patiently(t.Context(), slowStore{store, late}, func(ctx context.Context, s remote.Store) error {
+			err := patiently(t.Context(), slowStore{st, late}, func(ctx context.Context, s store.Store) error {
 				for range 10 {
 					if _, _, err := s.Get(ctx, "a", 0, -1); err != nil {
 						return err

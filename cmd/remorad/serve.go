@@ -29,7 +29,7 @@ import (
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/durable"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
 )
 
@@ -75,13 +75,13 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	logins, err := remote.OpenLogins(filepath.Join(f.root, "logins.json"))
+	logins, err := registry.OpenLogins(filepath.Join(f.root, "logins.json"))
 	if err != nil {
 		return err
 	}
-	registry := remote.NewRegistry(remote.Options{
+	reg := registry.New(registry.Options{
 		ConfigPath: cfg.Registry.ConfigPath, DockerConfig: cfg.Registry.DockerConfig, Logins: logins,
-		Retry: remote.Retry{Attempts: cfg.Registry.Attempts}, Stall: time.Duration(cfg.Registry.StallTimeout), Log: log,
+		Retry: registry.Retry{Attempts: cfg.Registry.Attempts}, Stall: time.Duration(cfg.Registry.StallTimeout), Log: log,
 	})
 	rate, err := cfg.backgroundRate()
 	if err != nil {
@@ -127,7 +127,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)
 	}
 	defer containerd.Close()
-	sn, err := snapshotter.New(f.root, images, registry, snapshotter.NewContentImages(containerd.ContentStore(), registry.Configured), snapshotter.Options{
+	sn, err := snapshotter.New(f.root, images, reg, snapshotter.NewContentImages(containerd.ContentStore(), reg.Configured), snapshotter.Options{
 		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
 		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Pod: inPod(), NotOurs: []string{disk.Dir(f.root)}, Log: log,
@@ -139,7 +139,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 
 	server := grpc.NewServer()
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
-	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: registry, containerd: containerd, holder: h, disks: disks,
+	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: reg, containerd: containerd, holder: h, disks: disks,
 		volumes: &volumes{host: owned, disks: disks, byName: cleanStore(cfg.Volume.Store), log: log}})
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -152,7 +152,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 // mayAnswerLater tells the errors of a registry that pass from those that do not. Credentials may
 // be renewed.
 func mayAnswerLater(err error) bool {
-	return remote.Retryable(err) || errors.Is(err, remote.ErrUnauthorized)
+	return registry.Retryable(err) || errors.Is(err, registry.ErrUnauthorized)
 }
 
 // listen serves until ctx ends or a listener fails, then stops accepting and finishes requests.

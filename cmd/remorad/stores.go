@@ -5,15 +5,15 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/filestore"
-	"github.com/remora-storage/remora/remote/s3store"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/filestore"
+	"github.com/remora-storage/remora/remote/store/s3store"
 	"github.com/remora-storage/remora/volume"
 )
 
 // storeOpener opens stores by their URLs: file:/path or s3://bucket/prefix?endpoint=…
-func storeOpener(credentials string) func(url string) (remote.Store, error) {
-	return func(url string) (remote.Store, error) {
+func storeOpener(credentials string) func(url string) (store.Store, error) {
+	return func(url string) (store.Store, error) {
 		kind, rest, _ := strings.Cut(url, ":")
 		switch kind {
 		case "file":

@@ -14,7 +14,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/cmd/internal/control"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
 )
@@ -73,7 +73,7 @@ func (v *volumes) storeOf(req control.VolumeRequest) (string, error) {
 }
 
 // store opens the store that a request means.
-func (v *volumes) store(req control.VolumeRequest) (url string, s remote.Store, err error) {
+func (v *volumes) store(req control.VolumeRequest) (url string, s store.Store, err error) {
 	if url, err = v.storeOf(req); err == nil {
 		s, err = v.host.Store(url)
 	}
@@ -81,7 +81,7 @@ func (v *volumes) store(req control.VolumeRequest) (url string, s remote.Store, 
 }
 
 // find returns a volume's store and head.
-func (v *volumes) find(ctx context.Context, req control.VolumeRequest) (url string, s remote.Store, h *volume.Head, err error) {
+func (v *volumes) find(ctx context.Context, req control.VolumeRequest) (url string, s store.Store, h *volume.Head, err error) {
 	if url, s, err = v.store(req); err != nil {
 		return "", nil, nil, err
 	}
@@ -120,7 +120,7 @@ func (v *volumes) InitStore(ctx context.Context, req *control.InitStoreRequest, 
 		return err
 	}
 	probe := func(ctx context.Context) error {
-		return remote.Probe(ctx, s, "probe/", func(step string) {
+		return store.Probe(ctx, s, "probe/", func(step string) {
 			_ = send(&control.InitStoreReply{Store: url, Step: step}) // the end will say that the caller is gone
 		})
 	}
@@ -152,7 +152,7 @@ func (v *volumes) CreateVolume(ctx context.Context, req *control.CreateVolumeReq
 	if err := volume.CheckName(req.Name); err != nil {
 		return nil, err
 	}
-	prepared, err := volume.Init(ctx, s, func(ctx context.Context) error { return remote.Probe(ctx, s, "probe/", func(string) {}) })
+	prepared, err := volume.Init(ctx, s, func(ctx context.Context) error { return store.Probe(ctx, s, "probe/", func(string) {}) })
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +184,7 @@ func (v *volumes) Volumes(ctx context.Context, req *control.VolumesRequest) (*co
 		if err != nil {
 			return nil, err
 		}
-		err = patiently(ctx, s, func(ctx context.Context, s remote.Store) error {
+		err = patiently(ctx, s, func(ctx context.Context, s store.Store) error {
 			return volume.List(ctx, s, func(name string, h *volume.Head, err error) {
 				if err != nil {
 					reply.Volumes = append(reply.Volumes, control.Volume{Name: name, Store: url, Error: err.Error()})
@@ -226,7 +226,7 @@ func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest)
 		return nil, err
 	}
 	d := &control.VolumeDetails{Volume: v.describe(url, h), MaxAge: float64(h.MaxAge), Committed: h.Write, Tail: len(h.Tail), Waits: []control.VolumeWait{}, Events: []control.VolumeEvent{}}
-	if err := patiently(ctx, s, func(ctx context.Context, s remote.Store) error { return stored(ctx, s, h.ID, d) }); err != nil {
+	if err := patiently(ctx, s, func(ctx context.Context, s store.Store) error { return stored(ctx, s, h.ID, d) }); err != nil {
 		d.StoreError = err.Error()
 	}
 	if h.Journal != nil {
@@ -250,7 +250,7 @@ func (v *volumes) InspectVolume(ctx context.Context, req *control.VolumeRequest)
 }
 
 // known is find for a volume that this node may own: then its head is known without the store.
-func (v *volumes) known(ctx context.Context, req control.VolumeRequest) (url string, s remote.Store, h *volume.Head, err error) {
+func (v *volumes) known(ctx context.Context, req control.VolumeRequest) (url string, s store.Store, h *volume.Head, err error) {
 	id, ok, err := v.attachedID(req)
 	if err == nil && ok {
 		if h := v.host.Head(id); h != nil {
@@ -262,7 +262,7 @@ func (v *volumes) known(ctx context.Context, req control.VolumeRequest) (url str
 }
 
 // stored adds what only the store knows.
-func stored(ctx context.Context, s remote.Store, id volume.ID, d *control.VolumeDetails) error {
+func stored(ctx context.Context, s store.Store, id volume.ID, d *control.VolumeDetails) error {
 	usage, err := volume.StoreUsage(ctx, s, id)
 	if err != nil {
 		return err

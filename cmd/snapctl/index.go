@@ -21,7 +21,7 @@ import (
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/scan"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 func (a *app) indexCommand() *cobra.Command {
@@ -172,7 +172,7 @@ func (a *app) indexShow() *cobra.Command {
 			if published || errors.Is(err, os.ErrNotExist) {
 				data, err = r.registry.Artifact(ctx, r.repo, r.manifest.Digest, index.Artifact)
 			}
-			if errors.Is(err, remote.ErrNotFound) {
+			if errors.Is(err, registry.ErrNotFound) {
 				return fmt.Errorf("no index of %s is published, nor was one made here; see \"snapctl index create\"", r.ref)
 			}
 			if err != nil {

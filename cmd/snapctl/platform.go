@@ -10,7 +10,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	orascontent "oras.land/oras-go/v2/content"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // manifestDigest returns the digest of the manifest that an image of containerd's has for this
@@ -22,7 +22,7 @@ func manifestDigest(ctx context.Context, store content.Provider, img images.Imag
 	p, err := content.ReadBlob(ctx, store, img.Target)
 	if err == nil {
 		var m ocispec.Descriptor
-		if m, err = remote.ForThisPlatform(p); err == nil {
+		if m, err = registry.ForThisPlatform(p); err == nil {
 			return m.Digest, nil
 		}
 	}
@@ -41,5 +41,5 @@ func forThisPlatform(ctx context.Context, from orascontent.Fetcher, desc ocispec
 	if err != nil {
 		return desc, err
 	}
-	return remote.ForThisPlatform(p)
+	return registry.ForThisPlatform(p)
 }

@@ -14,7 +14,7 @@ import (
 
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/fs/profile"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 func (a *app) profileCommand() *cobra.Command {
@@ -233,7 +233,7 @@ func (a *app) profileRemove() *cobra.Command {
 
 // artifactRemove is the command that removes what an image has beside it: here, or with --published in the
 // registry.
-func (a *app) artifactRemove(short, here string, kind remote.ArtifactKind, remove func(context.Context, *remoteImage) error) *cobra.Command {
+func (a *app) artifactRemove(short, here string, kind registry.ArtifactKind, remove func(context.Context, *remoteImage) error) *cobra.Command {
 	var o pullOptions
 	var published bool
 	c := &cobra.Command{
@@ -268,8 +268,8 @@ func between(least, most int, what string) cobra.PositionalArgs {
 // A remoteImage is an image in a registry, as this machine's platform has it.
 type remoteImage struct {
 	ref      string
-	repo     remote.Repository
-	registry *remote.Registry
+	repo     registry.Repository
+	registry *registry.Registry
 	manifest ocispec.Descriptor
 }
 
@@ -294,7 +294,7 @@ func (a *app) remoteImage(ctx context.Context, name string, o pullOptions) (*rem
 
 func (r *remoteImage) published(ctx context.Context) (*profile.Profile, error) {
 	data, err := r.registry.Artifact(ctx, r.repo, r.manifest.Digest, profile.Artifact)
-	if errors.Is(err, remote.ErrNotFound) {
+	if errors.Is(err, registry.ErrNotFound) {
 		return nil, fmt.Errorf("no profile of %s is published; see \"snapctl profile push\"", r.ref)
 	}
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/remora-storage/remora/cmd/internal/control"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 const reconnectTries = 5
@@ -102,7 +102,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	if err != nil {
 		return control.Explain(err, a.remora)
 	}
-	logins := new(remote.Logins)
+	logins := new(registry.Logins)
 	if err := a.login(ctx, remora, logins, registryHost(ref), o); err != nil {
 		return err
 	}
@@ -124,7 +124,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 		return err
 	}
 	defer containerd.Close()
-	registry := remote.NewRegistry(remote.Options{
+	reg := registry.New(registry.Options{
 		ConfigPath: status.Registry.ConfigPath, DockerConfig: status.Registry.DockerConfig, Logins: logins,
 	})
 	// A lease keeps what the pull makes until its root file system was mounted once.
@@ -136,7 +136,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	var (
 		early    *layerResolver
 		img      client.Image
-		resolver = primedResolver(registry.Resolver(ctx), ref, <-primed)
+		resolver = primedResolver(reg.Resolver(ctx), ref, <-primed)
 	)
 	err = a.untilReached(ctx, func() (err error) {
 		early = &layerResolver{remora: remora, namespace: a.namespace, ref: ref, progress: a.importProgress()}
@@ -207,7 +207,7 @@ func (a *app) pullFirst(ctx context.Context, image string, o pullOptions) error 
 }
 
 // login passes credentials on, to remorad and to this process's own requests.
-func (a *app) login(ctx context.Context, remora *control.Client, logins *remote.Logins, host string, o pullOptions) error {
+func (a *app) login(ctx context.Context, remora *control.Client, logins *registry.Logins, host string, o pullOptions) error {
 	if o.user == "" && !o.plainHTTP {
 		return nil
 	}

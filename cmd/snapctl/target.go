@@ -18,7 +18,7 @@ import (
 	orasremote "oras.land/oras-go/v2/registry/remote"
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // A target is where an image is, or goes to.
@@ -84,14 +84,14 @@ func (t *layoutTarget) Close() error  { return nil }
 
 // registryOptions are remorad's where it runs, so that both reach registries alike, and
 // otherwise those of a user's Docker.
-func (a *app) registryOptions(ctx context.Context) remote.Options {
+func (a *app) registryOptions(ctx context.Context) registry.Options {
 	if remora, closer, err := a.dialRemora(); err == nil {
 		defer closer.Close()
 		if st, err := remora.Status(ctx); err == nil {
-			return remote.Options{ConfigPath: st.Registry.ConfigPath, DockerConfig: st.Registry.DockerConfig}
+			return registry.Options{ConfigPath: st.Registry.ConfigPath, DockerConfig: st.Registry.DockerConfig}
 		}
 	}
-	o := remote.Options{ConfigPath: []string{"/etc/containerd/certs.d"}}
+	o := registry.Options{ConfigPath: []string{"/etc/containerd/certs.d"}}
 	if home, err := os.UserHomeDir(); err == nil {
 		o.DockerConfig = filepath.Join(home, ".docker", "config.json")
 	}
@@ -102,7 +102,7 @@ func (a *app) registryOptions(ctx context.Context) remote.Options {
 }
 
 // setLogin reads --user and --plain-http and remembers them for a host.
-func setLogin(logins *remote.Logins, host, user string, plainHTTP bool) (remote.Login, error) {
+func setLogin(logins *registry.Logins, host, user string, plainHTTP bool) (registry.Login, error) {
 	l, err := parseLogin(user, plainHTTP)
 	if err == nil {
 		_, err = logins.Set(host, l)
@@ -111,15 +111,15 @@ func setLogin(logins *remote.Logins, host, user string, plainHTTP bool) (remote.
 }
 
 // parseLogin reads --user and --plain-http.
-func parseLogin(user string, plainHTTP bool) (remote.Login, error) {
+func parseLogin(user string, plainHTTP bool) (registry.Login, error) {
 	name, secret, ok := strings.Cut(user, ":")
 	if !ok && name != "" {
 		secret = os.Getenv("SNAPCTL_PASSWORD")
 		if secret == "" {
-			return remote.Login{}, cli.Usagef("--user without a password: write --user USER:PASSWORD or set SNAPCTL_PASSWORD")
+			return registry.Login{}, cli.Usagef("--user without a password: write --user USER:PASSWORD or set SNAPCTL_PASSWORD")
 		}
 	}
-	return remote.Login{User: name, Secret: secret, PlainHTTP: plainHTTP}, nil
+	return registry.Login{User: name, Secret: secret, PlainHTTP: plainHTTP}, nil
 }
 
 func cutLast(s, sep string) (before, after string, ok bool) {
@@ -134,23 +134,23 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 // serve it, mirrors among them, and written to the one that takes pushes.
 type registryTarget struct {
 	ref      string
-	repo     remote.Repository
-	registry *remote.Registry
+	repo     registry.Repository
+	registry *registry.Registry
 	write    *orasremote.Repository // nil until it is needed
 }
 
 func (a *app) openRegistry(ctx context.Context, ref, user string, plainHTTP bool) (*registryTarget, error) {
-	repo, err := remote.ParseRepository(ref)
+	repo, err := registry.ParseRepository(ref)
 	if err != nil {
 		return nil, err
 	}
-	logins := new(remote.Logins)
+	logins := new(registry.Logins)
 	if _, err := setLogin(logins, repo.Host, user, plainHTTP); err != nil {
 		return nil, err
 	}
 	options := a.registryOptions(ctx)
 	options.Logins = logins
-	t := &registryTarget{ref: ref, repo: repo, registry: remote.NewRegistry(options)}
+	t := &registryTarget{ref: ref, repo: repo, registry: registry.New(options)}
 	t.write, err = t.registry.Writable(ctx, repo)
 	return t, err
 }

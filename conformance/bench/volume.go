@@ -25,9 +25,9 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/conformance/testbed"
 	"github.com/remora-storage/remora/conformance/tools/link"
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/filestore"
-	"github.com/remora-storage/remora/remote/s3store"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/filestore"
+	"github.com/remora-storage/remora/remote/store/s3store"
 	"github.com/remora-storage/remora/volume"
 )
 
@@ -37,7 +37,7 @@ type volumeBed struct {
 	cache *cache.Cache
 }
 
-func newVolume(ctx context.Context, dir string, store remote.Store, class volume.Class, cacheLimit int64) (*volumeBed, error) {
+func newVolume(ctx context.Context, dir string, st store.Store, class volume.Class, cacheLimit int64) (*volumeBed, error) {
 	journals, err := volume.NewJournalDir(filepath.Join(dir, "journals"), 0)
 	if err != nil {
 		return nil, err
@@ -46,13 +46,13 @@ func newVolume(ctx context.Context, dir string, store remote.Store, class volume
 	if err != nil {
 		return nil, err
 	}
-	h, _, err := volume.Create(ctx, store, "bench", volume.Spec{Size: 4 * nbdSize, Class: class})
+	h, _, err := volume.Create(ctx, st, "bench", volume.Spec{Size: 4 * nbdSize, Class: class})
 	if err != nil {
 		return nil, err
 	}
-	node := volume.NewNode(store, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
-	opts := volume.AttachOptions{Options: volume.Options{Store: store, Cache: c.Objects()}}
-	if _, near := store.(*filestore.Store); near {
+	node := volume.NewNode(st, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
+	opts := volume.AttachOptions{Options: volume.Options{Store: st, Cache: c.Objects()}}
+	if _, near := st.(*filestore.Store); near {
 		opts.Cache, opts.Near = nil, true // as remorad does it
 	}
 	v, err := volume.Attach(ctx, h.ID, node, journals, opts)
@@ -173,11 +173,11 @@ func serveNBD(ctx context.Context, dev blockdev.Device, socket string) (wait fun
 
 func volumeEngine(ctx context.Context, o options) (err error) {
 	dir := filepath.Join(o.work, "volume")
-	store, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
+	st, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
 	if err != nil {
 		return err
 	}
-	v, err := newVolume(ctx, dir, store, volume.Local, nbdSize/2)
+	v, err := newVolume(ctx, dir, st, volume.Local, nbdSize/2)
 	if err != nil {
 		return err
 	}
@@ -209,11 +209,11 @@ func volumeEngine(ctx context.Context, o options) (err error) {
 // volumeMount goes through FUSE and loop, beside the same export over a device that has no bytes.
 func volumeMount(ctx context.Context, o options) (err error) {
 	dir := filepath.Join(o.work, "volumemount")
-	store, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
+	st, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
 	if err != nil {
 		return err
 	}
-	v, err := newVolume(ctx, dir, store, volume.Local, nbdSize)
+	v, err := newVolume(ctx, dir, st, volume.Local, nbdSize)
 	if err != nil {
 		return err
 	}
@@ -268,11 +268,11 @@ func volumeFlush(ctx context.Context, o options) (err error) {
 	if err := os.WriteFile(creds, []byte("[default]\naws_access_key_id = key\naws_secret_access_key = secret\n"), 0o600); err != nil {
 		return err
 	}
-	store, err := s3store.Open(s3store.Options{Endpoint: "http://" + k.Addr(), Region: "us-east-1", Bucket: "volumes", Credentials: creds})
+	st, err := s3store.Open(s3store.Options{Endpoint: "http://" + k.Addr(), Region: "us-east-1", Bucket: "volumes", Credentials: creds})
 	if err != nil {
 		return err
 	}
-	v, err := newVolume(ctx, dir, store, volume.Remote, nbdSize)
+	v, err := newVolume(ctx, dir, st, volume.Remote, nbdSize)
 	if err != nil {
 		return err
 	}
@@ -291,7 +291,7 @@ func volumeFlush(ctx context.Context, o options) (err error) {
 	}
 	p := make([]byte, 64<<10)
 	put, err := timed(func(i int) error {
-		_, err := store.Put(ctx, fmt.Sprintf("bench/%d", i), p)
+		_, err := st.Put(ctx, fmt.Sprintf("bench/%d", i), p)
 		return err
 	})
 	if err != nil {

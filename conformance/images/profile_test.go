@@ -23,7 +23,7 @@ import (
 
 	"github.com/remora-storage/remora/conformance/testbed"
 	"github.com/remora-storage/remora/fs/profile"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // fewWaits is how many reads of a start by profile may wait for the network.
@@ -313,7 +313,7 @@ func TestHostileProfiles(t *testing.T) {
 }
 
 // pushArtifact publishes any content as an artifact of a kind beside an image.
-func pushArtifact(t *testing.T, s *testbed.Stack, repo, tag string, kind remote.ArtifactKind, content []byte) {
+func pushArtifact(t *testing.T, s *testbed.Stack, repo, tag string, kind registry.ArtifactKind, content []byte) {
 	t.Helper()
 	ctx := t.Context()
 	r, err := oras.NewRepository(s.Ref(repo))

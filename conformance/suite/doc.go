@@ -1,5 +1,5 @@
 // Package suite holds the tests that every implementation of a contract passes: Device for
-// blockdev.Device and its abilities, Store for remote.Store.
+// blockdev.Device and its abilities, Store for store.Store.
 //
 // It is meant for other projects, too: call suite.Device or suite.Store from a test of your own with a
 // function that opens a new, empty instance. A failing case names the promise that is broken.

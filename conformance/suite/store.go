@@ -9,19 +9,19 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
-// Store tests a remote.Store. open returns an empty one.
-func Store(t *testing.T, open func(t *testing.T) remote.Store) {
-	for name, test := range map[string]func(*testing.T, remote.Store){
+// Store tests a store.Store. open returns an empty one.
+func Store(t *testing.T, open func(t *testing.T) store.Store) {
+	for name, test := range map[string]func(*testing.T, store.Store){
 		"bytes": storeBytes, "conditions": storeConditions, "races": storeRaces, "list": storeList, "keys": storeKeys,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}
 }
 
-func storeBytes(t *testing.T, s remote.Store) {
+func storeBytes(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	want := make([]byte, 1<<20+17)
 	for i := range want {
@@ -57,31 +57,31 @@ func storeBytes(t *testing.T, s remote.Store) {
 			t.Errorf("delete: %v", err)
 		}
 	}
-	if _, _, err := s.Get(ctx, "a/b", 0, -1); !errors.Is(err, remote.ErrNoObject) {
+	if _, _, err := s.Get(ctx, "a/b", 0, -1); !errors.Is(err, store.ErrNoObject) {
 		t.Errorf("get after delete: %v", err)
 	}
-	if _, err := s.Head(ctx, "a/b"); !errors.Is(err, remote.ErrNoObject) {
+	if _, err := s.Head(ctx, "a/b"); !errors.Is(err, store.ErrNoObject) {
 		t.Errorf("head after delete: %v", err)
 	}
 }
 
-func storeConditions(t *testing.T, s remote.Store) {
+func storeConditions(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	first, err := s.PutIfAbsent(ctx, "k", []byte("1"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.PutIfAbsent(ctx, "k", []byte("2")); !errors.Is(err, remote.ErrExists) {
+	if _, err := s.PutIfAbsent(ctx, "k", []byte("2")); !errors.Is(err, store.ErrExists) {
 		t.Errorf("put if absent over an object: %v", err)
 	}
 	second, err := s.PutIfMatch(ctx, "k", []byte("2"), first.Version)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.PutIfMatch(ctx, "k", []byte("3"), first.Version); !errors.Is(err, remote.ErrChanged) {
+	if _, err := s.PutIfMatch(ctx, "k", []byte("3"), first.Version); !errors.Is(err, store.ErrChanged) {
 		t.Errorf("put over an old version: %v", err)
 	}
-	if _, err := s.PutIfMatch(ctx, "none", []byte("3"), first.Version); !errors.Is(err, remote.ErrChanged) {
+	if _, err := s.PutIfMatch(ctx, "none", []byte("3"), first.Version); !errors.Is(err, store.ErrChanged) {
 		t.Errorf("put if unchanged without an object: %v", err)
 	}
 	if got, o, err := s.Get(ctx, "k", 0, -1); err != nil || string(got) != "2" || o.Version != second.Version {
@@ -90,7 +90,7 @@ func storeConditions(t *testing.T, s remote.Store) {
 	if err := s.Delete(ctx, "k"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.PutIfMatch(ctx, "k", []byte("4"), second.Version); !errors.Is(err, remote.ErrChanged) {
+	if _, err := s.PutIfMatch(ctx, "k", []byte("4"), second.Version); !errors.Is(err, store.ErrChanged) {
 		t.Errorf("put if unchanged over a deleted object: %v", err)
 	}
 	if _, err := s.PutIfAbsent(ctx, "k", []byte("5")); err != nil {
@@ -99,7 +99,7 @@ func storeConditions(t *testing.T, s remote.Store) {
 }
 
 // storeRaces counts up one object by many writers: each increment that was acknowledged must be there.
-func storeRaces(t *testing.T, s remote.Store) {
+func storeRaces(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	o, err := s.PutIfAbsent(ctx, "count", []byte("0"))
 	if err != nil {
@@ -125,7 +125,7 @@ func storeRaces(t *testing.T, s remote.Store) {
 				switch {
 				case err == nil:
 					done++
-				case !errors.Is(err, remote.ErrChanged):
+				case !errors.Is(err, store.ErrChanged):
 					t.Error(err)
 					return
 				}
@@ -136,16 +136,16 @@ func storeRaces(t *testing.T, s remote.Store) {
 	if p, _, err := s.Get(ctx, "count", 0, -1); err != nil || string(p) != fmt.Sprint(writers*each) {
 		t.Errorf("%s increments of %d are there (%v)", p, writers*each, err)
 	}
-	if err := remote.Probe(ctx, s, "probe/", func(string) {}); err != nil {
+	if err := store.Probe(ctx, s, "probe/", func(string) {}); err != nil {
 		t.Errorf("probe: %v", err)
 	}
 	left := 0
-	if err := s.List(ctx, "probe/", func(remote.Object) bool { left++; return true }); err != nil || left > 0 {
+	if err := s.List(ctx, "probe/", func(store.Object) bool { left++; return true }); err != nil || left > 0 {
 		t.Errorf("the probe has left %d objects (%v)", left, err)
 	}
 }
 
-func storeList(t *testing.T, s remote.Store) {
+func storeList(t *testing.T, s store.Store) {
 	ctx := t.Context()
 	keys := []string{"a", "a.b", "a/b", "a/c/d", "a/c/e", "a0", "b", "b/1", "b/2"}
 	keys = slices.DeleteFunc(keys, func(k string) bool { return k == "a" || k == "b" }) // a file store cannot have "a" beside "a/b"
@@ -158,7 +158,7 @@ func storeList(t *testing.T, s remote.Store) {
 		"": keys, "a": {"a.b", "a/b", "a/c/d", "a/c/e", "a0"}, "a/": {"a/b", "a/c/d", "a/c/e"}, "a/c": {"a/c/d", "a/c/e"}, "b/1": {"b/1"}, "c": nil, "a/c/d/": nil,
 	} {
 		var got []string
-		if err := s.List(ctx, prefix, func(o remote.Object) bool {
+		if err := s.List(ctx, prefix, func(o store.Object) bool {
 			got = append(got, o.Key)
 			if o.Size != int64(len(o.Key)) {
 				t.Errorf("%s has %d bytes", o.Key, o.Size)
@@ -172,17 +172,17 @@ func storeList(t *testing.T, s remote.Store) {
 		}
 	}
 	n := 0
-	if err := s.List(ctx, "", func(remote.Object) bool { n++; return n < 3 }); err != nil || n != 3 {
+	if err := s.List(ctx, "", func(store.Object) bool { n++; return n < 3 }); err != nil || n != 3 {
 		t.Errorf("a list that was left after 3 gave %d, %v", n, err)
 	}
 	ended, stop := context.WithCancel(ctx)
 	stop()
-	if err := s.List(ended, "", func(remote.Object) bool { return true }); err == nil {
+	if err := s.List(ended, "", func(store.Object) bool { return true }); err == nil {
 		t.Error("a list with an ended context succeeds")
 	}
 }
 
-func storeKeys(t *testing.T, s remote.Store) {
+func storeKeys(t *testing.T, s store.Store) {
 	long := string(bytes.Repeat([]byte("k"), 200))
 	for _, k := range []string{"x", "a/b/c/d/e/f", long, "A-b_c.9"} {
 		if _, err := s.Put(t.Context(), k, []byte("v")); err != nil {

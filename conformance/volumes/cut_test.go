@@ -13,7 +13,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/conformance/testbed"
-	"github.com/remora-storage/remora/remote/filestore"
+	"github.com/remora-storage/remora/remote/store/filestore"
 	"github.com/remora-storage/remora/volume"
 )
 

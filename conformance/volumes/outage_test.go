@@ -14,7 +14,7 @@ import (
 
 	"github.com/remora-storage/remora/conformance/testbed"
 	"github.com/remora-storage/remora/conformance/tools/link"
-	"github.com/remora-storage/remora/remote/filestore"
+	"github.com/remora-storage/remora/remote/store/filestore"
 	"github.com/remora-storage/remora/volume"
 )
 

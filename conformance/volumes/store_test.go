@@ -17,8 +17,8 @@ import (
 
 	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/conformance/testbed"
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/s3store"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/s3store"
 )
 
 // An s3Server is a real one, with a bucket.
@@ -147,7 +147,7 @@ func TestS3Servers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			srv := startS3(t, name)
 			n := 0
-			suite.Store(t, func(t *testing.T) remote.Store {
+			suite.Store(t, func(t *testing.T) store.Store {
 				n++
 				o, err := s3store.ParseURL(srv.url(fmt.Sprintf("suite-%d", n)))
 				testbed.Must(t, err)
@@ -170,8 +170,8 @@ func TestVolumeS3(t *testing.T) {
 	a := testbed.New(t, testbed.Options{LogLevel: "info", Config: config})
 	b := testbed.New(t, testbed.Options{LogLevel: "info", Config: config})
 	mnt := filepath.Join(t.TempDir(), "mnt")
-	store := srv.url("node")
-	snapctl(t, a, "volume", "create", "--store", store, "data", "1G")
+	st := srv.url("node")
+	snapctl(t, a, "volume", "create", "--store", st, "data", "1G")
 	snapctl(t, a, "volume", "mount", "data", mnt)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -230,7 +230,7 @@ func TestVolumeS3(t *testing.T) {
 		}
 	}
 	snapctl(t, a, "volume", "umount", "data")
-	snapctl(t, b, "volume", "mount", "--store", store, "data", mnt)
+	snapctl(t, b, "volume", "mount", "--store", st, "data", mnt)
 	testbed.MustHoldWrites(t, writers, mnt)
 	snapctl(t, b, "volume", "umount", "data")
 	t.Log(strings.TrimSpace(snapctl(t, b, "volume", "fsck", "data")))

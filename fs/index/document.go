@@ -4,11 +4,11 @@ import (
 	"fmt"
 
 	"github.com/remora-storage/remora/fs/layout"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // Artifact is how the indexes of an image's layers are published.
-var Artifact = remote.ArtifactKind{
+var Artifact = registry.ArtifactKind{
 	Type:      "application/vnd.remora.index.v1",
 	MediaType: "application/vnd.remora.index.v1",
 	Tag:       "remora-index",

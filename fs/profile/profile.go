@@ -12,14 +12,14 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // MediaType is that of an encoded profile: JSON packed by zstd.
 const MediaType = "application/vnd.remora.profile.v1+json+zstd"
 
 // Artifact is how a profile is published.
-var Artifact = remote.ArtifactKind{Type: "application/vnd.remora.profile.v1", MediaType: MediaType, Tag: "remora-profile", Limit: MaxPacked}
+var Artifact = registry.ArtifactKind{Type: "application/vnd.remora.profile.v1", MediaType: MediaType, Tag: "remora-profile", Limit: MaxPacked}
 
 // ErrInvalid marks bytes that are not a profile, or one that breaks our limits.
 var ErrInvalid = errors.New("invalid profile")

@@ -6,7 +6,7 @@ import (
 	"maps"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 const (
@@ -49,7 +49,7 @@ func (h *Host) daily(ctx context.Context) {
 		}
 		tried[a.Store] = true
 		h.warn(ctx, a.Store)
-		if err := h.try(ctx, a.Store); errors.Is(err, remote.ErrUnsafeStore) {
+		if err := h.try(ctx, a.Store); errors.Is(err, store.ErrUnsafe) {
 			h.opts.Log.Error("the store is not safe any more: move its volumes to another one", "store", a.Store, "err", err)
 		} else if err != nil {
 			h.opts.Log.Warn("the store could not be tried", "store", a.Store, "err", err)
@@ -63,7 +63,7 @@ func (h *Host) Warnings(ctx context.Context, url string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, ok := s.meter.Store.(remote.Warner)
+	w, ok := s.meter.Store.(store.Warner)
 	if !ok {
 		return nil, nil
 	}
@@ -96,22 +96,22 @@ func (h *Host) try(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	err = remote.Probe(ctx, s, "probe/", func(string) {})
+	err = store.Probe(ctx, s, "probe/", func(string) {})
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if err == nil || errors.Is(err, remote.ErrUnsafeStore) {
+	if err == nil || errors.Is(err, store.ErrUnsafe) {
 		s.unsafe = err
 	}
 	return err
 }
 
-func (h *Host) warningsOf(s *store) int {
+func (h *Host) warningsOf(s *hostStore) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return s.warnings
 }
 
-func (h *Host) allStores() map[string]*store {
+func (h *Host) allStores() map[string]*hostStore {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return maps.Clone(h.stores)

@@ -17,7 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/remora-storage/remora/durable"
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
 )
 
@@ -25,7 +25,7 @@ import (
 type Options struct {
 	Root string // a directory of its own
 	// OpenStore opens a store by its URL.
-	OpenStore func(url string) (remote.Store, error)
+	OpenStore func(url string) (store.Store, error)
 	Cache     volume.Cache
 	Memory    int64 // bytes for each volume; 0 for the default
 	Journal   int64 // bytes of a journal; 0 for the default
@@ -43,14 +43,14 @@ type Host struct {
 
 	mu      sync.Mutex // guards the fields below
 	record  record
-	stores  map[string]*store
+	stores  map[string]*hostStore
 	open    map[volume.ID]*opened
 	started sync.WaitGroup
 }
 
-// store is one that this node uses.
-type store struct {
-	remote.Store
+// hostStore is one that this node uses.
+type hostStore struct {
+	store.Store
 	meter      *meter
 	leaseMeter *meter // of the requests for the node's lease
 	node       *volume.Node
@@ -115,7 +115,7 @@ func Open(opts Options) (*Host, error) {
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, err
 	}
-	h := &Host{opts: opts, life: volume.NewID(), latencies: newLatencies(), stores: map[string]*store{}, open: map[volume.ID]*opened{}}
+	h := &Host{opts: opts, life: volume.NewID(), latencies: newLatencies(), stores: map[string]*hostStore{}, open: map[volume.ID]*opened{}}
 	var err error
 	if err := durable.Sweep(opts.Root); err != nil {
 		return nil, err
@@ -156,7 +156,7 @@ func (h *Host) saveLocked() error {
 func (h *Host) NodeID() volume.ID { return h.id.Node }
 
 // Store returns a store by its URL.
-func (h *Host) Store(url string) (remote.Store, error) {
+func (h *Host) Store(url string) (store.Store, error) {
 	s, err := h.store(url)
 	if err != nil {
 		return nil, err
@@ -164,7 +164,7 @@ func (h *Host) Store(url string) (remote.Store, error) {
 	return s, nil
 }
 
-func (h *Host) store(url string) (*store, error) {
+func (h *Host) store(url string) (*hostStore, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if s, ok := h.stores[url]; ok {
@@ -181,7 +181,7 @@ func (h *Host) store(url string) (*store, error) {
 	m := &meter{Store: opened}
 	lease := &meter{Store: forLease}
 	host, _ := os.Hostname() // for people only
-	s := &store{Store: m, meter: m, leaseMeter: lease, node: volume.NewNode(lease, volume.NodeOptions{
+	s := &hostStore{Store: m, meter: m, leaseMeter: lease, node: volume.NewNode(lease, volume.NodeOptions{
 		ID: h.id.Node, Incarnation: h.life, Boot: bootID(), Host: host, TTL: h.opts.TTL, Clock: bootTime, Log: h.opts.Log,
 	})}
 	h.stores[url] = s
@@ -292,7 +292,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	return &Device{o, h.latencies}, nil
 }
 
-func (h *Host) volumeOptions(s *store) volume.Options {
+func (h *Host) volumeOptions(s *hostStore) volume.Options {
 	opts := volume.Options{Store: s, Cache: h.opts.Cache, Memory: h.opts.Memory, Log: h.opts.Log}
 	if n, ok := s.meter.Store.(interface{ Near() bool }); ok && n.Near() {
 		opts.Cache, opts.Near = nil, true
@@ -440,7 +440,7 @@ func (h *Host) Head(id volume.ID) *volume.Head {
 func (h *Host) Status(id volume.ID) (st volume.Status, requests Requests, margin time.Duration, ok bool) {
 	h.mu.Lock()
 	o := h.open[id]
-	var s *store
+	var s *hostStore
 	if o != nil {
 		s = h.stores[o.Store]
 	}

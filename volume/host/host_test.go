@@ -12,8 +12,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/simstore"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/simstore"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
 )
@@ -23,9 +23,9 @@ const (
 	size = 8 << 20
 )
 
-func openHost(t *testing.T, root string, store remote.Store) *host.Host {
+func openHost(t *testing.T, root string, st store.Store) *host.Host {
 	t.Helper()
-	h, err := host.Open(host.Options{Root: root, Journal: 16 << 20, OpenStore: func(string) (remote.Store, error) { return store, nil }})
+	h, err := host.Open(host.Options{Root: root, Journal: 16 << 20, OpenStore: func(string) (store.Store, error) { return st, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,10 +63,10 @@ func mustHold(t *testing.T, d *host.Device, off int64, want []byte) {
 // whichever process.
 func TestEvents(t *testing.T) {
 	root := t.TempDir()
-	store, head := newStore(t)
-	h := openHost(t, root, store)
+	st, head := newStore(t)
+	h := openHost(t, root, st)
 	d := attach(t, h, head)
-	store.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
+	st.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
 	if err := d.WriteAt(t.Context(), make([]byte, volume.Block), 0); err != nil {
 		t.Fatal(err)
 	}
@@ -76,13 +76,13 @@ func TestEvents(t *testing.T) {
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	store.SetFaults(simstore.Faults{})
-	h = openHost(t, root, store)
+	st.SetFaults(simstore.Faults{})
+	h = openHost(t, root, st)
 	attach(t, h, head)
 	var all []volume.Event
 	for range 100 {
 		var err error
-		if all, err = volume.Events(t.Context(), store, head.ID); err != nil {
+		if all, err = volume.Events(t.Context(), st, head.ID); err != nil {
 			t.Fatal(err)
 		}
 		if len(all) > 0 {
@@ -108,11 +108,11 @@ func TestEvents(t *testing.T) {
 // wait.
 func TestResume(t *testing.T) {
 	root := t.TempDir()
-	store, head := newStore(t)
-	h := openHost(t, root, store)
+	st, head := newStore(t)
+	h := openHost(t, root, st)
 	d := attach(t, h, head)
 	want := bytes.Repeat([]byte{7}, volume.Block)
-	store.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
+	st.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
 	if err := d.WriteAt(t.Context(), want, 4*volume.Block); err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestResume(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	h = openHost(t, root, store)
+	h = openHost(t, root, st)
 	if at := h.Attached(); len(at) != 1 || at[0].Name != "data" {
 		t.Fatalf("attached: %+v", at)
 	}
@@ -139,7 +139,7 @@ func TestResume(t *testing.T) {
 	if d.Size() != size || d.Failed() != nil {
 		t.Errorf("%d bytes, %v", d.Size(), d.Failed())
 	}
-	store.SetFaults(simstore.Faults{})
+	st.SetFaults(simstore.Faults{})
 	mustHold(t, d, 4*volume.Block, want)
 	if err := h.Detach(t.Context(), head.ID); err != nil {
 		t.Fatal(err)
@@ -156,8 +156,8 @@ func TestResume(t *testing.T) {
 // has.
 func TestResumeWithoutJournal(t *testing.T) {
 	root := t.TempDir()
-	store, head := newStore(t)
-	h := openHost(t, root, store)
+	st, head := newStore(t)
+	h := openHost(t, root, st)
 	attach(t, h, head)
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
@@ -165,7 +165,7 @@ func TestResumeWithoutJournal(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(root, "journals")); err != nil {
 		t.Fatal(err)
 	}
-	h = openHost(t, root, store)
+	h = openHost(t, root, st)
 	defer h.Close()
 	d, err := h.Resume(head.ID, true)
 	if err != nil {
@@ -189,15 +189,15 @@ func TestResumeWithoutJournal(t *testing.T) {
 // TestDetachLater: a detach that is given up while the store is out of reach leaves the volume with the node, and another one
 // ends it.
 func TestDetachLater(t *testing.T) {
-	store, head := newStore(t)
-	h := openHost(t, t.TempDir(), store)
+	st, head := newStore(t)
+	h := openHost(t, t.TempDir(), st)
 	defer h.Close()
 	d := attach(t, h, head)
 	want := bytes.Repeat([]byte{9}, volume.Block)
 	if err := d.WriteAt(t.Context(), want, 0); err != nil {
 		t.Fatal(err)
 	}
-	store.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
+	st.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
 	for range 2 {
 		short, stop := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		if err := h.Detach(short, head.ID); err == nil {
@@ -208,15 +208,15 @@ func TestDetachLater(t *testing.T) {
 	if len(h.Attached()) != 1 {
 		t.Error("the node has forgotten the volume")
 	}
-	st, _, _, ok := h.Status(head.ID)
-	if !ok || st.AtRisk != volume.Block || len(st.Waits) == 0 {
-		t.Errorf("status: %+v, %v", st, ok)
+	status, _, _, ok := h.Status(head.ID)
+	if !ok || status.AtRisk != volume.Block || len(status.Waits) == 0 {
+		t.Errorf("status: %+v, %v", status, ok)
 	}
-	store.SetFaults(simstore.Faults{})
+	st.SetFaults(simstore.Faults{})
 	if err := h.Detach(t.Context(), head.ID); err != nil {
 		t.Fatal(err)
 	}
-	other := openHost(t, t.TempDir(), store)
+	other := openHost(t, t.TempDir(), st)
 	defer other.Close()
 	mustHold(t, attach(t, other, head), 0, want)
 	if err := other.Detach(t.Context(), head.ID); err != nil {
@@ -226,19 +226,19 @@ func TestDetachLater(t *testing.T) {
 
 // TestAbandon: what was left in the journal comes back on this node.
 func TestAbandon(t *testing.T) {
-	store, head := newStore(t)
-	h := openHost(t, t.TempDir(), store)
+	st, head := newStore(t)
+	h := openHost(t, t.TempDir(), st)
 	defer h.Close()
 	d := attach(t, h, head)
 	want := bytes.Repeat([]byte{5}, volume.Block)
-	store.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
+	st.SetFaults(simstore.Faults{Outage: errors.New("out of reach")})
 	if err := d.WriteAt(t.Context(), want, 0); err != nil {
 		t.Fatal(err)
 	}
 	if err := h.Abandon(head.ID); err != nil {
 		t.Fatal(err)
 	}
-	store.SetFaults(simstore.Faults{})
+	st.SetFaults(simstore.Faults{})
 	mustHold(t, attach(t, h, head), 0, want)
 	if err := h.Detach(t.Context(), head.ID); err != nil {
 		t.Fatal(err)
@@ -248,13 +248,13 @@ func TestAbandon(t *testing.T) {
 // TestCopiedRoot: a root that was copied to another machine is not the same node.
 func TestCopiedRoot(t *testing.T) {
 	root := t.TempDir()
-	store, _ := newStore(t)
-	h := openHost(t, root, store)
+	st, _ := newStore(t)
+	h := openHost(t, root, st)
 	id := h.NodeID()
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
 	}
-	h = openHost(t, root, store)
+	h = openHost(t, root, st)
 	if h.NodeID() != id {
 		t.Error("another node after a restart")
 	}
@@ -270,7 +270,7 @@ func TestCopiedRoot(t *testing.T) {
 	if err := os.WriteFile(path, p, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	h = openHost(t, root, store)
+	h = openHost(t, root, st)
 	defer h.Close()
 	if h.NodeID() == id {
 		t.Error("a copied root is the same node")
@@ -279,8 +279,8 @@ func TestCopiedRoot(t *testing.T) {
 
 // TestMetrics: what is at risk and what was asked of the store can be read.
 func TestMetrics(t *testing.T) {
-	store, head := newStore(t)
-	h := openHost(t, t.TempDir(), store)
+	st, head := newStore(t)
+	h := openHost(t, t.TempDir(), st)
 	defer h.Close()
 	d := attach(t, h, head)
 	if err := d.WriteAt(t.Context(), make([]byte, 3*volume.Block), 0); err != nil {

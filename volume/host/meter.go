@@ -5,7 +5,7 @@ import (
 	"errors"
 	"sync/atomic"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Requests counts what a store was asked for.
@@ -17,53 +17,53 @@ type Requests struct {
 
 // meter counts requests.
 type meter struct {
-	remote.Store
+	store.Store
 	gets, puts, deletes, lists, errors, received, sent atomic.Int64
 }
 
 // requests returns what a store was asked for, for volumes and for the lease.
-func (s *store) requests() Requests {
+func (s *hostStore) requests() Requests {
 	m, l := s.meter, s.leaseMeter
 	return Requests{m.gets.Load(), m.puts.Load(), m.deletes.Load(), m.lists.Load(), m.errors.Load(), m.received.Load(), m.sent.Load(), l.gets.Load() + l.puts.Load()}
 }
 
 func (m *meter) count(kind *atomic.Int64, err error) {
 	kind.Add(1)
-	if err != nil && !errors.Is(err, remote.ErrExists) && !errors.Is(err, remote.ErrChanged) && !errors.Is(err, remote.ErrNoObject) {
+	if err != nil && !errors.Is(err, store.ErrExists) && !errors.Is(err, store.ErrChanged) && !errors.Is(err, store.ErrNoObject) {
 		m.errors.Add(1)
 	}
 }
 
-func (m *meter) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+func (m *meter) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	p, o, err := m.Store.Get(ctx, key, off, n)
 	m.count(&m.gets, err)
 	m.received.Add(int64(len(p)))
 	return p, o, err
 }
 
-func (m *meter) Head(ctx context.Context, key string) (remote.Object, error) {
+func (m *meter) Head(ctx context.Context, key string) (store.Object, error) {
 	o, err := m.Store.Head(ctx, key)
 	m.count(&m.gets, err)
 	return o, err
 }
 
-func (m *meter) put(p []byte, o remote.Object, err error) (remote.Object, error) {
+func (m *meter) put(p []byte, o store.Object, err error) (store.Object, error) {
 	m.count(&m.puts, err)
 	m.sent.Add(int64(len(p)))
 	return o, err
 }
 
-func (m *meter) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (m *meter) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	o, err := m.Store.Put(ctx, key, p)
 	return m.put(p, o, err)
 }
 
-func (m *meter) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (m *meter) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Object, error) {
 	o, err := m.Store.PutIfAbsent(ctx, key, p)
 	return m.put(p, o, err)
 }
 
-func (m *meter) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+func (m *meter) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
 	o, err := m.Store.PutIfMatch(ctx, key, p, version)
 	return m.put(p, o, err)
 }
@@ -74,7 +74,7 @@ func (m *meter) Delete(ctx context.Context, key string) error {
 	return err
 }
 
-func (m *meter) List(ctx context.Context, prefix string, yield func(remote.Object) bool) error {
+func (m *meter) List(ctx context.Context, prefix string, yield func(store.Object) bool) error {
 	err := m.Store.List(ctx, prefix, yield)
 	m.count(&m.lists, err)
 	return err

@@ -1,4 +1,4 @@
-package remote
+package store
 
 import (
 	"bytes"
@@ -10,7 +10,7 @@ import (
 	"sync"
 )
 
-// Probe races conditional puts against a Store under keys below prefix, and fails with ErrUnsafeStore, saying what went
+// Probe races conditional puts against a Store under keys below prefix, and fails with ErrUnsafe, saying what went
 // wrong, if it does not keep a Store's promises: of puts that race, exactly one may win; a version that was replaced
 // must be refused; what was stored or deleted must be seen at once. It proves nothing where it finds nothing, but the
 // usual faults of servers show at once: conditions that are ignored, that are compared before the body has come, or
@@ -71,7 +71,7 @@ func (p *probe) clean(ctx context.Context) {
 }
 
 func unsafe(format string, args ...any) error {
-	return fmt.Errorf("%w: %s", ErrUnsafeStore, fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: %s", ErrUnsafe, fmt.Sprintf(format, args...))
 }
 
 // refused says what it means that a put came back with err where it had to be refused with want.

@@ -1,4 +1,4 @@
-package remote_test
+package registry_test
 
 import (
 	"bytes"
@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 const artifactType = "application/vnd.example.test"
@@ -75,12 +75,12 @@ func referrer(manifest []byte, created string) ocispec.Descriptor {
 		ArtifactType: artifactType, Annotations: map[string]string{ocispec.AnnotationCreated: created}}
 }
 
-func registryOf(t *testing.T, h http.Handler) (*remote.Registry, remote.Repository) {
+func registryOf(t *testing.T, h http.Handler) (*registry.Registry, registry.Repository) {
 	t.Helper()
 	server := httptest.NewServer(h)
 	t.Cleanup(server.Close)
-	r := remote.NewRegistry(remote.Options{Retry: remote.Retry{Attempts: 1}})
-	return r, remote.Repository{Host: strings.TrimPrefix(server.URL, "http://"), Path: "app"}
+	r := registry.New(registry.Options{Retry: registry.Retry{Attempts: 1}})
+	return r, registry.Repository{Host: strings.TrimPrefix(server.URL, "http://"), Path: "app"}
 }
 
 // TestArtifact finds what is published beside an image, under its tag or by the Referrers API.
@@ -88,7 +88,7 @@ func TestArtifact(t *testing.T) {
 	image, other := digest.FromString("image"), digest.FromString("other")
 	want := []byte("what is published")
 	embedded, plain, older := artifact(t, image, want, true), artifact(t, image, want, false), artifact(t, image, []byte("older"), true)
-	tag := "manifests/" + remote.ArtifactTag(image, "kind")
+	tag := "manifests/" + registry.ArtifactTag(image, "kind")
 	blob := "blobs/" + digest.FromBytes(want).String()
 	wrong := artifact(t, image, want, true)
 	wrong = bytes.Replace(wrong, []byte(digest.FromBytes(want).Encoded()), []byte(other.Encoded()), 1)
@@ -111,13 +111,13 @@ func TestArtifact(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, repo := registryOf(t, c.has)
-			got, err := r.Artifact(t.Context(), repo, image, remote.ArtifactKind{Type: artifactType, Tag: "kind", Limit: 1 << 20})
+			got, err := r.Artifact(t.Context(), repo, image, registry.ArtifactKind{Type: artifactType, Tag: "kind", Limit: 1 << 20})
 			switch {
 			case c.want != nil && (err != nil || !bytes.Equal(got, c.want)):
 				t.Errorf("got %q, %v", got, err)
 			case c.want == nil && err == nil:
 				t.Errorf("got %q", got)
-			case c.want == nil && errors.Is(err, remote.ErrNotFound) != c.none:
+			case c.want == nil && errors.Is(err, registry.ErrNotFound) != c.none:
 				t.Errorf("not found: %v, want %v: %v", !c.none, c.none, err)
 			}
 		})

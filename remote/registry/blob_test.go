@@ -1,4 +1,4 @@
-package remote_test
+package registry_test
 
 import (
 	"bytes"
@@ -23,7 +23,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // data is the blob that all servers here serve.
@@ -69,13 +69,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (s *server) host() string { return s.Listener.Addr().String() }
 
 // hostsDir writes hosts.toml for a registry.
-func hostsDir(t *testing.T, registry, toml string) string {
+func hostsDir(t *testing.T, reg, toml string) string {
 	t.Helper()
 	dir := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(dir, registry), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, reg), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, registry, "hosts.toml"), []byte(toml), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, reg, "hosts.toml"), []byte(toml), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	return dir
@@ -85,25 +85,25 @@ func plain(host string) string {
 	return fmt.Sprintf("server = %q\n[host.%q]\n  capabilities = [\"pull\",\"resolve\"]\n", "http://"+host, "http://"+host)
 }
 
-func blobOn(t *testing.T, registry, toml string, opts remote.Options) *remote.Blob {
+func blobOn(t *testing.T, reg, toml string, opts registry.Options) *registry.Blob {
 	t.Helper()
-	opts.ConfigPath = []string{hostsDir(t, registry, toml)}
+	opts.ConfigPath = []string{hostsDir(t, reg, toml)}
 	if opts.Retry.First == 0 {
 		opts.Retry.First = time.Millisecond
 	}
 	if opts.Stall == 0 {
 		opts.Stall = 2 * time.Second
 	}
-	return remote.NewRegistry(opts).Blob(remote.Repository{Host: registry, Path: repo}, digest.FromBytes(data), int64(len(data)))
+	return registry.New(opts).Blob(registry.Repository{Host: reg, Path: repo}, digest.FromBytes(data), int64(len(data)))
 }
 
-func read(ctx context.Context, b *remote.Blob, off, n int) ([]byte, error) {
+func read(ctx context.Context, b *registry.Blob, off, n int) ([]byte, error) {
 	p := make([]byte, n)
 	k, err := b.ReadAt(ctx, p, int64(off))
 	return p[:k], err
 }
 
-func wantRange(t *testing.T, b *remote.Blob, off, n int) {
+func wantRange(t *testing.T, b *registry.Blob, off, n int) {
 	t.Helper()
 	got, err := read(t.Context(), b, off, n)
 	if err != nil {
@@ -116,7 +116,7 @@ func wantRange(t *testing.T, b *remote.Blob, off, n int) {
 
 func TestRanges(t *testing.T) {
 	s := newServer(t, nil)
-	b := blobOn(t, "reg.test", plain(s.host()), remote.Options{})
+	b := blobOn(t, "reg.test", plain(s.host()), registry.Options{})
 	for _, r := range [][2]int{{0, 1}, {0, len(data)}, {len(data) - 1, 1}, {1234, 56789}} {
 		wantRange(t, b, r[0], r[1])
 	}
@@ -142,25 +142,25 @@ func TestWrongAnswers(t *testing.T) {
 		"200 to a range": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			_, _ = w.Write(data)
 			return true
-		}, remote.ErrRange},
+		}, registry.ErrRange},
 		"range of other bytes": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			return partial(w, fmt.Sprintf("bytes 0-99/%d", len(data)), data[:100])
-		}, remote.ErrRange},
+		}, registry.ErrRange},
 		"other total": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			return partial(w, "bytes 100-199/12345", data[100:200])
-		}, remote.ErrRange},
+		}, registry.ErrRange},
 		"no Content-Range": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			return partial(w, "", data[100:200])
-		}, remote.ErrRange},
+		}, registry.ErrRange},
 		"nonsense Content-Range": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			return partial(w, "bytes 99999999999999999999-1/-", data[100:200])
-		}, remote.ErrRange},
+		}, registry.ErrRange},
 		"short body": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			return partial(w, fmt.Sprintf("bytes 100-199/%d", len(data)), data[100:150])
-		}, remote.ErrRange}, // its length is announced
-		"404":                     {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(404); return true }, remote.ErrNotFound},
-		"403":                     {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(403); return true }, remote.ErrUnauthorized},
-		"401 without a challenge": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(401); return true }, remote.ErrUnauthorized},
+		}, registry.ErrRange}, // its length is announced
+		"404":                     {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(404); return true }, registry.ErrNotFound},
+		"403":                     {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(403); return true }, registry.ErrUnauthorized},
+		"401 without a challenge": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(401); return true }, registry.ErrUnauthorized},
 		"401 for ever": {func(w http.ResponseWriter, r *http.Request, _ int64) bool {
 			if r.URL.Path == "/token" {
 				_, _ = io.WriteString(w, `{"token":"x"}`)
@@ -169,7 +169,7 @@ func TestWrongAnswers(t *testing.T) {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+r.Host+`/token",service="s",error="invalid_token"`)
 			w.WriteHeader(401)
 			return true
-		}, remote.ErrUnauthorized},
+		}, registry.ErrUnauthorized},
 		"redirects for ever": {func(w http.ResponseWriter, r *http.Request, _ int64) bool {
 			http.Redirect(w, r, r.URL.String(), http.StatusTemporaryRedirect)
 			return true
@@ -194,7 +194,7 @@ func TestWrongAnswers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, c.fault)
-			b := blobOn(t, "reg.test", plain(s.host()), remote.Options{Retry: remote.Retry{Attempts: 3}})
+			b := blobOn(t, "reg.test", plain(s.host()), registry.Options{Retry: registry.Retry{Attempts: 3}})
 			got, err := read(t.Context(), b, 100, 100)
 			if err == nil || len(got) == 100 {
 				t.Fatalf("got %d bytes and error %v", len(got), err)
@@ -271,7 +271,7 @@ func TestTransientFailures(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newServer(t, fault)
-			b := blobOn(t, "reg.test", plain(s.host()), remote.Options{Stall: 200 * time.Millisecond, Retry: remote.Retry{Attempts: 12}})
+			b := blobOn(t, "reg.test", plain(s.host()), registry.Options{Stall: 200 * time.Millisecond, Retry: registry.Retry{Attempts: 12}})
 			wantRange(t, b, 1000, 200_000)
 		})
 	}
@@ -279,7 +279,7 @@ func TestTransientFailures(t *testing.T) {
 
 func TestContextEndsAWait(t *testing.T) {
 	s := newServer(t, func(_ http.ResponseWriter, r *http.Request, _ int64) bool { <-r.Context().Done(); return true })
-	b := blobOn(t, "reg.test", plain(s.host()), remote.Options{Stall: time.Hour})
+	b := blobOn(t, "reg.test", plain(s.host()), registry.Options{Stall: time.Hour})
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
 	if _, err := read(ctx, b, 0, 10); !errors.Is(err, context.Canceled) {
@@ -308,7 +308,7 @@ func TestMirrorThenOrigin(t *testing.T) {
 			mirror := newServer(t, note("mirror", status))
 			toml := fmt.Sprintf("server = %q\n[host.%q]\n  capabilities = [\"pull\"]\n  [host.%q.header]\n    x-test = \"mirror only\"\n",
 				"http://"+origin.host(), "http://"+mirror.host(), "http://"+mirror.host())
-			b := blobOn(t, "reg.test", toml, remote.Options{})
+			b := blobOn(t, "reg.test", toml, registry.Options{})
 			wantRange(t, b, 7, 77)
 			if asked[0] != "mirror ns=reg.test" {
 				t.Errorf("asked %v: want the mirror first, with ns", asked)
@@ -330,8 +330,8 @@ func TestTokens(t *testing.T) {
 		}
 		return false
 	})
-	var registry *server
-	registry = newServer(t, func(w http.ResponseWriter, r *http.Request, n int64) bool {
+	var reg *server
+	reg = newServer(t, func(w http.ResponseWriter, r *http.Request, n int64) bool {
 		if r.URL.Path == "/token" {
 			if err := r.ParseForm(); err != nil {
 				t.Error(err)
@@ -346,7 +346,7 @@ func TestTokens(t *testing.T) {
 			return true
 		}
 		if r.Header.Get("Authorization") != fmt.Sprintf("Bearer token-%d", tokens.Load()) || tokens.Load() == 0 {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+registry.host()+`/token",service="reg",scope="repository:`+repo+`:pull",error="invalid_token"`)
+			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+reg.host()+`/token",service="reg",scope="repository:`+repo+`:pull",error="invalid_token"`)
 			w.WriteHeader(401)
 			return true
 		}
@@ -355,14 +355,14 @@ func TestTokens(t *testing.T) {
 	})
 	config := filepath.Join(t.TempDir(), "config.json")
 	auth := base64.StdEncoding.EncodeToString([]byte("robot:secret"))
-	if err := os.WriteFile(config, []byte(`{"auths":{"`+registry.host()+`":{"auth":"`+auth+`"}}}`), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(`{"auths":{"`+reg.host()+`":{"auth":"`+auth+`"}}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b := blobOn(t, "reg.test", plain(registry.host()), remote.Options{DockerConfig: config})
+	b := blobOn(t, "reg.test", plain(reg.host()), registry.Options{DockerConfig: config})
 	wantRange(t, b, 0, 1000)
-	before := registry.requests.Load()
+	before := reg.requests.Load()
 	wantRange(t, b, 5000, 1000)
-	if n := registry.requests.Load() - before; n != 0 {
+	if n := reg.requests.Load() - before; n != 0 {
 		t.Errorf("the second read asked the registry %d times: the redirect was not remembered", n)
 	}
 	tokens.Add(1) // all tokens so far have expired
@@ -375,9 +375,9 @@ func TestTokens(t *testing.T) {
 	}
 	wantRange(t, b, 9000, 1000)
 
-	wrong := blobOn(t, "reg.test", plain(registry.host()), remote.Options{Retry: remote.Retry{Attempts: 2}})
+	wrong := blobOn(t, "reg.test", plain(reg.host()), registry.Options{Retry: registry.Retry{Attempts: 2}})
 	_, err := read(t.Context(), wrong, 0, 10)
-	if !errors.Is(err, remote.ErrUnauthorized) {
+	if !errors.Is(err, registry.ErrUnauthorized) {
 		t.Errorf("without credentials: got %v", err)
 	}
 	if err != nil && (strings.Contains(err.Error(), "secret") || strings.Contains(err.Error(), "signature")) {
@@ -404,23 +404,23 @@ func TestCredentialHelper(t *testing.T) {
 	if err := os.WriteFile(config, []byte(`{"credHelpers":{"`+s.host()+`":"test"}}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	wantRange(t, blobOn(t, "reg.test", plain(s.host()), remote.Options{DockerConfig: config}), 3, 33)
+	wantRange(t, blobOn(t, "reg.test", plain(s.host()), registry.Options{DockerConfig: config}), 3, 33)
 }
 
 func TestLoginsSurvive(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "logins.json")
-	l, err := remote.OpenLogins(path)
+	l, err := registry.OpenLogins(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := remote.Login{User: "u", Secret: "s", PlainHTTP: true}
+	want := registry.Login{User: "u", Secret: "s", PlainHTTP: true}
 	if changed, err := l.Set("reg.test:5000", want); err != nil || !changed {
 		t.Fatal(changed, err)
 	}
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, %v", st.Mode(), err)
 	}
-	again, err := remote.OpenLogins(path)
+	again, err := registry.OpenLogins(path)
 	if err != nil || again.Get("reg.test:5000") != want {
 		t.Fatalf("got %+v, %v", again.Get("reg.test:5000"), err)
 	}
@@ -428,7 +428,7 @@ func TestLoginsSurvive(t *testing.T) {
 
 func TestNothingIsLeft(t *testing.T) {
 	s := newServer(t, nil)
-	b := blobOn(t, "reg.test", plain(s.host()), remote.Options{})
+	b := blobOn(t, "reg.test", plain(s.host()), registry.Options{})
 	wantRange(t, b, 0, 10)
 	before := runtime.NumGoroutine()
 	for range 20 {
@@ -455,18 +455,18 @@ func TestRetryable(t *testing.T) {
 	}{
 		"none":      {nil, false},
 		"canceled":  {context.Canceled, false},
-		"500":       {&remote.StatusError{Status: 500}, true},
-		"501":       {&remote.StatusError{Status: 501}, false},
-		"429":       {&remote.StatusError{Status: 429}, true},
-		"404":       {&remote.StatusError{Status: 404}, false},
-		"416":       {&remote.StatusError{Status: 416}, false},
-		"range":     {fmt.Errorf("x: %w", remote.ErrRange), false},
+		"500":       {&registry.StatusError{Status: 500}, true},
+		"501":       {&registry.StatusError{Status: 501}, false},
+		"429":       {&registry.StatusError{Status: 429}, true},
+		"404":       {&registry.StatusError{Status: 404}, false},
+		"416":       {&registry.StatusError{Status: 416}, false},
+		"range":     {fmt.Errorf("x: %w", registry.ErrRange), false},
 		"cut":       {io.ErrUnexpectedEOF, true},
 		"refused":   {&net.OpError{Op: "dial", Err: errors.New("refused")}, true},
 		"a mystery": {errors.New("x"), false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got := remote.Retryable(c.err); got != c.want {
+			if got := registry.Retryable(c.err); got != c.want {
 				t.Errorf("got %v, want %v", got, c.want)
 			}
 		})

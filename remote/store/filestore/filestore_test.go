@@ -13,8 +13,8 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/conformance/suite"
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/filestore"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/filestore"
 )
 
 func open(t *testing.T, dir string) *filestore.Store {
@@ -27,12 +27,12 @@ func open(t *testing.T, dir string) *filestore.Store {
 }
 
 func TestStore(t *testing.T) {
-	suite.Store(t, func(t *testing.T) remote.Store { return open(t, t.TempDir()) })
+	suite.Store(t, func(t *testing.T) store.Store { return open(t, t.TempDir()) })
 }
 
 // TestBulk: files that are kept open for those who read piece by piece change nothing of what a Store is.
 func TestBulk(t *testing.T) {
-	suite.Store(t, func(t *testing.T) remote.Store {
+	suite.Store(t, func(t *testing.T) store.Store {
 		s, err := filestore.Open(t.TempDir(), filestore.Options{Bulk: func(string) bool { return true }})
 		if err != nil {
 			t.Fatal(err)
@@ -44,23 +44,23 @@ func TestBulk(t *testing.T) {
 // versioned has puts of bulk return versions, which the suite wants.
 type versioned struct{ *filestore.Store }
 
-func (s versioned) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (s versioned) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	if _, err := s.Store.Put(ctx, key, p); err != nil {
-		return remote.Object{}, err
+		return store.Object{}, err
 	}
 	return s.Head(ctx, key)
 }
 
-func (s versioned) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (s versioned) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Object, error) {
 	if _, err := s.Store.PutIfAbsent(ctx, key, p); err != nil {
-		return remote.Object{}, err
+		return store.Object{}, err
 	}
 	return s.Head(ctx, key)
 }
 
-func (s versioned) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+func (s versioned) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
 	if _, err := s.Store.PutIfMatch(ctx, key, p, version); err != nil {
-		return remote.Object{}, err
+		return store.Object{}, err
 	}
 	return s.Head(ctx, key)
 }
@@ -94,7 +94,7 @@ func TestHandles(t *testing.T) {
 	if err := other.Delete(ctx, "a"); err != nil {
 		t.Fatal(err)
 	}
-	if p, _, err := bulk.Get(ctx, "a", 1, 3); !errors.Is(err, remote.ErrNoObject) {
+	if p, _, err := bulk.Get(ctx, "a", 1, 3); !errors.Is(err, store.ErrNoObject) {
 		t.Errorf("read after it was deleted: %q, %v", p, err)
 	}
 	for i := range 200 {
@@ -167,7 +167,7 @@ func TestProcesses(t *testing.T) {
 	}
 }
 
-func count(t *testing.T, s remote.Store, n int) {
+func count(t *testing.T, s store.Store, n int) {
 	for n > 0 {
 		p, o, err := s.Get(t.Context(), "count", 0, -1)
 		if err != nil {
@@ -180,7 +180,7 @@ func count(t *testing.T, s remote.Store, n int) {
 		switch _, err := s.PutIfMatch(t.Context(), "count", fmt.Append(nil, v+1), o.Version); {
 		case err == nil:
 			n--
-		case !errors.Is(err, remote.ErrChanged):
+		case !errors.Is(err, store.ErrChanged):
 			t.Fatal(err)
 		}
 	}
@@ -299,13 +299,13 @@ func TestReserve(t *testing.T) {
 	if s, err = filestore.Open(dir, filestore.Options{Bulk: func(k string) bool { return strings.HasPrefix(k, "bulk") }}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Put(t.Context(), "bulk/1", make([]byte, 1<<20)); !errors.Is(err, remote.ErrStoreFull) {
+	if _, err := s.Put(t.Context(), "bulk/1", make([]byte, 1<<20)); !errors.Is(err, store.ErrFull) {
 		t.Errorf("bulk on a small disk: %v", err)
 	}
 	if _, err := s.Put(t.Context(), "small", make([]byte, 1<<20)); err != nil {
 		t.Errorf("what may use the reserve: %v", err)
 	}
-	if _, err := s.Put(t.Context(), "large", make([]byte, 40<<20)); !errors.Is(err, remote.ErrStoreFull) {
+	if _, err := s.Put(t.Context(), "large", make([]byte, 40<<20)); !errors.Is(err, store.ErrFull) {
 		t.Errorf("more than there is: %v", err)
 	}
 	if entries, err := os.ReadDir(filepath.Join(dir, ".new")); err != nil || len(entries) > 0 {

@@ -14,7 +14,7 @@ import (
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Options of a Store. The zero value works.
@@ -73,7 +73,7 @@ func (s *Store) checkLocal() error {
 	}
 	for magic, name := range map[int64]string{unix.NFS_SUPER_MAGIC: "NFS", unix.FUSE_SUPER_MAGIC: "FUSE", unix.SMB2_SUPER_MAGIC: "SMB", unix.CIFS_SUPER_MAGIC: "CIFS"} {
 		if int64(st.Type) == magic {
-			return fmt.Errorf("%s is on %s, where two machines' locks may not exclude each other: %w", s.dir, name, remote.ErrUnsafeStore)
+			return fmt.Errorf("%s is on %s, where two machines' locks may not exclude each other: %w", s.dir, name, store.ErrUnsafe)
 		}
 	}
 	return nil
@@ -105,11 +105,11 @@ func (s *Store) sweep() error {
 // Near reports that what is here need not be cached on this machine.
 func (s *Store) Near() bool { return !s.opts.Shared }
 
-// String implements remote.Store.
+// String implements store.Store.
 func (s *Store) String() string { return "file:" + s.dir }
 
 func (s *Store) path(key string) (string, error) {
-	if err := remote.CheckKey(key); err != nil {
+	if err := store.CheckKey(key); err != nil {
 		return "", err
 	}
 	return filepath.Join(s.dir, filepath.FromSlash(key)), nil
@@ -121,11 +121,11 @@ func storeError(op, key string, err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
-		err = remote.ErrNoObject
+		err = store.ErrNoObject
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		err = fmt.Errorf("%w: %w", remote.ErrStoreFull, err)
+		err = fmt.Errorf("%w: %w", store.ErrFull, err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
-		err = fmt.Errorf("%w: %w", remote.ErrDenied, err)
+		err = fmt.Errorf("%w: %w", store.ErrDenied, err)
 	}
 	return fmt.Errorf("%s %s: %w", op, key, err)
 }
@@ -136,21 +136,21 @@ func version(p []byte) string {
 	return fmt.Sprintf("%016x%016x", h.Hi, h.Lo)
 }
 
-// Get implements remote.Store.
-func (s *Store) Get(_ context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+// Get implements store.Store.
+func (s *Store) Get(_ context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	path, err := s.path(key)
 	if err != nil {
-		return nil, remote.Object{}, err
+		return nil, store.Object{}, err
 	}
 	x, size, err := s.handles.get(path)
 	if err != nil {
-		return nil, remote.Object{}, storeError("get", key, err)
+		return nil, store.Object{}, storeError("get", key, err)
 	}
 	defer s.handles.release(x)
 	if n < 0 || !s.opts.Bulk(key) { // read once, as a rule
 		s.handles.drop(path, x)
 	}
-	o := remote.Object{Key: key, Size: size}
+	o := store.Object{Key: key, Size: size}
 	if n < 0 || n > o.Size-off {
 		n = max(o.Size-off, 0)
 	}
@@ -164,13 +164,13 @@ func (s *Store) Get(_ context.Context, key string, off, n int64) ([]byte, remote
 	return p, o, nil
 }
 
-// Head implements remote.Store. It reads the object: its version is its content's.
-func (s *Store) Head(ctx context.Context, key string) (remote.Object, error) {
+// Head implements store.Store. It reads the object: its version is its content's.
+func (s *Store) Head(ctx context.Context, key string) (store.Object, error) {
 	_, o, err := s.Get(ctx, key, 0, -1)
 	return o, err
 }
 
-// Delete implements remote.Store.
+// Delete implements store.Store.
 func (s *Store) Delete(_ context.Context, key string) error {
 	path, err := s.path(key)
 	if err != nil {
@@ -195,15 +195,15 @@ func (s *Store) Delete(_ context.Context, key string) error {
 	return storeError("delete", key, err)
 }
 
-// List implements remote.Store.
-func (s *Store) List(ctx context.Context, prefix string, yield func(remote.Object) bool) error {
+// List implements store.Store.
+func (s *Store) List(ctx context.Context, prefix string, yield func(store.Object) bool) error {
 	dir, _ := filepath.Split(prefix)
 	_, err := s.list(ctx, dir, prefix, yield)
 	return err
 }
 
 // list lists what is below dir, which ends with a slash or is empty.
-func (s *Store) list(ctx context.Context, dir, prefix string, yield func(remote.Object) bool) (more bool, err error) {
+func (s *Store) list(ctx context.Context, dir, prefix string, yield func(store.Object) bool) (more bool, err error) {
 	if err := context.Cause(ctx); err != nil {
 		return false, err
 	}
@@ -235,7 +235,7 @@ func (s *Store) list(ctx context.Context, dir, prefix string, yield func(remote.
 		if err != nil {
 			return false, storeError("list", key, err)
 		}
-		if !yield(remote.Object{Key: key, Size: st.Size()}) {
+		if !yield(store.Object{Key: key, Size: st.Size()}) {
 			return false, nil
 		}
 	}

@@ -1,4 +1,4 @@
-// Package filestore is a remote.Store in a directory.
+// Package filestore is a store.Store in a directory.
 //
 // Its conditional puts are atomic against every process of this machine that uses the directory, and across power
 // cuts: a new object is a synced file that link(2) gives its name, a replaced one is compared under a lock and

@@ -13,7 +13,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Options say where a bucket is and how to get in. Bucket and Endpoint are needed.
@@ -47,7 +47,7 @@ func ParseURL(s string) (Options, error) {
 	}
 	o := Options{Bucket: u.Host, Endpoint: "https://s3.amazonaws.com"}
 	if p := strings.Trim(u.Path, "/"); p != "" {
-		if err := remote.CheckKey(p); err != nil {
+		if err := store.CheckKey(p); err != nil {
 			return Options{}, err
 		}
 		o.Prefix = p + "/"
@@ -85,7 +85,7 @@ func Open(o Options) (*Store, error) {
 	return &Store{core: minio.Core{Client: client}, creds: creds, opts: o}, nil
 }
 
-// String implements remote.Store. It is the URL that ParseURL reads.
+// String implements store.Store. It is the URL that ParseURL reads.
 func (s *Store) String() string {
 	v := url.Values{"endpoint": {s.opts.Endpoint}}
 	if s.opts.Region != "" {
@@ -104,29 +104,29 @@ func (s *Store) fail(op, key string, err error) error {
 	case r.Code == "NoSuchBucket":
 		err = fmt.Errorf("bucket %s does not exist", s.opts.Bucket)
 	case r.Code == "NoSuchKey", r.StatusCode == http.StatusNotFound:
-		err = remote.ErrNoObject
+		err = store.ErrNoObject
 	case r.StatusCode == http.StatusInsufficientStorage, strings.Contains(r.Code, "Quota"), r.Code == "XMinioStorageFull":
-		err = fmt.Errorf("%w: %s", remote.ErrStoreFull, r.Message)
+		err = fmt.Errorf("%w: %s", store.ErrFull, r.Message)
 	case r.StatusCode == http.StatusUnauthorized, r.StatusCode == http.StatusForbidden:
 		s.creds.Expire() // the next request reads them anew
-		err = fmt.Errorf("%w: %s", remote.ErrDenied, r.Message)
+		err = fmt.Errorf("%w: %s", store.ErrDenied, r.Message)
 	}
 	return fmt.Errorf("%s %s: %w", op, key, err)
 }
 
-// Get implements remote.Store.
-func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, remote.Object, error) {
+// Get implements store.Store.
+func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	var opts minio.GetObjectOptions
 	switch {
 	case n == 0:
 		return s.none(ctx, key)
 	case n > 0:
 		if err := opts.SetRange(off, off+n-1); err != nil {
-			return nil, remote.Object{}, s.fail("get", key, err)
+			return nil, store.Object{}, s.fail("get", key, err)
 		}
 	case off > 0:
 		if err := opts.SetRange(off, 0); err != nil {
-			return nil, remote.Object{}, s.fail("get", key, err)
+			return nil, store.Object{}, s.fail("get", key, err)
 		}
 	}
 	r, info, header, err := s.core.GetObject(ctx, s.opts.Bucket, s.opts.Prefix+key, opts)
@@ -134,15 +134,15 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, remo
 		if minio.ToErrorResponse(err).StatusCode == http.StatusRequestedRangeNotSatisfiable {
 			return s.none(ctx, key)
 		}
-		return nil, remote.Object{}, s.fail("get", key, err)
+		return nil, store.Object{}, s.fail("get", key, err)
 	}
 	defer r.Close()
-	o := remote.Object{Key: key, Size: info.Size}
+	o := store.Object{Key: key, Size: info.Size}
 	ranged := n > 0 || off > 0
 	if ranged {
 		first, size, ok := contentRange(header.Get("Content-Range"))
 		if !ok || first != off {
-			return nil, o, fmt.Errorf("get %s at %d: %w", key, off, remote.ErrRange)
+			return nil, o, fmt.Errorf("get %s at %d: %w", key, off, errRange)
 		}
 		o.Size = size
 	}
@@ -161,11 +161,13 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, remo
 }
 
 // none is Get where no byte is to be had.
-func (s *Store) none(ctx context.Context, key string) ([]byte, remote.Object, error) {
+func (s *Store) none(ctx context.Context, key string) ([]byte, store.Object, error) {
 	o, err := s.Head(ctx, key)
 	o.Version = ""
 	return nil, o, err
 }
+
+var errRange = errors.New("server does not serve the range asked for")
 
 // contentRange reads "bytes 5-9/100".
 func contentRange(v string) (first, size int64, ok bool) {
@@ -174,71 +176,71 @@ func contentRange(v string) (first, size int64, ok bool) {
 	return first, size, err == nil && n == 3
 }
 
-// Head implements remote.Store.
-func (s *Store) Head(ctx context.Context, key string) (remote.Object, error) {
+// Head implements store.Store.
+func (s *Store) Head(ctx context.Context, key string) (store.Object, error) {
 	info, err := s.core.StatObject(ctx, s.opts.Bucket, s.opts.Prefix+key, minio.StatObjectOptions{})
 	if err != nil {
-		return remote.Object{}, s.fail("head", key, err)
+		return store.Object{}, s.fail("head", key, err)
 	}
-	return remote.Object{Key: key, Size: info.Size, Version: info.ETag}, nil
+	return store.Object{Key: key, Size: info.Size, Version: info.ETag}, nil
 }
 
-// Put implements remote.Store.
-func (s *Store) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+// Put implements store.Store.
+func (s *Store) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	return s.put(ctx, key, p, minio.PutObjectOptions{}, nil)
 }
 
-// PutIfAbsent implements remote.Store.
-func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+// PutIfAbsent implements store.Store.
+func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Object, error) {
 	var opts minio.PutObjectOptions
 	opts.SetMatchETagExcept("*")
-	return s.put(ctx, key, p, opts, remote.ErrExists)
+	return s.put(ctx, key, p, opts, store.ErrExists)
 }
 
-// PutIfMatch implements remote.Store.
-func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+// PutIfMatch implements store.Store.
+func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
 	var opts minio.PutObjectOptions
 	opts.SetMatchETag(version)
-	o, err := s.put(ctx, key, p, opts, remote.ErrChanged)
-	if errors.Is(err, remote.ErrNoObject) { // servers differ in how they say that it is gone
-		err = fmt.Errorf("put %s: %w", key, remote.ErrChanged)
+	o, err := s.put(ctx, key, p, opts, store.ErrChanged)
+	if errors.Is(err, store.ErrNoObject) { // servers differ in how they say that it is gone
+		err = fmt.Errorf("put %s: %w", key, store.ErrChanged)
 	}
 	return o, err
 }
 
-func (s *Store) put(ctx context.Context, key string, p []byte, opts minio.PutObjectOptions, unmet error) (remote.Object, error) {
+func (s *Store) put(ctx context.Context, key string, p []byte, opts minio.PutObjectOptions, unmet error) (store.Object, error) {
 	opts.DisableMultipart = true
 	opts.ContentType = "application/octet-stream"
 	info, err := s.core.Client.PutObject(ctx, s.opts.Bucket, s.opts.Prefix+key, bytes.NewReader(p), int64(len(p)), opts)
 	if err != nil {
 		if unmet != nil && minio.ToErrorResponse(err).StatusCode == http.StatusPreconditionFailed {
-			return remote.Object{}, fmt.Errorf("put %s: %w", key, unmet)
+			return store.Object{}, fmt.Errorf("put %s: %w", key, unmet)
 		}
-		return remote.Object{}, s.fail("put", key, err)
+		return store.Object{}, s.fail("put", key, err)
 	}
-	return remote.Object{Key: key, Size: int64(len(p)), Version: info.ETag}, nil
+	return store.Object{Key: key, Size: int64(len(p)), Version: info.ETag}, nil
 }
 
-// Delete implements remote.Store.
+// Delete implements store.Store.
 func (s *Store) Delete(ctx context.Context, key string) error {
 	err := s.core.RemoveObject(ctx, s.opts.Bucket, s.opts.Prefix+key, minio.RemoveObjectOptions{})
 	if err != nil {
-		if err = s.fail("delete", key, err); errors.Is(err, remote.ErrNoObject) {
+		if err = s.fail("delete", key, err); errors.Is(err, store.ErrNoObject) {
 			return nil
 		}
 	}
 	return err
 }
 
-// List implements remote.Store.
-func (s *Store) List(ctx context.Context, prefix string, yield func(remote.Object) bool) error {
+// List implements store.Store.
+func (s *Store) List(ctx context.Context, prefix string, yield func(store.Object) bool) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	for info := range s.core.Client.ListObjects(ctx, s.opts.Bucket, minio.ListObjectsOptions{Prefix: s.opts.Prefix + prefix, Recursive: true}) {
 		if info.Err != nil {
 			return s.fail("list", prefix, info.Err)
 		}
-		if !yield(remote.Object{Key: strings.TrimPrefix(info.Key, s.opts.Prefix), Size: info.Size, Version: info.ETag}) {
+		if !yield(store.Object{Key: strings.TrimPrefix(info.Key, s.opts.Prefix), Size: info.Size, Version: info.ETag}) {
 			return nil
 		}
 	}

@@ -1,4 +1,4 @@
-package remote
+package store
 
 import (
 	"context"
@@ -62,12 +62,12 @@ var (
 	ErrNoObject = errors.New("no such object")
 	ErrExists   = errors.New("the object exists")
 	ErrChanged  = errors.New("the object has changed")
-	// ErrStoreFull says that a store has no room, or that a quota is used up. Room may come.
-	ErrStoreFull = errors.New("the store is full")
+	// ErrFull says that a store has no room, or that a quota is used up. Room may come.
+	ErrFull = errors.New("the store is full")
 	// ErrDenied says that a store refuses the credentials, or that they do not permit this. Others may come.
 	ErrDenied = errors.New("the store refuses access")
-	// ErrUnsafeStore says that a store breaks what Store promises.
-	ErrUnsafeStore = errors.New("the store's conditional writes are not safe")
+	// ErrUnsafe says that a store breaks what Store promises.
+	ErrUnsafe = errors.New("the store's conditional writes are not safe")
 )
 
 // CheckKey refuses keys that a Store need not take.

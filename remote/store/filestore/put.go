@@ -14,12 +14,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
-// Put implements remote.Store. An object that is new gets its name before it is on stable storage: what a power cut may
+// Put implements store.Store. An object that is new gets its name before it is on stable storage: what a power cut may
 // leave of it was not acknowledged. So the file system has one transaction to write, not two.
-func (s *Store) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+func (s *Store) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	return s.store(ctx, "put", key, p, func(t *temp, path string) error {
 		if err := unix.Renameat2(unix.AT_FDCWD, t.path, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err == nil || errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -36,22 +36,22 @@ func (s *Store) Put(ctx context.Context, key string, p []byte) (remote.Object, e
 	})
 }
 
-// PutIfAbsent implements remote.Store. link(2) fails if the name exists, for all processes alike.
-func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+// PutIfAbsent implements store.Store. link(2) fails if the name exists, for all processes alike.
+func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Object, error) {
 	return s.store(ctx, "put", key, p, func(t *temp, path string) error {
 		if err := t.sync(); err != nil {
 			return err
 		}
 		err := os.Link(t.path, path)
 		if errors.Is(err, fs.ErrExist) {
-			return remote.ErrExists
+			return store.ErrExists
 		}
 		return err
 	})
 }
 
-// PutIfMatch implements remote.Store.
-func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want string) (remote.Object, error) {
+// PutIfMatch implements store.Store.
+func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want string) (store.Object, error) {
 	return s.store(ctx, "replace", key, p, func(t *temp, path string) error {
 		if err := t.sync(); err != nil {
 			return err
@@ -63,7 +63,7 @@ func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want strin
 		defer unlock()
 		old, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) || err == nil && version(old) != want {
-			return remote.ErrChanged
+			return store.ErrChanged
 		}
 		if err != nil {
 			return err
@@ -73,23 +73,23 @@ func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want strin
 }
 
 // store writes p to a file without a name, has publish give it the name, and returns when both are on stable storage.
-func (s *Store) store(ctx context.Context, op, key string, p []byte, publish func(t *temp, path string) error) (remote.Object, error) {
+func (s *Store) store(ctx context.Context, op, key string, p []byte, publish func(t *temp, path string) error) (store.Object, error) {
 	path, err := s.path(key)
 	if err != nil {
-		return remote.Object{}, err
+		return store.Object{}, err
 	}
 	if err := context.Cause(ctx); err != nil {
-		return remote.Object{}, fmt.Errorf("%s %s: %w", op, key, err)
+		return store.Object{}, fmt.Errorf("%s %s: %w", op, key, err)
 	}
 	if s.opts.Bulk(key) {
 		if err := s.leavesReserve(int64(len(p))); err != nil {
-			return remote.Object{}, storeError(op, key, err)
+			return store.Object{}, storeError(op, key, err)
 		}
 	}
 	dir := filepath.Dir(path)
 	t, err := s.writeTemp(p)
 	if err != nil {
-		return remote.Object{}, storeError(op, key, err)
+		return store.Object{}, storeError(op, key, err)
 	}
 	defer t.f.Close() // its lock kept sweep away
 	// A Delete may take the directory away as an empty one.
@@ -111,9 +111,9 @@ func (s *Store) store(ctx context.Context, op, key string, p []byte, publish fun
 		err = syncDir(dir)
 	}
 	if err != nil {
-		return remote.Object{}, storeError(op, key, err)
+		return store.Object{}, storeError(op, key, err)
 	}
-	o := remote.Object{Key: key, Size: int64(len(p))}
+	o := store.Object{Key: key, Size: int64(len(p))}
 	if !s.opts.Bulk(key) { // nobody replaces it
 		o.Version = version(p)
 	}

@@ -1,4 +1,4 @@
-package remote
+package registry
 
 import (
 	"context"
@@ -51,8 +51,8 @@ type cachedHosts struct {
 
 const hostsTTL = 10 * time.Minute // hosts.toml may change
 
-// NewRegistry returns a Registry. It opens no connection.
-func NewRegistry(opts Options) *Registry {
+// New returns a Registry. It opens no connection.
+func New(opts Options) *Registry {
 	opts.Retry = opts.Retry.withDefaults()
 	if opts.Stall == 0 {
 		opts.Stall = 30 * time.Second

@@ -9,12 +9,12 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/lifecycle"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
-var _ remote.Warner = (*Store)(nil)
+var _ store.Warner = (*Store)(nil)
 
-// Warnings implements remote.Warner: a bucket may be set up to keep what was deleted, or to delete what is in use.
+// Warnings implements store.Warner: a bucket may be set up to keep what was deleted, or to delete what is in use.
 func (s *Store) Warnings(ctx context.Context) (all []string, err error) {
 	var rules []lifecycle.Rule
 	config, err := s.core.Client.GetBucketLifecycle(ctx, s.opts.Bucket)

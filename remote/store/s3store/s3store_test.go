@@ -12,8 +12,8 @@ import (
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
 	"github.com/remora-storage/remora/conformance/suite"
-	"github.com/remora-storage/remora/remote"
-	"github.com/remora-storage/remora/remote/s3store"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/s3store"
 )
 
 // fake starts gofakes3 with an empty bucket.
@@ -42,7 +42,7 @@ func open(t *testing.T, o s3store.Options) *s3store.Store {
 }
 
 func TestStore(t *testing.T) {
-	suite.Store(t, func(t *testing.T) remote.Store { return open(t, fake(t)) })
+	suite.Store(t, func(t *testing.T) store.Store { return open(t, fake(t)) })
 }
 
 func TestParseURL(t *testing.T) {
@@ -68,7 +68,7 @@ func TestNoBucket(t *testing.T) {
 	o := fake(t)
 	o.Bucket = "none"
 	_, _, err := open(t, o).Get(t.Context(), "k", 0, -1)
-	if err == nil || errors.Is(err, remote.ErrNoObject) || !strings.Contains(err.Error(), "bucket none does not exist") {
+	if err == nil || errors.Is(err, store.ErrNoObject) || !strings.Contains(err.Error(), "bucket none does not exist") {
 		t.Errorf("%v", err)
 	}
 }

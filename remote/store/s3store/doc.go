@@ -1,4 +1,4 @@
-// Package s3store is a remote.Store in a bucket of an S3 server.
+// Package s3store is a store.Store in a bucket of an S3 server.
 //
 // Conditional puts are S3's If-None-Match and If-Match. No request is repeated here: whether repeating one is safe is
 // known to who made it. Credentials are asked for anew when the server refuses them.

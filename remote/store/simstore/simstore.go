@@ -1,4 +1,4 @@
-// Package simstore is a remote.Store in memory whose network fails, for tests.
+// Package simstore is a store.Store in memory whose network fails, for tests.
 //
 // Each request may be lost before it reaches the store, be carried out but not answered, be carried out twice, or
 // arrive long after its caller was told that it failed. The store itself is right: what it carries out, it carries
@@ -19,7 +19,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/remora-storage/remora/remote"
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // Faults are probabilities of what befalls one request, and how long it takes.
@@ -86,14 +86,14 @@ func (s *Store) Counts() map[string]int {
 	return c
 }
 
-// String implements remote.Store.
+// String implements store.Store.
 func (s *Store) String() string { return "sim" }
 
 var errNetwork = errors.New("the network failed")
 
 // request carries out one request as the faults have it. do is called with s.mu held, any number of times.
-func (s *Store) request(ctx context.Context, kind, key string, changes bool, do func() (remote.Object, error)) (remote.Object, error) {
-	var none remote.Object
+func (s *Store) request(ctx context.Context, kind, key string, changes bool, do func() (store.Object, error)) (store.Object, error) {
+	var none store.Object
 	s.mu.Lock()
 	s.counts[kind]++
 	f := s.faults
@@ -107,7 +107,7 @@ func (s *Store) request(ctx context.Context, kind, key string, changes bool, do 
 	if f.Outage != nil {
 		return none, fmt.Errorf("%s %s: %w", kind, key, f.Outage)
 	}
-	locked := func() (remote.Object, error) {
+	locked := func() (store.Object, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		return do()
@@ -156,12 +156,12 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Get implements remote.Store.
-func (s *Store) Get(ctx context.Context, key string, off, n int64) (p []byte, o remote.Object, err error) {
-	o, err = s.request(ctx, "get", key, false, func() (o remote.Object, err error) {
+// Get implements store.Store.
+func (s *Store) Get(ctx context.Context, key string, off, n int64) (p []byte, o store.Object, err error) {
+	o, err = s.request(ctx, "get", key, false, func() (o store.Object, err error) {
 		held, ok := s.objects[key]
 		if !ok {
-			return o, fmt.Errorf("get %s: %w", key, remote.ErrNoObject)
+			return o, fmt.Errorf("get %s: %w", key, store.ErrNoObject)
 		}
 		size := int64(len(held.p))
 		end := size
@@ -169,7 +169,7 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) (p []byte, o 
 			end = min(off+n, size)
 		}
 		p = bytes.Clone(held.p[min(off, end):end])
-		o = remote.Object{Key: key, Size: size}
+		o = store.Object{Key: key, Size: size}
 		if off == 0 && end == size {
 			o.Version = held.version
 		}
@@ -178,20 +178,20 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) (p []byte, o 
 	return p, o, err
 }
 
-// Head implements remote.Store.
-func (s *Store) Head(ctx context.Context, key string) (remote.Object, error) {
-	return s.request(ctx, "head", key, false, func() (o remote.Object, err error) {
+// Head implements store.Store.
+func (s *Store) Head(ctx context.Context, key string) (store.Object, error) {
+	return s.request(ctx, "head", key, false, func() (o store.Object, err error) {
 		held, ok := s.objects[key]
 		if !ok {
-			return o, fmt.Errorf("head %s: %w", key, remote.ErrNoObject)
+			return o, fmt.Errorf("head %s: %w", key, store.ErrNoObject)
 		}
-		return remote.Object{Key: key, Size: int64(len(held.p)), Version: held.version}, nil
+		return store.Object{Key: key, Size: int64(len(held.p)), Version: held.version}, nil
 	})
 }
 
-func (s *Store) put(ctx context.Context, key string, p []byte, may func(object, bool) error) (remote.Object, error) {
+func (s *Store) put(ctx context.Context, key string, p []byte, may func(object, bool) error) (store.Object, error) {
 	p = bytes.Clone(p)
-	return s.request(ctx, "put", key, true, func() (o remote.Object, err error) {
+	return s.request(ctx, "put", key, true, func() (o store.Object, err error) {
 		held, ok := s.objects[key]
 		if err := may(held, ok); err != nil {
 			return o, fmt.Errorf("put %s: %w", key, err)
@@ -202,52 +202,52 @@ func (s *Store) put(ctx context.Context, key string, p []byte, may func(object, 
 			v = held.version
 		}
 		s.objects[key] = object{p, v}
-		return remote.Object{Key: key, Size: int64(len(p)), Version: v}, nil
+		return store.Object{Key: key, Size: int64(len(p)), Version: v}, nil
 	})
 }
 
-// Put implements remote.Store.
-func (s *Store) Put(ctx context.Context, key string, p []byte) (remote.Object, error) {
+// Put implements store.Store.
+func (s *Store) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	return s.put(ctx, key, p, func(object, bool) error { return nil })
 }
 
-// PutIfAbsent implements remote.Store.
-func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (remote.Object, error) {
+// PutIfAbsent implements store.Store.
+func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Object, error) {
 	return s.put(ctx, key, p, func(_ object, ok bool) error {
 		if ok {
-			return remote.ErrExists
+			return store.ErrExists
 		}
 		return nil
 	})
 }
 
-// PutIfMatch implements remote.Store.
-func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, version string) (remote.Object, error) {
+// PutIfMatch implements store.Store.
+func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
 	return s.put(ctx, key, p, func(held object, ok bool) error {
 		if !ok || held.version != version {
-			return remote.ErrChanged
+			return store.ErrChanged
 		}
 		return nil
 	})
 }
 
-// Delete implements remote.Store.
+// Delete implements store.Store.
 func (s *Store) Delete(ctx context.Context, key string) error {
-	_, err := s.request(ctx, "delete", key, true, func() (o remote.Object, err error) {
+	_, err := s.request(ctx, "delete", key, true, func() (o store.Object, err error) {
 		delete(s.objects, key)
 		return o, nil
 	})
 	return err
 }
 
-// List implements remote.Store.
-func (s *Store) List(ctx context.Context, prefix string, yield func(remote.Object) bool) error {
-	var all []remote.Object
-	_, err := s.request(ctx, "list", prefix, false, func() (o remote.Object, err error) {
+// List implements store.Store.
+func (s *Store) List(ctx context.Context, prefix string, yield func(store.Object) bool) error {
+	var all []store.Object
+	_, err := s.request(ctx, "list", prefix, false, func() (o store.Object, err error) {
 		all = all[:0]
 		for k, held := range s.objects {
 			if strings.HasPrefix(k, prefix) {
-				all = append(all, remote.Object{Key: k, Size: int64(len(held.p)), Version: held.version})
+				all = append(all, store.Object{Key: k, Size: int64(len(held.p)), Version: held.version})
 			}
 		}
 		return o, nil
@@ -255,7 +255,7 @@ func (s *Store) List(ctx context.Context, prefix string, yield func(remote.Objec
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(all, func(a, b remote.Object) int { return strings.Compare(a.Key, b.Key) })
+	slices.SortFunc(all, func(a, b store.Object) int { return strings.Compare(a.Key, b.Key) })
 	for _, o := range all {
 		if !yield(o) {
 			return nil
