@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -26,10 +27,15 @@ type app struct {
 	containerd, remora, namespace string
 	json                          bool
 	stdout, stderr                io.Writer
+	fifos                         string        // directory for the output of containers; "" for containerd's own
+	patience                      time.Duration // with a containerd that is not there; 0 for its client's own
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	a := &app{stdout: stdout, stderr: stderr}
+	return (&app{stdout: stdout, stderr: stderr}).run(ctx, args)
+}
+
+func (a *app) run(ctx context.Context, args []string) error {
 	if err := log.SetLevel("error"); err != nil { // of containerd's packages
 		return err
 	}
@@ -53,8 +59,8 @@ store.
 		SilenceErrors: true, SilenceUsage: true,
 	}
 	cmd.SetArgs(args)
-	cmd.SetOut(stdout)
-	cmd.SetErr(stderr)
+	cmd.SetOut(a.stdout)
+	cmd.SetErr(a.stderr)
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return cli.Usagef("%w (see %s --help)", err, c.CommandPath())
 	})
@@ -105,7 +111,7 @@ func ask[Reply any](a *app, call func(*control.Client) (Reply, error)) (reply Re
 
 // dialContainerd connects to containerd and puts the namespace into the context.
 func (a *app) dialContainerd(ctx context.Context) (context.Context, *client.Client, error) {
-	c, err := client.New(a.containerd)
+	c, err := client.New(a.containerd, client.WithTimeout(a.patience))
 	if err != nil {
 		return ctx, nil, fmt.Errorf("containerd at %s: %w", a.containerd, err)
 	}

@@ -126,7 +126,7 @@ func (a *app) runOnce(ctx context.Context, c *client.Client, img client.Image, s
 	}
 	defer func() { err = errors.Join(err, container.Delete(cleanup, client.WithSnapshotCleanup)) }()
 	watch := &lineWatch{text: o.line, found: make(chan struct{})}
-	task, err := container.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, watch, watch)))
+	task, err := container.NewTask(ctx, cio.NewCreator(cio.WithStreams(nil, watch, watch), cio.WithFIFODir(a.fifos)))
 	if err != nil {
 		return r, fmt.Errorf("create the container's process: %w", err)
 	}
