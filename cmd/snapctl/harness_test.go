@@ -21,6 +21,7 @@ type user struct {
 	t                   *testing.T
 	home                string
 	containerd, remorad string // sockets
+	patience            time.Duration
 }
 
 func newUser(t *testing.T) *user {
@@ -74,8 +75,21 @@ func (u *user) run(args ...string) *result {
 func (u *user) runFor(ctx context.Context, args ...string) *result {
 	u.t.Helper()
 	var stdout, stderr output
-	err := run(ctx, args, &stdout, &stderr)
+	err := u.app(&stdout, &stderr).run(ctx, append([]string{}, args...))
 	return &result{t: u.t, args: args, stdout: stdout.String(), stderr: stderr.String(), err: err}
+}
+
+// app is a program of the user's.
+func (u *user) app(stdout, stderr *output) *app {
+	return &app{stdout: stdout, stderr: stderr, fifos: u.path("fifos"), patience: u.patience}
+}
+
+// hurried is run where containerd is not there, for which it does not wait long.
+func (u *user) hurried(args ...string) *result {
+	u.t.Helper()
+	u.patience = time.Millisecond
+	defer func() { u.patience = 0 }()
+	return u.run(args...)
 }
 
 // ok insists on success and returns what was printed.
