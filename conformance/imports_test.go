@@ -9,39 +9,47 @@ import (
 
 const module = "github.com/remora-storage/remora/"
 
-// TestImports keeps the arrows between the rooms:
+// arrows says what each of our packages may import of ours. Both sides are patterns as the go command has them: "volume" is
+// that package, "volume/..." is it and all below it. The longest pattern that fits a package is its row.
 //
 //	cmd → snapshotter, volume → fs → cache → blockdev, remote → durable, wire
+var arrows = []struct{ from, may string }{
+	{"durable", ""},
+	{"wire", ""},
+	{"blockdev", ""}, // the contract
+	{"blockdev/...", "blockdev/... durable"},
+	{"remote", ""},
+	{"remote/registry/...", "remote/registry/... durable"}, // registries and stores never meet
+	{"remote/store", ""}, // the contract
+	{"remote/store/...", "remote/store"},
+	{"cache/...", "cache/... blockdev durable wire"},
+	{"cache/inflate", ""},
+	{"fs/...", "fs/... cache/... blockdev remote/registry durable wire"},
+	{"fs/layout", "cache/inflate"},
+	{"fs/format/...", "fs/format/... fs/layout"},
+	{"volume", "blockdev remote/store durable wire"}, // the engine: a Store's contract is all that it knows of the network
+	{"volume/...", "volume/... blockdev remote/store durable wire"},
+	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry durable wire"},
+	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache/... blockdev/... remote/... durable wire"},
+	// The suites of contracts, and benchmarks: tests alone import it.
+	{"conformance/...", "conformance/... volume/... cache/... blockdev/... remote/..."},
+}
+
+// TestImports keeps the arrows between packages.
 func TestImports(t *testing.T) {
 	t.Parallel()
-	may := map[string][]string{
-		"cmd":         {"cmd", "snapshotter", "volume", "fs", "cache", "blockdev", "remote", "durable", "wire"},
-		"snapshotter": {"snapshotter", "fs", "cache", "blockdev", "remote", "durable", "wire"},
-		"volume":      {"volume", "fs", "cache", "blockdev", "remote", "durable", "wire"},
-		"fs":          {"fs", "cache", "blockdev", "remote", "durable", "wire"},
-		"cache":       {"cache", "blockdev", "remote", "durable", "wire"},
-		"blockdev":    {"blockdev", "durable"},
-		"remote":      {"remote", "durable"},
-		"durable":     {},
-		"wire":        {},
-		// The suites of contracts, and benchmarks: tests alone import it.
-		"conformance": {"conformance", "volume", "cache", "blockdev", "remote"},
-	}
-	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"...").Output()
-	if err != nil {
-		t.Fatal(err)
-	}
 	n := 0
-	for line := range strings.Lines(string(out)) {
-		f := strings.Fields(line)
-		from, ok := room(f[0])
+	for path, imports := range golist(t, `{{join .Imports " "}}`, module+"...") {
+		from := strings.TrimPrefix(path, module)
+		may, ok := row(from)
 		if !ok {
-			continue
+			t.Errorf("%s has no row in arrows: say what it may import", from)
 		}
 		n++
-		for _, imported := range f[1:] {
-			if to, ok := room(imported); ok && !slices.Contains(may[from], to) {
-				t.Errorf("%s imports %s: %s must not import %s", f[0], imported, from, to)
+		for _, imported := range imports {
+			to, ours := strings.CutPrefix(imported, module)
+			if ours && !slices.ContainsFunc(may, func(p string) bool { return fits(p, to) }) {
+				t.Errorf("%s imports %s; it may import %s", from, to, may)
 			}
 		}
 	}
@@ -50,8 +58,63 @@ func TestImports(t *testing.T) {
 	}
 }
 
-func room(path string) (string, bool) {
-	rest, ok := strings.CutPrefix(path, module)
-	name, _, _ := strings.Cut(rest, "/")
-	return name, ok
+// clean says which programs' libraries must not be in packages, by whatever way: who embeds a package gets all of them.
+var clean = []struct{ packages, without string }{
+	{"volume", registryClients},
+	{"volume/...", registryClients},
+	{"remote/store/...", registryClients},
+	{"blockdev/...", registryClients},
+	{"cache/...", registryClients},
+}
+
+// registryClients are the prefixes of what comes with a client of registries.
+const registryClients = "github.com/containerd/ oras.land/ go.opentelemetry.io/ " + module + "remote/registry"
+
+// TestDependencies keeps libraries out of packages that work without them.
+func TestDependencies(t *testing.T) {
+	t.Parallel()
+	for _, c := range clean {
+		for path, deps := range golist(t, `{{join .Deps " "}}`, module+c.packages) {
+			for _, without := range strings.Fields(c.without) {
+				if i := slices.IndexFunc(deps, func(d string) bool { return strings.HasPrefix(d, without) }); i >= 0 {
+					t.Errorf("%s depends on %s", strings.TrimPrefix(path, module), deps[i])
+				}
+			}
+		}
+	}
+}
+
+// golist asks the go command for a list about each package that fits a pattern.
+func golist(t *testing.T, format, pattern string) map[string][]string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-f", "{{.ImportPath}} "+format, pattern).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string][]string{}
+	for line := range strings.Lines(string(out)) {
+		f := strings.Fields(line)
+		all[f[0]] = f[1:]
+	}
+	if len(all) == 0 {
+		t.Fatalf("no package is %s", pattern)
+	}
+	return all
+}
+
+// row returns what a package may import.
+func row(path string) (may []string, ok bool) {
+	longest := ""
+	for _, a := range arrows {
+		if fits(a.from, path) && (a.from == path || longest != path && len(a.from) > len(longest)) {
+			longest, may, ok = a.from, strings.Fields(a.may), true
+		}
+	}
+	return may, ok
+}
+
+// fits reports whether a path is of a pattern.
+func fits(pattern, path string) bool {
+	below, tree := strings.CutSuffix(pattern, "/...")
+	return path == below || tree && strings.HasPrefix(path, below+"/")
 }
