@@ -1,9 +1,3 @@
-// Package fusefile exports Devices as files in a directory that FUSE serves. The kernel mounts a file
-// system on such a file, or sets a loop device up on it. In a writable directory files can be written to whose
-// Devices can: fsync is Flush, a punched hole zeros that need no storage.
-//
-// Belongs here: the directory and its files. Does not: the FUSE connection itself (fusedev), what
-// the bytes are.
 package fusefile
 
 import (

@@ -1,8 +1,3 @@
-// Package mounts says what is mounted where, in every mount namespace of the node.
-//
-// A mount namespace that begins has a copy of every mount of the one it comes from. A container gives its copies up when it
-// leaves the old root; a process whose namespace is private keeps them, and with them the file systems and their devices,
-// after they were unmounted where they had been mounted.
 package mounts
 
 import (

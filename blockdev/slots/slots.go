@@ -1,11 +1,3 @@
-// Package slots is memory of fixed-size slots that outlives the process which maps it.
-//
-// The kernel reads requests and events straight into a slot, and the slot stays in use until the
-// answer is written. A process that dies at any moment in between leaves the request there for
-// the next one: with the memory's descriptor in another process's hands, nothing is lost that
-// the kernel had already handed out.
-//
-// Belongs here: the memory and which slots are free. Does not: what lies in a slot.
 package slots
 
 import (

@@ -1,4 +1,3 @@
-// Command remorad is Remora's daemon: containerd's proxy snapshotter over remote images.
 package main
 
 import (

@@ -1,4 +1,3 @@
-// Command snapctl pulls, converts and inspects images that remorad serves.
 package main
 
 import (

@@ -1,7 +1,3 @@
-// Command bench measures what docs/performance.md shows: cold starts beside containerd's own
-// snapshotters, complete layers beside a local EROFS file, and memory.
-//
-//	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [coldstart|rebuilt|import|convert|complete|present|pause|layers|update|memory|nbd|disk|volume ...]
 package main
 
 import (

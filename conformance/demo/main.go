@@ -1,6 +1,3 @@
-// Command demo shows Remora's main job on real input: a multi-layer image of Debian packages is
-// pushed to a registry, pulled and run by containerd: as it is, for the first time and the second, converted,
-// and in the ordinary way. Then the image's files are written to a disk in a store, while remorad is killed.
 package main
 
 import (

@@ -1,4 +1,3 @@
-// Package cli is what both programs' main functions share.
 package cli
 
 import (

@@ -1,4 +1,3 @@
-// Package version holds what the build stamps into the binaries.
 package version
 
 import "runtime/debug"

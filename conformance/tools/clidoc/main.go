@@ -1,4 +1,3 @@
-// Command clidoc prints docs/cli.md: the help of every command.
 package main
 
 import (

@@ -1,7 +1,3 @@
-// Package fsx checks a file against a model of it in memory while it is read, written, mapped, truncated and punched
-// at random, as fsx of the Linux test projects does. The file may be on a file system or a block device itself.
-//
-// Belongs here: operations and the model. Does not: what is under the file, and what happens to that meanwhile.
 package fsx
 
 import (

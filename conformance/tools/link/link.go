@@ -1,9 +1,3 @@
-// Package link simulates a network link in user space: a TCP proxy with a delay each way and one
-// token bucket a direction for all connections together.
-//
-// A connection through it costs a round trip before its first byte moves, as a handshake does. Before the link is a queue of
-// one second's bytes, which all connections share; what does not fit into it waits at the sender, connection by connection.
-// Loss, and TCP's slow start, are not simulated.
 package link
 
 import (

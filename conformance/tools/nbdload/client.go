@@ -1,5 +1,3 @@
-// Package nbdload is an NBD client that costs little: it sends many requests with one system call and reads
-// many answers with one, so that what is measured is the server. It shares no code with ours.
 package nbdload
 
 import (

@@ -1,10 +1,3 @@
-// Package simstore is a store.Store in memory whose network fails, for tests.
-//
-// Each request may be lost before it reaches the store, be carried out but not answered, be carried out twice, or
-// arrive long after its caller was told that it failed. The store itself is right: what it carries out, it carries
-// out at once and whole. Time is the time package's, so that a test under testing/synctest spends none.
-//
-// Belongs here: faults of requests. Does not: faults of what asks.
 package simstore
 
 import (
