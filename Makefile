@@ -53,7 +53,7 @@ unexport CONTAINERD_ADDRESS CONTAINERD_NAMESPACE CONTAINERD_SNAPSHOTTER REMORA_A
   AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE AWS_REGION AWS_ENDPOINT_URL
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test soak fuzz bench demo lint fmt generate install clean deps tools dist $(PARTS)
+.PHONY: help build check test soak fuzz bench demo lint fmt generate proto install clean deps tools dist $(PARTS)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -117,8 +117,11 @@ lint: $(TOOLS_lint)
 fmt: ## gofmt all files
 	gofmt -w $$(git ls-files '*.go')
 
-generate: build ## docs/cli.md from the commands' help
+generate: proto build ## Go code from .proto files, docs/cli.md from the commands' help
 	go run ./conformance/tools/clidoc > docs/cli.md
+
+proto:
+	go run ./conformance/tools/protogen cmd/control/v1
 
 install: build ## into DESTDIR/PREFIX, with the systemd unit and a sample configuration
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/remorad bin/snapctl
