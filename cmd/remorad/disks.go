@@ -13,7 +13,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/disk"
-	"github.com/remora-storage/remora/cmd/internal/control"
+	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/volume/host"
 )
 
@@ -38,47 +38,50 @@ func openDiskFile(_ context.Context, source string, readOnly bool) (disk.Device,
 	return f, err
 }
 
+// disksService attaches files as block devices.
+type disksService struct {
+	controlv1.UnsafeDisksServer
+	disks *disk.Disks
+}
+
 // AttachDisk makes a block device of a file.
-func (c *controlServer) AttachDisk(ctx context.Context, req *control.AttachDiskRequest) (*control.Disk, error) {
-	if !filepath.IsAbs(req.File) {
-		return nil, fmt.Errorf("%s is no absolute path", req.File)
+func (d *disksService) AttachDisk(ctx context.Context, req *controlv1.AttachDiskRequest) (*controlv1.AttachDiskResponse, error) {
+	if !filepath.IsAbs(req.GetFile()) {
+		return nil, invalid("%s is no absolute path", req.GetFile())
 	}
-	k, err := c.disks.Attach(ctx, fileSource+filepath.Clean(req.File), req.ReadOnly, req.Sector)
+	k, err := d.disks.Attach(ctx, fileSource+filepath.Clean(req.GetFile()), req.GetReadOnly(), int(req.GetSectorBytes()))
 	if err != nil {
 		return nil, err
 	}
-	reply := controlDisk(k)
-	return &reply, nil
+	return &controlv1.AttachDiskResponse{Disk: diskMessage(k)}, nil
 }
 
 // DetachDisk ends a block device.
-func (c *controlServer) DetachDisk(ctx context.Context, req *control.DetachDiskRequest) (*control.DetachDiskReply, error) {
-	name := filepath.Clean(req.Name)
-	for _, k := range c.disks.List() {
+func (d *disksService) DetachDisk(ctx context.Context, req *controlv1.DetachDiskRequest) (*controlv1.DetachDiskResponse, error) {
+	name := filepath.Clean(req.GetName())
+	for _, k := range d.disks.List() {
 		if k.Path == name && strings.HasPrefix(k.Source, volumeSource) {
-			return nil, fmt.Errorf("%s is a volume: snapctl volume detach", name)
+			return nil, invalid("%s is a volume: snapctl volume detach", name)
 		}
 	}
-	k, err := c.disks.Detach(ctx, fileSource+name)
+	k, err := d.disks.Detach(ctx, fileSource+name)
 	if err == nil && k.Path == "" {
-		k, err = c.disks.Detach(ctx, name)
+		k, err = d.disks.Detach(ctx, name)
 	}
 	if err != nil || k.Path == "" {
-		return &control.DetachDiskReply{}, err
+		return &controlv1.DetachDiskResponse{}, err
 	}
-	d := controlDisk(k)
-	return &control.DetachDiskReply{Disk: &d}, nil
+	return &controlv1.DetachDiskResponse{Disk: diskMessage(k)}, nil
 }
 
-// Disks lists what is attached.
-func (c *controlServer) Disks(context.Context, *control.Empty) (*control.DisksReply, error) {
-	reply := &control.DisksReply{Disks: []control.Disk{}}
-	for _, k := range c.disks.List() {
-		reply.Disks = append(reply.Disks, controlDisk(k))
-	}
-	return reply, nil
+// ListDisks lists what is attached.
+func (d *disksService) ListDisks(context.Context, *controlv1.ListDisksRequest) (*controlv1.ListDisksResponse, error) {
+	return &controlv1.ListDisksResponse{Disks: list(d.disks.List(), diskMessage)}, nil
 }
 
-func controlDisk(k disk.Disk) control.Disk {
-	return control.Disk{Device: k.Path, File: strings.TrimPrefix(k.Source, fileSource), Size: k.Size, Sector: k.Sector, ReadOnly: k.ReadOnly, Failed: k.Reason}
+func diskMessage(k disk.Disk) *controlv1.Disk {
+	return &controlv1.Disk{
+		Device: k.Path, File: text(strings.TrimPrefix(k.Source, fileSource)), SizeBytes: k.Size, SectorBytes: int32(k.Sector),
+		ReadOnly: k.ReadOnly, Failed: text(k.Reason),
+	}
 }

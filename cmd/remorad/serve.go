@@ -27,7 +27,6 @@ import (
 	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cmd/internal/cli"
-	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
@@ -127,20 +126,26 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)
 	}
 	defer containerd.Close()
-	sn, err := snapshotter.New(f.root, images, reg, snapshotter.NewContentImages(containerd.ContentStore(), reg.Configured), snapshotter.Options{
+	known := snapshotter.NewContentImages(containerd.ContentStore(), reg.Configured)
+	sn, err := snapshotter.New(f.root, images, reg, known, snapshotter.Options{
 		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
 		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
-		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Pod: inPod(), NotOurs: []string{disk.Dir(f.root)}, Log: log,
+		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Pod: inPod(),
+		NotOurs: []string{disk.Dir(f.root)}, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, sn.Close()) }()
 
-	server := grpc.NewServer()
+	server := grpc.NewServer(controlOptions()...)
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
-	control.Register(server, &controlServer{root: f.root, cfg: cfg, cache: images, sn: sn, registry: reg, containerd: containerd, holder: h, disks: disks,
-		volumes: &volumes{host: owned, disks: disks, byName: cleanStore(cfg.Volume.Store), log: log}})
+	controls{
+		node:    &nodeService{root: f.root, cfg: cfg, cache: images, sn: sn, holder: h},
+		images:  &imagesService{sn: sn, registry: reg, containerd: containerd},
+		disks:   &disksService{disks: disks},
+		volumes: &volumes{host: owned, disks: disks, byName: cleanStore(cfg.Volume.Store), log: log},
+	}.register(server)
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	images.Register(metrics)
@@ -203,7 +208,9 @@ func listen(ctx context.Context, socket, metricsAddr string, server *grpc.Server
 
 const stopGrace = 5 * time.Second
 
-func serveMetrics(ctx context.Context, addr string, metrics *prometheus.Registry, started *sync.WaitGroup, stop context.CancelCauseFunc) (*http.Server, error) {
+func serveMetrics(
+	ctx context.Context, addr string, metrics *prometheus.Registry, started *sync.WaitGroup, stop context.CancelCauseFunc,
+) (*http.Server, error) {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/debug/pprof/", pprof.Index)

@@ -151,8 +151,8 @@ func (a *app) fileSystem(ctx context.Context, req control.VolumeRequest, reply *
 	if v.FS == has || v.ReadOnly {
 		return has, nil
 	}
-	_, err = ask(a, func(c *control.Client) (*control.Empty, error) {
-		return &control.Empty{}, c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store}, FS: has})
+	_, err = ask(a, func(c *control.Client) (struct{}, error) {
+		return struct{}{}, c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store}, FS: has})
 	})
 	return has, err
 }

@@ -1,53 +1,39 @@
 package control
 
 import (
-	"context"
 	"errors"
+	"io"
 
 	"google.golang.org/grpc"
 )
 
-// streamHandler answers a call by many messages.
-func streamHandler[Req, Reply any](name string, call func(Server, context.Context, *Req, func(*Reply) error) error) grpc.StreamDesc {
-	return grpc.StreamDesc{StreamName: name, ServerStreams: true, Handler: func(srv any, stream grpc.ServerStream) error {
-		in := new(Req)
-		if err := stream.RecvMsg(in); err != nil {
-			return err
-		}
-		return call(srv.(Server), stream.Context(), in, func(p *Reply) error { return stream.SendMsg(p) })
-	}}
-}
-
-// receive makes a call that is answered by many messages, until the server or ctx ends it.
-func receive[Req, Reply any](ctx context.Context, c *Client, name string, req *Req, each func(*Reply)) error {
-	stream, err := c.Conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/"+service+"/"+name, grpc.CallContentSubtype(codec))
+// receive takes the messages of a call's answer, until the server or the call's context ends it.
+func receive[Message any](stream grpc.ServerStreamingClient[Message], err error, each func(*Message)) error {
 	if err != nil {
 		return err
 	}
-	if err := stream.SendMsg(req); err != nil {
-		return err
-	}
-	if err := stream.CloseSend(); err != nil {
-		return err
-	}
 	for {
-		p := new(Reply)
-		if err := stream.RecvMsg(p); err != nil {
-			return endOfStream(err)
+		m, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
 		}
-		each(p)
+		if err != nil {
+			return err
+		}
+		each(m)
 	}
 }
 
 var errEnded = errors.New("remorad ended before it was done")
 
-// receiveEnd makes a call whose last message ends it, and returns that one. The others say how it goes.
-func receiveEnd[Req, Reply any](ctx context.Context, c *Client, name string, req *Req, ends func(*Reply) bool, each func(*Reply)) (end *Reply, err error) {
-	err = receive(ctx, c, name, req, func(r *Reply) {
-		if ends(r) {
-			end = r
+// receiveEnd takes the messages of an answer whose last one ends it, and returns that one. The others say how it goes.
+func receiveEnd[Message any](stream grpc.ServerStreamingClient[Message], err error, ends func(*Message) bool, each func(*Message)) (
+	end *Message, _ error) {
+	err = receive(stream, err, func(m *Message) {
+		if ends(m) {
+			end = m
 		} else {
-			each(r)
+			each(m)
 		}
 	})
 	if err == nil && end == nil {

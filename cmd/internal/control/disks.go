@@ -1,6 +1,10 @@
 package control
 
-import "context"
+import (
+	"context"
+
+	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
+)
 
 // AttachDiskRequest asks for a block device.
 type AttachDiskRequest struct {
@@ -36,15 +40,28 @@ type DisksReply struct {
 
 // AttachDisk makes a block device of a file.
 func (c *Client) AttachDisk(ctx context.Context, req *AttachDiskRequest) (*Disk, error) {
-	return invoke[AttachDiskRequest, Disk](ctx, c, "AttachDisk", req)
+	m, err := c.disks.AttachDisk(ctx, &controlv1.AttachDiskRequest{
+		File: req.File, ReadOnly: req.ReadOnly, SectorBytes: int32(req.Sector),
+	})
+	d := diskOf(m.GetDisk())
+	return &d, err
+}
+
+func diskOf(m *controlv1.Disk) Disk {
+	return Disk{
+		Device: m.GetDevice(), File: m.GetFile(), Size: m.GetSizeBytes(), Sector: int(m.GetSectorBytes()),
+		ReadOnly: m.GetReadOnly(), Failed: m.GetFailed(),
+	}
 }
 
 // DetachDisk ends one.
 func (c *Client) DetachDisk(ctx context.Context, req *DetachDiskRequest) (*DetachDiskReply, error) {
-	return invoke[DetachDiskRequest, DetachDiskReply](ctx, c, "DetachDisk", req)
+	m, err := c.disks.DetachDisk(ctx, &controlv1.DetachDiskRequest{Name: req.Name})
+	return &DetachDiskReply{Disk: point(m.GetDisk(), diskOf)}, err
 }
 
 // Disks lists them.
 func (c *Client) Disks(ctx context.Context) (*DisksReply, error) {
-	return invoke[Empty, DisksReply](ctx, c, "Disks", &Empty{})
+	m, err := c.disks.ListDisks(ctx, &controlv1.ListDisksRequest{})
+	return &DisksReply{Disks: all(m.GetDisks(), diskOf)}, err
 }

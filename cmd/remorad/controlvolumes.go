@@ -1,0 +1,141 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/volume"
+	"github.com/remora-storage/remora/volume/host"
+)
+
+// CreateVolume makes a volume, in a store that is prepared if it never was.
+func (v *volumes) CreateVolume(ctx context.Context, req *controlv1.CreateVolumeRequest) (*controlv1.CreateVolumeResponse, error) {
+	url, s, err := v.store(req)
+	if errors.Is(err, host.ErrUnknownName) {
+		return nil, errNoStore
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := volume.CheckName(req.GetName()); err != nil {
+		return nil, invalid("%v", err)
+	}
+	age := req.GetMaxAge().AsDuration()
+	if age < 0 || age%time.Second != 0 {
+		return nil, invalid("max_age %s: want whole seconds", age)
+	}
+	prepared, err := volume.Init(ctx, s, func(ctx context.Context) error { return store.Probe(ctx, s, "probe/", func(string) {}) })
+	if err != nil {
+		return nil, err
+	}
+	var warnings []string
+	if prepared {
+		if warnings, err = v.host.Warnings(ctx, url); err != nil {
+			return nil, err
+		}
+	}
+	spec := volume.Spec{Size: req.GetSizeBytes(), Class: volume.Class(req.GetClass()), MaxAge: age}
+	h, made, err := volume.Create(ctx, s, req.GetName(), spec)
+	if err != nil {
+		return nil, err
+	}
+	reply := &controlv1.CreateVolumeResponse{Volume: v.describe(url, h), Made: made, Warnings: list(warnings, text)}
+	return reply, v.host.Remember(req.GetName(), url)
+}
+
+// ListVolumes lists the volumes of one store, or of all that this node has used.
+func (v *volumes) ListVolumes(ctx context.Context, req *controlv1.ListVolumesRequest) (*controlv1.ListVolumesResponse, error) {
+	urls := v.host.Stores()
+	switch {
+	case req.GetStore() != "":
+		urls = []string{cleanStore(req.GetStore())}
+	case len(urls) == 0 && v.byName != "":
+		urls = []string{v.byName}
+	}
+	reply := &controlv1.ListVolumesResponse{}
+	for _, url := range urls {
+		s, err := v.host.Store(url)
+		if err != nil {
+			return nil, err
+		}
+		err = patiently(ctx, s, func(ctx context.Context, s store.Store) error {
+			return volume.List(ctx, s, func(name string, h *volume.Head, err error) {
+				if err != nil {
+					reply.Volumes = append(reply.Volumes, &controlv1.Volume{Name: text(name), Store: text(url), Error: text(err.Error())})
+					return
+				}
+				reply.Volumes = append(reply.Volumes, v.describe(url, h))
+			})
+		})
+		if err != nil && req.GetStore() != "" {
+			return nil, err
+		}
+		if err != nil { // the others' volumes are there
+			reply.Volumes = append(reply.Volumes, &controlv1.Volume{Store: text(url), Error: text(err.Error())})
+		}
+	}
+	return reply, nil
+}
+
+// ListAttachedVolumes lists what this node owns, without asking stores.
+func (v *volumes) ListAttachedVolumes(context.Context, *controlv1.ListAttachedVolumesRequest) (
+	*controlv1.ListAttachedVolumesResponse, error,
+) {
+	reply := &controlv1.ListAttachedVolumesResponse{}
+	for _, a := range v.host.Attached() {
+		m := &controlv1.Volume{Name: a.Name, Id: a.ID.String(), Store: text(a.Store), SizeBytes: a.Size, Here: true}
+		m.Device, m.Failed = v.device(a.ID)
+		reply.Volumes = append(reply.Volumes, m)
+	}
+	return reply, nil
+}
+
+// ResizeVolume makes a volume larger, and its device if it has one.
+func (v *volumes) ResizeVolume(ctx context.Context, req *controlv1.ResizeVolumeRequest) (*controlv1.ResizeVolumeResponse, error) {
+	url, s, h, err := v.find(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	if open, err := v.host.Volume(ctx, h.ID); err == nil {
+		if err := open.Resize(ctx, req.GetSizeBytes()); err != nil {
+			return nil, err
+		}
+		if err := v.host.Resized(h.ID, req.GetSizeBytes()); err != nil {
+			return nil, err
+		}
+		if err := v.disks.Grow(volumeSource + h.ID.String()); err != nil {
+			return nil, err
+		}
+		return &controlv1.ResizeVolumeResponse{Volume: v.describe(url, open.Head())}, nil
+	}
+	if h, err = volume.Resize(ctx, s, h.ID, req.GetSizeBytes()); err != nil {
+		return nil, err
+	}
+	return &controlv1.ResizeVolumeResponse{Volume: v.describe(url, h)}, nil
+}
+
+// RemoveVolume deletes a volume. One whose removal was begun before and has not ended is deleted to the end.
+func (v *volumes) RemoveVolume(ctx context.Context, req *controlv1.RemoveVolumeRequest) (*controlv1.RemoveVolumeResponse, error) {
+	url, s, err := v.store(req)
+	if errors.Is(err, host.ErrUnknownName) {
+		return &controlv1.RemoveVolumeResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	remove := volume.Remove
+	if req.GetDryRun() {
+		remove = volume.Removal
+	}
+	r, err := remove(ctx, s, req.GetName())
+	switch {
+	case errors.Is(err, volume.ErrNotFound):
+		return &controlv1.RemoveVolumeResponse{Store: text(url)}, v.host.Forget(req.GetName())
+	case err == nil && !req.GetDryRun():
+		err = v.host.Removed(req.GetName(), r.ID)
+	}
+	return &controlv1.RemoveVolumeResponse{Store: text(url), Objects: r.Objects, Bytes: r.Bytes, Existed: true}, err
+}
