@@ -29,6 +29,7 @@ func (m *metered) Get(ctx context.Context, key string, off, n int64) ([]byte, st
 // TestReadsParts: blocks of large frames that are read one by one cost little more than the blocks, and each is checked,
 // also where the frame was found whole before.
 func TestReadsParts(t *testing.T) {
+	t.Parallel()
 	const size, frame = 8 << 20, maxFrame * Block
 	// fill makes a volume of whole frames, reads all blocks of it at random, and returns how many bytes the store was asked for.
 	fill := func(t *testing.T, set func(*Options)) (v *Volume, st store.Store, want []byte, read int64) {

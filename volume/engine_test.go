@@ -18,17 +18,16 @@ import (
 )
 
 // newTestVolume returns a volume on a store without faults, and what it is made of.
-func newTestVolume(t *testing.T, size int64, class Class) (*Volume, *simstore.Store, func() *Volume) {
+func newTestVolume(t *testing.T, size int64, class Class) (*Volume, *testStore, func() *Volume) {
 	t.Helper()
-	st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+	st := newTestStore(t)
 	h, made, err := Create(t.Context(), st, "v", Spec{Size: size, Class: class})
 	if err != nil || !made {
 		t.Fatalf("create: %v, %v", made, err)
 	}
-	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
+	at := newSimNode(t)
 	attach := func() *Volume {
-		node := NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"})
-		v, err := Attach(t.Context(), h.ID, node, at, AttachOptions{Options: Options{Store: st}})
+		v, err := openVolume(t, st, at, h.ID, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -103,6 +102,7 @@ func mustHold(t *testing.T, v *Volume, want []byte) {
 // TestCheckpoints: many small commits make many checkpoints; the map stays right, dead segments and packs go, and nothing
 // is left that nobody uses.
 func TestCheckpoints(t *testing.T) {
+	t.Parallel()
 	v, st, attach := newTestVolume(t, 32<<20, Remote)
 	want := make([]byte, 32<<20)
 	r := rand.New(rand.NewPCG(3, 3))
@@ -120,8 +120,7 @@ func TestCheckpoints(t *testing.T) {
 		v = attach()
 		mustHold(t, v, want)
 	}
-	status := v.Status()
-	if status.Mapped == 0 {
+	if v.Status().Mapped == 0 {
 		t.Error("no checkpoint was made")
 	}
 	if _, err := v.Sweep(t.Context()); err != nil {
@@ -170,6 +169,7 @@ func (a *asked) Delete(ctx context.Context, key string) error {
 // TestWritesAfterCommitted: who takes a volume up again whose journal holds nothing but what the store has can write at once.
 // The journal's superblock names an older record then, and nothing that is yet to be uploaded would ever move it.
 func TestWritesAfterCommitted(t *testing.T) {
+	t.Parallel()
 	for name, rest := range map[string]int64{"all of it": 0, "all but a write": 1} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -214,16 +214,16 @@ func TestWritesAfterCommitted(t *testing.T) {
 // TestIdle: a volume that nobody writes to makes no request in ten minutes, whatever was written before, nor does a flush
 // with nothing dirty. What the node needs for its lease is asked for elsewhere.
 func TestIdle(t *testing.T) {
+	t.Parallel()
 	for _, class := range []Class{Remote, Local, Writethrough} {
 		synctest.Test(t, func(t *testing.T) {
-			st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+			st := newTestStore(t)
 			h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: class})
 			if err != nil {
 				t.Fatal(err)
 			}
-			at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
 			counted := &asked{Store: st}
-			v, err := Attach(t.Context(), h.ID, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: counted}})
+			v, err := openVolume(t, st, newSimNode(t), h.ID, Options{Store: counted})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -262,14 +262,14 @@ func (h *hanging) Put(ctx context.Context, key string, p []byte) (store.Object, 
 
 // TestHangingStore: a volume says what waits for a store that does not answer, and that nothing does once it has.
 func TestHangingStore(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+		st := newTestStore(t)
 		h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
 		if err != nil {
 			t.Fatal(err)
 		}
-		at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
-		v, err := Attach(t.Context(), h.ID, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: &hanging{st, 20 * time.Second}}})
+		v, err := openVolume(t, st, newSimNode(t), h.ID, Options{Store: &hanging{st, 20 * time.Second}})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -329,15 +329,17 @@ func corrupt(t *testing.T, s store.Store, part string, at func(p []byte) int) in
 
 // TestCorrupt: bytes that change in the store are found by reads and by Check, and named.
 func TestCorrupt(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
-		part string
-		at   func([]byte) int
-		read bool // a read of everything meets it
+		part   string
+		at     func([]byte) int
+		read   bool // a read of everything meets it
+		report string
 	}{
-		"a block":        {"/seg/", func([]byte) int { return segmentHeader + frameHeader + 100 }, true},
-		"a frame header": {"/seg/", func([]byte) int { return segmentHeader + 5 }, true},
-		"a table":        {"/seg/", func(p []byte) int { return len(p) - segmentFooter - 2 }, false},
-		"a map node":     {"/map/", func([]byte) int { return nodeHeader + 3 }, true},
+		"a block":        {"/seg/", func([]byte) int { return segmentHeader + frameHeader + 100 }, true, "of segment"},
+		"a frame header": {"/seg/", func([]byte) int { return segmentHeader + 5 }, true, "header is wrong"},
+		"a table":        {"/seg/", func(p []byte) int { return len(p) - segmentFooter - 2 }, false, "table of segment"},
+		"a map node":     {"/map/", func([]byte) int { return nodeHeader + 3 }, true, "map node at"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v, st, attach := newTestVolume(t, 8<<20, Remote)
@@ -350,13 +352,7 @@ func TestCorrupt(t *testing.T) {
 			if corrupt(t, st, c.part, c.at) == 0 {
 				t.Fatal("there is nothing to corrupt")
 			}
-			r, err := Check(t.Context(), st, "v", true, func(string) {})
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(r.Problems) == 0 {
-				t.Error("check finds nothing")
-			}
+			st.damaged("v", c.report)
 			if !c.read {
 				return
 			}
@@ -372,6 +368,7 @@ func TestCorrupt(t *testing.T) {
 // TestRepair: a map that is lost is made anew from the one before and the segments since. Without that it is refused: what
 // was trimmed would come back.
 func TestRepair(t *testing.T) {
+	t.Parallel()
 	for name, newest := range map[string]int{"the newest pack": 1, "every pack": 1 << 20} {
 		beyond := newest > 1
 		t.Run(name, func(t *testing.T) {
@@ -401,6 +398,7 @@ func TestRepair(t *testing.T) {
 			}
 			done, err := Repair(t.Context(), st, "v", func(string) {})
 			if beyond {
+				st.damaged("v", "the map's root")
 				if !errors.Is(err, ErrBeyondRepair) {
 					t.Errorf("repair without any map: %q, %v", done, err)
 				}
@@ -422,6 +420,7 @@ func TestRepair(t *testing.T) {
 
 // TestRemove: nothing of a volume stays, and one that is attached is refused.
 func TestRemove(t *testing.T) {
+	t.Parallel()
 	v, st, _ := newTestVolume(t, 8<<20, Local)
 	churn(t, v, make([]byte, 8<<20), rand.New(rand.NewPCG(6, 6)), 300)
 	if _, err := Remove(t.Context(), st, "v"); !errors.Is(err, ErrAttached) {
@@ -476,6 +475,7 @@ func (d *dying) Delete(ctx context.Context, key string) error {
 // TestRemoveKilled: a removal that is killed before any of its changes can be ended, and until then the volume is of no
 // other use.
 func TestRemoveKilled(t *testing.T) {
+	t.Parallel()
 	for n := 0; ; n++ {
 		v, st, _ := newTestVolume(t, 8<<20, Local)
 		churn(t, v, make([]byte, 8<<20), rand.New(rand.NewPCG(6, 6)), 100)
@@ -498,8 +498,7 @@ func TestRemoveKilled(t *testing.T) {
 			if _, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: Local}); !errors.Is(err, ErrHalfRemoved) {
 				t.Errorf("dead after %d changes: create: %v", n, err)
 			}
-			at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
-			if _, err := Attach(t.Context(), id, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: st}}); err == nil {
+			if _, err := openVolume(t, st, newSimNode(t), id, Options{}); err == nil {
 				t.Errorf("dead after %d changes: it is attached", n)
 			}
 		}
@@ -517,16 +516,14 @@ func TestRemoveKilled(t *testing.T) {
 
 // TestJournalDamage: damage in the journal that cannot be a torn end is no end: the volume is not opened from an older state.
 func TestJournalDamage(t *testing.T) {
-	st := simstore.New(rand.New(rand.NewPCG(1, 1)))
+	t.Parallel()
+	st := newTestStore(t)
 	h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: Local})
 	if err != nil {
 		t.Fatal(err)
 	}
-	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
-	open := func() (*Volume, error) {
-		return Attach(t.Context(), h.ID, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"}), at, AttachOptions{Options: Options{Store: st}})
-	}
-	v, err := open()
+	at := newSimNode(t)
+	v, err := openVolume(t, st, at, h.ID, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -539,9 +536,6 @@ func TestJournalDamage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	stop()
-	_ = ctx
 	if err := v.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -549,7 +543,8 @@ func TestJournalDamage(t *testing.T) {
 	for _, d := range at.journals {
 		d.now[journalRing/Block+9] = bytes.Repeat([]byte{0xff}, Block) // data of the fifth record
 	}
-	if v, err := open(); !errors.Is(err, ErrCorrupt) {
+	at.damaged = "was written after it was safe"
+	if v, err := openVolume(t, st, at, h.ID, Options{}); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("a flushed record is damaged: %v", err)
 		if v != nil {
 			v.Close()

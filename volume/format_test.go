@@ -21,6 +21,7 @@ func testHead() *Head {
 }
 
 func TestHead(t *testing.T) {
+	t.Parallel()
 	h := testHead()
 	p, err := h.encode()
 	if err != nil {
@@ -52,6 +53,7 @@ func TestHead(t *testing.T) {
 
 // TestHeadLimit: a head with as many segments as it may have is small enough.
 func TestHeadLimit(t *testing.T) {
+	t.Parallel()
 	h := testHead()
 	h.Segment, h.Epoch = 1<<60, 1<<60
 	h.Tail = nil
@@ -68,6 +70,7 @@ func TestHeadLimit(t *testing.T) {
 }
 
 func TestSegment(t *testing.T) {
+	t.Parallel()
 	id := NewID()
 	at := logPosition{id: id, epoch: 3, seq: 17, previous: 16, after: 100, write: 200, committed: 15}
 	w := newSegmentWriter(at, 77, make([]byte, 0, segmentCapacity(50*frameSize(maxFrame), 50)))
@@ -132,6 +135,7 @@ func fill(p []byte, b byte) error {
 }
 
 func TestNode(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 1))
 	ext, seg, inner := &mapNode{kind: extentNode}, &mapNode{kind: segmentNode}, &mapNode{kind: extentNode, level: 2}
 	lba, seq, key := uint64(0), uint64(0), uint64(0)
@@ -170,6 +174,7 @@ func TestNode(t *testing.T) {
 
 // TestExtents compares a set of extents with an array of blocks.
 func TestExtents(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(2, 2))
 	const n = 300
 	for range 200 {
@@ -233,6 +238,7 @@ func TestExtents(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
+	t.Parallel()
 	for _, s := range []string{"", "-a", ".a", "A", "a/b", "a b", strings.Repeat("a", 64)} {
 		if CheckName(s) == nil {
 			t.Errorf("%q was taken", s)

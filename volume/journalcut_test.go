@@ -71,6 +71,7 @@ func (d leftDisk) ReadAt(p []byte, off int64) (int, error) {
 // kept, replay finds a prefix of the records with all that were synced, and their bytes are right. The history goes over the
 // ring's end, and space is used again.
 func TestJournalEveryCut(t *testing.T) {
+	t.Parallel()
 	rounds := 8
 	if testing.Short() { // one that goes over the ring's end
 		rounds = 3

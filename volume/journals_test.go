@@ -10,6 +10,7 @@ import (
 
 // TestOrphan: a journal that holds something is kept when the volume goes on without it, one that holds nothing is not.
 func TestOrphan(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	d, err := NewJournalDir(dir, minJournal)
 	if err != nil {

@@ -8,13 +8,12 @@ import (
 	"testing"
 
 	"github.com/remora-storage/remora/remote/store"
-	"github.com/remora-storage/remora/remote/store/simstore"
 )
 
 // TestRebuild: whatever is lost, what a rebuilt volume holds is right, or its report names it.
 func TestRebuild(t *testing.T) {
-	type damage func(t *testing.T, s *simstore.Store, head string, segments, packs []string)
-	spoil := func(t *testing.T, s *simstore.Store, key string, at func(p []byte) int) {
+	t.Parallel()
+	spoil := func(t *testing.T, s *testStore, key string, at func(p []byte) int) {
 		t.Helper()
 		p, _, err := s.Get(t.Context(), key, 0, -1)
 		if err != nil {
@@ -26,7 +25,7 @@ func TestRebuild(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	remove := func(t *testing.T, s *simstore.Store, keys ...string) {
+	remove := func(t *testing.T, s *testStore, keys ...string) {
 		t.Helper()
 		for _, k := range keys {
 			if err := s.Delete(t.Context(), k); err != nil {
@@ -35,37 +34,70 @@ func TestRebuild(t *testing.T) {
 		}
 	}
 	middle := func(p []byte) int { return len(p) / 2 }
+	inTable := func(p []byte) int { return len(p) - segmentFooter - 1 }
+	inFrame := func([]byte) int { return segmentHeader + frameHeader + 7 }
 	for name, c := range map[string]struct {
-		damage  damage
-		exact   bool // every block is right
+		damage  func(t *testing.T, s *testStore, head string, segments, packs []string)
+		report  string // what Check says of the damaged volume
+		exact   bool   // every block is right
 		guessed bool
 		lost    bool
 		either  bool // lost or not: that depends on what the last checkpoint had
 	}{
-		"nothing":           {func(*testing.T, *simstore.Store, string, []string, []string) {}, true, false, false, false},
-		"the head":          {func(t *testing.T, s *simstore.Store, head string, _, _ []string) { spoil(t, s, head, middle) }, true, true, false, false},
-		"the head's object": {func(t *testing.T, s *simstore.Store, head string, _, _ []string) { remove(t, s, head) }, true, true, false, false},
-		"every map":         {func(t *testing.T, s *simstore.Store, _ string, _, packs []string) { remove(t, s, packs...) }, false, false, false, false},
-		"the head and every map": {func(t *testing.T, s *simstore.Store, head string, _, packs []string) {
-			spoil(t, s, head, middle)
-			remove(t, s, packs...)
-		}, false, true, false, false},
-		"a segment": {func(t *testing.T, s *simstore.Store, _ string, segments, packs []string) {
-			remove(t, s, segments[len(segments)-1])
-		}, false, false, true, false},
-		"the older half": {func(t *testing.T, s *simstore.Store, _ string, segments, packs []string) {
-			remove(t, s, segments[:len(segments)/2]...)
-		}, false, false, true, false},
-		"a segment's table": {func(t *testing.T, s *simstore.Store, _ string, segments, packs []string) {
-			spoil(t, s, segments[len(segments)-1], func(p []byte) int { return len(p) - segmentFooter - 1 })
-			remove(t, s, packs...) // a map that has the segment's extents needs no table
-		}, false, false, true, false},
-		"a segment's table, but no map": {func(t *testing.T, s *simstore.Store, _ string, segments, packs []string) {
-			spoil(t, s, segments[len(segments)-1], func(p []byte) int { return len(p) - segmentFooter - 1 })
-		}, false, false, false, true},
-		"a segment's frame": {func(t *testing.T, s *simstore.Store, _ string, segments, packs []string) {
-			spoil(t, s, segments[len(segments)-1], func([]byte) int { return segmentHeader + frameHeader + 7 })
-		}, false, false, true, false},
+		"nothing": {
+			damage: func(*testing.T, *testStore, string, []string, []string) {},
+			exact:  true,
+		},
+		"the head": {
+			damage: func(t *testing.T, s *testStore, head string, _, _ []string) { spoil(t, s, head, middle) },
+			report: "head: corrupt", exact: true, guessed: true,
+		},
+		"the head's object": {
+			damage: func(t *testing.T, s *testStore, head string, _, _ []string) { remove(t, s, head) },
+			report: "no such volume", exact: true, guessed: true,
+		},
+		"every map": {
+			damage: func(t *testing.T, s *testStore, _ string, _, packs []string) { remove(t, s, packs...) },
+			report: "the map's root",
+		},
+		"the head and every map": {
+			damage: func(t *testing.T, s *testStore, head string, _, packs []string) {
+				spoil(t, s, head, middle)
+				remove(t, s, packs...)
+			},
+			report: "head: corrupt", guessed: true,
+		},
+		"a segment": {
+			damage: func(t *testing.T, s *testStore, _ string, segments, _ []string) {
+				remove(t, s, segments[len(segments)-1])
+			},
+			report: "it is in use, and is not there", lost: true,
+		},
+		"the older half": {
+			damage: func(t *testing.T, s *testStore, _ string, segments, _ []string) {
+				remove(t, s, segments[:len(segments)/2]...)
+			},
+			report: "it is in use, and is not there", lost: true,
+		},
+		"a segment's table": {
+			damage: func(t *testing.T, s *testStore, _ string, segments, packs []string) {
+				spoil(t, s, segments[len(segments)-1], inTable)
+				remove(t, s, packs...) // a map that has the segment's extents needs no table
+			},
+			report: "the map's root", lost: true,
+		},
+		"a segment's table, but no map": {
+			damage: func(t *testing.T, s *testStore, _ string, segments, _ []string) {
+				spoil(t, s, segments[len(segments)-1], inTable)
+			},
+			report: "table of segment", either: true,
+		},
+		"a segment's frame": {
+			damage: func(t *testing.T, s *testStore, _ string, segments, _ []string) {
+				spoil(t, s, segments[len(segments)-1], inFrame)
+			},
+			report: "frame at", lost: true,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			v, st, _ := newTestVolume(t, 8<<20, Remote)
@@ -88,11 +120,15 @@ func TestRebuild(t *testing.T) {
 				t.Fatal(err)
 			}
 			c.damage(t, st, headKey(id), segments, packs)
+			if c.report != "" {
+				st.damaged("v", c.report)
+			}
 			r, err := Rebuild(t.Context(), st, "v", "copy", func(string) {})
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("map %d, segments %d, ignored %d, missing %d, stale %d ranges, lost %d, problems %q", r.Map, r.Segments, r.Ignored, r.Missing, len(r.Stale), len(r.Lost), r.Problems)
+			t.Logf("map %d, segments %d, ignored %d, missing %d, stale %d ranges, lost %d, problems %q",
+				r.Map, r.Segments, r.Ignored, r.Missing, len(r.Stale), len(r.Lost), r.Problems)
 			if r.Guessed != c.guessed || !c.either && (len(r.Lost) > 0) != c.lost && (r.Missing > 0) != c.lost {
 				t.Errorf("guessed %v, lost %d, missing %d", r.Guessed, len(r.Lost), r.Missing)
 			}
@@ -135,8 +171,7 @@ func within(all []Range, off int64) bool {
 
 func readRebuilt(t *testing.T, st store.Store, id ID, size int64) []byte {
 	t.Helper()
-	at := &simNode{id: NewID(), journals: map[ID]*simDisk{}, rnd: rand.New(rand.NewPCG(2, 2))}
-	v, err := Attach(t.Context(), id, NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: st}})
+	v, err := openVolume(t, st, newSimNode(t), id, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,6 +194,7 @@ func readRebuilt(t *testing.T, st store.Store, id ID, size int64) []byte {
 // TestCounting: what an epoch had stored and not committed when another took the volume never counts, even if the first of
 // the other's segments were deleted since.
 func TestCounting(t *testing.T) {
+	t.Parallel()
 	segment := func(epoch, seq, after, write uint64) leftover {
 		return leftover{at: logPosition{epoch: epoch, seq: seq, after: after, write: write}}
 	}

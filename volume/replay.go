@@ -28,9 +28,9 @@ func replay(disk Disk, vid, id ID, sameBoot bool, apply func(first uint64, entri
 		return nil, err
 	}
 	r := &replayed{super: super, end: super.start}
-	buf := blockdev.AlignedBuffer(Block + maxRecord)
+	var buf recordBuffer
 	for {
-		b, epoch, err := scanRecord(disk, &super, r.end, buf)
+		b, epoch, err := scanRecord(disk, &super, r.end, &buf)
 		if err != nil {
 			return nil, err
 		}
@@ -41,6 +41,17 @@ func replay(disk Disk, vid, id ID, sameBoot bool, apply func(first uint64, entri
 		r.epoch, r.write, r.end = epoch, b.first+uint64(len(b.entries))-1, b.next
 	}
 	return r, mustEnd(disk, &super, r.end, sameBoot)
+}
+
+// recordBuffer is memory for one record: most are far smaller than they may be.
+type recordBuffer []byte
+
+// sized returns n bytes, which hold until the next call.
+func (b *recordBuffer) sized(n int64) []byte {
+	if int64(len(*b)) < n {
+		*b = blockdev.AlignedBuffer(int(max(n, min(2*int64(len(*b)), Block+maxRecord))))
+	}
+	return (*b)[:n]
 }
 
 // mustEnd fails if records behind a journal's end show that the end is damage, not where writing stopped.
@@ -63,21 +74,22 @@ func mustEnd(disk Disk, super *superblock, end cursor, sameBoot bool) error {
 }
 
 // scanRecord reads the record at a cursor, nil if there is none.
-func scanRecord(disk Disk, super *superblock, at cursor, buf []byte) (*batch, uint64, error) {
+func scanRecord(disk Disk, super *superblock, at cursor, buf *recordBuffer) (*batch, uint64, error) {
 	ring := super.size
 	for i, pos := range []int64{at.pos, at.pos + ring - at.pos%ring} { // or at the ring's beginning, where it did not fit
 		if i > 0 && pos == at.pos || pos >= super.start.pos+ring {
 			continue
 		}
-		if _, err := disk.ReadAt(buf[:Block], ringPlace(ring, pos)); err != nil {
+		header := buf.sized(Block)
+		if _, err := disk.ReadAt(header, ringPlace(ring, pos)); err != nil {
 			return nil, 0, err
 		}
-		b, epoch, _, ok := decodeRecordHeader(buf[:Block], super)
+		b, epoch, _, ok := decodeRecordHeader(header, super)
 		if !ok || b.at.seq != at.seq || b.at.prev != at.prev || ringFit(ring, at.pos, Block+b.size) != pos {
 			continue
 		}
 		b.at.pos, b.next.pos = pos, pos+Block+b.size
-		data := buf[Block : Block+b.size]
+		data := buf.sized(b.size)
 		if b.size > 0 {
 			if _, err := disk.ReadAt(data, ringPlace(ring, pos+Block)); err != nil && !errors.Is(err, io.EOF) {
 				return nil, 0, err

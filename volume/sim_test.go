@@ -23,6 +23,7 @@ import (
 
 // simDisk is a journal's file whose unsynced writes a power cut loses, tears or keeps.
 type simDisk struct {
+	vid     ID
 	mu      sync.Mutex
 	stable  pages
 	now     pages
@@ -148,7 +149,10 @@ func (d *simDisk) next(power bool, delay time.Duration) *simDisk {
 	if power {
 		d.cut()
 	}
-	n := &simDisk{stable: maps.Clone(d.stable), now: maps.Clone(d.now), pending: d.pending, writes: d.writes, rnd: rand.New(rand.NewPCG(d.rnd.Uint64(), 0)), delay: delay}
+	n := &simDisk{
+		vid: d.vid, stable: maps.Clone(d.stable), now: maps.Clone(d.now), pending: d.pending, writes: d.writes,
+		rnd: rand.New(rand.NewPCG(d.rnd.Uint64(), 0)), delay: delay,
+	}
 	if power {
 		n.now = maps.Clone(d.stable)
 	}
@@ -164,12 +168,13 @@ type simNode struct {
 	rnd      *rand.Rand
 	delay    time.Duration
 	boot     int
+	damaged  string // what replay must say of the journals: the test has damaged them on purpose
 }
 
-func (n *simNode) Create(_, id ID) (JournalFile, error) {
+func (n *simNode) Create(vid, id ID) (JournalFile, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	d := &simDisk{stable: pages{}, now: pages{}, rnd: rand.New(rand.NewPCG(n.rnd.Uint64(), 0)), delay: n.delay}
+	d := &simDisk{vid: vid, stable: pages{}, now: pages{}, rnd: rand.New(rand.NewPCG(n.rnd.Uint64(), 0)), delay: n.delay}
 	n.journals[id] = d
 	return d, nil
 }
@@ -275,6 +280,7 @@ func (p *parted) PutIfMatch(ctx context.Context, key string, b []byte, version s
 }
 
 func TestSimulation(t *testing.T) {
+	t.Parallel()
 	seeds, first := 300, uint64(1)
 	if v := os.Getenv("REMORA_SOAK"); v != "" {
 		seeds = 10000
@@ -447,6 +453,12 @@ func simulate(t *testing.T, seed uint64) {
 	}
 	if err := v.Detach(ctx); err != nil {
 		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		n.walk(t)
+	}
+	if len(at.journals) > 0 {
+		t.Errorf("%d journals have stayed after a detach", len(at.journals))
 	}
 	if r := checkSim(t, st); r.Unused.Objects > 0 {
 		t.Errorf("%d objects that nothing uses have stayed after a sweep", r.Unused.Objects)

@@ -9,6 +9,7 @@ import (
 
 // TestWindow: what a window has of the last records is right, while others are made and written, and it has all that fit.
 func TestWindow(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(1, 1))
 	const most, ahead = 5, 3 // blocks of a record; records that are being made
 	w := window{mem: blockdev.AlignedBuffer(64 * Block)}
