@@ -52,20 +52,20 @@ type AttachOptions struct {
 
 // Attach takes a volume for this node, and returns it when no other can acknowledge writes to it any more and every
 // write that was acknowledged here before is in it. Close or Detach must be called.
-func Attach(ctx context.Context, id ID, n *Node, journals Journals, opts AttachOptions) (_ *Volume, err error) {
+func Attach(ctx context.Context, id ID, m *Member, journals Journals, opts AttachOptions) (_ *Volume, err error) {
 	opts.Options = opts.Options.withDefaults()
 	if opts.Progress == nil {
 		opts.Progress = func(string) {}
 	}
-	if err := n.Acquire(ctx); err != nil {
+	if err := m.Acquire(ctx); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			n.Release()
+			m.Release()
 		}
 	}()
-	t := taking{id: id, node: n, journals: journals, opts: opts}
+	t := taking{id: id, member: m, journals: journals, opts: opts}
 	defer func() {
 		if err != nil && t.disk != nil {
 			err = errors.Join(err, t.disk.Close())
@@ -85,7 +85,7 @@ func Attach(ctx context.Context, id ID, n *Node, journals Journals, opts AttachO
 // taking is one Attach under way.
 type taking struct {
 	id       ID
-	node     *Node
+	member   *Member
 	journals Journals
 	opts     AttachOptions
 
@@ -109,7 +109,7 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 		return nil, "", false, fmt.Errorf("volume %s: %w", t.id, ErrHalfRemoved)
 	}
 	if h.Owner != nil {
-		if err := t.node.awaitEnd(ctx, *h.Owner, t.opts.Progress); err != nil {
+		if err := t.member.awaitEnd(ctx, *h.Owner, t.opts.Progress); err != nil {
 			return nil, "", false, fmt.Errorf("volume %s: %w", h.Name, err)
 		}
 	}
@@ -120,8 +120,8 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 	next := h.clone()
 	next.next()
 	next.Epoch++
-	next.Owner = t.node.owner()
-	next.Journal = &JournalRef{Node: t.node.opts.ID, ID: t.journal}
+	next.Owner = t.member.owner()
+	next.Journal = &JournalRef{Node: t.member.opts.ID, ID: t.journal}
 	h, version, swapped, err = swapHead(ctx, t.opts.Store, next, version, w)
 	if swapped && h.Nonce != next.Nonce {
 		swapped = false // and taken by another since
@@ -131,7 +131,7 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 
 // findJournal opens the journal that the head names, or makes one.
 func (t *taking) findJournal(h *Head) error {
-	if h.Journal != nil && h.Journal.Node == t.node.opts.ID {
+	if h.Journal != nil && h.Journal.Node == t.member.opts.ID {
 		if t.disk != nil && t.journal == h.Journal.ID {
 			return nil
 		}
@@ -165,8 +165,8 @@ func (t *taking) findJournal(h *Head) error {
 
 // open makes a Volume of what was taken.
 func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, error) {
-	v := newVolume(h, version, t.node, t.opts.Options)
-	v.owned = &owned{node: t.node, journals: t.journals, disk: t.disk, id: t.journal}
+	v := newVolume(h, version, t.member, t.opts.Options)
+	v.owned = &owned{member: t.member, journals: t.journals, disk: t.disk, id: t.journal}
 	if err := t.journals.Orphan(h.ID, t.journal); err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 		v.journal.lead = int64(len(v.journal.window.mem)) * 3 / 4
 	}
 	v.run()
-	if t.from != nil && t.from.Node != t.node.opts.ID {
+	if t.from != nil && t.from.Node != t.member.opts.ID {
 		v.tell(EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit", t.from.Node, h.Write))
 	}
 	if t.lost {
@@ -210,7 +210,7 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 
 // tell keeps an event in the store.
 func (v *Volume) tell(what, detail string) {
-	e := Event{Time: time.Now().UTC(), Volume: v.id, Name: v.Head().Name, Node: &v.owned.node.opts.ID, What: what, Detail: detail}
+	e := Event{Time: time.Now().UTC(), Volume: v.id, Name: v.Head().Name, Node: &v.owned.member.opts.ID, What: what, Detail: detail}
 	v.log.Warn(what, "detail", detail)
 	v.spawn(func(ctx context.Context) {
 		if err := v.wait.until(ctx, "write down an event", func() error { return e.Store(ctx, v.opts.Store) }); err != nil && ctx.Err() == nil {
@@ -221,7 +221,7 @@ func (v *Volume) tell(what, detail string) {
 
 // owned is what goes with a volume when it is given up.
 type owned struct {
-	node     *Node
+	member   *Member
 	journals Journals
 	disk     JournalFile
 	id       ID
@@ -295,7 +295,7 @@ func (v *Volume) Detach(ctx context.Context) error {
 // close gives up the lease and the journal's file, once.
 func (o *owned) close() (err error) {
 	o.once.Do(func() {
-		o.node.Release()
+		o.member.Release()
 		err = o.disk.Close()
 	})
 	return err

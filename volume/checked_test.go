@@ -103,6 +103,6 @@ func openVolume(t *testing.T, st store.Store, at *simNode, id ID, opts Options) 
 	if opts.Store == nil {
 		opts.Store = st
 	}
-	node := NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: "0"})
+	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0"})
 	return Attach(t.Context(), id, node, at, AttachOptions{Options: opts})
 }

@@ -38,7 +38,7 @@ func newVolume(t *testing.T, size int64, class volume.Class) *volume.Volume {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := volume.NewNode(store, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
+	node := volume.NewMember(store, volume.MemberOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
 	v, err := volume.Attach(t.Context(), h.ID, node, journals,
 		volume.AttachOptions{Options: volume.Options{Store: store}})
 	if err != nil {

@@ -227,7 +227,7 @@ func (h *Head) check() error {
 func volumePrefix(id ID) string  { return "v/" + id.String() + "/" }
 func headKey(id ID) string       { return volumePrefix(id) + "head" }
 func nameKey(name string) string { return "name/" + name }
-func nodeKey(node ID) string     { return "node/" + node.String() }
+func memberKey(node ID) string   { return "node/" + node.String() }
 
 func (r SegmentRef) key(id ID) string {
 	return fmt.Sprintf("%sseg/%016x/%016x-%08x", volumePrefix(id), r.Epoch, r.Seq, r.Random)

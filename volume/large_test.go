@@ -144,7 +144,7 @@ func BenchmarkAttach(b *testing.B) {
 	for b.Loop() {
 		slow.rtt = 20 * time.Millisecond
 		begin := time.Now()
-		v, err := Attach(ctx, h.ID, NewNode(slow, NodeOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: slow}})
+		v, err := Attach(ctx, h.ID, NewMember(slow, MemberOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: slow}})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -185,7 +185,7 @@ func BenchmarkMapUpload(b *testing.B) {
 	}
 	st.data.Store(0)
 	st.nodes.Store(0)
-	v, err := Attach(ctx, h.ID, NewNode(st, NodeOptions{ID: NewID(), Incarnation: NewID()}), journals, AttachOptions{Options: Options{Store: st}})
+	v, err := Attach(ctx, h.ID, NewMember(st, MemberOptions{ID: NewID(), Incarnation: NewID()}), journals, AttachOptions{Options: Options{Store: st}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -18,8 +18,8 @@ import (
 // that succeeds proves that nobody has, and one that fails tells the node that it has lost all its volumes. Clocks of
 // different nodes are never compared; each measures its own waiting.
 
-// nodeState is the object.
-type nodeState struct {
+// memberState is that object.
+type memberState struct {
 	Node        ID     `json:"node"`
 	Incarnation ID     `json:"incarnation"` // of the daemon's life
 	Counter     uint64 `json:"counter"`
@@ -32,15 +32,15 @@ type nodeState struct {
 }
 
 const (
-	nodeVersion  = 1
-	stateLive    = "live"
-	stateFenced  = "fenced"
-	defaultTTL   = 12 * time.Second
-	leaseReserve = time.Second // before its end a lease is not certain any more
+	memberVersion = 1
+	stateLive     = "live"
+	stateFenced   = "fenced"
+	defaultTTL    = 12 * time.Second
+	leaseReserve  = time.Second // before its end a lease is not certain any more
 )
 
-// NodeOptions say who a node is. ID, Incarnation and Boot are needed.
-type NodeOptions struct {
+// MemberOptions say which node it is, and in which life. ID, Incarnation and Boot are needed.
+type MemberOptions struct {
 	ID          ID     // kept by the node; never used by two at a time
 	Incarnation ID     // new with each life of the daemon
 	Boot        string // new with each start of the machine
@@ -52,16 +52,16 @@ type NodeOptions struct {
 	Log   *slog.Logger
 }
 
-// A Node is one life of a node, in one store.
-type Node struct {
+// A Member is one life of a node, as the others that use the same store see it: it holds the node's lease there.
+type Member struct {
 	store store.Store
-	opts  NodeOptions
+	opts  MemberOptions
 	turn  *semaphore.Weighted // held by whoever acquires or releases
 
 	mu      sync.Mutex // guards the fields below
 	owns    int
 	version string
-	state   nodeState
+	state   memberState
 	until   time.Duration // on Clock; the lease is certain before
 	err     error
 	changed chan struct{} // closed, and made anew, when until or err changes
@@ -69,8 +69,8 @@ type Node struct {
 	started sync.WaitGroup
 }
 
-// NewNode returns a Node. It makes no request before it owns something.
-func NewNode(st store.Store, opts NodeOptions) *Node {
+// NewMember returns a Member. It makes no request before it owns something.
+func NewMember(st store.Store, opts MemberOptions) *Member {
 	if opts.TTL == 0 {
 		opts.TTL = defaultTTL
 	}
@@ -81,24 +81,24 @@ func NewNode(st store.Store, opts NodeOptions) *Node {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Node{store: st, opts: opts, turn: semaphore.NewWeighted(1), changed: make(chan struct{})}
+	return &Member{store: st, opts: opts, turn: semaphore.NewWeighted(1), changed: make(chan struct{})}
 }
 
 // owner is who owns what this node takes. The caller has acquired the lease.
-func (n *Node) owner() *Owner {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return &Owner{Node: n.opts.ID, Incarnation: n.opts.Incarnation}
+func (m *Member) owner() *Owner {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &Owner{Node: m.opts.ID, Incarnation: m.opts.Incarnation}
 }
 
-// readNode returns a node's object.
-func readNode(ctx context.Context, st store.Store, id ID) (nodeState, string, error) {
-	var s nodeState
-	p, o, err := st.Get(ctx, nodeKey(id), 0, -1)
+// readMember returns a node's object.
+func readMember(ctx context.Context, st store.Store, id ID) (memberState, string, error) {
+	var s memberState
+	p, o, err := st.Get(ctx, memberKey(id), 0, -1)
 	if err != nil {
 		return s, "", err
 	}
-	if err := unseal("node", nodeVersion, p, &s); err != nil {
+	if err := unseal("node", memberVersion, p, &s); err != nil {
 		return s, "", fmt.Errorf("node %s: %w", id, err)
 	}
 	if s.Node != id {
@@ -109,36 +109,36 @@ func readNode(ctx context.Context, st store.Store, id ID) (nodeState, string, er
 
 // Acquire makes sure that the node has its lease, and keeps it until Release was called as often. A node that lost its lease
 // gets another one, as another life, once it owns nothing any more.
-func (n *Node) Acquire(ctx context.Context) error {
-	if n.turn.Acquire(ctx, 1) != nil {
+func (m *Member) Acquire(ctx context.Context) error {
+	if m.turn.Acquire(ctx, 1) != nil {
 		return context.Cause(ctx)
 	}
-	defer n.turn.Release(1)
-	n.mu.Lock()
-	first := n.owns == 0
-	if first && n.err != nil {
-		n.opts.Incarnation, n.err = NewID(), nil
+	defer m.turn.Release(1)
+	m.mu.Lock()
+	first := m.owns == 0
+	if first && m.err != nil {
+		m.opts.Incarnation, m.err = NewID(), nil
 	}
-	n.mu.Unlock()
+	m.mu.Unlock()
 	if first {
-		if err := n.begin(ctx); err != nil {
+		if err := m.begin(ctx); err != nil {
 			return fmt.Errorf("lease of this node: %w", err)
 		}
-	} else if err := n.Wait(ctx); err != nil {
+	} else if err := m.Wait(ctx); err != nil {
 		return fmt.Errorf("lease of this node: %w; detach its volumes", err)
 	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.owns++
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.owns++
 	return nil
 }
 
 // begin takes the lease and starts its renewal.
-func (n *Node) begin(ctx context.Context) error {
+func (m *Member) begin(ctx context.Context) error {
 	for tries := 0; ; tries++ {
-		old, version, err := n.previous(ctx)
+		old, version, err := m.previous(ctx)
 		if err == nil {
-			err = n.takeLease(ctx, old, version)
+			err = m.takeLease(ctx, old, version)
 		}
 		if err == nil {
 			break
@@ -147,15 +147,15 @@ func (n *Node) begin(ctx context.Context) error {
 		if !errors.Is(err, errRival) || tries == 3 {
 			return err
 		}
-		n.mu.Lock()
-		n.err = nil
-		n.mu.Unlock()
+		m.mu.Lock()
+		m.err = nil
+		m.mu.Unlock()
 	}
 	run, stop := context.WithCancel(context.Background())
-	n.mu.Lock()
-	n.stop = stop
-	n.mu.Unlock()
-	n.started.Go(func() { n.renew(run) })
+	m.mu.Lock()
+	m.stop = stop
+	m.mu.Unlock()
+	m.started.Go(func() { m.renew(run) })
 	return nil
 }
 
@@ -163,19 +163,22 @@ func (n *Node) begin(ctx context.Context) error {
 var errRival = errors.New("another daemon uses this node's id")
 
 // takeLease makes the lease this life's.
-func (n *Node) takeLease(ctx context.Context, old nodeState, version string) error {
-	next := nodeState{Node: n.opts.ID, Incarnation: n.opts.Incarnation, Counter: old.Counter + 1, Nonce: NewID(), State: stateLive, Boot: n.opts.Boot, Host: n.opts.Host, TTL: n.opts.TTL.Milliseconds()}
-	return n.swap(ctx, next, version)
+func (m *Member) takeLease(ctx context.Context, old memberState, version string) error {
+	next := memberState{
+		Node: m.opts.ID, Incarnation: m.opts.Incarnation, Counter: old.Counter + 1, Nonce: NewID(),
+		State: stateLive, Boot: m.opts.Boot, Host: m.opts.Host, TTL: m.opts.TTL.Milliseconds(),
+	}
+	return m.swap(ctx, next, version)
 }
 
 // previous returns the node's object as it was left, once it is certain that whoever left it is dead.
-func (n *Node) previous(ctx context.Context) (s nodeState, version string, err error) {
-	w := waiter{log: n.opts.Log}
+func (m *Member) previous(ctx context.Context) (s memberState, version string, err error) {
+	w := waiter{log: m.opts.Log}
 	read := func() error {
 		return w.until(ctx, "read the lease", func() (err error) {
-			s, version, err = readNode(ctx, n.store, n.opts.ID)
+			s, version, err = readMember(ctx, m.store, m.opts.ID)
 			if errors.Is(err, store.ErrNoObject) {
-				s, version, err = nodeState{}, "", nil
+				s, version, err = memberState{}, "", nil
 			}
 			return err
 		})
@@ -183,14 +186,14 @@ func (n *Node) previous(ctx context.Context) (s nodeState, version string, err e
 	if err := read(); err != nil || version == "" {
 		return s, version, err
 	}
-	if s.Boot == n.opts.Boot || s.State == stateFenced {
+	if s.Boot == m.opts.Boot || s.State == stateFenced {
 		return s, version, nil // its daemon is dead: this one holds the root's lock
 	}
 	// The machine was started anew, or another machine has this id. The latter would renew.
-	n.opts.Log.Info("waiting for the end of this node's lease of before the machine was started", "ttl", n.opts.TTL)
+	m.opts.Log.Info("waiting for the end of this node's lease of before the machine was started", "ttl", m.opts.TTL)
 	lives, err := outwait(ctx, &s, &version, read)
 	if lives {
-		err = fmt.Errorf("another machine uses the node id %s (%s): remove this node's id file on one of them", n.opts.ID, s.Host)
+		err = fmt.Errorf("another machine uses the node id %s (%s): remove this node's id file on one of them", m.opts.ID, s.Host)
 	}
 	return s, version, err
 }
@@ -198,7 +201,7 @@ func (n *Node) previous(ctx context.Context) (s nodeState, version string, err e
 // outwait returns when a node's object has not changed for its lease and a quarter more, and whether it is being renewed
 // instead. s and version are what was seen of it, and what is there at the end; read brings them up to date. One change
 // alone may be the last request of a node that is dead.
-func outwait(ctx context.Context, s *nodeState, version *string, read func() error) (lives bool, err error) {
+func outwait(ctx context.Context, s *memberState, version *string, read func() error) (lives bool, err error) {
 	for {
 		before, seen := *s, *version
 		ttl := time.Duration(before.TTL) * time.Millisecond
@@ -229,19 +232,19 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // swap writes the node's object. The lease counts from the beginning of the first attempt with these bytes.
-func (n *Node) swap(ctx context.Context, next nodeState, version string) error {
-	p, err := seal("node", nodeVersion, next)
+func (m *Member) swap(ctx context.Context, next memberState, version string) error {
+	p, err := seal("node", memberVersion, next)
 	if err != nil {
 		return err
 	}
-	begin := n.opts.Clock()
-	w := waiter{log: n.opts.Log}
+	begin := m.opts.Clock()
+	w := waiter{log: m.opts.Log}
 	var at string
 	err = w.until(ctx, "renew the lease", func() error {
 		// An attempt that hangs must not outlast the lease: the store may answer the next one.
-		ctx, stop := context.WithTimeout(ctx, n.opts.TTL/2)
+		ctx, stop := context.WithTimeout(ctx, m.opts.TTL/2)
 		defer stop()
-		o, err := put(ctx, n.store, nodeKey(n.opts.ID), p, version)
+		o, err := put(ctx, m.store, memberKey(m.opts.ID), p, version)
 		if err == nil {
 			at = o.Version
 			return nil
@@ -249,7 +252,7 @@ func (n *Node) swap(ctx context.Context, next nodeState, version string) error {
 		if !errors.Is(err, store.ErrChanged) && !errors.Is(err, store.ErrExists) {
 			return err
 		}
-		s, v, err := readNode(ctx, n.store, n.opts.ID)
+		s, v, err := readMember(ctx, m.store, m.opts.ID)
 		switch {
 		case err != nil:
 			return err
@@ -261,17 +264,17 @@ func (n *Node) swap(ctx context.Context, next nodeState, version string) error {
 		}
 		return fmt.Errorf("%w (%s): %w", errRival, s.Host, ErrFenced)
 	})
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if err != nil {
 		if errors.Is(err, ErrFenced) {
-			n.err = err
-			n.tellLocked()
+			m.err = err
+			m.tellLocked()
 		}
 		return err
 	}
-	n.state, n.version, n.until = next, at, begin+n.opts.TTL-leaseReserve
-	n.tellLocked()
+	m.state, m.version, m.until = next, at, begin+m.opts.TTL-leaseReserve
+	m.tellLocked()
 	return nil
 }
 
@@ -283,45 +286,45 @@ func put(ctx context.Context, st store.Store, key string, p []byte, version stri
 	return st.PutIfMatch(ctx, key, p, version)
 }
 
-func (n *Node) tellLocked() {
-	close(n.changed)
-	n.changed = make(chan struct{})
+func (m *Member) tellLocked() {
+	close(m.changed)
+	m.changed = make(chan struct{})
 }
 
 // renew keeps the lease until ctx ends or it is lost.
-func (n *Node) renew(ctx context.Context) {
+func (m *Member) renew(ctx context.Context) {
 	for {
-		if pause(ctx, n.opts.TTL/4) != nil {
+		if pause(ctx, m.opts.TTL/4) != nil {
 			return
 		}
-		n.mu.Lock()
-		next, version := n.state, n.version
-		n.mu.Unlock()
+		m.mu.Lock()
+		next, version := m.state, m.version
+		m.mu.Unlock()
 		next.Counter++
 		next.Nonce = NewID()
-		if err := n.swap(ctx, next, version); err != nil {
+		if err := m.swap(ctx, next, version); err != nil {
 			if ctx.Err() != nil {
 				return
 			}
-			n.opts.Log.Error("this node has lost its lease", "err", err)
-			n.mu.Lock()
-			if n.err == nil {
-				n.err = fmt.Errorf("%w: %w", ErrFenced, err)
+			m.opts.Log.Error("this node has lost its lease", "err", err)
+			m.mu.Lock()
+			if m.err == nil {
+				m.err = fmt.Errorf("%w: %w", ErrFenced, err)
 			}
-			n.tellLocked()
-			n.mu.Unlock()
+			m.tellLocked()
+			m.mu.Unlock()
 			return
 		}
 	}
 }
 
 // Wait implements Lease.
-func (n *Node) Wait(ctx context.Context) error {
+func (m *Member) Wait(ctx context.Context) error {
 	for {
-		n.mu.Lock()
-		err, changed := n.err, n.changed
-		certain := n.opts.Clock() < n.until
-		n.mu.Unlock()
+		m.mu.Lock()
+		err, changed := m.err, m.changed
+		certain := m.opts.Clock() < m.until
+		m.mu.Unlock()
 		if err != nil || certain {
 			return err
 		}
@@ -334,23 +337,23 @@ func (n *Node) Wait(ctx context.Context) error {
 }
 
 // Margin returns for how long the lease is certain, and whether the node holds one at all.
-func (n *Node) Margin() (time.Duration, bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.until - n.opts.Clock(), n.owns > 0 && n.err == nil
+func (m *Member) Margin() (time.Duration, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.until - m.opts.Clock(), m.owns > 0 && m.err == nil
 }
 
 // Release ends what one Acquire began. A node that owns nothing renews nothing.
-func (n *Node) Release() {
-	_ = n.turn.Acquire(context.Background(), 1) // it fails only when its context ends
-	defer n.turn.Release(1)
-	n.mu.Lock()
-	n.owns--
-	last, stop := n.owns == 0, n.stop
-	n.mu.Unlock()
+func (m *Member) Release() {
+	_ = m.turn.Acquire(context.Background(), 1) // it fails only when its context ends
+	defer m.turn.Release(1)
+	m.mu.Lock()
+	m.owns--
+	last, stop := m.owns == 0, m.stop
+	m.mu.Unlock()
 	if last {
 		stop()
-		n.started.Wait()
+		m.started.Wait()
 	}
 }
 
@@ -359,16 +362,16 @@ var ErrOwned = errors.New("in use by another node")
 
 // awaitEnd returns when the owner of a volume has provably ended: its lease has run out, and its object says fenced. It
 // tells progress what it waits for. ErrOwned if the owner lives.
-func (n *Node) awaitEnd(ctx context.Context, owner Owner, progress func(string)) error {
-	if owner.Node == n.opts.ID {
+func (m *Member) awaitEnd(ctx context.Context, owner Owner, progress func(string)) error {
+	if owner.Node == m.opts.ID {
 		return nil // an earlier life of this daemon, or this machine's before it was started: Acquire has seen to it
 	}
-	w := waiter{log: n.opts.Log}
-	var s nodeState
+	w := waiter{log: m.opts.Log}
+	var s memberState
 	var version string
 	read := func() error {
 		return w.until(ctx, "read the owner's lease", func() (err error) {
-			s, version, err = readNode(ctx, n.store, owner.Node)
+			s, version, err = readMember(ctx, m.store, owner.Node)
 			return err
 		})
 	}
@@ -392,17 +395,17 @@ func (n *Node) awaitEnd(ctx context.Context, owner Owner, progress func(string))
 		return nil
 	}
 	fenced := s
-	fenced.State, fenced.Nonce, fenced.FencedBy = stateFenced, NewID(), &n.opts.ID
-	p, err := seal("node", nodeVersion, fenced)
+	fenced.State, fenced.Nonce, fenced.FencedBy = stateFenced, NewID(), &m.opts.ID
+	p, err := seal("node", memberVersion, fenced)
 	if err != nil {
 		return err
 	}
 	return w.until(ctx, "fence the owner", func() error {
-		_, err := n.store.PutIfMatch(ctx, nodeKey(owner.Node), p, version)
+		_, err := m.store.PutIfMatch(ctx, memberKey(owner.Node), p, version)
 		if err == nil || !errors.Is(err, store.ErrChanged) {
 			return err
 		}
-		now, _, err := readNode(ctx, n.store, owner.Node)
+		now, _, err := readMember(ctx, m.store, owner.Node)
 		switch {
 		case err != nil:
 			return err

@@ -346,7 +346,7 @@ func simulate(t *testing.T, seed uint64) {
 	for round := range 2 + rnd.IntN(4) {
 		st.SetFaults(faults)
 		cut := &parted{Store: st}
-		node := NewNode(cut, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
+		node := NewMember(cut, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
 		v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: cut, Memory: memory()}, AcceptLoss: true})
 		if err != nil {
 			t.Fatalf("round %d: attach: %v", round, err)
@@ -385,7 +385,7 @@ func simulate(t *testing.T, seed uint64) {
 			if at == other {
 				other = nodes[1]
 			}
-			rival := NewNode(st, NodeOptions{ID: other.id, Incarnation: NewID(), Boot: strconv.Itoa(other.boot)})
+			rival := NewMember(st, MemberOptions{ID: other.id, Incarnation: NewID(), Boot: strconv.Itoa(other.boot)})
 			w, err := Attach(ctx, h.ID, rival, other, AttachOptions{Options: Options{Store: st, Memory: 4 << 20}, AcceptLoss: true})
 			if err != nil {
 				t.Fatalf("round %d: take over: %v", round, err)
@@ -440,7 +440,7 @@ func simulate(t *testing.T, seed uint64) {
 		checkSim(t, st)
 	}
 	st.SetFaults(simstore.Faults{})
-	node := NewNode(st, NodeOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
+	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
 	v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: st, Memory: memory()}, AcceptLoss: true})
 	if err != nil {
 		t.Fatalf("last attach: %v", err)

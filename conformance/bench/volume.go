@@ -50,7 +50,7 @@ func newVolume(ctx context.Context, dir string, st store.Store, class volume.Cla
 	if err != nil {
 		return nil, err
 	}
-	node := volume.NewNode(st, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
+	node := volume.NewMember(st, volume.MemberOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
 	opts := volume.AttachOptions{Options: volume.Options{Store: st, Cache: c.Objects()}}
 	if _, near := st.(*filestore.Store); near {
 		opts.Cache, opts.Near = nil, true // as remorad does it

@@ -106,7 +106,7 @@ func attachCut(t *testing.T, id volume.ID, dir, journals string) (*volume.Volume
 	testbed.Must(t, err)
 	h, err := volume.Lookup(t.Context(), store, "data")
 	testbed.Must(t, err)
-	node := volume.NewNode(store, volume.NodeOptions{ID: id, Incarnation: volume.NewID(), Boot: "boot"})
+	node := volume.NewMember(store, volume.MemberOptions{ID: id, Incarnation: volume.NewID(), Boot: "boot"})
 	v, err := volume.Attach(t.Context(), h.ID, node, kept, volume.AttachOptions{Options: volume.Options{Store: store}})
 	testbed.Must(t, err)
 	return v, store

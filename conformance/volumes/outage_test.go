@@ -169,7 +169,7 @@ func TestVolumeDiskFull(t *testing.T) {
 	testbed.Must(t, err)
 	journals, err := volume.NewJournalDir(small, 64<<20)
 	testbed.Must(t, err)
-	node := volume.NewNode(store, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
+	node := volume.NewMember(store, volume.MemberOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
 	_, err = volume.Attach(t.Context(), h.ID, node, journals, volume.AttachOptions{Options: volume.Options{Store: store}})
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("attach without room for the journal: %v", err)
@@ -186,7 +186,7 @@ func TestVolumeDiskFull(t *testing.T) {
 	testbed.Must(t, err)
 	journals, err = volume.NewJournalDir(filepath.Join(dir, "journals"), 64<<20)
 	testbed.Must(t, err)
-	node = volume.NewNode(store, volume.NodeOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
+	node = volume.NewMember(store, volume.MemberOptions{ID: volume.NewID(), Incarnation: volume.NewID()})
 	v, err := volume.Attach(t.Context(), h.ID, node, journals, opts)
 	testbed.Must(t, err)
 	filler := filepath.Join(dir, "filler")

@@ -53,7 +53,7 @@ type hostStore struct {
 	store.Store
 	meter      *meter
 	leaseMeter *meter // of the requests for the node's lease
-	node       *volume.Node
+	member     *volume.Member
 
 	// of Host.mu:
 	unsafe   error // what the last probe found; nil if nothing
@@ -181,7 +181,7 @@ func (h *Host) store(url string) (*hostStore, error) {
 	m := &meter{Store: opened}
 	lease := &meter{Store: forLease}
 	host, _ := os.Hostname() // for people only
-	s := &hostStore{Store: m, meter: m, leaseMeter: lease, node: volume.NewNode(lease, volume.NodeOptions{
+	s := &hostStore{Store: m, meter: m, leaseMeter: lease, member: volume.NewMember(lease, volume.MemberOptions{
 		ID: h.id.Node, Incarnation: h.life, Boot: bootID(), Host: host, TTL: h.opts.TTL, Clock: bootTime, Log: h.opts.Log,
 	})}
 	h.stores[url] = s
@@ -278,7 +278,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	err = h.saveLocked()
 	h.mu.Unlock()
 	if err == nil {
-		o.v, err = volume.Attach(ctx, a.ID, s.node, h.journals, volume.AttachOptions{
+		o.v, err = volume.Attach(ctx, a.ID, s.member, h.journals, volume.AttachOptions{
 			Options: h.volumeOptions(s), AcceptLoss: opts.AcceptLoss, Progress: opts.Progress,
 		})
 	}
@@ -339,7 +339,7 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 		defer close(o.ready)
 		s, err := h.store(o.Store)
 		if err == nil {
-			o.v, err = volume.Attach(ctx, id, s.node, h.journals, volume.AttachOptions{
+			o.v, err = volume.Attach(ctx, id, s.member, h.journals, volume.AttachOptions{
 				Options: h.volumeOptions(s), Resume: used,
 				Progress: func(what string) { h.opts.Log.Info("attaching again", "volume", o.Name, "waits", what) },
 			})
@@ -448,7 +448,7 @@ func (h *Host) Status(id volume.ID) (st volume.Status, requests Requests, margin
 	if o == nil || s == nil {
 		return st, requests, 0, false
 	}
-	margin, _ = s.node.Margin()
+	margin, _ = s.member.Margin()
 	select {
 	case <-o.ready:
 	default:

@@ -88,7 +88,7 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(requestsDesc, prometheus.CounterValue, float64(n), url, op)
 		}
 		out <- prometheus.MustNewConstMetric(failuresDesc, prometheus.CounterValue, float64(r.Failed), url)
-		if margin, holds := s.node.Margin(); holds {
+		if margin, holds := s.member.Margin(); holds {
 			out <- prometheus.MustNewConstMetric(leaseDesc, prometheus.GaugeValue, margin.Seconds(), url)
 		}
 	}
