@@ -1,7 +1,9 @@
 package volume
 
 import (
+	"bytes"
 	"encoding/binary"
+	"reflect"
 	"testing"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -94,19 +96,58 @@ func FuzzNode(f *testing.F) {
 	})
 }
 
+// FuzzRoot: what a decoder takes can be written again, and is then read as the same.
 func FuzzRoot(f *testing.F) {
-	p, err := (&mapRoot{Write: 1, Packs: []packUse{{Gen: 1, Size: 100, Live: 50}}}).encode()
+	root := &mapRoot{Write: 1, Packs: []packUse{{Gen: 1, Size: 100, Live: 50}}}
+	p, err := root.encode()
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(p)
-	f.Fuzz(func(_ *testing.T, p []byte) {
-		_, _ = decodeRoot(p)
-		_, _ = decodePackFooter(p, packID{})
-		_, _, _ = decodeSegmentHeader(p)
-		_, _, _ = decodeSegmentFooter(p)
-		var s nodeState
-		_ = unseal("node", nodeVersion, p, &s)
+	f.Add(appendPackFooter(nil, NodeRef{Off: 1, Len: 2, Sum: 3}))
+	w := newSegmentWriter(logPosition{id: ID{1}, epoch: 2, seq: 3, write: 4}, 5, nil)
+	w.hole(extent{lba: 3, blocks: 4, seq: 4})
+	segment, _, _ := w.finish()
+	f.Add(segment)
+	f.Add(segment[:segmentHeader])
+	lease, err := seal("node", memberVersion, memberState{Node: ID{6}, Counter: 7, State: stateLive})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(lease)
+	f.Fuzz(func(t *testing.T, p []byte) {
+		if r, err := decodeRoot(p); err == nil {
+			q, err := r.encode()
+			if err != nil {
+				t.Fatalf("a root cannot be written again: %v", err)
+			}
+			if again, err := decodeRoot(q); err != nil || !reflect.DeepEqual(again, r) {
+				t.Errorf("root %+v came back as %+v (%v)", r, again, err)
+			}
+		}
+		if ref, err := decodePackFooter(p, packID{}); err == nil && !bytes.Equal(appendPackFooter(nil, ref), p[len(p)-packFooter:]) {
+			t.Errorf("end %x of a pack is written as another", p[len(p)-packFooter:])
+		}
+		if at, random, err := decodeSegmentHeader(p); err == nil {
+			again, r, err := decodeSegmentHeader(newSegmentWriter(at, random, nil).p)
+			if err != nil || again != at || r != random {
+				t.Errorf("header %+v, %d came back as %+v, %d (%v)", at, random, again, r, err)
+			}
+		}
+		if table, size, err := decodeSegmentFooter(p); err == nil && (table > size || len(p) < segmentFooter) {
+			t.Errorf("a table at %d of a segment of %d bytes", table, size)
+		}
+		var s memberState
+		if unseal("node", memberVersion, p, &s) == nil {
+			q, err := seal("node", memberVersion, s)
+			if err != nil {
+				t.Fatalf("a lease cannot be written again: %v", err)
+			}
+			var again memberState
+			if err := unseal("node", memberVersion, q, &again); err != nil || !reflect.DeepEqual(again, s) {
+				t.Errorf("lease %+v came back as %+v (%v)", s, again, err)
+			}
+		}
 	})
 }
 

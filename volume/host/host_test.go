@@ -23,15 +23,28 @@ const (
 	size = 8 << 20
 )
 
+// openHost opens a root. When its test has ended, what the root's files say can be read by another life.
 func openHost(t *testing.T, root string, st store.Store) *host.Host {
 	t.Helper()
-	h, err := host.Open(host.Options{Root: root, Journal: 16 << 20, OpenStore: func(string) (store.Store, error) { return st, nil }})
+	opts := host.Options{Root: root, Journal: 16 << 20, OpenStore: func(string) (store.Store, error) { return st, nil }}
+	h, err := host.Open(opts)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		again, err := host.Open(opts)
+		if err != nil {
+			t.Errorf("at the end: %v", err)
+			return
+		}
+		if err := again.Close(); err != nil {
+			t.Errorf("at the end: %v", err)
+		}
+	})
 	return h
 }
 
+// newStore returns a store with a volume. When its test has ended Check walks over that.
 func newStore(t *testing.T) (*simstore.Store, *volume.Head) {
 	t.Helper()
 	s := simstore.New(rand.New(rand.NewPCG(1, 1)))
@@ -39,6 +52,12 @@ func newStore(t *testing.T) (*simstore.Store, *volume.Head) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		r, err := volume.Check(context.Background(), s.Snapshot(), "data", true, func(string) {})
+		if err != nil || len(r.Problems) > 0 {
+			t.Errorf("at the end: check: %+v, %v", r, err)
+		}
+	})
 	return s, head
 }
 
