@@ -9,5 +9,5 @@
 // byte.
 //
 // Belongs here: DEFLATE (RFC 1951), gzip's frame around it (RFC 1952). Does not: checksums of what is
-// decoded, which whoever uses it has by better digests; where points are kept (cache, fs/format).
+// decoded (callers check better digests); where points are kept (cache, fs/index).
 package inflate

@@ -2,8 +2,8 @@
 // only the parts that it reads: the archive's entries, the digest of every extent, and the places at which
 // decoding can begin.
 //
-// A layer's index is made while the layer is read whole (fs/scan). The indexes of an image's layers together
-// are published as one artifact beside the image.
+// fs/scan makes a layer's index while it reads the whole layer. The indexes of an image's layers are published
+// together, as one artifact beside the image.
 //
 // Belongs here: the form of an index, what it promises, its limits. Does not: reading archives (fs/scan),
 // publishing (remote).
