@@ -85,7 +85,7 @@ make and to unpack; a node without any of these needs containerd 1.5 or Docker 2
 
 What the program reads when it starts is best put first: record it once with "snapctl record -o
 FILE", and give it with --profile. The profile is published beside the result too, and nodes
-prefetch by it. --prioritize takes a list of paths instead, one a line.
+prefetch by it. --prioritize takes a list of paths instead, one per line.
 
 Nothing is uploaded that the destination has. Stopped at any moment, convert leaves no half-made
 image; run again, it goes on where it stopped. Equal input and options give equal bytes, whatever
@@ -109,9 +109,9 @@ the machine and --jobs.`,
 	f.IntVar(&o.jobs, "jobs", 0, "`processors` to use; 0 for all")
 	f.BoolVar(&o.reuse, "reuse", false, "leave layers that are in the format already as they are")
 	f.StringVar(&o.profile, "profile", "", "`file` with a profile: what it lists comes first, in its order, and it is published beside the result")
-	f.StringVar(&o.prioritize, "prioritize", "", "`file` with paths to put first, one a line, in order")
+	f.StringVar(&o.prioritize, "prioritize", "", "`file` with paths to put first, one per line, in order")
 	f.StringArrayVar(&o.annotations, "annotation", nil, "add an annotation to the image, `KEY=VALUE`; may be repeated")
-	f.BoolVar(&o.dryRun, "dry-run", false, "say what would be done, and do nothing")
+	f.BoolVar(&o.dryRun, "dry-run", false, "print what would be done, and do nothing")
 	return c
 }
 

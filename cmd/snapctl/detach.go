@@ -16,17 +16,17 @@ func (a *app) detachCommand() *cobra.Command {
 	var all bool
 	c := &cobra.Command{
 		Use:   "detach --all",
-		Short: "Take away all mounts of lazy layers",
-		Long: `detach --all is the deliberate end of all mounts: it unmounts every layer and ends what the mounts
-depend on. Stopping remorad does not do that: mounts stay, and their readers wait for the next
+		Short: "Unmount all lazy layers",
+		Long: `detach --all ends all mounts on purpose: it unmounts every layer and ends what the mounts depend
+on. Stopping remorad does not do that: mounts stay, and their readers wait for the next
 remorad. Use it before remorad is removed from a node, or before its --root is.
 
-It is refused while a container uses a layer, and names the containers. Nothing that was pulled is
+It fails while a container uses a layer, and names the containers. Nothing that was pulled is
 lost: the next start of a container mounts its layers again.`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !all {
-				return cli.Usage(errors.New("say --all: there is no detaching of single layers, containerd does that when an image is removed"))
+				return cli.Usage(errors.New("detach needs --all; to detach one image's layers, remove it with ctr images rm --sync IMAGE"))
 			}
 			return a.detach(cmd.Context())
 		},

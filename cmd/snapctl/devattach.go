@@ -34,7 +34,7 @@ sector_bytes, read_only.`,
 		Args: exactly(1, "one FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.devAttach(cmd.Context(), req, args[0]) },
 	}
-	c.Flags().BoolVar(&req.ReadOnly, "read-only", false, "let nobody write")
+	c.Flags().BoolVar(&req.ReadOnly, "read-only", false, "refuse writes")
 	c.Flags().IntVar(&req.Sector, "sector", 4096, "`bytes` of a logical block, 512 or 4096")
 	return c
 }

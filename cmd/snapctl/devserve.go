@@ -53,8 +53,8 @@ with the command. A layer's digest behind an image's name serves what is mounted
 whose data is fetched when it is read: read-only, by remorad, and the image is pulled if need be. It ends when remorad does.
 
 A flush, and a write with FUA, returns when the bytes are on stable storage. Several connections may use the
-device at once. With --tls-cert and --tls-key clients must use TLS, and with --tls-ca show a certificate of that
-authority too; without, a TCP socket lets in everybody who reaches it. The Unix socket is root's.
+device at the same time. With --tls-cert and --tls-key clients must use TLS, and with --tls-ca show a certificate of that
+authority too. Without them, a TCP socket admits every client that reaches it. Only root can use the Unix socket.
 
 With --json one object is printed when clients can connect: uri, size_bytes, read_only, export.`,
 		Args: exactly(1, "one FILE, memory:SIZE or IMAGE@LAYER-DIGEST"),
@@ -64,14 +64,14 @@ With --json one object is printed when clients can connect: uri, size_bytes, rea
 	f := c.Flags()
 	f.StringVar(&o.unix, "unix", "", "listen on this Unix `socket` (default "+defaultNBDSocket+")")
 	f.StringVar(&o.tcp, "tcp", "", "listen on this TCP `address`, for example 127.0.0.1:10809")
-	f.BoolVar(&o.readOnly, "read-only", false, "let nobody write")
+	f.BoolVar(&o.readOnly, "read-only", false, "refuse writes")
 	f.BoolVar(&o.direct, "direct", false, "read and write the file past the page cache")
 	f.StringVar(&o.export, "export", "", "the export's `name` (default none)")
 	f.StringVar(&o.cert, "tls-cert", "", "the server's certificate, a PEM `file`")
 	f.StringVar(&o.key, "tls-key", "", "its key, a PEM `file`")
 	f.StringVar(&o.ca, "tls-ca", "", "let in only clients with a certificate of this authority, a PEM `file`")
-	f.IntVar(&o.clients, "clients", 64, "how many `connections` there may be at once")
-	f.BoolVar(&o.verbose, "verbose", false, "say who connects and which requests are refused")
+	f.IntVar(&o.clients, "clients", 64, "the most `connections` at a time")
+	f.BoolVar(&o.verbose, "verbose", false, "log clients that connect and requests that are refused")
 	return c
 }
 
@@ -116,7 +116,7 @@ func (a *app) serveDevice(ctx context.Context, o devServe, target string, dev bl
 		return err
 	}
 	if tcp, ok := l.Addr().(*net.TCPAddr); ok && o.ca == "" && !tcp.IP.IsLoopback() {
-		a.note("everybody who reaches %s can use this device: --tls-ca lets in only who has a certificate", tcp)
+		a.note("every client that reaches %s can use this device; use --tls-ca to admit only clients with a certificate", tcp)
 	}
 	_, writable := dev.(blockdev.Writer)
 	reply := devServing{URI: o.uri(l.Addr()), Size: dev.Size(), ReadOnly: !writable, Export: o.export}

@@ -62,7 +62,7 @@ func TestDevServe(t *testing.T) {
 		if err != nil || st.Mode().Perm() != 0o600 {
 			t.Errorf("the socket: %v, %v", st, err)
 		}
-		u.run("dev", "serve", "--unix", socket, "memory:1MiB").fails(1, "somebody already serves on "+socket)
+		u.run("dev", "serve", "--unix", socket, "memory:1MiB").fails(1, "another process already serves on "+socket)
 	}, "--unix", socket, "--export", "scratch", "memory:1MiB").ok()
 	if exists(socket) {
 		t.Error("the socket stays")
@@ -81,7 +81,7 @@ func TestDevServe(t *testing.T) {
 	// Everybody who reaches the machine: said so.
 	r := serving(u, func(string) {}, "--tcp", ":0", "memory:1MiB")
 	r.ok()
-	contains(t, r.stderr, "everybody who reaches", "--tls-ca")
+	contains(t, r.stderr, "every client that reaches", "--tls-ca")
 }
 
 // TestDevServeUsage refuses what cannot be served, before it listens.

@@ -28,7 +28,7 @@ func (a *app) fetchCommand() *cobra.Command {
 		Short: "Make a lazily pulled image complete",
 		Long: `fetch downloads what is missing of an image that was pulled lazily, checks every layer against
 its diffID, and puts the layers' blobs into containerd's content store, so that the image can be
-pushed to another registry, exported or converted. The registry is not needed any more after it.`,
+pushed to another registry, exported or converted. After that the registry is no longer needed.`,
 		Example: `  snapctl fetch registry.example.com/redis:7-lazy
   ctr images export redis.tar registry.example.com/redis:7-lazy`,
 		Args: exactly(1, "one image"),

@@ -160,7 +160,7 @@ func (a *app) indexShow() *cobra.Command {
 	var published bool
 	c := &cobra.Command{
 		Use:   "show [flags] IMAGE",
-		Short: "Show what an image's index holds, and what of it takes how much",
+		Short: "Show what an image's index holds, and how large each part is",
 		Args:  exactly(1, "an image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx := cmd.Context()
@@ -185,7 +185,7 @@ func (a *app) indexShow() *cobra.Command {
 			return a.print(shown, shown.human)
 		},
 	}
-	c.Flags().BoolVar(&published, "published", false, "the one in the registry, though another was made on this machine")
+	c.Flags().BoolVar(&published, "published", false, "show the one in the registry even if this machine has made one")
 	o.registryFlags(c)
 	return c
 }

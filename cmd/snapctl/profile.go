@@ -67,7 +67,7 @@ func (a *app) profileShow() *cobra.Command {
 		},
 	}
 	c.Flags().BoolVar(&all, "all", false, "list every entry instead of the first 40")
-	c.Flags().BoolVar(&published, "published", false, "the one in the registry, instead of this node's")
+	c.Flags().BoolVar(&published, "published", false, "show the one in the registry instead of this node's")
 	o.registryFlags(c)
 	return c
 }

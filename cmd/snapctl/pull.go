@@ -58,7 +58,7 @@ func (a *app) pullCommand() *cobra.Command {
 	var o pullOptions
 	c := &cobra.Command{
 		Use:   "pull [flags] IMAGE",
-		Short: "Pull an image, without downloading it if that is possible",
+		Short: "Pull an image, lazily where that is possible",
 		Long: `pull makes an image ready to run: manifest, configuration and the indexes of its layers are
 fetched, the layers' data stays in the registry until it is read. It returns when the image's
 root file system can be mounted. A layer without an index is imported: downloaded and decoded

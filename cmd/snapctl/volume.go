@@ -20,7 +20,7 @@ import (
 func (a *app) volumeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "volume",
-		Short: "Disks that live in an object store",
+		Short: "Manage disks that live in an object store",
 		Long: `volume makes disks whose bytes are in an object store, and attaches them to this machine as block devices.
 
   snapctl volume create --store file:/var/lib/volumes data 10G
@@ -78,7 +78,7 @@ func (a *app) volumeInitCommand() *cobra.Command {
 	req := control.InitStoreRequest{}
 	c := &cobra.Command{
 		Use:   "init STORE",
-		Short: "Try a store and prepare it for volumes",
+		Short: "Test a store and prepare it for volumes",
 		Long: `init races conditional writes against a store, and refuses one that lets two writers win: volumes there would not
 be safe. A store that was prepared already stays as it is. "create" does this by itself where it is needed.`,
 		Args: exactly(1, "one STORE"),
@@ -90,7 +90,7 @@ be safe. A store that was prepared already stays as it is. "create" does this by
 func (a *app) volumeProbeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "probe STORE",
-		Short: "Try whether a store is safe for volumes",
+		Short: "Test whether a store is safe for volumes",
 		Long:  `probe does what init does, without preparing the store. It deletes what it has stored.`,
 		Args:  exactly(1, "one STORE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -168,7 +168,7 @@ for volumes is tried and prepared. Creating a volume that exists as it is asked 
 	}
 	storeFlag(c, &req.VolumeRequest)
 	c.Flags().StringVar(&req.Class, "class", "remote", "`when` a flush returns: remote, local or writethrough")
-	c.Flags().DurationVar(&req.MaxAge, "max-age", 5*time.Second, "`age` at which what nobody flushed is stored as well")
+	c.Flags().DurationVar(&req.MaxAge, "max-age", 5*time.Second, "`age` at which writes are stored even without a flush")
 	return c
 }
 
@@ -224,7 +224,7 @@ func (a *app) volumeInspectCommand() *cobra.Command {
 	req := control.VolumeRequest{}
 	c := &cobra.Command{
 		Use:   "inspect NAME",
-		Short: "Tell all about a volume",
+		Short: "Show everything about a volume",
 		Long: `inspect tells what a volume is, what it takes in its store and, on the node that it is attached to, how much of what
 was written the store does not have yet (at risk with this node), since when, and what waits for what.`,
 		Args: exactly(1, "one NAME"),
@@ -327,7 +327,7 @@ deleted. A volume that does not exist is no error.`,
 		},
 	}
 	storeFlag(c, &req.VolumeRequest)
-	c.Flags().BoolVar(&req.DryRun, "dry-run", false, "say what would be deleted")
+	c.Flags().BoolVar(&req.DryRun, "dry-run", false, "print what would be deleted, and delete nothing")
 	return c
 }
 
@@ -382,9 +382,9 @@ missing, stale[] and lost[] with offset and length in bytes.`,
 		},
 	}
 	storeFlag(c, &req.VolumeRequest)
-	c.Flags().BoolVar(&req.Repair, "repair", false, "make a map anew that cannot be read")
+	c.Flags().BoolVar(&req.Repair, "repair", false, "make a new map if it cannot be read")
 	c.Flags().BoolVar(&quick, "quick", false, "do not read the blocks")
-	c.Flags().StringVar(&into, "rebuild-into", "", "make a new, read-only volume of this `NAME` of what is left")
+	c.Flags().StringVar(&into, "rebuild-into", "", "make a new, read-only volume called `NAME` from what is left")
 	c.MarkFlagsMutuallyExclusive("repair", "rebuild-into")
 	c.MarkFlagsMutuallyExclusive("quick", "rebuild-into")
 	return c

@@ -21,7 +21,7 @@ remorad may be stopped, killed or upgraded meanwhile: programs wait, and lose no
 
 If another node owns the volume, attach waits until that node's lease has run out, and fails if it is renewed. A volume
 of class local whose last owner had flushed writes that the store does not have is attached elsewhere only with
---accept-loss: it goes back to the last commit then.
+--accept-loss, and then goes back to the last commit.
 
 Attaching a volume that is attached here prints its device.`,
 		Args: exactly(1, "one NAME"),
@@ -40,7 +40,7 @@ Attaching a volume that is attached here prints its device.`,
 
 func attachFlags(c *cobra.Command, req *control.AttachVolumeRequest) {
 	storeFlag(c, &req.VolumeRequest)
-	c.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "attach though flushed writes are in another node's journal only")
+	c.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "attach even if only another node's journal has some flushed writes, and lose these")
 }
 
 func (a *app) attachVolume(ctx context.Context, req control.AttachVolumeRequest) (_ *control.AttachVolumeReply, err error) {
@@ -57,14 +57,14 @@ func (a *app) volumeDetachCommand() *cobra.Command {
 	timeout := time.Duration(0)
 	c := &cobra.Command{
 		Use:   "detach NAME",
-		Short: "Give a volume up",
+		Short: "Detach a volume and give it up",
 		Long: `detach ends a volume's block device and gives the volume up when its store has everything that was written. If the store
 cannot be reached it waits, and says for what; interrupted, it leaves the volume with this node, which goes on storing, and
 detach can be called again. It is refused while the device is mounted or otherwise in use. A volume that is not attached
 here is no error.
 
 --abandon-to-journal does not wait: what the store does not have stays in this node's journal, and is there again when
-the volume is attached on this node. Another node that attaches it first does without.`,
+the volume is attached on this node. If another node attaches it first, that node goes on without these writes.`,
 		Args: exactly(1, "one NAME"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			req.Name = args[0]

@@ -40,7 +40,7 @@ func (a *app) volumeBenchCommand() *cobra.Command {
 	length, during := "256M", 5*time.Second
 	c := &cobra.Command{
 		Use:   "bench",
-		Short: "Measure how fast volumes in a store are from here",
+		Short: "Measure how fast volumes in a store are from this node",
 		Long: `bench makes a volume for itself, attaches it, puts load on its block device, past the page cache, and removes it. It
 tells requests a second, bytes a second, and the median and 99th percentile of how long a request took. At the end it
 tells how long the store took for what it did not have yet. What is read was just written, so reads are those of a

@@ -32,8 +32,8 @@ func (a *app) volumeMountCommand() *cobra.Command {
 		Use:   "mount NAME DIR",
 		Short: "Attach a volume and mount its file system",
 		Long: `mount attaches a volume and mounts it on a directory, which is made if need be. A volume that was never written to gets a
-file system first: ext4, or what --fs says. One that was is never formatted: if it has no file system that is known,
-mount fails.`,
+file system first: ext4, or what --fs says. mount never formats a volume that was
+written to: if it finds no file system there that it knows, it fails.`,
 		Args: exactly(2, "a NAME and a DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
@@ -285,8 +285,8 @@ func (a *app) volumeResizeCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "resize NAME SIZE",
 		Short: "Make a volume and its file system larger",
-		Long: `resize makes a volume larger, and the file system on it: at once where it is mounted, otherwise when it is mounted next. Volumes do
-not shrink.`,
+		Long: `resize makes a volume and the file system on it larger. A mounted file system grows immediately, any other at its next
+mount. Volumes do not shrink.`,
 		Args: exactly(2, "a NAME and a SIZE"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			req.Name = args[0]

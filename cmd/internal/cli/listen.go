@@ -17,7 +17,7 @@ func ListenUnix(ctx context.Context, path string) (net.Listener, error) {
 	}
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()
-		return nil, fmt.Errorf("somebody already serves on %s; stop it, or choose another socket", path)
+		return nil, fmt.Errorf("another process already serves on %s; stop it, or choose another socket", path)
 	}
 	if st, err := os.Lstat(path); err == nil && st.Mode()&os.ModeSocket == 0 {
 		return nil, fmt.Errorf("%s is there and is no socket", path)
