@@ -51,7 +51,9 @@ to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotte
 	cmd.Flags().StringVar(&f.config, "config", defaultConfig, "configuration `file`; the default one may be missing")
 	cmd.PersistentFlags().StringVar(&f.root, "root", defaultRoot, "`directory` for snapshots and the cache, on ext4, xfs or btrfs for the best back ends")
 	cmd.Flags().StringVar(&f.address, "address", defaultSocket, "Unix `socket` to serve on")
-	cmd.Flags().StringVar(&f.holder, "holder", holderAuto, "`which` holder keeps mounts alive while remorad is away: auto finds the root's holder or starts one, external waits for one that systemd starts, none lets mounts end with remorad")
+	cmd.Flags().StringVar(&f.holder, "holder", holderAuto,
+		"`which` holder keeps mounts alive while remorad is away: auto finds the root's holder or starts one, "+
+			"external waits for one that systemd starts, none lets mounts end with remorad")
 	cmd.PersistentFlags().StringVar(&f.logLevel, "log-level", "info", "least `level` to log: debug, info, warn or error")
 	cmd.AddCommand(
 		&cobra.Command{Use: "sample-config", Short: "Print the commented default configuration", Args: cobra.NoArgs,

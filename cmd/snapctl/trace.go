@@ -72,7 +72,8 @@ rm --sync IMAGE) to see a cold start. What other images do at the same time is s
 	o.until.flags(c)
 	o.pull.flags(c)
 	c.Flags().StringVar(&o.svg, "svg", "", "draw the timeline to a `file`")
-	c.Flags().StringVar(&o.beside, "beside", "", "then also pull the whole image and start it with another `snapshotter` (overlayfs), and show that beside it")
+	c.Flags().StringVar(&o.beside, "beside", "",
+		"then also pull the whole image and start it with another `snapshotter` (overlayfs), and show that beside it")
 	return c
 }
 

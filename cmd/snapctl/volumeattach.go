@@ -40,7 +40,8 @@ Attaching a volume that is attached here prints its device.`,
 
 func attachFlags(c *cobra.Command, req *control.AttachVolumeRequest) {
 	storeFlag(c, &req.VolumeRequest)
-	c.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false, "attach even if only another node's journal has some flushed writes, and lose these")
+	c.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false,
+		"attach even if only another node's journal has some flushed writes, and lose these")
 }
 
 func (a *app) attachVolume(ctx context.Context, req control.AttachVolumeRequest) (_ *control.AttachVolumeReply, err error) {
