@@ -7,8 +7,8 @@ VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 
 COMMIT      ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 PKG         := github.com/remora-storage/remora
 LDFLAGS     := -s -w -X $(PKG)/cmd/internal/version.Version=$(VERSION) -X $(PKG)/cmd/internal/version.Commit=$(COMMIT)
-GOBUILD     := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
-GOTOOL      := CGO_ENABLED=0 GOBIN=$(TOOLS) go install -trimpath -ldflags '-s -w'
+GOBUILD     := go build -ldflags '$(LDFLAGS)'
+GOTOOL      := GOBIN=$(TOOLS) go install -ldflags '-s -w'
 PREFIX      ?= /usr/local
 DESTDIR     ?=
 FUZZTIME    ?= 20s
@@ -48,6 +48,9 @@ TOOLS_measured   := $(TOOLS_images) $(TOOLS_volumes)
 TOOLS_bench      := $(TOOLS_measured)
 
 export PATH := $(CURDIR)/bin:$(TOOLS):$(PATH):/usr/sbin:/sbin
+# One way of compiling for programs, tests and checks, so that Go compiles each package once. The race detector needs another.
+export CGO_ENABLED := 0
+export GOFLAGS := -trimpath
 # Nothing that is tested depends on where the caller's own containerd, registry or bucket is.
 unexport CONTAINERD_ADDRESS CONTAINERD_NAMESPACE CONTAINERD_SNAPSHOTTER REMORA_ADDRESS SNAPCTL_PASSWORD DOCKER_CONFIG XDG_CACHE_HOME \
   AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE AWS_REGION AWS_ENDPOINT_URL
@@ -173,7 +176,7 @@ $(TOOLS)/versitygw-$(VERSITYGW):
 # Podman's library, in a module of its own: only the tests need it.
 $(TOOLS)/podman-chunked: conformance/tools/podman/main.go conformance/tools/podman/go.mod
 	@echo "building a program over Podman's library (once)"
-	@cd conformance/tools/podman && CGO_ENABLED=0 go build -trimpath -tags 'exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o $@ .
+	@cd conformance/tools/podman && go build -tags 'exclude_graphdriver_btrfs exclude_graphdriver_devicemapper' -o $@ .
 
 # Debian's, without the server that would be started beside it.
 $(TOOLS)/promtool:
