@@ -47,7 +47,7 @@ const diskSize = 1 << 30
 // of both sizes, and what is trimmed is given back.
 func TestDiskFileSystems(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info"})
 	for i, fs := range testbed.FileSystems {
 		for j, sector := range []int{512, 4096} {
 			t.Run(fmt.Sprintf("%s/%d", fs.Name, sector), func(t *testing.T) {
@@ -97,7 +97,7 @@ func stored(t *testing.T, path string) int64 {
 // what cannot be is refused with a reason.
 func TestDiskCommands(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info"})
 	file, dev := attachedFile(t, s, 64<<20)
 	if again := attach(t, s, file); again != dev {
 		t.Errorf("attached again as %s, was %s", again, dev)

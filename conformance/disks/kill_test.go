@@ -18,7 +18,7 @@ import (
 // sees an error, what was acknowledged is there, and no older write lands on a newer one.
 func TestDiskKilled(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info"})
 	file, dev := attachedFile(t, s, diskSize)
 	ext4 := testbed.FileSystems[0]
 	ext4.Mkfs(t, dev)
@@ -52,7 +52,7 @@ func backing(dev string) string {
 // was pulled out. What was flushed is in the file, which can be attached again, and no device is left.
 func TestDiskLost(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info"})
 	file, dev := attachedFile(t, s, diskSize)
 	ext4 := testbed.FileSystems[0]
 	ext4.Mkfs(t, dev)
@@ -95,7 +95,7 @@ func TestDiskLost(t *testing.T) {
 // TestDiskBytesGone: a disk whose file is gone when remorad starts fails, says why, and can be detached.
 func TestDiskBytesGone(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info"})
 	file, dev := attachedFile(t, s, diskSize)
 	testbed.Must(t, s.StopRemorad(unix.SIGKILL))
 	testbed.Must(t, os.Rename(file, file+".away"))

@@ -35,7 +35,7 @@ func memoryGroup(t *testing.T, name string, limit int64) (procs string) {
 func TestMeasuredDiskMemory(t *testing.T) {
 	const limit = 128 << 20
 	writer, own := memoryGroup(t, "writer", limit), memoryGroup(t, "remorad", limit)
-	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info"})
 	testbed.Must(t, os.WriteFile(own, []byte(strconv.Itoa(s.RemoradPID())), 0))
 	_, dev := attachedFile(t, s, diskSize)
 	ext4 := testbed.FileSystems[0]

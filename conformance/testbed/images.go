@@ -13,13 +13,13 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Suite is the Debian release that images are made of.
@@ -58,15 +58,31 @@ func (p Program) FilesList() string {
 	return filepath.Join(Repo(), "conformance", "testbed", "testdata", p.Name+".files")
 }
 
-// making is held while something that is kept is made: whoever else wants it waits for it.
-var making sync.Mutex
+// lockWork is held while something that is kept is made: callers that want it too wait, whichever process they are in.
+func lockWork() (unlock func(), err error) {
+	if err := os.MkdirAll(Work(), 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(Work(), "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil
+}
 
 // Layout returns the directory of an OCI layout that holds the program's image under the tag
 // "src", making it if it is not there: a layer of Debian's base system, one of the packages, one
 // of a configuration file. It is made once and kept.
 func (p Program) Layout(ctx context.Context) (string, error) {
-	making.Lock()
-	defer making.Unlock()
+	unlock, err := lockWork()
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	return p.layout(ctx)
 }
 
@@ -102,8 +118,11 @@ func (p Program) layout(ctx context.Context) (string, error) {
 // "lazy", as snapctl converts it, with the files of FilesList first. It is made once for a snapctl
 // and kept until another makes its own.
 func (p Program) LazyLayout(ctx context.Context) (string, error) {
-	making.Lock()
-	defer making.Unlock()
+	unlock, err := lockWork()
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	src, err := p.layout(ctx)
 	if err != nil {
 		return "", err
@@ -152,16 +171,22 @@ func (p Program) LazyLayout(ctx context.Context) (string, error) {
 
 // BaseTree returns the directory that the first layer of every program's image is made of.
 func BaseTree(ctx context.Context) (string, error) {
-	making.Lock()
-	defer making.Unlock()
+	unlock, err := lockWork()
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	return tree(ctx, "base", nil)
 }
 
 // Rebuild writes the program's image into a layout, under the tag "src", as a later build would make
 // it: twenty files of what the program reads have changed, and one that comes before all others is new.
 func (p Program) Rebuild(ctx context.Context, dir string) error {
-	making.Lock()
-	defer making.Unlock()
+	unlock, err := lockWork()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	base, err := tree(ctx, "base", nil)
 	if err != nil {
 		return err

@@ -24,6 +24,7 @@ type Options struct {
 	Registry string // an existing registry's storage, so that pushes need not be repeated
 	LogLevel string // remorad's; default debug
 	Auth     bool   // the registry wants User and Password
+	Bare     bool   // remorad alone, without a registry and containerd: what volumes and disks need
 }
 
 // Credentials of a registry with Options.Auth; the hash is the password's, by bcrypt.
@@ -55,7 +56,7 @@ func (s *Stack) UseRemorad(path string) { s.program = path }
 // Configure adds to the configuration of the next remorad.
 func (s *Stack) Configure(more string) { s.opts.Config += more }
 
-// NewStack starts all three. Close must be called.
+// NewStack starts all three, or remorad alone. Close must be called.
 func NewStack(dir string, opts Options) (_ *Stack, err error) {
 	s := &Stack{
 		Dir: dir, Root: opts.Root, Socket: filepath.Join(dir, "containerd.sock"), Remora: filepath.Join(dir, "remora.sock"),
@@ -72,6 +73,9 @@ func NewStack(dir string, opts Options) (_ *Stack, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
+	if opts.Bare {
+		return s, s.StartRemorad()
+	}
 	if err := s.startRegistry(); err != nil {
 		return nil, err
 	}
@@ -259,6 +263,9 @@ func (s *Stack) StartRemoradOnly() error {
 // AwaitContainerd returns when containerd reaches remorad. A containerd that has no snapshot of
 // remorad's asks it nothing, so there it proves nothing: see TestPullRightAfterStart.
 func (s *Stack) AwaitContainerd() (err error) {
+	if s.opts.Bare {
+		return nil
+	}
 	// If containerd has tried while nobody served, it waits up to 3 s before it tries again.
 	for range 600 {
 		if _, err = s.Ctr(context.Background(), "snapshots", "--snapshotter", "remora", "ls"); err == nil {

@@ -18,7 +18,7 @@ import (
 func TestAlerts(t *testing.T) {
 	addr, err := testbed.FreeAddr()
 	testbed.Must(t, err)
-	s := testbed.New(t, testbed.Options{Config: volumeConfig + "[metrics]\naddress = \"" + addr + "\"\n"})
+	s := testbed.New(t, testbed.Options{Bare: true, Config: volumeConfig + "[metrics]\naddress = \"" + addr + "\"\n"})
 	store := newVolume(t, s, "data")
 	snapctl(t, s, "volume", "attach", "data")
 	defer mustBeRight(t, s, "data", store)

@@ -69,7 +69,7 @@ func mustBeRight(t *testing.T, s *testbed.Stack, name, store string) {
 // TestVolumeCommands: the verbs may be repeated, wrong use is refused with a reason, and nothing is left behind.
 func TestVolumeCommands(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	mustRefuse(t, s, "--store", "volume", "create", "data", "1G")
 	store := newVolume(t, s, "data", "--class", "local")
@@ -148,7 +148,7 @@ func TestVolumeCommands(t *testing.T) {
 
 // TestMeasuredVolumeBench: it measures, and leaves nothing behind, though it is interrupted.
 func TestMeasuredVolumeBench(t *testing.T) {
-	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	store := "file:" + filepath.Join(t.TempDir(), "store")
 	for _, class := range []string{"local", "remote", "writethrough"} {
 		var b struct {
@@ -187,7 +187,7 @@ func TestMeasuredVolumeBench(t *testing.T) {
 // TestVolumeNeverFormats what was written to: a volume whose content is not known is not given a file system.
 func TestVolumeNeverFormats(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data")
 	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
@@ -207,7 +207,7 @@ func TestVolumeNeverFormats(t *testing.T) {
 // and attached.
 func TestVolumeFileSystems(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	for i, fs := range testbed.FileSystems {
 		t.Run(fs.Name, func(t *testing.T) {
 			mnt := filepath.Join(t.TempDir(), "mnt")
@@ -238,7 +238,7 @@ func TestVolumeFileSystems(t *testing.T) {
 // wants to detach the volume, and what it was told to go on with works when that process has ended.
 func TestVolumeSeenElsewhere(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data")
 	snapctl(t, s, "volume", "mount", "data", mnt)
@@ -264,7 +264,7 @@ func TestVolumeKilled(t *testing.T) {
 	t.Parallel()
 	for _, class := range []string{"remote", "local"} {
 		t.Run(class, func(t *testing.T) {
-			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+			s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 			mnt := filepath.Join(t.TempDir(), "mnt")
 			store := newVolume(t, s, "data", "--class", class)
 			snapctl(t, s, "volume", "mount", "data", mnt)
@@ -285,7 +285,7 @@ func TestVolumeKilled(t *testing.T) {
 // there, and writes go on.
 func TestVolumeKilledClean(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info"})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data")
 	snapctl(t, s, "volume", "mount", "data", mnt)
@@ -349,8 +349,8 @@ func syncFS(t *testing.T, dir string) {
 func TestVolumeTakenOver(t *testing.T) {
 	t.Parallel()
 	const config = "[volume]\njournal = \"64MiB\"\nlease = \"10s\"\n" // a node whose disk is busy for some seconds has not gone
-	a := testbed.New(t, testbed.Options{LogLevel: "info", Config: config})
-	b := testbed.New(t, testbed.Options{LogLevel: "info", Config: config})
+	a := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: config})
+	b := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: config})
 	mnt, other := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
 	store := newVolume(t, a, "data")
 	snapctl(t, a, "volume", "mount", "data", mnt)
@@ -402,8 +402,8 @@ func TestVolumeTakenOver(t *testing.T) {
 // local is not attached without its journal unless the loss is accepted.
 func TestVolumeEmptiedRoot(t *testing.T) {
 	t.Parallel()
-	a := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
-	b := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	a := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	b := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, a, "data", "--class", "local")
 	snapctl(t, a, "volume", "mount", "data", mnt)

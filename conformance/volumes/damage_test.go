@@ -14,7 +14,7 @@ import (
 // read-only volume whose file system is as it was.
 func TestVolumeRebuild(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data")
 	snapctl(t, s, "volume", "mount", "data", mnt)

@@ -21,7 +21,7 @@ import (
 // onS3 mounts a volume that is in a bucket of a server, at endpoint if that is not the server's own.
 func onS3(t *testing.T, srv *s3Server, endpoint, class, config string) (s *testbed.Stack, mnt string) {
 	t.Helper()
-	s = testbed.New(t, testbed.Options{LogLevel: "info", Config: config + fmt.Sprintf("credentials = %q\n", srv.credentials)})
+	s = testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: config + fmt.Sprintf("credentials = %q\n", srv.credentials)})
 	mnt = filepath.Join(t.TempDir(), "mnt")
 	url := strings.Replace(srv.url("node"), srv.endpoint, endpoint, 1)
 	snapctl(t, s, "volume", "create", "--store", url, "--class", class, "data", "1G")

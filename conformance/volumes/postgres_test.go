@@ -92,7 +92,7 @@ func TestVolumePostgres(t *testing.T) {
 	t.Parallel()
 	for _, class := range []string{"local", "remote"} {
 		t.Run(class, func(t *testing.T) {
-			a := testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+			a := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 			dir := t.TempDir()
 			testbed.Must(t, os.Chmod(filepath.Dir(dir), 0o755)) // the server has a user of its own
 			mnt := filepath.Join(dir, "mnt")
@@ -147,7 +147,7 @@ func TestVolumePostgres(t *testing.T) {
 				testbed.Must(t, a.StartRemorad())
 				snapctl(t, a, "volume", "detach", "data") // what its journal has goes to the store
 			} else {
-				next = testbed.New(t, testbed.Options{LogLevel: "info", Config: volumeConfig})
+				next = testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 			}
 			snapctl(t, next, "volume", "mount", "--store", store, "data", mnt)
 			pg.start(t)
