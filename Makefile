@@ -18,7 +18,7 @@ GO_UNIT      = $(shell go list ./... | grep -v -e /conformance/images -e /confor
 # What a part of the tests, or of the benchmarks, is run by name: make test ONLY=volumes.
 PARTS       := unit race images disks volumes measured
 ONLY        ?= $(PARTS)
-SIDE_BY_SIDE ?= 4
+SIDE_BY_SIDE ?= 6
 # Tests that measure time or memory have names that begin so, and run alone.
 MEASURED    := ^TestMeasured
 
@@ -88,15 +88,24 @@ images disks volumes: %: deps-% tools-% build ## end to end: real containerd, ru
 measured: deps-measured tools-measured build ## tests that measure time or memory, each alone (root)
 	go test -count=1 -timeout 45m -p 1 -parallel 1 -run '$(MEASURED)' $$(grep -rl 'func TestMeasured' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
-SOAK        := sim images disks volumes fuzz
-soak: ## the parts with full counts, each within 45 minutes; SOAK="disks" for one
-	@for part in $(SOAK); do $(MAKE) --no-print-directory soak-$$part || exit 1; done
+# The parts of make soak: those tests that do more with REMORA_SOAK, in groups that end within 45 minutes on two cores each.
+SOAK        := sim outlive kill odd disks volumes cuts outages fuzz
+SOAK_outlive := images TestSurvive|TestBothKilled
+SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone
+SOAK_odd     := images TestOddImage|TestHugeFile|TestRootElsewhere
+SOAK_disks   := disks TestDisk.*
+SOAK_volumes := volumes TestVolumeKilled.*|TestVolumePostgres
+SOAK_cuts    := volumes TestVolumePowerCut
+SOAK_outages := volumes TestVolumeOutage.*|TestVolumeSlowLink|TestVolumeFileSystems
+
+soak: ## full counts, in parts of at most 45 minutes; SOAK="disks cuts" for some
+	@conformance/tools/parts $(addprefix soak-,$(SOAK))
 
 soak-sim:
 	REMORA_SOAK=1 go test -count=1 -timeout 45m -run Simulation ./volume
 
-soak-images soak-disks soak-volumes: soak-%: deps-% tools-% build
-	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/$*
+soak-outlive soak-kill soak-odd soak-disks soak-volumes soak-cuts soak-outages: soak-%: deps-measured tools-measured build
+	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -run '^($(word 2,$(SOAK_$*)))$$' ./conformance/$(firstword $(SOAK_$*))
 
 soak-fuzz:
 	$(MAKE) fuzz FUZZTIME=80s

@@ -264,6 +264,7 @@ func TestVolumeKilled(t *testing.T) {
 	t.Parallel()
 	for _, class := range []string{"remote", "local"} {
 		t.Run(class, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 			mnt := filepath.Join(t.TempDir(), "mnt")
 			store := newVolume(t, s, "data", "--class", class)

@@ -120,6 +120,7 @@ func TestVolumePowerCut(t *testing.T) {
 	testbed.NeedRoot(t)
 	for _, class := range []volume.Class{volume.Local, volume.Remote} {
 		t.Run(string(class), func(t *testing.T) {
+			t.Parallel()
 			rec, _, dir, umount := testbed.RecordedExt4(t, 192<<20)
 			store, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{})
 			testbed.Must(t, err)

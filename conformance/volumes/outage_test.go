@@ -41,40 +41,57 @@ func mustBeWhole(t *testing.T, s *testbed.Stack) {
 	snapctl(t, s, "volume", "rm", "data")
 }
 
-// TestVolumeOutage: two minutes without the store under load, of which it hangs for one and is gone for the other: whoever
-// writes waits once the lease has run out or the journal is full, nobody sees an error, nothing is lost, and everything
-// reaches the store afterwards.
+// TestVolumeOutage: the store hangs under load, and then is gone (for a minute each with make soak): whoever writes waits once the lease
+// has run out or the journal is full, nobody sees an error, nothing is lost, and everything reaches the store afterwards.
 func TestVolumeOutage(t *testing.T) { volumeOutage(t, "remote") }
 
 // TestVolumeOutageLocal is the same for class local.
 func TestVolumeOutageLocal(t *testing.T) { volumeOutage(t, "local") }
 
+// outage is what inspect says of a volume whose store does not answer.
+type outage struct {
+	AtRisk int64   `json:"at_risk_bytes"`
+	Lease  float64 `json:"lease_margin_seconds"`
+	Store  string  `json:"store_error"`
+	Waits  []struct{ What, Reason string }
+}
+
+func inspectOutage(t *testing.T, s *testbed.Stack) (d outage) {
+	t.Helper()
+	testbed.Must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
+	return d
+}
+
 func volumeOutage(t *testing.T, class string) {
 	t.Helper()
 	t.Parallel()
 	testbed.NeedRoot(t)
+	minute := time.Duration(testbed.Rounds(0, 60)) * time.Second
 	srv := startS3(t, "minio")
 	s, mnt := onS3(t, srv, srv.endpoint, class, volumeConfig)
 	l := testbed.StartLoad(t, mnt)
 	l.MustReach(t, 200)
 	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
-	time.Sleep(time.Minute)
+	var d outage
+	testbed.WaitFor(t, "the lease to run out, and requests to give up", func() bool {
+		l.MustRun(t)
+		d = inspectOutage(t, s)
+		return d.Lease <= 0 && d.Store != "" && len(d.Waits) > 0 && d.AtRisk > 0
+	})
+	time.Sleep(minute)
 	l.MustRun(t)
 	waiting := l.Count()
-	var d struct {
-		AtRisk int64 `json:"at_risk_bytes"`
-		Waits  []struct{ What, Reason string }
-		Store  string `json:"store_error"`
-	}
-	testbed.Must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
-	if d.AtRisk == 0 || len(d.Waits) == 0 || d.Store == "" {
-		t.Errorf("inspect without the store: %+v", d)
-	}
 	if out := snapctl(t, s, "volume", "ls"); !strings.Contains(out, srv.endpoint) {
 		t.Errorf("ls without the store:\n%s", out)
 	}
 	testbed.Must(t, srv.process.Stop(unix.SIGKILL))
-	time.Sleep(time.Minute)
+	hung := d.Store
+	testbed.WaitFor(t, "requests to be refused", func() bool {
+		l.MustRun(t)
+		d = inspectOutage(t, s)
+		return d.Store != hung && strings.Contains(d.Store, "refused")
+	})
+	time.Sleep(minute)
 	l.MustRun(t)
 	if n := l.Count(); n != waiting {
 		t.Errorf("%d writes were acknowledged without a lease", n-waiting)

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -92,6 +92,7 @@ func TestVolumePostgres(t *testing.T) {
 	t.Parallel()
 	for _, class := range []string{"local", "remote"} {
 		t.Run(class, func(t *testing.T) {
+			t.Parallel()
 			a := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 			dir := t.TempDir()
 			testbed.Must(t, os.Chmod(filepath.Dir(dir), 0o755)) // the server has a user of its own
@@ -115,6 +116,7 @@ func TestVolumePostgres(t *testing.T) {
 			stop := make(chan struct{})
 			load.Go(func() { _, _ = pg.run("pgbench", "-h", pg.dir, "-c", "4", "-T", "600", "postgres") }) // it ends with the server
 			acked := make([][]int, 2)
+			var committed atomic.Int64
 			for client := range acked {
 				load.Go(func() {
 					for i := 0; ; i++ {
@@ -128,14 +130,19 @@ func TestVolumePostgres(t *testing.T) {
 							return // the power is gone
 						}
 						acked[client] = append(acked[client], id)
+						committed.Add(1)
 					}
 				})
 			}
+			more := func() { // commits, while the kills go on
+				enough := committed.Load() + 4
+				testbed.WaitFor(t, "transactions to be committed", func() bool { return committed.Load() >= enough })
+			}
 			for range testbed.Rounds(5, 100) {
-				time.Sleep(400 * time.Millisecond)
+				more()
 				testbed.Must(t, a.RestartRemorad(unix.SIGKILL))
 			}
-			time.Sleep(time.Second)
+			more()
 			pg.kill(t)
 			close(stop)
 			load.Wait()

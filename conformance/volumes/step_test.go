@@ -42,6 +42,7 @@ func TestVolumeKilledAtSteps(t *testing.T) {
 	testbed.NeedRoot(t)
 	for _, class := range []string{"remote", "local"} {
 		t.Run(class, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 			mnt := filepath.Join(t.TempDir(), "mnt")
 			store := newVolume(t, s, "data", "--class", class, "--max-age", "1s")
