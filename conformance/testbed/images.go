@@ -254,7 +254,8 @@ func tree(ctx context.Context, name string, packages []string) (string, error) {
 		return dir, nil
 	}
 	unfinished := dir + ".new"
-	if err := os.RemoveAll(unfinished); err != nil {
+	// A mmdebstrap that was killed leaves /proc and /sys mounted in it.
+	if err := errors.Join(unmountUnder(unfinished), os.RemoveAll(unfinished)); err != nil {
 		return "", err
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
