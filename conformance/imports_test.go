@@ -19,9 +19,10 @@ var arrows = []struct{ from, may string }{
 	{"blockdev", ""}, // the contract
 	{"blockdev/...", "blockdev/... durable"},
 	{"remote", ""},
-	{"remote/registry/...", "remote/registry/... durable"}, // registries and stores never meet
+	{"remote/internal/...", ""},
+	{"remote/registry/...", "remote/registry/... remote/internal/httprange durable"}, // registries and stores never meet
 	{"remote/store", ""}, // the contract
-	{"remote/store/...", "remote/store"},
+	{"remote/store/...", "remote/store remote/internal/httprange"},
 	{"cache/...", "cache/... blockdev durable wire"},
 	{"cache/inflate", ""},
 	{"fs/...", "fs/... cache/... blockdev remote/registry durable wire"},

@@ -7,12 +7,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/remote/internal/httprange"
 )
 
 // A Blob is a blob in a repository, read by range.
@@ -193,8 +193,8 @@ func (r *rangeReader) check(resp *http.Response) error {
 	if resp.StatusCode != http.StatusPartialContent {
 		return statusError(resp)
 	}
-	from, to, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
-	if !ok || from != r.off || to != r.end-1 || (total != -1 && total != r.b.size) {
+	c, ok := httprange.Parse(resp.Header.Get("Content-Range"))
+	if !ok || c.First != r.off || c.Last != r.end-1 || c.Size != -1 && c.Size != r.b.size {
 		return fmt.Errorf("%w: %s answers with Content-Range %.80q for bytes %d-%d of %d", ErrRange,
 			resp.Request.URL.Host, resp.Header.Get("Content-Range"), r.off, r.end-1, r.b.size)
 	}
@@ -202,24 +202,6 @@ func (r *rangeReader) check(resp *http.Response) error {
 		return fmt.Errorf("%w: %s announces %d bytes for %d", ErrRange, resp.Request.URL.Host, resp.ContentLength, r.end-r.off)
 	}
 	return nil
-}
-
-// parseContentRange reads "bytes 0-9/100"; total is -1 for "*".
-func parseContentRange(v string) (from, to, total int64, ok bool) {
-	rest, found := strings.CutPrefix(v, "bytes ")
-	span, size, cut := strings.Cut(rest, "/")
-	a, b, dash := strings.Cut(span, "-")
-	if !found || !cut || !dash {
-		return 0, 0, 0, false
-	}
-	var errs [3]error
-	from, errs[0] = strconv.ParseInt(a, 10, 64)
-	to, errs[1] = strconv.ParseInt(b, 10, 64)
-	total = -1
-	if size != "*" {
-		total, errs[2] = strconv.ParseInt(size, 10, 64)
-	}
-	return from, to, total, errors.Join(errs[:]...) == nil && from >= 0 && to >= from
 }
 
 func (r *rangeReader) Read(p []byte) (int, error) {

@@ -13,6 +13,7 @@ import (
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
 
+	"github.com/remora-storage/remora/remote/internal/httprange"
 	"github.com/remora-storage/remora/remote/store"
 )
 
@@ -140,11 +141,11 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, stor
 	o := store.Object{Key: key, Size: info.Size}
 	ranged := n > 0 || off > 0
 	if ranged {
-		first, size, ok := contentRange(header.Get("Content-Range"))
-		if !ok || first != off {
+		c, ok := httprange.Parse(header.Get("Content-Range"))
+		if !ok || c.First != off || c.Size < 0 {
 			return nil, o, fmt.Errorf("get %s at %d: %w", key, off, errRange)
 		}
-		o.Size = size
+		o.Size = c.Size
 	}
 	want := o.Size - off
 	if n >= 0 {
@@ -168,13 +169,6 @@ func (s *Store) none(ctx context.Context, key string) ([]byte, store.Object, err
 }
 
 var errRange = errors.New("server does not serve the range asked for")
-
-// contentRange reads "bytes 5-9/100".
-func contentRange(v string) (first, size int64, ok bool) {
-	var last int64
-	n, err := fmt.Sscanf(v, "bytes %d-%d/%d", &first, &last, &size)
-	return first, size, err == nil && n == 3
-}
 
 // Head implements store.Store.
 func (s *Store) Head(ctx context.Context, key string) (store.Object, error) {
