@@ -45,55 +45,19 @@ func (c *pushClient) Do(req *http.Request) (*http.Response, error) {
 	if from := req.URL.Query().Get("from"); from != "" {
 		ctx = docker.ContextWithAppendPullRepositoryScope(ctx, from)
 	}
-	ours := req.URL.Host == c.named
-	send := func(req *http.Request) (*http.Response, error) {
-		req = req.Clone(ctx)
-		if ours {
-			req.URL.Scheme, req.URL.Host = c.host.Scheme, c.host.Host
-			req.URL.Path = c.host.Path + strings.TrimPrefix(req.URL.Path, "/v2")
-			req.Host = ""
-			for k, v := range c.host.Header {
-				req.Header[k] = append([]string(nil), v...)
-			}
-		}
-		if req.URL.Host == c.host.Host && c.host.Authorizer != nil {
-			if err := c.host.Authorizer.Authorize(ctx, req); err != nil {
-				return nil, tokenError(c.host.Host, err)
-			}
-		}
-		client := http.DefaultClient
-		if c.host.Client != nil {
-			client = c.host.Client
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return nil, hide(err)
-		}
-		keepScheme(req, resp)
-		return resp, nil
+	req = req.Clone(ctx)
+	if req.URL.Host == c.named {
+		req.URL.Scheme, req.URL.Host = c.host.Scheme, c.host.Host
+		req.URL.Path = c.host.Path + strings.TrimPrefix(req.URL.Path, "/v2")
+		req.Host = ""
 	}
-	var refused []*http.Response
-	for {
-		resp, err := send(req)
-		if err != nil || resp.StatusCode != http.StatusUnauthorized || c.host.Authorizer == nil || len(refused) >= 2 {
-			return resp, err
-		}
-		if req.Body != nil && req.Body != http.NoBody {
-			if req.GetBody == nil {
-				return resp, nil
-			}
-			body, err := req.GetBody()
-			if err != nil {
-				return nil, err
-			}
-			req.Body = body
-		}
-		drain(resp)
-		refused = append(refused, resp)
-		if err := c.host.Authorizer.AddResponses(ctx, refused); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrUnauthorized, c.host.Host, hide(err))
-		}
+	client := clientOf(c.host)
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, clean(err)
 	}
+	keepScheme(req, resp)
+	return resp, nil
 }
 
 // keepScheme makes the Location of an answer one of the scheme that was asked by. A client for a registry on localhost tries

@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,7 +9,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 )
 
 const (
@@ -24,15 +22,14 @@ type redirect struct {
 	until time.Time
 }
 
-// request makes one GET of a blob at one host: with the host's headers and credentials, and
-// without them where it is redirected to another host. It returns any answer but a redirect.
+// request makes one GET of a blob at one host, and follows where it is redirected. It returns any answer but a redirect.
 func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo Repository, dgst, rng string) (*http.Response, error) {
 	u := blobURL(host, repo, dgst)
 	r.mu.Lock()
 	to, cached := r.redirects[u]
 	r.mu.Unlock()
 	if cached && time.Now().Before(to.until) {
-		resp, err := r.get(ctx, host, to.url, rng, "", nil)
+		resp, err := get(ctx, host, to.url, rng, "")
 		if err == nil && resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
 		}
@@ -49,28 +46,22 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 	return r.requestOrigin(ctx, host, repo, u, rng, "")
 }
 
-// requestOrigin asks the registry itself, twice if it wants a token first, and follows redirects.
-func (r *Registry) requestOrigin(ctx context.Context, host docker.RegistryHost, repo Repository, u, rng, accept string) (*http.Response, error) {
+// requestOrigin asks the registry itself and follows redirects.
+func (r *Registry) requestOrigin(
+	ctx context.Context, host docker.RegistryHost, repo Repository, u, rng, accept string,
+) (*http.Response, error) {
 	ctx = docker.ContextWithAppendPullRepositoryScope(ctx, repo.Path)
-	var refused []*http.Response
-	for {
-		resp, err := r.get(ctx, host, u, rng, accept, host.Authorizer)
-		if err != nil {
-			return nil, err
-		}
-		if resp.StatusCode != http.StatusUnauthorized || host.Authorizer == nil || len(refused) >= 2 {
-			return r.follow(ctx, host, u, rng, accept, resp)
-		}
-		drain(resp)
-		refused = append(refused, resp)
-		if err := host.Authorizer.AddResponses(ctx, refused); err != nil {
-			return nil, fmt.Errorf("%w: %s: %w", ErrUnauthorized, host.Host, hide(err))
-		}
+	resp, err := get(ctx, host, u, rng, accept)
+	if err != nil {
+		return nil, err
 	}
+	return r.follow(ctx, host, u, rng, accept, resp)
 }
 
 // follow goes where a redirect leads and remembers the place if it serves the range.
-func (r *Registry) follow(ctx context.Context, host docker.RegistryHost, from, rng, accept string, resp *http.Response) (*http.Response, error) {
+func (r *Registry) follow(
+	ctx context.Context, host docker.RegistryHost, from, rng, accept string, resp *http.Response,
+) (*http.Response, error) {
 	for range maxRedirects {
 		switch resp.StatusCode {
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
@@ -90,11 +81,7 @@ func (r *Registry) follow(ctx context.Context, host docker.RegistryHost, from, r
 		if to.Scheme != "https" && (to.Scheme != "http" || resp.Request.URL.Scheme == "https") {
 			return nil, fmt.Errorf("redirect by %s from %s to %s is refused", resp.Request.URL.Host, resp.Request.URL.Scheme, to.Scheme)
 		}
-		var auth docker.Authorizer
-		if to.Host == host.Host {
-			auth = host.Authorizer
-		}
-		if resp, err = r.get(ctx, host, to.String(), rng, accept, auth); err != nil {
+		if resp, err = get(ctx, host, to.String(), rng, accept); err != nil {
 			return nil, err
 		}
 	}
@@ -102,16 +89,11 @@ func (r *Registry) follow(ctx context.Context, host docker.RegistryHost, from, r
 	return nil, fmt.Errorf("%s redirects more than %d times", host.Host, maxRedirects)
 }
 
-// get makes one HTTP request and follows nothing.
-func (r *Registry) get(ctx context.Context, host docker.RegistryHost, u, rng, accept string, auth docker.Authorizer) (*http.Response, error) {
+// get makes one request, with what the host gets if it is for the host, and follows nothing.
+func get(ctx context.Context, host docker.RegistryHost, u, rng, accept string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
 		return nil, hide(err)
-	}
-	if req.URL.Host == host.Host {
-		for k, v := range host.Header {
-			req.Header[k] = append([]string(nil), v...)
-		}
 	}
 	req.Header.Set("Accept-Encoding", "identity")
 	if rng != "" {
@@ -120,32 +102,13 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, u, rng, ac
 	if accept != "" {
 		req.Header.Set("Accept", accept)
 	}
-	if auth != nil {
-		if err := auth.Authorize(ctx, req); err != nil {
-			return nil, tokenError(host.Host, err)
-		}
-	}
-	client := http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	if host.Client != nil {
-		client.Transport = host.Client.Transport
-	}
+	client := clientOf(host)
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, hide(err)
+		return nil, clean(err)
 	}
 	return resp, nil
-}
-
-// tokenError says what a token server's refusal means.
-func tokenError(host string, err error) error {
-	var status remoteerrors.ErrUnexpectedStatus
-	switch {
-	case errors.As(err, &status):
-		err = fmt.Errorf("%w: token server: %s", &StatusError{Host: host, Status: status.StatusCode}, status.Status)
-	case errors.Is(err, docker.ErrInvalidAuthorization):
-		err = fmt.Errorf("%w: %w", ErrUnauthorized, err)
-	}
-	return fmt.Errorf("token for %s: %w", host, hide(err))
 }
 
 // drain ends an answer that is of no use, keeping its connection if little is left of it.
