@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/backoff"
 )
 
 const roomPause = 100 * time.Millisecond // before a full disk is tried again
@@ -56,12 +58,8 @@ func (f *File) storeSurely(ctx context.Context, fill *unitFill) error {
 		if f.hasUnit(fill.unit) {
 			return nil
 		}
-		timer := time.NewTimer(roomPause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return context.Cause(ctx)
+		if err := backoff.Sleep(ctx, roomPause); err != nil {
+			return err
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/remora-storage/remora/backoff"
 )
 
 // A Policy says what becomes of reads whose bytes cannot be had because the source does not
@@ -38,7 +40,8 @@ func (f *File) persist(ctx context.Context, policy Policy, j *job, prio priority
 		defer stop()
 		ctx = timed
 	}
-	for pause := firstPause; ; pause = min(pause*2, maxPause) {
+	waits := backoff.Backoff{First: firstPause, Max: maxPause}
+	for {
 		err := fetch(ctx)
 		f.noteTrouble(err, prio == demand && policy.Wait)
 		if err == nil || prio != demand || !f.c.unreachable(err) || !f.wanted(j) {
@@ -48,12 +51,8 @@ func (f *File) persist(ctx context.Context, policy Policy, j *job, prio priority
 			return fmt.Errorf("%w (%w)", cause, err)
 		}
 		j.ticket.release()
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return fmt.Errorf("%w (%w)", context.Cause(ctx), err)
+		if cause := backoff.Sleep(ctx, waits.Next()); cause != nil {
+			return fmt.Errorf("%w (%w)", cause, err)
 		}
 		j.ticket.renew()
 	}

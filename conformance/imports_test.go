@@ -12,24 +12,25 @@ const module = "github.com/remora-storage/remora/"
 // arrows says what each of our packages may import of ours. Both sides are patterns as the go command has them: "volume" is
 // that package, "volume/..." is it and all below it. The longest pattern that fits a package is its row.
 //
-//	cmd → snapshotter, volume → fs → cache → blockdev, remote → durable, wire
+//	cmd → snapshotter, volume → fs → cache → blockdev, remote → backoff, durable, wire
 var arrows = []struct{ from, may string }{
+	{"backoff", ""},
 	{"durable", ""},
 	{"wire", ""},
 	{"blockdev", ""}, // the contract
 	{"blockdev/...", "blockdev/... durable"},
 	{"remote", ""},
 	{"remote/internal/...", ""},
-	{"remote/registry/...", "remote/registry/... remote/internal/httprange durable"}, // registries and stores never meet
+	{"remote/registry/...", "remote/registry/... remote/internal/httprange backoff durable"}, // registries and stores never meet
 	{"remote/store", ""}, // the contract
-	{"remote/store/...", "remote/store remote/internal/httprange"},
-	{"cache/...", "cache/... blockdev durable wire"},
+	{"remote/store/...", "remote/store remote/internal/httprange backoff"},
+	{"cache/...", "cache/... blockdev backoff durable wire"},
 	{"cache/inflate", ""},
 	{"fs/...", "fs/... cache/... blockdev remote/registry durable wire"},
 	{"fs/layout", "cache/inflate"},
 	{"fs/format/...", "fs/format/... fs/layout"},
-	{"volume", "blockdev remote/store durable wire"}, // the engine: a Store's contract is all that it knows of the network
-	{"volume/...", "volume/... blockdev remote/store durable wire"},
+	{"volume", "blockdev remote/store backoff durable wire"}, // the engine: a Store's contract is all that it knows of the network
+	{"volume/...", "volume/... blockdev remote/store backoff durable wire"},
 	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry durable wire"},
 	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache/... blockdev/... remote/... durable wire"},
 	// The suites of contracts, and benchmarks: tests alone import it.

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/remora-storage/remora/backoff"
 	"github.com/remora-storage/remora/remote/store"
 )
 
@@ -205,7 +206,7 @@ func outwait(ctx context.Context, s *memberState, version *string, read func() e
 	for {
 		before, seen := *s, *version
 		ttl := time.Duration(before.TTL) * time.Millisecond
-		if err := pause(ctx, ttl+ttl/4); err != nil {
+		if err := backoff.Sleep(ctx, ttl+ttl/4); err != nil {
 			return false, err
 		}
 		if err := read(); err != nil {
@@ -217,17 +218,6 @@ func outwait(ctx context.Context, s *memberState, version *string, read func() e
 		case s.State == stateLive && (s.Incarnation != before.Incarnation || s.Counter > before.Counter+1):
 			return true, nil
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 
@@ -294,7 +284,7 @@ func (m *Member) tellLocked() {
 // renew keeps the lease until ctx ends or it is lost.
 func (m *Member) renew(ctx context.Context) {
 	for {
-		if pause(ctx, m.opts.TTL/4) != nil {
+		if backoff.Sleep(ctx, m.opts.TTL/4) != nil {
 			return
 		}
 		m.mu.Lock()

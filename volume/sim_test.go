@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/remora-storage/remora/backoff"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/remote/store/simstore"
 )
@@ -252,7 +253,7 @@ func (p *parted) pass(ctx context.Context) error {
 	if !p.off.Load() {
 		return nil
 	}
-	if err := pause(ctx, 700*time.Millisecond); err != nil {
+	if err := backoff.Sleep(ctx, 700*time.Millisecond); err != nil {
 		return err
 	}
 	return errors.New("no answer")

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/remora-storage/remora/backoff"
 	"github.com/remora-storage/remora/remote/store"
 )
 
@@ -37,7 +38,9 @@ func readHead(ctx context.Context, st store.Store, id ID) (*Head, string, error)
 // next was written. It does not return before that is certain, or ctx ends: an answer that is lost leaves open whether
 // the head was replaced, and whether it will be. Only seeing next or what followed it, or a later swap from the same
 // version that succeeds, closes that.
-func swapHead(ctx context.Context, st store.Store, next *Head, version string, wait waiter) (current *Head, at string, swapped bool, err error) {
+func swapHead(
+	ctx context.Context, st store.Store, next *Head, version string, wait waiter,
+) (current *Head, at string, swapped bool, err error) {
 	p, err := next.encode()
 	if err != nil {
 		return nil, "", false, err
@@ -79,7 +82,7 @@ const (
 
 // until calls try until it succeeds, ctx ends, or it fails in a way that no repetition helps.
 func (w waiter) until(ctx context.Context, what string, try func() error) error {
-	pause := firstPause
+	waits := backoff.Backoff{First: firstPause, Max: longPause}
 	var since time.Time
 	for {
 		slow, err := w.watched(what, try)
@@ -98,17 +101,11 @@ func (w waiter) until(ctx context.Context, what string, try func() error) error 
 		}
 		if since.IsZero() {
 			since = time.Now()
-		} else if pause == longPause {
+		} else if waits.Longest() {
 			w.log.Warn("the store does not do what it must; trying again", "op", what, "err", err)
 		}
 		w.tell(what, err)
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-		}
-		pause = min(2*pause, longPause)
+		_ = backoff.Sleep(ctx, waits.Next()) // if ctx has ended, the next try shows how
 	}
 }
 
@@ -144,7 +141,10 @@ func (w waiter) tell(what string, err error) {
 // hopeless tells the errors that stay from those that pass: a store that is full, out of reach, or wants other
 // credentials may have room, answer or get them.
 func hopeless(err error) bool {
-	for _, e := range []error{ErrCorrupt, ErrVersion, ErrNotFound, ErrFenced, ErrOwned, ErrJournal, store.ErrNoObject, store.ErrExists, store.ErrUnsafe} {
+	for _, e := range []error{
+		ErrCorrupt, ErrVersion, ErrNotFound, ErrFenced, ErrOwned, ErrJournal,
+		store.ErrNoObject, store.ErrExists, store.ErrUnsafe,
+	} {
 		if errors.Is(err, e) {
 			return true
 		}

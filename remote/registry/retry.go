@@ -3,8 +3,9 @@ package registry
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"time"
+
+	"github.com/remora-storage/remora/backoff"
 )
 
 // Retry bounds how often and how slowly something is tried again. Zero values take the default.
@@ -30,27 +31,22 @@ func (r Retry) withDefaults() Retry {
 // do calls try until it succeeds, fails for good, or has been tried often enough. A wait ends
 // with ctx, and is not begun if ctx would end in it.
 func (r Retry) do(ctx context.Context, try func(attempt int) error) error {
-	wait := r.First
+	waits := backoff.Backoff{First: r.First, Max: r.Max, Jitter: true}
 	for attempt := 0; ; attempt++ {
 		err := try(attempt)
 		if err == nil || !Retryable(err) || attempt+1 >= r.Attempts {
 			return err
 		}
-		pause := min(wait/2+rand.N(wait/2+1), r.Max)
+		wait := waits.Next()
 		var status *StatusError
-		if errors.As(err, &status) && status.RetryAfter > pause {
-			pause = min(status.RetryAfter, 3*r.Max)
+		if errors.As(err, &status) && status.RetryAfter > wait {
+			wait = min(status.RetryAfter, 3*r.Max)
 		}
-		if d, ok := ctx.Deadline(); ok && time.Until(d) < pause {
+		if d, ok := ctx.Deadline(); ok && time.Until(d) < wait {
 			return err
 		}
-		t := time.NewTimer(pause)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return errors.Join(err, context.Cause(ctx))
+		if cause := backoff.Sleep(ctx, wait); cause != nil {
+			return errors.Join(err, cause)
 		}
-		wait = min(wait*2, r.Max)
 	}
 }
