@@ -21,7 +21,7 @@ import (
 // once it knows what they are.
 type ahead struct {
 	digest digest.Digest
-	blob   layerBlob
+	blob   Blob
 	buf    []byte
 
 	mu    sync.Mutex // guards the fields below
@@ -71,7 +71,7 @@ func (a *aheads) add(l *layers, s *Source) *ahead {
 }
 
 // source returns what a layer's image is filled from.
-func (a *aheads) source(d digest.Digest, otherwise layerBlob) cache.Source {
+func (a *aheads) source(d digest.Digest, otherwise Blob) cache.Source {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if one := a.all[d]; one != nil {
@@ -150,7 +150,7 @@ func (a *ahead) fetch(ctx context.Context, i int) (n int64, err error) {
 		a.mu.Unlock()
 		a.more.Broadcast()
 	}()
-	r, err := a.blob.Blob.Open(ctx, off, int64(len(p)), 0)
+	r, err := a.blob.Open(ctx, off, int64(len(p)), 0)
 	if err != nil {
 		return 0, err
 	}

@@ -53,7 +53,7 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 		t: t, ctx: namespaces.WithNamespace(t.Context(), "default"), root: filepath.Join(t.TempDir(), "root"), origin: o,
 	}
 	if o != nil {
-		b.registry = o.client(t)
+		b.registry = Sources{o.client(t)}
 	}
 	b.kernel = newDouble(b.root)
 	contents := filepath.Join(t.TempDir(), "content")

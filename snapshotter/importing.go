@@ -146,7 +146,7 @@ func (l *layers) importSource(s *Source) cache.Source {
 	if l.blobs == nil || s.Namespace == "" {
 		return l.blob(s)
 	}
-	return &storedBlob{layerBlob: l.blob(s), blobs: l.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
+	return &storedBlob{Blob: l.blob(s), blobs: l.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
 }
 
 // stored reports whether containerd's content store has a layer's blob: then an import moves nothing.
@@ -165,7 +165,7 @@ func (l *layers) stored(ctx context.Context, s *Source) bool {
 
 // storedBlob is a layer's blob that may be in containerd's content store.
 type storedBlob struct {
-	layerBlob
+	Blob
 	blobs     Blobs
 	namespace string
 	digest    digest.Digest
@@ -185,5 +185,5 @@ func (b *storedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCl
 			r.Close() // only read
 		}
 	}
-	return b.layerBlob.Open(ctx, off, n, try)
+	return b.Blob.Open(ctx, off, n, try)
 }

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
@@ -23,9 +24,23 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// A Registry gives access to blobs by range.
+// A Registry gives access to blobs. Some are Manifests and Artifacts, too.
 type Registry interface {
-	Blob(repo registry.Repository, dgst digest.Digest, size int64) *registry.Blob
+	// Blob returns a blob of a repository: a layer's, or a small one. It makes no request. The descriptor's URLs are places
+	// that have it, too.
+	Blob(repo registry.Repository, desc ocispec.Descriptor) Blob
+}
+
+// A Blob is bytes that are read by range, wherever they are: a Source of the cache that knows where its bytes come from, and
+// how long the way is.
+type Blob interface {
+	cache.Source
+	cache.Placed
+	cache.Measured
+	// ReadAt fills p from off or fails.
+	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
+	// Size returns the blob's size in bytes, as its descriptor has it.
+	Size() int64
 }
 
 const (
@@ -182,7 +197,8 @@ func (l *layers) read(ctx context.Context, o *opening, p promise) (*madeIndex, e
 			return x, nil
 		}
 		if err != nil {
-			l.log.Warn("layer is imported: the index that was made of it cannot be used", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+			l.log.Warn("layer is imported: the index that was made of it cannot be used",
+				"digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 		}
 	}
 	return l.importLayer(ctx, o, p.codec)
@@ -197,7 +213,7 @@ func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeInd
 	}
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	counted := &countedBlob{Blob: l.blob(&o.src).Blob}
+	counted := &countedBlob{Blob: l.blob(&o.src)}
 	began := time.Now()
 	x, err := openIndex(ctx, counted, p, o.src.Descriptor, l.limits)
 	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
@@ -355,22 +371,11 @@ func (l *layers) setPolicy(f *cache.File, s *Source) {
 	}
 }
 
-// layerBlob is a layer's blob as the cache wants it.
-type layerBlob struct {
-	*registry.Blob
-	place string
-}
-
-// Place implements cache.Placed: requests to one registry are counted together.
-func (b layerBlob) Place() string { return b.place }
-
-func (l *layers) blob(s *Source) layerBlob {
-	return layerBlob{l.registry.Blob(s.Repo, s.Descriptor.Digest, s.Descriptor.Size).WithURLs(s.Descriptor.URLs), s.Repo.Host}
-}
+func (l *layers) blob(s *Source) Blob { return l.registry.Blob(s.Repo, s.Descriptor) }
 
 // countedBlob is a layer's blob as the front end wants it.
 type countedBlob struct {
-	*registry.Blob
+	Blob
 	n int64
 }
 

@@ -75,7 +75,7 @@ func (st *start) config(ctx context.Context) (*ocispec.Image, error) {
 		return nil, errors.New("no configuration")
 	}
 	p := make([]byte, m.Config.Size)
-	if _, err := st.s.layers.registry.Blob(st.img.Repo, m.Config.Digest, m.Config.Size).ReadAt(ctx, p, 0); err != nil {
+	if _, err := st.s.layers.registry.Blob(st.img.Repo, m.Config).ReadAt(ctx, p, 0); err != nil {
 		return nil, err
 	}
 	if m.Config.Digest.Algorithm().FromBytes(p) != m.Config.Digest {

@@ -84,7 +84,7 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 	}
 	s.startAll(img)
 	config := make([]byte, m.Config.Size)
-	if _, err := s.layers.registry.Blob(repo, m.Config.Digest, m.Config.Size).ReadAt(ctx, config, 0); err != nil {
+	if _, err := s.layers.registry.Blob(repo, m.Config).ReadAt(ctx, config, 0); err != nil {
 		return docs, nil // containerd asks for it itself, and says what is wrong
 	}
 	if m.Config.Digest.Algorithm().FromBytes(config) == m.Config.Digest {

@@ -37,7 +37,7 @@ func open(t testing.TB, root string, images snapshotter.Images) (*snapshotter.Sn
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := snapshotter.New(root, c, registry.New(registry.Options{}), images, snapshotter.Options{})
+	s, err := snapshotter.New(root, c, snapshotter.Sources{Registry: registry.New(registry.Options{})}, images, snapshotter.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
