@@ -143,7 +143,7 @@ func (w waiter) tell(what string, err error) {
 func hopeless(err error) bool {
 	for _, e := range []error{
 		ErrCorrupt, ErrVersion, ErrNotFound, ErrFenced, ErrOwned, ErrJournal,
-		store.ErrNoObject, store.ErrExists, store.ErrUnsafe,
+		store.ErrNoObject, store.ErrExists, store.ErrUnsafe, store.ErrNested,
 	} {
 		if errors.Is(err, e) {
 			return true

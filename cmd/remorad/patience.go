@@ -19,7 +19,7 @@ func patiently(ctx context.Context, s store.Store, do func(context.Context, stor
 	defer cancel(nil)
 	t := time.AfterFunc(storePatience, func() { cancel(errNoAnswer) })
 	defer t.Stop()
-	err := do(ctx, patient{s, t})
+	err := do(ctx, patient{store.Around{Store: s}, t})
 	if err != nil && errors.Is(context.Cause(ctx), errNoAnswer) {
 		return errNoAnswer
 	}
@@ -28,7 +28,7 @@ func patiently(ctx context.Context, s store.Store, do func(context.Context, stor
 
 // patient is a store whose answers keep a timer from firing.
 type patient struct {
-	store.Store
+	store.Around
 	t *time.Timer
 }
 

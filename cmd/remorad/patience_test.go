@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/remote/store/simstore"
 )
@@ -49,4 +50,12 @@ func TestPatiently(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestPatientIsAStore(t *testing.T) {
+	suite.StoreWrapper(t, func(inner store.Store) store.Store {
+		timer := time.NewTimer(time.Hour)
+		t.Cleanup(func() { timer.Stop() })
+		return patient{store.Around{Store: inner}, timer}
+	})
 }

@@ -11,8 +11,12 @@ import (
 // can reach are made of, and rests on one thing beside durability: a conditional put is atomic against all other
 // writers, wherever they run. Probe says whether a server's is.
 //
-// All methods are safe for concurrent use and return soon after ctx ends. What a put has stored is on stable
-// storage, and seen by every Get, Head and List that begins later.
+// All methods are safe for concurrent use. They fail if ctx has ended, and return soon after it ends. What a put has stored is
+// on stable storage, and seen by every Get, Head and List that begins later. A put that fails, for its ctx or anything else,
+// has stored the object whole, or not at all, or does so later.
+//
+// No key continues another one behind a slash: beside "a" there is no "a/b". Stores differ in what they make of such a pair.
+// One that cannot keep both refuses the second put with ErrNested, and leaves the first object as it is.
 type Store interface {
 	// Get returns n bytes of an object from off, fewer where it ends before, and all that follows off if n is
 	// negative. The object's Version is set only if the bytes are all of it. ErrNoObject.
@@ -42,12 +46,6 @@ type Store interface {
 	String() string
 }
 
-// A Warner is a Store that knows whether it was set up in a way that will cost its owner money or objects.
-type Warner interface {
-	// Warnings returns what is unwise about the store's settings, and what to do about it.
-	Warnings(ctx context.Context) ([]string, error)
-}
-
 // An Object is what a Store knows of an object beside its bytes. Two contents of a key that differ have different
 // Versions; the same content may have the same one.
 type Object struct {
@@ -62,6 +60,8 @@ var (
 	ErrNoObject = errors.New("no such object")
 	ErrExists   = errors.New("the object exists")
 	ErrChanged  = errors.New("the object has changed")
+	// ErrNested says that a key continues another object's, or another's continues it, and the store cannot keep both.
+	ErrNested = errors.New("the store cannot keep an object beside others whose keys continue its own")
 	// ErrFull says that a store has no room, or that a quota is used up. Room may come.
 	ErrFull = errors.New("the store is full")
 	// ErrDenied says that a store refuses the credentials, or that they do not permit this. Others may come.

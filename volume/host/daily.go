@@ -63,7 +63,7 @@ func (h *Host) Warnings(ctx context.Context, url string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	w, ok := s.meter.Store.(store.Warner)
+	w, ok := store.As[store.Warner](s)
 	if !ok {
 		return nil, nil
 	}

@@ -48,9 +48,9 @@ type Host struct {
 	started sync.WaitGroup
 }
 
-// hostStore is one that this node uses.
+// hostStore is a store that this node uses.
 type hostStore struct {
-	store.Store
+	store.Around
 	meter      *meter
 	leaseMeter *meter // of the requests for the node's lease
 	member     *volume.Member
@@ -178,10 +178,10 @@ func (h *Host) store(url string) (*hostStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &meter{Store: opened}
-	lease := &meter{Store: forLease}
+	m := metered(opened)
+	lease := metered(forLease)
 	host, _ := os.Hostname() // for people only
-	s := &hostStore{Store: m, meter: m, leaseMeter: lease, member: volume.NewMember(lease, volume.MemberOptions{
+	s := &hostStore{Around: store.Around{Store: m}, meter: m, leaseMeter: lease, member: volume.NewMember(lease, volume.MemberOptions{
 		ID: h.id.Node, Incarnation: h.life, Boot: bootID(), Host: host, TTL: h.opts.TTL, Clock: bootTime, Log: h.opts.Log,
 	})}
 	h.stores[url] = s
@@ -294,7 +294,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 
 func (h *Host) volumeOptions(s *hostStore) volume.Options {
 	opts := volume.Options{Store: s, Cache: h.opts.Cache, Memory: h.opts.Memory, Log: h.opts.Log}
-	if n, ok := s.meter.Store.(interface{ Near() bool }); ok && n.Near() {
+	if store.IsNear(s) {
 		opts.Cache, opts.Near = nil, true
 	}
 	return opts

@@ -17,14 +17,19 @@ type Requests struct {
 
 // meter counts requests.
 type meter struct {
-	store.Store
+	store.Around
 	gets, puts, deletes, lists, errors, received, sent atomic.Int64
 }
+
+func metered(s store.Store) *meter { return &meter{Around: store.Around{Store: s}} }
 
 // requests returns what a store was asked for, for volumes and for the lease.
 func (s *hostStore) requests() Requests {
 	m, l := s.meter, s.leaseMeter
-	return Requests{m.gets.Load(), m.puts.Load(), m.deletes.Load(), m.lists.Load(), m.errors.Load(), m.received.Load(), m.sent.Load(), l.gets.Load() + l.puts.Load()}
+	return Requests{
+		Get: m.gets.Load(), Put: m.puts.Load(), Delete: m.deletes.Load(), List: m.lists.Load(), Failed: m.errors.Load(),
+		Received: m.received.Load(), Sent: m.sent.Load(), Lease: l.gets.Load() + l.puts.Load(),
+	}
 }
 
 func (m *meter) count(kind *atomic.Int64, err error) {

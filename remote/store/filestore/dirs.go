@@ -2,7 +2,6 @@ package filestore
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -57,8 +56,8 @@ func makeDir(dir string) error {
 // isDir reports whether a directory is there. Something else in its place is an error.
 func isDir(dir string) (bool, error) {
 	st, err := os.Stat(dir)
-	if err == nil && !st.IsDir() {
-		return false, fmt.Errorf("%s is no directory", dir)
+	if errors.Is(err, unix.ENOTDIR) || err == nil && !st.IsDir() {
+		return false, &fs.PathError{Op: "make directory", Path: dir, Err: unix.ENOTDIR}
 	}
 	return err == nil, nil
 }

@@ -21,9 +21,8 @@ import (
 type Options struct {
 	// Shared permits file systems that other machines can write to (NFS, FUSE), where locks may not hold.
 	Shared bool
-	// Bulk says which keys must leave the reserve alone: where room is short, puts of them fail while those of
-	// others still succeed, so that what frees room can be written. They are large, puts of them return no version, and
-	// after a power cut one that was deleted may be there again. nil for none.
+	// Bulk says which keys are bulk, as store.Bulk has it. They leave a reserve of room alone, so that what frees room can
+	// be written. nil for none.
 	Bulk func(key string) bool
 }
 
@@ -71,10 +70,11 @@ func (s *Store) checkLocal() error {
 	if s.opts.Shared {
 		return nil
 	}
-	for magic, name := range map[int64]string{unix.NFS_SUPER_MAGIC: "NFS", unix.FUSE_SUPER_MAGIC: "FUSE", unix.SMB2_SUPER_MAGIC: "SMB", unix.CIFS_SUPER_MAGIC: "CIFS"} {
-		if int64(st.Type) == magic {
-			return fmt.Errorf("%s is on %s, where two machines' locks may not exclude each other: %w", s.dir, name, store.ErrUnsafe)
-		}
+	shared := map[int64]string{
+		unix.NFS_SUPER_MAGIC: "NFS", unix.FUSE_SUPER_MAGIC: "FUSE", unix.SMB2_SUPER_MAGIC: "SMB", unix.CIFS_SUPER_MAGIC: "CIFS",
+	}
+	if name, ok := shared[int64(st.Type)]; ok {
+		return fmt.Errorf("%s is on %s, where two machines' locks may not exclude each other: %w", s.dir, name, store.ErrUnsafe)
 	}
 	return nil
 }
@@ -102,15 +102,27 @@ func (s *Store) sweep() error {
 	return nil
 }
 
-// Near reports that what is here need not be cached on this machine.
+var (
+	_ store.Bulk  = (*Store)(nil)
+	_ store.Local = (*Store)(nil)
+)
+
+// IsBulk implements store.Bulk.
+func (s *Store) IsBulk(key string) bool { return s.opts.Bulk(key) }
+
+// Near implements store.Local.
 func (s *Store) Near() bool { return !s.opts.Shared }
 
 // String implements store.Store.
 func (s *Store) String() string { return "file:" + s.dir }
 
-func (s *Store) path(key string) (string, error) {
+// begin begins an operation on an object and returns its file's path.
+func (s *Store) begin(ctx context.Context, op, key string) (path string, err error) {
 	if err := store.CheckKey(key); err != nil {
 		return "", err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return "", fmt.Errorf("%s %s: %w", op, key, err)
 	}
 	return filepath.Join(s.dir, filepath.FromSlash(key)), nil
 }
@@ -120,8 +132,13 @@ func storeError(op, key string, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+	case errors.Is(err, fs.ErrNotExist):
 		err = store.ErrNoObject
+	case errors.Is(err, unix.ENOTDIR): // an object is where the directory would be
+		err = store.ErrNested
+		if op == "get" {
+			err = store.ErrNoObject
+		}
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		err = fmt.Errorf("%w: %w", store.ErrFull, err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
@@ -137,8 +154,8 @@ func version(p []byte) string {
 }
 
 // Get implements store.Store.
-func (s *Store) Get(_ context.Context, key string, off, n int64) ([]byte, store.Object, error) {
-	path, err := s.path(key)
+func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
+	path, err := s.begin(ctx, "get", key)
 	if err != nil {
 		return nil, store.Object{}, err
 	}
@@ -171,13 +188,13 @@ func (s *Store) Head(ctx context.Context, key string) (store.Object, error) {
 }
 
 // Delete implements store.Store.
-func (s *Store) Delete(_ context.Context, key string) error {
-	path, err := s.path(key)
+func (s *Store) Delete(ctx context.Context, key string) error {
+	path, err := s.begin(ctx, "delete", key)
 	if err != nil {
 		return err
 	}
-	switch err := os.Remove(path); {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
+	switch err := unix.Unlink(path); {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR):
 		return nil
 	case err != nil:
 		return storeError("delete", key, err)

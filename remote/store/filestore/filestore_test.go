@@ -1,7 +1,6 @@
 package filestore_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -30,39 +29,14 @@ func TestStore(t *testing.T) {
 	suite.Store(t, func(t *testing.T) store.Store { return open(t, t.TempDir()) })
 }
 
-// TestBulk: files that are kept open for those who read piece by piece change nothing of what a Store is.
 func TestBulk(t *testing.T) {
-	suite.Store(t, func(t *testing.T) store.Store {
+	suite.Bulk(t, func(t *testing.T) store.Bulk {
 		s, err := filestore.Open(t.TempDir(), filestore.Options{Bulk: func(string) bool { return true }})
 		if err != nil {
 			t.Fatal(err)
 		}
-		return versioned{s}
+		return s
 	})
-}
-
-// versioned has puts of bulk return versions, which the suite wants.
-type versioned struct{ *filestore.Store }
-
-func (s versioned) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
-	if _, err := s.Store.Put(ctx, key, p); err != nil {
-		return store.Object{}, err
-	}
-	return s.Head(ctx, key)
-}
-
-func (s versioned) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Object, error) {
-	if _, err := s.Store.PutIfAbsent(ctx, key, p); err != nil {
-		return store.Object{}, err
-	}
-	return s.Head(ctx, key)
-}
-
-func (s versioned) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
-	if _, err := s.Store.PutIfMatch(ctx, key, p, version); err != nil {
-		return store.Object{}, err
-	}
-	return s.Head(ctx, key)
 }
 
 // TestHandles: an object that somebody else has deleted or replaced is not read from a file that is still open, no file

@@ -42,6 +42,11 @@ func (h *handles) get(path string) (_ *handle, size int64, err error) {
 			h.release(x)
 			return nil, 0, &os.PathError{Op: "stat", Path: path, Err: err}
 		}
+		if st.Mode&unix.S_IFMT != unix.S_IFREG { // the directory of other objects
+			h.drop(path, x)
+			h.release(x)
+			return nil, 0, &os.PathError{Op: "open", Path: path, Err: unix.ENOENT}
+		}
 		if st.Nlink > 0 {
 			return x, st.Size, nil
 		}

@@ -21,7 +21,8 @@ import (
 // leave of it was not acknowledged. So the file system has one transaction to write, not two.
 func (s *Store) Put(ctx context.Context, key string, p []byte) (store.Object, error) {
 	return s.store(ctx, "put", key, p, func(t *temp, path string) error {
-		if err := unix.Renameat2(unix.AT_FDCWD, t.path, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE); err == nil || errors.Is(err, fs.ErrNotExist) {
+		err := unix.Renameat2(unix.AT_FDCWD, t.path, unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		if err := t.sync(); err != nil { // what is there stays whole until it is replaced
@@ -32,7 +33,7 @@ func (s *Store) Put(ctx context.Context, key string, p []byte) (store.Object, er
 			return err
 		}
 		defer unlock()
-		return os.Rename(t.path, path)
+		return nested(os.Rename(t.path, path), path)
 	})
 }
 
@@ -42,7 +43,7 @@ func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Ob
 		if err := t.sync(); err != nil {
 			return err
 		}
-		err := os.Link(t.path, path)
+		err := nested(os.Link(t.path, path), path)
 		if errors.Is(err, fs.ErrExist) {
 			return store.ErrExists
 		}
@@ -62,7 +63,7 @@ func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want strin
 		}
 		defer unlock()
 		old, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) || err == nil && version(old) != want {
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EISDIR) || err == nil && version(old) != want {
 			return store.ErrChanged
 		}
 		if err != nil {
@@ -72,14 +73,22 @@ func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want strin
 	})
 }
 
+// nested returns err, or ErrNested if err is because path is the directory of objects whose keys continue its key.
+func nested(err error, path string) error {
+	if err == nil {
+		return nil
+	}
+	if st, serr := os.Lstat(path); serr == nil && st.IsDir() {
+		return store.ErrNested
+	}
+	return err
+}
+
 // store writes p to a file without a name, has publish give it the name, and returns when both are on stable storage.
 func (s *Store) store(ctx context.Context, op, key string, p []byte, publish func(t *temp, path string) error) (store.Object, error) {
-	path, err := s.path(key)
+	path, err := s.begin(ctx, op, key)
 	if err != nil {
 		return store.Object{}, err
-	}
-	if err := context.Cause(ctx); err != nil {
-		return store.Object{}, fmt.Errorf("%s %s: %w", op, key, err)
 	}
 	if s.opts.Bulk(key) {
 		if err := s.leavesReserve(int64(len(p))); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/minio/minio-go/v7"
@@ -79,7 +80,9 @@ func Open(o Options) (*Store, error) {
 		&credentials.FileAWSCredentials{Filename: o.Credentials, Profile: o.Profile},
 		&credentials.IAM{},
 	})
-	client, err := minio.New(u.Host, &minio.Options{Creds: creds, Secure: u.Scheme == "https", Region: o.Region, Transport: o.Transport, MaxRetries: 1})
+	client, err := minio.New(u.Host, &minio.Options{
+		Creds: creds, Secure: u.Scheme == "https", Region: o.Region, Transport: o.Transport, MaxRetries: 1,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("s3 at %s: %w", o.Endpoint, err)
 	}
@@ -98,6 +101,9 @@ func (s *Store) String() string {
 	return "s3://" + s.opts.Bucket + "/" + strings.TrimSuffix(s.opts.Prefix, "/") + "?" + v.Encode()
 }
 
+// nested are the codes by which servers that keep objects as files refuse "a" beside "a/b": versitygw's and MinIO's.
+var nested = []string{"ExistingObjectIsDirectory", "ObjectParentIsFile", "XMinioObjectExistsAsDirectory", "XMinioParentIsObject"}
+
 // fail says what an error of S3 is for a Store's callers.
 func (s *Store) fail(op, key string, err error) error {
 	r := minio.ToErrorResponse(err)
@@ -106,6 +112,8 @@ func (s *Store) fail(op, key string, err error) error {
 		err = fmt.Errorf("bucket %s does not exist", s.opts.Bucket)
 	case r.Code == "NoSuchKey", r.StatusCode == http.StatusNotFound:
 		err = store.ErrNoObject
+	case slices.Contains(nested, r.Code):
+		err = fmt.Errorf("%w: %s", store.ErrNested, r.Message)
 	case r.StatusCode == http.StatusInsufficientStorage, strings.Contains(r.Code, "Quota"), r.Code == "XMinioStorageFull":
 		err = fmt.Errorf("%w: %s", store.ErrFull, r.Message)
 	case r.StatusCode == http.StatusUnauthorized, r.StatusCode == http.StatusForbidden:
@@ -230,7 +238,8 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 func (s *Store) List(ctx context.Context, prefix string, yield func(store.Object) bool) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	for info := range s.core.Client.ListObjects(ctx, s.opts.Bucket, minio.ListObjectsOptions{Prefix: s.opts.Prefix + prefix, Recursive: true}) {
+	opts := minio.ListObjectsOptions{Prefix: s.opts.Prefix + prefix, Recursive: true}
+	for info := range s.core.Client.ListObjects(ctx, s.opts.Bucket, opts) {
 		if info.Err != nil {
 			return s.fail("list", prefix, info.Err)
 		}

@@ -1,7 +1,10 @@
 package s3store_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -55,7 +58,9 @@ func TestParseURL(t *testing.T) {
 	if err != nil || again != o {
 		t.Errorf("%s is read as %+v, %v", s, again, err)
 	}
-	for _, bad := range []string{"", "s3://", "s3:bucket", "http://x", "s3://key:secret@bucket/", "s3://b?color=red", "s3://b/a//b", "s3://b/../c"} {
+	for _, bad := range []string{
+		"", "s3://", "s3:bucket", "http://x", "s3://key:secret@bucket/", "s3://b?color=red", "s3://b/a//b", "s3://b/../c",
+	} {
 		if _, err := s3store.ParseURL(bad); err == nil {
 			t.Errorf("%q was taken", bad)
 		} else if strings.Contains(err.Error(), "secret") {
@@ -70,5 +75,44 @@ func TestNoBucket(t *testing.T) {
 	_, _, err := open(t, o).Get(t.Context(), "k", 0, -1)
 	if err == nil || errors.Is(err, store.ErrNoObject) || !strings.Contains(err.Error(), "bucket none does not exist") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestCancelledPut: a put to a server that does not answer ends with its context.
+func TestCancelledPut(t *testing.T) {
+	o := fake(t)
+	asked, release := make(chan struct{}), make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut {
+			close(asked)
+			<-release
+		}
+	}))
+	t.Cleanup(srv.Close)
+	t.Cleanup(func() { close(release) })
+	o.Endpoint = srv.URL
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		cancel()
+	}()
+	if _, err := open(t, o).Put(ctx, "k", []byte("v")); !errors.Is(err, context.Canceled) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestNested: servers that keep objects as files say in words of their own that "a" cannot be beside "a/b".
+func TestNested(t *testing.T) {
+	for code, status := range map[string]int{"ObjectParentIsFile": 409, "ExistingObjectIsDirectory": 409, "XMinioObjectExistsAsDirectory": 400} {
+		o := fake(t)
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(status)
+			fmt.Fprintf(w, "<Error><Code>%s</Code><Message>why</Message></Error>", code)
+		}))
+		t.Cleanup(srv.Close)
+		o.Endpoint = srv.URL
+		if _, err := open(t, o).PutIfAbsent(t.Context(), "a/b", []byte("v")); !errors.Is(err, store.ErrNested) {
+			t.Errorf("%s: %v", code, err)
+		}
 	}
 }

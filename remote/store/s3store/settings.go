@@ -31,10 +31,12 @@ func (s *Store) Warnings(ctx context.Context) (all []string, err error) {
 			continue
 		}
 		if !r.Expiration.IsDaysNull() || !r.Expiration.IsDateNull() || r.AllVersionsExpiration.Days > 0 {
-			all = append(all, fmt.Sprintf("lifecycle rule %q of bucket %s deletes objects by their age, those that are in use too: volumes will be lost; remove the rule, or keep it from %s", r.ID, s.opts.Bucket, s.where()))
+			all = append(all, fmt.Sprintf("lifecycle rule %q of bucket %s deletes objects by their age, those that are in use too: "+
+				"volumes will be lost; remove the rule, or keep it from %s", r.ID, s.opts.Bucket, s.where()))
 		}
 		if r.Transition.StorageClass != "" {
-			all = append(all, fmt.Sprintf("lifecycle rule %q of bucket %s moves objects to storage class %s: reads may become slow or fail; keep the rule from %s", r.ID, s.opts.Bucket, r.Transition.StorageClass, s.where()))
+			all = append(all, fmt.Sprintf("lifecycle rule %q of bucket %s moves objects to storage class %s: "+
+				"reads may become slow or fail; keep the rule from %s", r.ID, s.opts.Bucket, r.Transition.StorageClass, s.where()))
 		}
 		if !r.NoncurrentVersionExpiration.IsDaysNull() {
 			oldExpire = true
@@ -45,10 +47,12 @@ func (s *Store) Warnings(ctx context.Context) (all []string, err error) {
 		return all, s.fail("get versioning of", s.opts.Bucket, err)
 	}
 	if err == nil && versions.Enabled() && !oldExpire {
-		all = append(all, fmt.Sprintf("bucket %s keeps old versions of objects: whatever is deleted or replaced takes room for ever; turn versioning off, or add a lifecycle rule that expires noncurrent versions of %s", s.opts.Bucket, s.where()))
+		all = append(all, fmt.Sprintf("bucket %s keeps old versions of objects: whatever is deleted or replaced takes room for ever; "+
+			"turn versioning off, or add a lifecycle rule that expires noncurrent versions of %s", s.opts.Bucket, s.where()))
 	}
 	if lock, mode, _, _, err := s.core.Client.GetObjectLockConfig(ctx, s.opts.Bucket); err == nil && lock == "Enabled" && mode != nil {
-		all = append(all, fmt.Sprintf("bucket %s locks every object (%s): nothing that was replaced can be deleted before the lock ends", s.opts.Bucket, *mode))
+		all = append(all, fmt.Sprintf("bucket %s locks every object (%s): "+
+			"nothing that was replaced can be deleted before the lock ends", s.opts.Bucket, *mode))
 	}
 	return all, nil
 }

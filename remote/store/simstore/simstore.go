@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/remora-storage/remora/backoff"
 	"github.com/remora-storage/remora/remote/store"
 )
 
@@ -93,7 +94,7 @@ func (s *Store) request(ctx context.Context, kind, key string, changes bool, do 
 	delay, dice := s.delayLocked(f), s.rnd.Float64()
 	late := s.delayLocked(Faults{Delay: f.LateMost})
 	s.mu.Unlock()
-	if err := sleep(ctx, delay); err != nil {
+	if err := backoff.Sleep(ctx, delay); err != nil {
 		return none, err
 	}
 	fail := fmt.Errorf("%s %s: %w", kind, key, errNetwork)
@@ -135,20 +136,6 @@ func (s *Store) delayLocked(f Faults) time.Duration {
 	return time.Duration(s.rnd.Int64N(int64(f.Delay)))
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	if d == 0 {
-		return context.Cause(ctx)
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // Get implements store.Store.
 func (s *Store) Get(ctx context.Context, key string, off, n int64) (p []byte, o store.Object, err error) {
 	o, err = s.request(ctx, "get", key, false, func() (o store.Object, err error) {
@@ -186,7 +173,11 @@ func (s *Store) put(ctx context.Context, key string, p []byte, may func(object, 
 	p = bytes.Clone(p)
 	return s.request(ctx, "put", key, true, func() (o store.Object, err error) {
 		held, ok := s.objects[key]
-		if err := may(held, ok); err != nil {
+		err = may(held, ok)
+		if err == nil && !ok && s.nestedLocked(key) {
+			err = store.ErrNested
+		}
+		if err != nil {
 			return o, fmt.Errorf("put %s: %w", key, err)
 		}
 		s.writes++
@@ -197,6 +188,22 @@ func (s *Store) put(ctx context.Context, key string, p []byte, may func(object, 
 		s.objects[key] = object{p, v}
 		return store.Object{Key: key, Size: int64(len(p)), Version: v}, nil
 	})
+}
+
+// nestedLocked reports whether a key continues another object's, or another's continues it. The store refuses such a pair, as
+// directories do.
+func (s *Store) nestedLocked(key string) bool {
+	for at := strings.LastIndexByte(key, '/'); at > 0; at = strings.LastIndexByte(key[:at], '/') {
+		if _, ok := s.objects[key[:at]]; ok {
+			return true
+		}
+	}
+	for k := range s.objects {
+		if len(k) > len(key) && k[len(key)] == '/' && k[:len(key)] == key {
+			return true
+		}
+	}
+	return false
 }
 
 // Put implements store.Store.
