@@ -1,3 +1,4 @@
-// Package remote is empty. Blobs of registries are in remote/registry, object stores in remote/store; neither imports
-// the other.
+// Package remote is empty: its two halves are packages of their own, and neither imports the other.
+//
+// Belongs here: nothing. Does not: blobs of registries (remote/registry), object stores (remote/store).
 package remote

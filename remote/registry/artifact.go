@@ -28,8 +28,8 @@ func ArtifactTag(image digest.Digest, kind string) string {
 	return image.Algorithm().String() + "-" + image.Encoded() + "." + kind
 }
 
-// Artifact returns the content of the newest artifact of a kind that refers to an image. It is asked for under its own tag first and, at the same time, by the
-// Referrers API. An error that wraps ErrNotFound says that there is none.
+// Artifact returns the content of the newest artifact of a kind that refers to an image. It asks for it under its own tag
+// and, at the same time, by the Referrers API. An error that wraps ErrNotFound says that there is none.
 func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) ([]byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	type answer struct {
@@ -76,7 +76,8 @@ func whyNot(a, b error) error {
 
 // referrer finds an artifact by the Referrers API.
 func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) ([]byte, error) {
-	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "referrers/"+image.String()+"?"+url.Values{"artifactType": {kind.Type}}.Encode(), ocispec.MediaTypeImageIndex)
+	what := "referrers/" + image.String() + "?" + url.Values{"artifactType": {kind.Type}}.Encode()
+	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, what, ocispec.MediaTypeImageIndex)
 	if err != nil {
 		return nil, err
 	}

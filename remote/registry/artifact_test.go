@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -99,9 +100,14 @@ func TestArtifact(t *testing.T) {
 		want []byte
 		none bool
 	}{
-		"under its tag, embedded":        {documents{tag: embedded}, want, false},
-		"under its tag, as a blob":       {documents{tag: plain, blob: want}, want, false},
-		"by the API, the newest":         {documents{"referrers/" + image.String(): listOf(t, referrer(older, "2024-01-01T00:00:00Z"), referrer(embedded, "2025-01-01T00:00:00Z"), foreign), "manifests/" + digest.FromBytes(embedded).String(): embedded, "manifests/" + digest.FromBytes(older).String(): older}, want, false},
+		"under its tag, embedded":  {documents{tag: embedded}, want, false},
+		"under its tag, as a blob": {documents{tag: plain, blob: want}, want, false},
+		"by the API, the newest": {documents{
+			"referrers/" + image.String(): listOf(t,
+				referrer(older, "2024-01-01T00:00:00Z"), referrer(embedded, "2025-01-01T00:00:00Z"), foreign),
+			"manifests/" + digest.FromBytes(embedded).String(): embedded,
+			"manifests/" + digest.FromBytes(older).String():    older,
+		}, want, false},
 		"none":                           {documents{}, nil, true},
 		"an empty list":                  {documents{"referrers/" + image.String(): listOf(t)}, nil, true},
 		"of another image under the tag": {documents{tag: artifact(t, other, want, true)}, nil, true},
@@ -138,7 +144,8 @@ func TestManifest(t *testing.T) {
 	for _, ref := range []string{"1", digest.FromBytes(doc).String()} {
 		requests = 0
 		desc, got, err := r.Manifest(t.Context(), repo, ref)
-		if err != nil || !bytes.Equal(got, doc) || desc.Digest != digest.FromBytes(doc) || desc.MediaType != ocispec.MediaTypeImageManifest || desc.Size != int64(len(doc)) || requests != 1 {
+		wanted := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(doc), Size: int64(len(doc))}
+		if err != nil || !bytes.Equal(got, doc) || !reflect.DeepEqual(desc, wanted) || requests != 1 {
 			t.Errorf("%s: %+v after %d requests, %v", ref, desc, requests, err)
 		}
 	}

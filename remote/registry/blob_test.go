@@ -128,6 +128,14 @@ func TestRanges(t *testing.T) {
 }
 
 // TestWrongAnswers: each of these must be an error, and never data.
+// answer is a fault: every request gets a status.
+func answer(status int) func(http.ResponseWriter, *http.Request, int64) bool {
+	return func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
+		w.WriteHeader(status)
+		return true
+	}
+}
+
 func TestWrongAnswers(t *testing.T) {
 	partial := func(w http.ResponseWriter, contentRange string, body []byte) bool {
 		w.Header().Set("Content-Range", contentRange)
@@ -158,9 +166,9 @@ func TestWrongAnswers(t *testing.T) {
 		"short body": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			return partial(w, fmt.Sprintf("bytes 100-199/%d", len(data)), data[100:150])
 		}, registry.ErrRange}, // its length is announced
-		"404":                     {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(404); return true }, registry.ErrNotFound},
-		"403":                     {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(403); return true }, registry.ErrUnauthorized},
-		"401 without a challenge": {func(w http.ResponseWriter, _ *http.Request, _ int64) bool { w.WriteHeader(401); return true }, registry.ErrUnauthorized},
+		"404":                     {answer(404), registry.ErrNotFound},
+		"403":                     {answer(403), registry.ErrUnauthorized},
+		"401 without a challenge": {answer(401), registry.ErrUnauthorized},
 		"401 for ever": {func(w http.ResponseWriter, r *http.Request, _ int64) bool {
 			if r.URL.Path == "/token" {
 				_, _ = io.WriteString(w, `{"token":"x"}`)
@@ -346,7 +354,8 @@ func TestTokens(t *testing.T) {
 			return true
 		}
 		if r.Header.Get("Authorization") != fmt.Sprintf("Bearer token-%d", tokens.Load()) || tokens.Load() == 0 {
-			w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+reg.host()+`/token",service="reg",scope="repository:`+repo+`:pull",error="invalid_token"`)
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf(
+				`Bearer realm="http://%s/token",service="reg",scope="repository:%s:pull",error="invalid_token"`, reg.host(), repo))
 			w.WriteHeader(401)
 			return true
 		}
@@ -387,7 +396,8 @@ func TestTokens(t *testing.T) {
 
 func TestCredentialHelper(t *testing.T) {
 	dir := t.TempDir()
-	helper := "#!/bin/sh\nread host\necho \"{\\\"ServerURL\\\":\\\"$host\\\",\\\"Username\\\":\\\"robot\\\",\\\"Secret\\\":\\\"fromhelper\\\"}\"\n"
+	helper := "#!/bin/sh\nread host\n" +
+		"echo \"{\\\"ServerURL\\\":\\\"$host\\\",\\\"Username\\\":\\\"robot\\\",\\\"Secret\\\":\\\"fromhelper\\\"}\"\n"
 	if err := os.WriteFile(filepath.Join(dir, "docker-credential-test"), []byte(helper), 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,8 @@ const maxDocument = 4 << 20
 
 // manifestTypes are what a manifest of an image may be.
 var manifestTypes = strings.Join([]string{
-	ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex, images.MediaTypeDockerSchema2Manifest, images.MediaTypeDockerSchema2ManifestList,
+	ocispec.MediaTypeImageManifest, ocispec.MediaTypeImageIndex,
+	images.MediaTypeDockerSchema2Manifest, images.MediaTypeDockerSchema2ManifestList,
 }, ", ")
 
 // Manifest reads a manifest or an index that a tag or a digest names, by one request, and returns it
@@ -53,7 +54,8 @@ func (r *Registry) Manifest(ctx context.Context, repo Repository, reference stri
 	}
 	mediaType, _, _ = strings.Cut(mediaType, ";")
 	if says.MediaType != "" && says.MediaType != mediaType {
-		return ocispec.Descriptor{}, nil, fmt.Errorf("manifest %s of %s is a %q and says that it is a %q", reference, repo, mediaType, says.MediaType)
+		err := fmt.Errorf("manifest %s of %s is a %q and says that it is a %q", reference, repo, mediaType, says.MediaType)
+		return ocispec.Descriptor{}, nil, err
 	}
 	return ocispec.Descriptor{MediaType: mediaType, Digest: want, Size: int64(len(doc))}, doc, nil
 }
@@ -99,7 +101,9 @@ func (r *Registry) Warm(ctx context.Context, registry string, connections int) {
 }
 
 // document reads a small document of a repository from the first host that has it.
-func (r *Registry) document(ctx context.Context, repo Repository, needs docker.HostCapabilities, what, accept string) (doc []byte, mediaType string, err error) {
+func (r *Registry) document(
+	ctx context.Context, repo Repository, needs docker.HostCapabilities, what, accept string,
+) (doc []byte, mediaType string, err error) {
 	hosts, err := r.registryHosts(ctx, repo.Host)
 	if err != nil {
 		return nil, "", err
@@ -120,7 +124,9 @@ func (r *Registry) document(ctx context.Context, repo Repository, needs docker.H
 	return nil, "", err
 }
 
-func (r *Registry) documentFrom(ctx context.Context, host docker.RegistryHost, repo Repository, what, accept string) (doc []byte, mediaType string, err error) {
+func (r *Registry) documentFrom(
+	ctx context.Context, host docker.RegistryHost, repo Repository, what, accept string,
+) (doc []byte, mediaType string, err error) {
 	u := host.Scheme + "://" + host.Host + host.Path + "/" + repo.Path + "/" + what
 	if isMirror(host.Host, repo.Host) {
 		sep := "?"

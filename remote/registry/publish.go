@@ -28,7 +28,9 @@ type Published struct {
 
 // PushArtifact publishes an artifact that refers to an image. It takes the place of an earlier one of its
 // kind.
-func (r *Registry) PushArtifact(ctx context.Context, repo Repository, image ocispec.Descriptor, kind ArtifactKind, content []byte) (Published, error) {
+func (r *Registry) PushArtifact(
+	ctx context.Context, repo Repository, image ocispec.Descriptor, kind ArtifactKind, content []byte,
+) (Published, error) {
 	w, err := r.Writable(ctx, repo)
 	if err != nil {
 		return Published{}, err
@@ -52,7 +54,9 @@ func (r *Registry) PushArtifact(ctx context.Context, repo Repository, image ocis
 	if err != nil {
 		return Published{}, err
 	}
-	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(doc), Size: int64(len(doc)), ArtifactType: kind.Type}
+	desc := ocispec.Descriptor{
+		MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(doc), Size: int64(len(doc)), ArtifactType: kind.Type,
+	}
 	tag := ArtifactTag(image.Digest, kind.Tag)
 	// oras-go keeps the list of referrers under a tag where the registry has no Referrers API.
 	if err := w.PushReference(ctx, desc, bytes.NewReader(doc), tag); err != nil {

@@ -46,8 +46,11 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, err
 		}
 		resp, err := t.base.RoundTrip(attempt)
-		if err != nil || resp.StatusCode != http.StatusUnauthorized || t.host.Authorizer == nil || len(refused) == maxRefused || !repeatable(req) {
+		if err != nil || resp.StatusCode != http.StatusUnauthorized {
 			return resp, err
+		}
+		if t.host.Authorizer == nil || len(refused) == maxRefused || !repeatable(req) {
+			return resp, nil
 		}
 		drain(resp)
 		refused = append(refused, resp)
