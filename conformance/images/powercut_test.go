@@ -1,0 +1,319 @@
+package images_test
+
+import (
+	"archive/tar"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// How many layers each image of this test has, and how many files each layer.
+const cutLayers, cutFiles = 3, 40
+
+// A cutImage is an image of the test, and since when a power cut must leave what of it. Times are counts of flushes.
+type cutImage struct {
+	ref, name string
+	pulled    int // its layers' snapshots are committed
+	removed   int // containerd does not want it any longer; 0 for never
+	whole     int // all its bytes are on stable storage; 0 for never
+}
+
+func (i *cutImage) isWhole(at int) bool { return i.whole > 0 && i.whole <= at }
+
+// powerCut is a remorad whose root is on a disk that records, and images that it has pulled.
+type powerCut struct {
+	stack  *testbed.Stack
+	proxy  *faultyProxy // between it and the registry
+	rec    *blockdev.Recorder
+	images []*cutImage
+	sums   map[string][32]byte // of all images' files, by path in their layer; no two layers have a directory in common
+}
+
+// TestPowerCut: remorad's root is on a disk whose power is cut at any flush; of what the disk was sent since whatever may be
+// lost, torn and out of order. No committed snapshot is damaged, what was whole needs no registry, and pulls go on.
+func TestPowerCut(t *testing.T) {
+	t.Parallel()
+	testbed.NeedRoot(t)
+	rec, _, dir, umount := testbed.RecordedExt4(t, 256<<20)
+	s := testbed.New(t, testbed.Options{Root: filepath.Join(dir, "remora"), LogLevel: "info"})
+	namespace := s.Namespace
+	c := &powerCut{stack: s, proxy: newFaultyProxy(t, s), rec: rec, sums: map[string][32]byte{}}
+	testbed.Must(t, syncFS(dir))
+	first := rec.Flushes()
+	c.live(t)
+	last := rec.Flushes()
+	c.endRemorad(t)
+	umount()
+
+	seed := uint64(time.Now().UnixNano())
+	rnd := rand.New(rand.NewPCG(seed, 0))
+	cuts := testbed.Rounds(8, 300)
+	t.Logf("seed %d, %d flushes, %d cuts", seed, last-first, cuts)
+	for i := range cuts {
+		at := first + rnd.IntN(last-first+1)
+		again := c.images[rnd.IntN(len(c.images))]
+		s.Namespace = fmt.Sprintf("%s-%d", namespace, i)
+		testbed.CutAndLook(t, rec, at, rnd, func(dir string) { c.look(t, filepath.Join(dir, "remora"), at, again) })
+		if t.Failed() {
+			t.Fatalf("cut %d, after flush %d of %d to %d", i, at, first, last)
+		}
+	}
+}
+
+func syncFS(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
+}
+
+// live has remorad do what it does: lazy images and imports come, are read, become whole, and go.
+func (c *powerCut) live(t *testing.T) {
+	t.Helper()
+	lazy, plain, gone, last := c.push(t, "lazy", true), c.push(t, "plain", false), c.push(t, "gone", true), c.push(t, "last", true)
+	c.pull(t, gone)
+	c.pull(t, lazy)
+	c.read(t, lazy, func(path string) bool { return strings.HasSuffix(path, "7") })
+	c.pull(t, plain)
+	gone.removed = c.rec.Flushes()
+	removeAll(t, c.stack, gone.ref)
+	c.waitMounted(t, 0, gone.ref)
+	_, err := c.stack.Snapctl(t.Context(), "fetch", "--cache-only", lazy.ref)
+	testbed.Must(t, err)
+	testbed.Must(t, c.stack.StopRemorad(syscall.SIGTERM)) // which syncs what it has
+	lazy.whole, plain.whole = c.rec.Flushes(), c.rec.Flushes()
+	testbed.Must(t, c.stack.StartRemorad())
+	c.pull(t, last)
+	c.read(t, last, all)
+}
+
+func all(string) bool { return true }
+
+// push makes an image and puts it into the registry: converted, or as it is.
+func (c *powerCut) push(t *testing.T, name string, lazy bool) *cutImage {
+	t.Helper()
+	var tars []func(*tar.Writer) error
+	for layer := range cutLayers {
+		dir := fmt.Sprintf("%s-%d", name, layer)
+		rnd := rand.NewChaCha8(sha256.Sum256([]byte(dir)))
+		files := map[string][]byte{}
+		for i := range cutFiles {
+			body := make([]byte, 1+int(rnd.Uint64()%80_000))
+			_, _ = rnd.Read(body) // never fails
+			path := fmt.Sprintf("%s/%d", dir, i)
+			files[path], c.sums[path] = body, sha256.Sum256(body)
+		}
+		tars = append(tars, func(w *tar.Writer) error {
+			err := w.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755})
+			for _, path := range slices.Sorted(maps.Keys(files)) {
+				if err == nil {
+					err = w.WriteHeader(&tar.Header{Name: path, Mode: 0o644, Size: int64(len(files[path]))})
+				}
+				if err == nil {
+					_, err = w.Write(files[path])
+				}
+			}
+			return err
+		})
+	}
+	work := t.TempDir()
+	layout, tag := filepath.Join(work, "src"), "src"
+	testbed.Must(t, testbed.WriteTars(layout, tag, tars...))
+	if lazy {
+		_, err := c.stack.Snapctl(t.Context(), "convert", "oci:"+layout+":src", "oci:"+filepath.Join(work, "lazy")+":lazy")
+		testbed.Must(t, err)
+		layout, tag = filepath.Join(work, "lazy"), "lazy"
+	}
+	testbed.Must(t, c.stack.Push(t.Context(), layout, tag, name+":it"))
+	image := &cutImage{name: name, ref: c.proxy.Listener.Addr().String() + "/" + name + ":it"}
+	c.images = append(c.images, image)
+	return image
+}
+
+func (c *powerCut) pull(t *testing.T, image *cutImage) {
+	t.Helper()
+	_, err := c.stack.Snapctl(t.Context(), "pull", image.ref)
+	testbed.Must(t, err)
+	image.pulled = c.rec.Flushes()
+	c.waitMounted(t, cutLayers, image.ref)
+}
+
+// waitMounted waits until remorad has n layers of the image, and all are mounted. It may have quarantined none of any image.
+func (c *powerCut) waitMounted(t *testing.T, n int, image string) {
+	t.Helper()
+	testbed.WaitFor(t, "all layers to be mounted", func() bool {
+		st, err := c.stack.Status(t.Context())
+		testbed.Must(t, err)
+		all, mounted := 0, 0
+		for _, l := range st.Layers {
+			if l.State == "quarantined" || l.State == "failed" {
+				t.Fatalf("layer %s of %s is %s: %s", l.Digest, l.Image, l.State, l.Reason)
+			}
+			if l.Image == image {
+				all++
+			}
+			if l.State == "mounted" && l.Image == image {
+				mounted++
+			}
+		}
+		return all == n && mounted == n
+	})
+}
+
+// record is what a layer.json says.
+type record struct {
+	Name   string
+	Source struct {
+		Image      string
+		Descriptor ocispec.Descriptor
+	}
+	Quarantined string
+}
+
+// layers reads the records of the layers under a root that nobody uses: of every committed snapshot whose name says that it is
+// remorad's own. It returns them by the snapshots' ids.
+func (c *powerCut) layers(t *testing.T, root string) map[string]record {
+	t.Helper()
+	copied := filepath.Join(t.TempDir(), "metadata.db")
+	p, err := os.ReadFile(filepath.Join(root, "metadata.db"))
+	testbed.Must(t, err)
+	testbed.Must(t, os.WriteFile(copied, p, 0o600))
+	store, err := storage.NewMetaStore(copied)
+	testbed.Must(t, err)
+	defer store.Close()
+	var names map[string]string
+	testbed.Must(t, store.WithTransaction(t.Context(), false, func(ctx context.Context) (err error) {
+		names, err = storage.IDMap(ctx)
+		if errdefs.IsNotFound(err) {
+			return nil // it is new and empty
+		}
+		return err
+	}))
+	all := map[string]record{}
+	for id, name := range names {
+		if !strings.HasPrefix(name, "remora-") {
+			continue
+		}
+		var r record
+		p, err := os.ReadFile(filepath.Join(root, "snapshots", id, "layer.json"))
+		if err == nil {
+			err = json.Unmarshal(p, &r)
+		}
+		if err != nil || r.Name != name || r.Quarantined != "" {
+			t.Errorf("committed snapshot %s, %s, has the record %q: %v", id, name, p, err)
+		}
+		if _, err := os.Stat(filepath.Join(root, "snapshots", id, "fs")); err != nil {
+			t.Error(err)
+		}
+		all[id] = r
+	}
+	return all
+}
+
+// read compares those of an image's files that remorad has mounted and want names. It returns how many files that were.
+func (c *powerCut) read(t *testing.T, image *cutImage, want func(path string) bool) (n int) {
+	t.Helper()
+	records, err := filepath.Glob(filepath.Join(c.stack.Root, "snapshots", "*", "layer.json"))
+	testbed.Must(t, err)
+	for _, r := range records {
+		layer := filepath.Join(filepath.Dir(r), "fs")
+		testbed.Must(t, filepath.WalkDir(layer, func(path string, e fs.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() {
+				return err
+			}
+			name, err := filepath.Rel(layer, path)
+			if err != nil || !strings.HasPrefix(name, image.name+"-") || !want(name) {
+				return err
+			}
+			body, err := os.ReadFile(path)
+			if sum, ok := c.sums[name]; err != nil || !ok || sha256.Sum256(body) != sum {
+				t.Errorf("%s in %s is not what it was: %d bytes, %v", name, layer, len(body), err)
+			}
+			n++
+			return nil
+		}))
+	}
+	return n
+}
+
+// look starts remorad on what a cut left, and has it pull one of the images.
+func (c *powerCut) look(t *testing.T, root string, at int, again *cutImage) {
+	t.Helper()
+	found := map[string]int{} // layers by image
+	for _, r := range c.layers(t, root) {
+		found[r.Source.Image]++
+	}
+	for _, image := range c.images {
+		if image.pulled <= at && (image.removed == 0 || at < image.removed) && found[image.ref] != cutLayers {
+			t.Errorf("%s was pulled before flush %d and has %d layers", image.ref, image.pulled, found[image.ref])
+		}
+	}
+	if t.Failed() {
+		return
+	}
+	s := c.stack
+	s.Root = root
+	alone := 0
+	if slices.ContainsFunc(c.images, func(i *cutImage) bool { return i.isWhole(at) }) {
+		away := status(500)
+		c.proxy.fault.Store(&away)
+		testbed.Must(t, s.StartRemorad())
+		for _, image := range c.images {
+			if image.isWhole(at) {
+				c.waitMounted(t, cutLayers, image.ref)
+				alone += c.read(t, image, all)
+			}
+		}
+		c.proxy.fault.Store(nil)
+		testbed.Must(t, s.StopRemorad(syscall.SIGKILL))
+	}
+	testbed.Must(t, s.StartRemorad())
+	_, err := s.Snapctl(t.Context(), "pull", again.ref)
+	testbed.Must(t, err)
+	found[again.ref] = cutLayers
+	files := 0
+	for _, image := range c.images {
+		if image != again && image.removed > 0 {
+			continue // containerd has not lost power, and has these layers removed
+		}
+		c.waitMounted(t, found[image.ref], image.ref)
+		n := c.read(t, image, all)
+		if n != found[image.ref]*cutFiles {
+			t.Errorf("%s has %d layers with %d files", image.ref, found[image.ref], n)
+		}
+		files += n
+	}
+	t.Logf("cut after flush %d: %d files read without the registry, %d with it", at, alone, files)
+	c.endRemorad(t)
+}
+
+// endRemorad ends remorad, its holder and their mounts.
+func (c *powerCut) endRemorad(t *testing.T) {
+	t.Helper()
+	s := c.stack
+	_, err := s.Snapctl(t.Context(), "detach", "--all")
+	testbed.Must(t, err)
+	testbed.Must(t, s.StopRemorad(syscall.SIGTERM))
+	testbed.WaitFor(t, "the holder to end", func() bool { return s.HolderPID() == 0 })
+}
