@@ -21,6 +21,9 @@ func TestParse(t *testing.T) {
 		`40 35 0:44 / /nothing ro`,
 		`41 35 x:y / /odd ro - a b c`,
 	}
+	if n := len(lines[2]); n < 100<<10 {
+		t.Fatalf("the long line has only %d bytes", n)
+	}
 	all, err := parse(strings.NewReader(strings.Join(lines, "\n") + "\n"))
 	if err != nil {
 		t.Fatal(err)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/holder"
+	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/version"
 )
@@ -162,13 +163,13 @@ func enterGroup(dir string) error {
 
 // unifiedGroups returns where control groups of version 2 are mounted.
 func unifiedGroups() (string, error) {
-	p, err := os.ReadFile("/proc/self/mounts")
+	all, err := mounts.Own()
 	if err != nil {
 		return "", err
 	}
-	for line := range strings.Lines(string(p)) {
-		if f := strings.Fields(line); len(f) > 2 && f[2] == "cgroup2" {
-			return f[1], nil
+	for _, m := range all {
+		if m.Type == "cgroup2" {
+			return m.Dir, nil
 		}
 	}
 	return "", fmt.Errorf("control groups of version 2 are not mounted")
