@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -242,16 +242,12 @@ func (s *Snapshotter) restore(earlier earlierMounts) error {
 const restoreAtOnce = 8
 
 func eachOf(all []*binding, do func(*binding)) {
-	var wg sync.WaitGroup
-	slots := make(chan struct{}, restoreAtOnce)
+	var running errgroup.Group
+	running.SetLimit(restoreAtOnce)
 	for _, b := range all {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			do(b)
-		})
+		running.Go(func() error { do(b); return nil })
 	}
-	wg.Wait()
+	_ = running.Wait() // none of them fails
 }
 
 // openImage opens a binding's image if it is in the cache.

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -70,7 +69,7 @@ func putBlob(ctx context.Context, store content.Store, desc ocispec.Descriptor, 
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}
-	if err != nil && strings.Contains(err.Error(), "unexpected commit digest") {
+	if errdefs.IsFailedPrecondition(err) { // size or digest
 		return fmt.Errorf("the registry serves another blob under this digest: %w", err)
 	}
 	return err

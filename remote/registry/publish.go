@@ -6,7 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
+	"net/http"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -14,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/errdef"
 	oras "oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
 // maxEmbedded is up to which size an artifact's content is repeated in its manifest, so that one request
@@ -86,7 +87,8 @@ func (r *Registry) RemoveArtifact(ctx context.Context, repo Repository, image di
 	if err == nil {
 		err = w.Delete(ctx, desc)
 	}
-	if err != nil && strings.Contains(err.Error(), "405") {
+	var answer *errcode.ErrorResponse
+	if errors.As(err, &answer) && answer.StatusCode == http.StatusMethodNotAllowed {
 		return fmt.Errorf("%s does not allow deletion: %w", repo.Host, err)
 	}
 	return err
