@@ -9,6 +9,7 @@ import (
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/version"
+	"github.com/remora-storage/remora/snapshotter"
 )
 
 // Where things are unless flags say otherwise.
@@ -23,10 +24,14 @@ func main() { cli.Main("remorad", run) }
 type flags struct {
 	config, root, address, logLevel, holder string
 	defaultConfig                           bool
+	kernel                                  snapshotter.Kernel // nil for this machine's; no flag
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	var f flags
+	return flags{}.run(ctx, args, stdout, stderr)
+}
+
+func (f flags) run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	cmd := &cobra.Command{
 		Use:   "remorad",
 		Short: "Lazy container images for containerd",
