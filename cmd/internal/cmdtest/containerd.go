@@ -6,12 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/pkg/gc"
+	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins"
+	"github.com/containerd/log"
 	"github.com/containerd/plugin"
 	"github.com/containerd/plugin/registry"
 	"github.com/opencontainers/go-digest"
@@ -69,6 +72,9 @@ func (c collector) ScheduleAndWait(ctx context.Context) (gc.Stats, error) {
 // NewContainerd starts containerd's services on a socket, which end with the test.
 func NewContainerd(t testing.TB, socket string) *Containerd {
 	t.Helper()
+	if err := log.SetLevel("error"); err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "containerd-")
 	if err != nil {
 		t.Fatal(err)
@@ -154,13 +160,15 @@ func (c *Containerd) Blobs(t testing.TB) (all []digest.Digest) {
 	return all
 }
 
-// Put stores an image, as a pull of it does, in the default namespace.
+// Put stores an image, as a pull of it by its full name does, in the default namespace.
 func (c *Containerd) Put(t testing.TB, name string, img *Image) {
 	t.Helper()
 	ctx := namespaces.WithNamespace(t.Context(), namespaces.Default)
 	store := c.DB.ContentStore()
+	host, path, _ := strings.Cut(name, "/")
+	source := map[string]string{labels.LabelDistributionSource + "." + host: path[:strings.LastIndex(path, ":")]}
 	for d, doc := range img.Docs {
-		writeBlob(t, ctx, store, ocispec.Descriptor{MediaType: doc.MediaType, Digest: d, Size: int64(len(doc.Data))}, doc.Data)
+		writeBlob(t, ctx, store, ocispec.Descriptor{MediaType: doc.MediaType, Digest: d, Size: int64(len(doc.Data))}, doc.Data, source)
 	}
 	link(t, ctx, store, metadata.NewImageStore(c.DB), name, img.Target)
 }

@@ -133,9 +133,9 @@ func (differ) Compare(context.Context, []mount.Mount, []mount.Mount, ...diff.Opt
 	return ocispec.Descriptor{}, errdefs.ErrNotImplemented
 }
 
-func writeBlob(t testing.TB, ctx context.Context, store content.Store, desc ocispec.Descriptor, data []byte) {
+func writeBlob(t testing.TB, ctx context.Context, store content.Store, desc ocispec.Descriptor, data []byte, labels map[string]string) {
 	t.Helper()
-	err := content.WriteBlob(ctx, store, "test-"+desc.Digest.String(), bytes.NewReader(data), desc)
+	err := content.WriteBlob(ctx, store, "test-"+desc.Digest.String(), bytes.NewReader(data), desc, content.WithLabels(labels))
 	if err != nil && !errdefs.IsAlreadyExists(err) {
 		t.Fatal(err)
 	}
