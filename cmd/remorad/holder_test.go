@@ -1,0 +1,80 @@
+package main
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/remora-storage/remora/cmd/internal/cli"
+)
+
+// TestHolderNone: without a holder nothing is kept.
+func TestHolderNone(t *testing.T) {
+	h, kept, err := connectHolder(flags{root: t.TempDir(), holder: holderNone}, discard())
+	if err != nil || kept != nil || h.pid() != 0 || h.keeper() != nil || h.close() != nil {
+		t.Errorf("%+v, %v, %v", h, kept, err)
+	}
+	if _, _, err := connectHolder(flags{holder: "me"}, discard()); cli.Code(err) != 2 {
+		t.Errorf("a holder that is none: %v", err)
+	}
+}
+
+// TestHold serves a root for as long as remorad is there, and ends with it: nothing is left to hold.
+func TestHold(t *testing.T) {
+	t.Setenv("INVOCATION_ID", "systemd has given it a control group")
+	root := filepath.Join(shortDir(t), "root")
+	log := new(output)
+	ended := make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() { ended <- hold(ctx, flags{root: root, logLevel: "debug"}, log) }()
+	h, kept, err := connectHolder(flags{root: root, holder: holderExternal}, discard())
+	if err != nil {
+		t.Fatalf("%v\n%s", err, log)
+	}
+	stop() // a signal does not end it
+	if len(kept) != 0 || h.pid() != os.Getpid() || h.keeper() == nil {
+		t.Errorf("it keeps %v, as %d", kept, h.pid())
+	}
+	if err := h.close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-ended; err != nil {
+		t.Errorf("the end: %v\n%s", err, log)
+	}
+}
+
+// TestHolderAuto starts a holder of its own, in another process.
+func TestHolderAuto(t *testing.T) {
+	t.Setenv("INVOCATION_ID", "x")
+	root := shortDir(t)
+	h, _, err := connectHolder(flags{root: root, holder: holderAuto}, discard())
+	if err != nil {
+		p, _ := os.ReadFile(filepath.Join(root, holderLog)) // for people
+		t.Fatalf("%v\n%s", err, p)
+	}
+	pid := h.pid()
+	if pid == 0 || pid == os.Getpid() {
+		t.Errorf("the holder is process %d", pid)
+	}
+	if err := h.close(); err != nil {
+		t.Error(err)
+	}
+	waitFor(t, "the holder ends when nothing is left to hold", func() bool {
+		p, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		return err != nil || strings.Contains(string(p), ") Z ")
+	})
+}
+
+// TestControlGroups: what cannot be entered is said.
+func TestControlGroups(t *testing.T) {
+	if err := enterGroup(filepath.Join(t.TempDir(), "none")); err == nil {
+		t.Error("a group that is not there was entered")
+	}
+	t.Setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+	if !inPod() {
+		t.Error("in Kubernetes, and not in a pod")
+	}
+}
