@@ -53,7 +53,7 @@ func (l deviceLoad) run(ctx context.Context, dev string, size int64, during time
 		running.Go(func() {
 			p := blockdev.AlignedBuffer(l.bytes)
 			rand.NewChaCha8([32]byte{byte(i)}).Read(p) // never fails; bytes that do not compress
-			for time.Since(begin) < during && ctx.Err() == nil {
+			for first := true; first || time.Since(begin) < during && ctx.Err() == nil; first = false {
 				mu.Lock()
 				slot := next % slots
 				next++
