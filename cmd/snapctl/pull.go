@@ -220,7 +220,8 @@ func (a *app) login(ctx context.Context, remora *control.Client, logins *registr
 
 func explainPull(err error, ref, snapshotter string) error {
 	err = fmt.Errorf("pull %s: %w", ref, err)
-	if errdefs.IsNotFound(err) && strings.Contains(err.Error(), "snapshotter") {
+	missing := errdefs.IsNotFound(err) || strings.Contains(err.Error(), "could not find") // which its client says without a type
+	if missing && strings.Contains(err.Error(), "snapshotter") {
 		return fmt.Errorf("%w: containerd does not know the snapshotter %q; add what \"remorad containerd-config\" prints to its configuration", err, snapshotter)
 	}
 	return err
