@@ -45,6 +45,7 @@ type Containerd struct {
 	Socket    string
 	Snapshots *Snapshots
 	DB        *metadata.DB
+	tasks     *tasks
 }
 
 // part makes a stand-in one of containerd's plugins.
@@ -142,6 +143,8 @@ func NewContainerd(t testing.TB, socket string) *Containerd {
 			c.Snapshots = v
 		case *metadata.DB:
 			c.DB = v
+		case *tasks:
+			c.tasks = v
 		}
 	}
 	return c
@@ -190,3 +193,19 @@ func (c *Containerd) Collect(t testing.TB) {
 		t.Fatal(err)
 	}
 }
+
+// Containers returns the ids of the containers in the default namespace.
+func (c *Containerd) Containers(t testing.TB) (ids []string) {
+	t.Helper()
+	all, err := metadata.NewContainerStore(c.DB).List(namespaces.WithNamespace(t.Context(), namespaces.Default))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, one := range all {
+		ids = append(ids, one.ID)
+	}
+	return ids
+}
+
+// Running returns the ids of the containers whose process runs.
+func (c *Containerd) Running() []string { return c.tasks.running() }

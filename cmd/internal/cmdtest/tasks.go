@@ -40,6 +40,14 @@ type process struct {
 	at     time.Time
 }
 
+// pid returns the process's number, 0 for one that was never started.
+func (p *process) pid() uint32 {
+	if p.cmd.Process == nil {
+		return 0
+	}
+	return uint32(p.cmd.Process.Pid)
+}
+
 func newTasks(ic *plugin.InitContext) (any, error) {
 	db, err := ic.GetSingle(plugins.MetadataPlugin)
 	if err != nil {
@@ -164,7 +172,7 @@ func (s *tasks) Get(_ context.Context, req *tasksapi.GetRequest) (*tasksapi.GetR
 	s.mu.Unlock()
 	out := &tasktypes.Process{ID: req.ContainerID, Status: tasktypes.Status_CREATED}
 	if ended != nil {
-		out.Status, out.Pid = tasktypes.Status_RUNNING, uint32(p.cmd.Process.Pid)
+		out.Status, out.Pid = tasktypes.Status_RUNNING, p.pid()
 		select {
 		case <-ended:
 			out.Status, out.ExitStatus, out.ExitedAt = tasktypes.Status_STOPPED, p.code, timestamppb.New(p.at)
@@ -179,8 +187,16 @@ func (s *tasks) Kill(_ context.Context, req *tasksapi.KillRequest) (*emptypb.Emp
 	if err != nil {
 		return nil, err
 	}
-	if p.cmd.Process == nil {
-		return nil, errgrpc.ToGRPC(fmt.Errorf("process is not started: %w", errdefs.ErrFailedPrecondition))
+	if p.cmd.Process == nil { // it waits for its start, and ends without one
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if p.ended == nil {
+			ended := make(chan struct{})
+			close(ended)
+			p.ended, p.code, p.at = ended, 128+uint32(syscall.SIGKILL), time.Now()
+			p.stdout.Close()
+		}
+		return &emptypb.Empty{}, nil
 	}
 	if err := p.cmd.Process.Signal(syscall.Signal(req.Signal)); err != nil {
 		return nil, errgrpc.ToGRPC(fmt.Errorf("%w: %w", err, errdefs.ErrNotFound))
@@ -193,11 +209,24 @@ func (s *tasks) Delete(ctx context.Context, req *tasksapi.DeleteTaskRequest) (*t
 	if err != nil {
 		return nil, err
 	}
-	if p.cmd.Process == nil {
-		p.stdout.Close()
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.all, req.ContainerID)
 	return &tasksapi.DeleteResponse{ID: req.ContainerID, ExitStatus: p.code, ExitedAt: timestamppb.New(p.at)}, nil
+}
+
+func (s *tasks) running() (ids []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, p := range s.all {
+		if p.ended == nil {
+			continue
+		}
+		select {
+		case <-p.ended:
+		default:
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
