@@ -38,7 +38,7 @@ func TestPrimeAndResolve(t *testing.T) {
 		t.Errorf("resolved %+v, %v", reply, err)
 	}
 	cached, err := d.Cache(t.Context())
-	if err != nil || len(cached.Entries) != 2 || cached.Entries[0].PresentBytes != cached.Entries[0].TotalBytes {
+	if err != nil || cached.Bytes < 200_000 { // both layers, which no snapshot has yet
 		t.Errorf("cached %+v, %v", cached, err)
 	}
 	_, err = d.Resolve(t.Context(), &control.ResolveRequest{Namespace: "default", Manifest: digest.FromString("none"), Ref: ref}, func([]control.FetchProgress) {})
