@@ -31,7 +31,8 @@ func (b *storedBlobs) Blob(ctx context.Context, namespace string, d digest.Diges
 const keptFor = time.Hour
 
 // KeepBlob implements snapshotter.Blobs.
-func (b *storedBlobs) KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, r io.Reader) error {
+func (b *storedBlobs) KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo registry.Repository,
+	diffID digest.Digest, r io.Reader) error {
 	ctx, _, err := b.containerd.WithLease(namespaces.WithNamespace(ctx, namespace), leases.WithRandomID(), leases.WithExpiration(keptFor))
 	if err != nil {
 		return err
@@ -43,7 +44,8 @@ func (b *storedBlobs) KeepBlob(ctx context.Context, namespace string, desc ocisp
 }
 
 // putBlob adds a layer's blob to a content store, unless it is there.
-func putBlob(ctx context.Context, store content.Store, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, write func(io.Writer) error) error {
+func putBlob(ctx context.Context, store content.Store, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest,
+	write func(io.Writer) error) error {
 	w, err := content.OpenWriter(ctx, store, content.WithRef("remora-fetch-"+desc.Digest.String()), content.WithDescriptor(desc))
 	if errdefs.IsAlreadyExists(err) {
 		return nil

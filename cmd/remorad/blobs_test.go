@@ -49,7 +49,8 @@ func TestKeepBlob(t *testing.T) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	info, err := c.ContentStore().Info(namespaces.WithNamespace(t.Context(), "default"), desc.Digest)
-	if err != nil || info.Labels["containerd.io/uncompressed"] != diffID.String() || info.Labels["containerd.io/distribution.source.r.example.com"] != "team/app" {
+	if err != nil || info.Labels["containerd.io/uncompressed"] != diffID.String() ||
+		info.Labels["containerd.io/distribution.source.r.example.com"] != "team/app" {
 		t.Errorf("labels %v, %v", info.Labels, err)
 	}
 }

@@ -203,7 +203,8 @@ func (c *config) check() error {
 		}
 	}
 	if c.Import.Wait <= 0 || time.Duration(c.Import.Wait) > time.Second {
-		return fmt.Errorf("[import] wait = %q: want more than nothing, and no more than 1s: containerd holds a lock meanwhile", time.Duration(c.Import.Wait))
+		return fmt.Errorf("[import] wait = %q: want more than nothing, and no more than 1s: containerd holds a lock meanwhile",
+			time.Duration(c.Import.Wait))
 	}
 	switch snapshotter.Background(c.Fetch.Background) {
 	case snapshotter.BackgroundOff, snapshotter.BackgroundIdle, snapshotter.BackgroundOn:

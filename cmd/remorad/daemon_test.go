@@ -26,14 +26,16 @@ func TestPrimeAndResolve(t *testing.T) {
 	reg.Put("app", "1", img)
 	ref := reg.Ref("app:1")
 	docs, err := d.Prime(t.Context(), &control.PrimeRequest{Namespace: "default", Ref: ref})
-	if err != nil || len(docs.Documents) != 2 || docs.Documents[0].Digest != img.Target.Digest || !bytes.Equal(docs.Documents[0].Data, img.Docs[img.Target.Digest].Data) {
+	if err != nil || len(docs.Documents) != 2 || docs.Documents[0].Digest != img.Target.Digest ||
+		!bytes.Equal(docs.Documents[0].Data, img.Docs[img.Target.Digest].Data) {
 		t.Errorf("primed %+v, %v", docs, err)
 	}
 	_, err = d.Prime(t.Context(), &control.PrimeRequest{Namespace: "default", Ref: reg.Ref("none:1")})
 	fails(t, err, "none")
 
 	d.containerd.Put(t, ref, img)
-	reply, err := d.Resolve(t.Context(), &control.ResolveRequest{Namespace: "default", Manifest: img.Target.Digest, Ref: ref}, func([]control.FetchProgress) {})
+	reply, err := d.Resolve(t.Context(), &control.ResolveRequest{Namespace: "default", Manifest: img.Target.Digest, Ref: ref},
+		func([]control.FetchProgress) {})
 	if err != nil || len(reply.Ordinary) != 0 {
 		t.Errorf("resolved %+v, %v", reply, err)
 	}
@@ -41,13 +43,16 @@ func TestPrimeAndResolve(t *testing.T) {
 	if err != nil || cached.Bytes < 200_000 { // both layers, which no snapshot has yet
 		t.Errorf("cached %+v, %v", cached, err)
 	}
-	_, err = d.Resolve(t.Context(), &control.ResolveRequest{Namespace: "default", Manifest: digest.FromString("none"), Ref: ref}, func([]control.FetchProgress) {})
+	_, err = d.Resolve(t.Context(), &control.ResolveRequest{Namespace: "default", Manifest: digest.FromString("none"), Ref: ref},
+		func([]control.FetchProgress) {})
 	fails(t, err, digest.FromString("none").String())
 
 	// What cannot be lazy cannot be recorded or shown, and is complete if containerd has it.
-	err = d.Record(t.Context(), &control.RecordRequest{Namespace: "default", Manifest: img.Target.Digest, Ref: ref}, func(*control.RecordReply) { t.Error("it is recorded") })
+	err = d.Record(t.Context(), &control.RecordRequest{Namespace: "default", Manifest: img.Target.Digest, Ref: ref},
+		func(*control.RecordReply) { t.Error("it is recorded") })
 	fails(t, err)
-	err = d.Expose(t.Context(), &control.ExposeRequest{Namespace: "default", Manifest: img.Target.Digest, Ref: ref, Layer: img.Manifest(t).Layers[0].Digest},
+	err = d.Expose(t.Context(), &control.ExposeRequest{Namespace: "default", Manifest: img.Target.Digest, Ref: ref,
+		Layer: img.Manifest(t).Layers[0].Digest},
 		func(*control.ExposeReply) { t.Error("it is shown") })
 	fails(t, err)
 	_, err = d.Recorded(t.Context(), &control.RecordingRequest{ID: "none"})
@@ -58,7 +63,8 @@ func TestPrimeAndResolve(t *testing.T) {
 
 	ordinary := newDaemon(t, "import.mode = \"ordinary\"\n")
 	ordinary.containerd.Put(t, ref, img)
-	reply, err = ordinary.Resolve(t.Context(), &control.ResolveRequest{Namespace: "default", Manifest: img.Target.Digest, Ref: ref}, func([]control.FetchProgress) {})
+	reply, err = ordinary.Resolve(t.Context(), &control.ResolveRequest{Namespace: "default", Manifest: img.Target.Digest, Ref: ref},
+		func([]control.FetchProgress) {})
 	if err != nil || len(reply.Ordinary) != 2 || reply.Ordinary[img.Manifest(t).Layers[0].Digest] == "" {
 		t.Errorf("resolved %+v, %v", reply, err)
 	}
@@ -89,7 +95,8 @@ func TestFetchOrdinary(t *testing.T) {
 		delete(gone.Docs, l.Digest)
 	}
 	d.containerd.Put(t, reg.Ref("gone:1"), gone)
-	err := d.Fetch(t.Context(), &control.FetchRequest{Namespace: "default", Manifest: gone.Target.Digest, Ref: reg.Ref("gone:1")}, func(*control.FetchProgress) {})
+	err := d.Fetch(t.Context(), &control.FetchRequest{Namespace: "default", Manifest: gone.Target.Digest, Ref: reg.Ref("gone:1")},
+		func(*control.FetchProgress) {})
 	fails(t, err, "layer "+gone.Manifest(t).Layers[0].Digest.String(), "pull the image again")
 }
 

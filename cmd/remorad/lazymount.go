@@ -30,7 +30,8 @@ func needsNothingLazy(cfg *config) error {
 		}
 		if lazy {
 			real, _ := filepath.EvalSymlinks(p) // for people
-			return fmt.Errorf("%s (%s) lies on a lazily mounted image: a read of it would wait for remorad itself; install it on a file system of the node", p, real)
+			return fmt.Errorf("%s (%s) lies on a lazily mounted image: a read of it would wait for remorad itself; install it on a file system of "+
+				"the node", p, real)
 		}
 	}
 	return nil

@@ -54,7 +54,8 @@ to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotte
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cli.Usage(err) })
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.Flags().StringVar(&f.config, "config", defaultConfig, "configuration `file`; the default one may be missing")
-	cmd.PersistentFlags().StringVar(&f.root, "root", defaultRoot, "`directory` for snapshots and the cache, on ext4, xfs or btrfs for the best back ends")
+	cmd.PersistentFlags().StringVar(&f.root, "root", defaultRoot,
+		"`directory` for snapshots and the cache, on ext4, xfs or btrfs for the best back ends")
 	cmd.Flags().StringVar(&f.address, "address", defaultSocket, "Unix `socket` to serve on")
 	cmd.Flags().StringVar(&f.holder, "holder", holderAuto,
 		"`which` holder keeps mounts alive while remorad is away: auto finds the root's holder or starts one, "+

@@ -42,7 +42,8 @@ func TestPrints(t *testing.T) {
 		t.Fatal(err)
 	}
 	p := parsed.ProxyPlugins["remora"]
-	if p.Type != "snapshot" || p.Address != defaultSocket || len(p.Capabilities) != 1 || p.Exports["enable_remote_snapshot_annotations"] != "true" {
+	if p.Type != "snapshot" || p.Address != defaultSocket || len(p.Capabilities) != 1 ||
+		p.Exports["enable_remote_snapshot_annotations"] != "true" {
 		t.Errorf("containerd-config: %+v of\n%s", p, snippet)
 	}
 	if out, err := remorad(t, "--version"); err != nil || !strings.Contains(out, version.String()) {

@@ -23,7 +23,8 @@ func TestServe(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if st.Root != d.path("root") || st.Backend.Name != "" || st.Backend.Reason != "this machine has no way" || st.Cache.Limit != 64<<20 || st.Holder.PID != 0 {
+	if st.Root != d.path("root") || st.Backend.Name != "" || st.Backend.Reason != "this machine has no way" || st.Cache.Limit != 64<<20 ||
+		st.Holder.PID != 0 {
 		t.Errorf("status: %+v", st)
 	}
 	if len(st.Layers)+len(st.Broken)+len(st.Waiting) > 0 {

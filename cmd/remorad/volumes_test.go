@@ -14,7 +14,8 @@ func TestVolumes(t *testing.T) {
 	_, err := d.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: named, Size: 1 << 30})
 	fails(t, err, "name a store: --store, or [volume] store")
 	fails(t, d.InitNoStore(), "name a store")
-	_, err = d.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "No Name", Store: store}, Size: 1 << 30})
+	_, err = d.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "No Name", Store: store},
+		Size: 1 << 30})
 	fails(t, err, "No Name")
 
 	var steps []string
@@ -29,7 +30,8 @@ func TestVolumes(t *testing.T) {
 		}
 	}
 	for _, made := range []bool{true, false} {
-		r, err := d.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "data", Store: store}, Size: 1 << 30, Class: "local"})
+		r, err := d.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "data", Store: store},
+			Size: 1 << 30, Class: "local"})
 		if err != nil || r.Made != made || r.Size != 1<<30 || r.Class != "local" || r.Store != store || r.Here || r.Owner != "" {
 			t.Errorf("created: %+v, %v", r, err)
 		}
@@ -56,18 +58,21 @@ func TestVolumes(t *testing.T) {
 	_, err = d.ResizeVolume(ctx, &control.ResizeVolumeRequest{VolumeRequest: named, Size: 1 << 30})
 	fails(t, err, "shrink")
 	fails(t, d.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: named, FS: "ext4"}), "volume data")
-	if r, err := d.DetachVolume(ctx, &control.DetachVolumeRequest{VolumeRequest: named}, func(*control.DetachVolumeReply) {}); err != nil || r.Was {
+	if r, err := d.DetachVolume(ctx, &control.DetachVolumeRequest{VolumeRequest: named}, func(*control.DetachVolumeReply) {}); err != nil ||
+		r.Was {
 		t.Errorf("detached, though it never was attached: %+v, %v", r, err)
 	}
 	report, err := d.CheckVolume(ctx, &control.CheckVolumeRequest{VolumeRequest: named, Data: true, Repair: true}, step)
 	if err != nil || len(report.Problems) != 0 || report.Name != "data" {
 		t.Errorf("checked: %+v, %v", report, err)
 	}
-	if r, err := d.RebuildVolume(ctx, &control.RebuildVolumeRequest{VolumeRequest: named, Into: "again"}, step); err != nil || r.Name != "again" || r.Size != 2<<30 {
+	if r, err := d.RebuildVolume(ctx, &control.RebuildVolumeRequest{VolumeRequest: named, Into: "again"}, step); err != nil ||
+		r.Name != "again" || r.Size != 2<<30 {
 		t.Errorf("rebuilt: %+v, %v", r, err)
 	}
 	for _, dry := range []bool{true, false} {
-		if r, err := d.RemoveVolume(ctx, &control.RemoveVolumeRequest{VolumeRequest: named, DryRun: dry}); err != nil || !r.Was || r.Objects == 0 {
+		if r, err := d.RemoveVolume(ctx, &control.RemoveVolumeRequest{VolumeRequest: named, DryRun: dry}); err != nil || !r.Was ||
+			r.Objects == 0 {
 			t.Errorf("removed (dry run: %v): %+v, %v", dry, r, err)
 		}
 	}

@@ -32,7 +32,8 @@ func volumeNode(t *testing.T) (*control.Client, *host.Host, string) {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer(controlOptions()...)
-	controls{node: &nodeService{}, images: &imagesService{}, disks: &disksService{disks: disks}, volumes: &volumes{host: h, disks: disks, log: discard()}}.register(server)
+	controls{node: &nodeService{}, images: &imagesService{}, disks: &disksService{disks: disks},
+		volumes: &volumes{host: h, disks: disks, log: discard()}}.register(server)
 	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(dir, "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -60,7 +61,8 @@ func TestAttachedVolume(t *testing.T) {
 	c, h, dir := volumeNode(t)
 	ctx, store := t.Context(), "file:"+filepath.Join(dir, "store")
 	named := control.VolumeRequest{Name: "data"}
-	made, err := c.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "data", Store: store}, Size: 1 << 30, Class: "local"})
+	made, err := c.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "data", Store: store},
+		Size: 1 << 30, Class: "local"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +87,8 @@ func TestAttachedVolume(t *testing.T) {
 		}
 	}
 	attach()
-	if all, err := c.AttachedVolumes(ctx); err != nil || len(all.Volumes) != 1 || all.Volumes[0].ID != made.ID || !all.Volumes[0].Here || all.Volumes[0].Device != "" {
+	if all, err := c.AttachedVolumes(ctx); err != nil || len(all.Volumes) != 1 || all.Volumes[0].ID != made.ID || !all.Volumes[0].Here ||
+		all.Volumes[0].Device != "" {
 		t.Errorf("attached: %+v, %v", all, err)
 	}
 	if all, err := c.Volumes(ctx, &control.VolumesRequest{}); err != nil || len(all.Volumes) != 1 || !all.Volumes[0].Here {
@@ -98,12 +101,14 @@ func TestAttachedVolume(t *testing.T) {
 	if err := c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: named, FS: "ext4"}); err != nil {
 		t.Error(err)
 	}
-	if v, err := c.ResizeVolume(ctx, &control.ResizeVolumeRequest{VolumeRequest: named, Size: 2 << 30}); err != nil || v.Size != 2<<30 || v.FS != "ext4" {
+	if v, err := c.ResizeVolume(ctx, &control.ResizeVolumeRequest{VolumeRequest: named, Size: 2 << 30}); err != nil || v.Size != 2<<30 ||
+		v.FS != "ext4" {
 		t.Errorf("resized: %+v, %v", v, err)
 	}
 	_, err = c.RemoveVolume(ctx, &control.RemoveVolumeRequest{VolumeRequest: named})
 	fails(t, err, "data")
-	if r, err := c.DetachVolume(ctx, &control.DetachVolumeRequest{VolumeRequest: named}, func(*control.DetachVolumeReply) {}); err != nil || !r.Was {
+	if r, err := c.DetachVolume(ctx, &control.DetachVolumeRequest{VolumeRequest: named}, func(*control.DetachVolumeReply) {}); err != nil ||
+		!r.Was {
 		t.Errorf("detached: %+v, %v", r, err)
 	}
 	if d, err = c.InspectVolume(ctx, &named); err != nil || d.Here || d.FS != "ext4" || d.Size != 2<<30 {
@@ -111,13 +116,15 @@ func TestAttachedVolume(t *testing.T) {
 	}
 	// Given up with what only the journal has.
 	attach()
-	if r, err := c.DetachVolume(ctx, &control.DetachVolumeRequest{VolumeRequest: named, Abandon: true}, func(*control.DetachVolumeReply) {}); err != nil || !r.Was {
+	if r, err := c.DetachVolume(ctx, &control.DetachVolumeRequest{VolumeRequest: named, Abandon: true},
+		func(*control.DetachVolumeReply) {}); err != nil || !r.Was {
 		t.Errorf("abandoned: %+v, %v", r, err)
 	}
 	if all, err := c.AttachedVolumes(ctx); err != nil || len(all.Volumes) != 0 {
 		t.Errorf("attached: %+v, %v", all, err)
 	}
-	if r, err := c.CheckVolume(ctx, &control.CheckVolumeRequest{VolumeRequest: named, Data: true}, func(string) {}); err != nil || len(r.Problems) != 0 {
+	if r, err := c.CheckVolume(ctx, &control.CheckVolumeRequest{VolumeRequest: named, Data: true}, func(string) {}); err != nil ||
+		len(r.Problems) != 0 {
 		t.Errorf("checked: %+v, %v", r, err)
 	}
 }

@@ -102,13 +102,16 @@ the machine and --jobs.`,
 	f.StringVar(&o.user, "user", "", "`user[:password]` for the registries; without a password $SNAPCTL_PASSWORD is used")
 	f.StringVar(&o.format, "format", string(convert.Estargz), "`format` of the layers: estargz or zstdchunked")
 	f.IntVar(&o.level, "level", 0, "`level` of compression: 1 to 9 for estargz (default 6), 1 to 22 for zstdchunked (default 3)")
-	f.StringVar(&o.tocFor, "toc-for", string(convert.ForPodman), "whose `generation` of zstdchunked: podman or stargz; Podman refuses what stargz-snapshotter needs")
+	f.StringVar(&o.tocFor, "toc-for", string(convert.ForPodman),
+		"whose `generation` of zstdchunked: podman or stargz; Podman refuses what stargz-snapshotter needs")
 	f.StringVar(&o.chunkSize, "chunk-size", "1MiB", "`size` of the parts that large files are read in")
-	f.StringSliceVar(&o.platforms, "platform", []string{"all"}, "`platforms` to convert of an image that has several: linux/amd64,linux/arm64 or all; the others are left out")
+	f.StringSliceVar(&o.platforms, "platform", []string{"all"},
+		"`platforms` to convert of an image that has several: linux/amd64,linux/arm64 or all; the others are left out")
 	f.BoolVar(&o.oci, "oci", false, "give the result OCI's media types where the source has Docker's (zstdchunked always does)")
 	f.IntVar(&o.jobs, "jobs", 0, "`processors` to use; 0 for all")
 	f.BoolVar(&o.reuse, "reuse", false, "leave layers that are in the format already as they are")
-	f.StringVar(&o.profile, "profile", "", "`file` with a profile: what it lists comes first, in its order, and it is published beside the result")
+	f.StringVar(&o.profile, "profile", "", "`file` with a profile: what it lists comes first, in its order, and it is published beside the "+
+		"result")
 	f.StringVar(&o.prioritize, "prioritize", "", "`file` with paths to put first, one per line, in order")
 	f.StringArrayVar(&o.annotations, "annotation", nil, "add an annotation to the image, `KEY=VALUE`; may be repeated")
 	f.BoolVar(&o.dryRun, "dry-run", false, "print what would be done, and do nothing")

@@ -46,7 +46,8 @@ func TestConvertInARegistry(t *testing.T) {
 			}
 			wantTypes := cmdtest.Docker
 			if format == "zstdchunked" {
-				wantTypes = cmdtest.Types{Manifest: ocispec.MediaTypeImageManifest, Config: ocispec.MediaTypeImageConfig, Layer: ocispec.MediaTypeImageLayerZstd}
+				wantTypes = cmdtest.Types{Manifest: ocispec.MediaTypeImageManifest, Config: ocispec.MediaTypeImageConfig,
+					Layer: ocispec.MediaTypeImageLayerZstd}
 			}
 			if (cmdtest.Types{Manifest: m.MediaType, Config: m.Config.MediaType, Layer: m.Layers[0].MediaType}) != wantTypes {
 				t.Errorf("media types %s, %s, %s", m.MediaType, m.Config.MediaType, m.Layers[0].MediaType)
@@ -55,7 +56,8 @@ func TestConvertInARegistry(t *testing.T) {
 
 			// Again, nothing is made or sent but what has another name.
 			reg.Forget()
-			again := decode[convertedImage](u.run("--json", "convert", "--format", format, "--annotation", "who=me", reg.Ref("app:1"), reg.Ref("lazy/app:1")))
+			again := decode[convertedImage](u.run("--json", "convert", "--format", format, "--annotation", "who=me", reg.Ref("app:1"),
+				reg.Ref("lazy/app:1")))
 			if again.Digest != got.Digest || again.Uploaded != 0 || again.Layers[0].How != "known" {
 				t.Errorf("the second time: %+v", again)
 			}
@@ -64,7 +66,8 @@ func TestConvertInARegistry(t *testing.T) {
 			}
 			// To another repository, blobs are taken over from where an earlier run has put them.
 			moved := decode[convertedImage](u.run("--json", "convert", "--format", format, reg.Ref("app:1"), reg.Ref("other:1")))
-			if posts := reg.Requests("POST /v2/other/blobs/uploads/?mount=" + got.Layers[0].To.String() + "&from=lazy/app"); moved.Uploaded >= moved.After || len(posts) != 1 {
+			if posts := reg.Requests("POST /v2/other/blobs/uploads/?mount=" + got.Layers[0].To.String() +
+				"&from=lazy/app"); moved.Uploaded >= moved.After || len(posts) != 1 {
 				t.Errorf("%d bytes sent; uploads %v", moved.Uploaded, reg.Requests("POST "))
 			}
 			// What is in the format already can stay as it is.
@@ -130,18 +133,21 @@ func TestConvertIndex(t *testing.T) {
 
 	u.run("convert", reg.Ref("app:1"), reg.Ref("lazy:all")).ok()
 	all := read("all")
-	if len(all.Manifests) != 2 || all.Manifests[1].Platform.Architecture != "arm64" || all.MediaType != images.MediaTypeDockerSchema2ManifestList {
+	if len(all.Manifests) != 2 || all.Manifests[1].Platform.Architecture != "arm64" ||
+		all.MediaType != images.MediaTypeDockerSchema2ManifestList {
 		t.Errorf("all: %+v", all)
 	}
 	u.run("convert", "--oci", "--platform", "linux/amd64,linux/arm64", reg.Ref("app:1"), reg.Ref("lazy:two")).ok()
-	if two := read("two"); len(two.Manifests) != 2 || two.MediaType != ocispec.MediaTypeImageIndex || two.Manifests[0].MediaType != ocispec.MediaTypeImageManifest {
+	if two := read("two"); len(two.Manifests) != 2 || two.MediaType != ocispec.MediaTypeImageIndex ||
+		two.Manifests[0].MediaType != ocispec.MediaTypeImageManifest {
 		t.Errorf("as OCI: %+v", two)
 	}
 	u.run("convert", "--platform", "linux/arm64", reg.Ref("app:1"), reg.Ref("lazy:arm")).ok()
 	if img := reg.Get("lazy", "arm"); img.Target.Digest != all.Manifests[1].Digest || img.Config(t).Architecture != "arm64" {
 		t.Errorf("one platform: %s, want %s", img.Target.Digest, all.Manifests[1].Digest)
 	}
-	u.run("convert", "--platform", "linux/s390x", reg.Ref("app:1"), reg.Ref("lazy:s390x")).fails(1, "linux/amd64", "linux/arm64", "linux/s390x")
+	u.run("convert", "--platform", "linux/s390x", reg.Ref("app:1"), reg.Ref("lazy:s390x")).fails(1, "linux/amd64", "linux/arm64",
+		"linux/s390x")
 	if reg.Get("lazy", "s390x") != nil {
 		t.Error("something has the name of what could not be made")
 	}
@@ -170,7 +176,8 @@ func TestConvertOrder(t *testing.T) {
 	u, reg := newUser(t), cmdtest.NewRegistry(t)
 	reg.Put("app", "1", program(t, cmdtest.OCI))
 	list := u.file("list", "# what is read first\n\n/app/main\n/no/such/file\n")
-	r := u.run("convert", "--profile", u.file("p.json", profileText(t, "/app/data")), "--prioritize", list, reg.Ref("app:1"), reg.Ref("app:lazy"))
+	r := u.run("convert", "--profile", u.file("p.json", profileText(t, "/app/data")), "--prioritize", list, reg.Ref("app:1"),
+		reg.Ref("app:lazy"))
 	r.ok()
 	contains(t, r.stderr, "warning: /no/such/file is in no layer")
 	if strings.Contains(r.stderr, "warning: /app/main") {

@@ -146,7 +146,8 @@ func (c *converter) manifest(ctx context.Context, desc ocispec.Descriptor, platf
 			done[i] = convertedLayer{Platform: platform, From: l.Digest, To: r.Descriptor.Digest, Before: l.Size, Bytes: r.Descriptor.Size,
 				Plain: r.Plain, How: r.How, Seconds: time.Since(began).Seconds()}
 			if !c.o.dryRun {
-				c.note("%s: %s, %s, %s %s, %s, after %.1f s", what, short(l.Digest), size(l.Size), r.How, short(r.Descriptor.Digest), size(r.Descriptor.Size), done[i].Seconds)
+				c.note("%s: %s, %s, %s %s, %s, after %.1f s", what, short(l.Digest), size(l.Size), r.How, short(r.Descriptor.Digest),
+					size(r.Descriptor.Size), done[i].Seconds)
 			}
 			return nil
 		})
@@ -168,7 +169,8 @@ func (c *converter) manifest(ctx context.Context, desc ocispec.Descriptor, platf
 	}
 	m.MediaType = c.mediaType(desc.MediaType, ocispec.MediaTypeImageManifest)
 	out, err := c.write(ctx, m.MediaType, ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: m.MediaType, Config: config, Layers: layers, Annotations: c.annotate(m.Annotations),
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: m.MediaType, Config: config, Layers: layers,
+		Annotations: c.annotate(m.Annotations),
 	})
 	c.manifests = append(c.manifests, out)
 	return out, err

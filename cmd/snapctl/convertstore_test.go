@@ -17,7 +17,8 @@ func TestConvertInContainerd(t *testing.T) {
 	src := program(t, cmdtest.Docker)
 	ctrd.Put(t, "docker.io/library/app:1", src)
 	got := decode[convertedImage](u.run("--json", "convert", "containerd:app:1", "containerd:app:lazy"))
-	if target := ctrd.Target(t, "docker.io/library/app:lazy"); target.Digest != got.Digest || target.MediaType != images.MediaTypeDockerSchema2Manifest {
+	if target := ctrd.Target(t, "docker.io/library/app:lazy"); target.Digest != got.Digest ||
+		target.MediaType != images.MediaTypeDockerSchema2Manifest {
 		t.Errorf("containerd has %+v, not %s", target, got.Digest)
 	}
 	ctrd.Collect(t)
@@ -35,7 +36,8 @@ func TestConvertInContainerd(t *testing.T) {
 	if ctrd.Target(t, "docker.io/library/app:lazy").Digest != again.Digest || again.Digest == got.Digest {
 		t.Errorf("the name stays with %s", got.Digest)
 	}
-	u.run("convert", "containerd:app:2", "oci:"+u.path("out")+":v1").fails(1, "image docker.io/library/app:2 in namespace default", "not found")
+	u.run("convert", "containerd:app:2", "oci:"+u.path("out")+":v1").fails(1, "image docker.io/library/app:2 in namespace default",
+		"not found")
 
 	// Of an image that was pulled lazily there are no blobs.
 	reg := cmdtest.NewRegistry(t)

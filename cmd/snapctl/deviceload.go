@@ -82,7 +82,8 @@ func (l deviceLoad) run(ctx context.Context, dev string, size int64, during time
 		return float64(took[int(q*float64(len(took)-1))].Nanoseconds()) / 1e3
 	}
 	n := float64(len(took))
-	return &deviceResult{Name: l.Name, Requests: len(took), IOPS: n / seconds, Bytes: n * float64(l.bytes) / seconds, Median: at(0.5), P99: at(0.99)}, nil
+	return &deviceResult{Name: l.Name, Requests: len(took), IOPS: n / seconds, Bytes: n * float64(l.bytes) / seconds, Median: at(0.5),
+		P99: at(0.99)}, nil
 }
 
 func (l deviceLoad) request(f *os.File, p []byte, off int64) (time.Duration, error) {

@@ -107,7 +107,8 @@ func (a *app) serveDevice(ctx context.Context, o devServe, target string, dev bl
 		level = slog.LevelDebug
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level}))
-	server, err := nbd.New([]nbd.Export{{Name: o.export, Description: target, Device: dev}}, nbd.Options{TLS: tlsConfig, Clients: o.clients, Log: log})
+	server, err := nbd.New([]nbd.Export{{Name: o.export, Description: target, Device: dev}},
+		nbd.Options{TLS: tlsConfig, Clients: o.clients, Log: log})
 	if err != nil {
 		return err
 	}

@@ -110,7 +110,8 @@ func TestLayerTarget(t *testing.T) {
 	u := newUser(t)
 	layer := "sha256:" + strings.Repeat("0", 64)
 	for target, want := range map[string]bool{
-		"app@" + layer: true, "r.example.com/app:1@" + layer: true, "@" + layer: false, "app": false, "app@sha256:short": false, "disk@home.img": false,
+		"app@" + layer: true, "r.example.com/app:1@" + layer: true, "@" + layer: false, "app": false, "app@sha256:short": false,
+		"disk@home.img": false,
 	} {
 		if image, d, ok := layerTarget(target); ok != want || ok && image+"@"+d.String() != target {
 			t.Errorf("%s: %s, %s, %v", target, image, d, ok)

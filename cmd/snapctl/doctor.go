@@ -98,21 +98,24 @@ func kernelFindings() []finding {
 		all = append(all, f)
 	}
 	if p, err := os.ReadFile(requestTimeout); err == nil && strings.TrimSpace(string(p)) != "0" {
-		all = append(all, finding{Check: requestTimeout, Result: warning, Detail: "a FUSE request that waits longer than " + strings.TrimSpace(string(p)) + " s ends its mount: a registry that does not answer would do that",
+		all = append(all, finding{Check: requestTimeout, Result: warning, Detail: "a FUSE request that waits longer than " +
+			strings.TrimSpace(string(p)) + " s ends its mount: a registry that does not answer would do that",
 			Fix: "sysctl -w fs.fuse.default_request_timeout=0"})
 	}
 	p, err := os.ReadFile("/proc/filesystems")
 	for _, fs := range []string{"erofs", "overlay", "fuse"} {
 		f := finding{Check: "file system " + fs, Result: ok, Detail: "known to the kernel"}
 		if err != nil || !slices.Contains(strings.Fields(string(p)), fs) {
-			f = finding{Check: f.Check, Result: warning, Detail: "not loaded", Fix: "modprobe " + fs + "  (and list it in /etc/modules-load.d/remora.conf)"}
+			f = finding{Check: f.Check, Result: warning, Detail: "not loaded", Fix: "modprobe " + fs +
+				"  (and list it in /etc/modules-load.d/remora.conf)"}
 		}
 		all = append(all, f)
 	}
 	for _, dev := range []string{"/dev/fuse", "/dev/loop-control"} {
 		f := finding{Check: dev, Result: ok, Detail: "present"}
 		if _, err := os.Stat(dev); err != nil {
-			f = finding{Check: dev, Result: warning, Detail: err.Error(), Fix: "modprobe " + strings.TrimSuffix(strings.TrimPrefix(dev, "/dev/"), "-control")}
+			f = finding{Check: dev, Result: warning, Detail: err.Error(), Fix: "modprobe " +
+				strings.TrimSuffix(strings.TrimPrefix(dev, "/dev/"), "-control")}
 		}
 		all = append(all, f)
 	}
@@ -132,7 +135,8 @@ func (a *app) remoraFindings(ctx context.Context) (*control.StatusReply, []findi
 	all := []finding{{Check: "remorad", Result: ok, Detail: st.Version + " on " + a.remora}}
 	b := finding{Check: "back end", Result: ok, Detail: st.Backend.Name + " (" + st.Backend.Reason + ")"}
 	if st.Backend.Name == "" {
-		b = finding{Check: "back end", Result: failure, Detail: st.Backend.Reason, Fix: "every layer takes the ordinary path until the kernel has EROFS or FUSE in one of the ways that the reason names"}
+		b = finding{Check: "back end", Result: failure, Detail: st.Backend.Reason,
+			Fix: "every layer takes the ordinary path until the kernel has EROFS or FUSE in one of the ways that the reason names"}
 	}
 	all = append(all, b)
 	if !st.Backend.Direct {
@@ -141,11 +145,13 @@ func (a *app) remoraFindings(ctx context.Context) (*control.StatusReply, []findi
 	}
 	h := finding{Check: "holder", Result: ok, Detail: fmt.Sprintf("process %d keeps mounts alive while remorad is not there", st.Holder.PID)}
 	if st.Holder.PID == 0 {
-		h = finding{Check: h.Check, Result: warning, Detail: "none: mounts of incomplete layers end with remorad", Fix: "start remorad without --holder none"}
+		h = finding{Check: h.Check, Result: warning, Detail: "none: mounts of incomplete layers end with remorad",
+			Fix: "start remorad without --holder none"}
 	}
 	all = append(all, h)
 	for _, b := range st.Broken {
-		all = append(all, finding{Check: "container " + cmp.Or(b.Container, b.Mounted), Result: warning, Detail: b.Reason, Fix: "start that container again"})
+		all = append(all, finding{Check: "container " + cmp.Or(b.Container, b.Mounted), Result: warning, Detail: b.Reason,
+			Fix: "start that container again"})
 	}
 	c := finding{Check: "cache", Result: ok, Detail: size(st.Cache.Bytes) + " of " + size(st.Cache.Limit)}
 	if st.Cache.Limit > 0 && st.Cache.Bytes > st.Cache.Limit/10*9 {
@@ -162,7 +168,8 @@ func (a *app) containerdFindings(ctx context.Context, name string, st *control.S
 	defer c.Close()
 	v, err := c.Version(ctx)
 	if err != nil {
-		return []finding{{Check: "containerd", Result: failure, Detail: fmt.Sprintf("does not answer on %s: %v", a.containerd, err), Fix: "systemctl start containerd, or --address SOCKET"}}
+		return []finding{{Check: "containerd", Result: failure, Detail: fmt.Sprintf("does not answer on %s: %v", a.containerd, err),
+			Fix: "systemctl start containerd, or --address SOCKET"}}
 	}
 	all := []finding{{Check: "containerd", Result: ok, Detail: v.Version}}
 	return append(all, pluginFindings(ctx, c, name, st)...)
@@ -183,15 +190,18 @@ func pluginFindings(ctx context.Context, c *client.Client, name string, st *cont
 			all[0] = finding{Check: all[0].Check, Result: failure, Detail: p.InitErr.Message, Fix: snippet}
 		}
 		if st != nil && p.Exports["root"] != st.Root {
-			all = append(all, finding{Check: "exports.root", Result: warning, Detail: fmt.Sprintf("%q, but remorad's root is %q", p.Exports["root"], st.Root),
-				Fix: "kubelet would watch the wrong disk: set [proxy_plugins." + name + ".exports] root = \"" + st.Root + "\""})
+			all = append(all, finding{Check: "exports.root", Result: warning,
+				Detail: fmt.Sprintf("%q, but remorad's root is %q", p.Exports["root"], st.Root),
+				Fix:    "kubelet would watch the wrong disk: set [proxy_plugins." + name + ".exports] root = \"" + st.Root + "\""})
 		}
 		if p.Exports["enable_remote_snapshot_annotations"] != "true" {
-			all = append(all, finding{Check: "annotations", Result: warning, Detail: "containerd's transfer service does not tell remorad which image a layer belongs to",
-				Fix: "set [proxy_plugins." + name + ".exports] enable_remote_snapshot_annotations = \"true\""})
+			all = append(all, finding{Check: "annotations", Result: warning,
+				Detail: "containerd's transfer service does not tell remorad which image a layer belongs to",
+				Fix:    "set [proxy_plugins." + name + ".exports] enable_remote_snapshot_annotations = \"true\""})
 		}
 		if slices.Contains(p.Capabilities, "rebase") {
-			all = append(all, finding{Check: "capabilities", Result: failure, Detail: "rebase is declared", Fix: "remove \"rebase\" from the plugin's capabilities: lazy layers need their parents"})
+			all = append(all, finding{Check: "capabilities", Result: failure, Detail: "rebase is declared",
+				Fix: "remove \"rebase\" from the plugin's capabilities: lazy layers need their parents"})
 		}
 		if st != nil {
 			all = append(all, idmapFinding(p.Capabilities, name, st.Backend))
@@ -213,7 +223,8 @@ func idmapFinding(declared []string, name string, b control.Backend) finding {
 	if slices.Contains(declared, want) && (b.IDMap || !slices.Contains(declared, "remap-ids")) {
 		return f
 	}
-	f.Result, f.Fix = warning, "set [proxy_plugins."+name+"] capabilities = [\""+want+"\"] in containerd's configuration and restart containerd"
+	f.Result, f.Fix = warning, "set [proxy_plugins."+name+"] capabilities = [\""+want+"\"] in containerd's configuration and restart "+
+		"containerd"
 	switch {
 	case b.IDMap:
 		f.Detail = "containerd copies the whole image for each container in a user namespace: remap-ids is not declared"
@@ -230,7 +241,8 @@ func idmapFinding(declared []string, name string, b control.Backend) finding {
 func configFindings(path, name string) []finding {
 	p, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		return []finding{{Check: path, Result: warning, Detail: "not there, so what follows from it is not checked", Fix: "name the file with --containerd-config"}}
+		return []finding{{Check: path, Result: warning, Detail: "not there, so what follows from it is not checked",
+			Fix: "name the file with --containerd-config"}}
 	}
 	var cfg struct {
 		Plugins map[string]struct {
@@ -246,7 +258,8 @@ func configFindings(path, name string) []finding {
 	if err != nil {
 		return []finding{{Check: path, Result: warning, Detail: err.Error()}}
 	}
-	transfer := finding{Check: "transfer service", Result: warning, Detail: "does not unpack for " + name + ": ctr images pull --snapshotter " + name + " and CRI's pulls fail",
+	transfer := finding{Check: "transfer service", Result: warning, Detail: "does not unpack for " + name +
+		": ctr images pull --snapshotter " + name + " and CRI's pulls fail",
 		Fix: "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n  platform = \"linux/amd64\"\n  snapshotter = \"" + name + "\""}
 	for _, u := range cfg.Plugins["io.containerd.transfer.v1.local"].UnpackConfig {
 		if u.Snapshotter == name {

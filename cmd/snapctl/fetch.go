@@ -60,16 +60,17 @@ func (a *app) fetch(ctx context.Context, image string, cacheOnly bool) error {
 	defer closer.Close()
 	result := &fetchedImage{Image: ref, Blobs: !cacheOnly}
 	last := time.Time{}
-	err = remora.Fetch(ctx, &control.FetchRequest{Namespace: a.namespace, Manifest: manifest, Ref: ref, CacheOnly: cacheOnly}, func(p *control.FetchProgress) {
-		if p.Done {
-			result.Layers = append(result.Layers, p.Digest)
-			result.Bytes += p.Total
-		}
-		if p.Done || time.Since(last) > time.Second {
-			last = time.Now()
-			a.note("%s  %s of %s", short(p.Digest), size(p.Bytes), size(p.Total))
-		}
-	})
+	err = remora.Fetch(ctx, &control.FetchRequest{Namespace: a.namespace, Manifest: manifest, Ref: ref, CacheOnly: cacheOnly},
+		func(p *control.FetchProgress) {
+			if p.Done {
+				result.Layers = append(result.Layers, p.Digest)
+				result.Bytes += p.Total
+			}
+			if p.Done || time.Since(last) > time.Second {
+				last = time.Now()
+				a.note("%s  %s of %s", short(p.Digest), size(p.Bytes), size(p.Total))
+			}
+		})
 	if err != nil {
 		return fmt.Errorf("fetch %s: %w", ref, control.Explain(err, a.remora))
 	}
@@ -79,6 +80,7 @@ func (a *app) fetch(ctx context.Context, image string, cacheOnly bool) error {
 		if cacheOnly {
 			where = "in the cache"
 		}
-		fmt.Fprintf(w, "%s: %d layers, %s, complete and checked, %s after %.2f s\n", ref, len(result.Layers), size(result.Bytes), where, result.Seconds)
+		fmt.Fprintf(w, "%s: %d layers, %s, complete and checked, %s after %.2f s\n", ref, len(result.Layers), size(result.Bytes), where,
+			result.Seconds)
 	})
 }

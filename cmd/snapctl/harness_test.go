@@ -165,6 +165,8 @@ func eventually(t *testing.T, what string, is func() bool) {
 func program(t *testing.T, types cmdtest.Types) *cmdtest.Image {
 	t.Helper()
 	return cmdtest.NewImage(t, types,
-		[]cmdtest.File{{Path: "bin/"}, {Path: "bin/sh", Data: cmdtest.Noise(1, 300_000)}, {Path: "etc/"}, {Path: "etc/motd", Data: []byte("hello\n")}},
-		[]cmdtest.File{{Path: "app/"}, {Path: "app/data", Data: bytes.Repeat([]byte("data "), 100_000)}, {Path: "app/main", Data: cmdtest.Noise(2, 100_000)}})
+		[]cmdtest.File{{Path: "bin/"}, {Path: "bin/sh", Data: cmdtest.Noise(1, 300_000)}, {Path: "etc/"},
+			{Path: "etc/motd", Data: []byte("hello\n")}},
+		[]cmdtest.File{{Path: "app/"}, {Path: "app/data", Data: bytes.Repeat([]byte("data "), 100_000)},
+			{Path: "app/main", Data: cmdtest.Noise(2, 100_000)}})
 }

@@ -12,11 +12,13 @@ func TestHelp(t *testing.T) {
 	contains(t, u.run().ok(), "Available Commands", "snapctl doctor")
 	contains(t, u.run("--version").ok(), version.String())
 	for _, args := range [][]string{
-		{"pull"}, {"convert"}, {"fetch"}, {"status"}, {"cache", "ls"}, {"cache", "pin"}, {"cache", "unpin"}, {"cache", "prune"}, {"detach"}, {"doctor"},
+		{"pull"}, {"convert"}, {"fetch"}, {"status"}, {"cache", "ls"}, {"cache", "pin"}, {"cache", "unpin"}, {"cache", "prune"}, {"detach"},
+		{"doctor"},
 		{"record"}, {"profile", "show"}, {"profile", "merge"}, {"profile", "push"}, {"profile", "pull"}, {"profile", "rm"},
 		{"index", "create"}, {"index", "push"}, {"index", "ls"}, {"index", "show"}, {"index", "rm"}, {"trace"},
 		{"dev", "serve"}, {"dev", "attach"}, {"dev", "detach"}, {"dev", "ls"},
-		{"volume", "init"}, {"volume", "probe"}, {"volume", "create"}, {"volume", "ls"}, {"volume", "inspect"}, {"volume", "attach"}, {"volume", "detach"},
+		{"volume", "init"}, {"volume", "probe"}, {"volume", "create"}, {"volume", "ls"}, {"volume", "inspect"}, {"volume", "attach"},
+		{"volume", "detach"},
 		{"volume", "mount"}, {"volume", "umount"}, {"volume", "resize"}, {"volume", "rm"}, {"volume", "fsck"}, {"volume", "bench"},
 	} {
 		words := "snapctl"
@@ -43,7 +45,8 @@ func TestNobodyAnswers(t *testing.T) {
 		{"pull", "app"}, {"status"}, {"cache", "ls"}, {"cache", "pin", "app"}, {"cache", "unpin", "app"}, {"cache", "prune"}, {"detach", "--all"},
 		{"dev", "attach", file}, {"dev", "detach", file}, {"dev", "ls"}, {"volume", "init", "file:x"}, {"volume", "probe", "file:x"},
 		{"volume", "create", "v", "1G"}, {"volume", "ls"}, {"volume", "inspect", "v"}, {"volume", "attach", "v"}, {"volume", "detach", "v"},
-		{"volume", "mount", "v", u.path("dir")}, {"volume", "umount", "v"}, {"volume", "resize", "v", "2G"}, {"volume", "rm", "v"}, {"volume", "fsck", "v"},
+		{"volume", "mount", "v", u.path("dir")}, {"volume", "umount", "v"}, {"volume", "resize", "v", "2G"}, {"volume", "rm", "v"},
+		{"volume", "fsck", "v"},
 		{"volume", "fsck", "--rebuild-into", "w", "v"}, {"volume", "bench"},
 	} {
 		u.run(args...).fails(1, "remorad does not answer on "+u.remorad, "systemctl status remorad")

@@ -191,18 +191,20 @@ func (a *app) indexShow() *cobra.Command {
 }
 
 func (a *app) indexRemove() *cobra.Command {
-	return a.artifactRemove("Remove an image's index from this machine", "this machine", index.Artifact, func(_ context.Context, r *remoteImage) error {
-		store, err := openIndexStore()
-		if err != nil {
-			return err
-		}
-		return store.remove(r.manifest.Digest)
-	})
+	return a.artifactRemove("Remove an image's index from this machine", "this machine", index.Artifact,
+		func(_ context.Context, r *remoteImage) error {
+			store, err := openIndexStore()
+			if err != nil {
+				return err
+			}
+			return store.remove(r.manifest.Digest)
+		})
 }
 
 func (s *shownIndex) human(w io.Writer) {
 	percent := func(n int64) float64 { return 100 * float64(n) / float64(max(s.Packed, 1)) }
-	fmt.Fprintf(w, "%s@%s: index of %s, %.2f %% of %s in %d layers\n", s.Image, s.Digest, size(s.Bytes), percent(s.Bytes), size(s.Packed), len(s.Layers))
+	fmt.Fprintf(w, "%s@%s: index of %s, %.2f %% of %s in %d layers\n", s.Image, s.Digest, size(s.Bytes), percent(s.Bytes), size(s.Packed),
+		len(s.Layers))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "LAYER\tSIZE\tUNPACKED\tENTRIES\tPOINTS\tEXTENTS\tTREE\tWINDOWS\tDIGESTS")
 	var tree, windows, digests int64
@@ -303,7 +305,8 @@ func (a *app) createIndex(ctx context.Context, r *remoteImage) ([]byte, *created
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := store.put(savedIndex{Image: r.ref, Digest: r.manifest.Digest, Created: time.Now().UTC(), Bytes: int64(len(data))}, data); err != nil {
+	if err := store.put(savedIndex{Image: r.ref, Digest: r.manifest.Digest, Created: time.Now().UTC(), Bytes: int64(len(data))},
+		data); err != nil {
 		return nil, nil, err
 	}
 	shown, err := describeIndex(r.ref, r.manifest.Digest, data)

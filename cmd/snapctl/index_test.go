@@ -98,7 +98,8 @@ func TestIndexSkips(t *testing.T) {
 func TestIndexOfAnIndex(t *testing.T) {
 	u, reg := newUser(t), cmdtest.NewRegistry(t)
 	mine := program(t, cmdtest.OCI)
-	other := cmdtest.ImageFor(t, cmdtest.OCI, ocispec.Platform{OS: "linux", Architecture: "s390x"}, []cmdtest.File{{Path: "x", Data: cmdtest.Noise(7, 50_000)}})
+	other := cmdtest.ImageFor(t, cmdtest.OCI, ocispec.Platform{OS: "linux", Architecture: "s390x"},
+		[]cmdtest.File{{Path: "x", Data: cmdtest.Noise(7, 50_000)}})
 	reg.Put("app", "1", cmdtest.NewIndex(t, ocispec.MediaTypeImageIndex, other, mine))
 	if made := decode[createdIndex](u.run("--json", "index", "create", reg.Ref("app:1"))); made.Digest != mine.Target.Digest {
 		t.Errorf("made of %s, want %s", made.Digest, mine.Target.Digest)

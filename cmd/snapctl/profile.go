@@ -97,7 +97,8 @@ func (a *app) anyProfile(ctx context.Context, name string, published bool, o pul
 }
 
 func showProfile(w io.Writer, p *profile.Profile, all bool) {
-	fmt.Fprintf(w, "%d runs of %s, the last of %s: %s in %d parts of %d files\n\n", p.Runs, p.Repository, short(p.Image), size(p.Bytes()), len(p.Entries), len(p.Paths()))
+	fmt.Fprintf(w, "%d runs of %s, the last of %s: %s in %d parts of %d files\n\n", p.Runs, p.Repository, short(p.Image), size(p.Bytes()),
+		len(p.Entries), len(p.Paths()))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "AT\tRUNS\tOFFSET\tLENGTH\tPATH")
 	for i, e := range p.Entries {
@@ -223,17 +224,19 @@ func (a *app) profilePull() *cobra.Command {
 }
 
 func (a *app) profileRemove() *cobra.Command {
-	return a.artifactRemove("Remove an image's profile from this node", "this node", profile.Artifact, func(ctx context.Context, r *remoteImage) error {
-		_, err := ask(a, func(c *control.Client) (struct{}, error) {
-			return struct{}{}, c.RemoveProfile(ctx, &control.ProfileRequest{Manifest: r.manifest.Digest})
+	return a.artifactRemove("Remove an image's profile from this node", "this node", profile.Artifact,
+		func(ctx context.Context, r *remoteImage) error {
+			_, err := ask(a, func(c *control.Client) (struct{}, error) {
+				return struct{}{}, c.RemoveProfile(ctx, &control.ProfileRequest{Manifest: r.manifest.Digest})
+			})
+			return err
 		})
-		return err
-	})
 }
 
 // artifactRemove is the command that removes what an image has beside it: here, or with --published in the
 // registry.
-func (a *app) artifactRemove(short, here string, kind registry.ArtifactKind, remove func(context.Context, *remoteImage) error) *cobra.Command {
+func (a *app) artifactRemove(short, here string, kind registry.ArtifactKind,
+	remove func(context.Context, *remoteImage) error) *cobra.Command {
 	var o pullOptions
 	var published bool
 	c := &cobra.Command{

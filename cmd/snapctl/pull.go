@@ -84,7 +84,8 @@ func (o *pullOptions) flags(c *cobra.Command) {
 
 func (o *pullOptions) registryFlags(c *cobra.Command) {
 	c.Flags().BoolVar(&o.plainHTTP, "plain-http", false, "reach the registry by plain HTTP")
-	c.Flags().StringVar(&o.user, "user", "", "`user[:password]` for the registry; without a password $SNAPCTL_PASSWORD is used. remorad keeps both, readable by root alone")
+	c.Flags().StringVar(&o.user, "user", "", "`user[:password]` for the registry; without a password $SNAPCTL_PASSWORD is used. remorad "+
+		"keeps both, readable by root alone")
 }
 
 func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
@@ -215,14 +216,16 @@ func (a *app) login(ctx context.Context, remora *control.Client, logins *registr
 	if err != nil {
 		return err
 	}
-	return control.Explain(remora.Login(ctx, &control.LoginRequest{Host: host, User: l.User, Secret: l.Secret, PlainHTTP: l.PlainHTTP}), a.remora)
+	return control.Explain(remora.Login(ctx, &control.LoginRequest{Host: host, User: l.User, Secret: l.Secret, PlainHTTP: l.PlainHTTP}),
+		a.remora)
 }
 
 func explainPull(err error, ref, snapshotter string) error {
 	err = fmt.Errorf("pull %s: %w", ref, err)
 	missing := errdefs.IsNotFound(err) || strings.Contains(err.Error(), "could not find") // which its client says without a type
 	if missing && strings.Contains(err.Error(), "snapshotter") {
-		return fmt.Errorf("%w: containerd does not know the snapshotter %q; add what \"remorad containerd-config\" prints to its configuration", err, snapshotter)
+		return fmt.Errorf("%w: containerd does not know the snapshotter %q; add what \"remorad containerd-config\" prints to its configuration",
+			err, snapshotter)
 	}
 	return err
 }
@@ -313,7 +316,8 @@ func mountable(ctx context.Context, c *client.Client, img client.Image, name str
 	return errors.Join(err, sn.Remove(context.WithoutCancel(ctx), key))
 }
 
-func (a *app) pulled(ctx context.Context, img client.Image, remora *control.Client, early *layerResolver, o pullOptions) (*pulledImage, error) {
+func (a *app) pulled(ctx context.Context, img client.Image, remora *control.Client, early *layerResolver, o pullOptions) (*pulledImage,
+	error) {
 	manifest, err := images.Manifest(ctx, img.ContentStore(), img.Target(), img.Platform())
 	if err != nil {
 		return nil, err

@@ -55,7 +55,8 @@ func TestPullLazily(t *testing.T) {
 	n.lazy(2)
 	m := n.image.Manifest(t)
 	n.remorad.set(func() {
-		for _, d := range []struct{ mediaType, digest string }{{m.MediaType, n.image.Target.Digest.String()}, {m.Config.MediaType, m.Config.Digest.String()}} {
+		for _, d := range []struct{ mediaType, digest string }{{m.MediaType, n.image.Target.Digest.String()},
+			{m.Config.MediaType, m.Config.Digest.String()}} {
 			for key, doc := range n.image.Docs {
 				if key.String() == d.digest {
 					n.remorad.prime = append(n.remorad.prime, &controlv1.Document{MediaType: d.mediaType, Digest: d.digest, Data: doc.Data})
@@ -64,13 +65,15 @@ func TestPullLazily(t *testing.T) {
 		}
 	})
 	got := decode[pulledImage](n.run("--json", "pull", n.ref))
-	if got.Image != n.ref || got.Digest != n.image.Target.Digest || got.Snapshotter != "remora" || len(got.Layers) != 2 || !got.Layers[0].Lazy || got.Layers[1].How != howLazy {
+	if got.Image != n.ref || got.Digest != n.image.Target.Digest || got.Snapshotter != "remora" || len(got.Layers) != 2 ||
+		!got.Layers[0].Lazy || got.Layers[1].How != howLazy {
 		t.Errorf("pulled: %+v", got)
 	}
 	if asked := n.registry.Requests(""); len(asked) > 0 {
 		t.Errorf("the registry was asked for %v", asked)
 	}
-	if r := last[*controlv1.ResolveRequest](t, n.remorad); r.Manifest != n.image.Target.Digest.String() || r.Ref != n.ref || r.Namespace != "default" {
+	if r := last[*controlv1.ResolveRequest](t, n.remorad); r.Manifest != n.image.Target.Digest.String() || r.Ref != n.ref ||
+		r.Namespace != "default" {
 		t.Errorf("resolved %v", r)
 	}
 	if target := n.containerd.Target(t, n.ref); target.Digest != n.image.Target.Digest {
@@ -105,7 +108,8 @@ func TestPullLogin(t *testing.T) {
 	n.run("pull", n.ref).fails(1, "pull "+n.ref)
 	n.run("pull", "--user", "robot", n.ref).fails(2, "SNAPCTL_PASSWORD")
 	n.run("pull", "--user", "robot:secret", "--plain-http", n.ref).ok()
-	if r := last[*controlv1.LoginRequest](t, n.remorad); r.Host != n.registry.Host() || r.User != "robot" || r.Secret != "secret" || !r.PlainHttp {
+	if r := last[*controlv1.LoginRequest](t, n.remorad); r.Host != n.registry.Host() || r.User != "robot" || r.Secret != "secret" ||
+		!r.PlainHttp {
 		t.Errorf("logged in by %v", r)
 	}
 	n.remorad.set(func() { n.remorad.refuse["LoginRequest"] = refusal("the disk is full") })
@@ -188,7 +192,8 @@ func TestFetch(t *testing.T) {
 	n.remorad.set(func() {
 		for _, l := range n.image.Manifest(t).Layers {
 			for _, done := range []bool{false, true} {
-				n.remorad.fetch = append(n.remorad.fetch, &controlv1.FetchResponse{Layer: &controlv1.LayerProgress{Digest: l.Digest.String(), Bytes: l.Size, Total: l.Size, Done: done}})
+				n.remorad.fetch = append(n.remorad.fetch, &controlv1.FetchResponse{Layer: &controlv1.LayerProgress{Digest: l.Digest.String(),
+					Bytes: l.Size, Total: l.Size, Done: done}})
 			}
 		}
 	})

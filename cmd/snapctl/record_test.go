@@ -29,7 +29,8 @@ func recording(t *testing.T) *node {
 // TestRecord pulls an image, runs it until it has started, keeps what was read, and leaves no container behind.
 func TestRecord(t *testing.T) {
 	n := recording(t)
-	r := n.run("record", "-o", n.path("app.profile"), n.ref, "--until-line", "Ready", "--env", "WHO=me", "--", "/bin/sh", "-c", `echo "Ready, $WHO"; exec sleep 60`)
+	r := n.run("record", "-o", n.path("app.profile"), n.ref, "--until-line", "Ready", "--env", "WHO=me", "--", "/bin/sh", "-c",
+		`echo "Ready, $WHO"; exec sleep 60`)
 	contains(t, r.ok(), n.ref+": line printed after", "of 2 files were read", "snapctl profile push "+n.ref)
 	contains(t, r.stderr, "is not on this node, pulling it", `recording until the process exits, it prints "Ready" or Ctrl-C`)
 	if p, err := os.ReadFile(n.path("app.profile")); err != nil || len(p) == 0 {
@@ -116,21 +117,25 @@ func TestTrace(t *testing.T) {
 	n.remorad.set(func() {
 		n.remorad.trace = []*controlv1.TraceResponse{
 			{Kind: "resolve", What: n.ref}, {Kind: "profile", What: "registry"}, {Kind: "profile"}, {Kind: "index", Digest: layer},
-			{Kind: "index", Digest: layer, What: "of the registry"}, {Kind: "ahead", Digest: layer, Len: 10}, {Kind: "mount", Digest: layer, What: "fuse-file"},
-			{Kind: "fetch", Purpose: "prefetch", Digest: layer, Off: 1 << 20, Len: 1 << 20}, {Kind: "fetch", Purpose: "demand", Digest: layer, Len: 4096},
+			{Kind: "index", Digest: layer, What: "of the registry"}, {Kind: "ahead", Digest: layer, Len: 10},
+			{Kind: "mount", Digest: layer, What: "fuse-file"},
+			{Kind: "fetch", Purpose: "prefetch", Digest: layer, Off: 1 << 20, Len: 1 << 20},
+			{Kind: "fetch", Purpose: "demand", Digest: layer, Len: 4096},
 			{Kind: "wait", Digest: layer, Len: 4096, Pid: 7, What: "redis", Err: "gone"},
 		}
 	})
 	args := []string{n.ref, "--", "/bin/sh", "-c", "exit 0"}
 	said := n.run(append([]string{"trace", "--svg", n.path("start.svg"), "--beside", "remora"}, args...)...).ok()
-	contains(t, said, "process exited after", "(cold)", "fetched ahead 1MiB, on demand 4KiB; 1 reads waited, 0.001 s all together", "by remora, all of it pulled first",
+	contains(t, said, "process exited after", "(cold)", "fetched ahead 1MiB, on demand 4KiB; 1 reads waited, 0.001 s all together",
+		"by remora, all of it pulled first",
 		"redis (7) waits for 4KiB of", "failed: gone", "there is none", "from the registry", "by fuse-file", "first instruction")
 	svg, err := os.ReadFile(n.path("start.svg"))
 	if err != nil || !strings.Contains(string(svg), "process exited") {
 		t.Errorf("the drawing: %v", err)
 	}
 	got := decode[traced](n.run(append([]string{"--json", "trace"}, args...)...))
-	if got.Cold || got.Prefetched != 1<<20 || got.Demanded != 4096 || got.Waits != 1 || len(got.Spans) < 10 || got.Digest != n.image.Target.Digest {
+	if got.Cold || got.Prefetched != 1<<20 || got.Demanded != 4096 || got.Waits != 1 || len(got.Spans) < 10 ||
+		got.Digest != n.image.Target.Digest {
 		t.Errorf("as JSON: %+v", got)
 	}
 	eventually(t, "the trace is ended", func() bool { return n.remorad.left() == 2 })
@@ -143,7 +148,8 @@ func TestTraceTakes(t *testing.T) {
 	began := time.Now()
 	r := new(traced)
 	r.take([]*control.TraceEvent{
-		{Kind: "fetch", For: "prefetch", Len: 5, Began: began.Add(time.Hour)}, {Kind: "fetch", For: "background", Len: 7, Began: began.Add(-time.Minute)},
+		{Kind: "fetch", For: "prefetch", Len: 5, Began: began.Add(time.Hour)},
+		{Kind: "fetch", For: "background", Len: 7, Began: began.Add(-time.Minute)},
 	}, began, began.Add(time.Second))
 	if len(r.Spans) != 1 || r.Spans[0].Begin != 0 || r.Prefetched != 7 || r.Spans[0].Lane != "background" {
 		t.Errorf("took %+v", r)

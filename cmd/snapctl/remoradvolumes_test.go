@@ -48,7 +48,8 @@ func (f *fakeRemorad) ListVolumes(_ context.Context, req *controlv1.ListVolumesR
 	})
 }
 
-func (f *fakeRemorad) ListAttachedVolumes(_ context.Context, req *controlv1.ListAttachedVolumesRequest) (*controlv1.ListAttachedVolumesResponse, error) {
+func (f *fakeRemorad) ListAttachedVolumes(_ context.Context,
+	req *controlv1.ListAttachedVolumesRequest) (*controlv1.ListAttachedVolumesResponse, error) {
 	return answer(f, req, func() (*controlv1.ListAttachedVolumesResponse, error) {
 		reply := &controlv1.ListAttachedVolumesResponse{}
 		for _, v := range f.volumes {
@@ -75,7 +76,8 @@ func (f *fakeRemorad) InspectVolume(_ context.Context, req *controlv1.InspectVol
 	})
 }
 
-func (f *fakeRemorad) AttachVolume(req *controlv1.AttachVolumeRequest, to grpc.ServerStreamingServer[controlv1.AttachVolumeResponse]) error {
+func (f *fakeRemorad) AttachVolume(req *controlv1.AttachVolumeRequest,
+	to grpc.ServerStreamingServer[controlv1.AttachVolumeResponse]) error {
 	f.mu.Lock()
 	v, err := f.volumeLocked(req.Name)
 	f.mu.Unlock()
@@ -91,7 +93,8 @@ func (f *fakeRemorad) AttachVolume(req *controlv1.AttachVolumeRequest, to grpc.S
 	})
 }
 
-func (f *fakeRemorad) DetachVolume(req *controlv1.DetachVolumeRequest, to grpc.ServerStreamingServer[controlv1.DetachVolumeResponse]) error {
+func (f *fakeRemorad) DetachVolume(req *controlv1.DetachVolumeRequest,
+	to grpc.ServerStreamingServer[controlv1.DetachVolumeResponse]) error {
 	return stream(f, req, to, func() (all []*controlv1.DetachVolumeResponse) {
 		for _, s := range f.steps {
 			all = append(all, &controlv1.DetachVolumeResponse{AtRiskBytes: 1 << 20, Reason: s})
@@ -104,7 +107,8 @@ func (f *fakeRemorad) DetachVolume(req *controlv1.DetachVolumeRequest, to grpc.S
 	})
 }
 
-func (f *fakeRemorad) SetVolumeFileSystem(_ context.Context, req *controlv1.SetVolumeFileSystemRequest) (*controlv1.SetVolumeFileSystemResponse, error) {
+func (f *fakeRemorad) SetVolumeFileSystem(_ context.Context,
+	req *controlv1.SetVolumeFileSystemRequest) (*controlv1.SetVolumeFileSystemResponse, error) {
 	return answer(f, req, func() (*controlv1.SetVolumeFileSystemResponse, error) {
 		v, err := f.volumeLocked(req.Name)
 		if err == nil {
@@ -151,7 +155,8 @@ func (f *fakeRemorad) CheckVolume(req *controlv1.CheckVolumeRequest, to grpc.Ser
 	})
 }
 
-func (f *fakeRemorad) RebuildVolume(req *controlv1.RebuildVolumeRequest, to grpc.ServerStreamingServer[controlv1.RebuildVolumeResponse]) error {
+func (f *fakeRemorad) RebuildVolume(req *controlv1.RebuildVolumeRequest,
+	to grpc.ServerStreamingServer[controlv1.RebuildVolumeResponse]) error {
 	return stream(f, req, to, func() (all []*controlv1.RebuildVolumeResponse) {
 		for _, s := range f.steps {
 			all = append(all, &controlv1.RebuildVolumeResponse{Step: s})

@@ -111,7 +111,8 @@ const runPoll = 5 * time.Millisecond // how often it is looked whether a port is
 
 // runOnce runs a container of an image until it has started, then ends and removes it. labels are
 // its snapshot's. before is called when it has started and still runs.
-func (a *app) runOnce(ctx context.Context, c *client.Client, img client.Image, snapshotter string, args []string, o untilOptions, labels map[string]string, before func() error) (r runResult, err error) {
+func (a *app) runOnce(ctx context.Context, c *client.Client, img client.Image, snapshotter string, args []string, o untilOptions,
+	labels map[string]string, before func() error) (r runResult, err error) {
 	cleanup := context.WithoutCancel(ctx)
 	id := "snapctl-" + strings.ToLower(rand.Text()[:12])
 	specs := []oci.SpecOpts{oci.WithImageConfigArgs(img, args), oci.WithEnv(o.env)}

@@ -89,7 +89,8 @@ func humanImage(w io.Writer, ref string, st *control.StatusReply) {
 	var sum control.Layer
 	row := func(name, format, state string, l *control.Layer) {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%.3f\n", name, format, state, size(l.PresentBytes), size(l.TotalBytes),
-			size(l.PrefetchedBytes), size(l.PrefetchUsedBytes), size(l.PrefetchedBytes-l.PrefetchUsedBytes), size(l.DemandBytes), l.Waits, l.WaitSeconds)
+			size(l.PrefetchedBytes), size(l.PrefetchUsedBytes), size(l.PrefetchedBytes-l.PrefetchUsedBytes), size(l.DemandBytes), l.Waits,
+			l.WaitSeconds)
 	}
 	for i := range st.Layers {
 		l := &st.Layers[i]
@@ -145,7 +146,8 @@ func humanStatus(w io.Writer, st *control.StatusReply) {
 		if reason == "" {
 			reason = "the registry is slow"
 		}
-		fmt.Fprintf(w, "process %d (%s, %s) has waited for %.0f s for data of %s: %s\n", p.PID, p.Command, p.Container, p.Seconds, p.Image, reason)
+		fmt.Fprintf(w, "process %d (%s, %s) has waited for %.0f s for data of %s: %s\n", p.PID, p.Command, p.Container, p.Seconds, p.Image,
+			reason)
 	}
 	for _, b := range st.Broken {
 		name := "container " + b.Container

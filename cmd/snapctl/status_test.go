@@ -23,17 +23,21 @@ func TestStatus(t *testing.T) {
 	f.set(func() {
 		f.status.Backend = &controlv1.Backend{Reason: "nothing works"}
 		f.status.Holder = nil
-		f.status.Layers = []*controlv1.Layer{{Digest: layer, Image: "r.example.com/app:1", Format: "estargz", Backend: "fuse-file", State: "mounted",
+		f.status.Layers = []*controlv1.Layer{{Digest: layer, Image: "r.example.com/app:1", Format: "estargz", Backend: "fuse-file",
+			State:    "mounted",
 			Verified: true, PresentBytes: 1 << 20, TotalBytes: 4 << 20, FetchedBytes: 1 << 19, Reason: "it was damaged once"}}
 		f.status.Waiting = []*controlv1.Waiting{
 			{Pid: 42, Command: "redis", Container: "pod", Image: "app:1", Waited: durationpb.New(3 * time.Second), Reason: "no route"},
 			{Pid: 43, Command: "sh", Container: "pod", Image: "app:1", Waited: durationpb.New(2 * time.Second)},
 		}
-		f.status.Broken = []*controlv1.Broken{{Container: "default/web", Reason: "its holder ended"}, {Snapshot: "9", Mounted: "/mnt", Reason: "it is lost"}}
+		f.status.Broken = []*controlv1.Broken{{Container: "default/web", Reason: "its holder ended"},
+			{Snapshot: "9", Mounted: "/mnt", Reason: "it is lost"}}
 	})
-	contains(t, u.run("status").ok(), "none: every layer takes the ordinary path (nothing works)", "holder    none", "mounted, verified", "1MiB", "4MiB",
+	contains(t, u.run("status").ok(), "none: every layer takes the ordinary path (nothing works)", "holder    none", "mounted, verified",
+		"1MiB", "4MiB",
 		short(digest.Digest(layer))+": it was damaged once", "process 42 (redis, pod) has waited for 3 s for data of app:1: no route",
-		"process 43", "the registry is slow", "container default/web is broken: its holder ended", "snapshot 9, mounted on /mnt, is broken: it is lost")
+		"process 43", "the registry is slow", "container default/web is broken: its holder ended",
+		"snapshot 9, mounted on /mnt, is broken: it is lost")
 	st := decode[control.StatusReply](u.run("--json", "status"))
 	if len(st.Layers) != 1 || st.Layers[0].Digest.String() != layer || st.Waiting[0].Seconds != 3 || len(st.Broken) != 2 {
 		t.Errorf("as JSON: %+v", st)
@@ -46,12 +50,15 @@ func TestStatusOfAnImage(t *testing.T) {
 	f, ctrd := newRemorad(u), cmdtest.NewContainerd(t, u.containerd)
 	img := program(t, cmdtest.OCI)
 	ctrd.Put(t, "docker.io/library/app:1", img)
-	u.run("status", "app:2").fails(1, "image docker.io/library/app:2 in namespace default", "pull it first: snapctl pull docker.io/library/app:2")
+	u.run("status", "app:2").fails(1, "image docker.io/library/app:2 in namespace default",
+		"pull it first: snapctl pull docker.io/library/app:2")
 	contains(t, u.run("status", "app:1").ok(), "docker.io/library/app:1 has no lazy layer")
 	f.set(func() {
 		for _, l := range img.Manifest(t).Layers {
-			f.status.Layers = append(f.status.Layers, &controlv1.Layer{Digest: l.Digest.String(), Format: "estargz", State: "mounted", Backend: "fuse-file",
-				PresentBytes: 1 << 20, TotalBytes: 2 << 20, PrefetchedBytes: 3 << 10, PrefetchUsedBytes: 1 << 10, DemandBytes: 5, Waits: 2, Waited: durationpb.New(time.Second / 2)})
+			f.status.Layers = append(f.status.Layers, &controlv1.Layer{Digest: l.Digest.String(), Format: "estargz", State: "mounted",
+				Backend:      "fuse-file",
+				PresentBytes: 1 << 20, TotalBytes: 2 << 20, PrefetchedBytes: 3 << 10, PrefetchUsedBytes: 1 << 10, DemandBytes: 5, Waits: 2,
+				Waited: durationpb.New(time.Second / 2)})
 		}
 		f.status.Layers = append(f.status.Layers, &controlv1.Layer{Digest: digest.FromString("another image's").String()})
 	})

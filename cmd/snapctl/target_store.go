@@ -56,7 +56,8 @@ func (t *storeTarget) Exists(ctx context.Context, desc ocispec.Descriptor) (bool
 func (t *storeTarget) Fetch(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	ra, err := t.store.ReaderAt(t.context(ctx), ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size})
 	if errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("%s: %w (an image that was pulled lazily has no blobs: snapctl fetch brings them)", desc.Digest, errdef.ErrNotFound)
+		return nil, fmt.Errorf("%s: %w (an image that was pulled lazily has no blobs: snapctl fetch brings them)", desc.Digest,
+			errdef.ErrNotFound)
 	}
 	if err != nil {
 		return nil, err

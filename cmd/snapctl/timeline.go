@@ -63,7 +63,8 @@ func (r *traced) draw() []byte {
 			}
 			left, right := x(s.Begin), x(s.Begin+s.Took)
 			top := y + row*svgRow
-			fmt.Fprintf(&body, `<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s" stroke="#fff" stroke-width="0.5"><title>%s</title></rect>`+"\n",
+			fmt.Fprintf(&body, `<rect x="%.1f" y="%d" width="%.1f" height="%d" fill="%s" stroke="#fff" stroke-width="0.5">`+
+				"<title>%s</title></rect>\n",
 				left, top, max(right-left, 1), svgRow-2, lane.colour, escape(title))
 			if right-left > float64(7*len(s.Name)) {
 				fmt.Fprintf(&body, `<text x="%.1f" y="%d" fill="#fff">%s</text>`+"\n", left+4, top+11, escape(s.Name))
@@ -86,8 +87,10 @@ func (r *traced) draw() []byte {
 			x(at), x(at), y, x(at)+2, at.Milliseconds())
 	}
 	var out bytes.Buffer
-	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11">`+"\n", svgLeft+svgWidth+svgRight, y+8)
-	fmt.Fprintf(&out, `<rect width="100%%" height="100%%" fill="#fff"/><text x="8" y="18" font-size="13">%s: %s after %.0f ms; %s ahead, %s on demand, %d reads waited</text>`+"\n",
+	fmt.Fprintf(&out, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="11">`+"\n",
+		svgLeft+svgWidth+svgRight, y+8)
+	fmt.Fprintf(&out, `<rect width="100%%" height="100%%" fill="#fff"/><text x="8" y="18" font-size="13">%s: %s after %.0f ms; `+
+		"%s ahead, %s on demand, %d reads waited</text>\n",
 		escape(r.Image), escape(r.Ended), r.Seconds*1000, size(r.Prefetched), size(r.Demanded), r.Waits)
 	out.Write(grid.Bytes())
 	out.Write(body.Bytes())

@@ -35,19 +35,23 @@ func golden(t *testing.T, name string, got []byte) {
 // timeline is a start with something in every lane.
 func timeline() *traced {
 	at := func(lane, name string, begin, took int, n int64) span {
-		return span{Lane: lane, Name: name, Begin: time.Duration(begin) * time.Millisecond, Took: time.Duration(took) * time.Millisecond, Bytes: n}
+		return span{Lane: lane, Name: name, Begin: time.Duration(begin) * time.Millisecond, Took: time.Duration(took) * time.Millisecond,
+			Bytes: n}
 	}
 	return &traced{
-		Image: "r.example.com/app:1 & <co>", Ended: "line printed", Seconds: 0.75, Cold: true, Prefetched: 3 << 20, Demanded: 4096, Waits: 1, WaitSeconds: 0.02,
-		Beside: "overlayfs", BesideSecs: 1.5,
+		Image: "r.example.com/app:1 & <co>", Ended: "line printed", Seconds: 0.75, Cold: true, Prefetched: 3 << 20, Demanded: 4096, Waits: 1,
+		WaitSeconds: 0.02,
+		Beside:      "overlayfs", BesideSecs: 1.5,
 		Spans: []span{
 			at("snapctl", "pull", 0, 300, 0), at("resolve", "app:1", 5, 40, 0), at("profile", "from the registry", 45, 20, 0),
 			at("index", "sha256:0123", 45, 60, 0), at("import", "sha256:4567", 45, 200, 0), at("image", "sha256:0123", 105, 5, 0),
 			at("mount", "sha256:0123 by precontent", 250, 2, 0), at("ahead", "sha256:0123 at 0B", 45, 100, 1<<20),
 			at("prefetch", "sha256:0123 at 1MiB", 110, 150, 1<<20), at("prefetch", "sha256:0123 at 2MiB", 120, 80, 1<<20),
 			at("background", "late", 740, 500, 1<<20), at("demand", "sha256:0123 at 8MiB", 500, 20, 4096),
-			{Lane: "wait", Name: "redis (7) waits", Begin: 500 * time.Millisecond, Took: 20 * time.Millisecond, Bytes: 4096, Err: "the registry is away"},
-			at("snapctl", "create container", 300, 100, 0), at("snapctl", "first instruction", 400, 50, 0), at("snapctl", "until line printed", 450, 300, 0),
+			{Lane: "wait", Name: "redis (7) waits", Begin: 500 * time.Millisecond, Took: 20 * time.Millisecond, Bytes: 4096,
+				Err: "the registry is away"},
+			at("snapctl", "create container", 300, 100, 0), at("snapctl", "first instruction", 400, 50, 0),
+			at("snapctl", "until line printed", 450, 300, 0),
 			at(besideLane, "pull all of it", 0, 1500, 0),
 		},
 	}

@@ -183,7 +183,8 @@ func (a *app) traceBeside(ctx context.Context, c *client.Client, result *traced,
 	}
 	a.note("pulling and starting it by %s", o.beside)
 	began := time.Now()
-	img, err := c.Pull(ctx, result.Image, client.WithResolver(t.registry.Resolver(ctx)), client.WithPullUnpack, client.WithPullSnapshotter(o.beside))
+	img, err := c.Pull(ctx, result.Image, client.WithResolver(t.registry.Resolver(ctx)), client.WithPullUnpack,
+		client.WithPullSnapshotter(o.beside))
 	if err != nil {
 		return err
 	}
@@ -195,7 +196,8 @@ func (a *app) traceBeside(ctx context.Context, c *client.Client, result *traced,
 	for _, s := range []struct {
 		name     string
 		from, to time.Time
-	}{{"pull all of it", began, pulled}, {"create container", pulled, r.created}, {"first instruction", r.created, r.started}, {"until " + r.ended, r.started, r.ready}} {
+	}{{"pull all of it", began, pulled}, {"create container", pulled, r.created}, {"first instruction", r.created, r.started},
+		{"until " + r.ended, r.started, r.ready}} {
 		result.Spans = append(result.Spans, span{Lane: besideLane, Name: s.name, Begin: s.from.Sub(began), Took: s.to.Sub(s.from)})
 	}
 	result.Beside, result.BesideSecs = o.beside, r.ready.Sub(began).Seconds()
@@ -256,7 +258,8 @@ func (r *traced) human(w io.Writer) {
 		kind = "warm: the image was on this node"
 	}
 	fmt.Fprintf(w, "%s: %s after %.3f s (%s)\n", r.Image, r.Ended, r.Seconds, kind)
-	fmt.Fprintf(w, "fetched ahead %s, on demand %s; %d reads waited, %.3f s all together\n\n", size(r.Prefetched), size(r.Demanded), r.Waits, r.WaitSeconds)
+	fmt.Fprintf(w, "fetched ahead %s, on demand %s; %d reads waited, %.3f s all together\n\n", size(r.Prefetched), size(r.Demanded), r.Waits,
+		r.WaitSeconds)
 	if r.Beside != "" {
 		fmt.Fprintf(w, "by %s, all of it pulled first: %.3f s, %.1f times as long\n\n", r.Beside, r.BesideSecs, r.BesideSecs/r.Seconds)
 	}

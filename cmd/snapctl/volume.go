@@ -278,7 +278,8 @@ func printVolume(w io.Writer, d *control.VolumeDetails) {
 		line("since attached", "%s written, %s read, %d flushes, %d commits", size(d.Written), size(d.Read), d.Flushes, d.Commits)
 		line("uploaded", "%s of data, %s of map", size(d.Uploaded), size(d.MapBytes))
 		r := d.Requests
-		line("requests", "%d get, %d put, %d delete, %d list, %d failed; %s received, %s sent; %d for the lease", r.Get, r.Put, r.Delete, r.List, r.Failed, size(r.Received), size(r.Sent), r.Lease)
+		line("requests", "%d get, %d put, %d delete, %d list, %d failed; %s received, %s sent; %d for the lease", r.Get, r.Put, r.Delete, r.List,
+			r.Failed, size(r.Received), size(r.Sent), r.Lease)
 	}
 	for _, e := range d.Events {
 		line(e.What, "%s: %s", e.Time.Local().Format(time.DateTime), e.Detail)

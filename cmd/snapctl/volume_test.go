@@ -28,16 +28,20 @@ func TestVolumeStore(t *testing.T) {
 	}
 	contains(t, r.stderr, "racing writers")
 	f.set(func() { f.fresh, f.warnings = false, nil })
-	contains(t, u.run("volume", "init", "s3://bucket/p?endpoint=http://x").ok(), "s3://bucket/p?endpoint=http://x was ready for volumes already")
+	contains(t, u.run("volume", "init", "s3://bucket/p?endpoint=http://x").ok(),
+		"s3://bucket/p?endpoint=http://x was ready for volumes already")
 	contains(t, u.run("volume", "probe", "file:/store").ok(), "file:/store keeps what volumes need")
 	if all := requests[*controlv1.InitStoreRequest](f); len(all) != 3 || all[0].Probe || !all[2].Probe {
 		t.Errorf("asked for %v", all)
 	}
 	f.set(func() { f.refuse["InitStoreRequest"] = refusal("two writers won") })
 	u.run("volume", "init", "file:/store").fails(1, "two writers won")
-	for url, want := range map[string]string{"/store": "for a directory file:/store", "ftp://x": `store "ftp://x"`, "file:": `store "file:"`, "file": `store "file"`} {
-		for _, args := range [][]string{{"init", url}, {"probe", url}, {"create", "v", "1G", "--store", url}, {"ls", "--store", url}, {"inspect", "v", "--store", url},
-			{"attach", "v", "--store", url}, {"detach", "v", "--store", url}, {"mount", "v", "/mnt", "--store", url}, {"umount", "v", "--store", url},
+	for url, want := range map[string]string{"/store": "for a directory file:/store", "ftp://x": `store "ftp://x"`, "file:": `store "file:"`,
+		"file": `store "file"`} {
+		for _, args := range [][]string{{"init", url}, {"probe", url}, {"create", "v", "1G", "--store", url}, {"ls", "--store", url},
+			{"inspect", "v", "--store", url},
+			{"attach", "v", "--store", url}, {"detach", "v", "--store", url}, {"mount", "v", "/mnt", "--store", url},
+			{"umount", "v", "--store", url},
 			{"resize", "v", "1G", "--store", url}, {"rm", "v", "--store", url}, {"fsck", "v", "--store", url}, {"bench", "--store", url}} {
 			u.run(append([]string{"volume"}, args...)...).fails(2, want)
 		}
@@ -49,21 +53,25 @@ func TestVolumeLife(t *testing.T) {
 	u := newUser(t)
 	f := newRemorad(u)
 	for want, args := range map[string][]string{
-		`size "big"`: {"create", "v", "big"}, `size "0"`: {"resize", "v", "0"}, "want whole seconds": {"create", "v", "1G", "--max-age", "1500ms"},
-		"--max-age -1s": {"create", "v", "1G", "--max-age", "-1s"}, "a NAME and a SIZE": {"create", "v"},
+		`size "big"`: {"create", "v", "big"}, `size "0"`: {"resize", "v", "0"},
+		"want whole seconds": {"create", "v", "1G", "--max-age", "1500ms"},
+		"--max-age -1s":      {"create", "v", "1G", "--max-age", "-1s"}, "a NAME and a SIZE": {"create", "v"},
 	} {
 		u.run(append([]string{"volume"}, args...)...).fails(2, want)
 	}
-	contains(t, u.run("volume", "create", "--store", "file:/s", "--class", "local", "--max-age", "10s", "data", "10G").ok(), "data created: 10GiB, class local, in file:/s")
+	contains(t, u.run("volume", "create", "--store", "file:/s", "--class", "local", "--max-age", "10s", "data", "10G").ok(),
+		"data created: 10GiB, class local, in file:/s")
 	if r := last[*controlv1.CreateVolumeRequest](t, f); r.SizeBytes != 10<<30 || r.MaxAge.AsDuration() != 10*time.Second {
 		t.Errorf("asked for %v", r)
 	}
 	contains(t, u.run("volume", "create", "data", "10G").ok(), "data exists")
 	f.set(func() {
 		f.volumes = append(f.volumes, &controlv1.Volume{Name: "b", Owner: "n1"}, &controlv1.Volume{Name: "c", Here: true},
-			&controlv1.Volume{Name: "d", Device: "/dev/loop3", Here: true}, &controlv1.Volume{Name: "e", Failed: "fenced"}, &controlv1.Volume{Store: "file:/gone", Error: "it is gone"})
+			&controlv1.Volume{Name: "d", Device: "/dev/loop3", Here: true}, &controlv1.Volume{Name: "e", Failed: "fenced"},
+			&controlv1.Volume{Store: "file:/gone", Error: "it is gone"})
 	})
-	contains(t, u.run("volume", "ls").ok(), "data  10GiB", "no", "node n1", "this node, no device", "/dev/loop3", "FAILED: fenced", "it is gone", "file:/gone")
+	contains(t, u.run("volume", "ls").ok(), "data  10GiB", "no", "node n1", "this node, no device", "/dev/loop3", "FAILED: fenced",
+		"it is gone", "file:/gone")
 	if all := decode[control.VolumesReply](u.run("--json", "volume", "ls")); len(all.Volumes) != 6 {
 		t.Errorf("as JSON: %+v", all)
 	}
@@ -98,17 +106,23 @@ func TestVolumeInspect(t *testing.T) {
 	u := newUser(t)
 	f := newRemorad(u)
 	f.set(func() {
-		f.volumes = []*controlv1.Volume{{Name: "data", Id: "0123", Store: "file:/s", SizeBytes: 1 << 30, Class: "local", Fs: "ext4", Here: true, Device: "/dev/loop1", ReadOnly: true}}
-		f.details = &controlv1.InspectVolumeResponse{StoredBytes: 5 << 20, StoredObjects: 7, Journal: "n/j", JournalUsedBytes: 1 << 20, JournalBytes: 1 << 30,
-			AtRiskBytes: 3 << 10, AtRisk: durationpb.New(2 * time.Second), LeaseMargin: durationpb.New(9 * time.Second), Throttled: volume.ThrottleJournal, WrittenBytes: 6 << 20,
+		f.volumes = []*controlv1.Volume{{Name: "data", Id: "0123", Store: "file:/s", SizeBytes: 1 << 30, Class: "local", Fs: "ext4", Here: true,
+			Device: "/dev/loop1", ReadOnly: true}}
+		f.details = &controlv1.InspectVolumeResponse{StoredBytes: 5 << 20, StoredObjects: 7, Journal: "n/j", JournalUsedBytes: 1 << 20,
+			JournalBytes: 1 << 30,
+			AtRiskBytes:  3 << 10, AtRisk: durationpb.New(2 * time.Second), LeaseMargin: durationpb.New(9 * time.Second),
+			Throttled: volume.ThrottleJournal, WrittenBytes: 6 << 20,
 			Waits:         []*controlv1.VolumeWait{{What: "an upload", Reason: "no route", Waited: durationpb.New(4 * time.Second)}},
 			Events:        []*controlv1.VolumeEvent{{Time: timestamppb.Now(), What: "takeover", Detail: "of node x"}},
 			StoreRequests: &controlv1.StoreRequests{Get: 1, Put: 2, Lease: 9}}
 	})
-	contains(t, u.run("volume", "inspect", "data").ok(), "data (0123)", "1GiB, 5MiB stored in 7 objects", "local, read-only", "ext4", "/dev/loop1", "n/j",
-		"3KiB, the oldest change 2.0 s old", "1MiB of 1GiB", "certain for 9.0 s", "6MiB written", "1 get, 2 put", "9 for the lease", "takeover", "of node x",
+	contains(t, u.run("volume", "inspect", "data").ok(), "data (0123)", "1GiB, 5MiB stored in 7 objects", "local, read-only", "ext4",
+		"/dev/loop1", "n/j",
+		"3KiB, the oldest change 2.0 s old", "1MiB of 1GiB", "certain for 9.0 s", "6MiB written", "1 get, 2 put", "9 for the lease", "takeover",
+		"of node x",
 		"the journal is full", "an upload, for 4 s: no route")
-	if d := decode[control.VolumeDetails](u.run("--json", "volume", "inspect", "data")); d.Name != "data" || d.AtRiskSeconds != 2 || len(d.Waits) != 1 {
+	if d := decode[control.VolumeDetails](u.run("--json", "volume", "inspect", "data")); d.Name != "data" || d.AtRiskSeconds != 2 ||
+		len(d.Waits) != 1 {
 		t.Errorf("as JSON: %+v", d)
 	}
 	f.set(func() {
@@ -140,17 +154,21 @@ func TestVolumeFsck(t *testing.T) {
 	u.run("volume", "fsck", "--repair", "--rebuild-into", "again", "data").fails(1, "repair", "rebuild-into")
 
 	f.set(func() {
-		f.rebuilt = &controlv1.RebuiltVolume{DamagedId: id, Id: id, Name: "again", SizeBytes: 1 << 30, MappedBytes: 1 << 20, MapSegment: 5, Segments: 2}
+		f.rebuilt = &controlv1.RebuiltVolume{DamagedId: id, Id: id, Name: "again", SizeBytes: 1 << 30, MappedBytes: 1 << 20, MapSegment: 5,
+			Segments: 2}
 	})
-	contains(t, u.run("volume", "fsck", "--rebuild-into", "again", "data").ok(), "again: 1GiB, 1MiB mapped, read-only", "the map as of segment 5", "nothing is in doubt")
+	contains(t, u.run("volume", "fsck", "--rebuild-into", "again", "data").ok(), "again: 1GiB, 1MiB mapped, read-only",
+		"the map as of segment 5", "nothing is in doubt")
 	if r := last[*controlv1.RebuildVolumeRequest](t, f); r.Into != "again" || r.Name != "data" {
 		t.Errorf("asked for %v", r)
 	}
 	f.set(func() {
-		f.rebuilt = &controlv1.RebuiltVolume{DamagedId: id, Id: id, Name: "again", SizeBytes: 1 << 30, SizeGuessed: true, Ignored: 1, Missing: 2, Problems: []string{"no head"},
-			Stale: []*controlv1.ByteRange{{Length: 1 << 20}, {Length: 1 << 20}}, Lost: []*controlv1.ByteRange{{Length: 4096}}}
+		f.rebuilt = &controlv1.RebuiltVolume{DamagedId: id, Id: id, Name: "again", SizeBytes: 1 << 30, SizeGuessed: true, Ignored: 1, Missing: 2,
+			Problems: []string{"no head"},
+			Stale:    []*controlv1.ByteRange{{Length: 1 << 20}, {Length: 1 << 20}}, Lost: []*controlv1.ByteRange{{Length: 4096}}}
 	})
-	contains(t, u.run("volume", "fsck", "--rebuild-into", "again", "data").ok(), "a guess", "1 others never counted", "damaged: no head", "2 segments are not there",
+	contains(t, u.run("volume", "fsck", "--rebuild-into", "again", "data").ok(), "a guess", "1 others never counted", "damaged: no head",
+		"2 segments are not there",
 		"2MiB in 2 places may be older", "4KiB in 1 places could not be read")
 	if r := decode[volume.Rebuilt](u.run("--json", "volume", "fsck", "--rebuild-into", "again", "data")); len(r.Stale) != 2 || r.Missing != 2 {
 		t.Errorf("as JSON: %+v", r)
@@ -187,5 +205,6 @@ func TestVolumeBench(t *testing.T) {
 		t.Errorf("the volume of a bench stays: %v", f.volumes)
 	}
 	f.set(func() { f.refuse["RemoveVolumeRequest"] = refusal("too busy") })
-	u.run("volume", "bench", "--store", "file:/s", "--size", "16M", "--time", "1ms").fails(1, "the volume of this benchmark stays: snapctl volume rm bench-", "too busy")
+	u.run("volume", "bench", "--store", "file:/s", "--size", "16M", "--time", "1ms").fails(1,
+		"the volume of this benchmark stays: snapctl volume rm bench-", "too busy")
 }

@@ -133,7 +133,8 @@ func (a *app) fileSystem(ctx context.Context, req control.VolumeRequest, reply *
 	case has != "" && mkfsOf[has] == nil:
 		return "", fmt.Errorf("%s holds %s, not a file system that can be mounted", v.Name, has)
 	case has == "" && !reply.Fresh:
-		return "", fmt.Errorf("%s has been written to, and no file system is known on it; make one on %s yourself if its content is of no use", v.Name, v.Device)
+		return "", fmt.Errorf("%s has been written to, and no file system is known on it; make one on %s yourself if its content is of no use",
+			v.Name, v.Device)
 	case has != "" && want != "" && has != want:
 		return "", fmt.Errorf("%s holds %s, not %s", v.Name, has, want)
 	case has == "":
@@ -152,7 +153,8 @@ func (a *app) fileSystem(ctx context.Context, req control.VolumeRequest, reply *
 		return has, nil
 	}
 	_, err = ask(a, func(c *control.Client) (struct{}, error) {
-		return struct{}{}, c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store}, FS: has})
+		return struct{}{}, c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store},
+			FS: has})
 	})
 	return has, err
 }

@@ -21,8 +21,10 @@ func newToolbox(u *user) toolbox {
 	note := "#!/bin/sh\necho \"$(basename \"$0\") $*\" >> " + u.path("calls") + "\n"
 	fail := "test ! -e " + u.path("fail-") + "\"$(basename \"$0\")\" || { echo cannot >&2; exit 1; }\n"
 	for name, does := range map[string]string{
-		"blkid": "test -s " + u.path("signature") + " || exit 2\ncat " + u.path("signature"), "mount": "", "resize2fs": "", "e2fsck": "", "xfs_growfs": "", "btrfs": "",
-		"mkfs.ext4": "echo ext4 > " + u.path("signature"), "mkfs.xfs": "echo xfs > " + u.path("signature"), "mkfs.btrfs": "echo btrfs > " + u.path("signature"),
+		"blkid": "test -s " + u.path("signature") + " || exit 2\ncat " + u.path("signature"), "mount": "", "resize2fs": "", "e2fsck": "",
+		"xfs_growfs": "", "btrfs": "",
+		"mkfs.ext4": "echo ext4 > " + u.path("signature"), "mkfs.xfs": "echo xfs > " + u.path("signature"), "mkfs.btrfs": "echo btrfs > " +
+			u.path("signature"),
 	} {
 		if err := os.WriteFile(bin+"/"+name, []byte(note+fail+does+"\n"), 0o755); err != nil {
 			u.t.Fatal(err)

@@ -75,7 +75,8 @@ func TestWorkRemembers(t *testing.T) {
 	if w.known("key") != nil || w.places("key") != nil {
 		t.Error("something is known before it was told")
 	}
-	r := &layerResult{Descriptor: ocispec.Descriptor{Digest: digest.FromString("a"), Size: 5}, DiffID: digest.FromString("b"), Missed: []string{"/x"}}
+	r := &layerResult{Descriptor: ocispec.Descriptor{Digest: digest.FromString("a"), Size: 5}, DiffID: digest.FromString("b"),
+		Missed: []string{"/x"}}
 	for _, place := range []string{"r.example.com/a", "", "r.example.com/b", "r.example.com/a"} {
 		w.remember("key", r, place)
 	}

@@ -112,7 +112,8 @@ func newDiffer(ic *plugin.InitContext) (any, error) {
 }
 
 // Apply implements diff.Applier.
-func (d differ) Apply(ctx context.Context, desc ocispec.Descriptor, _ []mount.Mount, _ ...diff.ApplyOpt) (out ocispec.Descriptor, err error) {
+func (d differ) Apply(ctx context.Context, desc ocispec.Descriptor, _ []mount.Mount, _ ...diff.ApplyOpt) (out ocispec.Descriptor,
+	err error) {
 	ra, err := d.db.ContentStore().ReaderAt(ctx, desc)
 	if err != nil {
 		return out, err
