@@ -108,13 +108,45 @@ func (s *source) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser
 	return io.NopCloser(bytes.NewReader(s.blob[off : off+n])), nil
 }
 
+// open opens a cache. When its test has ended, what is on disk is checked as another life finds it.
 func open(t testing.TB, dir string, opts cache.Options) *cache.Cache {
+	t.Helper()
+	c := openUnchecked(t, dir, opts)
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Errorf("at the end: %v", err)
+		}
+		if err := checkDir(dir); err != nil {
+			t.Errorf("at the end: %v", err)
+		}
+	})
+	return c
+}
+
+// openUnchecked opens a cache whose files the test has damaged.
+func openUnchecked(t testing.TB, dir string, opts cache.Options) *cache.Cache {
 	t.Helper()
 	c, err := cache.Open(dir, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// checkDir opens every image of a cache that nobody uses, without a source, and walks over all that it holds.
+func checkDir(dir string) error {
+	c, err := cache.Open(dir, cache.Options{})
+	if err != nil {
+		return err
+	}
+	ids, err := c.IDs()
+	errs := []error{err}
+	for _, id := range ids {
+		_, err := c.File(id, nil)
+		errs = append(errs, err)
+	}
+	errs = append(errs, c.Check(), c.Close())
+	return errors.Join(errs...)
 }
 
 func create(t testing.TB, c *cache.Cache, id string, im *image, src cache.Source) *cache.File {
@@ -242,7 +274,7 @@ func TestRecordIsCutAnywhere(t *testing.T) {
 			if err := os.WriteFile(path, p, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			c := open(t, dir, cache.Options{})
+			c := openUnchecked(t, dir, cache.Options{})
 			f, err := c.File("a", &source{blob: im.blob})
 			if err == nil {
 				wantAll(t, f, im)
@@ -250,8 +282,13 @@ func TestRecordIsCutAnywhere(t *testing.T) {
 				t.Fatalf("cut at %d: %v", n, err)
 			}
 			f = nil
-			c.Close()
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
 		}
+	}
+	if err := os.WriteFile(path, whole, 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -4,11 +4,15 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 )
 
-// Check walks everything: each extent that is said to be present must have its digest, and the
-// budget must be the sum of what there is. It is for tests and for repair: it waits for fetches that
-// are under way, what their readers have not waited for too, and nobody may begin one meanwhile.
+// Check walks everything: each extent that is said to be present must have its digest, the sizes of
+// objects must be those on disk, and the budget must be the sum of what there is. It is for tests and for
+// repair. It waits for fetches that are under way, also those that no reader waits for. Meanwhile nobody may
+// begin a fetch, use objects, or import.
 func (c *Cache) Check() error {
 	for _, f := range c.snapshotFiles() {
 		f.awaitJobs()
@@ -19,6 +23,10 @@ func (c *Cache) Check() error {
 		errs = append(errs, f.check())
 		sum += f.allocated()
 	}
+	objects, err := c.objects.check()
+	imports, ierr := c.checkImports()
+	errs = append(errs, err, ierr)
+	sum += objects + imports
 	if used, _ := c.Usage(); used != sum {
 		errs = append(errs, fmt.Errorf("%d bytes are accounted for, %d are there", used, sum))
 	}
@@ -48,6 +56,51 @@ func (f *File) check() error {
 		return fmt.Errorf("image %s: %d extents of %d bytes are present, the counts say %d and %d", f.id, n, bytes, f.nPresent, f.bytes)
 	}
 	return nil
+}
+
+// check compares what is known of objects with their files, and returns how many bytes they take.
+func (o *Objects) check() (sum int64, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var errs []error
+	entries, err := os.ReadDir(o.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, err
+	}
+	for _, e := range entries {
+		if o.all[objectKey(e.Name())] == nil {
+			errs = append(errs, fmt.Errorf("object file %s is not accounted for", e.Name()))
+		}
+	}
+	for key, b := range o.all {
+		size, err := onDisk(o.path(key))
+		if errors.Is(err, fs.ErrNotExist) {
+			size, err = 0, nil
+		}
+		if err != nil {
+			errs = append(errs, err)
+		} else if size != b.size {
+			errs = append(errs, fmt.Errorf("object %s: %d bytes are accounted for, %d are there", key, b.size, size))
+		}
+		sum += b.size
+	}
+	return sum, errors.Join(errs...)
+}
+
+// checkImports returns how many bytes interrupted imports have left.
+func (c *Cache) checkImports() (sum int64, err error) {
+	left, err := filepath.Glob(filepath.Join(c.dir, importsDir, "*", packedFile))
+	if err != nil {
+		return 0, err
+	}
+	for _, path := range left {
+		st, err := os.Stat(path)
+		if err != nil {
+			return 0, err
+		}
+		sum += pages(st.Size())
+	}
+	return sum, nil
 }
 
 // Commit records everything that was filled so far and returns when that is on stable storage.

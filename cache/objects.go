@@ -66,7 +66,7 @@ func (c *Cache) openObjects() (*Objects, error) {
 		if err != nil {
 			return nil, err
 		}
-		key := strings.ReplaceAll(e.Name(), keySlash, "/")
+		key := objectKey(e.Name())
 		o.all[key] = &object{key: key, size: size}
 		c.budget.add(size)
 	}
@@ -84,6 +84,9 @@ func onDisk(path string) (int64, error) {
 
 // Objects returns what the cache keeps of objects.
 func (c *Cache) Objects() *Objects { return c.objects }
+
+// objectKey returns the key of an object by the name of its file.
+func objectKey(name string) string { return strings.ReplaceAll(name, keySlash, "/") }
 
 func (o *Objects) path(key string) string {
 	return filepath.Join(o.dir, strings.ReplaceAll(key, "/", keySlash))

@@ -12,19 +12,10 @@ import (
 	"github.com/remora-storage/remora/cache"
 )
 
-func openCache(t *testing.T, dir string, limit int64) *cache.Cache {
-	t.Helper()
-	c, err := cache.Open(dir, cache.Options{Limit: limit})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
 // TestObjects: what was written comes back, over a restart too; what was not is absent or zeros.
 func TestObjects(t *testing.T) {
 	dir := t.TempDir()
-	c := openCache(t, dir, 0)
+	c := open(t, dir, cache.Options{})
 	o := c.Objects()
 	want := make([]byte, 3<<20+123)
 	for i := range want {
@@ -53,7 +44,7 @@ func TestObjects(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
-	c = openCache(t, dir, 0)
+	c = open(t, dir, cache.Options{})
 	defer c.Close()
 	read(c)
 	if again, _ := c.Usage(); again != used {
@@ -74,7 +65,7 @@ func TestObjects(t *testing.T) {
 func TestObjectsBudget(t *testing.T) {
 	const limit = 8 << 20
 	dir := t.TempDir()
-	c := openCache(t, dir, limit)
+	c := open(t, dir, cache.Options{Limit: limit})
 	defer c.Close()
 	o := c.Objects()
 	var started sync.WaitGroup
