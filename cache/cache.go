@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/remora-storage/remora/durable"
@@ -56,7 +57,7 @@ type Cache struct {
 	waits     waits
 	observers observers
 	limiter   *rate.Limiter // of CompleteInBackground; nil for none
-	decoding  chan struct{} // a token for each packed unit in memory
+	decoding  *semaphore.Weighted // one for each packed unit in memory
 
 	budget   budget
 	clock    clock
@@ -97,7 +98,10 @@ func Open(dir string, opts Options) (*Cache, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	c := &Cache{dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, importing: map[string]bool{}, stop: stop, kick: make(chan struct{}, 1), decoding: make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
+	c := &Cache{
+		dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, importing: map[string]bool{}, stop: stop,
+		kick: make(chan struct{}, 1), decoding: semaphore.NewWeighted(int64(2 * runtime.GOMAXPROCS(0))),
+	}
 	c.budget.limit = opts.Limit
 	if opts.Rate > 0 {
 		c.limiter = rate.NewLimiter(rate.Limit(opts.Rate), bulkRequestSize)

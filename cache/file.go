@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/remora-storage/remora/blockdev"
 )
@@ -41,7 +42,7 @@ type File struct {
 	// by who takes extents away, so that no reader sees a hole instead of data.
 	punch sync.RWMutex
 
-	verifying chan struct{} // holds a token while the file is verified
+	verifying *semaphore.Weighted // held while the file is verified
 
 	commitMu sync.Mutex // one commit at a time; taken before mu
 	record   *presence  // guarded by commitMu; nil until the first commit
@@ -84,7 +85,7 @@ func newFile(c *Cache, id, dir string, img *os.File, t *table, src Source) (*Fil
 	return &File{
 		c: c, id: id, dir: dir, img: img, t: t, points: pts, src: src, policy: c.opts.Policy,
 		present: make([]uint64, (t.nExtents+63)/64), inflight: map[uint32]*unitFill{},
-		verifying: make(chan struct{}, 1),
+		verifying: semaphore.NewWeighted(1),
 	}, nil
 }
 

@@ -331,9 +331,12 @@ func (f *File) fetchStream(ctx context.Context, src Source, fills []*unitFill, p
 		if _, err = io.ReadFull(in, packed); err != nil {
 			break
 		}
-		f.c.decoding <- struct{}{}
+		if f.c.decoding.Acquire(ctx, 1) != nil {
+			err = context.Cause(ctx)
+			break
+		}
 		decoding.Go(func() error {
-			defer func() { <-f.c.decoding }()
+			defer f.c.decoding.Release(1)
 			return f.take(fill, bytes.NewReader(packed), prio)
 		})
 	}

@@ -1,35 +1,12 @@
 package cache
 
-import "sync"
+// wholeFlight is all that may be under way: the window of bytes that fits the way to the source.
+const wholeFlight = 1 << 36
 
-// flight counts the bytes of requests that are under way.
-type flight struct {
-	mu    sync.Mutex // guards bytes
-	less  *sync.Cond
-	bytes int64
-}
-
-func newFlight() *flight {
-	f := new(flight)
-	f.less = sync.NewCond(&f.mu)
-	return f
-}
-
-// enter returns when n bytes more are no more than the limit, or the only ones.
-func (f *flight) enter(n, limit int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for f.bytes > 0 && f.bytes+n > limit {
-		f.less.Wait()
-	}
-	f.bytes += n
-}
-
-func (f *flight) leave(n int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.bytes -= n
-	f.less.Signal()
+// shareOf returns which part of the flight a request of n bytes takes where a window of bytes fits. One that is larger
+// than the window is alone. Windows change while requests run, as the way is measured.
+func shareOf(window, n int64) int64 {
+	return min(n, window) * wholeFlight / window // below 1 << 61
 }
 
 // bytes returns the packed bytes of a batch, gaps included.

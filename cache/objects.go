@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,6 +13,7 @@ import (
 	"sync/atomic"
 	"unsafe"
 
+	"github.com/golang/groupcache/lru"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +28,8 @@ type Objects struct {
 
 	mu   sync.Mutex // guards the fields below, and object.size; taken after object.mu
 	all  map[string]*object
-	open int // files
+	open *lru.Cache // *object whose file is open
+	left []*object  // what has left open and may be open still
 }
 
 type object struct {
@@ -56,7 +57,8 @@ const (
 
 // openObjects opens the directory of objects.
 func (c *Cache) openObjects() (*Objects, error) {
-	o := &Objects{c: c, dir: filepath.Join(c.dir, objectsDir), all: map[string]*object{}}
+	o := &Objects{c: c, dir: filepath.Join(c.dir, objectsDir), all: map[string]*object{}, open: lru.New(openObjects)}
+	o.open.OnEvicted = func(b lru.Key, _ any) { o.left = append(o.left, b.(*object)) }
 	entries, err := os.ReadDir(o.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // it is made for the first object
 		return nil, err
@@ -101,6 +103,9 @@ func (o *Objects) get(key string, create bool) (*object, error) {
 			b = &object{key: key}
 			o.all[key] = b
 		}
+		if b != nil {
+			o.open.Get(b) // it is the latest now
+		}
 		o.mu.Unlock()
 		if b == nil {
 			return nil, nil
@@ -121,39 +126,26 @@ func (o *Objects) get(key string, create bool) (*object, error) {
 	}
 }
 
-// openFile opens an object's file, and closes others' where too many are open.
+// openFile opens an object's file, and closes the one that was used least lately where too many are open.
 func (o *Objects) openFile(b *object) error {
-	o.mu.Lock()
-	o.open++
-	var close []*object
-	if o.open > openObjects {
-		for _, x := range o.all {
-			close = append(close, x)
+	closing, err := o.openOne(b)
+	for _, x := range closing { // no other object's lock is held
+		x.mu.Lock()
+		if x.f != nil {
+			x.f.Close() // it was only read from, or its writes have returned
+			x.f = nil
 		}
-		slices.SortFunc(close, func(x, y *object) int { return cmp.Compare(x.used.Load(), y.used.Load()) })
+		x.mu.Unlock()
 	}
-	o.mu.Unlock()
-	for _, x := range close {
-		if x != b && x.mu.TryLock() {
-			if x.f != nil {
-				x.f.Close() // it was only read from, or its writes have returned
-				x.f = nil
-				o.closed(1)
-			}
-			x.mu.Unlock()
-		}
-		o.mu.Lock()
-		enough := o.open <= openObjects/2
-		o.mu.Unlock()
-		if enough {
-			break
-		}
-	}
+	return err
+}
+
+// openOne opens an object's file unless it is open, and returns the objects whose files are now too many.
+func (o *Objects) openOne(b *object) ([]*object, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.f != nil || b.gone {
-		o.closed(1)
-		return nil
+		return nil, nil
 	}
 	f, err := os.OpenFile(o.path(b.key), os.O_RDWR|os.O_CREATE|objectMode, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -162,17 +154,20 @@ func (o *Objects) openFile(b *object) error {
 		}
 	}
 	if err != nil {
-		o.closed(1)
-		return err
+		return nil, err
 	}
 	b.f = f
-	return nil
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.open.Add(b, nil)
+	return o.leftLocked(), nil
 }
 
-func (o *Objects) closed(n int) {
-	o.mu.Lock()
-	o.open -= n
-	o.mu.Unlock()
+// leftLocked returns which objects have left open since the last call.
+func (o *Objects) leftLocked() []*object {
+	left := o.left
+	o.left = nil
+	return left
 }
 
 // buffers for direct I/O.
@@ -275,15 +270,14 @@ func (o *Objects) drop(b *object) int64 {
 		b.gone = false
 		return 0
 	}
-	open := 0
 	if b.f != nil {
 		b.f.Close() // its bytes are of no use any more
 		b.f = nil
-		open = 1
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.open -= open
+	o.open.Remove(b)
+	o.leftLocked() // it is closed
 	delete(o.all, b.key)
 	return b.size
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"slices"
 	"sync"
+
+	"golang.org/x/sync/semaphore"
 )
 
 // A Piece is a unit of a file that is to be made present.
@@ -31,7 +33,7 @@ func (f *File) Prefetch(ctx context.Context, units []uint32) error {
 // A manner is how bytes are fetched that no reader waits for.
 type manner struct {
 	prio    priority
-	atOnce  int   // requests
+	atOnce  int64 // requests
 	largest int64 // packed bytes of one
 	gaps    bool  // a gap may be read where that is faster than another request
 }
@@ -94,8 +96,7 @@ func (c *Cache) prefetch(ctx context.Context, next func(n int64) []Piece, m mann
 		errs []error
 		wg   sync.WaitGroup
 	)
-	slots := make(chan struct{}, m.atOnce)
-	flight := newFlight()
+	slots, flight := semaphore.NewWeighted(m.atOnce), semaphore.NewWeighted(wholeFlight)
 	window := int64(unknownLink)
 	for ctx.Err() == nil {
 		pieces := next(window)
@@ -112,11 +113,16 @@ func (c *Cache) prefetch(ctx context.Context, next func(n int64) []Piece, m mann
 					break
 				}
 			}
-			slots <- struct{}{}
-			n := b.bytes()
-			flight.enter(n, window)
+			share := shareOf(window, b.bytes())
+			if slots.Acquire(ctx, 1) != nil {
+				break
+			}
+			if flight.Acquire(ctx, share) != nil {
+				break
+			}
 			wg.Go(func() {
-				defer func() { flight.leave(n); <-slots }()
+				defer slots.Release(1)
+				defer flight.Release(share)
 				if err := b.f.fetchBatch(ctx, b.units, m); err != nil && ctx.Err() == nil {
 					mu.Lock()
 					errs = append(errs, err)

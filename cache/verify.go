@@ -36,12 +36,11 @@ func (f *File) Known() bool {
 // Verify computes the digest of the whole plain blob and compares it with the diffID. Most of
 // it comes from the image; what the cache has not kept is fetched. The result is remembered.
 func (f *File) Verify(ctx context.Context, diffID digest.Digest) error {
-	select { // one at a time: a verification may find that what another relies on is wrong
-	case f.verifying <- struct{}{}:
-		defer func() { <-f.verifying }()
-	case <-ctx.Done():
+	// One at a time: a verification may find that what another relies on is wrong.
+	if f.verifying.Acquire(ctx, 1) != nil {
 		return context.Cause(ctx)
 	}
+	defer f.verifying.Release(1)
 	f.mu.Lock()
 	known := f.plainSum
 	f.mu.Unlock()
