@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/durable"
 )
 
@@ -56,7 +57,7 @@ type Cache struct {
 	scheds    scheds
 	waits     waits
 	observers observers
-	limiter   *rate.Limiter // of CompleteInBackground; nil for none
+	limiter   *rate.Limiter       // of CompleteInBackground; nil for none
 	decoding  *semaphore.Weighted // one for each packed unit in memory
 
 	budget   budget
@@ -191,7 +192,7 @@ func (c *Cache) make(id, dir string, img *os.File, spec *Spec, src Source) (_ *F
 		return nil, err
 	}
 	var points []byte
-	if spec.Codec == CodecSpans {
+	if spec.Codec == blob.Spans {
 		points = encodePoints(spec, le.Uint32(enc[48:]))
 	}
 	cost := pages(spec.MetaSize) + pages(int64(len(enc))) + pages(int64(len(points)))
@@ -290,7 +291,7 @@ func (c *Cache) open(id string, src Source) (*File, error) {
 	if err == nil && f.record.entries > uint32(t.nExtents)+minCompact {
 		err = f.compact()
 	}
-	if err == nil && t.codec == CodecWhole && f.nPresent < t.nExtents {
+	if err == nil && t.codec == blob.Whole && f.nPresent < t.nExtents {
 		err = fmt.Errorf("%w: not all of it was recorded, and it cannot be fetched by parts", ErrCorrupt)
 	}
 	if err != nil {

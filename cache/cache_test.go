@@ -23,6 +23,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // image is an image in memory and the blob that it comes from.
@@ -52,7 +53,7 @@ func newImageWith(t testing.TB, seed uint64, n, size int, tail string) *image {
 	for i := range im.bytes {
 		im.bytes[i] = byte(seed)
 	}
-	im.spec.Codec, im.spec.MetaSize, im.spec.Meta = cache.CodecGzip, 4096, meta(bytes.Clone(im.bytes))
+	im.spec.Codec, im.spec.MetaSize, im.spec.Meta = blob.Gzip, 4096, meta(bytes.Clone(im.bytes))
 	member := func(parts ...[]byte) {
 		off := len(im.blob)
 		var buf bytes.Buffer
@@ -67,7 +68,7 @@ func newImageWith(t testing.TB, seed uint64, n, size int, tail string) *image {
 			t.Fatal(err)
 		}
 		im.blob = append(im.blob, buf.Bytes()...)
-		im.spec.Units = append(im.spec.Units, cache.Unit{Off: int64(off), Len: int64(buf.Len())})
+		im.spec.Units = append(im.spec.Units, blob.Unit{Off: int64(off), Len: int64(buf.Len())})
 	}
 	member([]byte("headers before everything"))
 	for i := range n {

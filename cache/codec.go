@@ -9,18 +9,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-)
 
-// Codec says how the units of a blob are compressed. The numbers are written to disk.
-type Codec uint32
-
-// The codecs.
-const (
-	CodecPlain Codec = 0
-	CodecGzip  Codec = 1
-	CodecZstd  Codec = 2
-	CodecSpans Codec = 3 // gzip that is decoded from points in the middle of it; see points.go
-	CodecWhole Codec = 4 // what cannot be decoded by parts: what was imported cannot be fetched again
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // errBytes marks bytes from a source that are not what their digest or format says. Another
@@ -35,8 +25,8 @@ type decoder struct {
 var decoders = sync.Pool{New: func() any { return &decoder{in: bufio.NewReaderSize(nil, 64<<10)} }}
 
 // decode calls use with a reader of the plain bytes of the packed ones that r holds.
-func decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
-	if codec == CodecPlain {
+func decode(codec blob.Codec, r io.Reader, use func(io.Reader) error) error {
+	if codec == blob.Plain {
 		in := &sourceErrors{r: r}
 		err := use(in)
 		if in.err != nil {
@@ -44,10 +34,10 @@ func decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
 		}
 		return err
 	}
-	if codec == CodecZstd {
+	if codec == blob.Zstd {
 		return decodeZstd(r, use)
 	}
-	if codec != CodecGzip {
+	if codec != blob.Gzip {
 		return fmt.Errorf("codec %d is not known", codec)
 	}
 	d := decoders.Get().(*decoder)

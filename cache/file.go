@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 const (
@@ -34,7 +35,7 @@ type File struct {
 	img *os.File
 	t   *table
 
-	points *points // where units begin; nil but for CodecSpans
+	points *points // where units begin; nil but for blob.Spans
 
 	fetched atomic.Int64 // bytes taken from the source since the daemon started
 
@@ -76,7 +77,7 @@ var _ blockdev.Device = (*File)(nil)
 // newFile returns a file of parts that lie in dir. The image file stays the caller's if that fails.
 func newFile(c *Cache, id, dir string, img *os.File, t *table, src Source) (*File, error) {
 	var pts *points
-	if t.codec == CodecSpans {
+	if t.codec == blob.Spans {
 		var err error
 		if pts, err = openPoints(dir, t); err != nil {
 			return nil, err
@@ -232,7 +233,7 @@ func (f *File) Kept() (kept, evictable bool) {
 }
 
 func (f *File) evictableLocked() bool {
-	return f.pins == 0 && !f.kept && !f.gone && f.t.codec != CodecWhole
+	return f.pins == 0 && !f.kept && !f.gone && f.t.codec != blob.Whole
 }
 
 func pages(n int64) int64 { return (n + 4095) &^ 4095 }

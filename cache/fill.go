@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // A unitFill is one unit on its way here. Who waits for it reads its bytes from memory, so that
@@ -238,7 +240,7 @@ func (f *File) runJob(ctx context.Context, src Source, fills []*unitFill, prio p
 		return nil
 	}
 	switch {
-	case f.t.codec == CodecWhole:
+	case f.t.codec == blob.Whole:
 		return errors.New("it is one piece and cannot be read by parts; remove the image and pull it again")
 	case src == nil:
 		return errors.New("no source for this image")

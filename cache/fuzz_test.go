@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 )
 
@@ -30,7 +31,7 @@ func FuzzPresence(f *testing.F) {
 }
 
 func FuzzTable(f *testing.F) {
-	s := &Spec{ImageSize: 8192, MetaSize: 4096, Units: []Unit{{0, 10}, {10, 5}},
+	s := &Spec{ImageSize: 8192, MetaSize: 4096, Units: []blob.Unit{{Len: 10}, {Off: 10, Len: 5}},
 		Extents: []Extent{{Off: 4096, Len: 100, Unit: 1, Digest: sha256.Sum256(nil)}}}
 	p, err := encodeTable(s)
 	if err != nil {
@@ -52,7 +53,7 @@ func FuzzTable(f *testing.F) {
 }
 
 func FuzzPoints(f *testing.F) {
-	s := &Spec{Codec: CodecSpans, ImageSize: 8192, MetaSize: 4096, PlainSize: 900, Units: []Unit{{0, 10}, {10, 5}},
+	s := &Spec{Codec: blob.Spans, ImageSize: 8192, MetaSize: 4096, PlainSize: 900, Units: []blob.Unit{{Len: 10}, {Off: 10, Len: 5}},
 		Points: []inflate.Point{{}, {Plain: 500, Off: 10, Bits: 3, Value: 5, Window: inflate.Sparse{1, 0, 2, 0, 'a', 'b', 'c'}}}}
 	enc, err := encodeTable(s)
 	if err != nil {

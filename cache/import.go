@@ -15,6 +15,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // An Import is an image that comes whole, from its blob read once from start to end: its data is written
@@ -225,14 +227,14 @@ func (im *Import) Finish(id string, spec Spec, diffID digest.Digest, src Source)
 	if err := im.flush(); err != nil {
 		return nil, err
 	}
-	if len(im.missing) > 0 && spec.Codec == CodecWhole {
+	if len(im.missing) > 0 && spec.Codec == blob.Whole {
 		return nil, fmt.Errorf("a layer that is one piece must fit whole: %w", ErrNoRoom)
 	}
 	im.mu.Lock()
 	im.forgetLocked() // all of it was read
 	im.mu.Unlock()
 	f, err := im.c.make(id, im.dir, im.img, &spec, src)
-	for n := int64(1 << 20); errors.Is(err, ErrNoRoom) && spec.Codec != CodecWhole && im.giveBack(n); n *= 2 {
+	for n := int64(1 << 20); errors.Is(err, ErrNoRoom) && spec.Codec != blob.Whole && im.giveBack(n); n *= 2 {
 		f, err = im.c.make(id, im.dir, im.img, &spec, src)
 	}
 	if err != nil {

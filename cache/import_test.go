@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // imported returns the specification of im as an import has it: its data behind cache.DataStart.
@@ -183,7 +184,7 @@ func TestImportWithoutRoom(t *testing.T) {
 	}
 	put(t, i, im, 5000)
 	spec := imported(im)
-	spec.Codec, spec.Units = cache.CodecWhole, []cache.Unit{{Len: int64(len(im.blob))}}
+	spec.Codec, spec.Units = blob.Whole, []blob.Unit{{Len: int64(len(im.blob))}}
 	for k := range spec.Extents {
 		spec.Extents[k].Unit, spec.Extents[k].Inner = 0, 0
 	}

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 )
 
@@ -13,10 +14,10 @@ type Spec struct {
 	ImageSize int64       // bytes
 	MetaSize  int64       // bytes that Meta writes
 	Meta      io.WriterTo // the image's first bytes, present from the start
-	Codec     Codec
-	Units     []Unit   // in blob order, from 0 to the blob's end without gaps
-	Extents   []Extent // in any order
-	// Points say for CodecSpans where each unit begins; PlainSize is the bytes of all units, decoded.
+	Codec     blob.Codec
+	Units     []blob.Unit // in blob order, from 0 to the blob's end without gaps
+	Extents   []Extent    // in any order
+	// Points say for blob.Spans where each unit begins; PlainSize is the bytes of all units, decoded.
 	Points    []inflate.Point
 	PlainSize int64
 	// Tail is what the caller has read of the blob's last unit anyway, packed; or nil.
@@ -62,8 +63,8 @@ func (s *Spec) check() error {
 const MaxUnit = 64 << 20
 
 func (s *Spec) checkPoints() error {
-	if s.Codec != CodecSpans {
-		if len(s.Points) > 0 && s.Codec != CodecWhole {
+	if s.Codec != blob.Spans {
+		if len(s.Points) > 0 && s.Codec != blob.Whole {
 			return fmt.Errorf("points in a blob of codec %d", s.Codec)
 		}
 		return nil

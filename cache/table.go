@@ -13,13 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/wire"
 )
-
-// A Unit is a range of the blob that is decoded as a whole, in bytes.
-type Unit struct {
-	Off, Len int64
-}
 
 // An Extent is a range of the image with one source and one digest.
 type Extent struct {
@@ -69,7 +65,7 @@ type table struct {
 	data      []byte
 	nUnits    int
 	nExtents  int
-	codec     Codec
+	codec     blob.Codec
 	imageSize int64
 	metaSize  int64
 	blobSize  int64
@@ -144,7 +140,7 @@ func decodeTable(p []byte) (*table, error) {
 		return nil, fmt.Errorf("%w: extent table of version %d", ErrCorrupt, v)
 	}
 	t := &table{
-		data: p, codec: Codec(le.Uint32(p[12:])), nUnits: int(le.Uint32(p[16:])), nExtents: int(le.Uint32(p[20:])),
+		data: p, codec: blob.Codec(le.Uint32(p[12:])), nUnits: int(le.Uint32(p[16:])), nExtents: int(le.Uint32(p[20:])),
 		imageSize: int64(le.Uint64(p[24:])), metaSize: int64(le.Uint64(p[32:])), blobSize: int64(le.Uint64(p[40:])),
 		sum: le.Uint32(p[48:]),
 	}
@@ -188,9 +184,9 @@ func openTable(path string) (*table, error) {
 	return t, nil
 }
 
-func (t *table) unit(i uint32) Unit {
+func (t *table) unit(i uint32) blob.Unit {
 	p := t.data[headerSize+int(i)*unitSize:]
-	return Unit{Off: int64(le.Uint64(p)), Len: int64(le.Uint64(p[8:]))}
+	return blob.Unit{Off: int64(le.Uint64(p)), Len: int64(le.Uint64(p[8:]))}
 }
 
 // unitExtents returns the extents of a unit by inner offset: at(k) for k < n.

@@ -7,6 +7,8 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // decodeUnit decodes a unit, checks its extents' digests and keeps what else is in it. All of
@@ -42,7 +44,7 @@ func (f *File) decodeUnit(fill *unitFill, packed io.Reader, also io.Writer) erro
 // decodePlain decodes a unit and returns its first need bytes, and the rest if that is not too much to be
 // kept.
 func (f *File) decodePlain(unit uint32, packed io.Reader, need int64, also io.Writer) (plain, rest []byte, whole bool, err error) {
-	if f.t.codec == CodecSpans {
+	if f.t.codec == blob.Spans {
 		if plain, err = f.inflate(unit, packed); err != nil {
 			return nil, nil, false, err
 		}

@@ -26,9 +26,10 @@ var arrows = []struct{ from, may string }{
 	{"remote/store/...", "remote/store remote/internal/httprange backoff"},
 	{"cache/...", "cache/... blockdev backoff durable wire"},
 	{"cache/inflate", ""},
+	{"cache/blob", ""},
 	{"fs/...", "fs/... cache/... blockdev remote/registry durable wire"},
-	{"fs/layout", "cache/inflate"},
-	{"fs/format/...", "fs/format/... fs/layout"},
+	{"fs/layout", "cache/blob cache/inflate"},
+	{"fs/format/...", "fs/format/... fs/layout cache/blob"},
 	{"volume", "blockdev remote/store backoff durable wire"}, // the engine: a Store's contract is all that it knows of the network
 	{"volume/...", "volume/... blockdev remote/store backoff durable wire"},
 	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry durable wire"},

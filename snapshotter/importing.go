@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/remote/registry"
@@ -52,7 +53,7 @@ const (
 var errWrongBlob = errors.New("the registry serves another blob under this digest")
 
 // importLayer reads all of a layer: its data into the cache, its tree into the index.
-func (l *layers) importLayer(ctx context.Context, o *opening, codec layout.Codec) (*madeIndex, error) {
+func (l *layers) importLayer(ctx context.Context, o *opening, codec blob.Codec) (*madeIndex, error) {
 	select {
 	case l.imports <- struct{}{}:
 		defer func() { <-l.imports }()
@@ -65,7 +66,7 @@ func (l *layers) importLayer(ctx context.Context, o *opening, codec layout.Codec
 	return x, err
 }
 
-func (l *layers) tryImport(ctx context.Context, o *opening, codec layout.Codec) (*madeIndex, error) {
+func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec) (*madeIndex, error) {
 	for try := 0; ; try++ {
 		im, err := l.cache.Import(ctx, plainID(&o.src))
 		if err != nil {
@@ -88,7 +89,7 @@ func (l *layers) tryImport(ctx context.Context, o *opening, codec layout.Codec) 
 	}
 }
 
-func (l *layers) importOnce(ctx context.Context, o *opening, codec layout.Codec, im *cache.Import, try int) (*madeIndex, error) {
+func (l *layers) importOnce(ctx context.Context, o *opening, codec blob.Codec, im *cache.Import, try int) (*madeIndex, error) {
 	desc := o.src.Descriptor
 	src := l.importSource(&o.src)
 	if im.Held > desc.Size {

@@ -13,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/convert"
 	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
@@ -24,7 +25,7 @@ import (
 // A promise is what a manifest says of how a layer can be read.
 type promise struct {
 	format     string // of the index, or formatImport
-	codec      layout.Codec
+	codec      blob.Codec
 	eager      bool              // no index is to be used
 	noImport   string            // why it cannot be imported, "" if it can
 	toc        digest.Digest     // eStargz: of the plain table; zstd:chunked: the same, if that is promised too

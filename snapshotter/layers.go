@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
@@ -243,7 +244,7 @@ func (l *layers) build(id string, s *Source, index *madeIndex) (_ *cache.File, e
 	if im := index.take(); im != nil {
 		f, err = im.Finish(id, spec, index.diffID, l.blob(s))
 	} else {
-		if index.layout.Codec == layout.Whole {
+		if index.layout.Codec == blob.Whole {
 			return nil, errors.New("its data went into another image, and it cannot be read by parts")
 		}
 		f, err = l.cache.Create(id, spec, l.aheads.source(s.Descriptor.Digest, l.blob(s)))

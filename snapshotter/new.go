@@ -21,6 +21,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/blockdev/probe"
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
@@ -181,7 +182,7 @@ func probeImage() []byte {
 	if err != nil {
 		panic(err)
 	}
-	l, err := b.Finish(layout.Plain, []layout.Unit{{Len: erofs.BlockSize}}, func(u uint32) uint32 { return u })
+	l, err := b.Finish(blob.Plain, []blob.Unit{{Len: erofs.BlockSize}}, func(u uint32) uint32 { return u })
 	if err != nil {
 		panic(err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -52,7 +53,7 @@ func oddLayout(t testing.TB, names int) *layout.Layout {
 	}
 	add("dir/.wh.gone", layout.Inode{})
 	add("opaque/.wh..wh..opq", layout.Inode{})
-	l, err := b.Finish(layout.Plain, nil, nil)
+	l, err := b.Finish(blob.Plain, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

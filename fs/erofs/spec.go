@@ -5,7 +5,6 @@ import (
 	"math"
 
 	"github.com/remora-storage/remora/cache"
-	"github.com/remora-storage/remora/fs/layout"
 )
 
 // Spec describes the image to the cache. tail is what is known of the blob's last unit, packed,
@@ -13,24 +12,9 @@ import (
 func (p *Plan) Spec(tail []byte) (cache.Spec, error) {
 	s := cache.Spec{
 		ImageSize: p.Size, MetaSize: p.MetaSize, Meta: p, Tail: tail,
-		Units:   make([]cache.Unit, len(p.l.Units)),
+		Codec: p.l.Codec, Units: p.l.Units,
 		Extents: make([]cache.Extent, 0, len(p.l.Extents)),
 		Points:  p.l.Points, PlainSize: p.l.PlainSize,
-	}
-	switch p.l.Codec {
-	case layout.Plain:
-		s.Codec = cache.CodecPlain
-	case layout.Gzip:
-		s.Codec = cache.CodecGzip
-	case layout.Zstd:
-		s.Codec = cache.CodecZstd
-	case layout.Spans:
-		s.Codec = cache.CodecSpans
-	case layout.Whole:
-		s.Codec = cache.CodecWhole
-	}
-	for i, u := range p.l.Units {
-		s.Units[i] = cache.Unit{Off: u.Off, Len: u.Len}
 	}
 	for i := range p.l.Inodes {
 		in := &p.l.Inodes[i]

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -118,7 +119,7 @@ func buildOdds(t testing.TB) (*layout.Layout, map[string]odd) {
 			t.Fatal(err)
 		}
 	}
-	l, err := b.Finish(layout.Plain, nil, nil)
+	l, err := b.Finish(blob.Plain, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +232,7 @@ func TestDirectoryOf100000(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l, err := b.Finish(layout.Plain, nil, nil)
+	l, err := b.Finish(blob.Plain, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +272,7 @@ func FuzzLayout(f *testing.F) {
 				last = name
 			}
 		}
-		l, err := b.Finish(layout.Plain, nil, nil)
+		l, err := b.Finish(blob.Plain, nil, nil)
 		if err != nil {
 			t.Skip()
 		}

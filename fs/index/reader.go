@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/wire"
@@ -35,7 +36,7 @@ type Head struct {
 	DiffID    digest.Digest
 	Size      int64 // of the packed blob
 	PlainSize int64
-	Codec     layout.Codec
+	Codec     blob.Codec
 	Entries   int
 	Points    int
 	Extents   int
@@ -53,7 +54,7 @@ func ReadHead(p []byte) (h Head, err error) {
 		return h, fmt.Errorf("%w: index of version %d", layout.ErrInvalid, v)
 	}
 	h = Head{
-		Digest: getDigest(p[16:]), DiffID: getDigest(p[48:]), Codec: layout.Codec(le.Uint32(p[12:])),
+		Digest: getDigest(p[16:]), DiffID: getDigest(p[48:]), Codec: blob.Codec(le.Uint32(p[12:])),
 		Size: int64(le.Uint64(p[80:])), PlainSize: int64(le.Uint64(p[88:])),
 		Points: int(le.Uint32(p[104:])), Extents: int(le.Uint32(p[108:])),
 		Tree: int64(le.Uint32(p[112:])), Windows: int64(le.Uint32(p[116:])), Digests: int64(le.Uint32(p[120:])),
@@ -61,7 +62,7 @@ func ReadHead(p []byte) (h Head, err error) {
 	entries := le.Uint64(p[96:])
 	h.Entries = int(min(entries, math.MaxInt32))
 	switch {
-	case h.Codec != layout.Plain && h.Codec != layout.Zstd && h.Codec != layout.Spans:
+	case h.Codec != blob.Plain && h.Codec != blob.Zstd && h.Codec != blob.Spans:
 		return h, fmt.Errorf("%w: index of codec %d", layout.ErrInvalid, h.Codec)
 	case h.Size <= 0 || h.PlainSize < 0 || h.Points < 1 || h.Digests != int64(h.Extents)*sha256.Size,
 		layerHeader+h.Tree+h.Windows+h.Digests != int64(len(p)):
@@ -102,7 +103,7 @@ func Decode(p []byte, limits layout.Limits) (*layout.Layout, error) {
 		return nil, err
 	}
 	l.PlainSize = h.PlainSize
-	if h.Codec == layout.Spans {
+	if h.Codec == blob.Spans {
 		l.Points = points
 	}
 	return l, nil
@@ -128,19 +129,19 @@ func unpack(p []byte, n uint32, limit int64) ([]byte, error) {
 }
 
 // Units returns the units of a blob of size bytes that begin at the points.
-func Units(points []inflate.Point, size int64) []layout.Unit {
-	units := make([]layout.Unit, len(points))
+func Units(points []inflate.Point, size int64) []blob.Unit {
+	units := make([]blob.Unit, len(points))
 	for i, p := range points {
 		end := size
 		if i+1 < len(points) {
 			end = points[i+1].Off
 		}
-		units[i] = layout.Unit{Off: p.Off, Len: end - p.Off}
+		units[i] = blob.Unit{Off: p.Off, Len: end - p.Off}
 	}
 	return units
 }
 
-func decodePoints(p []byte, h *Head) (points []inflate.Point, units []layout.Unit, err error) {
+func decodePoints(p []byte, h *Head) (points []inflate.Point, units []blob.Unit, err error) {
 	bad := fmt.Errorf("%w: points", layout.ErrInvalid)
 	if h.Points > len(p) {
 		return nil, nil, bad

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -176,7 +177,7 @@ type Blob struct {
 	Size      int64         // of them
 	DiffID    digest.Digest // of the plain bytes
 	PlainSize int64
-	Codec     layout.Codec // Plain, Spans or Zstd
+	Codec     blob.Codec // Plain, Spans or Zstd
 	Points    []inflate.Point
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // ErrInvalid marks an index that breaks the rules of its format or our limits.
@@ -276,7 +278,7 @@ func (b *Builder) replace(dir uint32, base string, in Inode) uint32 {
 
 // Finish returns the Layout. units must be in blob order. unitOf says which of them an extent
 // lies in, given the Unit that the extent was added with.
-func (b *Builder) Finish(codec Codec, units []Unit, unitOf func(uint32) uint32) (*Layout, error) {
+func (b *Builder) Finish(codec blob.Codec, units []blob.Unit, unitOf func(uint32) uint32) (*Layout, error) {
 	l := &Layout{Codec: codec, Units: units}
 	if len(b.nodes) > maxInode {
 		return nil, fmt.Errorf("%w: %d inodes", ErrInvalid, len(b.nodes))

@@ -3,6 +3,7 @@ package layout
 import (
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 )
 
@@ -12,9 +13,9 @@ const Root = 0
 // A Layout is one layer: its tree and where its bytes are.
 type Layout struct {
 	Inodes  []Inode
-	Extents []Extent // grouped by file, in file order
-	Units   []Unit   // in blob order; together they cover the whole blob
-	Codec   Codec    // how every unit is compressed
+	Extents []Extent    // grouped by file, in file order
+	Units   []blob.Unit // in blob order; together they cover the whole blob
+	Codec   blob.Codec  // how every unit is compressed
 
 	// Points say for a layer of Codec Spans where each unit begins. PlainSize is the bytes of all
 	// units, decoded.
@@ -94,26 +95,6 @@ type Extent struct {
 	Inner   int64 // where the extent starts in the decoded unit
 	Digest  [32]byte
 }
-
-// A Unit is a range of the blob that is decoded as a whole.
-type Unit struct {
-	Off, Len int64 // bytes of the blob
-}
-
-// Codec says how a unit is compressed.
-type Codec uint32
-
-// The codecs. Their numbers are written to disk.
-const (
-	Plain Codec = 0
-	Gzip  Codec = 1
-	Zstd  Codec = 2
-	// Spans is gzip that is decoded from points in the middle of it.
-	Spans Codec = 3
-	// Whole is what cannot be decoded by parts: there is one unit, and nothing is said of where in it
-	// an extent lies.
-	Whole Codec = 4
-)
 
 // Limits bound what a layer's index may ask of us. A zero value is replaced by the default.
 type Limits struct {

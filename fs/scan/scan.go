@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
@@ -61,7 +62,7 @@ func (l *Layer) Index() (data []byte, ok bool) {
 }
 
 // CodecOf returns how a layer of a media type is packed, by the types of OCI and Docker.
-func CodecOf(mediaType string) (layout.Codec, bool) {
+func CodecOf(mediaType string) (blob.Codec, bool) {
 	base, ok := strings.CutPrefix(mediaType, "application/vnd.oci.image.layer.nondistributable.v1.tar")
 	if !ok {
 		base, ok = strings.CutPrefix(mediaType, "application/vnd.oci.image.layer.v1.tar")
@@ -69,28 +70,28 @@ func CodecOf(mediaType string) (layout.Codec, bool) {
 	if ok {
 		switch base {
 		case "":
-			return layout.Plain, true
+			return blob.Plain, true
 		case "+gzip":
-			return layout.Gzip, true
+			return blob.Gzip, true
 		case "+zstd":
-			return layout.Zstd, true
+			return blob.Zstd, true
 		}
 		return 0, false
 	}
 	switch mediaType {
 	case "application/vnd.docker.image.rootfs.diff.tar", "application/vnd.docker.image.rootfs.foreign.diff.tar":
-		return layout.Plain, true
+		return blob.Plain, true
 	case "application/vnd.docker.image.rootfs.diff.tar.gzip", "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":
-		return layout.Gzip, true
+		return blob.Gzip, true
 	case "application/vnd.docker.image.rootfs.diff.tar.zstd":
-		return layout.Zstd, true
+		return blob.Zstd, true
 	}
 	return 0, false
 }
 
 // Scan reads a layer's blob to its end. Errors that wrap layout.ErrInvalid are the layer's fault, those
 // of r and of Data are returned as they are.
-func Scan(ctx context.Context, r io.Reader, codec layout.Codec, o Options) (*Layer, error) {
+func Scan(ctx context.Context, r io.Reader, codec blob.Codec, o Options) (*Layer, error) {
 	o.Limits = o.Limits.WithDefaults()
 	if o.Span == 0 {
 		o.Span = DefaultSpan
@@ -103,11 +104,11 @@ func Scan(ctx context.Context, r io.Reader, codec layout.Codec, o Options) (*Lay
 	group.Go(in.read)
 	group.Go(func() (err error) {
 		switch codec {
-		case layout.Plain:
+		case blob.Plain:
 			err = decodePlain(in, out, o.Span)
-		case layout.Gzip:
+		case blob.Gzip:
 			points, err = decodeGzip(in, out, o.Span)
-		case layout.Zstd:
+		case blob.Zstd:
 			err = decodeZstd(in, out, o.Span)
 		default:
 			err = fmt.Errorf("%w: codec %d", layout.ErrInvalid, codec)
@@ -135,7 +136,7 @@ func Scan(ctx context.Context, r io.Reader, codec layout.Codec, o Options) (*Lay
 		return nil, err
 	}
 	layer := &Layer{Layout: l, Blob: sumOf(in.sum), Size: in.size, DiffID: sumOf(plainSum)}
-	if l.Codec != layout.Whole {
+	if l.Codec != blob.Whole {
 		layer.encode = func() []byte {
 			return t.w.Encode(&index.Blob{
 				Digest: layer.Blob, Size: layer.Size, DiffID: layer.DiffID, PlainSize: l.PlainSize, Codec: l.Codec, Points: out.points(points),
@@ -148,16 +149,16 @@ func Scan(ctx context.Context, r io.Reader, codec layout.Codec, o Options) (*Lay
 func sumOf(h hash.Hash) digest.Digest { return digest.NewDigest(digest.SHA256, h) }
 
 // finish makes the Layout of what was found.
-func (t *tree) finish(codec layout.Codec, size int64, points []inflate.Point, out *chunks) (*layout.Layout, error) {
+func (t *tree) finish(codec blob.Codec, size int64, points []inflate.Point, out *chunks) (*layout.Layout, error) {
 	units := index.Units(out.points(points), size)
-	if codec == layout.Gzip {
-		codec = layout.Spans
+	if codec == blob.Gzip {
+		codec = blob.Spans
 	}
 	if t.whole || out.longest() > cache.MaxUnit {
-		codec, points, units = layout.Whole, nil, []layout.Unit{{Len: size}}
+		codec, points, units = blob.Whole, nil, []blob.Unit{{Len: size}}
 	}
 	l, err := t.b.Finish(codec, units, func(u uint32) uint32 {
-		if codec == layout.Whole {
+		if codec == blob.Whole {
 			return 0
 		}
 		return u
@@ -165,7 +166,7 @@ func (t *tree) finish(codec layout.Codec, size int64, points []inflate.Point, ou
 	if err != nil {
 		return nil, err
 	}
-	if codec == layout.Whole {
+	if codec == blob.Whole {
 		for i := range l.Extents {
 			l.Extents[i].Inner = 0
 		}

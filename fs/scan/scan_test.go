@@ -21,6 +21,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
@@ -168,20 +169,20 @@ func sparseTar(t testing.TB, format string) []byte {
 
 // packs are the ways in which a layer comes.
 var packs = map[string]struct {
-	codec layout.Codec
+	codec blob.Codec
 	pack  func(t testing.TB, p []byte) []byte
 }{
-	"plain": {layout.Plain, func(_ testing.TB, p []byte) []byte { return p }},
-	"gzip":  {layout.Gzip, func(t testing.TB, p []byte) []byte { return gz(t, p) }},
-	"gzip members": {layout.Gzip, func(t testing.TB, p []byte) (out []byte) {
+	"plain": {blob.Plain, func(_ testing.TB, p []byte) []byte { return p }},
+	"gzip":  {blob.Gzip, func(t testing.TB, p []byte) []byte { return gz(t, p) }},
+	"gzip members": {blob.Gzip, func(t testing.TB, p []byte) (out []byte) {
 		for len(p) > 0 {
 			k := min(len(p), 700_001)
 			out, p = append(out, gz(t, p[:k])...), p[k:]
 		}
 		return out
 	}},
-	"zstd": {layout.Zstd, func(t testing.TB, p []byte) []byte { return zs(t, p) }},
-	"zstd frames": {layout.Zstd, func(t testing.TB, p []byte) (out []byte) {
+	"zstd": {blob.Zstd, func(t testing.TB, p []byte) []byte { return zs(t, p) }},
+	"zstd frames": {blob.Zstd, func(t testing.TB, p []byte) (out []byte) {
 		for len(p) > 0 {
 			k := min(len(p), 300_001)
 			out, p = append(out, zs(t, p[:k])...), p[k:]
@@ -311,9 +312,9 @@ func checkUnits(t *testing.T, plain, packed []byte, l *layout.Layout) {
 	for i, u := range l.Units {
 		b := packed[u.Off : u.Off+u.Len]
 		switch l.Codec {
-		case layout.Plain:
+		case blob.Plain:
 			decoded[i] = b
-		case layout.Spans:
+		case blob.Spans:
 			end := l.PlainSize
 			if i+1 < len(l.Points) {
 				end = l.Points[i+1].Plain
@@ -322,7 +323,7 @@ func checkUnits(t *testing.T, plain, packed []byte, l *layout.Layout) {
 			if decoded[i], err = l.Points[i].Inflate(b, int(end-l.Points[i].Plain)); err != nil {
 				t.Fatalf("unit %d: %v", i, err)
 			}
-		case layout.Zstd:
+		case blob.Zstd:
 			r, err := zstd.NewReader(bytes.NewReader(b))
 			if err != nil {
 				t.Fatal(err)
@@ -354,38 +355,38 @@ func TestScanRefuses(t *testing.T) {
 		return archive(t, func(w *tar.Writer) { add(t, w, h, nil) })
 	}
 	for name, c := range map[string]struct {
-		codec  layout.Codec
+		codec  blob.Codec
 		packed []byte
 		limits layout.Limits
 		want   error
 	}{
-		"path escape":          {layout.Plain, entry(tar.Header{Name: "a/../../etc/passwd"}), layout.Limits{}, layout.ErrInvalid},
-		"hard link to nothing": {layout.Plain, entry(tar.Header{Name: "a", Typeflag: tar.TypeLink, Linkname: "b"}), layout.Limits{}, layout.ErrInvalid},
-		"hard link before file": {layout.Plain, archive(t, func(w *tar.Writer) {
+		"path escape":          {blob.Plain, entry(tar.Header{Name: "a/../../etc/passwd"}), layout.Limits{}, layout.ErrInvalid},
+		"hard link to nothing": {blob.Plain, entry(tar.Header{Name: "a", Typeflag: tar.TypeLink, Linkname: "b"}), layout.Limits{}, layout.ErrInvalid},
+		"hard link before file": {blob.Plain, archive(t, func(w *tar.Writer) {
 			add(t, w, tar.Header{Name: "a", Typeflag: tar.TypeLink, Linkname: "b"}, nil)
 			add(t, w, tar.Header{Name: "b"}, []byte("x"))
 		}), layout.Limits{}, layout.ErrInvalid},
-		"link loop": {layout.Plain, archive(t, func(w *tar.Writer) {
+		"link loop": {blob.Plain, archive(t, func(w *tar.Writer) {
 			add(t, w, tar.Header{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "b"}, nil)
 			add(t, w, tar.Header{Name: "b", Typeflag: tar.TypeSymlink, Linkname: "a"}, nil)
 			add(t, w, tar.Header{Name: "a/c"}, []byte("x"))
 		}), layout.Limits{}, layout.ErrInvalid},
-		"too many entries": {layout.Plain, archive(t, func(w *tar.Writer) {
+		"too many entries": {blob.Plain, archive(t, func(w *tar.Writer) {
 			for i := range 20 {
 				add(t, w, tar.Header{Name: fmt.Sprint(i), Typeflag: tar.TypeChar, Devmajor: 1}, nil)
 			}
 		}), layout.Limits{Entries: 10}, layout.ErrInvalid},
-		"bomb":               {layout.Gzip, gz(t, make([]byte, 20<<20)), layout.Limits{Plain: 10 << 20}, scan.ErrBomb},
-		"bomb of a file":     {layout.Gzip, gz(t, archive(t, func(w *tar.Writer) { add(t, w, tar.Header{Name: "z"}, make([]byte, 20<<20)) })), layout.Limits{Plain: 10 << 20}, scan.ErrBomb},
-		"cut tar":            {layout.Plain, all["one large file"][:5000], layout.Limits{}, layout.ErrInvalid},
-		"cut gzip":           {layout.Gzip, gz(t, good)[:10000], layout.Limits{}, layout.ErrInvalid},
-		"cut zstd":           {layout.Zstd, zs(t, good)[:10000], layout.Limits{}, layout.ErrInvalid},
-		"size beyond":        {layout.Plain, sizeLies(t), layout.Limits{}, layout.ErrInvalid},
-		"gzip as zstd":       {layout.Zstd, gz(t, good), layout.Limits{}, layout.ErrInvalid},
-		"zstd as gzip":       {layout.Gzip, zs(t, good), layout.Limits{}, layout.ErrInvalid},
-		"not a tar":          {layout.Plain, bytesOf(5, 4096), layout.Limits{}, layout.ErrInvalid},
-		"nothing, as gzip":   {layout.Gzip, nil, layout.Limits{}, layout.ErrInvalid},
-		"a huge sparse file": {layout.Plain, entry(tar.Header{Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"remora.x": "1"}}), layout.Limits{}, nil},
+		"bomb":               {blob.Gzip, gz(t, make([]byte, 20<<20)), layout.Limits{Plain: 10 << 20}, scan.ErrBomb},
+		"bomb of a file":     {blob.Gzip, gz(t, archive(t, func(w *tar.Writer) { add(t, w, tar.Header{Name: "z"}, make([]byte, 20<<20)) })), layout.Limits{Plain: 10 << 20}, scan.ErrBomb},
+		"cut tar":            {blob.Plain, all["one large file"][:5000], layout.Limits{}, layout.ErrInvalid},
+		"cut gzip":           {blob.Gzip, gz(t, good)[:10000], layout.Limits{}, layout.ErrInvalid},
+		"cut zstd":           {blob.Zstd, zs(t, good)[:10000], layout.Limits{}, layout.ErrInvalid},
+		"size beyond":        {blob.Plain, sizeLies(t), layout.Limits{}, layout.ErrInvalid},
+		"gzip as zstd":       {blob.Zstd, gz(t, good), layout.Limits{}, layout.ErrInvalid},
+		"zstd as gzip":       {blob.Gzip, zs(t, good), layout.Limits{}, layout.ErrInvalid},
+		"not a tar":          {blob.Plain, bytesOf(5, 4096), layout.Limits{}, layout.ErrInvalid},
+		"nothing, as gzip":   {blob.Gzip, nil, layout.Limits{}, layout.ErrInvalid},
+		"a huge sparse file": {blob.Plain, entry(tar.Header{Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"remora.x": "1"}}), layout.Limits{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := scan.Scan(t.Context(), bytes.NewReader(c.packed), c.codec, scan.Options{Limits: c.limits})
@@ -429,7 +430,7 @@ func FuzzScan(f *testing.F) {
 			}
 		}
 	}
-	codecs := []layout.Codec{layout.Plain, layout.Gzip, layout.Zstd}
+	codecs := []blob.Codec{blob.Plain, blob.Gzip, blob.Zstd}
 	f.Fuzz(func(t *testing.T, packed []byte, codec byte) {
 		limits := layout.Limits{Plain: 8 << 20, Image: 1 << 30}
 		l, err := scan.Scan(t.Context(), bytes.NewReader(packed), codecs[int(codec)%3], scan.Options{Limits: limits, Span: 4096})

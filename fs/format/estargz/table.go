@@ -11,6 +11,7 @@ import (
 	"github.com/klauspost/compress/gzip"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -66,5 +67,5 @@ func parseTOC(packed []byte, tocOff, blobSize int64, limits layout.Limits) (*lay
 	if err != nil {
 		return nil, err
 	}
-	return toc.Parse(r, toc.Options{DataEnd: tocOff, BlobSize: blobSize, Codec: layout.Gzip, Limits: limits, Version: 1, Landmarks: true})
+	return toc.Parse(r, toc.Options{DataEnd: tocOff, BlobSize: blobSize, Codec: blob.Gzip, Limits: limits, Version: 1, Landmarks: true})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/layout"
 )
 
@@ -55,7 +56,7 @@ type entry struct {
 type Options struct {
 	DataEnd  int64 // where the blob's data ends, in bytes
 	BlobSize int64
-	Codec    layout.Codec
+	Codec    blob.Codec
 	Limits   layout.Limits // with defaults filled in
 	Version  int64         // the highest that is read
 	// Landmarks takes the entries that eStargz adds to a layer for what they mean, and hides them.
@@ -266,13 +267,13 @@ func (p *parser) finish() (*layout.Layout, error) {
 	starts := append(slices.Clone(p.offsets), 0, p.o.DataEnd)
 	slices.Sort(starts)
 	starts = slices.Compact(starts)
-	units := make([]layout.Unit, len(starts))
+	units := make([]blob.Unit, len(starts))
 	for i, off := range starts {
 		end := p.o.BlobSize
 		if i+1 < len(starts) {
 			end = starts[i+1]
 		}
-		units[i] = layout.Unit{Off: off, Len: end - off}
+		units[i] = blob.Unit{Off: off, Len: end - off}
 	}
 	l, err := p.b.Finish(p.o.Codec, units, func(i uint32) uint32 {
 		unit, _ := slices.BinarySearch(starts, p.offsets[i])

@@ -9,6 +9,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -98,7 +99,7 @@ func parseTable(packed []byte, plain, dataEnd, size int64, opts Options, limits 
 	defer dec.Close()
 	sum := digest.SHA256.Digester()
 	in := io.TeeReader(io.LimitReader(dec, plain), io.MultiWriter(toc.NewCounter(limits.Entries), sum.Hash()))
-	l, err := toc.Parse(in, toc.Options{DataEnd: dataEnd, BlobSize: size, Codec: layout.Zstd, Limits: limits, Version: newestTable, Landmarks: opts.Landmarks || opts.JSONDigest != ""})
+	l, err := toc.Parse(in, toc.Options{DataEnd: dataEnd, BlobSize: size, Codec: blob.Zstd, Limits: limits, Version: newestTable, Landmarks: opts.Landmarks || opts.JSONDigest != ""})
 	if err != nil {
 		return nil, err
 	}
