@@ -56,7 +56,8 @@ func choose(r probe.Results, pinned blockdev.Backend, safe bool) Capabilities {
 	}
 	var reasons []string
 	if pinned == "" && !safe {
-		reasons = append(reasons, fmt.Sprintf("%s: not the default here, where one kill may take remorad and its holder (a pod, or no holder)", blockdev.Precontent))
+		reasons = append(reasons, fmt.Sprintf(
+			"%s: not the default here, where one kill may take remorad and its holder (a pod, or no holder)", blockdev.Precontent))
 	}
 	for _, way := range candidates {
 		reasons = append(reasons, fmt.Sprintf("%s: %s", way, r.Ways[way].Reason))

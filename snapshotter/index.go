@@ -133,7 +133,9 @@ func (x *madeIndex) take() *cache.Import {
 // openIndex reads a layer's index.
 func openIndex(ctx context.Context, blob *countedBlob, p promise, desc ocispec.Descriptor, limits layout.Limits) (*madeIndex, error) {
 	if p.format == formatZstdChunked {
-		x, err := zstdchunked.Open(ctx, blob, zstdchunked.Options{Table: p.table, Unverified: p.unverified, JSONDigest: p.toc, Landmarks: p.landmarks, Limits: limits})
+		x, err := zstdchunked.Open(ctx, blob, zstdchunked.Options{
+			Table: p.table, Unverified: p.unverified, JSONDigest: p.toc, Landmarks: p.landmarks, Limits: limits,
+		})
 		if err != nil {
 			return nil, refusal(err)
 		}

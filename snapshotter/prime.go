@@ -75,7 +75,8 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 	if err := json.Unmarshal(last.Data, &m); err != nil {
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}
-	if !images.IsManifestType(last.Descriptor.MediaType) || len(m.Layers) == 0 || m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
+	if !images.IsManifestType(last.Descriptor.MediaType) || len(m.Layers) == 0 ||
+		m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
 		return nil, fmt.Errorf("%s is not an image with layers", ref)
 	}
 	img := Image{Ref: ref, Target: last.Descriptor, Repo: repo}

@@ -255,7 +255,8 @@ func (st *start) askProfile(ctx context.Context) {
 	p, from := st.findProfile(ctx)
 	st.s.layers.tracer.end(began, Span{Kind: "profile", What: from})
 	if p != nil {
-		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Target.Digest, "from", from, "runs", p.Runs, "entries", len(p.Entries))
+		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Target.Digest,
+			"from", from, "runs", p.Runs, "entries", len(p.Entries))
 	}
 	st.mu.Lock()
 	st.profile, st.asked = p, true
@@ -294,7 +295,8 @@ type Artifacts interface {
 	// error that wraps registry.ErrNotFound says that there is none.
 	Artifact(ctx context.Context, repo registry.Repository, image digest.Digest, kind registry.ArtifactKind) ([]byte, error)
 	// PushArtifact publishes one.
-	PushArtifact(ctx context.Context, repo registry.Repository, image ocispec.Descriptor, kind registry.ArtifactKind, content []byte) (registry.Published, error)
+	PushArtifact(ctx context.Context, repo registry.Repository, image ocispec.Descriptor, kind registry.ArtifactKind,
+		content []byte) (registry.Published, error)
 }
 
 // run prefetches until everything on the list is here and no layer is missing any more.

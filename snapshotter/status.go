@@ -142,7 +142,8 @@ const progressEvery = 200 * time.Millisecond
 // Resolve opens every layer of a manifest that is read here and returns when all are open or have
 // failed, with the reasons of those that containerd is to unpack. Meanwhile it tells of the layers that are
 // imported.
-func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref string, tell func([]Progress)) (reasons map[digest.Digest]string, err error) {
+func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref string,
+	tell func([]Progress)) (reasons map[digest.Digest]string, err error) {
 	img, err := s.images.Manifest(ctx, manifest, ref)
 	if err != nil {
 		return nil, err

@@ -69,7 +69,9 @@ func (t *tracer) tell(s Span) {
 func (s *Snapshotter) Trace(fn func(Span)) (stop func()) {
 	end := s.layers.tracer.listen(fn)
 	unobserve := s.layers.cache.Observe(func(e cache.Event) {
-		span := Span{Kind: "fetch", Digest: s.layerOf(e.File), For: e.For, Off: e.Off, Len: e.Len, PID: e.PID, Began: e.Began, Took: e.Took, Err: e.Err}
+		span := Span{
+			Kind: "fetch", Digest: s.layerOf(e.File), For: e.For, Off: e.Off, Len: e.Len, PID: e.PID, Began: e.Began, Took: e.Took, Err: e.Err,
+		}
 		if e.Kind == cache.Waited {
 			span.Kind = "wait"
 			span.What, _ = processOf(e.PID)
