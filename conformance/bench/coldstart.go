@@ -115,7 +115,8 @@ func coldStart(ctx context.Context, o options) (err error) {
 
 // benchStack starts a stack whose registry is behind the link, with all images in it.
 func benchStack(ctx context.Context, dir string, o options) (*testbed.Stack, *link.Link, error) {
-	s, err := testbed.NewStack(dir, testbed.Options{Registry: filepath.Join(testbed.Work(), "bench-registry"), LogLevel: "info", Config: o.config})
+	s, err := testbed.NewStack(dir, testbed.Options{Registry: filepath.Join(testbed.Work(), "bench-registry"),
+		LogLevel: "info", Config: o.config})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -169,7 +170,8 @@ func pushAll(ctx context.Context, s *testbed.Stack, p testbed.Program, layout st
 		return err
 	}
 	for tag, format := range map[string]string{"lazy": "estargz", "zstd": "zstdchunked"} {
-		if _, err := s.Snapctl(ctx, "convert", "--format", format, "--profile", file, "oci:"+layout+":src", s.Ref(p.Name+"/"+tag+":"+tag)); err != nil {
+		if _, err := s.Snapctl(ctx, "convert", "--format", format, "--profile", file, "oci:"+layout+":src",
+			s.Ref(p.Name+"/"+tag+":"+tag)); err != nil {
 			return err
 		}
 	}

@@ -32,7 +32,8 @@ func conversions(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nConvert %s, %.0f MB of tar, beside gzip -6 of that on one core. %d rounds in turn, medians.\n", p.Name, float64(n)/1e6, o.rounds)
+	fmt.Printf("\nConvert %s, %.0f MB of tar, beside gzip -6 of that on one core. %d rounds in turn, medians.\n", p.Name,
+		float64(n)/1e6, o.rounds)
 	times := map[string][]time.Duration{}
 	formats := []string{"estargz", "zstdchunked"}
 	for range o.rounds {

@@ -80,14 +80,16 @@ func disks(ctx context.Context, o options) (err error) {
 			toNull = append(toNull, now["memory"]/now["null"])
 			toExt4 = append(toExt4, now["null"]/now["ext4"])
 		}
-		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t%.2f\t%.2f\n", rw, median(all["memory"]), median(all["null"]), median(all["ext4"]), median(toNull), median(toExt4))
+		fmt.Fprintf(t, "%s\t%.0f\t%.0f\t%.0f\t%.2f\t%.2f\n", rw, median(all["memory"]), median(all["null"]),
+			median(all["ext4"]), median(toNull), median(toExt4))
 	}
 	return t.Flush()
 }
 
 // fioIOPS returns requests a second.
 func fioIOPS(ctx context.Context, path, rw string, flags []string) (float64, error) {
-	out, err := testbed.Output(ctx, nil, "fio", append([]string{"--name=bench", "--filename=" + path, "--rw=" + rw, "--output-format=json", "--size=1g"}, flags...)...)
+	out, err := testbed.Output(ctx, nil, "fio", append([]string{"--name=bench", "--filename=" + path, "--rw=" + rw,
+		"--output-format=json", "--size=1g"}, flags...)...)
 	if err != nil {
 		return 0, err
 	}

@@ -28,7 +28,8 @@ func imports(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, s.Close()) }()
-	fmt.Printf("\nProcessor time of an import (remorad, receiving over loopback, digests and writing included) beside gzip -dc of the same blobs. %d rounds in turn, medians.\n", o.rounds)
+	fmt.Printf("\nProcessor time of an import (remorad, receiving over loopback, digests and writing included) beside gzip "+
+		"-dc of the same blobs. %d rounds in turn, medians.\n", o.rounds)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\tgzip -dc\timport\tratio\twall, gzip\twall, pull")
 	for _, p := range o.programs {
@@ -72,7 +73,8 @@ func imports(ctx context.Context, o options) (err error) {
 			}
 			wall, ours = append(wall, took), append(ours, after-before)
 		}
-		fmt.Fprintf(t, "%s\t%.2f %s\t%.2f %s\t%.2f\t%.2f\t%.2f\n", p.Name, median(gz).Seconds(), seconds(gz), median(ours).Seconds(), seconds(ours),
+		fmt.Fprintf(t, "%s\t%.2f %s\t%.2f %s\t%.2f\t%.2f\t%.2f\n", p.Name, median(gz).Seconds(), seconds(gz),
+			median(ours).Seconds(), seconds(ours),
 			float64(median(ours))/float64(median(gz)), median(gzWall).Seconds(), median(wall).Seconds())
 	}
 	t.Flush()

@@ -25,7 +25,8 @@ const (
 func layers(ctx context.Context, o options) (err error) {
 	fmt.Printf("\n%d layers mounted.\n", manyImages*manyLayers)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\tpull and mount, s\tremorad, MiB\tholder, MiB\tboth, KiB a layer\trestart after SIGKILL with 100 layers, ms\twith all, ms\tremorad then, MiB")
+	fmt.Fprintln(t, "\tpull and mount, s\tremorad, MiB\tholder, MiB\tboth, KiB a layer\trestart after SIGKILL with 100 "+
+		"layers, ms\twith all, ms\tremorad then, MiB")
 	for _, backend := range []string{"precontent", "fuse-file"} {
 		if err := layersBy(ctx, o, t, backend); err != nil {
 			return err
@@ -130,7 +131,8 @@ func manyTars(image int) (all []func(*tar.Writer) error) {
 		all = append(all, func(tw *tar.Writer) error {
 			for f := range manyFiles {
 				body := fmt.Sprintf("file %d of layer %d of image %d\n", f, l, image)
-				if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("l%d-%d/f%d", image, l, f), Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(body))}); err != nil {
+				if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprintf("l%d-%d/f%d", image, l, f), Typeflag: tar.TypeReg,
+					Mode: 0o644, Size: int64(len(body))}); err != nil {
 					return err
 				}
 				if _, err := io.WriteString(tw, body); err != nil {

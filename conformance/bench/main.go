@@ -108,7 +108,8 @@ var parts = []struct {
 	measure func(context.Context, options) error
 }{
 	{"coldstart", coldStart}, {"rebuilt", rebuilt}, {"import", imports}, {"convert", conversions}, {"complete", complete},
-	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench}, {"disk", disks}, {"volume", volumes},
+	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench},
+	{"disk", disks}, {"volume", volumes},
 }
 
 // median of some measurements.

@@ -24,7 +24,8 @@ const (
 // memory measures remorad's own memory with many layers of many files.
 func memory(ctx context.Context, o options) (err error) {
 	layout := filepath.Join(testbed.Work(), "images", "memory-lazy")
-	s, err := testbed.NewStack(filepath.Join(o.work, "memory"), testbed.Options{LogLevel: "warn", Registry: filepath.Join(testbed.Work(), "memory-registry")})
+	s, err := testbed.NewStack(filepath.Join(o.work, "memory"), testbed.Options{LogLevel: "warn",
+		Registry: filepath.Join(testbed.Work(), "memory-registry")})
 	if err != nil {
 		return err
 	}

@@ -279,7 +279,8 @@ func nbdSlow(ctx context.Context, o options) error {
 		return err
 	}
 	defer c.Close()
-	fmt.Printf("\nA device that answers after %v, depth %d on one connection, 4 KiB: throughput ÷ %d requests each %v.\n", wait, depth, depth, wait)
+	fmt.Printf("\nA device that answers after %v, depth %d on one connection, 4 KiB: throughput ÷ %d requests each %v.\n",
+		wait, depth, depth, wait)
 	for _, write := range []bool{false, true} {
 		var all []float64
 		for range o.rounds {
@@ -302,7 +303,8 @@ func nbdMixed(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\np99 of 4 KiB reads, one at a time, alone and while the same connection streams 1 MiB reads, two at a time. Structured replies; %d rounds in turn, medians.\n", o.rounds)
+	fmt.Printf("\np99 of 4 KiB reads, one at a time, alone and while the same connection streams 1 MiB reads, two at a "+
+		"time. Structured replies; %d rounds in turn, medians.\n", o.rounds)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\talone\tmixed\tratio\tstream MB/s")
 	alone, mixed, rate := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
@@ -338,7 +340,8 @@ func nbdMixed(ctx context.Context, o options) (err error) {
 	}
 	for _, s := range servers {
 		a, m := median(alone[s.name]), median(mixed[s.name])
-		fmt.Fprintf(t, "%s\t%v\t%v\t%.1f\t%.0f\n", s.name, time.Duration(a).Round(time.Microsecond), time.Duration(m).Round(time.Microsecond), m/a, median(rate[s.name])/1e6)
+		fmt.Fprintf(t, "%s\t%v\t%v\t%.1f\t%.0f\n", s.name, time.Duration(a).Round(time.Microsecond),
+			time.Duration(m).Round(time.Microsecond), m/a, median(rate[s.name])/1e6)
 	}
 	return t.Flush()
 }

@@ -27,7 +27,8 @@ func pause(ctx context.Context, o options) (err error) {
 	if err := bigTree(tree); err != nil {
 		return err
 	}
-	fmt.Printf("\nRead of 64 KiB of missing data. %d reads undisturbed, and %d during which remorad is killed with SIGKILL and started again at once.\n", pauseKills, pauseKills)
+	fmt.Printf("\nRead of 64 KiB of missing data. %d reads undisturbed, and %d during which remorad is killed with SIGKILL "+
+		"and started again at once.\n", pauseKills, pauseKills)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "ms\tundisturbed p50\tp99\tkilled p50\tp99")
 	for _, backend := range []string{"precontent", "fuse-file"} {

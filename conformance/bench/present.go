@@ -74,8 +74,10 @@ func bigImage(ctx context.Context, s *testbed.Stack, o options, tree string) (st
 
 // bigMounted starts a stack whose layers are mounted by a back end, pulls the image of the tree and
 // mounts its root file system on a directory. end takes all of it away.
-func bigMounted(ctx context.Context, o options, name, backend, tree string) (s *testbed.Stack, ref, on string, end func() error, err error) {
-	s, err = testbed.NewStack(filepath.Join(o.work, name+"-"+backend), testbed.Options{LogLevel: "info", Config: fmt.Sprintf("[mount]\nbackend = %q\n", backend)})
+func bigMounted(ctx context.Context, o options, name, backend, tree string) (s *testbed.Stack, ref, on string,
+	end func() error, err error) {
+	s, err = testbed.NewStack(filepath.Join(o.work, name+"-"+backend), testbed.Options{LogLevel: "info",
+		Config: fmt.Sprintf("[mount]\nbackend = %q\n", backend)})
 	if err != nil {
 		return nil, "", "", nil, err
 	}
@@ -122,7 +124,8 @@ func present(ctx context.Context, o options) (err error) {
 		return fmt.Errorf("mount %s: %w", file, err)
 	}
 	defer func() { err = errors.Join(err, unix.Unmount(local, unix.MNT_DETACH)) }()
-	fmt.Printf("\nWhat is present of an incomplete layer ÷ EROFS on a local file, page cache dropped; one file of %d MB, %d random reads of 4 KiB. %d rounds, medians.\n",
+	fmt.Printf("\nWhat is present of an incomplete layer ÷ EROFS on a local file, page cache dropped; one file of %d MB, "+
+		"%d random reads of 4 KiB. %d rounds, medians.\n",
 		bigBytes>>20, randomReads, o.rounds)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\tsequential, s\tratio\t4 KiB random, s\tratio")
@@ -162,7 +165,8 @@ func presentBy(ctx context.Context, o options, t io.Writer, backend, tree, local
 			}
 		}
 		ratio := func(m map[string][]time.Duration) float64 { return float64(median(m[on])) / float64(median(m[local])) }
-		_, err := fmt.Fprintf(t, "%s\t%.3f (local %.3f)\t%.2f\t%.3f (local %.3f)\t%.2f\n", name, median(seq[on]).Seconds(), median(seq[local]).Seconds(), ratio(seq),
+		_, err := fmt.Fprintf(t, "%s\t%.3f (local %.3f)\t%.2f\t%.3f (local %.3f)\t%.2f\n", name, median(seq[on]).Seconds(),
+			median(seq[local]).Seconds(), ratio(seq),
 			median(random[on]).Seconds(), median(random[local]).Seconds(), ratio(random))
 		return err
 	}

@@ -36,7 +36,8 @@ func rebuilt(ctx context.Context, o options) (err error) {
 	if _, err := s.Snapctl(ctx, "profile", "push", s.Ref(p.Name+"/next-beside:next-beside"), file); err != nil {
 		return err
 	}
-	fmt.Printf("\nThe next build of %s (20 files changed, one added before all others), cold. Link: %s. %d rounds in turn, medians.\n", p.Name, k, o.rounds)
+	fmt.Printf("\nThe next build of %s (20 files changed, one added before all others), cold. Link: %s. %d rounds in turn, "+
+		"medians.\n", p.Name, k, o.rounds)
 	ways := []way{
 		{"nothing known", "next-plain", "remora", pullLazy},
 		{"profile of the build before", "next-beside", "remora", pullLazy},
@@ -59,7 +60,8 @@ func rebuilt(ctx context.Context, o options) (err error) {
 	base := median(times[ways[0].name])
 	for _, w := range ways {
 		m := median(times[w.name])
-		fmt.Printf("%-42s %.2f s %s, ratio %.2f, %d reads waited\n", w.name, m.Seconds(), seconds(times[w.name]), float64(m)/float64(base), waits[w.name])
+		fmt.Printf("%-42s %.2f s %s, ratio %.2f, %d reads waited\n", w.name, m.Seconds(), seconds(times[w.name]),
+			float64(m)/float64(base), waits[w.name])
 	}
 	return nil
 }

@@ -96,7 +96,8 @@ func printUpdate(s *testbed.Stack, st *testbed.Status, l testbed.LayerStatus, ol
 	if err != nil {
 		return err
 	}
-	fmt.Printf("\nUpdated image with %d changed files in a layer of %.1f MB: complete and checked after %.2f MB fetched; its new extents and its table of contents are %.2f MB. Ratio %.2f.\n",
+	fmt.Printf("\nUpdated image with %d changed files in a layer of %.1f MB: complete and checked after %.2f MB fetched; "+
+		"its new extents and its table of contents are %.2f MB. Ratio %.2f.\n",
 		changedFiles, float64(size)/1e6, float64(l.FetchedBytes)/1e6, float64(need+toc)/1e6, float64(l.FetchedBytes)/float64(need+toc))
 	return nil
 }

@@ -106,7 +106,8 @@ func megabytes(r *fioReport) float64  { return (r.Jobs[0].Read.Bytes + r.Jobs[0]
 func syncMicros(r *fioReport) float64 { return r.Jobs[0].Sync.Latency.Mean / 1e3 }
 
 func fio(ctx context.Context, engine []string, row fioRow, during time.Duration) (float64, error) {
-	args := append([]string{"--name=bench", "--output-format=json", "--time_based", fmt.Sprintf("--runtime=%dms", during.Milliseconds())}, engine...)
+	args := append([]string{"--name=bench", "--output-format=json", "--time_based", fmt.Sprintf("--runtime=%dms",
+		during.Milliseconds())}, engine...)
 	flush := "fdatasync" // of NBD there is one kind of flush, which fio's engine calls fsync
 	if strings.Contains(engine[0], "nbd") {
 		flush = "fsync"
@@ -196,11 +197,14 @@ func volumeEngine(ctx context.Context, o options) (err error) {
 	}
 	engine := side{"volume", []string{"--ioengine=nbd", "--uri=nbd+unix:///?socket=" + socket}}
 	disk := side{"ext4", []string{"--ioengine=libaio", "--direct=1", "--filename=" + image}}
-	fmt.Printf("\nVolume of class local, journal and store on one disk, by our NBD server and fio's nbd engine, beside a file of ext4 with O_DIRECT. %d rounds of %v, medians.\n", o.rounds, o.during)
+	fmt.Printf("\nVolume of class local, journal and store on one disk, by our NBD server and fio's nbd engine, beside a "+
+		"file of ext4 with O_DIRECT. %d rounds of %v, medians.\n", o.rounds, o.during)
 	return compare(ctx, o, []fioRow{
-		{"4 KiB random write, depth 32, fdatasync every 32, IOPS", []string{"--rw=randwrite", "--bs=4k", "--iodepth=32", "--SYNC=32", "--size=1g"}, iops},
+		{"4 KiB random write, depth 32, fdatasync every 32, IOPS", []string{"--rw=randwrite", "--bs=4k", "--iodepth=32",
+			"--SYNC=32", "--size=1g"}, iops},
 		{"1 MiB sequential write, depth 8, MB/s", []string{"--rw=write", "--bs=1m", "--iodepth=8", "--size=1g"}, megabytes},
-		{"4 KiB write and fdatasync, one by one: fdatasync, µs", []string{"--rw=randwrite", "--bs=4k", "--iodepth=1", "--SYNC=1", "--size=1g"}, syncMicros},
+		{"4 KiB write and fdatasync, one by one: fdatasync, µs", []string{"--rw=randwrite", "--bs=4k", "--iodepth=1",
+			"--SYNC=1", "--size=1g"}, syncMicros},
 		{"1 MiB sequential read of 256 MiB, cached, depth 8, MB/s", []string{"--rw=read", "--bs=1m", "--iodepth=8", "--size=256m"}, megabytes},
 		{"4 KiB random read of 256 MiB, cached, depth 32, IOPS", []string{"--rw=randread", "--bs=4k", "--iodepth=32", "--size=256m"}, iops},
 	}, engine, disk)
@@ -243,7 +247,8 @@ func volumeMount(ctx context.Context, o options) (err error) {
 	return compare(ctx, o, []fioRow{
 		{"4 KiB random write, depth 32, IOPS", []string{"--rw=randwrite", "--bs=4k", "--iodepth=32", "--size=1g"}, iops},
 		{"4 KiB random read of 256 MiB, depth 32, IOPS", []string{"--rw=randread", "--bs=4k", "--iodepth=32", "--size=256m"}, iops},
-		{"4 KiB write and fdatasync, one by one: fdatasync, µs", []string{"--rw=randwrite", "--bs=4k", "--iodepth=1", "--SYNC=1", "--size=1g"}, syncMicros},
+		{"4 KiB write and fdatasync, one by one: fdatasync, µs", []string{"--rw=randwrite", "--bs=4k", "--iodepth=1",
+			"--SYNC=1", "--size=1g"}, syncMicros},
 	}, sides[0], sides[1])
 }
 
@@ -316,9 +321,11 @@ func volumeFlush(ctx context.Context, o options) (err error) {
 		return err
 	}
 	after, _ := k.Stats()
-	fmt.Printf("\nFlushes of class remote, S3 behind %v and %d Mbit/s, median of %d:\n  one put of 64 KiB %.1f ms; a write of 64 KiB and a flush %.1f ms: %.2f puts; a flush with nothing to do %.3f ms, %d connections more\n",
+	fmt.Printf("\nFlushes of class remote, S3 behind %v and %d Mbit/s, median of %d:\n  one put of 64 KiB %.1f ms; a write "+
+		"of 64 KiB and a flush %.1f ms: %.2f puts; a flush with nothing to do %.3f ms, %d connections more\n",
 		o.rtt, o.mbit, times, put, flush, flush/put, clean, after-before)
-	fmt.Printf("  on an ext4: fdatasync after 4 KiB into a file that was written before %.1f ms: %.2f puts; fsync after 4 KiB behind its end %.1f ms: %.2f puts\n",
+	fmt.Printf("  on an ext4: fdatasync after 4 KiB into a file that was written before %.1f ms: %.2f puts; fsync after 4 "+
+		"KiB behind its end %.1f ms: %.2f puts\n",
 		inPlace, inPlace/put, appended, appended/put)
 	return nil
 }
@@ -345,7 +352,8 @@ func ext4Syncs(dir string, dev blockdev.Device, times int) (inPlace, appended fl
 	defer l.Release()
 	ctx := context.Background()
 	// The whole of its tables now: what it puts off would come between.
-	for _, c := range [][]string{{"mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", l.Path(), "1g"}, {"mount", l.Path(), mnt}} {
+	for _, c := range [][]string{{"mkfs.ext4", "-q", "-E", "nodiscard,lazy_itable_init=0,lazy_journal_init=0", l.Path(),
+		"1g"}, {"mount", l.Path(), mnt}} {
 		if out, err := testbed.Output(ctx, nil, c[0], c[1:]...); err != nil {
 			return 0, 0, fmt.Errorf("%w: %s", err, out)
 		}

@@ -81,7 +81,9 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	step("containerd's overlayfs: pull all, then run")
-	if err := t.measure(ctx, s, "overlayfs, full pull", src, "overlayfs", p, func() error { return s.PullOrdinary(ctx, src, "overlayfs") }); err != nil {
+	if err := t.measure(ctx, s, "overlayfs, full pull", src, "overlayfs", p, func() error {
+		return s.PullOrdinary(ctx, src, "overlayfs")
+	}); err != nil {
 		return err
 	}
 	step("snapctl convert %s %s --prioritize %s", src, lazy, filepath.Base(p.FilesList()))

@@ -64,12 +64,15 @@ func TestDiskFileSystems(t *testing.T) {
 				for _, direct := range []bool{false, true} {
 					flag := "--direct=" + map[bool]string{false: "0", true: "1"}[direct]
 					testbed.Tool(t, "fio", "--name=verify", "--directory="+dir, "--size=32M", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k",
-						"--ioengine=libaio", "--iodepth=16", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--numjobs=2", flag)
-					testbed.Must(t, fsx.Run(filepath.Join(dir, "fsx"), fsx.Options{Size: 8 << 20, Steps: testbed.Rounds(500, 50000), Seed: seed, Direct: direct}))
+						"--ioengine=libaio", "--iodepth=16", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0",
+						"--numjobs=2", flag)
+					testbed.Must(t, fsx.Run(filepath.Join(dir, "fsx"), fsx.Options{Size: 8 << 20, Steps: testbed.Rounds(500, 50000),
+						Seed: seed, Direct: direct}))
 				}
 				unix.Sync()
 				before := stored(t, file)
-				testbed.Must(t, errors.Join(os.RemoveAll(filepath.Join(dir, "fsx")), os.RemoveAll(filepath.Join(dir, "verify.0.0")), os.RemoveAll(filepath.Join(dir, "verify.1.0"))))
+				testbed.Must(t, errors.Join(os.RemoveAll(filepath.Join(dir, "fsx")), os.RemoveAll(filepath.Join(dir, "verify.0.0")),
+					os.RemoveAll(filepath.Join(dir, "verify.1.0"))))
 				testbed.WaitFor(t, "trimmed files to be given back", func() bool { // XFS frees them some time after they were removed
 					unix.Sync()
 					testbed.Tool(t, "fstrim", dir)

@@ -100,7 +100,8 @@ func TestDiskBytesGone(t *testing.T) {
 	testbed.Must(t, s.StopRemorad(unix.SIGKILL))
 	testbed.Must(t, os.Rename(file, file+".away"))
 	testbed.Must(t, s.StartRemorad())
-	if out, err := s.Snapctl(t.Context(), "dev", "ls"); err != nil || !strings.Contains(out, "FAILED") || !strings.Contains(out, "no such file") {
+	if out, err := s.Snapctl(t.Context(), "dev", "ls"); err != nil || !strings.Contains(out, "FAILED") ||
+		!strings.Contains(out, "no such file") {
 		t.Errorf("dev ls: %s, %v", out, err)
 	}
 	if _, err := os.ReadFile(dev); !errors.Is(err, unix.EIO) {

@@ -41,7 +41,9 @@ func TestMeasuredDiskMemory(t *testing.T) {
 	ext4 := testbed.FileSystems[0]
 	ext4.Mkfs(t, dev)
 	dir, umount := testbed.Mounted(t, dev, "ext4")
-	testbed.Tool(t, "sh", "-c", fmt.Sprintf("echo $$ > %s && exec fio --name=dirty --directory=%s --size=%d --rw=write --bs=1M --ioengine=psync --direct=0 --end_fsync=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0", writer, dir, 4*limit))
+	testbed.Tool(t, "sh", "-c",
+		fmt.Sprintf("echo $$ > %s && exec fio --name=dirty --directory=%s --size=%d --rw=write --bs=1M --ioengine=psync "+
+			"--direct=0 --end_fsync=1 --verify=crc32c --verify_fatal=1 --verify_state_save=0", writer, dir, 4*limit))
 	unix.Sync()
 	umount()
 	ext4.Clean(t, dev)

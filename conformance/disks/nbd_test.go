@@ -86,7 +86,8 @@ func TestForeignClients(t *testing.T) {
 			uri := devServe(t, args...)
 			t.Run("nbdinfo", func(t *testing.T) {
 				out := testbed.Tool(t, "nbdinfo", "--json", uri)
-				for _, want := range []string{`"export-size": 268435456`, `"can_flush": true`, `"can_fua": true`, `"can_trim": true`, `"can_zero": true`,
+				for _, want := range []string{`"export-size": 268435456`, `"can_flush": true`, `"can_fua": true`,
+					`"can_trim": true`, `"can_zero": true`,
 					`"can_fast_zero": true`, `"can_multi_conn": true`, `"can_cache": true`, `"can_df": true`, `"is_read_only": false`, "base:allocation"} {
 					if !strings.Contains(out, want) {
 						t.Errorf("no %s in %s", want, out)
@@ -112,7 +113,8 @@ func qemuIO(t *testing.T, uri string) {
 	out := testbed.Tool(t, "qemu-io", "-f", "raw", uri,
 		"-c", "write -P 0x11 0 1M", "-c", "write -z 64k 64k", "-c", "write -z -u 128k 64k", "-c", "discard 256k 128k", "-c", "flush",
 		"-c", "write -f -P 0x33 4k 4k", "-c", "aio_write -P 0x44 2M 1M", "-c", "aio_write -P 0x55 3M 1M", "-c", "aio_flush",
-		"-c", "read -P 0x11 0 4k", "-c", "read -P 0x33 4k 4k", "-c", "read -P 0x11 8k 56k", "-c", "read -P 0 64k 128k", "-c", "read -P 0x11 192k 64k",
+		"-c", "read -P 0x11 0 4k", "-c", "read -P 0x33 4k 4k", "-c", "read -P 0x11 8k 56k", "-c", "read -P 0 64k 128k", "-c",
+		"read -P 0x11 192k 64k",
 		"-c", "read -P 0x11 384k 640k", "-c", "read -P 0x44 2M 1M", "-c", "read -P 0x55 3M 1M")
 	if strings.Contains(out, "ailed") {
 		t.Error(out)
@@ -170,7 +172,8 @@ for i in range(200):
     assert h.pread(4096, (16 << 20) + i * 4096) == bytes([i % 255 + 1]) * 4096
 h.shutdown()
 `
-	testbed.Tool(t, nbdshPython, "-m", "nbd", "-c", "h.set_uri_allow_local_file(True)", "-c", "h.add_meta_context('base:allocation')", "-u", uri, "-c", script)
+	testbed.Tool(t, nbdshPython, "-m", "nbd", "-c", "h.set_uri_allow_local_file(True)", "-c",
+		"h.add_meta_context('base:allocation')", "-u", uri, "-c", script)
 }
 
 func copies(t *testing.T, uri string, size int64) {
@@ -213,7 +216,8 @@ func TestFaultyProxy(t *testing.T) {
 	uri := devServe(t, "--unix", filepath.Join(dir, "s"), "memory:64MiB")
 	proxy := filepath.Join(dir, "p")
 	ctx, stop := context.WithCancel(t.Context())
-	c, err := testbed.Command(ctx, "nbdkit", "-f", "-U", proxy, "--filter=retry-request", "--filter=error", "--filter=delay", "nbd", "uri="+uri,
+	c, err := testbed.Command(ctx, "nbdkit", "-f", "-U", proxy, "--filter=retry-request", "--filter=error",
+		"--filter=delay", "nbd", "uri="+uri,
 		"error-rate=1%", "error=EIO", "rdelay=1ms", "wdelay=2ms", "retry-request-retries=20", "retry-request-delay=1")
 	testbed.Must(t, err)
 	c.Stderr = os.Stderr
@@ -244,7 +248,8 @@ func TestFaultyProxy(t *testing.T) {
 	testbed.Tool(t, "nbdcopy", src, through)
 	// Clients that are killed in the middle of their requests.
 	for range 10 {
-		k := exec.Command("fio", "--name=x", "--thread", "--ioengine=nbd", "--uri="+uri, "--rw=randread", "--bs=64k", "--size=32m", "--iodepth=32", "--time_based", "--runtime=20")
+		k := exec.Command("fio", "--name=x", "--thread", "--ioengine=nbd", "--uri="+uri, "--rw=randread", "--bs=64k",
+			"--size=32m", "--iodepth=32", "--time_based", "--runtime=20")
 		testbed.Must(t, k.Start())
 		time.Sleep(150 * time.Millisecond)
 		testbed.Must(t, k.Process.Kill())
@@ -313,7 +318,8 @@ func TestTLS(t *testing.T) {
 	testbed.NeedRoot(t)
 	ca, other := newAuthority(t), newAuthority(t)
 	server := ca.issue("server", time.Hour)
-	uri := devServe(t, "--tcp", "127.0.0.1:0", "--tls-cert", filepath.Join(server, "server-cert.pem"), "--tls-key", filepath.Join(server, "server-key.pem"),
+	uri := devServe(t, "--tcp", "127.0.0.1:0", "--tls-cert", filepath.Join(server, "server-cert.pem"), "--tls-key",
+		filepath.Join(server, "server-key.pem"),
 		"--tls-ca", filepath.Join(server, "ca-cert.pem"), sparseFile(t, 64<<20))
 	with := func(certs string) string { return uri + "?tls-certificates=" + certs }
 	good := ca.issue("client", time.Hour)
@@ -327,7 +333,8 @@ func TestTLS(t *testing.T) {
 	} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		// Reading, since a refused certificate shows only then with TLS 1.3.
-		out, err := testbed.Output(ctx, nil, nbdshPython, "-m", "nbd", "-c", "h.set_uri_allow_local_file(True)", "-u", uri, "-c", "h.pread(512, 0)")
+		out, err := testbed.Output(ctx, nil, nbdshPython, "-m", "nbd", "-c", "h.set_uri_allow_local_file(True)", "-u", uri,
+			"-c", "h.pread(512, 0)")
 		cancel()
 		if err == nil {
 			t.Errorf("%s: let in: %s", name, out)
@@ -398,7 +405,8 @@ func TestDevServeLayer(t *testing.T) {
 		}
 	}
 	none := "sha256:" + strings.Repeat("0", 64)
-	if _, err := s.Snapctl(t.Context(), "dev", "serve", "--unix", socket, lazy+"@"+none); err == nil || !strings.Contains(err.Error(), "no lazy layer of") {
+	if _, err := s.Snapctl(t.Context(), "dev", "serve", "--unix", socket, lazy+"@"+none); err == nil ||
+		!strings.Contains(err.Error(), "no lazy layer of") {
 		t.Errorf("a layer that the image has not: %v", err)
 	}
 	_, c := startDevServe(t, s.SnapctlEnv(), "--unix", socket, lazy+"@"+st.Layers[0].Digest)

@@ -123,7 +123,8 @@ func TestConvertPlaces(t *testing.T) {
 	})
 	t.Run("archive of others is read", func(t *testing.T) {
 		file := filepath.Join(dir, "saved.tar")
-		if out, err := testbed.Output(t.Context(), nil, "skopeo", "copy", "--quiet", "oci:"+layout+":src", "docker-archive:"+file+":saved:1"); err != nil {
+		if out, err := testbed.Output(t.Context(), nil, "skopeo", "copy", "--quiet", "oci:"+layout+":src",
+			"docker-archive:"+file+":saved:1"); err != nil {
 			t.Fatal(err, out)
 		}
 		for _, from := range []string{"docker-archive:" + file, "docker-archive:" + file + ":saved:1"} {
@@ -132,7 +133,8 @@ func TestConvertPlaces(t *testing.T) {
 				t.Errorf("%d layers, want %d", len(c.Layers), len(want.Layers))
 			}
 		}
-		if _, err := s.Snapctl(t.Context(), "convert", "docker-archive:"+file+":other:1", s.Ref("places/saved:lazy")); err == nil || !strings.Contains(err.Error(), "saved:1") {
+		if _, err := s.Snapctl(t.Context(), "convert", "docker-archive:"+file+":other:1",
+			s.Ref("places/saved:lazy")); err == nil || !strings.Contains(err.Error(), "saved:1") {
 			t.Errorf("a name that is not there: %v", err)
 		}
 	})
@@ -154,16 +156,19 @@ func TestConvertSparing(t *testing.T) {
 		t.Fatalf("%+v", first)
 	}
 	small := int64(64 << 10) // a configuration and a manifest
-	if c := convert(t, s, "oci:"+layout+":src", s.Ref("sparing/a:2")); c.Uploaded != 0 || !slices.Equal(c.how(), []string{"known", "known", "known"}) {
+	if c := convert(t, s, "oci:"+layout+":src", s.Ref("sparing/a:2")); c.Uploaded != 0 || !slices.Equal(c.how(),
+		[]string{"known", "known", "known"}) {
 		t.Errorf("to the same repository: %+v", c)
 	}
 	if c := convert(t, s, "oci:"+layout+":src", s.Ref("sparing/b:1")); c.Uploaded > small || c.Digest != first.Digest {
 		t.Errorf("to another repository: %+v", c)
 	}
-	if c := convert(t, s, "--reuse", s.Ref("sparing/a:1"), s.Ref("sparing/c:1")); c.Uploaded > small || !slices.Equal(c.how(), []string{"reused", "reused", "reused"}) {
+	if c := convert(t, s, "--reuse", s.Ref("sparing/a:1"), s.Ref("sparing/c:1")); c.Uploaded > small ||
+		!slices.Equal(c.how(), []string{"reused", "reused", "reused"}) {
 		t.Errorf("what is eStargz already: %+v", c)
 	}
-	if c := convert(t, s, "--dry-run", "--format", "zstdchunked", "oci:"+layout+":src", s.Ref("sparing/d:1")); c.Uploaded != 0 || c.Digest != "" || len(c.Layers) != 3 {
+	if c := convert(t, s, "--dry-run", "--format", "zstdchunked", "oci:"+layout+":src",
+		s.Ref("sparing/d:1")); c.Uploaded != 0 || c.Digest != "" || len(c.Layers) != 3 {
 		t.Errorf("dry run: %+v", c)
 	}
 	if _, err := s.Snapctl(t.Context(), "pull", s.Ref("sparing/d:1")); err == nil {
@@ -201,7 +206,8 @@ func TestConvertPlatforms(t *testing.T) {
 		m.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
 		all = append(all, m)
 	}
-	all = append(all, ocispec.Descriptor{MediaType: one.MediaType, Digest: one.Digest, Size: one.Size, Platform: &ocispec.Platform{OS: "unknown", Architecture: "unknown"}})
+	all = append(all, ocispec.Descriptor{MediaType: one.MediaType, Digest: one.Digest, Size: one.Size,
+		Platform: &ocispec.Platform{OS: "unknown", Architecture: "unknown"}})
 	testbed.Must(t, testbed.TagIndex(layout, "multi", all))
 	count := func(args ...string) int {
 		out := filepath.Join(t.TempDir(), "out")
@@ -219,7 +225,8 @@ func TestConvertPlatforms(t *testing.T) {
 	if n := count("--platform", "linux/arm64"); n != 0 {
 		t.Errorf("one: an index of %d manifests, want none", n)
 	}
-	if _, err := s.Snapctl(t.Context(), "convert", "--platform", "windows/amd64", "oci:"+layout+":multi", "oci:"+t.TempDir()+":1"); err == nil || !strings.Contains(err.Error(), "linux/arm64") {
+	if _, err := s.Snapctl(t.Context(), "convert", "--platform", "windows/amd64", "oci:"+layout+":multi",
+		"oci:"+t.TempDir()+":1"); err == nil || !strings.Contains(err.Error(), "linux/arm64") {
 		t.Errorf("a platform that it does not have: %v", err)
 	}
 }

@@ -56,7 +56,8 @@ func oddLayer(crowd int) func(*tar.Writer) error {
 			{Name: "fifo", Typeflag: tar.TypeFifo, Mode: 0o622},
 			{Name: strings.Repeat("é", 127) + "x", Typeflag: tar.TypeReg, Mode: 0o644, Size: 3},
 			{Name: "a b\tc\nd\"'\\", Typeflag: tar.TypeReg, Mode: 0o644, Size: 3},
-			{Name: "cap", Typeflag: tar.TypeReg, Mode: 0o755, Size: 2, PAXRecords: x("security.capability", "\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")},
+			{Name: "cap", Typeflag: tar.TypeReg, Mode: 0o755, Size: 2, PAXRecords: x("security.capability",
+				"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")},
 			{Name: "user-x", Typeflag: tar.TypeReg, Mode: 0o644, Size: 2, PAXRecords: x("user.one", "1", "user.two", strings.Repeat("2", 2000))},
 			{Name: "d/xdir/", Typeflag: tar.TypeDir, Mode: 0o711, Uid: 77, Gid: 78, PAXRecords: x("user.dir", "yes")},
 			{Name: "d/xdir/sub/", Typeflag: tar.TypeDir, Mode: 0o750},
@@ -177,7 +178,8 @@ func TestHugeFile(t *testing.T) {
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
 	layout := filepath.Join(t.TempDir(), "layout")
 	testbed.Must(t, testbed.WriteTars(layout, "src", func(tw *tar.Writer) error {
-		if err := tw.WriteHeader(&tar.Header{Name: "huge", Typeflag: tar.TypeReg, Mode: 0o644, Size: hugeSize, Format: tar.FormatPAX}); err != nil {
+		if err := tw.WriteHeader(&tar.Header{Name: "huge", Typeflag: tar.TypeReg, Mode: 0o644, Size: hugeSize,
+			Format: tar.FormatPAX}); err != nil {
 			return err
 		}
 		_, err := io.CopyN(tw, new(stamped), hugeSize)

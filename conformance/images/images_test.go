@@ -29,7 +29,8 @@ func writeManyLayers(layout string, n int) error {
 			if err := tw.WriteHeader(&tar.Header{Name: "layers/", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
 				return err
 			}
-			if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprint("layers/", i), Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(body))}); err != nil {
+			if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprint("layers/", i), Typeflag: tar.TypeReg, Mode: 0o644,
+				Size: int64(len(body))}); err != nil {
 				return err
 			}
 			_, err := io.WriteString(tw, body)

@@ -193,9 +193,12 @@ func TestDirectoryOverLink(t *testing.T) {
 		}
 	}
 	testbed.Must(t, testbed.WriteTars(layout, "src",
-		entries(tar.Header{Name: "usr/", Typeflag: tar.TypeDir, Mode: 0o755}, tar.Header{Name: "usr/bin/", Typeflag: tar.TypeDir, Mode: 0o751, Uid: 7},
-			tar.Header{Name: "bin", Typeflag: tar.TypeSymlink, Linkname: "usr/bin"}, tar.Header{Name: "lost", Typeflag: tar.TypeSymlink, Linkname: "no/where"}),
-		entries(tar.Header{Name: "bin/tool", Mode: 0o755}, tar.Header{Name: "bin/deeper/tool", Mode: 0o755}, tar.Header{Name: "lost/tool", Mode: 0o755})))
+		entries(tar.Header{Name: "usr/", Typeflag: tar.TypeDir, Mode: 0o755}, tar.Header{Name: "usr/bin/",
+			Typeflag: tar.TypeDir, Mode: 0o751, Uid: 7},
+			tar.Header{Name: "bin", Typeflag: tar.TypeSymlink, Linkname: "usr/bin"}, tar.Header{Name: "lost",
+				Typeflag: tar.TypeSymlink, Linkname: "no/where"}),
+		entries(tar.Header{Name: "bin/tool", Mode: 0o755}, tar.Header{Name: "bin/deeper/tool", Mode: 0o755},
+			tar.Header{Name: "lost/tool", Mode: 0o755})))
 	testbed.Must(t, s.Push(t.Context(), layout, "src", "linked:src"))
 	ref := s.Ref("linked:src")
 	_, err := s.Snapctl(t.Context(), "pull", ref)
@@ -226,7 +229,8 @@ func sparseArchive(t *testing.T) []byte {
 	}
 	testbed.Must(t, f.Truncate(8<<20))
 	testbed.Must(t, f.Close())
-	out, err := exec.CommandContext(t.Context(), "tar", "-C", dir, "--sparse", "--format=posix", "--mtime=@1700000000", "-cf", "-", "sparse").Output()
+	out, err := exec.CommandContext(t.Context(), "tar", "-C", dir, "--sparse", "--format=posix", "--mtime=@1700000000",
+		"-cf", "-", "sparse").Output()
 	testbed.Must(t, err)
 	return out
 }
@@ -295,7 +299,8 @@ func TestIndex(t *testing.T) {
 			s := testbed.New(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			trustIndexes(t, s, "")
 			ref := plainImage(t, s, testbed.Python)
-			for _, args := range [][]string{{"index", "create", ref}, {"index", "ls"}, {"index", "push", ref}, {"index", "rm", ref}, {"index", "show", ref}, {"pull", ref}} {
+			for _, args := range [][]string{{"index", "create", ref}, {"index", "ls"}, {"index", "push", ref}, {"index", "rm",
+				ref}, {"index", "show", ref}, {"pull", ref}} {
 				out, err := s.Snapctl(t.Context(), args...)
 				testbed.Must(t, err)
 				t.Log(out)
@@ -409,7 +414,8 @@ func TestImportModes(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
 	_, lazy := testbed.Pushed(t, s, testbed.Python)
-	s.Configure("[import.for.\"" + s.Addr + "/python\"]\nmode = \"eager\"\nkeep_blobs = true\n[import.for.\"" + s.Addr + "/redis\"]\nmode = \"ordinary\"\n")
+	s.Configure("[import.for.\"" + s.Addr + "/python\"]\nmode = \"eager\"\nkeep_blobs = true\n[import.for.\"" + s.Addr +
+		"/redis\"]\nmode = \"ordinary\"\n")
 	testbed.Must(t, s.RestartRemorad(syscall.SIGTERM))
 	_, err := s.Snapctl(t.Context(), "pull", lazy)
 	testbed.Must(t, err)
@@ -469,7 +475,8 @@ func TestImportRefuses(t *testing.T) {
 	testbed.Must(t, s.Push(t.Context(), layout, "src", "honest:src"))
 	_, err = s.Snapctl(t.Context(), "pull", s.Ref("honest:src"))
 	testbed.Must(t, err)
-	if got, err := os.ReadFile(filepath.Join(testbed.MountImage(t, s, s.Ref("honest:src"), "remora"), "layers/0")); err != nil || string(got) != "layer 0" {
+	if got, err := os.ReadFile(filepath.Join(testbed.MountImage(t, s, s.Ref("honest:src"), "remora"),
+		"layers/0")); err != nil || string(got) != "layer 0" {
 		t.Errorf("got %q, %v", got, err)
 	}
 }
@@ -537,7 +544,8 @@ func TestImportOfDockerAndIndex(t *testing.T) {
 	elsewhere.Platform = &ocispec.Platform{OS: "linux", Architecture: "riscv64"}
 	m.Platform = &ocispec.Platform{OS: "linux", Architecture: "amd64"}
 	testbed.Must(t, testbed.TagIndex(multi, "multi", []ocispec.Descriptor{elsewhere, m}))
-	_, err = testbed.Output(t.Context(), nil, "skopeo", "--insecure-policy", "copy", "--all", "--dest-tls-verify=false", "oci:"+multi+":multi", "docker://"+s.Ref("multi:all"))
+	_, err = testbed.Output(t.Context(), nil, "skopeo", "--insecure-policy", "copy", "--all", "--dest-tls-verify=false",
+		"oci:"+multi+":multi", "docker://"+s.Ref("multi:all"))
 	testbed.Must(t, err)
 	_, err = s.Snapctl(t.Context(), "pull", s.Ref("multi:all"))
 	testbed.Must(t, err)

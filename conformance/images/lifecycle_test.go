@@ -197,7 +197,8 @@ func TestTwoNamespaces(t *testing.T) {
 	_, err = s.Ctr(t.Context(), "-n", "second", "images", "rm", "--sync", lazy)
 	testbed.Must(t, err)
 	lazyLayers(t, s, 3, testbed.BestBackend)
-	_, err = s.Ctr(t.Context(), append([]string{"-n", "third", "run", "--rm", "--snapshotter", "remora", lazy, "c"}, testbed.Python.Args...)...)
+	_, err = s.Ctr(t.Context(), append([]string{"-n", "third", "run", "--rm", "--snapshotter", "remora", lazy, "c"},
+		testbed.Python.Args...)...)
 	testbed.Must(t, err)
 }
 
@@ -284,7 +285,8 @@ func TestRestart(t *testing.T) {
 			// The running one reads on, what it had not read yet too.
 			out, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "x", "sleeper", "sh", "-c", "cat /usr/share/common-licenses/GPL-3 | md5sum")
 			testbed.Must(t, err)
-			want, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", lazy, "fresh", "sh", "-c", "cat /usr/share/common-licenses/GPL-3 | md5sum")
+			want, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", lazy, "fresh", "sh", "-c",
+				"cat /usr/share/common-licenses/GPL-3 | md5sum")
 			testbed.Must(t, err)
 			if out != want {
 				t.Errorf("got %q, want %q: wrong bytes", out, want)

@@ -28,7 +28,8 @@ func TestRegistryGone(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"precontent", "fuse-file"} {
 		t.Run(backend, func(t *testing.T) {
-			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: "attempts = 2\n[fetch]\nunreachable = \"wait\"\nbackground = \"off\"\n" + mountBy(backend)})
+			s := testbed.New(t, testbed.Options{LogLevel: "info",
+				Config: "attempts = 2\n[fetch]\nunreachable = \"wait\"\nbackground = \"off\"\n" + mountBy(backend)})
 			_, _ = testbed.Pushed(t, s, testbed.Python)
 			want, err := os.ReadFile(mountOrdinary(t, s) + license)
 			testbed.Must(t, err)
@@ -382,7 +383,8 @@ func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	next := filepath.Join(t.TempDir(), "remorad")
 	testbed.NeedRoot(t)
-	_, err := testbed.Output(t.Context(), nil, "go", "build", "-C", testbed.Repo(), "-ldflags", "-X github.com/remora-storage/remora/cmd/internal/version.Version=next", "-o", next, "./cmd/remorad")
+	_, err := testbed.Output(t.Context(), nil, "go", "build", "-C", testbed.Repo(), "-ldflags",
+		"-X github.com/remora-storage/remora/cmd/internal/version.Version=next", "-o", next, "./cmd/remorad")
 	testbed.Must(t, err)
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
 	_, lazy := testbed.Pushed(t, s, testbed.Python)
@@ -421,7 +423,8 @@ func TestNothingLazyIsNeeded(t *testing.T) {
 	root := testbed.MountImage(t, s, lazy, "remora")
 	config := filepath.Join(t.TempDir(), "config.toml")
 	testbed.Must(t, os.WriteFile(config, fmt.Appendf(nil, "[registry]\nconfig_path = [%q]\n", filepath.Join(root, "etc")), 0o644))
-	_, err = testbed.Output(t.Context(), nil, "remorad", "--config", config, "--root", t.TempDir(), "--address", filepath.Join(t.TempDir(), "s"))
+	_, err = testbed.Output(t.Context(), nil, "remorad", "--config", config, "--root", t.TempDir(), "--address",
+		filepath.Join(t.TempDir(), "s"))
 	if err == nil || !strings.Contains(err.Error(), "lazily mounted image") {
 		t.Errorf("got %v", err)
 	}
@@ -466,7 +469,8 @@ func TestBackground(t *testing.T) {
 			testbed.Must(t, s.KillHolder())
 			testbed.Must(t, s.StopRemorad(syscall.SIGKILL))
 			testbed.Must(t, s.KillHolder())
-			out, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "x", "runs", "sh", "-c", "find / -xdev -type f -print0 | xargs -0 cat | tr -d '\\000' | wc -c")
+			out, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "x", "runs", "sh", "-c",
+				"find / -xdev -type f -print0 | xargs -0 cat | tr -d '\\000' | wc -c")
 			testbed.Must(t, err)
 			if n, err := strconv.Atoi(strings.TrimSpace(out)); err != nil || n < 100_000_000 {
 				t.Errorf("read %q, %v", out, err)

@@ -364,11 +364,13 @@ func TestRecordEnds(t *testing.T) {
 		args  []string
 		ended string
 	}{
-		"port":    {[]string{"--until-port", "8123"}, serve, "port 8123 listened on"},
-		"time":    {[]string{"--for", "1s"}, serve, "time is over"},
-		"exit":    {nil, []string{ref, "--", "python3", "-c", "pass"}, "process exited"},
-		"stdout":  {[]string{"--until-line", "here it is", "--for", "1m"}, []string{ref, "--", "sh", "-c", "echo here it is; sleep 100"}, "line printed"},
-		"setting": {[]string{"--env", "SAY=found", "--until-line", "found", "--for", "1m"}, []string{ref, "--", "sh", "-c", "echo $SAY >&2; sleep 100"}, "line printed"},
+		"port": {[]string{"--until-port", "8123"}, serve, "port 8123 listened on"},
+		"time": {[]string{"--for", "1s"}, serve, "time is over"},
+		"exit": {nil, []string{ref, "--", "python3", "-c", "pass"}, "process exited"},
+		"stdout": {[]string{"--until-line", "here it is", "--for", "1m"}, []string{ref, "--", "sh", "-c",
+			"echo here it is; sleep 100"}, "line printed"},
+		"setting": {[]string{"--env", "SAY=found", "--until-line", "found", "--for", "1m"}, []string{ref, "--", "sh", "-c",
+			"echo $SAY >&2; sleep 100"}, "line printed"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out, err := s.Snapctl(t.Context(), append(append([]string{"record", "--json"}, c.flags...), c.args...)...)
@@ -387,7 +389,8 @@ func TestRecordEnds(t *testing.T) {
 	before := profileOf(t, s, ref).Runs
 	background := func(sig syscall.Signal) {
 		t.Helper()
-		proc, err := testbed.Start(filepath.Join(t.TempDir(), "record.log"), func() bool { return true }, s.SnapctlEnv(), "snapctl", append([]string{"record"}, serve...)...)
+		proc, err := testbed.Start(filepath.Join(t.TempDir(), "record.log"), func() bool { return true }, s.SnapctlEnv(),
+			"snapctl", append([]string{"record"}, serve...)...)
 		testbed.Must(t, err)
 		defer func() {
 			if t.Failed() {

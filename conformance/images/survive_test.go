@@ -68,7 +68,8 @@ func startReader(t *testing.T, s *testbed.Stack, ref, id, want string, seed int)
 	dir := t.TempDir()
 	testbed.Must(t, os.WriteFile(filepath.Join(dir, "sums"), []byte(sumsOf(t, want)), 0o644))
 	testbed.Must(t, os.WriteFile(filepath.Join(dir, "checksums.py"), []byte(checksums), 0o644))
-	c, err := s.CtrCommand(context.Background(), "run", "--rm", "--snapshotter", "remora", "--mount", "type=bind,src="+dir+",dst=/test,options=rbind:ro",
+	c, err := s.CtrCommand(context.Background(), "run", "--rm", "--snapshotter", "remora", "--mount",
+		"type=bind,src="+dir+",dst=/test,options=rbind:ro",
 		ref, id, "python3", "/test/checksums.py", fmt.Sprint(seed))
 	testbed.Must(t, err)
 	r := &reader{id: id, dir: dir, cmd: c, out: new(bytes.Buffer)}
@@ -208,7 +209,8 @@ func TestBothKilled(t *testing.T) {
 				_, err := s.Snapctl(t.Context(), "pull", lazy)
 				testbed.Must(t, err)
 				id := fmt.Sprintf("victim-%d", round)
-				_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, id, "sh", "-c", "find / -xdev -type f | xargs cat >/dev/null 2>&1; sleep 1000")
+				_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, id, "sh", "-c",
+					"find / -xdev -type f | xargs cat >/dev/null 2>&1; sleep 1000")
 				testbed.Must(t, err)
 				time.Sleep(time.Duration(100*round) * time.Millisecond)
 				testbed.Must(t, s.KillHolder()) // remorad may have started another

@@ -41,7 +41,8 @@ var makers = map[string]func(t *testing.T, plain []byte) (blob []byte, annotatio
 			*stargzzstd.Decompressor
 		}
 		b, err := stargz.Build(io.NewSectionReader(bytes.NewReader(plain), 0, int64(len(plain))),
-			stargz.WithCompression(compression{&stargzzstd.Compressor{CompressionLevel: zstd.SpeedDefault, Metadata: annotations}, &stargzzstd.Decompressor{}}))
+			stargz.WithCompression(compression{&stargzzstd.Compressor{CompressionLevel: zstd.SpeedDefault,
+				Metadata: annotations}, &stargzzstd.Decompressor{}}))
 		testbed.Must(t, err)
 		p, err := io.ReadAll(b)
 		testbed.Must(t, err)
@@ -69,7 +70,8 @@ func TestZstdChunkedOfOthers(t *testing.T) {
 			var diffIDs []digest.Digest
 			for _, plain := range plainLayers(t, layout) {
 				blob, annotations, diffID := make(t, plain)
-				d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerZstd, Digest: digest.FromBytes(blob), Size: int64(len(blob)), Annotations: annotations}
+				d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerZstd, Digest: digest.FromBytes(blob),
+					Size: int64(len(blob)), Annotations: annotations}
 				testbed.Must(t, os.WriteFile(filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded()), blob, 0o644))
 				layers, diffIDs = append(layers, d), append(diffIDs, diffID)
 			}
@@ -126,7 +128,8 @@ func TestPodmanReads(t *testing.T) {
 	annotations, err := json.Marshal(base.Annotations)
 	testbed.Must(t, err)
 	root := t.TempDir()
-	out, err := testbed.Output(t.Context(), nil, "podman-chunked", "apply", filepath.Join(dir, "blobs", "sha256", base.Digest.Encoded()), string(annotations), root)
+	out, err := testbed.Output(t.Context(), nil, "podman-chunked", "apply", filepath.Join(dir, "blobs", "sha256",
+		base.Digest.Encoded()), string(annotations), root)
 	testbed.Must(t, err)
 	got, err := testbed.Tree(strings.TrimSpace(out))
 	testbed.Must(t, err)

@@ -29,7 +29,8 @@ func Device(t *testing.T, newDevice func(t *testing.T, size int64) blockdev.Devi
 	t.Run("reads end with the device", func(t *testing.T) {
 		d := open(t)
 		b := int64(d.BlockSize())
-		for _, c := range []struct{ off, n, want int64 }{{0, b, b}, {size - b, b, b}, {size - b, 4 * b, b}, {size, b, 0}, {size + b, b, 0}, {0, 0, 0}} {
+		for _, c := range []struct{ off, n, want int64 }{{0, b, b}, {size - b, b, b}, {size - b, 4 * b, b}, {size, b, 0},
+			{size + b, b, 0}, {0, 0, 0}} {
 			n, err := d.ReadAt(ctx, make([]byte, c.n), c.off)
 			if int64(n) != c.want || err != nil {
 				t.Errorf("read of %d at %d: %d, %v, want %d", c.n, c.off, n, err, c.want)

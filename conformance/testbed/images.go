@@ -38,7 +38,9 @@ var Programs = []Program{
 	{Name: "python", Packages: []string{"python3", "ca-certificates"},
 		Args: []string{"python3", "-c", `import json,ssl,http.server; print("ok")`}, Want: "ok"},
 	{Name: "redis", Packages: []string{"redis-server"},
-		Args: []string{"sh", "-c", `redis-server --port 0 --unixsocket /tmp/r.sock --save "" >/dev/null & until redis-cli -s /tmp/r.sock ping 2>/dev/null; do :; done; redis-cli -s /tmp/r.sock shutdown nosave`}, Want: "PONG"},
+		Args: []string{"sh", "-c",
+			`redis-server --port 0 --unixsocket /tmp/r.sock --save "" >/dev/null & until redis-cli -s /tmp/r.sock ping ` +
+				`2>/dev/null; do :; done; redis-cli -s /tmp/r.sock shutdown nosave`}, Want: "PONG"},
 	{Name: "nginx", Packages: []string{"nginx"},
 		Args: []string{"sh", "-c", `nginx && test -s /run/nginx.pid && echo ok && nginx -s stop`}, Want: "ok"},
 }
@@ -48,7 +50,8 @@ var BenchPrograms = append(slices.Clone(Programs),
 	Program{Name: "node", Packages: []string{"nodejs"},
 		Args: []string{"node", "-e", `require("http").createServer().listen(0, () => { console.log("ok"); process.exit(0) })`}, Want: "ok"},
 	Program{Name: "java", Packages: []string{"openjdk-17-jre-headless"},
-		Args: []string{"sh", "-c", `java -XshowSettings:properties -version 2>/dev/null; java -version 2>&1 | grep -q Runtime && echo ok`}, Want: "ok"},
+		Args: []string{"sh", "-c",
+			`java -XshowSettings:properties -version 2>/dev/null; java -version 2>&1 | grep -q Runtime && echo ok`}, Want: "ok"},
 	Program{Name: "scientific", Packages: []string{"python3-numpy", "python3-scipy"},
 		Args: []string{"python3", "-c", `import numpy, scipy.linalg; scipy.linalg.lu(numpy.eye(3)); print("ok")`}, Want: "ok"},
 )
@@ -163,7 +166,8 @@ func (p Program) LazyLayout(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(cache)
-	if _, err := Output(ctx, []string{"XDG_CACHE_HOME=" + cache}, "snapctl", append(args, "oci:"+src+":src", "oci:"+unfinished+":lazy")...); err != nil {
+	if _, err := Output(ctx, []string{"XDG_CACHE_HOME=" + cache}, "snapctl", append(args, "oci:"+src+":src",
+		"oci:"+unfinished+":lazy")...); err != nil {
 		return "", err
 	}
 	return dir, os.Rename(unfinished, dir)
@@ -485,11 +489,13 @@ func WriteLayoutCmd(dir, tag string, layers []ocispec.Descriptor, diffIDs []dige
 
 // TagIndex adds an index of manifests, which are in the layout already, under a tag.
 func TagIndex(dir, tag string, manifests []ocispec.Descriptor) error {
-	p, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: manifests})
+	p, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2},
+		MediaType: ocispec.MediaTypeImageIndex, Manifests: manifests})
 	if err != nil {
 		return err
 	}
-	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(p), Size: int64(len(p)), Annotations: map[string]string{ocispec.AnnotationRefName: tag}}
+	d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: digest.FromBytes(p), Size: int64(len(p)),
+		Annotations: map[string]string{ocispec.AnnotationRefName: tag}}
 	if err := os.WriteFile(filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded()), p, 0o644); err != nil {
 		return err
 	}

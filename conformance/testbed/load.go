@@ -101,7 +101,8 @@ func (w *Writer) check(f *os.File, block int) error {
 	stamp(want, w.id, block, w.sequence[block])
 	if !bytes.Equal(got, want) {
 		return fmt.Errorf("writer %d, block %d has writer %d, block %d, sequence %d; sequence %d was acknowledged last",
-			w.id, block, binary.LittleEndian.Uint64(got), binary.LittleEndian.Uint64(got[8:]), binary.LittleEndian.Uint64(got[16:]), w.sequence[block])
+			w.id, block, binary.LittleEndian.Uint64(got), binary.LittleEndian.Uint64(got[8:]),
+			binary.LittleEndian.Uint64(got[16:]), w.sequence[block])
 	}
 	return nil
 }

@@ -41,7 +41,8 @@ func Unmount(t *testing.T, dir string) {
 // until it is told to end. It gives up those of tests that run beside this one.
 func CopyOfMounts(t *testing.T, dir string) (sleeper *exec.Cmd, end func()) {
 	t.Helper()
-	const script = `cut -d" " -f5 /proc/self/mountinfo | grep "^$1/" | grep -v "^$2" | tac | while read -r m; do umount -l "$m" 2>/dev/null; done; exec sleep 1000`
+	const script = `cut -d" " -f5 /proc/self/mountinfo | grep "^$1/" | grep -v "^$2" | tac | while read -r m; do umount -l ` +
+		`"$m" 2>/dev/null; done; exec sleep 1000`
 	sleeper = exec.Command("unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", os.TempDir(), dir)
 	Must(t, sleeper.Start())
 	end = func() {

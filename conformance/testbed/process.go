@@ -39,7 +39,8 @@ func Work() string {
 
 // callers are variables by which a user tells the programs under test where things are. Tests say so themselves, so that their result does
 // not depend on who runs them.
-var callers = []string{"CONTAINERD_", "CONTAINER_", "SNAPCTL_", "REMORA_", "NERDCTL_", "DOCKER_", "REGISTRY_", "XDG_", "AWS_", "MINIO_", "PG", "NBD_", "NOTIFY_SOCKET", "LISTEN_", "INVOCATION_ID", "LC_", "LANG"}
+var callers = []string{"CONTAINERD_", "CONTAINER_", "SNAPCTL_", "REMORA_", "NERDCTL_", "DOCKER_", "REGISTRY_", "XDG_",
+	"AWS_", "MINIO_", "PG", "NBD_", "NOTIFY_SOCKET", "LISTEN_", "INVOCATION_ID", "LC_", "LANG"}
 
 // Env is the environment with our programs and the tools first in PATH, and without the caller's settings for them.
 func Env() []string {

@@ -215,7 +215,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 		}
 	}
 	var err error
-	s.containerd, err = Start(filepath.Join(s.Dir, "containerd.log"), accepts("unix", s.Socket), nil, "containerd", "--config", s.ContainerdConfig())
+	s.containerd, err = Start(filepath.Join(s.Dir, "containerd.log"), accepts("unix", s.Socket), nil, "containerd",
+		"--config", s.ContainerdConfig())
 	return err
 }
 

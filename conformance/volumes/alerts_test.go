@@ -32,7 +32,8 @@ func TestAlerts(t *testing.T) {
 	testbed.Must(t, err)
 	n := strings.Count(string(rules), "- alert: ")
 	filled := filepath.Join(t.TempDir(), "test.yml")
-	testbed.Must(t, os.WriteFile(filled, []byte(strings.NewReplacer("ALERTS]", path+"]", "RULES", strconv.Itoa(n)).Replace(string(tests))), 0o600))
+	testbed.Must(t, os.WriteFile(filled, []byte(strings.NewReplacer("ALERTS]", path+"]", "RULES",
+		strconv.Itoa(n)).Replace(string(tests))), 0o600))
 	testbed.Tool(t, "promtool", "test", "rules", filled)
 
 	resp, err := http.Get("http://" + addr + "/metrics")

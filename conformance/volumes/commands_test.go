@@ -82,7 +82,8 @@ func TestVolumeCommands(t *testing.T) {
 	mustRefuse(t, s, "want remote, local or writethrough", "volume", "create", "--store", store, "--class", "quick", "x", "1G")
 	mustRefuse(t, s, "size", "volume", "create", "--store", store, "x", "much")
 	mustRefuse(t, s, "name", "volume", "create", "--store", store, "A/B", "1G")
-	for _, verb := range [][]string{{"umount", "data"}, {"detach", "data"}, {"inspect", "data"}, {"rm", "data"}, {"create", "x", "1G"}, {"mount", "data", mnt}} {
+	for _, verb := range [][]string{{"umount", "data"}, {"detach", "data"}, {"inspect", "data"}, {"rm", "data"}, {"create",
+		"x", "1G"}, {"mount", "data", mnt}} {
 		mustRefuse(t, s, "for a directory file:some/dir", append([]string{"volume", verb[0], "--store", "some/dir"}, verb[1:]...)...)
 	}
 	mustRefuse(t, s, "want file:/path", "volume", "init", "http://elsewhere")
@@ -158,7 +159,8 @@ func TestMeasuredVolumeBench(t *testing.T) {
 				P99      float64 `json:"p99_microseconds"`
 			}
 		}
-		testbed.Must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "bench", "--store", store, "--class", class, "--size", "16M", "--time", "200ms", "--json")), &b))
+		testbed.Must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "bench", "--store", store, "--class", class, "--size",
+			"16M", "--time", "200ms", "--json")), &b))
 		if len(b.Results) < 5 {
 			t.Fatalf("%s: %+v", class, b)
 		}
@@ -217,7 +219,8 @@ func TestVolumeFileSystems(t *testing.T) {
 				flag := "--direct=" + map[bool]string{false: "0", true: "1"}[direct]
 				testbed.Tool(t, "fio", "--name=verify", "--directory="+mnt, "--size=32M", "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k",
 					"--ioengine=libaio", "--iodepth=16", "--fsync=16", "--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", flag)
-				testbed.Must(t, fsx.Run(filepath.Join(mnt, "fsx"), fsx.Options{Size: 8 << 20, Steps: testbed.Rounds(500, 50000), Seed: uint64(i), Direct: direct}))
+				testbed.Must(t, fsx.Run(filepath.Join(mnt, "fsx"), fsx.Options{Size: 8 << 20, Steps: testbed.Rounds(500, 50000),
+					Seed: uint64(i), Direct: direct}))
 			}
 			testbed.Tool(t, "cp", "-a", "/usr/share/doc", filepath.Join(mnt, "doc"))
 			testbed.Tool(t, "fstrim", mnt)
@@ -245,7 +248,8 @@ func TestVolumeSeenElsewhere(t *testing.T) {
 	testbed.Must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("here"), 0o600))
 	mustRefuse(t, s, "unmount it first, from "+mnt, "volume", "detach", "data")
 	sleeper, end := testbed.CopyOfMounts(t, mnt)
-	mustRefuse(t, s, fmt.Sprintf("mounted in other mount namespaces: on %s by process %d (sleep)", mnt, sleeper.Process.Pid), "volume", "umount", "data")
+	mustRefuse(t, s, fmt.Sprintf("mounted in other mount namespaces: on %s by process %d (sleep)", mnt,
+		sleeper.Process.Pid), "volume", "umount", "data")
 	end()
 	snapctl(t, s, "volume", "umount", "data")
 	snapctl(t, s, "volume", "mount", "data", mnt)

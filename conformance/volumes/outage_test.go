@@ -174,7 +174,8 @@ func TestVolumeDiskFull(t *testing.T) {
 		dir = t.TempDir()
 		testbed.Tool(t, "mount", "-o", "loop", image, dir)
 		t.Cleanup(func() {
-			testbed.WaitFor(t, "nobody to use the disk", func() bool { return unix.Unmount(dir, 0) == nil }) // files that were read stay open for a while
+			// files that were read stay open for a while
+			testbed.WaitFor(t, "nobody to use the disk", func() bool { return unix.Unmount(dir, 0) == nil })
 		})
 		return dir
 	}

@@ -51,7 +51,8 @@ func (p *postgres) init(t *testing.T) {
 func (p *postgres) start(t *testing.T) {
 	t.Helper()
 	testbed.Must(t, os.RemoveAll(filepath.Join(p.dir, "postmaster.pid"))) // of a server that died
-	_, err := p.run("pg_ctl", "-D", p.dir, "-w", "-t", "120", "-l", filepath.Join(p.dir, "log"), "-o", "-c listen_addresses= -c unix_socket_directories="+p.dir, "start")
+	_, err := p.run("pg_ctl", "-D", p.dir, "-w", "-t", "120", "-l", filepath.Join(p.dir, "log"), "-o",
+		"-c listen_addresses= -c unix_socket_directories="+p.dir, "start")
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(p.dir, "log"))
 		t.Fatalf("%v\n%s", err, log)

@@ -20,7 +20,8 @@ var volumeSteps = []string{"pwrite64", "fdatasync", "fsync", "renameat", "unlink
 // the call does anything. It reports whether that happened in time, and kills remorad otherwise.
 func killAtStep(t *testing.T, s *testbed.Stack, calls string, n int, within time.Duration) bool {
 	t.Helper()
-	c, err := testbed.Command(t.Context(), "strace", "-f", "-qq", "-o", "/dev/null", "-p", fmt.Sprint(s.RemoradPID()), "-e", "trace="+calls, "-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", calls, n))
+	c, err := testbed.Command(t.Context(), "strace", "-f", "-qq", "-o", "/dev/null", "-p", fmt.Sprint(s.RemoradPID()),
+		"-e", "trace="+calls, "-e", fmt.Sprintf("inject=%s:signal=SIGKILL:when=%d", calls, n))
 	testbed.Must(t, err)
 	testbed.Must(t, c.Start())
 	hit := true

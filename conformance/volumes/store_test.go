@@ -38,7 +38,8 @@ const (
 // s3Servers are how each is started, with its data in a directory.
 var s3Servers = map[string]func(addr, dir string) (env, args []string){
 	"minio": func(addr, dir string) ([]string, []string) {
-		return []string{"MINIO_ROOT_USER=" + s3User, "MINIO_ROOT_PASSWORD=" + s3Secret, "MINIO_BROWSER=off"}, []string{"minio", "server", "--quiet", "--address", addr, dir}
+		return []string{"MINIO_ROOT_USER=" + s3User, "MINIO_ROOT_PASSWORD=" + s3Secret, "MINIO_BROWSER=off"},
+			[]string{"minio", "server", "--quiet", "--address", addr, dir}
 	},
 	"versitygw": func(addr, dir string) ([]string, []string) {
 		return nil, []string{"versitygw", "--access", s3User, "--secret", s3Secret, "--port", addr, "posix", dir}
@@ -54,7 +55,8 @@ func startS3(t *testing.T, name string) *s3Server {
 	testbed.Must(t, os.Mkdir(data, 0o700))
 	env, args := s3Servers[name](addr, data)
 	s := &s3Server{endpoint: "http://" + addr, credentials: filepath.Join(dir, "credentials")}
-	testbed.Must(t, os.WriteFile(s.credentials, fmt.Appendf(nil, "[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", s3User, s3Secret), 0o600))
+	testbed.Must(t, os.WriteFile(s.credentials, fmt.Appendf(nil,
+		"[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", s3User, s3Secret), 0o600))
 	s.start = func() (*testbed.Process, error) {
 		return testbed.Start(filepath.Join(dir, "log"), func() bool {
 			c, err := net.DialTimeout("tcp", addr, time.Second)

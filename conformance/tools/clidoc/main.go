@@ -15,9 +15,13 @@ func main() {
 		{"snapctl"}, {"snapctl", "pull"}, {"snapctl", "convert"}, {"snapctl", "record"},
 		{"snapctl", "profile"}, {"snapctl", "profile", "show"}, {"snapctl", "profile", "merge"}, {"snapctl", "profile", "push"},
 		{"snapctl", "profile", "pull"}, {"snapctl", "profile", "rm"}, {"snapctl", "trace"},
-		{"snapctl", "index"}, {"snapctl", "index", "create"}, {"snapctl", "index", "push"}, {"snapctl", "index", "ls"}, {"snapctl", "index", "show"}, {"snapctl", "index", "rm"}, {"snapctl", "dev"}, {"snapctl", "dev", "serve"}, {"snapctl", "dev", "attach"}, {"snapctl", "dev", "detach"}, {"snapctl", "dev", "ls"},
-		{"snapctl", "volume"}, {"snapctl", "volume", "init"}, {"snapctl", "volume", "probe"}, {"snapctl", "volume", "create"}, {"snapctl", "volume", "ls"},
-		{"snapctl", "volume", "inspect"}, {"snapctl", "volume", "attach"}, {"snapctl", "volume", "detach"}, {"snapctl", "volume", "mount"}, {"snapctl", "volume", "umount"},
+		{"snapctl", "index"}, {"snapctl", "index", "create"}, {"snapctl", "index", "push"}, {"snapctl", "index", "ls"},
+		{"snapctl", "index", "show"}, {"snapctl", "index", "rm"}, {"snapctl", "dev"}, {"snapctl", "dev", "serve"},
+		{"snapctl", "dev", "attach"}, {"snapctl", "dev", "detach"}, {"snapctl", "dev", "ls"},
+		{"snapctl", "volume"}, {"snapctl", "volume", "init"}, {"snapctl", "volume", "probe"}, {"snapctl", "volume", "create"},
+		{"snapctl", "volume", "ls"},
+		{"snapctl", "volume", "inspect"}, {"snapctl", "volume", "attach"}, {"snapctl", "volume", "detach"}, {"snapctl",
+			"volume", "mount"}, {"snapctl", "volume", "umount"},
 		{"snapctl", "volume", "resize"}, {"snapctl", "volume", "rm"}, {"snapctl", "volume", "fsck"}, {"snapctl", "volume", "bench"},
 		{"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
 		{"remorad"}, {"remorad", "holder"},
@@ -40,5 +44,6 @@ const exitCodes = `
 ## Environment
 
 snapctl reads ` + "`CONTAINERD_ADDRESS`, `CONTAINERD_NAMESPACE`, `REMORA_ADDRESS` and `SNAPCTL_PASSWORD`" + `. convert also reads
-` + "`DOCKER_CONFIG`" + ` where remorad does not run. convert and index keep what they know of layers in ` + "`XDG_CACHE_HOME`" + ` (~/.cache).
+` + "`DOCKER_CONFIG`" + ` where remorad does not run. convert and index keep what they know of layers in ` +
+		"`XDG_CACHE_HOME`" + ` (~/.cache).
 `

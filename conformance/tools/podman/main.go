@@ -119,7 +119,8 @@ func apply(path, annotationsJSON, root string) error {
 	if err != nil {
 		return fmt.Errorf("layer is not read by chunks: %w", err)
 	}
-	layer, err := store.ApplyStagedLayer(storage.ApplyStagedLayerOptions{ID: layerID, DiffOutput: staged, DiffOptions: &graphdriver.ApplyDiffWithDifferOpts{}})
+	layer, err := store.ApplyStagedLayer(storage.ApplyStagedLayerOptions{ID: layerID, DiffOutput: staged,
+		DiffOptions: &graphdriver.ApplyDiffWithDifferOpts{}})
 	if err != nil {
 		return err
 	}
