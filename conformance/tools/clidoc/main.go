@@ -45,5 +45,5 @@ const exitCodes = `
 
 snapctl reads ` + "`CONTAINERD_ADDRESS`, `CONTAINERD_NAMESPACE`, `REMORA_ADDRESS` and `SNAPCTL_PASSWORD`" + `. convert also reads
 ` + "`DOCKER_CONFIG`" + ` where remorad does not run. convert and index keep what they know of layers in ` +
-		"`XDG_CACHE_HOME`" + ` (~/.cache).
+	"`XDG_CACHE_HOME`" + ` (~/.cache).
 `
