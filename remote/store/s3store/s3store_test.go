@@ -103,7 +103,9 @@ func TestCancelledPut(t *testing.T) {
 
 // TestNested: servers that keep objects as files say in words of their own that "a" cannot be beside "a/b".
 func TestNested(t *testing.T) {
-	for code, status := range map[string]int{"ObjectParentIsFile": 409, "ExistingObjectIsDirectory": 409, "XMinioObjectExistsAsDirectory": 400} {
+	for code, status := range map[string]int{
+		"ObjectParentIsFile": 409, "ExistingObjectIsDirectory": 409, "XMinioObjectExistsAsDirectory": 400,
+	} {
 		o := fake(t)
 		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(status)
