@@ -40,7 +40,7 @@ func TestCache(t *testing.T) {
 func TestDetach(t *testing.T) {
 	u := newUser(t)
 	f := newRemorad(u)
-	u.run("detach").fails(2, "say --all")
+	u.run("detach").fails(2, "--all")
 	if got := requests[*controlv1.DetachRequest](f); len(got) > 0 {
 		t.Error("detached without being told to")
 	}
