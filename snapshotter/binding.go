@@ -87,6 +87,9 @@ func readBinding(dir string) (savedBinding, error) {
 	if s.Version != bindingVersion {
 		return s, fmt.Errorf("read %s: version %d is not known to this remorad", filepath.Join(dir, bindingFile), s.Version)
 	}
+	if err := s.Source.Descriptor.Digest.Validate(); err != nil {
+		return s, fmt.Errorf("read %s: digest %q: %w", filepath.Join(dir, bindingFile), s.Source.Descriptor.Digest, err)
+	}
 	return s, nil
 }
 

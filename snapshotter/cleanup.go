@@ -138,8 +138,9 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 	used := map[string]bool{}
 	for _, b := range s.allBindings() {
 		used[b.cacheID()] = true
-		src := b.source()
-		used[plainID(&src)] = true // it may have come just before the end
+		if src := b.source(); src.Descriptor.Digest != "" { // else its record is damaged
+			used[plainID(&src)] = true // it may have come just before the end
+		}
 	}
 	ids, err := s.layers.cache.IDs()
 	if err != nil {
