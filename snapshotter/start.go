@@ -84,7 +84,7 @@ func (s *Snapshotter) begin(img Image) {
 	var beginnings []*ahead // before any layer is opened, so that its image is filled from there
 	for i := range img.Layers {
 		l := &img.Layers[i]
-		if known[l.Descriptor.Digest] != nil || s.layers.cached(l) {
+		if !st.waiting[l.Descriptor.Digest] || known[l.Descriptor.Digest] != nil || s.layers.cached(l) {
 			continue
 		}
 		if a := s.layers.aheads.add(s.layers, l); a != nil {
