@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -116,7 +117,11 @@ func zstdLayer(t testing.TB, members ...member) layer {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	return packed(ocispec.MediaTypeImageLayerZstd, w.EncodeAll(plain, nil), plain)
+	var out []byte
+	for part := range slices.Chunk(plain, 1<<20) { // a frame each, so that it can be read by parts
+		out = w.EncodeAll(part, out)
+	}
+	return packed(ocispec.MediaTypeImageLayerZstd, out, plain)
 }
 
 func converted(t testing.TB, o convert.Options, members ...member) layer {

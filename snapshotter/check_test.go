@@ -26,7 +26,7 @@ func (b *bed) check() {
 	t.Helper()
 	known := b.inDatabase()
 	entries, err := os.ReadDir(filepath.Join(b.root, "snapshots"))
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Fatalf("check: %v", err)
 	}
 	there := map[string]bool{}
@@ -117,13 +117,17 @@ func (b *bed) checkMounts(known map[string]snapshots.Info) {
 	b.t.Helper()
 	b.kernel.mu.Lock()
 	defer b.kernel.mu.Unlock()
+	top := map[string]mounted{}
 	for _, m := range b.kernel.table {
 		rest, ours := strings.CutPrefix(m.Dir, filepath.Join(b.root, "snapshots")+"/")
 		if _, ok := known[filepath.Dir(rest)]; ours && !ok {
 			b.t.Errorf("check: %s is mounted and no snapshot's", m.Dir)
 		}
+		top[m.Dir] = m
+	}
+	for dir, m := range top { // what is below it shows to nobody
 		if m.way != "" && !b.kernel.outlive {
-			b.t.Errorf("check: %s needs a process that has ended", m.Dir)
+			b.t.Errorf("check: %s needs a process that has ended", dir)
 		}
 	}
 	if b.kernel.served != 0 {
@@ -145,13 +149,23 @@ func (b *bed) checkNames() {
 	}
 }
 
-const leavingTime = 10 * time.Second // for goroutines that were told to end
+const patience = 10 * time.Second // for what happens by itself, and soon
+
+// eventually returns when something has come to be true.
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for until := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(until) {
+			t.Fatalf("waited %s in vain until %s", patience, what)
+		}
+	}
+}
 
 // noneLeft fails the test if a goroutine of ours has outlived what started it.
 func noneLeft(t testing.TB) {
 	t.Helper()
 	var left map[string]int
-	for until := time.Now().Add(leavingTime); time.Now().Before(until); time.Sleep(time.Millisecond) {
+	for until := time.Now().Add(patience); time.Now().Before(until); time.Sleep(time.Millisecond) {
 		if left = ours(); len(left) == 0 {
 			return
 		}

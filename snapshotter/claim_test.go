@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
@@ -116,6 +117,7 @@ func TestDeclined(t *testing.T) {
 				c.ahead(b)
 			}
 			b.fetch(im)
+			b.resolve(im) // else a Prepare on a busy machine may not wait for what is wrong
 			mounts := b.decline(im, 0, "")
 			if len(mounts) != 1 || mounts[0].Type != "bind" || mounts[0].Options[0] != "rw" {
 				t.Errorf("got %v", mounts)
@@ -144,7 +146,7 @@ func TestFailedLayerIsNotAskedAgain(t *testing.T) {
 	b := newBed(t, newOrigin(t, im), nil)
 	b.origin.answer("/blobs/", http.StatusNotFound)
 	b.fetch(im)
-	b.decline(im, 0, "")
+	b.resolve(im)
 	d := im.layers[0].digest().String()
 	asked := b.origin.requests("blobs", d)
 	b.decline(im, 0, "")
@@ -230,8 +232,8 @@ func TestSlowIndex(t *testing.T) {
 
 // TestPrepareCancelled: a Prepare whose client leaves makes no snapshot.
 func TestPrepareCancelled(t *testing.T) {
-	im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(8, 1000))))
-	b := newBed(t, newOrigin(t, im), nil)
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(8, 1000))))
+	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.ImportWait = time.Hour })
 	release := b.origin.hold("/blobs/")
 	defer release()
 	b.fetch(im)

@@ -75,10 +75,18 @@ func (k *double) fail(operation string, err error) {
 func (k *double) on(dir string) (all []mounted) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for _, m := range k.table {
-		if m.Dir == dir {
-			all = append(all, m)
+	for i, m := range k.table {
+		if m.Dir != dir {
+			continue
 		}
+		if m.dev == nil && m.way == blockdev.Precontent && !k.marks[filepath.Base(filepath.Dir(m.Source))] {
+			// Nobody is asked any more: what is missing is zeros.
+			if f, err := os.Open(m.Source); err == nil {
+				m.dev = direct{f}
+				k.table[i].dev = m.dev
+			}
+		}
+		all = append(all, m)
 	}
 	return all
 }
@@ -97,17 +105,43 @@ func (k *double) unmountOther(dir string) {
 	k.table = slices.DeleteFunc(k.table, func(m mounted) bool { return m.Dir == dir })
 }
 
+// mountElsewhere adds a mount of another mount namespace.
+func (k *double) mountElsewhere(ns mounts.Namespace, m mounts.Mount) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.others = append(k.others, elsewhere{ns, m})
+}
+
+// setBusy says whether something uses what is mounted on a directory.
+func (k *double) setBusy(dir string, busy bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.busy[dir] = busy
+}
+
 // kill ends the process that serves the mounts. Without a holder, what they need is gone.
 func (k *double) kill() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	for i := range k.table {
-		k.table[i].dev = nil
-	}
 	k.served = 0
 	if !k.outlive {
 		clear(k.kept)
 		clear(k.marks)
+	}
+	for i, m := range k.table {
+		if _, ok := m.dev.(direct); ok {
+			continue
+		}
+		k.table[i].dev = nil
+	}
+}
+
+// close ends the kernel.
+func (k *double) close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range slices.Clone(k.table) {
+		k.dropLocked(m.Dir)
 	}
 }
 
@@ -222,7 +256,7 @@ func (k *double) serve(way blockdev.Backend, id uint64, f *cache.File, dev block
 	default:
 		k.kept["files"] = true
 	}
-	k.table = append(k.table, mounted{m, way, id, dev})
+	k.table = append(k.table, mounted{Mount: m, way: way, id: id, dev: dev})
 	k.served++
 	return nil
 }
@@ -336,6 +370,7 @@ func (k *double) end() error {
 	defer k.mu.Unlock()
 	clear(k.kept)
 	clear(k.marks)
+	k.served = 0
 	return k.fails["end"]
 }
 

@@ -8,12 +8,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/containerd/v2/plugins/content/local"
@@ -46,6 +47,9 @@ type bed struct {
 	lock     *os.File
 }
 
+// beds counts those that have not ended.
+var beds atomic.Int32
+
 // newBed opens a Snapshotter over an origin, after change has had its way; change may be nil.
 func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 	t.Helper()
@@ -69,12 +73,16 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 	if change != nil {
 		change(b)
 	}
-	b.open()
+	beds.Add(1)
 	t.Cleanup(func() {
 		b.close()
 		b.check()
-		noneLeft(t)
+		b.kernel.close()
+		if beds.Add(-1) == 0 {
+			noneLeft(t)
+		}
 	})
+	b.open()
 	return b
 }
 
@@ -96,7 +104,7 @@ func (b *bed) tryOpen() (err error) {
 		return err
 	}
 	b.cached, err = cache.Open(filepath.Join(b.root, "cache"), cache.Options{
-		Limit: b.limit, Policy: cache.Policy{Deadline: time.Second}, Log: b.opts.Log,
+		Limit: b.limit, Policy: cache.Policy{Deadline: patience}, Log: b.opts.Log,
 	})
 	if err != nil {
 		return errors.Join(err, b.lock.Close())
@@ -215,6 +223,16 @@ func (b *bed) decline(im *image, i int, parent string) []mount.Mount {
 	return mounts
 }
 
+// resolve returns when all layers of an image are open or have failed, with the reasons of those that have.
+func (b *bed) resolve(im *image) map[digest.Digest]string {
+	b.t.Helper()
+	reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return reasons
+}
+
 // named finds a committed snapshot by its chainID, as containerd does after "already exists".
 func (b *bed) named(chainID digest.Digest, parent string) (name string) {
 	b.t.Helper()
@@ -290,12 +308,41 @@ func (b *bed) look(mounts []mount.Mount, path string) ([]byte, error) {
 	return nil, os.ErrNotExist
 }
 
+// readAs reads a file as a process does.
+func (b *bed) readAs(mounts []mount.Mount, path string, pid int) ([]byte, error) {
+	with := *b
+	with.ctx = blockdev.WithCaller(b.ctx, pid)
+	return with.look(mounts, path)
+}
+
 // sees fails the test unless a container with these mounts reads a file right.
 func (b *bed) sees(mounts []mount.Mount, path string, want []byte) {
 	b.t.Helper()
 	if got, err := b.look(mounts, path); err != nil || string(got) != string(want) {
 		b.t.Errorf("%s: got %d bytes, %v, want %d", path, len(got), err, len(want))
 	}
+}
+
+// mode returns the mode of what a layer that is supplied here has at a path.
+func (b *bed) mode(mounts []mount.Mount, path string) uint32 {
+	b.t.Helper()
+	for _, dir := range dirs(mounts) {
+		on := b.kernel.on(dir)
+		if len(on) == 0 {
+			continue
+		}
+		tree, err := erofs.NewReader(readerAt{b.ctx, on[len(on)-1].dev}, 1<<40)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		if n, found, _, _, err := tree.Find(path); err != nil {
+			b.t.Fatal(err)
+		} else if found {
+			return n.Mode
+		}
+	}
+	b.t.Fatalf("%s: not found", path)
+	return 0
 }
 
 // readImage reads a file of an image through a device.
@@ -342,6 +389,19 @@ func (b *bed) statusOf(l layer) LayerStatus {
 	}
 	b.t.Fatalf("status does not name layer %s", l.digest())
 	return LayerStatus{}
+}
+
+// id returns a snapshot's number, which names its directory.
+func (b *bed) id(name string) (id string) {
+	b.t.Helper()
+	err := b.Snapshotter.store.WithTransaction(b.ctx, false, func(ctx context.Context) (err error) {
+		id, _, _, err = storage.GetInfo(ctx, name)
+		return err
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return id
 }
 
 // unpack writes files where mounts of an active snapshot take them, and commits it.

@@ -150,6 +150,39 @@ func (o *origin) wholly(l layer) bool {
 	})
 }
 
+// askedFrom returns the first byte of a layer's blob that was asked for, by requests for more than one.
+func (o *origin) askedFrom(l layer) int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	first := int64(len(l.blob))
+	for _, a := range o.asked {
+		var from, to int64
+		if a.what != l.digest().String() {
+			continue
+		}
+		if n, err := fmt.Sscanf(a.ranged, "bytes=%d-%d", &from, &to); n == 2 && err == nil && to > from {
+			first = min(first, from)
+		}
+	}
+	return first
+}
+
+// document has the origin serve a manifest under a tag and its digest.
+func (o *origin) document(repo, tag, mediaType string, data []byte) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	doc := document{mediaType, data}
+	o.docs[repo+":"+tag], o.docs[repo+"@"+digest.FromBytes(data).String()] = doc, doc
+}
+
+// has reports whether a manifest is there.
+func (o *origin) has(name string) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, ok := o.docs[name]
+	return ok
+}
+
 // forget drops what was asked so far.
 func (o *origin) forget() {
 	o.mu.Lock()

@@ -1,0 +1,270 @@
+package snapshotter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// stored are the blobs of a content store.
+type stored struct{ store content.Store }
+
+func (s stored) Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error) {
+	return s.store.ReaderAt(namespaces.WithNamespace(ctx, namespace), ocispec.Descriptor{Digest: d})
+}
+
+func (s stored) KeepBlob(
+	ctx context.Context, namespace string, desc ocispec.Descriptor, _ registry.Repository, _ digest.Digest, r io.Reader,
+) error {
+	err := content.WriteBlob(namespaces.WithNamespace(ctx, namespace), s.store, desc.Digest.String(), r, desc)
+	if errdefs.IsAlreadyExists(err) {
+		return nil
+	}
+	return err
+}
+
+func withBlobs(b *bed) { b.opts.Blobs = stored{b.store} }
+
+// TestImportGoesOn: an import that broke off goes on where it was, for the next who asks, and after a restart.
+func TestImportGoesOn(t *testing.T) {
+	body := noise(1, 3<<20)
+	for _, restart := range []bool{false, true} {
+		im := newImage(t, "app", nil, tarLayer(t, file("a", body)))
+		b := newBed(t, newOrigin(t, im), nil)
+		half := int64(len(body) / 2)
+		b.origin.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+			if !strings.Contains(r.URL.Path, "/blobs/") || r.Header.Get("Range") == "" {
+				return false
+			}
+			if r.Method != http.MethodGet || !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") {
+				w.WriteHeader(http.StatusServiceUnavailable)
+				return true
+			}
+			w.Header().Set("Content-Range", strings.Replace(strings.Replace(r.Header.Get("Range"), "=", " ", 1), "bytes=", "", 1)+"/*")
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(im.layers[0].blob[:half]) // the client may have left
+			panic(http.ErrAbortHandler)
+		})
+		b.fetch(im)
+		if reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {}); err != nil || len(reasons) != 1 {
+			t.Fatalf("got %v, %v", reasons, err)
+		}
+		b.origin.setFault(nil)
+		if restart {
+			b.restart()
+		}
+		b.origin.forget()
+		if reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {}); err != nil || len(reasons) != 0 {
+			t.Fatalf("got %v, %v", reasons, err)
+		}
+		if b.origin.wholly(im.layers[0]) || b.origin.askedFrom(im.layers[0]) < half/2 {
+			t.Errorf("restart %v: asked again from %d, of %d that had come", restart, b.origin.askedFrom(im.layers[0]), half)
+		}
+		b.sees(b.run("container", b.pull(im)), "a", body)
+	}
+}
+
+// TestImportAsksThrice: bytes that are not the blob's are asked for again, and then given up.
+func TestImportAsksThrice(t *testing.T) {
+	l := gzipLayer(t, file("a", noise(2, 10_000)))
+	im := newImage(t, "app", nil, l)
+	o := newOrigin(t, im)
+	o.serve(l.digest(), gzipLayer(t, file("b", noise(3, 10_000))).blob[:l.desc.Size])
+	b := newBed(t, o, nil)
+	b.fetch(im)
+	reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {})
+	if err != nil || len(reasons) != 1 || reasons[l.digest()] == "" {
+		t.Errorf("got %v, %v", reasons, err)
+	}
+	if n := o.requests("blobs", l.digest().String()); n < importTries {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestImportRightAtLast: bytes that are right at the second try are taken.
+func TestImportRightAtLast(t *testing.T) {
+	body := noise(4, 10_000)
+	l := gzipLayer(t, file("a", body))
+	im := newImage(t, "app", nil, l)
+	o := newOrigin(t, im)
+	bad := bytes.Clone(l.blob)
+	bad[len(bad)/2] ^= 1
+	var asked atomic.Int32
+	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, l.digest().String()) || r.Method != http.MethodGet || len(r.Header.Get("Range")) < len("bytes=0-100") {
+			return false
+		}
+		if asked.Add(1) > 1 {
+			return false
+		}
+		w.Header().Set("Content-Length", "")
+		w.Header().Del("Content-Length")
+		http.ServeContent(w, r, "", epoch, bytes.NewReader(bad))
+		return true
+	})
+	b := newBed(t, o, nil)
+	b.sees(b.run("container", b.pull(im)), "a", body)
+}
+
+// TestBomb: a layer that decodes to more than the limit is not imported.
+func TestBomb(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("zeros", make([]byte, 1<<20))))
+	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Limits = layout.Limits{Plain: 100_000} })
+	b.fetch(im)
+	reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {})
+	if err != nil || !strings.Contains(reasons[im.layers[0].digest()], "[limits] plain") {
+		t.Errorf("got %v, %v", reasons, err)
+	}
+	b.decline(im, 0, "")
+}
+
+// TestEager: where layers are to be here whole, their index is of no interest.
+func TestEager(t *testing.T) {
+	body := noise(5, 100_000)
+	im := newImage(t, "app", nil, estargzLayer(t, file("a", body)))
+	b := newBed(t, newOrigin(t, im), func(b *bed) {
+		b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{Mode: ImportEager} }
+	})
+	mounts := b.run("container", b.pull(im))
+	b.origin.Close()
+	b.sees(mounts, "a", body)
+	if st := b.statusOf(im.layers[0]); st.Format != formatImport || st.Present != st.Data || !st.Verified {
+		t.Errorf("status: %+v", st)
+	}
+}
+
+// TestKeepBlobs: what was imported is in containerd's content store afterwards, if that is wanted.
+func TestKeepBlobs(t *testing.T) {
+	l := gzipLayer(t, file("a", noise(6, 10_000)))
+	im := newImage(t, "app", nil, l)
+	b := newBed(t, newOrigin(t, im), func(b *bed) {
+		withBlobs(b)
+		b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+	})
+	b.run("container", b.pull(im))
+	if p, err := content.ReadBlob(b.ctx, b.store, l.desc); err != nil || !bytes.Equal(p, l.blob) {
+		t.Errorf("got %d bytes, %v", len(p), err)
+	}
+}
+
+// TestKeepBlobFails: a blob that cannot be kept is no reason to fail.
+func TestKeepBlobFails(t *testing.T) {
+	body := noise(7, 10_000)
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", body)))
+	b := newBed(t, newOrigin(t, im), func(b *bed) {
+		b.opts.Blobs = noBlobs{}
+		b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+	})
+	b.sees(b.run("container", b.pull(im)), "a", body)
+}
+
+// noBlobs is a content store that cannot be reached.
+type noBlobs struct{}
+
+func (noBlobs) Blob(context.Context, string, digest.Digest) (content.ReaderAt, error) {
+	return nil, os.ErrDeadlineExceeded
+}
+
+func (noBlobs) KeepBlob(context.Context, string, ocispec.Descriptor, registry.Repository, digest.Digest, io.Reader) error {
+	return errors.New("containerd is away")
+}
+
+// TestStoredBlob: a layer whose blob containerd has is imported from there, and the registry is not asked for it.
+func TestStoredBlob(t *testing.T) {
+	body := noise(8, 100_000)
+	for _, f := range formats[2:] {
+		t.Run(f.name, func(t *testing.T) {
+			l := f.make(t, file("a", body))
+			im := newImage(t, "app", nil, l)
+			b := newBed(t, newOrigin(t, im), withBlobs)
+			b.put(l.desc, l.blob, nil)
+			mounts := b.run("container", b.pull(im))
+			if n := b.origin.requests("blobs", l.digest().String()); n != 0 {
+				t.Errorf("the registry was asked %d times", n)
+			}
+			b.sees(mounts, "a", body)
+		})
+	}
+}
+
+// TestImplicitDirectories: a directory that a layer does not list has the attributes that it has below.
+func TestImplicitDirectories(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			below := gzipLayer(t, file("private/x", nil))
+			below.desc.MediaType = "application/vnd.example.layer"
+			im := newImage(t, "app", nil, below, f.make(t, file("private/a", []byte("body")), file("new/a", nil)))
+			b := newBed(t, newOrigin(t, im), nil)
+			b.fetch(im)
+			mounts, err := b.Prepare(b.ctx, "unpack", "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Mkdir(dirs(mounts)[0]+"/private", 0o700); err != nil {
+				t.Fatal(err)
+			}
+			b.unpack("unpack", "below", mounts)
+			mounts = b.run("container", b.claim(im, 1, "below"))
+			b.sees(mounts, "private/a", []byte("body"))
+			for path, want := range map[string]uint32{"private": 0o700, "new": 0o755} {
+				if mode := b.mode(mounts, path); mode&0o7777 != want {
+					t.Errorf("%s has mode %#o, want %#o", path, mode, want)
+				}
+			}
+		})
+	}
+}
+
+// TestProgress: who waits for imports is told how far they are.
+func TestProgress(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(9, 100_000))))
+	b := newBed(t, newOrigin(t, im), nil)
+	b.fetch(im)
+	told := make(chan []Progress, 1)
+	release := make(chan struct{})
+	b.origin.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, im.layers[0].digest().String()) || !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") {
+			return false
+		}
+		w.Header().Set("Content-Range", strings.Replace(r.Header.Get("Range"), "=", " ", 1)+"/*")
+		w.WriteHeader(http.StatusPartialContent)
+		_, _ = w.Write(im.layers[0].blob[:50_000])
+		w.(http.Flusher).Flush()
+		<-release
+		_, _ = w.Write(im.layers[0].blob[50_000:])
+		return true
+	})
+	reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func(p []Progress) {
+		select {
+		case told <- p:
+			if len(p) > 0 {
+				close(release)
+				return
+			}
+			<-told
+		default:
+		}
+	})
+	if err != nil || len(reasons) != 0 {
+		t.Fatalf("got %v, %v", reasons, err)
+	}
+	p := <-told
+	if len(p) != 1 || p[0].Digest != im.layers[0].digest() || p[0].Came <= 0 || p[0].Came > 50_000 || p[0].Total != im.layers[0].desc.Size {
+		t.Errorf("got %+v", p)
+	}
+}

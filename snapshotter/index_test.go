@@ -1,0 +1,171 @@
+package snapshotter
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+
+	fsindex "github.com/remora-storage/remora/fs/index"
+	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// indexOf makes the index of a layer as an import does.
+func indexOf(t *testing.T, l layer) []byte {
+	t.Helper()
+	codec, _ := scan.CodecOf(l.desc.MediaType)
+	found, err := scan.Scan(t.Context(), strings.NewReader(string(l.blob)), codec, scan.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, ok := found.Index()
+	if !ok {
+		t.Fatal("the layer cannot be read by parts")
+	}
+	return data
+}
+
+func trusting(b *bed) {
+	b.opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{Trust: true} }
+}
+
+// large is a layer of which an index saves most.
+func large(t testing.TB, make func(testing.TB, ...member) layer) (l layer, small, rest []byte) {
+	t.Helper()
+	small, rest = noise(1, 4000), noise(2, 6<<20)
+	return make(t, file("small", small), file("rest", rest)), small, rest
+}
+
+// TestIndexOfImport: a layer that was imported once is read by parts the next time, by the index that was made of it,
+// if it can be read by parts at all.
+func TestIndexOfImport(t *testing.T) {
+	for _, f := range formats[2:] {
+		t.Run(f.name, func(t *testing.T) {
+			l, small, rest := large(t, f.make)
+			im := newImage(t, "app", nil, l)
+			b := newBed(t, newOrigin(t, im), nil)
+			name := b.pull(im)
+			b.run("container", name)
+			b.remove("container", name)
+			b.restart() // has the index written now
+			b.origin.forget()
+			mounts := b.run("container", b.pull(im))
+			b.sees(mounts, "small", small)
+			st := b.statusOf(l)
+			if st.Format != formatIndex || st.Fetched > st.Data/2 {
+				t.Errorf("status: %+v", st)
+			}
+			b.sees(mounts, "rest", rest)
+		})
+	}
+}
+
+// TestDamagedIndex: an index that is not one is of no use, and the layer is imported.
+func TestDamagedIndex(t *testing.T) {
+	body := noise(3, 50_000)
+	l, other := gzipLayer(t, file("a", body)), gzipLayer(t, file("b", body))
+	good := indexOf(t, l)
+	for name, data := range map[string][]byte{
+		"empty": {}, "text": []byte("hello"), "of another layer": indexOf(t, other), "cut": good[:len(good)/2],
+	} {
+		t.Run(name, func(t *testing.T) {
+			im := newImage(t, "app", nil, l)
+			b := newBed(t, newOrigin(t, im), func(b *bed) {
+				dir := filepath.Join(b.root, "indexes")
+				if err := os.MkdirAll(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(filepath.Join(dir, l.digest().Encoded()+indexSuffix), data, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			})
+			b.sees(b.run("container", b.pull(im)), "a", body)
+			if st := b.statusOf(l); st.Format != formatImport {
+				t.Errorf("format %s", st.Format)
+			}
+		})
+	}
+}
+
+// publish publishes what belongs to an image.
+func publish(t *testing.T, o *origin, im *image, kind registry.ArtifactKind, data []byte) {
+	t.Helper()
+	repo := registry.Repository{Host: o.host(), Path: im.path}
+	if _, err := o.client(t).PushArtifact(t.Context(), repo, im.target, kind, data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestPublishedIndex: layers are read by the index that is published beside the image where that is trusted, and
+// imported where it is not, or where it is no index.
+func TestPublishedIndex(t *testing.T) {
+	l, small, _ := large(t, gzipLayer)
+	for name, c := range map[string]struct {
+		data   []byte
+		change func(*bed)
+		format string
+	}{
+		"trusted":     {fsindex.Join([][]byte{indexOf(t, l)}), trusting, formatIndex},
+		"not trusted": {fsindex.Join([][]byte{indexOf(t, l)}), nil, formatImport},
+		"no index":    {[]byte("hello"), trusting, formatImport},
+		"another's":   {fsindex.Join([][]byte{indexOf(t, gzipLayer(t, file("b", nil)))}), trusting, formatImport},
+	} {
+		t.Run(name, func(t *testing.T) {
+			im := newImage(t, "app", nil, l)
+			o := newOrigin(t, im)
+			publish(t, o, im, fsindex.Artifact, c.data)
+			b := newBed(t, o, c.change)
+			b.sees(b.run("container", b.pull(im)), "small", small)
+			if st := b.statusOf(l); st.Format != c.format {
+				t.Errorf("format %s, want %s", st.Format, c.format)
+			}
+		})
+	}
+}
+
+// TestPublishIndexes: what was made of an image's layers is published beside the image, once, and the next node reads
+// by it.
+func TestPublishIndexes(t *testing.T) {
+	l, small, _ := large(t, gzipLayer)
+	im := newImage(t, "app", nil, l)
+	o := newOrigin(t, im)
+	tag := registry.ArtifactTag(im.target.Digest, fsindex.Artifact.Tag)
+	publishing := func(b *bed) {
+		b.opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{Publish: true} }
+	}
+	first := newBed(t, o, publishing)
+	first.run("container", first.pull(im))
+	eventually(t, "the index is published", func() bool { return o.has(im.path + ":" + tag) })
+	second := newBed(t, o, trusting)
+	second.sees(second.run("container", second.pull(im)), "small", small)
+	if st := second.statusOf(l); st.Format != formatIndex {
+		t.Errorf("format %s", st.Format)
+	}
+}
+
+// TestIndexesAreBounded: the oldest indexes go when they are too many.
+func TestIndexesAreBounded(t *testing.T) {
+	x := indexes{dir: filepath.Join(t.TempDir(), "indexes")}
+	old, young := digest.FromString("old"), digest.FromString("young")
+	if err := x.put(old, []byte("old")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(x.path(old), maxIndexBytes); err != nil { // sparse
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(x.path(old), epoch, epoch); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.put(young, []byte("young")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := x.get(old); err == nil {
+		t.Error("the oldest is still there")
+	}
+	if p, err := x.get(young); err != nil || string(p) != "young" {
+		t.Errorf("got %q, %v", p, err)
+	}
+}
