@@ -65,7 +65,7 @@ func TestServe(t *testing.T) {
 
 	// A second one, on the same root or the same socket.
 	fails(t, d.run(t.Context()), "another remorad runs on "+d.path("root"))
-	fails(t, d.run(t.Context(), "--root", d.path("other")), "somebody already serves on "+d.path("remora.sock"))
+	fails(t, d.run(t.Context(), "--root", d.path("other")), "already serves on "+d.path("remora.sock"))
 
 	if err := d.stop(); err != nil {
 		t.Errorf("the end: %v", err)
