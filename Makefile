@@ -86,7 +86,8 @@ images disks volumes: %: deps-% tools-% build ## end to end: real containerd, ru
 	go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/$@
 
 measured: deps-measured tools-measured build ## tests that measure time or memory, each alone (root)
-	go test -count=1 -timeout 45m -p 1 -parallel 1 -run '$(MEASURED)' $$(grep -rl 'func TestMeasured' --include='*_test.go' . | xargs -n1 dirname | sort -u)
+	go test -count=1 -timeout 45m -p 1 -parallel 1 -run '$(MEASURED)' \
+	  $$(grep -rl 'func TestMeasured' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
 # The parts of make soak: those tests that do more with REMORA_SOAK, in groups that end within 45 minutes on two cores each.
 SOAK        := sim outlive kill odd disks volumes cuts outages fuzz
@@ -105,7 +106,8 @@ soak-sim:
 	REMORA_SOAK=1 go test -count=1 -timeout 45m -run Simulation ./volume
 
 soak-outlive soak-kill soak-odd soak-disks soak-volumes soak-cuts soak-outages: soak-%: deps-measured tools-measured build
-	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -run '^($(word 2,$(SOAK_$*)))$$' ./conformance/$(firstword $(SOAK_$*))
+	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -run '^($(word 2,$(SOAK_$*)))$$' \
+	  ./conformance/$(firstword $(SOAK_$*))
 
 soak-fuzz:
 	$(MAKE) fuzz FUZZTIME=80s
@@ -122,7 +124,8 @@ demo: deps-demo tools-demo build ## a real image pulled and run, and a volume th
 	go run ./conformance/demo
 
 lint: $(TOOLS_lint)
-	@out=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); [ -z "$$out" ] || { echo "not gofmt-ed (make fmt):"; echo "$$out"; exit 1; }
+	@out=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
+	[ -z "$$out" ] || { echo "not gofmt-ed (make fmt):"; echo "$$out"; exit 1; }
 	go vet ./...
 	staticcheck ./...
 
@@ -158,7 +161,8 @@ tools-%: $$(TOOLS_$$*) ;
 # The tests speak to containerd by its socket and by ctr; CRI, btrfs, zfs and device mapper are left out, which are half of it.
 $(TOOLS)/containerd-$(CONTAINERD):
 	@echo "building containerd $(CONTAINERD), ctr and the shim for runc (once, kept in .work/tools)"
-	@$(GOTOOL) -tags 'no_cri no_btrfs no_zfs no_devmapper no_tracing' github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}@$(CONTAINERD)
+	@$(GOTOOL) -tags 'no_cri no_btrfs no_zfs no_devmapper no_tracing' \
+	  github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}@$(CONTAINERD)
 	@touch $@
 
 $(TOOLS)/staticcheck-$(STATICCHECK):
@@ -189,4 +193,6 @@ $(TOOLS)/podman-chunked: conformance/tools/podman/main.go conformance/tools/podm
 
 # Debian's, without the server that would be started beside it.
 $(TOOLS)/promtool:
-	@mkdir -p $(TOOLS) && dir=$$(mktemp -d) && cd $$dir && chmod 755 . && apt-get update -qq && apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg-deb -x prometheus_*.deb . && cp usr/bin/promtool $@; rc=$$?; rm -rf $$dir; exit $$rc
+	@mkdir -p $(TOOLS) && dir=$$(mktemp -d) && cd $$dir && chmod 755 . && apt-get update -qq && \
+	apt-get download -qq -o APT::Sandbox::User=root prometheus && dpkg-deb -x prometheus_*.deb . && cp usr/bin/promtool $@; \
+	rc=$$?; rm -rf $$dir; exit $$rc

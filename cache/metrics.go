@@ -42,7 +42,8 @@ func newMetrics() metrics {
 // Register adds the cache's metrics to a registry.
 func (c *Cache) Register(r prometheus.Registerer) {
 	m := &c.metrics
-	r.MustRegister(m.hits, m.misses, m.localUnits, m.fetchBytes, m.prefetchBytes, m.prefetchUsedBytes, m.demandBytes, m.fetchErrors, m.wrongBytes, m.evicted, m.unstored, m.unreachable, m.wait,
+	r.MustRegister(m.hits, m.misses, m.localUnits, m.fetchBytes, m.prefetchBytes, m.prefetchUsedBytes, m.demandBytes, m.fetchErrors,
+		m.wrongBytes, m.evicted, m.unstored, m.unreachable, m.wait,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "waiting_reads",
 			Help: "Reads that have waited for more than a second now."}, func() float64 { return float64(len(c.Waiting(time.Second))) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "pinned_bytes",

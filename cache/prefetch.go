@@ -245,7 +245,8 @@ func (f *File) startBatch(units []uint32, m manner) (fills []*unitFill) {
 func (f *File) awaitBatch(ctx context.Context, fills []*unitFill) error {
 	var errs []error
 	for _, fill := range fills {
-		if err := f.await(ctx, []*unitFill{fill}); err != nil && !slices.ContainsFunc(errs, func(e error) bool { return e.Error() == err.Error() }) {
+		if err := f.await(ctx, []*unitFill{fill}); err != nil &&
+			!slices.ContainsFunc(errs, func(e error) bool { return e.Error() == err.Error() }) {
 			errs = append(errs, err)
 		}
 	}

@@ -148,7 +148,8 @@ func (t *taking) findJournal(h *Head) error {
 		return fmt.Errorf("%w: its journal, with writes that were acknowledged, is not on this node any more", ErrLoss)
 	}
 	if h.Journal != nil && h.Class == Local && !t.opts.AcceptLoss {
-		return fmt.Errorf("%w: those since the last commit are in journal %s of node %s only; attach it there, or accept the loss (--accept-loss)", ErrLoss, h.Journal.ID, h.Journal.Node)
+		return fmt.Errorf("%w: those since the last commit are in journal %s of node %s only; attach it there, or accept the loss "+
+			"(--accept-loss)", ErrLoss, h.Journal.ID, h.Journal.Node)
 	}
 	t.lost = h.Journal != nil && h.Class == Local
 	if t.disk != nil {
@@ -200,10 +201,12 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	}
 	v.run()
 	if t.from != nil && t.from.Node != t.member.opts.ID {
-		v.tell(EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit", t.from.Node, h.Write))
+		v.tell(EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit",
+			t.from.Node, h.Write))
 	}
 	if t.lost {
-		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d, at most %s before", h.Write, time.Duration(h.MaxAge)*time.Second))
+		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d, at most %s before", h.Write,
+			time.Duration(h.MaxAge)*time.Second))
 	}
 	return v, nil
 }

@@ -19,7 +19,8 @@ type checkpoint struct {
 }
 
 // makeCheckpoint merges what the tail's segments hold into the map. It changes nothing that exists.
-func makeCheckpoint(ctx context.Context, nodes *mapNodes, old *mapRoot, oldRef *NodeRef, gen, write uint64, tail []SegmentRef, changed *extents, put func(context.Context, string, []byte) error) (*checkpoint, error) {
+func makeCheckpoint(ctx context.Context, nodes *mapNodes, old *mapRoot, oldRef *NodeRef, gen, write uint64, tail []SegmentRef,
+	changed *extents, put func(context.Context, string, []byte) error) (*checkpoint, error) {
 	m := newMerger(nodes, gen, put)
 	m.chooseMoves(old.Packs)
 	changes := make([]extent, 0, changed.len())

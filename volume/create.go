@@ -107,7 +107,8 @@ func Create(ctx context.Context, st store.Store, name string, spec Spec) (h *Hea
 	if h, _, err := existing(); err == nil || !errors.Is(err, ErrNotFound) {
 		return h, false, err
 	}
-	h = &Head{ID: NewID(), Name: name, Gen: 1, Nonce: NewID(), Size: spec.Size, Block: Block, Class: spec.Class, MaxAge: int64(spec.MaxAge / time.Second), Created: time.Now().UTC().Truncate(time.Second)}
+	h = &Head{ID: NewID(), Name: name, Gen: 1, Nonce: NewID(), Size: spec.Size, Block: Block, Class: spec.Class,
+		MaxAge: int64(spec.MaxAge / time.Second), Created: time.Now().UTC().Truncate(time.Second)}
 	switch err := publish(ctx, st, h); {
 	case errors.Is(err, ErrNameTaken):
 		return existing()

@@ -137,7 +137,8 @@ func TestCheckpoints(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d objects, %d bytes for a volume of %d; %d segments, %d nodes, %d extents", u.Objects, u.Bytes, len(want), rep.Segments, rep.Nodes, rep.Extents)
+	t.Logf("%d objects, %d bytes for a volume of %d; %d segments, %d nodes, %d extents", u.Objects, u.Bytes, len(want), rep.Segments,
+		rep.Nodes, rep.Extents)
 }
 
 // asked counts the requests for objects of volumes.

@@ -35,7 +35,8 @@ func unseal(kind string, version int, p []byte, v any) error {
 	var gotKind string
 	var gotVersion int
 	var sum uint32
-	if n, err := fmt.Sscanf(string(line), "remora-%s %d %x", &gotKind, &gotVersion, &sum); n != 3 || err != nil || gotKind != kind || gotVersion < 1 {
+	if n, err := fmt.Sscanf(string(line), "remora-%s %d %x", &gotKind, &gotVersion, &sum); n != 3 || err != nil ||
+		gotKind != kind || gotVersion < 1 {
 		return fmt.Errorf("%s: %w: it begins with %.60q", kind, ErrCorrupt, line)
 	}
 	if gotVersion > version {

@@ -13,7 +13,8 @@ import (
 
 func testHead() *Head {
 	return &Head{
-		ID: NewID(), Name: "data", Gen: 7, Nonce: NewID(), Recent: []ID{NewID(), NewID()}, Size: 1 << 30, Block: Block, Class: Local, MaxAge: 5, FS: "ext4",
+		ID: NewID(), Name: "data", Gen: 7, Nonce: NewID(), Recent: []ID{NewID(), NewID()},
+		Size: 1 << 30, Block: Block, Class: Local, MaxAge: 5, FS: "ext4",
 		Epoch: 3, Owner: &Owner{NewID(), NewID()}, Journal: &JournalRef{NewID(), NewID()}, Segment: 9, Write: 1234,
 		Root: &NodeRef{Gen: 5, Random: 6, Off: 7, Len: 800, Sum: 9}, Created: time.Unix(1e9, 0).UTC(),
 		Tail: segmentSet{{Seq: 8, Epoch: 2, Random: 1, Size: 5000, Table: 4000}, {Seq: 9, Epoch: 3, Random: 2, Size: 6000, Table: 5000}},
@@ -140,7 +141,8 @@ func TestNode(t *testing.T) {
 	ext, seg, inner := &mapNode{kind: extentNode}, &mapNode{kind: segmentNode}, &mapNode{kind: extentNode, level: 2}
 	lba, seq, key := uint64(0), uint64(0), uint64(0)
 	for range maxLeaf {
-		e := extent{lba: lba + r.Uint64N(1000), seq: r.Uint64N(1 << 40), place: place{seg: 1 + r.Uint64N(1<<40), off: segmentHeader + r.Int64N(maxSegment-segmentHeader), whole: 1 + r.Uint32N(maxFrame)}}
+		e := extent{lba: lba + r.Uint64N(1000), seq: r.Uint64N(1 << 40),
+			place: place{seg: 1 + r.Uint64N(1<<40), off: segmentHeader + r.Int64N(maxSegment-segmentHeader), whole: 1 + r.Uint32N(maxFrame)}}
 		e.place.skip = r.Uint32N(e.place.whole)
 		e.blocks = 1 + r.Uint32N(e.place.whole-e.place.skip)
 		if n := len(ext.extents); n > 0 && r.IntN(2) == 0 {
@@ -154,10 +156,13 @@ func TestNode(t *testing.T) {
 		ext.extents = append(ext.extents, e)
 		seq += 1 + r.Uint64N(50)
 		size := r.Uint32N(maxSegment)
-		seg.segments = append(seg.segments, segmentUse{SegmentRef{Seq: seq, Epoch: r.Uint64N(100), Random: r.Uint32(), Size: size, Table: size / 2}, r.Int64N(2000)})
+		seg.segments = append(seg.segments, segmentUse{
+			SegmentRef{Seq: seq, Epoch: r.Uint64N(100), Random: r.Uint32(), Size: size, Table: size / 2}, r.Int64N(2000)})
 	}
 	for range maxChildren {
-		inner.children = append(inner.children, child{key, NodeRef{Gen: r.Uint64N(1 << 50), Random: r.Uint32(), Off: r.Uint32(), Len: nodeHeader + r.Uint32N(maxNode-nodeHeader), Sum: r.Uint32()}})
+		inner.children = append(inner.children, child{key, NodeRef{
+			Gen: r.Uint64N(1 << 50), Random: r.Uint32(), Off: r.Uint32(), Len: nodeHeader + r.Uint32N(maxNode-nodeHeader), Sum: r.Uint32(),
+		}})
 		key += 1 + r.Uint64N(1<<40)
 	}
 	for _, n := range []*mapNode{ext, seg, inner} {

@@ -71,7 +71,8 @@ func FuzzTable(f *testing.F) {
 
 func FuzzNode(f *testing.F) {
 	for _, n := range []*mapNode{
-		{kind: extentNode, extents: []extent{{lba: 1, blocks: 2, seq: 3, place: place{seg: 4, off: 96, whole: 2}}, {lba: 3, blocks: 1, seq: 3, place: place{seg: 4, off: 500, skip: 1, whole: 2}}}},
+		{kind: extentNode, extents: []extent{{lba: 1, blocks: 2, seq: 3, place: place{seg: 4, off: 96, whole: 2}},
+			{lba: 3, blocks: 1, seq: 3, place: place{seg: 4, off: 500, skip: 1, whole: 2}}}},
 		{kind: segmentNode, segments: []segmentUse{{SegmentRef{Seq: 1, Epoch: 2, Size: 5, Table: 4}, 3}}},
 		{kind: extentNode, level: 1, children: []child{{0, NodeRef{Gen: 1, Len: 20}}, {9, NodeRef{Gen: 2, Len: 30}}}},
 	} {
@@ -83,7 +84,8 @@ func FuzzNode(f *testing.F) {
 			return
 		}
 		again, err := decodeNode(n.encode())
-		if err != nil || len(again.extents) != len(n.extents) || len(again.children) != len(n.children) || len(again.segments) != len(n.segments) {
+		if err != nil || len(again.extents) != len(n.extents) || len(again.children) != len(n.children) ||
+			len(again.segments) != len(n.segments) {
 			t.Fatalf("it does not survive being written again: %v", err)
 		}
 		last := uint64(0)
@@ -164,7 +166,8 @@ func FuzzJournal(f *testing.F) {
 			t.Fatal(err)
 		}
 		// A record whose header is right, but for what the fuzzer writes over it, with a checksum that is right.
-		b := &batch{at: super.start, first: 1, entries: []entry{{lba: 1, blocks: 1, data: make([]byte, Block), sum: wire.Sum(make([]byte, Block))}}, size: Block}
+		b := &batch{at: super.start, first: 1,
+			entries: []entry{{lba: 1, blocks: 1, data: make([]byte, Block), sum: wire.Sum(make([]byte, Block))}}, size: Block}
 		j := newJournal(disk, super, super.start, super.start, 0, 1, 0)
 		b.record.buf = blockdev.AlignedBuffer(2 * Block)
 		j.encodeLocked(b)

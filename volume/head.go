@@ -244,7 +244,8 @@ func parseSegmentKey(key string) (r SegmentRef, ok bool) {
 
 // CheckName refuses what is no name of a volume.
 func CheckName(name string) error {
-	if name == "" || len(name) > 63 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" || strings.IndexByte("-_.", name[0]) >= 0 {
+	if name == "" || len(name) > 63 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" ||
+		strings.IndexByte("-_.", name[0]) >= 0 {
 		return fmt.Errorf("name %q: want up to 63 lower case letters, digits and - _ . beginning with a letter or digit", name)
 	}
 	return nil

@@ -117,7 +117,8 @@ func newJournal(disk Disk, super superblock, needed, end cursor, write, epoch ui
 	close(complete)
 	mem, free := windowMemory(windowSize)
 	j := &journal{
-		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end, wanted: needed, synced: super.start.seq, needed: needed.pos,
+		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end,
+		wanted: needed, synced: super.start.seq, needed: needed.pos,
 		taking: semaphore.NewWeighted(1), syncing: semaphore.NewWeighted(1),
 		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: window{mem: mem},
 	}

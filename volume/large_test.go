@@ -103,7 +103,8 @@ func BenchmarkAttach(b *testing.B) {
 				seq++
 				segs = append(segs, SegmentRef{Seq: seq, Epoch: 1, Random: uint32(seq), Size: maxSegment / 2, Table: maxSegment/2 - 100})
 			}
-			changed.set(extent{lba: r.Uint64N(size / Block), blocks: 1, seq: seq, place: place{seg: seq, off: segmentHeader + int64(i%inSegment)*frameSize(1), whole: 1}})
+			changed.set(extent{lba: r.Uint64N(size / Block), blocks: 1, seq: seq,
+				place: place{seg: seq, off: segmentHeader + int64(i%inSegment)*frameSize(1), whole: 1}})
 		}
 		cp, err := makeCheckpoint(ctx, nodes, root, ref, h.Gen+uint64(done)+1, seq, segs, changed, put)
 		if err != nil {
@@ -144,7 +145,8 @@ func BenchmarkAttach(b *testing.B) {
 	for b.Loop() {
 		slow.rtt = 20 * time.Millisecond
 		begin := time.Now()
-		v, err := Attach(ctx, h.ID, NewMember(slow, MemberOptions{ID: at.id, Incarnation: NewID()}), at, AttachOptions{Options: Options{Store: slow}})
+		v, err := Attach(ctx, h.ID, NewMember(slow, MemberOptions{ID: at.id, Incarnation: NewID()}), at,
+			AttachOptions{Options: Options{Store: slow}})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -185,7 +187,8 @@ func BenchmarkMapUpload(b *testing.B) {
 	}
 	st.data.Store(0)
 	st.nodes.Store(0)
-	v, err := Attach(ctx, h.ID, NewMember(st, MemberOptions{ID: NewID(), Incarnation: NewID()}), journals, AttachOptions{Options: Options{Store: st}})
+	v, err := Attach(ctx, h.ID, NewMember(st, MemberOptions{ID: NewID(), Incarnation: NewID()}), journals,
+		AttachOptions{Options: Options{Store: st}})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -326,5 +326,6 @@ func decodePackFooter(p []byte, k packID) (root NodeRef, err error) {
 	if string(p[:4]) != packMagic || wire.Sum(p[:16]) != binary.LittleEndian.Uint32(p[16:]) {
 		return root, fmt.Errorf("end of a pack: %w", ErrCorrupt)
 	}
-	return NodeRef{Gen: k.gen, Random: k.random, Off: binary.LittleEndian.Uint32(p[4:]), Len: binary.LittleEndian.Uint32(p[8:]), Sum: binary.LittleEndian.Uint32(p[12:])}, nil
+	return NodeRef{Gen: k.gen, Random: k.random, Off: binary.LittleEndian.Uint32(p[4:]), Len: binary.LittleEndian.Uint32(p[8:]),
+		Sum: binary.LittleEndian.Uint32(p[12:])}, nil
 }

@@ -331,7 +331,8 @@ func (b *rebuild) copy(ctx context.Context) error {
 		for _, e := range bySegment[seq] {
 			frames += frameSize(e.blocks)
 		}
-		w := newSegmentWriter(logPosition{id: b.ID, epoch: 1, seq: uint64(len(refs)) + 1, previous: uint64(len(refs)), write: b.Write}, random32(), make([]byte, 0, segmentCapacity(frames, len(bySegment[seq]))))
+		w := newSegmentWriter(logPosition{id: b.ID, epoch: 1, seq: uint64(len(refs)) + 1, previous: uint64(len(refs)), write: b.Write},
+			random32(), make([]byte, 0, segmentCapacity(frames, len(bySegment[seq]))))
 		for _, e := range bySegment[seq] {
 			end := e.place.off + frameSize(e.place.whole)
 			if end > int64(len(p)) {
@@ -362,8 +363,9 @@ func (b *rebuild) copy(ctx context.Context) error {
 		b.Bytes -= int64(e.blocks) * Block
 		return true
 	})
-	h := &Head{ID: b.ID, Name: b.Name, Mode: ModeReadOnly, Gen: 1, Nonce: NewID(), Size: b.Size, Block: Block, Class: Remote, MaxAge: int64(defaultMaxAge / time.Second),
-		Epoch: 1, Segment: uint64(len(refs)), Write: b.Write, Created: time.Now().UTC().Truncate(time.Second)}
+	h := &Head{ID: b.ID, Name: b.Name, Mode: ModeReadOnly, Gen: 1, Nonce: NewID(), Size: b.Size, Block: Block, Class: Remote,
+		MaxAge: int64(defaultMaxAge / time.Second), Epoch: 1, Segment: uint64(len(refs)), Write: b.Write,
+		Created: time.Now().UTC().Truncate(time.Second)}
 	if b.head != nil {
 		h.FS = b.head.FS
 	}

@@ -157,7 +157,8 @@ func segmentsAfter(ctx context.Context, st store.Store, h *Head, after uint64) (
 	}
 	slices.SortFunc(refs, func(a, b SegmentRef) int { return cmp.Compare(a.Seq, b.Seq) })
 	if want := h.Segment - after; uint64(len(refs)) != want { // committed segments are numbered without a gap
-		return nil, nil, fmt.Errorf("%w: the newest map that can be read is of segment %d, and of the %d segments since %d are not there", ErrBeyondRepair, after, want, want-uint64(len(refs)))
+		return nil, nil, fmt.Errorf("%w: the newest map that can be read is of segment %d, and of the %d segments since %d are not there",
+			ErrBeyondRepair, after, want, want-uint64(len(refs)))
 	}
 	changes := &extents{}
 	for i := range refs {

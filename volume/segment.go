@@ -102,7 +102,8 @@ func frameSum(p []byte, id ID, seq uint64, off int64) uint32 {
 
 // openFrame checks a frame and returns its blocks.
 func openFrame(p []byte, id ID, seq uint64, off int64) ([]byte, error) {
-	if len(p) < frameHeader || string(p[:4]) != frameMagic || int(binary.LittleEndian.Uint32(p[4:])) != len(p)-frameHeader || binary.LittleEndian.Uint32(p[8:]) != 0 {
+	if len(p) < frameHeader || string(p[:4]) != frameMagic || int(binary.LittleEndian.Uint32(p[4:])) != len(p)-frameHeader ||
+		binary.LittleEndian.Uint32(p[8:]) != 0 {
 		return nil, fmt.Errorf("frame at %d of segment %d: %w: its header is wrong", off, seq, ErrCorrupt)
 	}
 	if frameSum(p, id, seq, off) != binary.LittleEndian.Uint32(p[12:]) {
@@ -216,7 +217,8 @@ func decodeTable(p []byte, id ID, ref SegmentRef, size int64) ([]extent, error) 
 		default:
 			return nil, fmt.Errorf("table of segment %d: an extent of kind %d: %w", ref.Seq, kind&3, ErrVersion)
 		}
-		if r.Bad() || e.blocks == 0 || e.lba < at || e.lba > uint64(size/Block) || e.end() > uint64(size/Block) || off > int64(ref.Table) || e.seq > write {
+		if r.Bad() || e.blocks == 0 || e.lba < at || e.lba > uint64(size/Block) || e.end() > uint64(size/Block) ||
+			off > int64(ref.Table) || e.seq > write {
 			return nil, bad("an extent is impossible")
 		}
 		at = e.end()
@@ -231,7 +233,8 @@ func decodeTable(p []byte, id ID, ref SegmentRef, size int64) ([]extent, error) 
 // decodeSegmentHeader reads a segment's first bytes.
 func decodeSegmentHeader(p []byte) (logPosition, uint32, error) {
 	var at logPosition
-	if len(p) < segmentHeader || string(p[:4]) != segmentMagic || wire.Sum(p[:segmentHeader-4]) != binary.LittleEndian.Uint32(p[segmentHeader-4:]) {
+	if len(p) < segmentHeader || string(p[:4]) != segmentMagic ||
+		wire.Sum(p[:segmentHeader-4]) != binary.LittleEndian.Uint32(p[segmentHeader-4:]) {
 		return at, 0, fmt.Errorf("header of a segment: %w", ErrCorrupt)
 	}
 	if v := binary.LittleEndian.Uint32(p[4:]); v != headVersion {

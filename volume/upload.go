@@ -65,7 +65,8 @@ func (v *Volume) layoutLocked(g *generation) []*segmentJob {
 			n = frameSize(uint32(run[len(run)-1].end() - run[0].lba))
 		}
 		if job == nil || job.size > 0 && job.size+n > segmentTarget+segmentTarget/8 || len(job.runs) >= 1<<16 {
-			job = &segmentJob{at: logPosition{id: v.id, epoch: v.head.Epoch, seq: v.next, previous: v.next - 1, after: g.after, write: g.cut, committed: v.head.Segment}}
+			job = &segmentJob{at: logPosition{id: v.id, epoch: v.head.Epoch, seq: v.next, previous: v.next - 1, after: g.after, write: g.cut,
+				committed: v.head.Segment}}
 			v.next++
 			jobs = append(jobs, job)
 		}

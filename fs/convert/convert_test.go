@@ -180,7 +180,8 @@ func TestStargzReads(t *testing.T) {
 	plain := aTar(t, 3, 200)
 	formats(t, func(t *testing.T, f convert.Format) {
 		r, blob := layer(t, plain, convert.Options{Format: f, For: convert.ForStargz, ChunkSize: 16 << 10, First: []string{"/dir/9"}})
-		opened, err := lib.Open(io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob))), lib.WithDecompressors(new(stargzzstd.Decompressor)))
+		opened, err := lib.Open(io.NewSectionReader(bytes.NewReader(blob), 0, int64(len(blob))),
+			lib.WithDecompressors(new(stargzzstd.Decompressor)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -315,7 +316,8 @@ func TestNotATar(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	junk := bytes.Repeat([]byte("junk"), 4096)
 	formats(t, func(t *testing.T, f convert.Format) {
-		if r, err := convert.Layer(t.Context(), bytes.NewReader(junk), int64(len(junk)), convert.Options{Format: f, Dir: t.TempDir()}); err == nil {
+		if r, err := convert.Layer(t.Context(), bytes.NewReader(junk), int64(len(junk)),
+			convert.Options{Format: f, Dir: t.TempDir()}); err == nil {
 			r.File.Close()
 			t.Error("taken")
 		}

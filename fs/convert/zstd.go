@@ -47,7 +47,8 @@ func newZstd(level, chunk int, second bool, limit *limiter) *zstdPacker {
 }
 
 func (z *zstdPacker) encoder(w io.Writer) (*zstd.Encoder, error) {
-	return zstd.NewWriter(w, zstd.WithEncoderLevel(z.level), zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(z.window))
+	return zstd.NewWriter(w, zstd.WithEncoderLevel(z.level), zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true),
+		zstd.WithWindowSize(z.window))
 }
 
 // Writer implements the library's Compressor.

@@ -46,7 +46,9 @@ func oddLayout(t testing.TB, names int) *layout.Layout {
 	add("dir/null", layout.Inode{Mode: unix.S_IFCHR | 0o666, Major: 1, Minor: 300})
 	add("dir/link", layout.Inode{Mode: unix.S_IFLNK | 0o777, Target: strings.Repeat("t", 4000)})
 	add("dir/attrs", layout.Inode{Mode: unix.S_IFREG | 0o4755, Xattrs: []layout.Xattr{
-		{Name: "user.a", Value: bytes.Repeat([]byte("v"), 3000)}, {Name: "security.capability", Value: []byte{1, 2, 3}}, {Name: "system.posix_acl_access", Value: []byte("acl")},
+		{Name: "user.a", Value: bytes.Repeat([]byte("v"), 3000)},
+		{Name: "security.capability", Value: []byte{1, 2, 3}},
+		{Name: "system.posix_acl_access", Value: []byte("acl")},
 	}})
 	if err := b.Link("dir/hard", "dir/attrs", layout.Inode{Mode: unix.S_IFREG | 0o4755}); err != nil {
 		t.Fatal(err)
@@ -88,12 +90,14 @@ func compare(t *testing.T, r *erofs.Reader, l *layout.Layout, i uint32, nid uint
 	if err != nil {
 		t.Fatal(name, err)
 	}
-	if n.Mode != want.Mode || n.UID != want.UID || n.GID != want.GID || n.Nlink != want.Nlink || n.MtimeSec != want.MtimeSec || n.MtimeNsec != want.MtimeNsec ||
+	if n.Mode != want.Mode || n.UID != want.UID || n.GID != want.GID || n.Nlink != want.Nlink || n.MtimeSec != want.MtimeSec ||
+		n.MtimeNsec != want.MtimeNsec ||
 		!want.IsDir() && n.Size != want.Size {
 		t.Errorf("%s: got %+v, want %+v", name, n, want)
 	}
 	xattrs, err := r.Xattrs(n)
-	if err != nil || !slices.EqualFunc(xattrs, want.Xattrs, func(a, b layout.Xattr) bool { return a.Name == b.Name && bytes.Equal(a.Value, b.Value) }) {
+	if err != nil || !slices.EqualFunc(xattrs, want.Xattrs,
+		func(a, b layout.Xattr) bool { return a.Name == b.Name && bytes.Equal(a.Value, b.Value) }) {
 		t.Errorf("%s: attributes %v, want %v, %v", name, xattrs, want.Xattrs, err)
 	}
 	if want.IsSymlink() {

@@ -79,7 +79,8 @@ func Decode(p []byte, limits layout.Limits) (*layout.Layout, error) {
 		return nil, err
 	}
 	if h.Entries > limits.Entries || int64(len(p)) > limits.PackedIndex {
-		return nil, fmt.Errorf("%w: index of %d bytes, %d entries (limits %d, %d)", layout.ErrInvalid, len(p), h.Entries, limits.PackedIndex, limits.Entries)
+		return nil, fmt.Errorf("%w: index of %d bytes, %d entries (limits %d, %d)", layout.ErrInvalid, len(p), h.Entries,
+			limits.PackedIndex, limits.Entries)
 	}
 	body := p[layerHeader:]
 	tree, err := unpack(body[:h.Tree], le.Uint32(p[124:]), limits.PlainIndex)
@@ -113,7 +114,8 @@ func unpack(p []byte, n uint32, limit int64) ([]byte, error) {
 	if int64(n) > limit {
 		return nil, fmt.Errorf("%w: section of %d bytes (limit %d)", layout.ErrInvalid, n, limit)
 	}
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(uint64(max(n, 1<<10))))
+	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxMemory(uint64(max(n, 1<<10))))
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +172,8 @@ func decodePoints(p []byte, h *Head) (points []inflate.Point, units []blob.Unit,
 		if i+1 < len(points) {
 			plainEnd = points[i+1].Plain
 		}
-		if u.Len <= 0 || plainEnd < points[i].Plain || plainEnd-points[i].Plain > cache.MaxUnit || i == 0 && (u.Off != 0 || points[i].Plain != 0) {
+		if u.Len <= 0 || plainEnd < points[i].Plain || plainEnd-points[i].Plain > cache.MaxUnit ||
+			i == 0 && (u.Off != 0 || points[i].Plain != 0) {
 			return nil, nil, bad
 		}
 	}

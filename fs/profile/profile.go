@@ -19,7 +19,8 @@ import (
 const MediaType = "application/vnd.remora.profile.v1+json+zstd"
 
 // Artifact is how a profile is published.
-var Artifact = registry.ArtifactKind{Type: "application/vnd.remora.profile.v1", MediaType: MediaType, Tag: "remora-profile", Limit: MaxPacked}
+var Artifact = registry.ArtifactKind{Type: "application/vnd.remora.profile.v1", MediaType: MediaType,
+	Tag: "remora-profile", Limit: MaxPacked}
 
 // ErrInvalid marks bytes that are not a profile, or one that breaks our limits.
 var ErrInvalid = errors.New("invalid profile")

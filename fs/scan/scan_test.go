@@ -113,7 +113,8 @@ func tars(t testing.TB) map[string][]byte {
 			add(t, w, tar.Header{Name: "disk", Typeflag: tar.TypeBlock, Devmajor: 8, Devminor: 300}, nil)
 			add(t, w, tar.Header{Name: "fifo", Typeflag: tar.TypeFifo}, nil)
 			add(t, w, tar.Header{Name: long + "gnu", Format: tar.FormatGNU}, []byte("gnu"))
-			add(t, w, tar.Header{Name: long + "pax", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "\x00\x01"}}, []byte("pax"))
+			add(t, w, tar.Header{Name: long + "pax", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.user.x": "\x00\x01"}},
+				[]byte("pax"))
 			add(t, w, tar.Header{Name: "a/.wh.gone"}, []byte("a mark with data"))
 			add(t, w, tar.Header{Name: "a/.wh..wh..opq"}, nil)
 			add(t, w, tar.Header{Name: "old", ModTime: time.Unix(-5, 0), Format: tar.FormatPAX}, []byte("x"))
@@ -360,8 +361,9 @@ func TestScanRefuses(t *testing.T) {
 		limits layout.Limits
 		want   error
 	}{
-		"path escape":          {blob.Plain, entry(tar.Header{Name: "a/../../etc/passwd"}), layout.Limits{}, layout.ErrInvalid},
-		"hard link to nothing": {blob.Plain, entry(tar.Header{Name: "a", Typeflag: tar.TypeLink, Linkname: "b"}), layout.Limits{}, layout.ErrInvalid},
+		"path escape": {blob.Plain, entry(tar.Header{Name: "a/../../etc/passwd"}), layout.Limits{}, layout.ErrInvalid},
+		"hard link to nothing": {blob.Plain, entry(tar.Header{Name: "a", Typeflag: tar.TypeLink, Linkname: "b"}),
+			layout.Limits{}, layout.ErrInvalid},
 		"hard link before file": {blob.Plain, archive(t, func(w *tar.Writer) {
 			add(t, w, tar.Header{Name: "a", Typeflag: tar.TypeLink, Linkname: "b"}, nil)
 			add(t, w, tar.Header{Name: "b"}, []byte("x"))
@@ -376,17 +378,19 @@ func TestScanRefuses(t *testing.T) {
 				add(t, w, tar.Header{Name: fmt.Sprint(i), Typeflag: tar.TypeChar, Devmajor: 1}, nil)
 			}
 		}), layout.Limits{Entries: 10}, layout.ErrInvalid},
-		"bomb":               {blob.Gzip, gz(t, make([]byte, 20<<20)), layout.Limits{Plain: 10 << 20}, scan.ErrBomb},
-		"bomb of a file":     {blob.Gzip, gz(t, archive(t, func(w *tar.Writer) { add(t, w, tar.Header{Name: "z"}, make([]byte, 20<<20)) })), layout.Limits{Plain: 10 << 20}, scan.ErrBomb},
-		"cut tar":            {blob.Plain, all["one large file"][:5000], layout.Limits{}, layout.ErrInvalid},
-		"cut gzip":           {blob.Gzip, gz(t, good)[:10000], layout.Limits{}, layout.ErrInvalid},
-		"cut zstd":           {blob.Zstd, zs(t, good)[:10000], layout.Limits{}, layout.ErrInvalid},
-		"size beyond":        {blob.Plain, sizeLies(t), layout.Limits{}, layout.ErrInvalid},
-		"gzip as zstd":       {blob.Zstd, gz(t, good), layout.Limits{}, layout.ErrInvalid},
-		"zstd as gzip":       {blob.Gzip, zs(t, good), layout.Limits{}, layout.ErrInvalid},
-		"not a tar":          {blob.Plain, bytesOf(5, 4096), layout.Limits{}, layout.ErrInvalid},
-		"nothing, as gzip":   {blob.Gzip, nil, layout.Limits{}, layout.ErrInvalid},
-		"a huge sparse file": {blob.Plain, entry(tar.Header{Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"remora.x": "1"}}), layout.Limits{}, nil},
+		"bomb": {blob.Gzip, gz(t, make([]byte, 20<<20)), layout.Limits{Plain: 10 << 20}, scan.ErrBomb},
+		"bomb of a file": {blob.Gzip, gz(t, archive(t, func(w *tar.Writer) { add(t, w, tar.Header{Name: "z"}, make([]byte, 20<<20)) })),
+			layout.Limits{Plain: 10 << 20}, scan.ErrBomb},
+		"cut tar":          {blob.Plain, all["one large file"][:5000], layout.Limits{}, layout.ErrInvalid},
+		"cut gzip":         {blob.Gzip, gz(t, good)[:10000], layout.Limits{}, layout.ErrInvalid},
+		"cut zstd":         {blob.Zstd, zs(t, good)[:10000], layout.Limits{}, layout.ErrInvalid},
+		"size beyond":      {blob.Plain, sizeLies(t), layout.Limits{}, layout.ErrInvalid},
+		"gzip as zstd":     {blob.Zstd, gz(t, good), layout.Limits{}, layout.ErrInvalid},
+		"zstd as gzip":     {blob.Gzip, zs(t, good), layout.Limits{}, layout.ErrInvalid},
+		"not a tar":        {blob.Plain, bytesOf(5, 4096), layout.Limits{}, layout.ErrInvalid},
+		"nothing, as gzip": {blob.Gzip, nil, layout.Limits{}, layout.ErrInvalid},
+		"a huge sparse file": {blob.Plain,
+			entry(tar.Header{Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"remora.x": "1"}}), layout.Limits{}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := scan.Scan(t.Context(), bytes.NewReader(c.packed), c.codec, scan.Options{Limits: c.limits})

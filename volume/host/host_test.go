@@ -317,7 +317,8 @@ func TestMetrics(t *testing.T) {
 			got[f.GetName()] += m.GetGauge().GetValue() + m.GetCounter().GetValue()
 		}
 	}
-	if got["remora_volume_at_risk_bytes"] != 3*volume.Block || got["remora_volume_written_bytes_total"] != 3*volume.Block || got["remora_store_requests_total"] == 0 || got["remora_volume_lease_seconds"] <= 0 {
+	if got["remora_volume_at_risk_bytes"] != 3*volume.Block || got["remora_volume_written_bytes_total"] != 3*volume.Block ||
+		got["remora_store_requests_total"] == 0 || got["remora_volume_lease_seconds"] <= 0 {
 		t.Errorf("%v", got)
 	}
 	if err := h.Detach(t.Context(), head.ID); err != nil {

@@ -98,17 +98,18 @@ func TestHostileTables(t *testing.T) {
 		"hard link to nothing":       `{"entries":[{"name":"f","type":"hardlink","linkName":"g"}]}`,
 		"hard link to itself":        `{"entries":[{"name":"f","type":"hardlink","linkName":"f"}]}`,
 		"hard link to a directory":   `{"entries":[{"name":"d","type":"dir"},{"name":"f","type":"hardlink","linkName":"d"}]}`,
-		"symbolic links in a circle": `{"entries":[{"name":"a","type":"symlink","linkName":"b"},{"name":"b","type":"symlink","linkName":"a"},{"name":"a/x","type":"dir"}]}`,
-		"symbolic link to nothing":   `{"entries":[{"name":"a","type":"symlink","linkName":""}]}`,
-		"entry under a file":         `{"entries":[{"name":"f","type":"reg"},{"name":"f/x","type":"dir"}]}`,
-		"uid of 2^40":                `{"entries":[{"name":"f","type":"dir","uid":1099511627776}]}`,
-		"negative gid":               `{"entries":[{"name":"f","type":"dir","gid":-1}]}`,
-		"device of 2^40":             `{"entries":[{"name":"f","type":"char","devMajor":1099511627776}]}`,
-		"time that is none":          `{"entries":[{"name":"f","type":"dir","modtime":"yesterday"}]}`,
-		"xattr of 70000 bytes":       `{"entries":[{"name":"f","type":"dir","xattrs":{"user.x":"` + strings.Repeat("AAAA", 23334) + `"}}]}`,
-		"xattr name of 300 bytes":    `{"entries":[{"name":"f","type":"dir","xattrs":{"user.` + strings.Repeat("x", 300) + `":""}}]}`,
-		"whiteout of nothing":        `{"entries":[{"name":"d/.wh.","type":"reg"}]}`,
-		"number that overflows":      `{"entries":[{"name":"f","type":"reg","size":1e400}]}`,
+		"symbolic links in a circle": `{"entries":[{"name":"a","type":"symlink","linkName":"b"},` +
+			`{"name":"b","type":"symlink","linkName":"a"},{"name":"a/x","type":"dir"}]}`,
+		"symbolic link to nothing": `{"entries":[{"name":"a","type":"symlink","linkName":""}]}`,
+		"entry under a file":       `{"entries":[{"name":"f","type":"reg"},{"name":"f/x","type":"dir"}]}`,
+		"uid of 2^40":              `{"entries":[{"name":"f","type":"dir","uid":1099511627776}]}`,
+		"negative gid":             `{"entries":[{"name":"f","type":"dir","gid":-1}]}`,
+		"device of 2^40":           `{"entries":[{"name":"f","type":"char","devMajor":1099511627776}]}`,
+		"time that is none":        `{"entries":[{"name":"f","type":"dir","modtime":"yesterday"}]}`,
+		"xattr of 70000 bytes":     `{"entries":[{"name":"f","type":"dir","xattrs":{"user.x":"` + strings.Repeat("AAAA", 23334) + `"}}]}`,
+		"xattr name of 300 bytes":  `{"entries":[{"name":"f","type":"dir","xattrs":{"user.` + strings.Repeat("x", 300) + `":""}}]}`,
+		"whiteout of nothing":      `{"entries":[{"name":"d/.wh.","type":"reg"}]}`,
+		"number that overflows":    `{"entries":[{"name":"f","type":"reg","size":1e400}]}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			blob, d := fromString(t, toc)
@@ -132,16 +133,17 @@ func TestHostileBlobs(t *testing.T) {
 		blob []byte
 		toc  digest.Digest
 	}{
-		"empty":                         {nil, d},
-		"too short for a footer":        {good[:40], d},
-		"no footer":                     {bytes.Repeat([]byte{0}, 5000), d},
-		"table cut":                     {append(bytes.Clone(good[:payloadSize+40]), good[end:]...), d},
-		"table is not gzip":             {append(bytes.Repeat([]byte{'z'}, end), good[end:]...), d},
-		"another digest":                {good, digest.FromString("another")},
-		"no digest":                     {good, ""},
-		"footer points behind itself":   {append(bytes.Clone(good[:end]), footer(1<<40)...), d},
-		"footer points at itself":       {append(bytes.Clone(good[:end]), footer(int64(end))...), d},
-		"footer with a negative offset": {append(bytes.Clone(good[:end]), bytes.Replace(footer(0), []byte("0000000000000000"), []byte("ffffffffffffffff"), 1)...), d},
+		"empty":                       {nil, d},
+		"too short for a footer":      {good[:40], d},
+		"no footer":                   {bytes.Repeat([]byte{0}, 5000), d},
+		"table cut":                   {append(bytes.Clone(good[:payloadSize+40]), good[end:]...), d},
+		"table is not gzip":           {append(bytes.Repeat([]byte{'z'}, end), good[end:]...), d},
+		"another digest":              {good, digest.FromString("another")},
+		"no digest":                   {good, ""},
+		"footer points behind itself": {append(bytes.Clone(good[:end]), footer(1<<40)...), d},
+		"footer points at itself":     {append(bytes.Clone(good[:end]), footer(int64(end))...), d},
+		"footer with a negative offset": {append(bytes.Clone(good[:end]),
+			bytes.Replace(footer(0), []byte("0000000000000000"), []byte("ffffffffffffffff"), 1)...), d},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := estargz.Open(t.Context(), &memBlob{data: c.blob}, estargz.Options{TOCDigest: c.toc})
@@ -246,10 +248,12 @@ func FuzzFooter(f *testing.F) {
 
 // FuzzTOC: whatever table is accepted becomes an image that fsck.erofs accepts.
 func FuzzTOC(f *testing.F) {
-	f.Add(`{"version":1,"entries":[{"name":"d/","type":"dir","mode":493,"modtime":"2024-01-02T03:04:05Z"},{"name":"l","type":"symlink","linkName":"d"},{"name":"l/x","type":"fifo"}]}`)
+	f.Add(`{"version":1,"entries":[{"name":"d/","type":"dir","mode":493,"modtime":"2024-01-02T03:04:05Z"},` +
+		`{"name":"l","type":"symlink","linkName":"d"},{"name":"l/x","type":"fifo"}]}`)
 	f.Add(reg(`"size":10,"offset":0`))
 	f.Add(reg(`"size":10,"offset":5,"chunkSize":10,"xattrs":{"user.a":"AAAA","security.capability":"AQ=="}`))
-	f.Add(`{"entries":[{"name":"a","type":"reg"},{"name":"b","type":"hardlink","linkName":"a"},{"name":".wh.c","type":"reg"},{"name":".wh..wh..opq","type":"reg"},{"name":"c","type":"char","devMajor":1,"devMinor":3}]}`)
+	f.Add(`{"entries":[{"name":"a","type":"reg"},{"name":"b","type":"hardlink","linkName":"a"},` +
+		`{"name":".wh.c","type":"reg"},{"name":".wh..wh..opq","type":"reg"},{"name":"c","type":"char","devMajor":1,"devMinor":3}]}`)
 	f.Fuzz(func(t *testing.T, toc string) {
 		blob, d := fromString(t, toc)
 		index, err := estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})

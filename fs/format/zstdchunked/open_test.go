@@ -241,8 +241,10 @@ func TestTrust(t *testing.T) {
 	if _, _, err := zstdchunked.Named(both); !errors.Is(err, layout.ErrInvalid) {
 		t.Errorf("two tables: %v", err)
 	}
-	for _, position := range []string{"", "1:2:3", "1:2:3:4:5", "-1:2:3:1", "100:0:3:1", "100:2:3:2", "100:2:3:1 and more", "99999999999999999999:1:1:1"} {
-		if _, _, err := zstdchunked.Named(map[string]string{zstdchunked.FirstPrefix + zstdchunked.Checksum: good.Digest.String(), zstdchunked.FirstPrefix + zstdchunked.Position: position}); !errors.Is(err, layout.ErrInvalid) {
+	for _, position := range []string{"", "1:2:3", "1:2:3:4:5", "-1:2:3:1", "100:0:3:1", "100:2:3:2", "100:2:3:1 and more",
+		"99999999999999999999:1:1:1"} {
+		if _, _, err := zstdchunked.Named(map[string]string{zstdchunked.FirstPrefix + zstdchunked.Checksum: good.Digest.String(),
+			zstdchunked.FirstPrefix + zstdchunked.Position: position}); !errors.Is(err, layout.ErrInvalid) {
 			t.Errorf("position %q: %v", position, err)
 		}
 	}
@@ -286,7 +288,8 @@ func FuzzTable(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x, err := zstdchunked.Open(t.Context(), memory(l.blob), zstdchunked.Options{Table: at, Limits: layout.Limits{Image: 1 << 30, Extent: 1 << 24}})
+		x, err := zstdchunked.Open(t.Context(), memory(l.blob),
+			zstdchunked.Options{Table: at, Limits: layout.Limits{Image: 1 << 30, Extent: 1 << 24}})
 		if err != nil {
 			return
 		}
