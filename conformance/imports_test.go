@@ -28,6 +28,7 @@ var arrows = []struct{ from, may string }{
 	{"cache/inflate", ""},
 	{"cache/blob", ""},
 	{"fs/...", "fs/... cache/... blockdev remote/registry durable wire"},
+	{"fs/fuse", "fs/erofs fs/layout blockdev/..."}, // a way into the kernel
 	{"fs/layout", "cache/blob cache/inflate"},
 	{"fs/format/...", "fs/format/... fs/layout cache/blob"},
 	{"volume", "blockdev remote/store backoff durable wire"}, // the engine: a Store's contract is all that it knows of the network

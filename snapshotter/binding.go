@@ -327,7 +327,7 @@ func (s *Snapshotter) unmountLocked(b *binding) error {
 		b.file.Unpin()
 	}
 	for _, way := range b.ways {
-		s.exports.release(way, b.number(), b.file)
+		s.exports.release(way, b.number())
 	}
 	b.how, b.ways, b.attempt = notMounted, nil, nil
 	return err

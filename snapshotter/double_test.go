@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/export"
 	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/blockdev/probe"
 	"github.com/remora-storage/remora/cache"
@@ -32,6 +34,7 @@ type double struct {
 	found  probe.Results
 	kept   map[string]bool // what the holder has: "files", "trees"
 	marks  map[string]bool // image files that the kernel asks about
+	pinned map[uint64]*cache.File
 	busy   map[string]bool // directories that are in use
 	fails  map[string]error
 	served int // devices that are exported
@@ -60,7 +63,7 @@ func newDouble(root string) *double {
 	}
 	return &double{
 		root: root, found: probe.Results{Ways: all, Direct: works, IDMapped: maps.Clone(all)},
-		kept: map[string]bool{}, marks: map[string]bool{}, busy: map[string]bool{}, fails: map[string]error{},
+		kept: map[string]bool{}, marks: map[string]bool{}, pinned: map[uint64]*cache.File{}, busy: map[string]bool{}, fails: map[string]error{},
 	}
 }
 
@@ -235,10 +238,10 @@ func (k *double) Everywhere(use func(mounts.Namespace, mounts.Mount)) error {
 func (k *double) Outlive() bool { return k.outlive }
 
 func (k *double) mount(way blockdev.Backend, id uint64, f *cache.File, dir string) error {
-	return k.serve(way, id, f, f, dir)
+	return k.serve(way, id, f, dir)
 }
 
-func (k *double) serve(way blockdev.Backend, id uint64, f *cache.File, dev blockdev.Device, dir string) error {
+func (k *double) serve(way blockdev.Backend, id uint64, dev blockdev.Device, dir string) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err := k.fails["mount"]; err != nil {
@@ -247,8 +250,9 @@ func (k *double) serve(way blockdev.Backend, id uint64, f *cache.File, dev block
 	m := mounts.Mount{Dir: dir, Type: "erofs", Source: filepath.Join(k.filesDir(), fmt.Sprint(id))}
 	switch way {
 	case blockdev.Precontent:
+		f := dev.(*cache.File)
 		f.Pin()
-		m.Source, k.marks[f.ID()] = f.Path(), true
+		m.Source, k.marks[f.ID()], k.pinned[id] = f.Path(), true, f
 	case blockdev.FuseTree:
 		m.Type, m.Source, k.kept["trees"] = "fuse.remora", "remora", true
 	case blockdev.FuseLoop:
@@ -261,12 +265,13 @@ func (k *double) serve(way blockdev.Backend, id uint64, f *cache.File, dev block
 	return nil
 }
 
-func (k *double) release(way blockdev.Backend, _ uint64, f *cache.File) {
+func (k *double) release(way blockdev.Backend, id uint64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.served--
 	if way == blockdev.Precontent {
-		f.Unpin()
+		k.pinned[id].Unpin()
+		delete(k.pinned, id)
 	}
 }
 
@@ -300,47 +305,37 @@ func (k *double) forget(id string) error {
 	return k.fails["forget"]
 }
 
-func (k *double) adopted() (files, trees bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.kept["files"], k.kept["trees"]
-}
-
 func (k *double) filesDir() string { return filepath.Join(k.root, "fuse") }
 func (k *double) treesDir() string { return filepath.Join(k.root, "trees") }
 
-func (k *double) wayOf(m mounts.Mount) (blockdev.Backend, bool) {
-	switch {
-	case m.Type == "fuse.remora":
-		return blockdev.FuseTree, true
-	case m.Type != "erofs":
-		return "", false
-	case filepath.Dir(m.Source) == k.filesDir():
-		return blockdev.FuseFile, true
-	case strings.HasPrefix(m.Source, "/dev/loop"):
-		return blockdev.FuseLoop, true
-	}
-	return blockdev.Precontent, true
-}
-
-func (k *double) marked(id string) bool {
+func (k *double) holds(m mounts.Mount) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	return k.marks[id]
+	return m.Dir == k.filesDir() && k.kept["files"] || m.Dir == k.treesDir() && k.kept["trees"]
 }
 
-func (k *double) unmark(f *cache.File) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	delete(k.marks, f.ID())
-	return k.fails["unmark"]
-}
-
-func (k *double) adopt(way blockdev.Backend, id uint64, f *cache.File) error {
+func (k *double) adopt(m mounts.Mount, id uint64, f *cache.File) (blockdev.Backend, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err := k.fails["adopt"]; err != nil {
-		return err
+		return "", err
+	}
+	way, served := blockdev.FuseFile, k.kept["files"]
+	switch {
+	case m.Type == "fuse.remora":
+		way, served = blockdev.FuseTree, k.kept["trees"]
+	case m.Type != "erofs":
+		return "", errors.New("it is not a mount of ours")
+	case strings.HasPrefix(m.Source, "/dev/loop"):
+		way = blockdev.FuseLoop
+	case filepath.Dir(m.Source) != k.filesDir() && f.Complete():
+		delete(k.marks, f.ID())
+		return "", k.fails["unmark"]
+	case filepath.Dir(m.Source) != k.filesDir():
+		way, served = blockdev.Precontent, k.marks[f.ID()]
+	}
+	if !served {
+		return "", export.ErrLost
 	}
 	for i, m := range k.table {
 		if m.id == id && m.way == way {
@@ -349,9 +344,10 @@ func (k *double) adopt(way blockdev.Backend, id uint64, f *cache.File) error {
 	}
 	if way == blockdev.Precontent {
 		f.Pin()
+		k.pinned[id] = f
 	}
 	k.served++
-	return nil
+	return way, nil
 }
 
 func (k *double) start() error {

@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/export/plain"
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
@@ -40,10 +41,7 @@ func (k machine) Probe(dir string, pinned blockdev.Backend, safe bool) (Capabili
 func (machine) TryUpper(dir string) error { return tryUpper(dir) }
 
 func (machine) MountImage(path, dir string, loop bool) error {
-	if loop {
-		return blockdev.MountLoop(path, dir)
-	}
-	return blockdev.MountEROFS(path, dir)
+	return plain.Mount(path, dir, loop)
 }
 
 func (machine) Unmount(dir string) error { return blockdev.Unmount(dir) }

@@ -14,10 +14,10 @@ type Mounter interface {
 
 	// mount shows an incomplete image in dir by a back end. id is the snapshot's number.
 	mount(way blockdev.Backend, id uint64, f *cache.File, dir string) error
-	// serve is mount by FUSE, with the image's bytes read from dev.
-	serve(way blockdev.Backend, id uint64, f *cache.File, dev blockdev.Device, dir string) error
+	// serve is mount by FUSE, with the image's bytes read from dev, which passes them on.
+	serve(way blockdev.Backend, id uint64, dev blockdev.Device, dir string) error
 	// release undoes mount, serve or adopt, after the unmounting.
-	release(way blockdev.Backend, id uint64, f *cache.File)
+	release(way blockdev.Backend, id uint64)
 	// expose makes a file of an image's bytes; end takes it away.
 	expose(id uint64, f *cache.File) (path string, end func(), err error)
 	// complete lets the kernel read a complete image without asking.
@@ -25,19 +25,12 @@ type Mounter interface {
 	// forget drops an image that is about to be removed.
 	forget(id string) error
 
-	// adopted reports what was taken over; filesDir and treesDir are where that is mounted.
-	adopted() (files, trees bool)
-	filesDir() string
-	treesDir() string
-	// wayOf says by which back end a mount was made: Precontent also where an image file that is complete
-	// is mounted as it is, and "" where that is by a loop device. ok is false for what is not a layer's.
-	wayOf(m mounts.Mount) (way blockdev.Backend, ok bool)
-	// marked reports whether the kernel asks this process, or its holder, for what an image misses.
-	marked(id string) bool
-	// unmark takes that away from an image which was complete already.
-	unmark(f *cache.File) error
-	// adopt connects a layer that an earlier process mounted with its image.
-	adopt(way blockdev.Backend, id uint64, f *cache.File) error
+	// holds reports whether exports that were taken over depend on a mount.
+	holds(m mounts.Mount) bool
+	// adopt connects a layer that an earlier process mounted with its image, and returns the way by which that
+	// was: "" where the kernel reads the image file by itself, since it is complete. Its error says why nobody
+	// can use the mount.
+	adopt(m mounts.Mount, id uint64, f *cache.File) (way blockdev.Backend, err error)
 	// start serves what was taken over. All bindings have been told of before.
 	start() error
 

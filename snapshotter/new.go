@@ -49,7 +49,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
 	if opts.Exports == nil {
-		if opts.Exports, err = OpenExports(root, nil, nil, opts.Log); err != nil {
+		if opts.Exports, err = OpenExports(root, nil, nil, nil, opts.Log); err != nil {
 			return nil, err
 		}
 	}
@@ -298,29 +298,15 @@ func (s *Snapshotter) adoptBinding(b *binding, left []mounts.Mount) {
 
 // adoptMountLocked takes one mount over. It returns why that is not possible.
 func (s *Snapshotter) adoptMountLocked(b *binding, m mounts.Mount) (dead string) {
-	way, ok := s.exports.wayOf(m)
-	files, trees := s.exports.adopted()
-	switch {
-	case !ok:
-		return "it is not a mount of ours"
-	case (way == "" || way == blockdev.Precontent) && b.file.Complete():
-		if err := s.exports.unmark(b.file); err != nil {
-			return err.Error()
-		}
+	way, err := s.exports.adopt(m, b.number(), b.file)
+	if err != nil {
+		return err.Error()
+	}
+	if way == "" {
 		b.file.Pin()
 		b.pinned++
 		b.how = mountedDirect
 		return ""
-	case way == "":
-		return "its image file is no longer complete"
-	case way == blockdev.Precontent && !s.exports.marked(b.file.ID()):
-		return "remorad and its holder both ended while it was mounted, and until now reads of data that was not here gave zeros: " +
-			"what its processes read may be wrong"
-	case way == blockdev.FuseTree && !trees, (way == blockdev.FuseFile || way == blockdev.FuseLoop) && !files:
-		return "remorad and its holder both ended while it was mounted; reads of data that was not cached fail"
-	}
-	if err := s.exports.adopt(way, b.number(), b.file); err != nil {
-		return err.Error()
 	}
 	b.how, b.ways = mountedLazy, append(b.ways, way)
 	return ""

@@ -17,12 +17,11 @@ type earlierMounts struct {
 // depends on a connection that is dead, and what is not of a layer.
 func (s *Snapshotter) sortMounts(left []mounts.Mount) earlierMounts {
 	e := earlierMounts{layers: map[string][]mounts.Mount{}}
-	files, trees := s.exports.adopted()
 	for _, m := range left {
 		switch {
 		case m.Dir == s.snapshotsDir() && m.Type == "ext4":
 			e.scratch = true
-		case m.Dir == s.exports.filesDir() && files, m.Dir == s.exports.treesDir() && trees:
+		case s.exports.holds(m):
 		case strings.HasPrefix(m.Dir, s.snapshotsDir()+"/") && filepath.Base(m.Dir) == "fs":
 			e.layers[m.Dir] = append(e.layers[m.Dir], m)
 		default:

@@ -15,7 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/blockdev/fusefile"
+	"github.com/remora-storage/remora/blockdev/export/fusefile"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/profile"
 )
@@ -83,7 +83,7 @@ func (s *Snapshotter) Record(ctx context.Context, manifest digest.Digest, ref st
 		return nil, fmt.Errorf("no layer of %s is lazy: nothing can be recorded (snapctl pull says why)", img.Ref)
 	}
 	r := &Recording{ID: rand.Text(), s: s, img: img, layers: map[string]*recordedLayer{}}
-	for _, way := range []blockdev.Backend{blockdev.FuseFile, blockdev.FuseLoop, blockdev.FuseTree} {
+	for _, way := range order(false) { // by these, all that is read comes to us
 		if s.caps.Ways[way].OK {
 			r.way = way
 			break
@@ -109,7 +109,7 @@ func (s *Snapshotter) Record(ctx context.Context, manifest digest.Digest, ref st
 			return nil, err
 		}
 		r.layers[b.fsDir()] = l
-		if err := s.exports.serve(r.way, l.number, l.File, l, l.dir); err != nil {
+		if err := s.exports.serve(r.way, l.number, l, l.dir); err != nil {
 			return nil, err
 		}
 	}
@@ -165,7 +165,7 @@ func (r *Recording) close() error {
 	var errs []error
 	for _, l := range r.layers {
 		errs = append(errs, r.s.kernel.Unmount(l.dir), os.Remove(l.dir))
-		r.s.exports.release(r.way, l.number, l.File)
+		r.s.exports.release(r.way, l.number)
 	}
 	if err := os.RemoveAll(r.dir); err != nil {
 		errs = append(errs, err)

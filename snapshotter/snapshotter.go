@@ -49,7 +49,7 @@ type Options struct {
 	Learn bool
 	// Background says when incomplete layers are completed.
 	Background Background
-	// Exports are what OpenExports returned; nil makes some that end with the Snapshotter.
+	// Exports are what OpenExports returned; with nil, nothing incomplete can be mounted.
 	Exports Mounter
 	// Kernel is the machine; nil for the one that this process runs on.
 	Kernel Kernel

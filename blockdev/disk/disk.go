@@ -1,11 +1,3 @@
-// Package disk attaches Devices that can be written to as block devices of the kernel, which outlive this process.
-//
-// A disk is a file that FUSE serves, with a loop device on it. What attaches it is written down first, so that the
-// next process finds what it has to serve, and a keeper holds the FUSE connection meanwhile: programs that use the
-// disk wait, and writes that were under way are carried out once, before anything new.
-//
-// Belongs here: what is attached where. Does not: what the bytes are; who opens them again is told by Open's
-// caller.
 package disk
 
 import (
@@ -24,8 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/blockdev/fusefile"
-	"github.com/remora-storage/remora/blockdev/holder"
+	"github.com/remora-storage/remora/blockdev/export"
 	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/durable"
 )
@@ -60,8 +51,10 @@ type Disk struct {
 
 // Options of Disks.
 type Options struct {
-	Root   string        // for the record, and the directory in which FUSE is mounted
-	Keeper holder.Keeper // nil if disks end with this process
+	Root    string        // for the record
+	Way     export.Blocks // into the kernel
+	Taken   bool          // Way.Take has taken over what an earlier process left
+	Outlive bool          // a keeper holds what the disks depend on; they end with this process otherwise
 	// Open opens a disk's bytes again.
 	Open func(ctx context.Context, source string, readOnly bool) (Device, error)
 	Log  *slog.Logger
@@ -73,8 +66,9 @@ type Disks struct {
 
 	attaching sync.Mutex // one attach or detach at a time; taken before mu
 
+	prepared sync.Once // this process is fit for the kernel's need of it
+
 	mu    sync.Mutex // guards the fields below
-	files *fusefile.Files
 	disks map[uint64]*attached
 	next  uint64
 }
@@ -84,10 +78,7 @@ type attached struct {
 	dev Device
 }
 
-const (
-	item       = "disks"
-	recordFile = "disks.json"
-)
+const recordFile = "disks.json"
 
 // record is what is written down.
 type record struct {
@@ -101,17 +92,12 @@ const recordVersion = 1
 // ErrInUse says that a disk is mounted, or opened by somebody exclusively.
 var ErrInUse = errors.New("in use")
 
-// Kept takes the disks' descriptors out of what a keeper has, for Open.
-func Kept(kept map[string][]*os.File) []*os.File {
-	files := kept[item]
-	delete(kept, item)
-	return files
-}
+// firstNode is the least number of a disk. FUSE has the ones below.
+const firstNode = 2
 
-// Open takes over what an earlier process had attached, of which Kept has the descriptors. That process must be dead:
-// whoever holds the root's lock knows.
-func Open(ctx context.Context, opts Options, files []*os.File) (*Disks, error) {
-	d := &Disks{opts: opts, disks: map[uint64]*attached{}, next: fusefile.FirstNode}
+// Open takes over what an earlier process had attached. That process must be dead: whoever holds the root's lock knows.
+func Open(ctx context.Context, opts Options) (*Disks, error) {
+	d := &Disks{opts: opts, disks: map[uint64]*attached{}, next: firstNode}
 	var r record
 	p, err := os.ReadFile(d.recordPath())
 	switch {
@@ -127,29 +113,31 @@ func Open(ctx context.Context, opts Options, files []*os.File) (*Disks, error) {
 		}
 		d.next = max(d.next, r.Next)
 	}
-	if files == nil {
-		if len(r.Disks) > 0 {
-			opts.Log.Error("the disks that were attached have ended with who kept them: what uses them gets errors", "disks", len(r.Disks))
-			for _, k := range r.Disks {
-				d.dropLoop(k)
-			}
-			return d, errors.Join(d.save(), blockdev.Unmount(d.dir()))
+	return d, d.takeOver(ctx, r.Disks)
+}
+
+// takeOver serves the disks of an earlier process, or lets them go where what they depend on has ended with it.
+func (d *Disks) takeOver(ctx context.Context, left []Disk) error {
+	if d.opts.Taken {
+		d.prepare()
+		for _, k := range left {
+			d.adopt(ctx, k)
 		}
-		return d, nil
+		return d.opts.Way.Start()
 	}
-	if d.files, err = fusefile.Adopt(d.dir(), files, d.fileOptions()); err != nil {
-		return nil, err
+	if len(left) == 0 {
+		return nil
 	}
-	d.prepare()
-	for _, k := range r.Disks {
-		d.adopt(ctx, k)
+	d.opts.Log.Error("the disks that were attached have ended with who kept them: what uses them gets errors", "disks", len(left))
+	for _, k := range left {
+		d.drop(k)
 	}
-	return d, d.files.Start()
+	return errors.Join(d.save(), d.opts.Way.End())
 }
 
 // adopt serves a disk that is attached already, if it is.
 func (d *Disks) adopt(ctx context.Context, k Disk) {
-	path, err := blockdev.FindLoop(d.files.Path(k.Node))
+	path, err := d.opts.Way.Find(k.Node)
 	if err != nil || path == "" {
 		d.opts.Log.Info("a disk was not attached any more", "source", k.Source, "err", err)
 		return
@@ -160,22 +148,22 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 		err = errors.Join(fmt.Errorf("it has %d bytes, not %d any more", dev.Size(), k.Size), dev.Close())
 	}
 	if err != nil {
-		d.opts.Log.Error("a disk's bytes are not there any more: everything that uses it fails until it is detached", "source", k.Source, "device", path, "err", err)
+		d.opts.Log.Error("a disk's bytes are not there any more: everything that uses it fails until it is detached",
+			"source", k.Source, "device", path, "err", err)
 		k.Reason = err.Error()
 		dev = lost{k.Size, err}
 	}
+	if err := d.opts.Way.Adopt(k.Node, dev); err != nil { // its device went just now
+		d.opts.Log.Info("a disk was not attached any more", "source", k.Source, "err", errors.Join(err, dev.Close()))
+		return
+	}
 	d.disks[k.Node] = &attached{k, dev}
-	d.files.Export(k.Node, dev)
 }
 
-// dropLoop lets the loop device of a disk that has ended go with its last user.
-func (d *Disks) dropLoop(k Disk) {
-	path, err := blockdev.FindLoop(fusefile.Path(d.dir(), k.Node))
-	if err == nil && path != "" {
-		err = blockdev.DropLoop(path)
-	}
-	if err != nil {
-		d.opts.Log.Warn("a loop device stays", "source", k.Source, "device", path, "err", err)
+// drop lets the device of a disk that has ended go with its last user.
+func (d *Disks) drop(k Disk) {
+	if err := d.opts.Way.Drop(k.Node); err != nil {
+		d.opts.Log.Warn("a block device stays", "source", k.Source, "device", k.Path, "err", err)
 	}
 }
 
@@ -193,47 +181,21 @@ func (l lost) ReadAt(context.Context, []byte, int64) (int, error) { return 0, l.
 func (l lost) WriteAt(context.Context, []byte, int64) error       { return l.err }
 func (l lost) Flush(context.Context) error                        { return l.err }
 
-// Dir returns where under a root the disks' files are mounted.
+// Dir returns where under a root a way may mount what disks depend on.
 func Dir(root string) string { return filepath.Join(root, "disks") }
 
 func (d *Disks) recordPath() string { return filepath.Join(d.opts.Root, recordFile) }
-func (d *Disks) dir() string        { return Dir(d.opts.Root) }
-func (d *Disks) fileOptions() fusefile.Options {
-	return fusefile.Options{Writable: true, Log: d.opts.Log}
-}
 
 // prepare makes this process fit for the kernel's need of it.
 func (d *Disks) prepare() {
-	if err := blockdev.IOFlusher(); err != nil {
-		d.opts.Log.Warn("writes of disks may wait for memory that only they can free", "err", err)
-	}
-	if err := blockdev.SpareFromOOM(); err != nil {
-		d.opts.Log.Warn("the kernel may choose remorad when memory is short", "err", err)
-	}
-}
-
-// theFiles returns the directory of files, mounting it if need be.
-func (d *Disks) theFiles() (*fusefile.Files, error) {
-	if d.files != nil {
-		return d.files, nil
-	}
-	if err := blockdev.FreshDir(d.dir()); err != nil {
-		return nil, err
-	}
-	f, err := fusefile.Mount(d.dir(), d.fileOptions())
-	if err != nil {
-		return nil, err
-	}
-	if d.opts.Keeper != nil {
-		if err := d.opts.Keeper.Put(item, f.Kept()...); err != nil {
-			return nil, errors.Join(fmt.Errorf("give the FUSE connection to the holder: %w", err), f.Unmount())
+	d.prepared.Do(func() {
+		if err := blockdev.IOFlusher(); err != nil {
+			d.opts.Log.Warn("writes of disks may wait for memory that only they can free", "err", err)
 		}
-	}
-	d.mu.Lock()
-	d.files = f
-	d.mu.Unlock()
-	d.prepare()
-	return f, nil
+		if err := blockdev.SpareFromOOM(); err != nil {
+			d.opts.Log.Warn("the kernel may choose remorad when memory is short", "err", err)
+		}
+	})
 }
 
 // save writes the record down. A crash leaves the one before or this one.
@@ -287,12 +249,8 @@ func (d *Disks) attach(source string, dev Device, readOnly bool, sector int) (Di
 	if dev.BlockSize() > sector || dev.Size()%int64(sector) != 0 || dev.Size() == 0 {
 		return Disk{}, fmt.Errorf("%s has %d bytes in blocks of %d: no disk with sectors of %d", source, dev.Size(), dev.BlockSize(), sector)
 	}
-	f, err := d.theFiles()
-	if err != nil {
-		return Disk{}, err
-	}
+	d.prepare()
 	a := &attached{Disk{Source: source, ReadOnly: readOnly, Sector: sector, Size: dev.Size(), Node: d.next}, dev}
-	path := f.Export(a.Node, dev)
 	d.mu.Lock()
 	d.next++
 	d.disks[a.Node] = a
@@ -301,20 +259,19 @@ func (d *Disks) attach(source string, dev Device, readOnly bool, sector int) (Di
 		d.mu.Lock()
 		delete(d.disks, a.Node)
 		d.mu.Unlock()
-		f.Withdraw(a.Node)
 		return Disk{}, errors.Join(err, d.save())
 	}
 	if err := d.save(); err != nil { // before the kernel has it
 		return undo(err)
 	}
-	l, err := blockdev.AttachLoopOn(path, blockdev.LoopOptions{Writable: !readOnly, Stays: true, Direct: true, Sector: sector})
+	path, err := d.opts.Way.Export(a.Node, dev, export.How{ReadOnly: readOnly, Sector: sector})
 	if err != nil {
 		return undo(err)
 	}
 	d.mu.Lock()
-	a.Path = l.Path()
+	a.Path = path.String()
 	d.mu.Unlock()
-	return a.Disk, l.Release()
+	return a.Disk, path.Release()
 }
 
 // Grow tells the kernel that the bytes of a source have become more. A source without a disk is no error.
@@ -325,10 +282,7 @@ func (d *Disks) Grow(source string) error {
 		if k.Source != source || k.Reason != "" {
 			continue
 		}
-		if _, err := os.Stat(d.files.Path(k.Node)); err != nil { // the kernel asks for its size
-			return err
-		}
-		if err := blockdev.GrowLoop(k.Path); err != nil {
+		if err := d.opts.Way.Grow(k.Node); err != nil {
 			return err
 		}
 		d.mu.Lock()
@@ -365,15 +319,15 @@ func (d *Disks) detachNow(ctx context.Context, name string) (Disk, error) {
 }
 
 func (d *Disks) detach(ctx context.Context, k Disk) error {
-	err := blockdev.DetachLoop(k.Path)
+	err := d.opts.Way.Withdraw(ctx, k.Node)
 	switch {
 	case errors.Is(err, unix.EBUSY):
 		return fmt.Errorf("%s: %w", k.Path, ErrInUse)
-	case err != nil && !errors.Is(err, unix.ENXIO):
+	case err != nil:
 		if k.Reason == "" {
 			return err
 		}
-		if err := blockdev.DropLoop(k.Path); err != nil { // nothing can be flushed
+		if err := d.opts.Way.Drop(k.Node); err != nil { // nothing can be flushed
 			return err
 		}
 	}
@@ -381,7 +335,6 @@ func (d *Disks) detach(ctx context.Context, k Disk) error {
 	a := d.disks[k.Node]
 	delete(d.disks, k.Node)
 	d.mu.Unlock()
-	d.files.Withdraw(k.Node)
 	return errors.Join(leave(ctx, a, k.Reason == ""), d.save())
 }
 
@@ -400,20 +353,14 @@ func leave(ctx context.Context, a *attached, works bool) error {
 func (d *Disks) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.files == nil {
-		return nil
-	}
 	var err error
-	if len(d.disks) > 0 && d.opts.Keeper != nil {
-		err = d.files.Stop()
+	if len(d.disks) > 0 && d.opts.Outlive {
+		err = d.opts.Way.Stop()
 	} else {
-		if d.opts.Keeper != nil {
-			err = d.opts.Keeper.Drop(item)
-		}
 		for _, a := range d.disks {
-			d.dropLoop(a.Disk)
+			d.drop(a.Disk)
 		}
-		err = errors.Join(err, d.files.Unmount())
+		err = d.opts.Way.End()
 	}
 	for _, a := range d.disks {
 		err = errors.Join(err, a.dev.Close())

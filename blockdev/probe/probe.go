@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/export/fusefile"
+	"github.com/remora-storage/remora/blockdev/export/precontent"
 	"github.com/remora-storage/remora/blockdev/fusedev"
-	"github.com/remora-storage/remora/blockdev/fusefile"
 	"github.com/remora-storage/remora/blockdev/holder"
-	"github.com/remora-storage/remora/blockdev/precontent"
 )
 
 // A Result is what came of trying one way.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 
@@ -13,13 +12,17 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/disk"
+	"github.com/remora-storage/remora/blockdev/export"
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/volume/host"
 )
 
-// openDisks takes over what an earlier process had attached.
-func openDisks(ctx context.Context, root string, h *theHolder, kept []*os.File, vols *host.Host, log *slog.Logger) (*disk.Disks, error) {
-	return disk.Open(ctx, disk.Options{Root: root, Keeper: h.keeper(), Open: sourceOpener(vols), Log: log}, kept)
+// openDisks takes over what an earlier process had attached. taken is what way.Take said.
+func openDisks(ctx context.Context, root string, way export.Blocks, taken bool, h *theHolder, vols *host.Host,
+	log *slog.Logger) (*disk.Disks, error) {
+	return disk.Open(ctx, disk.Options{
+		Root: root, Way: way, Taken: taken, Outlive: h.keeper() != nil, Open: sourceOpener(vols), Log: log,
+	})
 }
 
 const fileSource = "file:" // before a path, in the name of a disk's bytes

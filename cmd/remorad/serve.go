@@ -91,8 +91,12 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, h.close()) }()
-	ofDisks := disk.Kept(kept)
-	exports, err := snapshotter.OpenExports(f.root, h.keeper(), kept, log)
+	ofDisks := wayOfDisks(f.root, h.keeper(), log)
+	taken, err := ofDisks.Take(kept)
+	if err != nil {
+		return err
+	}
+	exports, err := snapshotter.OpenExports(f.root, h.keeper(), kept, waysOfLayers, log) // drops what nobody has taken
 	if err != nil {
 		return err
 	}
@@ -108,7 +112,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, owned.Close()) }()
-	disks, err := openDisks(ctx, f.root, h, ofDisks, owned, log)
+	disks, err := openDisks(ctx, f.root, ofDisks, taken, h, owned, log)
 	if err != nil {
 		return err
 	}

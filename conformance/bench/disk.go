@@ -12,7 +12,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/blockdev/fusefile"
+	"github.com/remora-storage/remora/blockdev/export/fusefile"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 

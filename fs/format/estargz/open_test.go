@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/blockdev/fusefile"
+	"github.com/remora-storage/remora/blockdev/export/fusefile"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format/estargz"

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/blockdev/fusefile"
+	"github.com/remora-storage/remora/blockdev/export/fusefile"
 )
 
 // stuck answers nothing until it is told to stop.

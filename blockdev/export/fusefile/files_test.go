@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/blockdev/fusefile"
+	"github.com/remora-storage/remora/blockdev/export/fusefile"
 )
 
 const node = fusefile.FirstNode

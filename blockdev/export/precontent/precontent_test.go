@@ -21,8 +21,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev/export/precontent"
 	"github.com/remora-storage/remora/blockdev/holder"
-	"github.com/remora-storage/remora/blockdev/precontent"
 	"github.com/remora-storage/remora/blockdev/slots"
 )
 

@@ -1,0 +1,141 @@
+package loop
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/export"
+	"github.com/remora-storage/remora/blockdev/mounts"
+)
+
+// Disks is the way of disks: loop devices that stay, past the page cache of the file below, so that only the file system
+// above keeps pages.
+type Disks struct {
+	Files
+
+	mu    sync.Mutex // guards paths
+	paths map[uint64]string
+}
+
+var _ export.Blocks = (*Disks)(nil)
+
+// NewDisks returns the way of loop devices on files.
+func NewDisks(files Files) *Disks { return &Disks{Files: files, paths: map[uint64]string{}} }
+
+// Backend implements export.Exporter.
+func (*Disks) Backend() blockdev.Backend { return "loop" }
+
+// Export implements export.Exporter.
+func (d *Disks) Export(id uint64, dev blockdev.Device, how export.How) (export.Path, error) {
+	p, err := attach(d.Files, id, dev, how, blockdev.LoopOptions{Stays: true, Direct: true})
+	if err == nil {
+		d.know(id, p.String())
+	}
+	return p, err
+}
+
+// attach sets a loop device up on an export's file.
+func attach(files Files, id uint64, dev blockdev.Device, how export.How, opts blockdev.LoopOptions) (export.Path, error) {
+	file, err := files.Export(id, dev, how)
+	if err != nil {
+		return nil, err
+	}
+	opts.Writable, opts.Sector = !how.ReadOnly, how.Sector
+	l, err := blockdev.AttachLoopOn(file.String(), opts)
+	if err != nil {
+		return nil, errors.Join(err, files.Withdraw(context.Background(), id)) // nobody uses it: nothing to wait for
+	}
+	return device{l}, file.Release()
+}
+
+func (d *Disks) know(id uint64, path string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.paths[id] = path
+}
+
+// known returns an export's device without a look at the kernel's list.
+func (d *Disks) known(id uint64) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.paths[id]
+}
+
+// Find implements export.Blocks.
+func (d *Disks) Find(id uint64) (string, error) {
+	if path := d.known(id); path != "" {
+		return path, nil
+	}
+	return blockdev.FindLoop(d.File(id))
+}
+
+// Adopt implements export.Exporter.
+func (d *Disks) Adopt(id uint64, dev blockdev.Device) error {
+	path, err := blockdev.FindLoop(d.File(id))
+	if err == nil && path == "" {
+		err = fmt.Errorf("no loop device on %s", d.File(id))
+	}
+	if err == nil {
+		err = d.Files.Adopt(id, dev)
+	}
+	if err == nil {
+		d.know(id, path)
+	}
+	return err
+}
+
+// Withdraw implements export.Exporter. What was written to the device has been handed down when it returns; a device that
+// somebody else has ended already has been, too.
+func (d *Disks) Withdraw(ctx context.Context, id uint64) error {
+	if path := d.known(id); path != "" {
+		if err := blockdev.DetachLoop(path); err != nil && !errors.Is(err, unix.ENXIO) {
+			return err
+		}
+	}
+	return d.forget(ctx, id)
+}
+
+func (d *Disks) forget(ctx context.Context, id uint64) error {
+	d.mu.Lock()
+	delete(d.paths, id)
+	d.mu.Unlock()
+	return d.Files.Withdraw(ctx, id)
+}
+
+// Drop implements export.Blocks.
+func (d *Disks) Drop(id uint64) error {
+	path, err := d.Find(id)
+	if err == nil && path != "" {
+		err = blockdev.DropLoop(path)
+	}
+	if err != nil {
+		return err
+	}
+	return d.forget(context.Background(), id) // it waits for nothing
+}
+
+// Grow implements export.Blocks.
+func (d *Disks) Grow(id uint64) error {
+	if _, err := os.Stat(d.File(id)); err != nil { // the kernel asks for its size
+		return err
+	}
+	path, err := d.Find(id)
+	if err != nil {
+		return err
+	}
+	return blockdev.GrowLoop(path)
+}
+
+// Made implements export.Exporter: disks are mounted by others.
+func (d *Disks) Made(m mounts.Mount) export.Made {
+	if made := d.Files.Made(m); made == export.Connection {
+		return made
+	}
+	return export.NotMade
+}
