@@ -186,7 +186,9 @@ func TestMetrics(t *testing.T) {
 			got[f.GetName()] = m.GetCounter().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
-	want := map[string]float64{"blockdev_request_duration_seconds": 4, "blockdev_request_bytes_total": 3000, "blockdev_request_errors_total": 1}
+	want := map[string]float64{
+		"blockdev_request_duration_seconds": 4, "blockdev_request_bytes_total": 3000, "blockdev_request_errors_total": 1,
+	}
 	for name, v := range want {
 		if got[name] != v {
 			t.Errorf("%s is %v, want %v", name, got[name], v)

@@ -33,7 +33,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	r.MustRegister(m.seconds, m.bytes, m.errors)
 	for op := range opCount {
 		name := op.String()
-		m.opSeconds[op], m.opBytes[op], m.opErrors[op] = m.seconds.WithLabelValues(name), m.bytes.WithLabelValues(name), m.errors.WithLabelValues(name)
+		m.opSeconds[op] = m.seconds.WithLabelValues(name)
+		m.opBytes[op], m.opErrors[op] = m.bytes.WithLabelValues(name), m.errors.WithLabelValues(name)
 	}
 	return m
 }

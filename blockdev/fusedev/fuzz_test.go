@@ -23,14 +23,18 @@ func (accepting) Fallocate(<-chan struct{}, *fuse.FallocateIn) fuse.Status { ret
 
 // FuzzRequest: whatever lies in a slot that another process left is answered, or refused.
 func FuzzRequest(f *testing.F) {
-	for _, op := range []uint32{opLookup, opGetattr, opOpen, opRead, opReaddirplus, opGetxattr, opListxattr, opInit, opStatfs, opInterrupt, opWrite, opFsync, opFallocate, 4711} {
+	for _, op := range []uint32{
+		opLookup, opGetattr, opOpen, opRead, opReaddirplus, opGetxattr, opListxattr, opInit, opStatfs, opInterrupt, opWrite, opFsync,
+		opFallocate, 4711,
+	} {
 		p := make([]byte, inHeader+48)
 		binary.NativeEndian.PutUint32(p, uint32(len(p)))
 		binary.NativeEndian.PutUint32(p[4:], op)
 		copy(p[inHeader+16:], "\x00\x10\x00\x00name\x00")
 		f.Add(p)
 	}
-	l := &loop{c: &Conn{opts: Options{AnyUser: true, Writable: true, Log: slog.New(slog.DiscardHandler)}}, fs: accepting{fuse.NewDefaultRawFileSystem()}}
+	opts := Options{AnyUser: true, Writable: true, Log: slog.New(slog.DiscardHandler)}
+	l := &loop{c: &Conn{opts: opts}, fs: accepting{fuse.NewDefaultRawFileSystem()}}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		h, err := header(p)
 		if err != nil {

@@ -239,7 +239,8 @@ func TestOrphan(t *testing.T) {
 func TestOneHolder(t *testing.T) {
 	s := &starter{t: t, root: t.TempDir()}
 	c, _ := connect(t, s)
-	if err := holder.Serve(t.Context(), s.root, "second", slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "already") {
+	err := holder.Serve(t.Context(), s.root, "second", slog.New(slog.DiscardHandler))
+	if err == nil || !strings.Contains(err.Error(), "already") {
 		t.Errorf("second holder: %v", err)
 	}
 	if err := c.Quit(); err != nil {
@@ -258,7 +259,9 @@ func TestStrangers(t *testing.T) {
 	}
 	quit := []byte("RMHD\x01\x00\x07\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
 	future := []byte("RMHD\x63\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")
-	for name, packet := range map[string][]byte{"nonsense": []byte("GET / HTTP/1.1"), "no hello": quit, "another version": future, "empty": {0}} {
+	for name, packet := range map[string][]byte{
+		"nonsense": []byte("GET / HTTP/1.1"), "no hello": quit, "another version": future, "empty": {0},
+	} {
 		conn, err := net.Dial("unixpacket", filepath.Join(s.root, "holder.sock"))
 		if err != nil {
 			t.Fatal(name, err)

@@ -124,7 +124,8 @@ func (h *server) serve(c *net.UnixConn) {
 func (h *server) welcome(c *net.UnixConn, f *frame) bool {
 	closeAll(f.files)
 	if f.version != Version {
-		h.send(c, frame{op: opFailed, text: fmt.Sprintf("this holder (%s) speaks version %d, the daemon version %d: run snapctl detach --all with the older remorad, then start the newer", h.text, Version, f.version)})
+		h.send(c, frame{op: opFailed, text: fmt.Sprintf("this holder (%s) speaks version %d, the daemon version %d: "+
+			"run snapctl detach --all with the older remorad, then start the newer", h.text, Version, f.version)})
 		return false
 	}
 	h.mu.Lock()

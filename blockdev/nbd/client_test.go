@@ -148,7 +148,8 @@ func (c *client) chunk() (flags, kind uint16, handle uint64, data []byte) {
 	if m := binary.BigEndian.Uint32(h); m != 0x668e33ef {
 		c.t.Fatalf("chunk %#x", m)
 	}
-	return binary.BigEndian.Uint16(h[4:]), binary.BigEndian.Uint16(h[6:]), binary.BigEndian.Uint64(h[8:]), c.read(int(binary.BigEndian.Uint32(h[16:])))
+	n := int(binary.BigEndian.Uint32(h[16:]))
+	return binary.BigEndian.Uint16(h[4:]), binary.BigEndian.Uint16(h[6:]), binary.BigEndian.Uint64(h[8:]), c.read(n)
 }
 
 // ended fails unless the server has closed the connection.

@@ -19,7 +19,8 @@ import (
 
 // TestHandshake: each option is answered as the specification says, and a client may go on after a refusal.
 func TestHandshake(t *testing.T) {
-	socket := serve(t, nbd.Options{}, nbd.Export{Device: suite.RAM(t, 1<<20)}, nbd.Export{Name: "other", Description: "a text", Device: blockdev.ReadOnly(suite.RAM(t, 4096))})
+	other := nbd.Export{Name: "other", Description: "a text", Device: blockdev.ReadOnly(suite.RAM(t, 4096))}
+	socket := serve(t, nbd.Options{}, nbd.Export{Device: suite.RAM(t, 1<<20)}, other)
 	c := dial(t, socket)
 	c.hello()
 	const ack, server, info, meta = 1, 2, 3, 4
@@ -196,7 +197,8 @@ func TestStructured(t *testing.T) {
 		t.Errorf("read of nothing: %d, %d bytes", kind, len(p))
 	}
 	c.request(0, 0, 4, 8<<20, 16)
-	if flags, kind, _, p := c.chunk(); flags != 1 || kind != 1<<15|1 || binary.BigEndian.Uint32(p) != uint32(unix.EINVAL) || !bytes.Contains(p, []byte("beyond the end")) {
+	if flags, kind, _, p := c.chunk(); flags != 1 || kind != 1<<15|1 || binary.BigEndian.Uint32(p) != uint32(unix.EINVAL) ||
+		!bytes.Contains(p, []byte("beyond the end")) {
 		t.Errorf("read beyond: %d, %q", kind, p)
 	}
 	c.request(0, 7, 5, 0, 4<<20)
@@ -384,7 +386,9 @@ func TestAllocations(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the race detector allocates")
 	}
-	for name, dev := range map[string]blockdev.Device{"memory": suite.RAM(t, 64<<20), "by workers": plain{suite.RAM(t, 64<<20)}, "file": suite.File(t, 64<<20, blockdev.FileOptions{})} {
+	for name, dev := range map[string]blockdev.Device{
+		"memory": suite.RAM(t, 64<<20), "by workers": plain{suite.RAM(t, 64<<20)}, "file": suite.File(t, 64<<20, blockdev.FileOptions{}),
+	} {
 		for _, structured := range []bool{false, true} {
 			c := start(t, serve(t, nbd.Options{}, nbd.Export{Device: dev}), structured)
 			round := requests(c, structured)

@@ -74,7 +74,8 @@ func TestWrite(t *testing.T) {
 		if err := unix.Fallocate(fd, mode, 4096, 8192); err != nil {
 			t.Errorf("fallocate %#x: %v", mode, err)
 		}
-		if n, err := unix.Pread(fd, got[:16384], 0); n != 16384 || err != nil || !bytes.Equal(got[4096:12288], make([]byte, 8192)) || !bytes.Equal(got[:4096], data[:4096]) || !bytes.Equal(got[12288:16384], data[12288:16384]) {
+		if n, err := unix.Pread(fd, got[:16384], 0); n != 16384 || err != nil || !bytes.Equal(got[4096:12288], make([]byte, 8192)) ||
+			!bytes.Equal(got[:4096], data[:4096]) || !bytes.Equal(got[12288:16384], data[12288:16384]) {
 			t.Errorf("fallocate %#x: wrong bytes (%d, %v)", mode, n, err)
 		}
 	}
