@@ -7,7 +7,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics counts the requests of all devices that Measure wraps with it.
+// Metrics counts the requests of all devices that have them for a Duty: how long each took, the bytes of those that
+// succeeded, and those that failed.
 type Metrics struct {
 	seconds *prometheus.HistogramVec
 	bytes   *prometheus.CounterVec
@@ -19,18 +20,21 @@ type Metrics struct {
 	opErrors  [opCount]prometheus.Counter
 }
 
-// NewMetrics returns metrics of devices, registered with r.
-func NewMetrics(r prometheus.Registerer) *Metrics {
-	labels := []string{"op"}
+// NewMetrics returns metrics, a Collector, of some kind of devices, "volume" say: remora_volume_request_seconds{op},
+// remora_volume_request_bytes_total{op} and remora_volume_request_errors_total{op}.
+func NewMetrics(kind string) *Metrics {
+	labels, prefix := []string{"op"}, "remora_"+kind+"_request_"
 	m := &Metrics{
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "blockdev_request_duration_seconds",
-			Help: "Time that requests of block devices took.", Buckets: prometheus.ExponentialBuckets(10e-6, 4, 10)}, labels),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "blockdev_request_bytes_total",
-			Help: "Bytes of the requests of block devices that succeeded."}, labels),
-		errors: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "blockdev_request_errors_total",
-			Help: "Requests of block devices that failed."}, labels),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: prefix + "seconds", Help: "how long requests to " + kind + "s took", Buckets: prometheus.ExponentialBuckets(50e-6, 4, 10),
+		}, labels),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "bytes_total", Help: "bytes of requests to " + kind + "s that succeeded",
+		}, labels),
+		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: prefix + "errors_total", Help: "requests to " + kind + "s that failed",
+		}, labels),
 	}
-	r.MustRegister(m.seconds, m.bytes, m.errors)
 	for op := range opCount {
 		name := op.String()
 		m.opSeconds[op] = m.seconds.WithLabelValues(name)
@@ -39,17 +43,29 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	return m
 }
 
-// Measure returns d with its requests counted.
-func Measure(d Device, m *Metrics) Device { return wrap(d, m) }
+// Describe implements prometheus.Collector.
+func (m *Metrics) Describe(out chan<- *prometheus.Desc) {
+	m.seconds.Describe(out)
+	m.bytes.Describe(out)
+	m.errors.Describe(out)
+}
 
-// before's token is the time at which the request began, in nanoseconds.
-func (m *Metrics) before(context.Context, Op, int64, int64) (int64, error) {
+// Collect implements prometheus.Collector.
+func (m *Metrics) Collect(out chan<- prometheus.Metric) {
+	m.seconds.Collect(out)
+	m.bytes.Collect(out)
+	m.errors.Collect(out)
+}
+
+// Before implements Duty. Its token is the time at which the request began, in nanoseconds.
+func (m *Metrics) Before(context.Context, Op, int64, int64) (int64, error) {
 	return time.Since(processStart).Nanoseconds(), nil
 }
 
 var processStart = time.Now() // what times are told from, without a clock that may jump
 
-func (m *Metrics) after(op Op, n, began int64, err error) error {
+// After implements Duty.
+func (m *Metrics) After(op Op, n, began int64, err error) error {
 	m.opSeconds[op].Observe((time.Since(processStart) - time.Duration(began)).Seconds())
 	if err != nil {
 		m.opErrors[op].Inc()

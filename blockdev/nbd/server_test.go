@@ -14,6 +14,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/nbd"
+	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/suite"
 )
 
@@ -105,7 +106,7 @@ func TestExportName(t *testing.T) {
 func TestErrors(t *testing.T) {
 	const size = 1 << 20
 	broken := func(err error) blockdev.Device {
-		return blockdev.Faulty(suite.RAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return err })
+		return faultdev.Faulty(suite.RAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return err })
 	}
 	for _, s := range []struct {
 		name       string
@@ -125,7 +126,7 @@ func TestErrors(t *testing.T) {
 		{"unknown command", suite.RAM(t, size), 0, 77, 0, 8, unix.EINVAL},
 		{"unknown flag", suite.RAM(t, size), 1 << 9, 0, 0, 8, unix.EINVAL},
 		{"status without context", suite.RAM(t, size), 0, 7, 0, 8, unix.EINVAL},
-		{"half a block", blockdev.Device(overlay(t, size)), 0, 1, 1, 8, unix.EINVAL},
+		{"half a block", byPages{suite.RAM(t, size)}, 0, 1, 1, 8, unix.EINVAL},
 		{"trim, read-only", blockdev.ReadOnly(suite.RAM(t, size)), 0, 4, 0, 8, unix.EPERM},
 		{"flush, read-only", blockdev.ReadOnly(suite.RAM(t, size)), 0, 3, 0, 0, 0},
 		{"read fails", broken(unix.EIO), 0, 0, 0, 8, unix.EIO},
@@ -153,12 +154,16 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-func overlay(t *testing.T, size int64) *blockdev.Overlay {
-	o, err := blockdev.NewOverlay(suite.RAM(t, size), suite.RAM(t, size))
-	if err != nil {
-		t.Fatal(err)
+// byPages is a Writer with blocks of a page.
+type byPages struct{ blockdev.Writer }
+
+func (byPages) BlockSize() int { return 4096 }
+
+func (b byPages) WriteAt(ctx context.Context, p []byte, off int64) error {
+	if err := blockdev.Check(b, off, int64(len(p))); err != nil {
+		return err
 	}
-	return o
+	return b.Writer.WriteAt(ctx, p, off)
 }
 
 // plain is a Writer without abilities.
@@ -221,7 +226,7 @@ func TestStructured(t *testing.T) {
 
 // slow answers after a while, and counts who waits.
 func slow(t *testing.T, d time.Duration, now, most *atomic.Int32) blockdev.Device {
-	return blockdev.Faulty(suite.RAM(t, 64<<20), func(ctx context.Context, _ blockdev.Op, _, _ int64) error {
+	return faultdev.Faulty(suite.RAM(t, 64<<20), func(ctx context.Context, _ blockdev.Op, _, _ int64) error {
 		n := now.Add(1)
 		defer now.Add(-1)
 		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
@@ -292,7 +297,7 @@ func TestGoneClient(t *testing.T) {
 	release := make(chan struct{})
 	var waiting atomic.Int32
 	dev := suite.RAM(t, 1<<20)
-	stuck := blockdev.Faulty(dev, func(_ context.Context, op blockdev.Op, off, _ int64) error {
+	stuck := faultdev.Faulty(dev, func(_ context.Context, op blockdev.Op, off, _ int64) error {
 		if op == blockdev.OpWrite && off == 0 && waiting.Add(1) == 1 {
 			<-release // not to be told to leave, as a disk's writes are not
 		}

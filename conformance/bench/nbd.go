@@ -19,6 +19,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/nbd"
+	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/testbed"
 	"github.com/remora-storage/remora/conformance/tools/nbdload"
 )
@@ -253,7 +254,7 @@ func nbdSlow(ctx context.Context, o options) error {
 		return err
 	}
 	defer ram.Close()
-	slow := blockdev.Faulty(ram, func(context.Context, blockdev.Op, int64, int64) error {
+	slow := faultdev.Faulty(ram, func(context.Context, blockdev.Op, int64, int64) error {
 		ts := unix.NsecToTimespec(wait.Nanoseconds()) // Go's own timers are a millisecond late on an idle machine
 		for {
 			if err := unix.Nanosleep(&ts, &ts); !errors.Is(err, unix.EINTR) {

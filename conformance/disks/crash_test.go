@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -32,8 +32,14 @@ done
 
 // An acknowledgement is what a program was told to be on stable storage, after so many flushes of the device.
 type acknowledgement struct {
-	flushes    int
-	name, what string
+	Flushes    int
+	Name, What string
+}
+
+// recorded is what a test of power cuts knows of its recording.
+type recorded struct {
+	First, Last int // flushes before the program began, and at its end
+	Acks        []acknowledgement
 }
 
 // TestDiskPowerCut: after a power cut at any flush, of what the disk was sent since whatever may be lost, torn and out
@@ -41,37 +47,22 @@ type acknowledgement struct {
 func TestDiskPowerCut(t *testing.T) {
 	t.Parallel()
 	testbed.NeedRoot(t)
-	rec, dev, dir, umount := testbed.RecordedExt4(t, 64<<20)
-	unix.Sync()
-	first := rec.Flushes()
-
-	c, err := testbed.Command(t.Context(), "sh", "-c", fsyncing, "sh", dir, fmt.Sprint(testbed.Rounds(60, 500)))
-	testbed.Must(t, err)
-	out, err := c.StdoutPipe()
-	testbed.Must(t, err)
-	c.Stderr = os.Stderr
-	testbed.Must(t, c.Start())
-	var acks []acknowledgement
-	for in := bufio.NewScanner(out); in.Scan(); {
-		name, what, _ := strings.Cut(in.Text(), " ")
-		acks = append(acks, acknowledgement{rec.Flushes(), name, strings.TrimSuffix(what, " -")})
+	var r recorded
+	rec, seed := testbed.Replay(t, &r)
+	if rec == nil {
+		rec, r = recordFsyncs(t)
+		seed = uint64(time.Now().UnixNano())
 	}
-	testbed.Must(t, c.Wait())
-	umount()
-	testbed.FileSystems[0].Clean(t, dev)
-	last := rec.Flushes()
-	t.Logf("%d flushes, %d acknowledgements", last-first, len(acks))
-	if last-first < len(acks) {
-		t.Errorf("%d flushes for %d calls of fsync", last-first, len(acks))
+	testbed.KeepIfFailed(t, rec, seed, r)
+	t.Logf("seed %d, %d flushes, %d acknowledgements", seed, r.Last-r.First, len(r.Acks))
+	if r.Last-r.First < len(r.Acks) {
+		t.Errorf("%d flushes for %d calls of fsync", r.Last-r.First, len(r.Acks))
 	}
-
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	cuts := testbed.Rounds(200, 4*(last-first))
+	cuts := testbed.Rounds(200, 4*(r.Last-r.First))
 	for range cuts {
-		at := first + rnd.IntN(last-first+1)
-		afterPowerCut(t, rec, at, rnd, acks)
+		at := r.First + rnd.IntN(r.Last-r.First+1)
+		afterPowerCut(t, rec, at, rnd, r.Acks)
 		if t.Failed() {
 			t.Fatalf("cut after flush %d", at)
 		}
@@ -79,22 +70,46 @@ func TestDiskPowerCut(t *testing.T) {
 	t.Logf("%d cuts", cuts)
 }
 
+// recordFsyncs has a program write to a disk and remember what it was told to be on stable storage.
+func recordFsyncs(t *testing.T) (_ *faultdev.Recorder, r recorded) {
+	t.Helper()
+	rec, dev, dir, umount := testbed.RecordedExt4(t, 64<<20)
+	unix.Sync()
+	r.First = rec.Flushes()
+
+	c, err := testbed.Command(t.Context(), "sh", "-c", fsyncing, "sh", dir, fmt.Sprint(testbed.Rounds(60, 500)))
+	testbed.Must(t, err)
+	out, err := c.StdoutPipe()
+	testbed.Must(t, err)
+	c.Stderr = os.Stderr
+	testbed.Must(t, c.Start())
+	for in := bufio.NewScanner(out); in.Scan(); {
+		name, what, _ := strings.Cut(in.Text(), " ")
+		r.Acks = append(r.Acks, acknowledgement{rec.Flushes(), name, strings.TrimSuffix(what, " -")})
+	}
+	testbed.Must(t, c.Wait())
+	umount()
+	testbed.FileSystems[0].Clean(t, dev)
+	r.Last = rec.Flushes()
+	return rec, r
+}
+
 // afterPowerCut looks at what a cut leaves.
-func afterPowerCut(t *testing.T, rec *blockdev.Recorder, flushes int, rnd *rand.Rand, acks []acknowledgement) {
+func afterPowerCut(t *testing.T, rec *faultdev.Recorder, flushes int, rnd *rand.Rand, acks []acknowledgement) {
 	t.Helper()
 	testbed.CutAndLook(t, rec, flushes, rnd, func(dir string) {
 		var lines int
 		for _, a := range acks {
-			if a.flushes > flushes {
+			if a.Flushes > flushes {
 				break
 			}
-			if a.name == "log" {
+			if a.Name == "log" {
 				lines++
 				continue
 			}
-			p, err := os.ReadFile(filepath.Join(dir, a.name))
-			if sum := sha256.Sum256(p); err != nil || hex.EncodeToString(sum[:]) != a.what {
-				t.Errorf("%s was fsynced before flush %d of %d and is not what it was: %d bytes, %v", a.name, a.flushes, flushes, len(p), err)
+			p, err := os.ReadFile(filepath.Join(dir, a.Name))
+			if sum := sha256.Sum256(p); err != nil || hex.EncodeToString(sum[:]) != a.What {
+				t.Errorf("%s was fsynced before flush %d of %d and is not what it was: %d bytes, %v", a.Name, a.Flushes, flushes, len(p), err)
 			}
 		}
 		log, err := os.ReadFile(filepath.Join(dir, "log"))

@@ -11,15 +11,16 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/export/fusefile"
+	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/suite"
 )
 
 // RecordedExt4 mounts an ext4 on a disk in memory that records what it is sent. Its superblock is never torn: it has one
 // checksum over its two sectors, and ext4 relies on a disk that writes both or none (e2fsck would take a copy).
-func RecordedExt4(t *testing.T, size int64) (rec *blockdev.Recorder, dev, dir string, umount func()) {
+func RecordedExt4(t *testing.T, size int64) (rec *faultdev.Recorder, dev, dir string, umount func()) {
 	t.Helper()
 	const superblock, superblockSize = 1024, 1024
-	rec = blockdev.NewRecorder(suite.RAM(t, size))
+	rec = faultdev.NewRecorder(suite.RAM(t, size))
 	rec.KeepWhole(superblock, superblockSize)
 	files, err := fusefile.Mount(t.TempDir(), fusefile.Options{Writable: true, Log: slog.New(slog.DiscardHandler)})
 	Must(t, err)
@@ -33,7 +34,7 @@ func RecordedExt4(t *testing.T, size int64) (rec *blockdev.Recorder, dev, dir st
 }
 
 // CutAndLook makes what a power cut leaves of a disk, mounts it, and has somebody look.
-func CutAndLook(t *testing.T, rec *blockdev.Recorder, flushes int, rnd *rand.Rand, look func(dir string)) {
+func CutAndLook(t *testing.T, rec *faultdev.Recorder, flushes int, rnd *rand.Rand, look func(dir string)) {
 	t.Helper()
 	work := t.TempDir()
 	defer os.RemoveAll(work)

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/testbed"
 	"github.com/remora-storage/remora/remote/store/filestore"
 	"github.com/remora-storage/remora/volume"
@@ -25,38 +25,45 @@ const (
 
 // A powerWriter writes to blocks of its own, one after the other, and flushes now and then.
 type powerWriter struct {
-	id     uint64
-	blocks []int64 // which block each of its writes went to; the first is write 1
-	acks   []cutAck
+	ID     uint64
+	Blocks []int64 // which block each of its writes went to; the first is write 1
+	Acks   []cutAck
 }
 
 // cutAck is a flush that returned: writes up to this one were before it, and the disk below had been flushed so often.
-type cutAck struct{ write, flushes int }
+type cutAck struct{ Write, Flushes int }
 
-func (w *powerWriter) offset(block int64) int64 {
-	return (int64(w.id)*cutBlocks + block) * volume.Block
+// recordedWrites is what the test knows of its recording.
+type recordedWrites struct {
+	First, Last int // flushes before the writers began, and at their end
+	Node        volume.ID
+	Writers     []*powerWriter
 }
 
-func (w *powerWriter) run(ctx context.Context, v *volume.Volume, writes int, rec *blockdev.Recorder) error {
-	r := rand.New(rand.NewPCG(w.id, 1))
+func (w *powerWriter) offset(block int64) int64 {
+	return (int64(w.ID)*cutBlocks + block) * volume.Block
+}
+
+func (w *powerWriter) run(ctx context.Context, v *volume.Volume, writes int, rec *faultdev.Recorder) error {
+	r := rand.New(rand.NewPCG(w.ID, 1))
 	for i := 1; i <= writes; i++ {
 		block := r.Int64N(cutBlocks)
 		p := make([]byte, volume.Block)
 		for k := 0; k < len(p); k += 16 {
-			binary.LittleEndian.PutUint64(p[k:], w.id+1)
+			binary.LittleEndian.PutUint64(p[k:], w.ID+1)
 			binary.LittleEndian.PutUint64(p[k+8:], uint64(i))
 		}
 		if err := v.WriteAt(ctx, p, w.offset(block)); err != nil {
 			return err
 		}
-		w.blocks = append(w.blocks, block)
+		w.Blocks = append(w.Blocks, block)
 		if r.IntN(3) > 0 {
 			continue
 		}
 		if err := v.Flush(ctx); err != nil {
 			return err
 		}
-		w.acks = append(w.acks, cutAck{i, rec.Flushes()})
+		w.Acks = append(w.Acks, cutAck{i, rec.Flushes()})
 	}
 	return nil
 }
@@ -75,25 +82,25 @@ func (w *powerWriter) mustHave(t *testing.T, v *volume.Volume, flushes int) {
 		id, seq := binary.LittleEndian.Uint64(p), binary.LittleEndian.Uint64(p[8:])
 		for k := 0; k < len(p); k += 16 {
 			if binary.LittleEndian.Uint64(p[k:]) != id || binary.LittleEndian.Uint64(p[k+8:]) != seq {
-				t.Fatalf("writer %d: block %d is torn", w.id, block)
+				t.Fatalf("writer %d: block %d is torn", w.ID, block)
 			}
 		}
-		if seq > 0 && id != w.id+1 || seq > uint64(len(w.blocks)) {
-			t.Fatalf("writer %d: block %d is of writer %d, write %d", w.id, block, id, seq)
+		if seq > 0 && id != w.ID+1 || seq > uint64(len(w.Blocks)) {
+			t.Fatalf("writer %d: block %d is of writer %d, write %d", w.ID, block, id, seq)
 		}
 		found[block], last = seq, max(last, seq)
 	}
-	for _, a := range w.acks {
-		if a.flushes <= flushes && uint64(a.write) > last {
-			t.Fatalf("writer %d: write %d was flushed, the volume ends with write %d", w.id, a.write, last)
+	for _, a := range w.Acks {
+		if a.Flushes <= flushes && uint64(a.Write) > last {
+			t.Fatalf("writer %d: write %d was flushed, the volume ends with write %d", w.ID, a.Write, last)
 		}
 	}
 	var want [cutBlocks]uint64
-	for i, block := range w.blocks[:last] {
+	for i, block := range w.Blocks[:last] {
 		want[block] = uint64(i) + 1
 	}
 	if found != want {
-		t.Fatalf("writer %d: what the volume has up to write %d is no prefix of what was written:\n%v\n%v", w.id, last, found, want)
+		t.Fatalf("writer %d: what the volume has up to write %d is no prefix of what was written:\n%v\n%v", w.ID, last, found, want)
 	}
 }
 
@@ -112,6 +119,34 @@ func attachCut(t *testing.T, id volume.ID, dir, journals string) (*volume.Volume
 	return v, store
 }
 
+// recordWrites has writers write to a volume whose journal and store are on a disk.
+func recordWrites(t *testing.T, class volume.Class) (_ *faultdev.Recorder, r recordedWrites) {
+	t.Helper()
+	r.Node = volume.NewID()
+	rec, _, dir, umount := testbed.RecordedExt4(t, 192<<20)
+	store, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{})
+	testbed.Must(t, err)
+	_, _, err = volume.Create(t.Context(), store, "data", volume.Spec{Size: cutVolume, Class: class})
+	testbed.Must(t, err)
+	v, _ := attachCut(t, r.Node, dir, filepath.Join(dir, "journals"))
+	syncFS(t, dir)
+	r.First = rec.Flushes()
+
+	r.Writers = make([]*powerWriter, powerWriters)
+	errs := make([]error, powerWriters)
+	var running sync.WaitGroup
+	for i := range r.Writers {
+		r.Writers[i] = &powerWriter{ID: uint64(i)}
+		running.Go(func() { errs[i] = r.Writers[i].run(t.Context(), v, 250, rec) })
+	}
+	running.Wait()
+	testbed.Must(t, errors.Join(errs...))
+	r.Last = rec.Flushes()
+	testbed.Must(t, v.Close())
+	umount()
+	return rec, r
+}
+
 // TestVolumePowerCut: journal and file store lie on a disk whose power is cut at any flush; of what the disk was sent since
 // whatever may be lost, torn and out of order. Each writer's part of the volume is then a prefix of what it wrote that
 // has all that was flushed: with the journal, and for class remote from the store alone too.
@@ -121,52 +156,35 @@ func TestVolumePowerCut(t *testing.T) {
 	for _, class := range []volume.Class{volume.Local, volume.Remote} {
 		t.Run(string(class), func(t *testing.T) {
 			t.Parallel()
-			rec, _, dir, umount := testbed.RecordedExt4(t, 192<<20)
-			store, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{})
-			testbed.Must(t, err)
-			_, _, err = volume.Create(t.Context(), store, "data", volume.Spec{Size: cutVolume, Class: class})
-			testbed.Must(t, err)
-			node := volume.NewID()
-			v, _ := attachCut(t, node, dir, filepath.Join(dir, "journals"))
-			syncFS(t, dir)
-			first := rec.Flushes()
-
-			writers := make([]*powerWriter, powerWriters)
-			errs := make([]error, powerWriters)
-			var running sync.WaitGroup
-			for i := range writers {
-				writers[i] = &powerWriter{id: uint64(i)}
-				running.Go(func() { errs[i] = writers[i].run(t.Context(), v, 250, rec) })
+			var r recordedWrites
+			rec, seed := testbed.Replay(t, &r)
+			if rec == nil {
+				rec, r = recordWrites(t, class)
+				seed = uint64(time.Now().UnixNano())
 			}
-			running.Wait()
-			testbed.Must(t, errors.Join(errs...))
-			last := rec.Flushes()
-			testbed.Must(t, v.Close())
-			umount()
-
-			seed := uint64(time.Now().UnixNano())
+			testbed.KeepIfFailed(t, rec, seed, r)
 			rnd := rand.New(rand.NewPCG(seed, 0))
 			cuts := testbed.Rounds(40, 1000)
-			t.Logf("seed %d, %d flushes, %d cuts", seed, last-first, cuts)
+			t.Logf("seed %d, %d flushes, %d cuts", seed, r.Last-r.First, cuts)
 			for range cuts {
-				at := first + rnd.IntN(last-first+1)
+				at := r.First + rnd.IntN(r.Last-r.First+1)
 				testbed.CutAndLook(t, rec, at, rnd, func(dir string) {
-					v, store := attachCut(t, node, dir, filepath.Join(dir, "journals"))
-					for _, w := range writers {
+					v, store := attachCut(t, r.Node, dir, filepath.Join(dir, "journals"))
+					for _, w := range r.Writers {
 						w.mustHave(t, v, at)
 					}
 					testbed.Must(t, v.Detach(t.Context()))
-					r, err := volume.Check(t.Context(), store, "data", true, func(string) {})
+					report, err := volume.Check(t.Context(), store, "data", true, func(string) {})
 					testbed.Must(t, err)
-					for _, p := range r.Problems {
+					for _, p := range report.Problems {
 						t.Error(p)
 					}
 				})
 				if class == volume.Remote { // without the node
 					testbed.CutAndLook(t, rec, at, rnd, func(dir string) {
-						testbed.Must(t, os.Remove(filepath.Join(dir, "store", "node", node.String()))) // nobody waits for its lease
+						testbed.Must(t, os.Remove(filepath.Join(dir, "store", "node", r.Node.String()))) // nobody waits for its lease
 						v, _ := attachCut(t, volume.NewID(), dir, filepath.Join(dir, "others"))
-						for _, w := range writers {
+						for _, w := range r.Writers {
 							w.mustHave(t, v, at)
 						}
 						testbed.Must(t, v.Detach(t.Context()))

@@ -14,8 +14,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
@@ -35,11 +34,11 @@ type Options struct {
 
 // A Host is a node's volumes. Nobody else uses its Root.
 type Host struct {
-	opts      Options
-	journals  *volume.JournalDir
-	id        identity
-	life      volume.ID
-	latencies *prometheus.HistogramVec
+	opts     Options
+	journals *volume.JournalDir
+	id       identity
+	life     volume.ID
+	requests *blockdev.Metrics
 
 	mu      sync.Mutex // guards the fields below
 	record  record
@@ -115,7 +114,7 @@ func Open(opts Options) (*Host, error) {
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, err
 	}
-	h := &Host{opts: opts, life: volume.NewID(), latencies: newLatencies(), stores: map[string]*hostStore{}, open: map[volume.ID]*opened{}}
+	h := &Host{opts: opts, life: volume.NewID(), requests: blockdev.NewMetrics("volume"), stores: map[string]*hostStore{}, open: map[volume.ID]*opened{}}
 	var err error
 	if err := durable.Sweep(opts.Root); err != nil {
 		return nil, err
@@ -262,7 +261,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	h.mu.Lock()
 	if o, ok := h.open[a.ID]; ok {
 		h.mu.Unlock()
-		return &Device{o, h.latencies}, o.wait(ctx)
+		return newDevice(o, h.requests), o.wait(ctx)
 	}
 	if s.unsafe != nil {
 		h.mu.Unlock()
@@ -289,7 +288,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	}
 	close(o.ready)
 	h.started.Go(h.tellEvents)
-	return &Device{o, h.latencies}, nil
+	return newDevice(o, h.requests), nil
 }
 
 func (h *Host) volumeOptions(s *hostStore) volume.Options {
@@ -326,7 +325,7 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if o, ok := h.open[id]; ok {
-		return &Device{o, h.latencies}, nil
+		return newDevice(o, h.requests), nil
 	}
 	i := slices.IndexFunc(h.record.Attached, func(a Attached) bool { return a.ID == id })
 	if i < 0 {
@@ -351,7 +350,7 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 			}
 		}
 	})
-	return &Device{o, h.latencies}, nil
+	return newDevice(o, h.requests), nil
 }
 
 // ResumeAll opens again what was owned and has no device any more: an earlier process was giving it up.

@@ -6,17 +6,9 @@ import (
 	"github.com/remora-storage/remora/volume"
 )
 
-// latencies of requests, by operation.
-func newLatencies() *prometheus.HistogramVec {
-	return prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Name: "remora_volume_request_seconds", Help: "how long requests to volumes took",
-		Buckets: prometheus.ExponentialBuckets(50e-6, 4, 10),
-	}, []string{"op"})
-}
-
 // Register adds the metrics of a node's volumes to a registry.
 func (h *Host) Register(r prometheus.Registerer) {
-	r.MustRegister(h.latencies, collector{h})
+	r.MustRegister(h.requests, collector{h})
 }
 
 // collector reads what volumes and stores count themselves.

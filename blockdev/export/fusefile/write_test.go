@@ -14,6 +14,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/export/fusefile"
+	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/suite"
 )
 
@@ -45,7 +46,7 @@ func TestWrite(t *testing.T) {
 	}()
 	dev := suite.RAM(t, 8<<20)
 	var flushes atomic.Int32
-	path := f.Export(node, blockdev.Faulty(dev, func(_ context.Context, op blockdev.Op, _, _ int64) error {
+	path := f.Export(node, faultdev.Faulty(dev, func(_ context.Context, op blockdev.Op, _, _ int64) error {
 		if op == blockdev.OpFlush && flushes.Add(1) == 3 {
 			return unix.EIO
 		}
@@ -103,7 +104,7 @@ func TestWriteTakenOver(t *testing.T) {
 	}
 	dev := suite.RAM(t, 1<<20)
 	var begun atomic.Int32
-	path := f.Export(node, blockdev.Faulty(dev, func(ctx context.Context, op blockdev.Op, _, _ int64) error {
+	path := f.Export(node, faultdev.Faulty(dev, func(ctx context.Context, op blockdev.Op, _, _ int64) error {
 		if op != blockdev.OpWrite {
 			return nil
 		}
@@ -134,7 +135,7 @@ func TestWriteTakenOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	var writes atomic.Int32
-	f.Export(node, blockdev.Faulty(dev, func(_ context.Context, op blockdev.Op, _, _ int64) error {
+	f.Export(node, faultdev.Faulty(dev, func(_ context.Context, op blockdev.Op, _, _ int64) error {
 		if op == blockdev.OpWrite {
 			if writes.Add(1) == 1 {
 				time.Sleep(50 * time.Millisecond) // time for the other to overtake, if it could

@@ -1,16 +1,20 @@
-package blockdev
+package faultdev
 
 import (
 	"context"
 	"fmt"
 	"math/rand/v2"
 	"sync"
+
+	"github.com/remora-storage/remora/blockdev"
 )
 
 // A Recorder is a Writer that remembers every change of the Writer below, so that what a power cut would have
-// left can be made afterwards. It keeps all bytes that were written in memory.
+// left can be made afterwards. It keeps all bytes that were written in memory. One that Load returned has no Writer below:
+// it can only be cut.
 type Recorder struct {
-	w Writer
+	w    blockdev.Writer
+	size int64
 
 	mu      sync.Mutex // guards the fields below
 	changes []change
@@ -29,7 +33,7 @@ type change struct {
 }
 
 // NewRecorder returns a Recorder over w, whose content is what a cut before the first write leaves.
-func NewRecorder(w Writer) *Recorder { return &Recorder{w: w} }
+func NewRecorder(w blockdev.Writer) *Recorder { return &Recorder{w: w, size: w.Size()} }
 
 // KeepWhole says that no cut tears the n bytes at off, which what uses the device relies on.
 func (r *Recorder) KeepWhole(off, n int64) {
@@ -38,20 +42,20 @@ func (r *Recorder) KeepWhole(off, n int64) {
 	r.whole = span{off, off + n}
 }
 
-// Size implements Device.
-func (r *Recorder) Size() int64 { return r.w.Size() }
+// Size implements blockdev.Device.
+func (r *Recorder) Size() int64 { return r.size }
 
-// BlockSize implements Device.
+// BlockSize implements blockdev.Device.
 func (r *Recorder) BlockSize() int { return r.w.BlockSize() }
 
-// ReadAt implements Device.
+// ReadAt implements blockdev.Device.
 func (r *Recorder) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	return r.w.ReadAt(ctx, p, off)
 }
 
-// Extents implements Mapper.
-func (r *Recorder) Extents(ctx context.Context, off, n int64, yield func(Extent) bool) error {
-	return Extents(ctx, r.w, off, n, yield)
+// Extents implements blockdev.Mapper.
+func (r *Recorder) Extents(ctx context.Context, off, n int64, yield func(blockdev.Extent) bool) error {
+	return blockdev.Extents(ctx, r.w, off, n, yield)
 }
 
 // record remembers a change that was carried out. Changes that overlap do not run at the same time with
@@ -66,27 +70,28 @@ func (r *Recorder) record(err error, c change) error {
 	return nil
 }
 
-// WriteAt implements Writer.
+// WriteAt implements blockdev.Writer.
 func (r *Recorder) WriteAt(ctx context.Context, p []byte, off int64) error {
 	return r.record(r.w.WriteAt(ctx, p, off), change{off: off, n: int64(len(p)), data: append([]byte(nil), p...)})
 }
 
-// WriteSync implements Syncer.
+// WriteSync implements blockdev.Syncer.
 func (r *Recorder) WriteSync(ctx context.Context, p []byte, off int64) error {
-	return r.record(WriteSync(ctx, r.w, p, off), change{off: off, n: int64(len(p)), data: append([]byte(nil), p...), sync: true})
+	c := change{off: off, n: int64(len(p)), data: append([]byte(nil), p...), sync: true}
+	return r.record(blockdev.WriteSync(ctx, r.w, p, off), c)
 }
 
-// Trim implements Trimmer. What is trimmed reads as zeros.
+// Trim implements blockdev.Trimmer. What is trimmed reads as zeros.
 func (r *Recorder) Trim(ctx context.Context, off, n int64) error {
-	return r.WriteZeroes(ctx, off, n, Zeroing{})
+	return r.WriteZeroes(ctx, off, n, blockdev.Zeroing{})
 }
 
-// WriteZeroes implements Zeroer.
-func (r *Recorder) WriteZeroes(ctx context.Context, off, n int64, how Zeroing) error {
-	return r.record(WriteZeroes(ctx, r.w, off, n, how), change{off: off, n: n})
+// WriteZeroes implements blockdev.Zeroer.
+func (r *Recorder) WriteZeroes(ctx context.Context, off, n int64, how blockdev.Zeroing) error {
+	return r.record(blockdev.WriteZeroes(ctx, r.w, off, n, how), change{off: off, n: n})
 }
 
-// Flush implements Writer.
+// Flush implements blockdev.Writer.
 func (r *Recorder) Flush(ctx context.Context) error {
 	r.mu.Lock()
 	covered := len(r.changes)
@@ -112,7 +117,7 @@ const sector = 512 // bytes that a disk writes as a whole
 // Cut makes dst, which holds what the Recorder began with, into what a power cut could leave that came after the
 // given number of flushes and before the next one: all that the flushes cover, and of what came later each
 // change or not, in any order where they do not overlap, and some torn.
-func (r *Recorder) Cut(ctx context.Context, dst Writer, flushes int, rnd *rand.Rand) error {
+func (r *Recorder) Cut(ctx context.Context, dst blockdev.Writer, flushes int, rnd *rand.Rand) error {
 	r.mu.Lock()
 	if flushes > len(r.flushes) {
 		r.mu.Unlock()
@@ -162,9 +167,9 @@ func (c change) part(from, to int64) change {
 	return p
 }
 
-func (c change) apply(ctx context.Context, dst Writer) error {
+func (c change) apply(ctx context.Context, dst blockdev.Writer) error {
 	if c.data == nil {
-		return WriteZeroes(ctx, dst, c.off, c.n, Zeroing{})
+		return blockdev.WriteZeroes(ctx, dst, c.off, c.n, blockdev.Zeroing{})
 	}
 	return dst.WriteAt(ctx, c.data, c.off)
 }
