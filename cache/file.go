@@ -296,8 +296,11 @@ func (f *File) noteLocked(i uint32) {
 // with whoever waits for the same bytes, and returns soon after ctx ends. At the image's end it
 // returns fewer bytes and no error.
 func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	if off < 0 || off > f.t.imageSize {
-		return 0, fmt.Errorf("read image %s at %d of %d", f.id, off, f.t.imageSize)
+	switch {
+	case off < 0:
+		return 0, fmt.Errorf("read image %s at %d: %w", f.id, off, blockdev.ErrRange)
+	case off >= f.t.imageSize:
+		return 0, nil
 	}
 	p = p[:min(int64(len(p)), f.t.imageSize-off)]
 	lo, hi := f.t.overlapping(off, int64(len(p)))

@@ -61,6 +61,9 @@ func Device(t *testing.T, newDevice func(t *testing.T, size int64) blockdev.Devi
 			t.Errorf("beyond the end: %v", err)
 		}
 	})
+	t.Run("a reader leaves with its context", func(t *testing.T) { readerLeaves(t, open(t)) })
+	t.Run("what it answers now is what it answers", func(t *testing.T) { now(t, open(t)) })
+	t.Run("its memory is its bytes", func(t *testing.T) { mapped(t, open(t)) })
 	if _, ok := newDevice(t, size).(blockdev.Writer); !ok {
 		return
 	}
@@ -101,7 +104,8 @@ func Device(t *testing.T, newDevice func(t *testing.T, size int64) blockdev.Devi
 			model(t, writer(t), rand.New(rand.NewPCG(seed, 1)))
 		}
 	})
-	t.Run("by many at once", func(t *testing.T) { concurrent(t, writer(t)) })
+	t.Run("by many side by side", func(t *testing.T) { concurrent(t, writer(t)) })
+	t.Run("a writer leaves with its context", func(t *testing.T) { writerLeaves(t, writer(t)) })
 }
 
 // model changes a device and bytes in memory in the same ways, and compares them.

@@ -111,7 +111,7 @@ func storeEnded(t *testing.T, s subject) {
 	}
 }
 
-// soon is far beyond what a store takes to notice that its caller has gone, on a machine that does a lot besides.
+// soon is far beyond what a store or a device takes to notice that its caller has gone, on a machine that does a lot besides.
 const soon = 30 * time.Second
 
 // storeCancelled ends puts while they run: each returns soon, and has stored all of its object or nothing; a later put works.
