@@ -8,6 +8,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/conformance/suite"
 )
 
@@ -24,10 +25,10 @@ func TestDevice(t *testing.T) {
 		if err := zw.Close(); err != nil {
 			t.Fatal(err)
 		}
-		im := &image{spec: cache.Spec{Codec: cache.CodecGzip, ImageSize: size, MetaSize: extent, Meta: meta(zeros)}}
+		im := &image{spec: cache.Spec{Codec: blob.Gzip, ImageSize: size, MetaSize: extent, Meta: meta(zeros)}}
 		for off := int64(extent); off < size; off += extent {
 			unit := uint32(len(im.spec.Units))
-			im.spec.Units = append(im.spec.Units, cache.Unit{Off: int64(len(im.blob)), Len: int64(packed.Len())})
+			im.spec.Units = append(im.spec.Units, blob.Unit{Off: int64(len(im.blob)), Len: int64(packed.Len())})
 			im.spec.Extents = append(im.spec.Extents, cache.Extent{Off: off, Len: extent, Unit: unit, Digest: sha256.Sum256(zeros)})
 			im.blob = append(im.blob, packed.Bytes()...)
 		}

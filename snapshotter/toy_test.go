@@ -15,6 +15,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/export"
 	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // A toy is a way into a kernel that is a directory: a mount is a file "data" in it that has the bytes of the device. It
@@ -112,8 +113,8 @@ func (m toyMeta) WriteTo(w io.Writer) (int64, error) {
 func toyImage(t *testing.T, c *cache.Cache, id, content string) *cache.File {
 	t.Helper()
 	f, err := c.Create(id, cache.Spec{
-		ImageSize: int64(len(content)), MetaSize: int64(len(content)), Meta: toyMeta(content), Codec: cache.CodecGzip,
-		Units: []cache.Unit{{Len: 1}},
+		ImageSize: int64(len(content)), MetaSize: int64(len(content)), Meta: toyMeta(content), Codec: blob.Gzip,
+		Units: []blob.Unit{{Len: 1}},
 	}, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ func volumeNode(t *testing.T) (*control.Client, *host.Host, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	disks, err := openDisks(t.Context(), dir, &theHolder{}, nil, h, discard())
+	disks, err := openDisks(t.Context(), dir, wayOfDisks(dir, nil, discard()), false, &theHolder{}, h, discard())
 	if err != nil {
 		t.Fatal(err)
 	}
