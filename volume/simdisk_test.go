@@ -1,0 +1,209 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// simDisk is a journal's file whose unsynced writes a power cut loses, tears or keeps.
+type simDisk struct {
+	vid     ID
+	mu      sync.Mutex
+	stable  pages
+	now     pages
+	pending []simWrite
+	writes  int
+	rnd     *rand.Rand
+	delay   time.Duration
+	dead    bool // power is off: nothing arrives any more
+}
+
+// pages are blocks that are replaced and never changed, so that copies share them.
+type pages map[int64][]byte
+
+func (m pages) write(off int64, p []byte) {
+	for ; len(p) > 0; off, p = off+Block, p[Block:] {
+		m[off/Block] = p[:Block:Block]
+	}
+}
+
+// tear writes the sectors [from, to) of p.
+func (m pages) tear(off int64, p []byte, from, to int) {
+	for ; len(p) > 0; off, p, from, to = off+Block, p[Block:], from-Block, to-Block {
+		lo, hi := max(from, 0), min(to, Block)
+		if lo >= hi {
+			continue
+		}
+		b := make([]byte, Block)
+		copy(b, m[off/Block])
+		copy(b[lo:hi], p[lo:hi])
+		m[off/Block] = b
+	}
+}
+
+type simWrite struct {
+	seq int
+	off int64
+	p   []byte
+}
+
+func (d *simDisk) sleep() {
+	if d.delay > 0 {
+		d.mu.Lock()
+		t := time.Duration(d.rnd.Int64N(int64(d.delay)))
+		d.mu.Unlock()
+		time.Sleep(t)
+	}
+}
+
+func (d *simDisk) ReadAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for n := 0; n < len(p); n += Block {
+		if b, ok := d.now[(off+int64(n))/Block]; ok {
+			copy(p[n:], b)
+		} else {
+			clear(p[n:min(n+Block, len(p))])
+		}
+	}
+	return len(p), nil
+}
+
+func (d *simDisk) WriteAt(p []byte, off int64) (int, error) {
+	if off%Block != 0 || len(p)%Block != 0 || off+int64(len(p)) > simJournal {
+		return 0, fmt.Errorf("%d bytes at %d", len(p), off)
+	}
+	d.sleep()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dead {
+		return 0, errors.New("no power")
+	}
+	d.writes++
+	w := simWrite{d.writes, off, append([]byte(nil), p...)}
+	d.now.write(off, w.p)
+	d.pending = append(d.pending, w)
+	return len(p), nil
+}
+
+func (d *simDisk) Sync() error {
+	d.mu.Lock()
+	upTo := d.writes
+	d.mu.Unlock()
+	d.sleep()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.dead {
+		return errors.New("no power")
+	}
+	for len(d.pending) > 0 && d.pending[0].seq <= upTo {
+		d.stable.write(d.pending[0].off, d.pending[0].p)
+		d.pending = d.pending[1:]
+	}
+	return nil
+}
+
+func (d *simDisk) Size() int64  { return simJournal }
+func (d *simDisk) Close() error { return nil }
+
+// cut is a power cut: each unsynced write is kept, lost or torn at a sector.
+func (d *simDisk) cut() {
+	for _, i := range d.rnd.Perm(len(d.pending)) {
+		w := d.pending[i]
+		switch d.rnd.IntN(3) {
+		case 0:
+			d.stable.write(w.off, w.p)
+		case 1:
+			k := d.rnd.IntN(len(w.p)/512) * 512
+			if d.rnd.IntN(2) == 0 {
+				d.stable.tear(w.off, w.p, 0, k)
+			} else {
+				d.stable.tear(w.off, w.p, k, len(w.p))
+			}
+		}
+	}
+	d.pending = nil
+}
+
+// next is the disk as the next life finds it. What the one before still sends does not arrive.
+func (d *simDisk) next(power bool, delay time.Duration) *simDisk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.dead = true
+	if power {
+		d.cut()
+	}
+	n := &simDisk{
+		vid: d.vid, stable: maps.Clone(d.stable), now: maps.Clone(d.now), pending: d.pending, writes: d.writes,
+		rnd: rand.New(rand.NewPCG(d.rnd.Uint64(), 0)), delay: delay,
+	}
+	if power {
+		n.now = maps.Clone(d.stable)
+	}
+	return n
+}
+
+// simNode is a machine: it keeps its journals over crashes.
+type simNode struct {
+	mu       sync.Mutex
+	id       ID
+	journals map[ID]*simDisk
+	orphans  int
+	rnd      *rand.Rand
+	delay    time.Duration
+	boot     int
+	damaged  string // what replay must say of the journals: the test has damaged them on purpose
+}
+
+func (n *simNode) Create(vid, id ID) (JournalFile, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	d := &simDisk{vid: vid, stable: pages{}, now: pages{}, rnd: rand.New(rand.NewPCG(n.rnd.Uint64(), 0)), delay: n.delay}
+	n.journals[id] = d
+	return d, nil
+}
+
+func (n *simNode) Open(_, id ID) (JournalFile, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if d := n.journals[id]; d != nil {
+		return d, nil
+	}
+	return nil, ErrNoJournal
+}
+
+func (n *simNode) Remove(_, id ID) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.journals, id)
+	return nil
+}
+
+func (n *simNode) Orphan(_, except ID) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for id := range n.journals {
+		if id != except {
+			delete(n.journals, id)
+			n.orphans++
+		}
+	}
+	return nil
+}
+
+// crash ends the machine's daemon; power says that the machine goes with it. Requests of the old life that are on
+// their way to a disk do not arrive.
+func (n *simNode) crash(power bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if power {
+		n.boot++
+	}
+	for id, d := range n.journals {
+		n.journals[id] = d.next(power, n.delay)
+	}
+}
