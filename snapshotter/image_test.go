@@ -25,8 +25,9 @@ func TestWhichLayersAreLazy(t *testing.T) {
 		trust       Trust
 		lazy        bool
 	}{
-		"eStargz":               {gzip, map[string]string{estargz.TOCDigest: toc}, nil, Trust{}, true},
-		"Docker's media type":   {"application/vnd.docker.image.rootfs.diff.tar.gzip", map[string]string{estargz.TOCDigest: toc}, nil, Trust{}, true},
+		"eStargz": {gzip, map[string]string{estargz.TOCDigest: toc}, nil, Trust{}, true},
+		"Docker's media type": {"application/vnd.docker.image.rootfs.diff.tar.gzip", map[string]string{estargz.TOCDigest: toc},
+			nil, Trust{}, true},
 		"no index":              {gzip, nil, nil, Trust{}, false},
 		"no index, trusted":     {gzip, nil, nil, Trust{Unverified: []string{"reg.test"}}, true},
 		"another host trusted":  {gzip, nil, nil, Trust{Unverified: []string{"other.test"}}, false},

@@ -29,7 +29,8 @@ func TestProbe(t *testing.T) {
 		t.Errorf("got %+v", c)
 	}
 	// In a pod, where one kill takes both processes, an error is the worst.
-	if c, err = snapshotter.Probe(t.TempDir(), "", false, slog.New(slog.DiscardHandler)); err != nil || c.Lazy != blockdev.FuseFile || !strings.Contains(c.LazyReason, "pod") {
+	if c, err = snapshotter.Probe(t.TempDir(), "", false, slog.New(slog.DiscardHandler)); err != nil || c.Lazy != blockdev.FuseFile ||
+		!strings.Contains(c.LazyReason, "pod") {
 		t.Errorf("in a pod: %+v, %v", c, err)
 	}
 }

@@ -114,7 +114,8 @@ func Open(opts Options) (*Host, error) {
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, err
 	}
-	h := &Host{opts: opts, life: volume.NewID(), requests: blockdev.NewMetrics("volume"), stores: map[string]*hostStore{}, open: map[volume.ID]*opened{}}
+	h := &Host{opts: opts, life: volume.NewID(), requests: blockdev.NewMetrics("volume"), stores: map[string]*hostStore{},
+		open: map[volume.ID]*opened{}}
 	var err error
 	if err := durable.Sweep(opts.Root); err != nil {
 		return nil, err
