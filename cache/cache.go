@@ -18,7 +18,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/remora-storage/remora/cache/blob"
-	"github.com/remora-storage/remora/durable"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // Options of a Cache. The zero value works.

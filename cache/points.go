@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/remora-storage/remora/cache/inflate"
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // Where a blob is one gzip stream, its units are decoded from points in the middle of it. They lie in a

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/remora-storage/remora/backoff"
+	"github.com/remora-storage/remora/internal/backoff"
 )
 
 // A Policy says what becomes of reads whose bytes cannot be had because the source does not

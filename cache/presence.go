@@ -7,8 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/remora-storage/remora/durable"
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // The presence record is a log: a header, then entries that say which extents came or went.

@@ -10,7 +10,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // What a unit holds besides extents (the headers of the archive) is needed once more: to compute

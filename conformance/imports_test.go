@@ -12,29 +12,31 @@ const module = "github.com/remora-storage/remora/"
 // arrows says what each of our packages may import of ours. Both sides are patterns as the go command has them: "volume" is
 // that package, "volume/..." is it and all below it. The longest pattern that fits a package is its row.
 //
-//	cmd → snapshotter, volume → fs → cache → blockdev, remote → backoff, durable, wire
+//	cmd → snapshotter, volume → fs → cache → blockdev, remote → internal
 var arrows = []struct{ from, may string }{
-	{"backoff", ""},
-	{"durable", ""},
-	{"wire", ""},
+	{"internal/backoff", ""},
+	{"internal/durable", ""},
+	{"internal/wire", ""},
 	{"blockdev", ""}, // the contract
-	{"blockdev/...", "blockdev/... durable"},
+	{"blockdev/...", "blockdev/... internal/durable"},
 	{"remote", ""},
 	{"remote/internal/...", ""},
-	{"remote/registry/...", "remote/registry/... remote/internal/httprange backoff durable"}, // registries and stores never meet
+	// Registries and stores never meet.
+	{"remote/registry/...", "remote/registry/... remote/internal/httprange internal/backoff internal/durable"},
 	{"remote/store", ""}, // the contract
-	{"remote/store/...", "remote/store remote/internal/httprange backoff"},
-	{"cache/...", "cache/... blockdev backoff durable wire"},
+	{"remote/store/...", "remote/store remote/internal/httprange internal/backoff"},
+	{"cache/...", "cache/... blockdev internal/backoff internal/durable internal/wire"},
 	{"cache/inflate", ""},
 	{"cache/blob", ""},
-	{"fs/...", "fs/... cache/... blockdev remote/registry durable wire"},
+	{"fs/...", "fs/... cache/... blockdev remote/registry internal/durable internal/wire"},
 	{"fs/fuse", "fs/erofs fs/layout blockdev/..."}, // a way into the kernel
 	{"fs/layout", "cache/blob cache/inflate"},
 	{"fs/format/...", "fs/format/... fs/layout cache/blob"},
-	{"volume", "blockdev remote/store backoff durable wire"}, // the engine: a Store's contract is all that it knows of the network
-	{"volume/...", "volume/... blockdev remote/store backoff durable wire"},
-	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry durable wire"},
-	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache/... blockdev/... remote/... durable wire"},
+	// The engine: a Store's contract is all that it knows of the network.
+	{"volume", "blockdev remote/store internal/backoff internal/durable internal/wire"},
+	{"volume/...", "volume/... blockdev remote/store internal/backoff internal/durable internal/wire"},
+	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry internal/durable internal/wire"},
+	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache/... blockdev/... remote/... internal/durable internal/wire"},
 	// The suites of contracts, and benchmarks: tests alone import it.
 	{"conformance/...", "conformance/... volume/... cache/... blockdev/... remote/..."},
 }

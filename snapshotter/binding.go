@@ -13,7 +13,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
-	"github.com/remora-storage/remora/durable"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // A binding ties a committed snapshot to a remote layer. It lies beside the snapshot's

@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/remora-storage/remora/durable"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // brokenFile keeps the broken snapshots over restarts: after the first, nothing else tells that a

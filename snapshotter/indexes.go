@@ -14,10 +14,10 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/remote/registry"
 )
 

@@ -22,9 +22,9 @@ import (
 	"github.com/remora-storage/remora/blockdev/probe"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/blob"
-	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/remote/registry"
 )
 

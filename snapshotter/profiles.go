@@ -14,9 +14,9 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
-	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/profile"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // profiles keeps the profiles that were recorded on this node, one file an image.

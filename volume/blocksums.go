@@ -5,7 +5,7 @@ import (
 
 	"github.com/golang/groupcache/lru"
 
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // blockSums remembers the checksums of the blocks of frames that were read and found whole, so that a part of one can be read,

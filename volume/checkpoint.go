@@ -5,7 +5,7 @@ import (
 	"context"
 	"slices"
 
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // A checkpoint is a map that holds more of the log than the one before, stored but not named by the head yet.

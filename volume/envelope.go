@@ -6,7 +6,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // ErrCorrupt says that bytes are not what was written.

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/remora-storage/remora/internal/wire"
 	"github.com/remora-storage/remora/remote/store"
-	"github.com/remora-storage/remora/wire"
 )
 
 const (

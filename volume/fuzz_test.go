@@ -7,7 +7,7 @@ import (
 	"testing"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // Bytes of the store and of the journal's disk may be anything. The decoders' checksums keep a fuzzer from what is behind

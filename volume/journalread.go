@@ -7,7 +7,7 @@ import (
 	"sync"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // read reads the blocks of an extent that lies in the journal, and checks them.

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/durable"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // DefaultJournal is how large journals are unless something else is asked for, in bytes. A segment store that is out of

@@ -10,7 +10,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/remora-storage/remora/backoff"
+	"github.com/remora-storage/remora/internal/backoff"
 	"github.com/remora-storage/remora/remote/store"
 )
 

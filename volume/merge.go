@@ -8,7 +8,7 @@ import (
 	"slices"
 	"sort"
 
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // A merger makes the trees of a checkpoint from those of the one before and what has changed since. It reads each

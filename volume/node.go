@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // The map is two trees of immutable nodes: extents by block, and segments by number, with how many of their blocks

@@ -7,7 +7,7 @@ import (
 	"io"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // replayed is what is known of a journal after its records were read.

@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"github.com/remora-storage/remora/internal/wire"
 	"github.com/remora-storage/remora/remote/store"
-	"github.com/remora-storage/remora/wire"
 )
 
 // A segment is immutable:

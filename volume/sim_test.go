@@ -14,7 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/remora-storage/remora/backoff"
+	"github.com/remora-storage/remora/internal/backoff"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/remote/store/simstore"
 )

@@ -5,7 +5,7 @@ import (
 	"fmt"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // superblock is what is written down of a journal beside its records.

@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/remora-storage/remora/backoff"
+	"github.com/remora-storage/remora/internal/backoff"
 	"github.com/remora-storage/remora/remote/store"
 )
 

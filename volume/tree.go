@@ -8,8 +8,8 @@ import (
 
 	"github.com/golang/groupcache/lru"
 
+	"github.com/remora-storage/remora/internal/wire"
 	"github.com/remora-storage/remora/remote/store"
-	"github.com/remora-storage/remora/wire"
 )
 
 // mapNodes loads map nodes and keeps those that were used lately.

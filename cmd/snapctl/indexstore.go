@@ -13,8 +13,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/durable"
 	"github.com/remora-storage/remora/fs/index"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // indexStore is where "snapctl index" keeps what it made, two files an image: the index, and of which image

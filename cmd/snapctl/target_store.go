@@ -19,7 +19,7 @@ import (
 	"oras.land/oras-go/v2/errdef"
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
-	"github.com/remora-storage/remora/durable"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // storeTarget is an image in a content store: containerd's, or one that holds an archive's content.

@@ -22,7 +22,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -43,7 +43,7 @@ func (i *cutImage) isWhole(at int) bool { return i.whole > 0 && i.whole <= at }
 type powerCut struct {
 	stack  *testbed.Stack
 	proxy  *faultyProxy // between it and the registry
-	rec    *blockdev.Recorder
+	rec    *faultdev.Recorder
 	images []*cutImage
 	sums   map[string][32]byte // of all images' files, by path in their layer; no two layers have a directory in common
 }

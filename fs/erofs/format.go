@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/fs/layout"
-	"github.com/remora-storage/remora/wire"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // BlockSize is the image's block size in bytes, and the alignment of every file's data.

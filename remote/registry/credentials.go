@@ -13,7 +13,7 @@ import (
 
 	"oras.land/oras-go/v2/registry/remote/credentials"
 
-	"github.com/remora-storage/remora/durable"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // A Login is what an operator told us about one registry host, beyond configuration files.

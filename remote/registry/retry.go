@@ -5,7 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/remora-storage/remora/backoff"
+	"github.com/remora-storage/remora/internal/backoff"
 )
 
 // Retry bounds how often and how slowly something is tried again. Zero values take the default.

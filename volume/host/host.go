@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/durable"
+	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
 )

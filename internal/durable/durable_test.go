@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/remora-storage/remora/durable"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // contains insists on what a directory holds: nothing but these files with these contents.

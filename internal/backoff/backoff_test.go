@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/remora-storage/remora/backoff"
+	"github.com/remora-storage/remora/internal/backoff"
 )
 
 func TestNext(t *testing.T) {
