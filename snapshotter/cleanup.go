@@ -55,6 +55,7 @@ func (s *Snapshotter) reclaim(id string) error {
 		delete(s.bindings, id)
 		s.mu.Unlock()
 		if err := s.dropImage(b); err != nil {
+			s.addBinding(b) // else the next try would forget the image
 			return err
 		}
 	} else if err := s.kernel.Unmount(s.upperPath(id)); err != nil {

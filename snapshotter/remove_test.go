@@ -136,6 +136,9 @@ func TestCleanupTriesAgain(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 			b.gone(b.snapshotDir(id))
+			if ids, err := b.cached.IDs(); err != nil || len(ids) != 0 {
+				t.Errorf("in the cache: %v, %v", ids, err)
+			}
 		})
 	}
 }

@@ -95,9 +95,15 @@ func TestTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.settled(im)
+	kinds := []string{"index", "image", "mount", "fetch", "wait"}
+	eventually(t, "all is told", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return !slices.ContainsFunc(kinds, func(kind string) bool { return spans[kind].Kind == "" })
+	})
 	stop()
 	mu.Lock()
-	for _, kind := range []string{"index", "image", "mount", "fetch", "wait"} {
+	for _, kind := range kinds {
 		if s, ok := spans[kind]; !ok || s.Digest != im.layers[0].digest() || s.Began.IsZero() || s.Err != nil {
 			t.Errorf("%s: %+v, %v", kind, s, ok)
 		}
