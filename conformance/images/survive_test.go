@@ -1,7 +1,6 @@
 package images_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -35,6 +34,7 @@ for line in open("/test/sums"):
 paths = list(want)
 random.seed(int(sys.argv[1]))
 n = 0
+print("READING", flush=True)
 stopped = lambda: os.path.exists("/stop") or os.path.exists("/test/end")
 while not stopped():
     random.shuffle(paths)
@@ -59,7 +59,20 @@ type reader struct {
 	id  string
 	dir string // seen as /test in the container
 	cmd *exec.Cmd
-	out *bytes.Buffer
+}
+
+// out is what the container has printed.
+func (r *reader) out(t *testing.T) string {
+	t.Helper()
+	p, err := os.ReadFile(filepath.Join(r.dir, "out"))
+	testbed.Must(t, err)
+	return string(p)
+}
+
+// awaitReading returns when the container reads. Before, containerd needs remorad to start it.
+func (r *reader) awaitReading(t *testing.T) {
+	t.Helper()
+	testbed.WaitFor(t, r.id+" to read", func() bool { return strings.Contains(r.out(t), "READING") })
 }
 
 // startReader starts a reader whose image is lazy. want is the tree of the same image, unpacked.
@@ -72,23 +85,25 @@ func startReader(t *testing.T, s *testbed.Stack, ref, id, want string, seed int)
 		"type=bind,src="+dir+",dst=/test,options=rbind:ro",
 		ref, id, "python3", "/test/checksums.py", fmt.Sprint(seed))
 	testbed.Must(t, err)
-	r := &reader{id: id, dir: dir, cmd: c, out: new(bytes.Buffer)}
-	c.Stdout, c.Stderr = r.out, r.out
+	out, err := os.Create(filepath.Join(dir, "out"))
+	testbed.Must(t, err)
+	defer out.Close()
+	c.Stdout, c.Stderr = out, out
 	testbed.Must(t, c.Start())
-	return r
+	return &reader{id: id, dir: dir, cmd: c}
 }
 
 // stop ends a reader and insists that all that it read was right.
 func (r *reader) stop(t *testing.T, s *testbed.Stack) {
 	t.Helper()
 	if _, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "stop", r.id, "touch", "/stop"); err != nil {
-		t.Errorf("container %s does not answer any more: %v\n%s", r.id, err, r.out)
+		t.Errorf("container %s does not answer any more: %v\n%s", r.id, err, r.out(t))
 	}
 	testbed.Must(t, os.WriteFile(filepath.Join(r.dir, "end"), nil, 0o644))
 	if err := r.cmd.Wait(); err != nil {
 		t.Errorf("container %s: %v", r.id, err)
 	}
-	out := r.out.String()
+	out := r.out(t)
 	if strings.Contains(out, "WRONG") || !strings.Contains(out, "READ") {
 		t.Errorf("container %s: %.2000s", r.id, out)
 	}
@@ -134,7 +149,9 @@ func survive(t *testing.T, s *testbed.Stack, lazy, want string, rounds int, harm
 			for i := range 2 {
 				readers = append(readers, startReader(t, s, lazy, fmt.Sprintf("reader-%d-%d", round, i), want, round+i))
 			}
-			time.Sleep(300 * time.Millisecond)
+			for _, one := range readers {
+				one.awaitReading(t)
+			}
 		}
 		time.Sleep(time.Duration(r.IntN(400)) * time.Millisecond)
 		harm(t, r)
