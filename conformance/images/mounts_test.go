@@ -28,6 +28,7 @@ func TestRegistryGone(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"precontent", "fuse-file"} {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{LogLevel: "info",
 				Config: "attempts = 2\n[fetch]\nunreachable = \"wait\"\nbackground = \"off\"\n" + mountBy(backend)})
 			_, _ = testbed.Pushed(t, s, testbed.Python)
@@ -85,6 +86,7 @@ func TestDaemonDown(t *testing.T) {
 	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
 			_, lazy := testbed.Pushed(t, s, testbed.Python)
 			_, err := s.Snapctl(t.Context(), "pull", lazy)
@@ -277,6 +279,7 @@ func TestUserNamespace(t *testing.T) {
 	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
 			_, lazy := testbed.Pushed(t, s, testbed.Python)
 			fetched := func(args ...string) int64 {
@@ -335,6 +338,7 @@ func TestReboot(t *testing.T) {
 	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
 			_, lazy := testbed.Pushed(t, s, testbed.Python)
 			_, err := s.Snapctl(t.Context(), "pull", lazy)
@@ -449,6 +453,7 @@ func TestBackground(t *testing.T) {
 	t.Parallel()
 	for _, when := range []string{"idle", "on"} {
 		t.Run(when, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: "[fetch]\nbackground = \"" + when + "\"\nbackground_rate = \"0\"\n"})
 			_, lazy := testbed.Pushed(t, s, testbed.Python)
 			_, err := s.Snapctl(t.Context(), "pull", lazy)

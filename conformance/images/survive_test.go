@@ -183,6 +183,7 @@ func TestSurvive(t *testing.T) {
 	t.Parallel()
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			_, _ = testbed.Pushed(t, s, testbed.Python)
 			want := mountOrdinary(t, s)
@@ -218,6 +219,7 @@ func TestBothKilled(t *testing.T) {
 	t.Parallel()
 	for _, backend := range []string{"precontent", "fuse-file"} {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			s := testbed.New(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			src, _ := testbed.Pushed(t, s, testbed.Python)
 			testbed.Must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))

@@ -48,6 +48,7 @@ var s3Servers = map[string]func(addr, dir string) (env, args []string){
 
 func startS3(t *testing.T, name string) *s3Server {
 	t.Helper()
+	testbed.NeedRoot(t)
 	addr, err := testbed.FreeAddr()
 	testbed.Must(t, err)
 	dir := t.TempDir()
