@@ -12,7 +12,7 @@ import (
 	"github.com/remora-storage/remora/remote/store"
 )
 
-// storeNested puts objects whose keys continue each other: both are there then, or the second was refused and the first
+// storeNested puts objects whose keys continue each other: both can be read then, or the second was refused and the first
 // is as it was.
 func storeNested(t *testing.T, s subject) {
 	ctx := t.Context()
@@ -41,8 +41,9 @@ func storeNested(t *testing.T, s subject) {
 			case err != nil:
 				t.Errorf("%s %q beside %q: %v, want success or ErrNested", name, second, first, err)
 			}
-			slices.Sort(there)
-			mustList(t, s, first[:1], there)
+			if len(there) == 1 { // one that keeps both may leave one out of its lists
+				mustList(t, s, first[:1], there)
+			}
 			for _, k := range there {
 				if got, _, err := s.Get(ctx, k, 0, -1); err != nil || string(got) != k {
 					t.Errorf("%q of %q: %q, %v", k, pair, got, err)

@@ -16,7 +16,8 @@ import (
 // has stored the object whole, or not at all, or does so later.
 //
 // No key continues another one behind a slash: beside "a" there is no "a/b". Stores differ in what they make of such a pair.
-// One that cannot keep both refuses the second put with ErrNested, and leaves the first object as it is.
+// One that cannot keep both refuses the second put with ErrNested, and leaves the first object as it is. One that keeps
+// both may list only one of them, as MinIO does.
 type Store interface {
 	// Get returns n bytes of an object from off, fewer where it ends before, and all that follows off if n is
 	// negative. The object's Version is set only if the bytes are all of it. ErrNoObject.
