@@ -18,7 +18,7 @@ GO_UNIT      = $(shell go list ./... | grep -v -e /conformance/images -e /confor
 # What a part of the tests, or of the benchmarks, is run by name: make test ONLY=volumes.
 PARTS       := unit race images disks volumes measured
 ONLY        ?= $(PARTS)
-SIDE_BY_SIDE ?= 6
+SIDE_BY_SIDE ?= 4
 # Tests that measure time or memory have names that begin so, and run alone.
 MEASURED    := ^TestMeasured
 

@@ -242,7 +242,6 @@ func TestLayersOfEveryKind(t *testing.T) {
 	testbed.Must(t, testbed.WriteBlobs(layout, "src", kindsOfLayers(t)...))
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			t.Parallel()
 			s := testbed.New(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			ref := s.Ref("kinds:src")
 			testbed.Must(t, s.Push(t.Context(), layout, "src", "kinds:src"))
