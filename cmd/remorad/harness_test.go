@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -62,7 +61,7 @@ type testDaemon struct {
 	*control.Client
 	t          *testing.T
 	dir        string // root, config.toml, remora.sock
-	log        *output
+	log        *cmdtest.Output
 	containerd *cmdtest.Containerd
 	stop       func() error // ends it, once, and returns how it ended
 }
@@ -80,7 +79,7 @@ func newDaemon(t *testing.T, more string, args ...string) *testDaemon {
 // tryDaemon is newDaemon for one that may end instead, with the returned error.
 func tryDaemon(t *testing.T, more string, args ...string) (*testDaemon, error) {
 	t.Helper()
-	d := &testDaemon{t: t, dir: shortDir(t), log: new(output)}
+	d := &testDaemon{t: t, dir: shortDir(t), log: new(cmdtest.Output)}
 	d.containerd = cmdtest.NewContainerd(t, d.path("containerd.sock"))
 	return d, d.start(more, args...)
 }
@@ -130,24 +129,6 @@ func (d *testDaemon) start(more string, args ...string) error {
 func (d *testDaemon) run(ctx context.Context, args ...string) error {
 	full := []string{"--config", d.path("config.toml"), "--root", d.path("root"), "--address", d.path("remora.sock"), "--holder", "none"}
 	return flags{kernel: noBackend{}}.run(ctx, append(full, args...), d.log, d.log)
-}
-
-// output is what a program writes, from several goroutines.
-type output struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // fails insists on an error that has words in it.

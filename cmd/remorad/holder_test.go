@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
+	"github.com/remora-storage/remora/cmd/internal/cmdtest"
 )
 
 // TestHolderNone: without a holder nothing is kept.
@@ -26,7 +27,7 @@ func TestHolderNone(t *testing.T) {
 func TestHold(t *testing.T) {
 	t.Setenv("INVOCATION_ID", "systemd has given it a control group")
 	root := filepath.Join(shortDir(t), "root")
-	log := new(output)
+	log := new(cmdtest.Output)
 	ended := make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	go func() { ended <- hold(ctx, flags{root: root, logLevel: "debug"}, log) }()

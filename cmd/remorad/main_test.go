@@ -10,13 +10,14 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
+	"github.com/remora-storage/remora/cmd/internal/cmdtest"
 	"github.com/remora-storage/remora/cmd/internal/version"
 )
 
 // remorad runs the program until it ends by itself.
 func remorad(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	var out output
+	var out cmdtest.Output
 	err := run(t.Context(), append([]string{}, args...), &out, &out)
 	return out.String(), err
 }

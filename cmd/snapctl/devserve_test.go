@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/remora-storage/remora/cmd/internal/cmdtest"
 )
 
 // serving runs "dev serve" until the function returns, which gets what was printed.
@@ -15,7 +17,7 @@ func serving(u *user, use func(said string), args ...string) *result {
 	u.t.Helper()
 	ctx, stop := context.WithCancel(u.t.Context())
 	defer stop()
-	stdout, stderr := new(output), new(output)
+	stdout, stderr := new(cmdtest.Output), new(cmdtest.Output)
 	ended := make(chan error, 1)
 	full := append([]string{"dev", "serve"}, args...)
 	go func() { ended <- u.app(stdout, stderr).run(ctx, full) }()

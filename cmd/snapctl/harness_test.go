@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -74,13 +73,13 @@ func (u *user) run(args ...string) *result {
 
 func (u *user) runFor(ctx context.Context, args ...string) *result {
 	u.t.Helper()
-	var stdout, stderr output
+	var stdout, stderr cmdtest.Output
 	err := u.app(&stdout, &stderr).run(ctx, append([]string{}, args...))
 	return &result{t: u.t, args: args, stdout: stdout.String(), stderr: stderr.String(), err: err}
 }
 
 // app is a program of the user's.
-func (u *user) app(stdout, stderr *output) *app {
+func (u *user) app(stdout, stderr *cmdtest.Output) *app {
 	return &app{stdout: stdout, stderr: stderr, fifos: u.path("fifos"), patience: u.patience}
 }
 
@@ -131,24 +130,6 @@ func decode[T any](r *result) (v T) {
 		r.t.Fatalf("snapctl %q: more than one object:\n%s", r.args, r.stdout)
 	}
 	return v
-}
-
-// output is what a command writes, from several goroutines.
-type output struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.b.String()
 }
 
 // eventually waits for a condition.

@@ -145,7 +145,7 @@ func TestUntilReached(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var stderr output
+				var stderr cmdtest.Output
 				a := &app{stderr: &stderr}
 				begin, tries := time.Now(), 0
 				err := a.untilReached(t.Context(), func() error {
@@ -164,7 +164,7 @@ func TestUntilReached(t *testing.T) {
 	stopped, stop := context.WithCancelCause(t.Context())
 	why := errors.New("Ctrl-C")
 	stop(why)
-	if err := (&app{stderr: new(output)}).untilReached(stopped, func() error { return away }); !errors.Is(err, why) {
+	if err := (&app{stderr: new(cmdtest.Output)}).untilReached(stopped, func() error { return away }); !errors.Is(err, why) {
 		t.Errorf("stopped: %v", err)
 	}
 }
@@ -172,7 +172,7 @@ func TestUntilReached(t *testing.T) {
 // TestImportProgress is told of once a second, however often it changes.
 func TestImportProgress(t *testing.T) {
 	synctest.Test(t, func(*testing.T) {
-		var stderr output
+		var stderr cmdtest.Output
 		tell := (&app{stderr: &stderr}).importProgress()
 		for i := range 30 {
 			time.Sleep(100 * time.Millisecond)

@@ -20,7 +20,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/testbed"
@@ -57,7 +56,7 @@ func TestPowerCut(t *testing.T) {
 	s := testbed.New(t, testbed.Options{Root: filepath.Join(dir, "remora"), LogLevel: "info"})
 	namespace := s.Namespace
 	c := &powerCut{stack: s, proxy: newFaultyProxy(t, s), rec: rec, sums: map[string][32]byte{}}
-	testbed.Must(t, syncFS(dir))
+	testbed.SyncFS(t, dir)
 	first := rec.Flushes()
 	c.live(t)
 	last := rec.Flushes()
@@ -77,15 +76,6 @@ func TestPowerCut(t *testing.T) {
 			t.Fatalf("cut %d, after flush %d of %d to %d", i, at, first, last)
 		}
 	}
-}
-
-func syncFS(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return unix.Syncfs(int(d.Fd()))
 }
 
 // live has remorad do what it does: lazy images and imports come, are read, become whole, and go.

@@ -26,7 +26,16 @@ func Mounted(t *testing.T, dev, fstype string) (dir string, umount func()) {
 	}
 }
 
-// A diskFS is a file system with those who judge it.
+// SyncFS flushes one file system. Others may wait for a node that is stopped.
+func SyncFS(t *testing.T, dir string) {
+	t.Helper()
+	f, err := os.Open(dir)
+	Must(t, err)
+	defer f.Close()
+	Must(t, unix.Syncfs(int(f.Fd())))
+}
+
+// A FileSystem is a file system with those who judge it.
 type FileSystem struct {
 	Name  string
 	Make  []string // before the device

@@ -304,7 +304,7 @@ func TestVolumeKilledClean(t *testing.T) {
 		_, _ = rand.NewChaCha8([32]byte{byte(round)}).Read(want)
 		file := filepath.Join(mnt, "file")
 		testbed.Must(t, os.WriteFile(file, want, 0o600))
-		syncFS(t, mnt)
+		testbed.SyncFS(t, mnt)
 		testbed.WaitFor(t, "the store to have everything", func() bool {
 			var d struct {
 				AtRisk int64 `json:"at_risk_bytes"`
@@ -317,7 +317,7 @@ func TestVolumeKilledClean(t *testing.T) {
 		go func() { written <- os.WriteFile(filepath.Join(mnt, "more"), want, 0o600) }()
 		testbed.WaitFor(t, "writes to go on", func() bool { return len(written) > 0 })
 		testbed.Must(t, <-written)
-		syncFS(t, mnt)
+		testbed.SyncFS(t, mnt)
 		got, err := os.ReadFile(file)
 		testbed.Must(t, err)
 		if !bytes.Equal(got, want) {
@@ -340,15 +340,6 @@ func mustComeBack(t *testing.T, s *testbed.Stack, mnt string, writers []*testbed
 	snapctl(t, s, "volume", "umount", "data")
 }
 
-// syncFS flushes one file system. Others may wait for a node that is stopped.
-func syncFS(t *testing.T, dir string) {
-	t.Helper()
-	f, err := os.Open(dir)
-	testbed.Must(t, err)
-	defer f.Close()
-	testbed.Must(t, unix.Syncfs(int(f.Fd())))
-}
-
 // TestVolumeTakenOver: a second node gets a volume when the first one's lease has ended, not before, and what the first one
 // had flushed is there. The first one, back again, gets errors and never writes into the volume.
 func TestVolumeTakenOver(t *testing.T) {
@@ -360,7 +351,7 @@ func TestVolumeTakenOver(t *testing.T) {
 	store := newVolume(t, a, "data")
 	snapctl(t, a, "volume", "mount", "data", mnt)
 	testbed.Must(t, os.WriteFile(filepath.Join(mnt, "kept"), []byte("flushed"), 0o600))
-	syncFS(t, mnt)
+	testbed.SyncFS(t, mnt)
 	mustRefuse(t, b, "in use by another node", "volume", "mount", "--store", store, "data", other)
 
 	testbed.Must(t, unix.Kill(a.RemoradPID(), unix.SIGSTOP))          // a node that does not answer
@@ -377,7 +368,7 @@ func TestVolumeTakenOver(t *testing.T) {
 		t.Errorf("inspect says nothing of the takeover:\n%s", out)
 	}
 	testbed.Must(t, os.WriteFile(filepath.Join(other, "new"), []byte("of b"), 0o600))
-	syncFS(t, other)
+	testbed.SyncFS(t, other)
 	testbed.Must(t, unix.Kill(a.RemoradPID(), unix.SIGCONT))
 	testbed.WaitFor(t, "the first node to learn that it has lost the volume", func() bool {
 		f, err := os.OpenFile(filepath.Join(mnt, "late"), os.O_CREATE|os.O_WRONLY|unix.O_SYNC, 0o600)
@@ -413,7 +404,7 @@ func TestVolumeEmptiedRoot(t *testing.T) {
 	store := newVolume(t, a, "data", "--class", "local")
 	snapctl(t, a, "volume", "mount", "data", mnt)
 	testbed.Must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("x"), 0o600))
-	syncFS(t, mnt)
+	testbed.SyncFS(t, mnt)
 	testbed.Unmount(t, mnt)
 	testbed.Must(t, a.StopRemorad(unix.SIGKILL)) // and never comes back
 	mustRefuse(t, b, "--accept-loss", "volume", "attach", "--store", store, "data")

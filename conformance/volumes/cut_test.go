@@ -129,7 +129,7 @@ func recordWrites(t *testing.T, class volume.Class) (_ *faultdev.Recorder, r rec
 	_, _, err = volume.Create(t.Context(), store, "data", volume.Spec{Size: cutVolume, Class: class})
 	testbed.Must(t, err)
 	v, _ := attachCut(t, r.Node, dir, filepath.Join(dir, "journals"))
-	syncFS(t, dir)
+	testbed.SyncFS(t, dir)
 	r.First = rec.Flushes()
 
 	r.Writers = make([]*powerWriter, powerWriters)
