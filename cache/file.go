@@ -102,10 +102,8 @@ func (f *File) MetaSize() int64 { return f.t.metaSize }
 
 // Imported reports whether the image's data came whole, by an Import.
 func (f *File) Imported() bool {
-	if f.t.nExtents == 0 {
-		return f.Known() // there is no data to tell by
-	}
-	return f.t.extentOff(0) >= DataStart
+	// Tables of earlier versions tell it by where the data is alone.
+	return f.t.imported || f.t.nExtents > 0 && f.t.extentOff(0) >= DataStart
 }
 
 // Size returns the image's size in bytes.

@@ -233,6 +233,7 @@ func (im *Import) Finish(id string, spec Spec, diffID digest.Digest, src Source)
 	im.mu.Lock()
 	im.forgetLocked() // all of it was read
 	im.mu.Unlock()
+	spec.imported = true
 	f, err := im.c.make(id, im.dir, im.img, &spec, src)
 	for n := int64(1 << 20); errors.Is(err, ErrNoRoom) && spec.Codec != blob.Whole && im.giveBack(n); n *= 2 {
 		f, err = im.c.make(id, im.dir, im.img, &spec, src)

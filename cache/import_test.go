@@ -71,6 +71,42 @@ func checkUsage(t *testing.T, c *cache.Cache, dir string) {
 	}
 }
 
+// TestImportedWithoutData: what has no data came by an import or it did not, whether its diffID was
+// checked or not.
+func TestImportedWithoutData(t *testing.T) {
+	dir := t.TempDir()
+	c := open(t, dir, cache.Options{})
+	im := newImage(t, 1, 0, 20_000)
+	i, err := c.Import(t.Context(), "imported")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err = i.Finish("imported", imported(im), im.diffID, &source{blob: im.blob}); err != nil {
+		t.Fatal(err)
+	}
+	f, err := c.Create("indexed", im.spec, &source{blob: im.blob})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Verify(t.Context(), im.diffID); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"when made", "after a restart"} {
+		for _, id := range []string{"imported", "indexed"} {
+			f, err := c.File(id, &source{blob: im.blob})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !f.Known() || f.Imported() != (id == "imported") {
+				t.Errorf("%s, %s: imported %v, known %v", id, when, f.Imported(), f.Known())
+			}
+		}
+		closeAndCheck(t, c)
+		c = open(t, dir, cache.Options{})
+	}
+	closeAndCheck(t, c)
+}
+
 func TestImport(t *testing.T) {
 	for _, piece := range []int{100, 5000, 1 << 20} {
 		dir := t.TempDir()

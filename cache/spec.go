@@ -22,6 +22,8 @@ type Spec struct {
 	PlainSize int64
 	// Tail is what the caller has read of the blob's last unit anyway, packed; or nil.
 	Tail []byte
+
+	imported bool // by an Import
 }
 
 func (s *Spec) blobSize() int64 {

@@ -45,7 +45,8 @@ var ErrCorrupt = errors.New("corrupt cache file")
 //	40      8           bytes of the blob
 //	48      4           CRC32C of everything behind the header
 //	52      4           CRC32C of the 52 bytes before
-//	56      8           zero
+//	56      4           1 if the image's data came by an Import
+//	60      4           zero
 //	64      24 a unit   {offset u64, length u64, first u32, count u32}: the last two a range of by-unit
 //	...     56 an extent{offset u64, inner u32, length u32, unit u32, digest 32, zero u32}, by offset
 //	...     4 an extent by-unit: extents by unit and inner offset
@@ -71,6 +72,7 @@ type table struct {
 	blobSize  int64
 	dataPages int64  // bytes of all extents on disk
 	sum       uint32 // of the body: identifies the table
+	imported  bool
 }
 
 // encodeTable returns the bytes of a table. It sorts extents.
@@ -128,6 +130,9 @@ func encodeTable(s *Spec) ([]byte, error) {
 	le.PutUint64(p[40:], uint64(s.blobSize()))
 	le.PutUint32(p[48:], wire.Sum(p[headerSize:]))
 	le.PutUint32(p[52:], wire.Sum(p[:52]))
+	if s.imported {
+		le.PutUint32(p[56:], 1)
+	}
 	return p, nil
 }
 
@@ -142,7 +147,7 @@ func decodeTable(p []byte) (*table, error) {
 	t := &table{
 		data: p, codec: blob.Codec(le.Uint32(p[12:])), nUnits: int(le.Uint32(p[16:])), nExtents: int(le.Uint32(p[20:])),
 		imageSize: int64(le.Uint64(p[24:])), metaSize: int64(le.Uint64(p[32:])), blobSize: int64(le.Uint64(p[40:])),
-		sum: le.Uint32(p[48:]),
+		sum: le.Uint32(p[48:]), imported: le.Uint32(p[56:]) == 1,
 	}
 	want := headerSize + int64(t.nUnits)*unitSize + int64(t.nExtents)*(extentSize+8)
 	if wire.Sum(p[:52]) != le.Uint32(p[52:]) || int64(len(p)) != want ||
