@@ -139,7 +139,6 @@ func TestOddImage(t *testing.T) {
 			testbed.Must(t, s.Push(t.Context(), layout, "src", "odd:src"))
 			_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref("odd:lazy"))
 			testbed.Must(t, err)
-			testbed.Must(t, s.PullOrdinary(t.Context(), s.Ref("odd:src"), "overlayfs"))
 			_, err = s.Snapctl(t.Context(), "pull", s.Ref("odd:lazy"))
 			testbed.Must(t, err)
 			sameTree(t, s, s.Ref("odd:lazy"), s.Ref("odd:src"), unlistedDirs)
@@ -272,7 +271,6 @@ func TestImagesByOthers(t *testing.T) {
 	testbed.Must(t, os.Symlink("added-by-umoci", filepath.Join(root, "etc/link")))
 	umoci("repack", "--image", layout+":img", filepath.Join(dir, "bundle"))
 	testbed.Must(t, s.Push(t.Context(), layout, "img", "others:umoci"))
-	testbed.Must(t, s.PullOrdinary(t.Context(), s.Ref("others:umoci"), "overlayfs"))
 
 	_, err = s.Snapctl(t.Context(), "convert", s.Ref("others:umoci"), s.Ref("others:ours"))
 	testbed.Must(t, err)

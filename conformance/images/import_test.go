@@ -46,7 +46,6 @@ func TestImport(t *testing.T) {
 			ref := plainImage(t, s, p)
 			_, err := s.Snapctl(t.Context(), "pull", ref)
 			testbed.Must(t, err)
-			testbed.Must(t, s.PullOrdinary(t.Context(), ref, "overlayfs"))
 			sameTree(t, s, ref, ref, isRemote)
 			onlyFormat(t, s, ref, "import")
 			testbed.RunImage(t, s, ref, p.Name, "remora", p)
@@ -265,7 +264,6 @@ func TestLayersOfEveryKind(t *testing.T) {
 			_, err = s.Snapctl(t.Context(), "pull", ref) // before containerd has the blobs
 			testbed.Must(t, err)
 			onlyFormat(t, s, ref, "index")
-			testbed.Must(t, s.PullOrdinary(t.Context(), ref, "overlayfs"))
 			sameTree(t, s, ref, ref, unlisted)
 			_, err = s.Snapctl(t.Context(), "fetch", "--cache-only", ref)
 			testbed.Must(t, err)
@@ -311,7 +309,6 @@ func TestIndex(t *testing.T) {
 			if n := fetchedBytes(t, s); n == 0 || n > 60<<20 {
 				t.Errorf("%d bytes were fetched for a start of an image of 80 MB", n)
 			}
-			testbed.Must(t, s.PullOrdinary(t.Context(), ref, "overlayfs"))
 			sameTree(t, s, ref, ref, isRemote)
 			_, err := s.Snapctl(t.Context(), "fetch", ref) // blobs for containerd
 			testbed.Must(t, err)
@@ -588,7 +585,6 @@ func TestImportWithoutRoom(t *testing.T) {
 	_, err := s.Snapctl(t.Context(), "pull", ref)
 	testbed.Must(t, err)
 	testbed.RunImage(t, s, ref, "python", "remora", testbed.Python)
-	testbed.Must(t, s.PullOrdinary(t.Context(), ref, "overlayfs"))
 	sameTree(t, s, ref, ref, isRemote)
 	st, err := s.Status(t.Context())
 	testbed.Must(t, err)

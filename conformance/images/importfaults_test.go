@@ -93,14 +93,7 @@ func TestImportWrongBytes(t *testing.T) {
 	_, err := s.Snapctl(t.Context(), "pull", wrong)
 	testbed.Must(t, err)
 	onlyFormat(t, s, wrong, "import")
-	testbed.Must(t, s.PullOrdinary(t.Context(), ref, "overlayfs"))
-	want, err := testbed.Tree(testbed.MountImage(t, s, ref, "overlayfs"))
-	testbed.Must(t, err)
-	got, err := testbed.Tree(testbed.MountImage(t, s, wrong, "remora"))
-	testbed.Must(t, err)
-	if err := testbed.CompareTrees(got, want, func(p string) bool { return p == "." }); err != nil {
-		t.Error(err)
-	}
+	sameTree(t, s, wrong, ref, isRemote)
 }
 
 // TestImportKilled: remorad is killed while it imports two images, again and again. What arrived is used;
@@ -142,15 +135,8 @@ func TestImportKilled(t *testing.T) {
 	}{{ref, testbed.Python}, {other, testbed.Programs[1]}} {
 		_, err := s.Snapctl(t.Context(), "pull", slow(one.ref))
 		testbed.Must(t, err)
-		testbed.Must(t, s.PullOrdinary(t.Context(), one.ref, "overlayfs"))
 		testbed.RunImage(t, s, slow(one.ref), one.p.Name, "remora", one.p)
-		got, err := testbed.Tree(testbed.MountImage(t, s, slow(one.ref), "remora"))
-		testbed.Must(t, err)
-		want, err := testbed.Tree(testbed.MountImage(t, s, one.ref, "overlayfs"))
-		testbed.Must(t, err)
-		if err := testbed.CompareTrees(got, want, func(p string) bool { return p == "." }); err != nil {
-			t.Error(err)
-		}
+		sameTree(t, s, slow(one.ref), one.ref, isRemote)
 	}
 	if !goesOn() {
 		t.Error("no import went on where it was")

@@ -21,7 +21,6 @@ func TestKilledUnderLoad(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
 	src, lazy := testbed.Pushed(t, s, testbed.Python)
-	testbed.Must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
 	_, other := testbed.Pushed(t, s, testbed.Programs[1])
 	const seed = 20260601
 	r := rand.New(rand.NewPCG(seed, 0))

@@ -222,7 +222,6 @@ func TestBothKilled(t *testing.T) {
 			t.Parallel()
 			s := testbed.New(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			src, _ := testbed.Pushed(t, s, testbed.Python)
-			testbed.Must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
 			lazy := slowly(t, s) + "/python:lazy"
 			for round := range testbed.Rounds(3, 20) {
 				_, err := s.Snapctl(t.Context(), "pull", lazy)

@@ -61,7 +61,6 @@ func TestZstdChunkedOfOthers(t *testing.T) {
 	testbed.Must(t, err)
 	src := s.Ref("nginx:src")
 	testbed.Must(t, s.Push(t.Context(), layout, "src", "nginx:src"))
-	testbed.Must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
 	for name, make := range makers {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(t.TempDir(), "layout")

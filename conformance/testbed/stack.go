@@ -137,11 +137,12 @@ func accepts(network, addr string) func() bool {
 	}
 }
 
+// registryStorage is the directory in which the registry keeps everything.
+func (s *Stack) registryStorage() string {
+	return cmp.Or(s.opts.Registry, filepath.Join(s.Dir, "registry"))
+}
+
 func (s *Stack) startRegistry() error {
-	storage := s.opts.Registry
-	if storage == "" {
-		storage = filepath.Join(s.Dir, "registry")
-	}
 	addr, err := FreeAddr()
 	if err != nil {
 		return err
@@ -153,7 +154,7 @@ storage:
   filesystem: {rootdirectory: %q}
   delete: {enabled: true}
 http: {addr: %q}
-`, storage, addr)
+`, s.registryStorage(), addr)
 	if s.opts.Auth {
 		users := filepath.Join(s.Dir, "htpasswd")
 		if err := os.WriteFile(users, []byte(htpasswd), 0o600); err != nil {
