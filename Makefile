@@ -79,8 +79,10 @@ test: ## everything, as root; ONLY="volumes" for parts of: unit race images disk
 unit: deps-unit build ## tests of the packages, without containerd
 	go test -count=1 $(GO_UNIT) -skip '$(MEASURED)'
 
+# Long tests of one goroutine, in which the race detector has nothing to find: it makes them five to ten times slower.
+ALONE := TestRebuild|TestCorrupt|TestRepair|TestReproducible|TestInvalid|TestRefusingCostsLittle|TestDirectoryOf100000|TestProbeOnBadNetwork
 race: deps-race ## the same under the race detector
-	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT) -skip '$(MEASURED)'
+	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT) -skip '$(MEASURED)|^($(ALONE))$$'
 
 images disks volumes: %: deps-% tools-% build ## end to end: real containerd, runc, registry, stores and kernel (root)
 	go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/$@
