@@ -38,6 +38,7 @@ var arrows = []struct{ from, may string }{
 	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry internal/durable internal/wire"},
 	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache/... blockdev/... remote/... internal/durable internal/wire"},
 	// The suites of contracts, and benchmarks: tests alone import it.
+	{"conformance/heap", ""},
 	{"conformance/...", "conformance/... volume/... cache/... blockdev/... remote/..."},
 }
 

@@ -30,7 +30,12 @@ func (s *Snapshotter) below(ctx context.Context, parents []string) (func(string)
 	for i, id := range parents {
 		roots[i] = s.upperPath(id)
 	}
-	return func(p string) (layout.Attributes, bool, error) { return lookBelow(roots, p) }, nil
+	return func(p string) (layout.Attributes, bool, error) {
+		if err := context.Cause(ctx); err != nil { // a layer may have very many directories to ask for
+			return layout.Attributes{}, false, err
+		}
+		return lookBelow(roots, p)
+	}, nil
 }
 
 // lookBelow finds p in the topmost root that has it, heeding whiteouts and opaque directories.

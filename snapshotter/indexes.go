@@ -266,7 +266,7 @@ func (l *layers) byMadeIndex(ctx context.Context, s *Source) (*madeIndex, error)
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return l.byIndex(s, data)
+	return l.byIndex(ctx, s, data)
 }
 
 // tryRange reads a byte of a layer.
@@ -280,7 +280,7 @@ func (l *layers) tryRange(ctx context.Context, s *Source) error {
 }
 
 // byIndex makes a layer's tree of an index that is not in the layer.
-func (l *layers) byIndex(s *Source, data []byte) (*madeIndex, error) {
+func (l *layers) byIndex(ctx context.Context, s *Source, data []byte) (*madeIndex, error) {
 	h, err := index.ReadHead(data)
 	if err != nil {
 		return nil, err
@@ -288,7 +288,7 @@ func (l *layers) byIndex(s *Source, data []byte) (*madeIndex, error) {
 	if h.Digest != s.Descriptor.Digest || h.Size != s.Descriptor.Size {
 		return nil, fmt.Errorf("%w: it is the index of layer %s, of %d bytes", layout.ErrInvalid, h.Digest, h.Size)
 	}
-	lay, err := index.Decode(data, l.limits)
+	lay, err := index.Decode(ctx, data, l.limits)
 	if err != nil {
 		return nil, err
 	}

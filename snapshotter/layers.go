@@ -265,7 +265,7 @@ func (l *layers) build(id string, s *Source, index *madeIndex) (_ *cache.File, e
 // buildOn builds the image of a layer with implicit directories, given what lies below it.
 func (l *layers) buildOn(s *Source, index *madeIndex, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
 	taken := sha256.New()
-	if err := index.layout.Fill(func(path string) (layout.Attributes, bool, error) {
+	if err := index.layout.Fill(l.limits, func(path string) (layout.Attributes, bool, error) {
 		a, found, err := below(path)
 		if found {
 			enc, err := json.Marshal(struct {

@@ -72,6 +72,7 @@ type config struct {
 		TOCPacked   string `toml:"toc_packed"`
 		TOCPlain    string `toml:"toc_plain"`
 		Entries     int    `toml:"entries"`
+		Nodes       int    `toml:"nodes"`
 		Path        int    `toml:"path"`
 		Name        int    `toml:"name"`
 		XattrValue  string `toml:"xattr_value"`
@@ -305,7 +306,7 @@ func (c *config) trust() snapshotter.Trust {
 }
 
 func (c *config) limits() (layout.Limits, error) {
-	l := layout.Limits{Entries: c.Limits.Entries, Path: c.Limits.Path, Name: c.Limits.Name}
+	l := layout.Limits{Entries: c.Limits.Entries, Nodes: c.Limits.Nodes, Path: c.Limits.Path, Name: c.Limits.Name}
 	var xattr int64
 	for key, v := range map[string]struct {
 		text string

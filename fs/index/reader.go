@@ -1,7 +1,7 @@
 package index
 
 import (
-	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -71,8 +71,8 @@ func ReadHead(p []byte) (h Head, err error) {
 	return h, nil
 }
 
-// Decode turns a layer's index into a Layout. Errors wrap layout.ErrInvalid.
-func Decode(p []byte, limits layout.Limits) (*layout.Layout, error) {
+// Decode turns a layer's index into a Layout. Errors wrap layout.ErrInvalid, unless ctx has ended or limits.Grow failed.
+func Decode(ctx context.Context, p []byte, limits layout.Limits) (*layout.Layout, error) {
 	limits = limits.WithDefaults()
 	h, err := ReadHead(p)
 	if err != nil {
@@ -82,21 +82,32 @@ func Decode(p []byte, limits layout.Limits) (*layout.Layout, error) {
 		return nil, fmt.Errorf("%w: index of %d bytes, %d entries (limits %d, %d)", layout.ErrInvalid, len(p), h.Entries,
 			limits.PackedIndex, limits.Entries)
 	}
+	b := layout.NewBuilder(limits)
+	treeBytes, pointBytes := le.Uint32(p[124:]), le.Uint32(p[128:])
+	if err := b.Take(int64(treeBytes) + int64(pointBytes)); err != nil {
+		return nil, err
+	}
 	body := p[layerHeader:]
-	tree, err := unpack(body[:h.Tree], le.Uint32(p[124:]), limits.PlainIndex)
+	tree, err := unpack(body[:h.Tree], treeBytes, limits.PlainIndex)
 	if err != nil {
 		return nil, err
 	}
-	rest, err := unpack(body[h.Tree:h.Tree+h.Windows], le.Uint32(p[128:]), limits.PlainIndex)
+	rest, err := unpack(body[h.Tree:h.Tree+h.Windows], pointBytes, limits.PlainIndex)
 	if err != nil {
+		return nil, err
+	}
+	if h.Points > limits.Entries || h.Points > len(rest)/leastPoint {
+		return nil, fmt.Errorf("%w: index of %d points in %d bytes (limit %d)", layout.ErrInvalid, h.Points, len(rest), limits.Entries)
+	}
+	if err := b.TakeUnits(h.Points); err != nil {
 		return nil, err
 	}
 	points, units, err := decodePoints(rest, &h)
 	if err != nil {
 		return nil, err
 	}
-	r := reader{h: &h, b: layout.NewBuilder(limits), digests: body[h.Tree+h.Windows:], cuts: cuts{points: points}}
-	if err := r.read(tree); err != nil {
+	r := reader{h: &h, b: b, digests: body[h.Tree+h.Windows:], cuts: cuts{points: points}}
+	if err := r.read(ctx, tree); err != nil {
 		return nil, err
 	}
 	l, err := r.b.Finish(h.Codec, units, func(u uint32) uint32 { return u })
@@ -143,11 +154,11 @@ func Units(points []inflate.Point, size int64) []blob.Unit {
 	return units
 }
 
+// leastPoint is the fewest bytes of a point: a number each.
+const leastPoint = 5
+
 func decodePoints(p []byte, h *Head) (points []inflate.Point, units []blob.Unit, err error) {
 	bad := fmt.Errorf("%w: points", layout.ErrInvalid)
-	if h.Points > len(p) {
-		return nil, nil, bad
-	}
 	points = make([]inflate.Point, h.Points)
 	lengths := make([]uint64, h.Points)
 	in := wire.Read(p)
@@ -198,7 +209,7 @@ type reader struct {
 	since int64
 }
 
-func (r *reader) read(tree []byte) error {
+func (r *reader) read(ctx context.Context, tree []byte) error {
 	in := wire.Read(tree)
 	for i := range r.cols {
 		r.cols[i] = wire.Read(in.Bytes(in.Next()))
@@ -207,6 +218,9 @@ func (r *reader) read(tree []byte) error {
 		return fmt.Errorf("%w: columns", layout.ErrInvalid)
 	}
 	for i, kind := range r.cols[colKinds].Rest() {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
 		e, err := r.entry(kind)
 		for _, c := range r.cols {
 			if c.Bad() {
@@ -303,7 +317,7 @@ func (r *reader) file(e *Entry, sparse bool) error {
 	case sparse:
 		in := &r.cols[colSparse]
 		n := in.Next()
-		if n > uint64(in.Len()) {
+		if n > uint64(in.Len()) || n > uint64(len(r.digests)/sha256.Size) { // each part has an extent at least
 			return fmt.Errorf("%w: sparse file of %d parts", layout.ErrInvalid, n)
 		}
 		end := int64(0)
@@ -335,6 +349,9 @@ func (r *reader) file(e *Entry, sparse bool) error {
 	return nil
 }
 
+// maxXattrs is more than the attributes that an inode of an image has room for.
+const maxXattrs = 16 << 10
+
 // attrs reads an entry's attributes, those that are new from the dictionary.
 func (r *reader) attrs(in *layout.Inode) error {
 	i := r.cols[colAttrs].Next()
@@ -349,7 +366,15 @@ func (r *reader) attrs(in *layout.Inode) error {
 		}
 		one := layout.Inode{Mode: uint32(mode), UID: uint32(uid), GID: uint32(gid)}
 		for range n {
-			one.Xattrs = append(one.Xattrs, layout.Xattr{Name: d.Text(), Value: bytes.Clone([]byte(d.Text()))})
+			x := layout.Xattr{Name: d.Text(), Value: []byte(d.Text())}
+			// In order, as they were written, so that what is kept of them here is never more than what the tree keeps.
+			if k := len(one.Xattrs); k > 0 && x.Name <= one.Xattrs[k-1].Name {
+				return fmt.Errorf("%w: attribute %.64q follows %.64q", layout.ErrInvalid, x.Name, one.Xattrs[k-1].Name)
+			}
+			if len(one.Xattrs) == maxXattrs {
+				return fmt.Errorf("%w: an entry of more than %d attributes", layout.ErrInvalid, maxXattrs)
+			}
+			one.Xattrs = append(one.Xattrs, x)
 		}
 		r.dict = append(r.dict, one)
 	}

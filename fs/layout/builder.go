@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"path"
 	"slices"
@@ -35,6 +36,7 @@ const (
 // A Builder turns a sequence of archive entries into a Layout.
 type Builder struct {
 	limits Limits
+	tally  tally
 	nodes  []node
 	data   int64
 
@@ -53,7 +55,8 @@ type node struct {
 
 // NewBuilder returns a Builder whose tree holds only the root directory.
 func NewBuilder(limits Limits) *Builder {
-	b := &Builder{limits: limits.WithDefaults()}
+	limits = limits.WithDefaults()
+	b := &Builder{limits: limits, tally: tally{limits: limits}}
 	// containerd creates a layer's root itself, 0755, and ignores what the archive says of it.
 	b.nodes = append(b.nodes, node{Inode: Inode{Mode: implicitDirMod}, children: map[string]uint32{}})
 	return b
@@ -63,6 +66,9 @@ func NewBuilder(limits Limits) *Builder {
 // regular file in.Size is the size and the extents come by AddExtent. It returns a handle for
 // AddExtent, or ok = false where the entry has no inode of its own (whiteout marks, the root).
 func (b *Builder) Add(name string, in Inode) (handle uint32, ok bool, err error) {
+	if err := b.tally.entry(len(name)); err != nil {
+		return 0, false, err
+	}
 	dir, base, err := b.locate(name)
 	if err != nil {
 		return 0, false, err
@@ -74,7 +80,7 @@ func (b *Builder) Add(name string, in Inode) (handle uint32, ok bool, err error)
 	switch {
 	case base == whiteoutOpaque:
 		setXattr(&b.nodes[dir].Inode, overlayOpaque, []byte("y"))
-		return 0, false, nil
+		return 0, false, b.tally.grow(xattrCost)
 	case strings.HasPrefix(base, whiteoutMeta):
 		return 0, false, nil // AUFS's own bookkeeping
 	case strings.HasPrefix(base, whiteoutPrefix):
@@ -82,18 +88,22 @@ func (b *Builder) Add(name string, in Inode) (handle uint32, ok bool, err error)
 		if base == "" || base == "." || base == ".." {
 			return 0, false, fmt.Errorf("%w: whiteout %q names nothing", ErrInvalid, name)
 		}
-		b.replace(dir, base, Inode{Mode: unix.S_IFCHR, MtimeSec: in.MtimeSec, MtimeNsec: in.MtimeNsec})
-		return 0, false, nil
+		_, err := b.replace(dir, base, Inode{Mode: unix.S_IFCHR, MtimeSec: in.MtimeSec, MtimeNsec: in.MtimeNsec})
+		return 0, false, err
 	}
 	if err := b.checkInode(name, &in); err != nil {
 		return 0, false, err
 	}
-	return b.replace(dir, base, in), true, nil
+	handle, err = b.replace(dir, base, in)
+	return handle, err == nil, err
 }
 
 // Link adds another name for the entry that target names. The inode takes the owner, the
 // permissions and the time that the link's own entry has, as it does where a tar is unpacked.
 func (b *Builder) Link(name, target string, in Inode) error {
+	if err := b.tally.entry(len(name) + len(target)); err != nil {
+		return err
+	}
 	dir, base, err := b.locate(name)
 	if err != nil {
 		return err
@@ -109,7 +119,9 @@ func (b *Builder) Link(name, target string, in Inode) error {
 	if b.nodes[ino].IsDir() {
 		return fmt.Errorf("%w: hard link %q names directory %q", ErrInvalid, name, target)
 	}
-	b.nodes[dir].children[base] = ino
+	if err := b.name(dir, base, ino); err != nil {
+		return err
+	}
 	n := &b.nodes[ino].Inode
 	n.Mode = n.Mode&unix.S_IFMT | in.Mode&^unix.S_IFMT
 	n.UID, n.GID, n.MtimeSec, n.MtimeNsec = in.UID, in.GID, in.MtimeSec, in.MtimeNsec
@@ -132,6 +144,9 @@ func (b *Builder) AddExtent(handle uint32, e Extent) error {
 		return fmt.Errorf("%w: extent at %d+%d does not fit a file of %d bytes after %d", ErrInvalid, e.FileOff, e.Len, n.Size, end)
 	case e.Inner < 0 || e.Inner > math.MaxInt32:
 		return fmt.Errorf("%w: offset %d in a unit", ErrInvalid, e.Inner)
+	}
+	if err := b.tally.grow(extentCost); err != nil {
+		return err
 	}
 	n.extents = append(n.extents, e)
 	return nil
@@ -160,15 +175,16 @@ func (b *Builder) checkInode(name string, in *Inode) error {
 	if in.MtimeNsec >= 1e9 {
 		return fmt.Errorf("%w: %q has %d nanoseconds", ErrInvalid, name, in.MtimeNsec)
 	}
-	return b.checkXattrs(name, in)
+	return b.limits.checkXattrs(name, in)
 }
 
-func (b *Builder) checkXattrs(name string, in *Inode) error {
+// checkXattrs drops attributes that a layer must not have, and refuses those that an image cannot hold.
+func (l *Limits) checkXattrs(name string, in *Inode) error {
 	// overlayfs keeps its own state in these; a layer must not forge it.
 	in.Xattrs = slices.DeleteFunc(in.Xattrs, func(x Xattr) bool { return strings.HasPrefix(x.Name, overlayXattrs) })
 	total := 0
 	for _, x := range in.Xattrs {
-		if len(x.Name) > 255 || strings.ContainsRune(x.Name, 0) || len(x.Value) > min(b.limits.XattrValue, 65535) {
+		if len(x.Name) > 255 || strings.ContainsRune(x.Name, 0) || len(x.Value) > min(l.XattrValue, 65535) {
 			return fmt.Errorf("%w: extended attribute %.64q of %q has %d bytes", ErrInvalid, x.Name, name, len(x.Value))
 		}
 		total += len(x.Name) + len(x.Value) + 8
@@ -216,6 +232,11 @@ func (b *Builder) walk(dirPath string, links int) (uint32, error) {
 	for rest != "" {
 		part, more, _ := strings.Cut(rest, "/")
 		rest = more
+		if links > 0 {
+			if err := b.tally.step(1, dirPath); err != nil {
+				return 0, err
+			}
+		}
 		if part == "" || part == "." {
 			continue
 		}
@@ -225,9 +246,14 @@ func (b *Builder) walk(dirPath string, links int) (uint32, error) {
 		}
 		child, ok := b.nodes[at].children[part]
 		if !ok {
-			child = b.newNode(Inode{Mode: implicitDirMod, Parent: at})
+			var err error
+			if child, err = b.newNode(Inode{Mode: implicitDirMod, Parent: at}); err != nil {
+				return 0, err
+			}
 			b.nodes[child].implicit = true
-			b.nodes[at].children[part] = child
+			if err := b.name(at, part, child); err != nil {
+				return 0, err
+			}
 		}
 		n := &b.nodes[child]
 		if n.IsSymlink() {
@@ -238,6 +264,9 @@ func (b *Builder) walk(dirPath string, links int) (uint32, error) {
 				at = Root
 			}
 			rest = n.Target + "/" + rest
+			if err := b.tally.step(len(rest)/stepBytes, dirPath); err != nil {
+				return 0, err
+			}
 			continue
 		}
 		if !n.IsDir() {
@@ -248,17 +277,29 @@ func (b *Builder) walk(dirPath string, links int) (uint32, error) {
 	return at, nil
 }
 
-func (b *Builder) newNode(in Inode) uint32 {
+func (b *Builder) newNode(in Inode) (uint32, error) {
+	if err := b.tally.node(&in); err != nil {
+		return 0, err
+	}
 	n := node{Inode: in}
 	if in.IsDir() {
 		n.children = map[string]uint32{}
 	}
 	b.nodes = append(b.nodes, n)
-	return uint32(len(b.nodes) - 1)
+	return uint32(len(b.nodes) - 1), nil
+}
+
+// name puts an inode into a directory.
+func (b *Builder) name(dir uint32, base string, ino uint32) error {
+	if err := b.tally.grow(int64(nameCost + len(base))); err != nil {
+		return err
+	}
+	b.nodes[dir].children[strings.Clone(base)] = ino // base alone, not the path that it is a part of
+	return nil
 }
 
 // replace puts an inode at dir/base. A directory over a directory keeps what is in it.
-func (b *Builder) replace(dir uint32, base string, in Inode) uint32 {
+func (b *Builder) replace(dir uint32, base string, in Inode) (uint32, error) {
 	in.Parent = dir
 	if _, ok := b.nodes[dir].children[base]; ok {
 		b.lastPath = "" // a directory of it may lead elsewhere now
@@ -269,11 +310,13 @@ func (b *Builder) replace(dir uint32, base string, in Inode) uint32 {
 			setXattr(&in, overlayOpaque, v)
 		}
 		n.Inode, n.implicit = in, false
-		return old
+		return old, b.tally.xattrs(&in)
 	}
-	ino := b.newNode(in)
-	b.nodes[dir].children[base] = ino
-	return ino
+	ino, err := b.newNode(in)
+	if err != nil {
+		return 0, err
+	}
+	return ino, b.name(dir, base, ino)
 }
 
 // Finish returns the Layout. units must be in blob order. unitOf says which of them an extent
@@ -292,7 +335,9 @@ func (b *Builder) Finish(codec blob.Codec, units []blob.Unit, unitOf func(uint32
 	}
 	renumber[Root] = Root
 	order := make([]uint32, 1, len(b.nodes))
-	paths := make([]string, 1, len(b.nodes))
+	lengths := make([]uint32, 1, len(b.nodes)) // of paths, in bytes
+	names := make([]string, 1, len(b.nodes))   // the first that each inode has
+	pathBytes := int64(0)
 	l.Inodes = make([]Inode, 1, len(b.nodes))
 	for at := 0; at < len(order); at++ {
 		n := &b.nodes[order[at]]
@@ -300,28 +345,27 @@ func (b *Builder) Finish(codec blob.Codec, units []blob.Unit, unitOf func(uint32
 		in.Nlink = l.Inodes[at].Nlink
 		in.Parent = l.Inodes[at].Parent
 		if n.implicit {
-			l.Implicit = append(l.Implicit, ImplicitDir{Path: paths[at], Inode: uint32(at)})
+			if int(lengths[at]) > b.limits.Path {
+				return nil, fmt.Errorf("%w: an unlisted directory has a path of %d bytes", ErrInvalid, lengths[at])
+			}
+			pathBytes += int64(lengths[at])
+			if err := b.tally.paths(pathBytes); err != nil {
+				return nil, err
+			}
+			l.Implicit = append(l.Implicit, ImplicitDir{Path: pathOf(l.Inodes, names, uint32(at)), Inode: uint32(at)})
 		}
 		if in.IsDir() {
 			in.Nlink = 2
-			names := make([]string, 0, len(n.children))
-			for name := range n.children {
-				names = append(names, name)
-			}
-			slices.Sort(names)
-			in.Entries = make([]Dirent, 0, len(names))
-			for _, name := range names {
+			in.Entries = make([]Dirent, 0, len(n.children))
+			for _, name := range slices.Sorted(maps.Keys(n.children)) {
 				old := n.children[name]
 				to := renumber[old]
 				if to == unseen {
 					to = uint32(len(order))
 					renumber[old] = to
 					order = append(order, old)
-					p := ""
-					if b.nodes[old].IsDir() {
-						p = path.Join(paths[at], name)
-					}
-					paths = append(paths, p)
+					names = append(names, name)
+					lengths = append(lengths, lengths[at]+uint32(len(name))+min(lengths[at], 1))
 					l.Inodes = append(l.Inodes, Inode{Parent: uint32(at)})
 				}
 				if b.nodes[old].IsDir() {
@@ -343,6 +387,16 @@ func (b *Builder) Finish(codec blob.Codec, units []blob.Unit, unitOf func(uint32
 		l.Inodes[at] = in
 	}
 	return l, nil
+}
+
+// pathOf returns the path of a directory, whose parents' names are known.
+func pathOf(inodes []Inode, names []string, dir uint32) string {
+	var parts []string
+	for ; dir != Root; dir = inodes[dir].Parent {
+		parts = append(parts, names[dir])
+	}
+	slices.Reverse(parts)
+	return strings.Join(parts, "/")
 }
 
 func xattr(in *Inode, name string) ([]byte, bool) {

@@ -107,6 +107,12 @@ type Limits struct {
 	Extent      int64 // bytes of one extent
 	Image       int64 // bytes of all file data together, holes included
 	Plain       int64 // bytes that a layer which is imported may decode to
+	Nodes       int   // files and directories, those that no entry lists included
+	Paths       int64 // bytes of the paths and link targets of all entries together
+	Tree        int64 // bytes of memory that the tree may take, about
+
+	// Grow is asked before a tree takes some bytes of memory more, if it is not nil. Its error refuses the layer.
+	Grow func(n int64) error
 }
 
 // WithDefaults returns l with every zero replaced.
@@ -130,5 +136,10 @@ func (l Limits) WithDefaults() Limits {
 	set(&l.Extent, 64<<20)
 	set(&l.Image, 8<<40)
 	set(&l.Plain, 256<<30)
+	// A file takes some 1,000 bytes until the image is made. These are several times as many files as the largest layers in use
+	// have. A layer beyond is unpacked by containerd, which keeps nothing of it in memory.
+	setInt(&l.Nodes, 2<<20)
+	set(&l.Tree, 2<<30)
+	set(&l.Paths, 512<<20)
 	return l
 }

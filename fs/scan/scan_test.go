@@ -235,7 +235,7 @@ func TestScan(t *testing.T) {
 				if !ok {
 					t.Fatal("no index")
 				}
-				again, err := index.Decode(data, layout.Limits{})
+				again, err := index.Decode(t.Context(), data, layout.Limits{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -445,7 +445,7 @@ func FuzzScan(f *testing.F) {
 		if !ok {
 			return
 		}
-		again, err := index.Decode(data, limits)
+		again, err := index.Decode(t.Context(), data, limits)
 		if err != nil {
 			t.Fatalf("the index of a layer that was read: %v", err)
 		}
@@ -469,7 +469,7 @@ func FuzzIndex(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		l, err := index.Decode(data, layout.Limits{Image: 1 << 40, Entries: 100_000})
+		l, err := index.Decode(t.Context(), data, layout.Limits{Image: 1 << 40, Entries: 100_000})
 		if err != nil && !errors.Is(err, layout.ErrInvalid) {
 			t.Fatal(err)
 		}

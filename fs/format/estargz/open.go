@@ -72,7 +72,7 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 	if err := checkTOC(packed, opts.TOCDigest, limits); err != nil {
 		return nil, err
 	}
-	l, err := parseTOC(packed, tocOff, size, limits)
+	l, err := parseTOC(ctx, packed, tocOff, size, limits)
 	if err != nil {
 		return nil, err
 	}

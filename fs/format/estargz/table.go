@@ -3,6 +3,7 @@ package estargz
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -62,10 +63,12 @@ func checkTOC(packed []byte, want digest.Digest, limits layout.Limits) error {
 }
 
 // parseTOC turns a packed table into a Layout.
-func parseTOC(packed []byte, tocOff, blobSize int64, limits layout.Limits) (*layout.Layout, error) {
+func parseTOC(ctx context.Context, packed []byte, tocOff, blobSize int64, limits layout.Limits) (*layout.Layout, error) {
 	r, err := openTOC(packed, limits)
 	if err != nil {
 		return nil, err
 	}
-	return toc.Parse(r, toc.Options{DataEnd: tocOff, BlobSize: blobSize, Codec: blob.Gzip, Limits: limits, Version: 1, Landmarks: true})
+	return toc.Parse(ctx, r, toc.Options{
+		DataEnd: tocOff, BlobSize: blobSize, Codec: blob.Gzip, Limits: limits, Version: 1, Landmarks: true,
+	})
 }

@@ -1,6 +1,7 @@
 package toc
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -63,10 +64,19 @@ type Options struct {
 	Landmarks bool
 }
 
-// Parse turns a table into a Layout.
-func Parse(r io.Reader, o Options) (*layout.Layout, error) {
+// Parse turns a table into a Layout. Errors wrap layout.ErrInvalid, unless ctx has ended or o.Limits.Grow failed.
+func Parse(ctx context.Context, r io.Reader, o Options) (*layout.Layout, error) {
 	p := parser{o: o, b: layout.NewBuilder(o.Limits), landmark: -1}
-	if err := decodeEntries(r, o.Version, p.add); err != nil {
+	var refused error // by add: its own words, whatever kind it is of
+	if err := decodeEntries(r, o.Version, func(e *entry) error {
+		if refused = context.Cause(ctx); refused == nil {
+			refused = p.add(e)
+		}
+		return refused
+	}); err != nil {
+		if refused != nil {
+			return nil, refused
+		}
 		if errors.Is(err, layout.ErrInvalid) {
 			return nil, err
 		}
@@ -267,6 +277,9 @@ func (p *parser) finish() (*layout.Layout, error) {
 	starts := append(slices.Clone(p.offsets), 0, p.o.DataEnd)
 	slices.Sort(starts)
 	starts = slices.Compact(starts)
+	if err := p.b.TakeUnits(len(starts)); err != nil {
+		return nil, err
+	}
 	units := make([]blob.Unit, len(starts))
 	for i, off := range starts {
 		end := p.o.BlobSize

@@ -80,7 +80,7 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 		return nil, fmt.Errorf("%w: table has digest %s, the manifest says %s", layout.ErrInvalid,
 			t.Digest.Algorithm().FromBytes(packed), t.Digest)
 	}
-	l, err := parseTable(packed, t.Plain, tailOff, size, opts, limits)
+	l, err := parseTable(ctx, packed, t.Plain, tailOff, size, opts, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,9 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 }
 
 // parseTable turns a packed table into a Layout.
-func parseTable(packed []byte, plain, dataEnd, size int64, opts Options, limits layout.Limits) (*layout.Layout, error) {
+func parseTable(
+	ctx context.Context, packed []byte, plain, dataEnd, size int64, opts Options, limits layout.Limits,
+) (*layout.Layout, error) {
 	dec, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
 		zstd.WithDecoderMaxWindow(64<<20))
 	if err != nil {
@@ -101,7 +103,7 @@ func parseTable(packed []byte, plain, dataEnd, size int64, opts Options, limits 
 	defer dec.Close()
 	sum := digest.SHA256.Digester()
 	in := io.TeeReader(io.LimitReader(dec, plain), io.MultiWriter(toc.NewCounter(limits.Entries), sum.Hash()))
-	l, err := toc.Parse(in, toc.Options{DataEnd: dataEnd, BlobSize: size, Codec: blob.Zstd, Limits: limits, Version: newestTable,
+	l, err := toc.Parse(ctx, in, toc.Options{DataEnd: dataEnd, BlobSize: size, Codec: blob.Zstd, Limits: limits, Version: newestTable,
 		Landmarks: opts.Landmarks || opts.JSONDigest != ""})
 	if err != nil {
 		return nil, err

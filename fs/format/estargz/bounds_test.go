@@ -1,0 +1,59 @@
+package estargz_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/remora-storage/remora/conformance/heap"
+	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/layout"
+)
+
+// throughLinks is a table of hard links to a symbolic link that leads through as many directories as a path can name, and
+// files behind each of them.
+func throughLinks(n int) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `{"version":1,"entries":[{"name":"s","type":"symlink","linkName":%q}`, strings.Repeat("a/", 2047)+"a")
+	for i := range n {
+		fmt.Fprintf(&b, `,{"name":"%d/s","type":"hardlink","linkName":"s"},{"name":"%d/s/f","type":"reg"}`, i, i)
+	}
+	return b.String() + `]}`
+}
+
+// TestTreesThatGrow: tables whose trees take more than what their entries justify are refused for little memory, by the name
+// of what they break.
+func TestTreesThatGrow(t *testing.T) {
+	deep := strings.Repeat("d/", 2047)
+	for name, c := range map[string]struct{ table, says string }{
+		"directories behind a link": {throughLinks(100), "unlisted ones included"},
+		"walks behind a link": {`{"version":1,"entries":[{"name":"s","type":"symlink","linkName":"` +
+			strings.Repeat("x/../", 800) + `x"}` +
+			strings.Repeat(`,{"name":"s/f","type":"fifo"},{"name":"g","type":"fifo"},{"name":"s/g","type":"fifo"}`, 700) + `]}`,
+			"symbolic links lead"},
+		"deep paths": {func() string {
+			var b strings.Builder
+			b.WriteString(`{"version":1,"entries":[{"name":"x","type":"fifo"}`)
+			for i := range 4 {
+				fmt.Fprintf(&b, `,{"name":"%d/%sf","type":"fifo"}`, i, deep[4:])
+			}
+			return b.String() + `]}`
+		}(), "paths of its unlisted directories"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			blob, d := fromString(t, c.table)
+			var err error
+			peak := heap.Peak(func() {
+				_, err = estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})
+			})
+			t.Logf("%d bytes of blob, %d MiB of heap: %v", len(blob), peak>>20, err)
+			if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want that %s", err, c.says)
+			}
+			if peak > 100<<20 {
+				t.Errorf("refusing took %d MiB", peak>>20)
+			}
+		})
+	}
+}

@@ -1,0 +1,118 @@
+package layout
+
+import "fmt"
+
+// A tree may have what its entries list, and besides:
+//
+//   - nodes that no entry lists: the directories that paths and links imply. A symbolic link to a/a/a… makes 2,047 of them for
+//     each path that leads through it, so entries bound their number, not the entries' bytes.
+//   - parts of paths that are walked behind a symbolic link, for the same reason.
+//   - bytes of the paths of unlisted directories, which grow with the square of the depth.
+//
+// Each has room for what small layers do, and a share for each entry that no real layer needs: usual layers list their
+// directories, and those that list none have fewer of them than files.
+const (
+	freeNodes    = 64 << 10
+	nodesAnEntry = 4
+	freeSteps    = 1 << 20
+	stepsAnEntry = 256
+	stepBytes    = 32 // of a path that copying them counts as a step
+	freePaths    = 8 << 20
+	pathsAnEntry = 256
+)
+
+// What the tree takes of memory until an image was made of it, in bytes: as measured, garbage included.
+const (
+	nodeCost   = 896
+	dirCost    = 512 // more than another node
+	nameCost   = 64  // and the name's bytes
+	xattrCost  = 64  // and the bytes of name and value
+	extentCost = 256
+	unitCost   = 128
+	// growStep is by how much memory is asked for each time.
+	growStep = 4 << 20
+)
+
+// tally counts what a tree takes.
+type tally struct {
+	limits  Limits
+	entries int64 // that were added so far
+	nodes   int64
+	steps   int64
+	bytes   int64 // of memory
+	asked   int64 // of Limits.Grow
+}
+
+// entry counts an entry whose path, and link, have some bytes.
+func (t *tally) entry(bytes int) error {
+	t.entries++
+	if t.limits.Paths -= int64(bytes); t.limits.Paths < 0 {
+		return fmt.Errorf("%w: the paths of its first %d entries have more bytes than the limit of all paths", ErrInvalid, t.entries)
+	}
+	return nil
+}
+
+// node counts an inode before it is made.
+func (t *tally) node(in *Inode) error {
+	t.nodes++
+	if limit := int64(t.limits.Nodes); t.nodes > limit {
+		return fmt.Errorf("%w: more than %d files and directories, unlisted ones included (limit %d)", ErrInvalid, limit, limit)
+	}
+	if limit := freeNodes + nodesAnEntry*t.entries; t.nodes > limit {
+		return fmt.Errorf("%w: %d entries make more than %d files and directories, unlisted ones included", ErrInvalid, t.entries, limit)
+	}
+	n := int64(nodeCost + len(in.Target))
+	if in.IsDir() {
+		n += dirCost
+	}
+	if err := t.grow(n); err != nil {
+		return err
+	}
+	return t.xattrs(in)
+}
+
+// xattrs counts the attributes of an inode.
+func (t *tally) xattrs(in *Inode) error {
+	n := int64(0)
+	for _, x := range in.Xattrs {
+		n += int64(xattrCost + len(x.Name) + len(x.Value))
+	}
+	return t.grow(n)
+}
+
+// step counts parts of a path that are walked behind a symbolic link.
+func (t *tally) step(n int, dir string) error {
+	t.steps += int64(n)
+	if limit := freeSteps + stepsAnEntry*t.entries; t.steps > limit {
+		return fmt.Errorf("%w: symbolic links lead %d entries through more than %d directories, the last in %.64q", ErrInvalid,
+			t.entries, limit, dir)
+	}
+	return nil
+}
+
+// grow counts bytes of memory before they are taken.
+func (t *tally) grow(n int64) error {
+	if t.bytes += n; t.bytes > t.limits.Tree {
+		return fmt.Errorf("%w: its tree takes more than %d bytes of memory (limit)", ErrInvalid, t.limits.Tree)
+	}
+	if t.limits.Grow == nil || t.bytes <= t.asked {
+		return nil
+	}
+	more := max(growStep, t.bytes-t.asked)
+	t.asked += more
+	return t.limits.Grow(more)
+}
+
+// Take counts bytes of memory that the Builder's caller is about to take, as if the tree took them.
+func (b *Builder) Take(bytes int64) error { return b.tally.grow(bytes) }
+
+// TakeUnits does so for a number of units, with the points at which they begin.
+func (b *Builder) TakeUnits(n int) error { return b.tally.grow(int64(n) * unitCost) }
+
+// paths refuses paths of unlisted directories that have so many bytes together.
+func (t *tally) paths(bytes int64) error {
+	if limit := freePaths + pathsAnEntry*t.entries; bytes > limit {
+		return fmt.Errorf("%w: the paths of its unlisted directories have more than %d bytes for %d entries", ErrInvalid, limit, t.entries)
+	}
+	return t.grow(0)
+}

@@ -1,0 +1,150 @@
+package scan_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/cache/inflate"
+	"github.com/remora-storage/remora/conformance/heap"
+	"github.com/remora-storage/remora/fs/index"
+	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/fs/scan"
+)
+
+// refused wants what do returns to be the layer's fault in some words, for no more than most bytes of heap.
+func refused(t *testing.T, packed []byte, says string, most int64, do func() error) {
+	t.Helper()
+	var err error
+	peak := heap.Peak(func() { err = do() })
+	t.Logf("%d bytes packed, %d MiB of heap: %v", len(packed), peak>>20, err)
+	if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), says) {
+		t.Errorf("got %v, want that %s", err, says)
+	}
+	if peak > most {
+		t.Errorf("refusing took %d MiB", peak>>20)
+	}
+}
+
+// fifo is an inode without data.
+var fifo = layout.Inode{Mode: unix.S_IFIFO | 0o644}
+
+// indexOf encodes entries of a layer without data.
+func indexOf(entries ...index.Entry) []byte {
+	w := index.NewWriter()
+	for i := range entries {
+		w.Add(&entries[i], true)
+	}
+	d := digest.FromString("")
+	return w.Encode(&index.Blob{Digest: d, DiffID: d, Size: 1, Codec: blob.Plain, Points: []inflate.Point{{}}})
+}
+
+// TestTreesThatGrow: layers whose trees have more directories than their entries justify are refused for little memory,
+// scanned or by their index.
+func TestTreesThatGrow(t *testing.T) {
+	long := strings.Repeat("a/", 2047) + "a"
+	entries := []index.Entry{{Name: "s", Inode: layout.Inode{Mode: unix.S_IFLNK | 0o777, Target: long}}}
+	plain := archive(t, func(w *tar.Writer) {
+		add(t, w, tar.Header{Name: "s", Typeflag: tar.TypeSymlink, Linkname: long}, nil)
+		for i := range 100 {
+			add(t, w, tar.Header{Name: fmt.Sprintf("%d/s", i), Typeflag: tar.TypeLink, Linkname: "s"}, nil)
+			add(t, w, tar.Header{Name: fmt.Sprintf("%d/s/f", i)}, nil)
+			entries = append(entries, index.Entry{Name: fmt.Sprintf("%d/s", i), Link: "s"},
+				index.Entry{Name: fmt.Sprintf("%d/s/f", i), Inode: fifo})
+		}
+	})
+	for how, p := range packs {
+		t.Run(how, func(t *testing.T) {
+			packed := p.pack(t, plain)
+			refused(t, packed, "unlisted ones included", 120<<20, func() error {
+				_, err := scan.Scan(t.Context(), bytes.NewReader(packed), p.codec, scan.Options{})
+				return err
+			})
+		})
+	}
+	t.Run("index", func(t *testing.T) {
+		p := indexOf(entries...)
+		refused(t, p, "unlisted ones included", 100<<20, func() error {
+			_, err := index.Decode(t.Context(), p, layout.Limits{})
+			return err
+		})
+	})
+}
+
+// TestIndexesThatGrow: what an index says in a few bytes of one entry after another is counted in full.
+func TestIndexesThatGrow(t *testing.T) {
+	const times = 2_000
+	paths, attributes := make([]index.Entry, times), make([]index.Entry, times)
+	deep := strings.Repeat("d/", 2000)
+	for i := range times {
+		paths[i] = index.Entry{Name: deep + "f", Inode: fifo}
+		attributes[i] = index.Entry{Name: fmt.Sprint(i), Inode: layout.Inode{Mode: unix.S_IFDIR | 0o755}}
+		for k := range 1000 {
+			if i == 0 {
+				attributes[0].Inode.Xattrs = append(attributes[0].Inode.Xattrs, layout.Xattr{Name: fmt.Sprintf("%d%d", k/10, k%10)})
+			}
+		}
+		attributes[i].Inode.Xattrs = attributes[0].Inode.Xattrs
+	}
+	for name, c := range map[string]struct {
+		entries []index.Entry
+		limits  layout.Limits
+		says    string
+	}{
+		"one long path":             {paths, layout.Limits{Paths: 4 << 20}, "limit of all paths"},
+		"attributes of a directory": {attributes[:200], layout.Limits{Tree: 8 << 20}, "of memory (limit)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := indexOf(c.entries...)
+			refused(t, p, c.says, 200<<20, func() error {
+				_, err := index.Decode(t.Context(), p, c.limits)
+				return err
+			})
+		})
+	}
+}
+
+// TestTreesEnd: a tree is no longer built once its context has ended.
+func TestTreesEnd(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := errors.New("gone")
+	cancel(gone)
+	if _, err := index.Decode(ctx, indexOf(index.Entry{Name: "f", Inode: fifo}), layout.Limits{}); !errors.Is(err, gone) {
+		t.Error(err)
+	}
+}
+
+// TestTreesThatAreLarge: trees that real layers have are taken: very many files in a directory, and directories that nobody
+// lists.
+func TestTreesThatAreLarge(t *testing.T) {
+	crowd := []index.Entry{{Name: "d/", Inode: layout.Inode{Mode: unix.S_IFDIR | 0o755}}}
+	var unlisted, usr []index.Entry
+	usr = append(usr, index.Entry{Name: "lib", Inode: layout.Inode{Mode: unix.S_IFLNK, Target: "usr/lib"}})
+	for i := range 100_000 {
+		crowd = append(crowd, index.Entry{Name: fmt.Sprintf("d/%06d", i), Inode: fifo})
+		unlisted = append(unlisted, index.Entry{Name: fmt.Sprintf("store/%02x/%02x/%06d/f", i%256, i/256%256, i), Inode: fifo})
+		usr = append(usr, index.Entry{Name: fmt.Sprintf("lib/x86_64-linux-gnu/%d/%d", i%100, i), Inode: fifo})
+	}
+	for name, entries := range map[string][]index.Entry{"crowd": crowd, "unlisted": unlisted, "through a link": usr} {
+		t.Run(name, func(t *testing.T) {
+			p := indexOf(entries...)
+			peak := heap.Peak(func() {
+				l, err := index.Decode(t.Context(), p, layout.Limits{})
+				if err != nil {
+					t.Error(err)
+				} else if len(l.Inodes) < len(entries) {
+					t.Errorf("%d inodes of %d entries", len(l.Inodes), len(entries))
+				}
+			})
+			t.Logf("%d MiB of heap, %d bytes an entry", peak>>20, peak/int64(len(entries)))
+		})
+	}
+}
