@@ -33,7 +33,11 @@ func (a *app) volumeMountCommand() *cobra.Command {
 		Short: "Attach a volume and mount its file system",
 		Long: `mount attaches a volume and mounts it on a directory, which is made if need be. A volume that was never written to gets a
 file system first: ext4, or what --fs says. mount never formats a volume that was
-written to: if it finds no file system there that it knows, it fails.`,
+written to: if it finds no file system there that it knows, it fails.
+
+Device nodes and set-user-ID programs on a volume have no effect: it is mounted nodev,nosuid, because everyone who can
+write to its store could put them there and so become root here. "-o dev,suid", or one of the two, allows them, for a
+volume that is a root file system.`,
 		Args: exactly(2, "a NAME and a DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req.Name = args[0]
@@ -42,7 +46,8 @@ written to: if it finds no file system there that it knows, it fails.`,
 	}
 	attachFlags(c, &req)
 	c.Flags().StringVar(&fs, "fs", "", "`kind` of the file system of a new volume: ext4 (default), xfs or btrfs")
-	c.Flags().StringVarP(&options, "options", "o", "", "mount `options`, as for mount(8)")
+	c.Flags().StringVarP(&options, "options", "o", "", "mount `options`, as for mount(8); nodev,nosuid come before them, so dev and suid "+
+		"must be asked for")
 	return c
 }
 
@@ -75,9 +80,7 @@ func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, 
 		}
 		return fmt.Errorf("%s is mounted on %s", v.Name, where[0])
 	}
-	if v.ReadOnly {
-		options = readOnlyOptions(options)
-	}
+	options = mountOptions(options, v.ReadOnly)
 	if v.FS, err = a.fileSystem(ctx, req.VolumeRequest, reply, fs); err != nil {
 		return err
 	}
@@ -92,11 +95,7 @@ func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, 
 	if skip := noRecovery[v.FS]; v.ReadOnly && skip != "" {
 		options += "," + skip
 	}
-	args := []string{"-t", v.FS}
-	if options != "" {
-		args = append(args, "-o", options)
-	}
-	if err := command(ctx, "mount", append(args, v.Device, dir)...); err != nil {
+	if err := command(ctx, "mount", "-t", v.FS, "-o", options, v.Device, dir); err != nil {
 		return err
 	}
 	if v.FS != "ext4" && !v.ReadOnly {
@@ -111,11 +110,18 @@ func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, 
 // write.
 var noRecovery = map[string]string{"ext4": "noload", "xfs": "norecovery", "btrfs": "rescue=nologreplay"}
 
-func readOnlyOptions(options string) string {
-	if options == "" {
-		return "ro"
+// mountOptions puts what holds for every volume before what the user asks for: of options that contradict each other mount(8)
+// takes the last. A volume's bytes come from a store that others may write to, so devices and set-user-ID programs on it count
+// only where the user says so.
+func mountOptions(asked string, readOnly bool) string {
+	options := "nodev,nosuid"
+	if readOnly {
+		options += ",ro"
 	}
-	return "ro," + options
+	if asked != "" {
+		options += "," + asked
+	}
+	return options
 }
 
 func (a *app) printMounted(v *control.Volume, dir, how string) error {

@@ -70,7 +70,7 @@ func TestVolumeMount(t *testing.T) {
 	u.run("volume", "mount", "--fs", "ntfs", "data", dir).fails(2, "--fs ntfs: want ext4, xfs or btrfs")
 	u.run("volume", "mount", "none", dir).fails(1, "volume none: not found")
 	contains(t, u.run("volume", "mount", "data", dir).ok(), "data ("+dev+", ext4) mounted on "+dir)
-	tools.want("mkfs.ext4 -q -E nodiscard "+dev, "resize2fs "+dev, "mount -t ext4 "+dev+" "+dir)
+	tools.want("mkfs.ext4 -q -E nodiscard "+dev, "resize2fs "+dev, "mount -t ext4 -o nodev,nosuid "+dev+" "+dir)
 	if r := last[*controlv1.SetVolumeFileSystemRequest](t, f); r.Fs != "ext4" || r.Name != "data" || r.Store != "file:/s" {
 		t.Errorf("noted %v", r)
 	}
@@ -82,10 +82,12 @@ func TestVolumeMount(t *testing.T) {
 	if got := decode[mounted](u.run("--json", "volume", "mount", "-o", "noatime", "data", dir)); got.Dir != dir || got.FS != "ext4" {
 		t.Errorf("as JSON: %+v", got)
 	}
-	tools.want("resize2fs "+dev, "mount -t ext4 -o noatime "+dev+" "+dir)
+	tools.want("resize2fs "+dev, "mount -t ext4 -o nodev,nosuid,noatime "+dev+" "+dir)
+	u.run("volume", "mount", "-o", "dev,suid", "data", dir).ok()
+	tools.want("resize2fs "+dev, "mount -t ext4 -o nodev,nosuid,dev,suid "+dev+" "+dir)
 	u.run("volume", "mount", "--fs", "xfs", "data", dir).fails(1, "data holds ext4, not xfs")
 	u.run("volume", "mount", "-o", "sync", "ro", dir).ok()
-	tools.want("mount -t ext4 -o ro,sync,noload " + dev + " " + dir)
+	tools.want("mount -t ext4 -o nodev,nosuid,ro,sync,noload " + dev + " " + dir)
 
 	u.file("signature", "swap\n")
 	u.run("volume", "mount", "data", dir).fails(1, "data holds swap, not a file system that can be mounted")
@@ -96,12 +98,12 @@ func TestVolumeMount(t *testing.T) {
 	tools.want()
 	f.set(func() { f.fresh = true })
 	u.run("volume", "mount", "--fs", "xfs", "data", dir).ok()
-	tools.want("mkfs.xfs -q -K "+dev, "mount -t xfs "+dev+" "+dir, "xfs_growfs -d "+dir)
+	tools.want("mkfs.xfs -q -K "+dev, "mount -t xfs -o nodev,nosuid "+dev+" "+dir, "xfs_growfs -d "+dir)
 	u.file("signature", "btrfs\n")
 	u.run("volume", "mount", "ro", dir).ok()
-	tools.want("mount -t btrfs -o ro,rescue=nologreplay " + dev + " " + dir)
+	tools.want("mount -t btrfs -o nodev,nosuid,ro,rescue=nologreplay " + dev + " " + dir)
 	u.run("volume", "mount", "data", dir).ok()
-	tools.want("mount -t btrfs "+dev+" "+dir, "btrfs filesystem resize max "+dir)
+	tools.want("mount -t btrfs -o nodev,nosuid "+dev+" "+dir, "btrfs filesystem resize max "+dir)
 }
 
 // TestVolumeMountFails says which program failed, and with what.

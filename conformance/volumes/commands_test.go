@@ -147,6 +147,49 @@ func TestVolumeCommands(t *testing.T) {
 	}
 }
 
+// TestVolumeMountOptions: device nodes and set-user-ID programs on a volume have no effect, unless the mount asks for them.
+func TestVolumeMountOptions(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	store := newVolume(t, s, "data", "--class", "local")
+	zero, id := filepath.Join(mnt, "zero"), filepath.Join(mnt, "id")
+	for _, c := range []struct {
+		options []string
+		want    int64
+	}{
+		{nil, unix.ST_NODEV | unix.ST_NOSUID},
+		{[]string{"-o", "noatime"}, unix.ST_NODEV | unix.ST_NOSUID},
+		{[]string{"-o", "suid"}, unix.ST_NODEV},
+		{[]string{"-o", "dev,suid"}, 0},
+	} {
+		snapctl(t, s, append([]string{"volume", "mount", "data", mnt}, c.options...)...)
+		var st unix.Statfs_t
+		testbed.Must(t, unix.Statfs(mnt, &st))
+		if got := st.Flags & (unix.ST_NODEV | unix.ST_NOSUID); got != c.want {
+			t.Errorf("%v: mounted with flags %#x, want %#x", c.options, got, c.want)
+		}
+		if _, err := os.Stat(zero); err != nil { // the first time
+			testbed.Must(t, unix.Mknod(zero, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))))
+			testbed.Tool(t, "cp", "/usr/bin/id", id)
+			testbed.Must(t, os.Chmod(id, os.ModeSetuid|0o755))
+		}
+		f, err := os.Open(zero)
+		if err == nil {
+			f.Close()
+		}
+		if open, want := err == nil, c.want&unix.ST_NODEV == 0; open != want {
+			t.Errorf("%v: a device node opens: %v, want %v (%v)", c.options, open, want, err)
+		}
+		user := strings.TrimSpace(testbed.Tool(t, "setpriv", "--reuid=65534", "--clear-groups", id, "-u"))
+		if root, want := user == "0", c.want&unix.ST_NOSUID == 0; root != want {
+			t.Errorf("%v: a set-user-ID program runs as %s", c.options, user)
+		}
+		snapctl(t, s, "volume", "umount", "data")
+	}
+	mustBeRight(t, s, "data", store)
+}
+
 // TestMeasuredVolumeBench: it measures, and leaves nothing behind, though it is interrupted.
 func TestMeasuredVolumeBench(t *testing.T) {
 	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
