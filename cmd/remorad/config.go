@@ -90,6 +90,9 @@ type config struct {
 	Metrics struct {
 		Address string `toml:"address"`
 	} `toml:"metrics"`
+	Pprof struct {
+		Address string `toml:"address"`
+	} `toml:"pprof"`
 }
 
 // policyConfig says what becomes of reads while a registry does not answer. What a section of a

@@ -155,7 +155,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	images.Register(metrics)
 	sn.Register(metrics)
 	owned.Register(metrics)
-	return listen(ctx, f.address, cfg.Metrics.Address, server, metrics, log)
+	return listen(ctx, addresses{f.address, cfg.Metrics.Address, cfg.Pprof.Address}, server, metrics, log)
 }
 
 // mayAnswerLater tells the errors of a registry that pass from those that do not. Credentials may
@@ -164,29 +164,41 @@ func mayAnswerLater(err error) bool {
 	return registry.Retryable(err) || errors.Is(err, registry.ErrUnauthorized)
 }
 
+// addresses are what remorad serves on.
+type addresses struct {
+	socket         string
+	metrics, pprof string // "" for none
+}
+
 // listen serves until ctx ends or a listener fails, then stops accepting and finishes requests.
-func listen(ctx context.Context, socket, metricsAddr string, server *grpc.Server, metrics *prometheus.Registry, log *slog.Logger) error {
+func listen(ctx context.Context, at addresses, server *grpc.Server, metrics *prometheus.Registry, log *slog.Logger) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	l, err := cli.ListenUnix(ctx, socket)
+	l, err := cli.ListenUnix(ctx, at.socket)
 	if err != nil {
 		return err
 	}
 	var started sync.WaitGroup
-	if metricsAddr != "" {
-		h, err := serveMetrics(ctx, metricsAddr, metrics, &started, stop)
+	for _, s := range []struct {
+		section, address string
+		handler          http.Handler
+	}{{"metrics", at.metrics, metricsHandler(metrics)}, {"pprof", at.pprof, pprofHandler()}} {
+		if s.address == "" {
+			continue
+		}
+		h, err := serveHTTP(ctx, s.section, s.address, s.handler, &started, stop)
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
 		defer h.Close()
-		log.Info("serving metrics", "address", metricsAddr)
+		log.Info("serving "+s.section, "address", s.address)
 	}
 	started.Go(func() {
 		if err := server.Serve(l); err != nil {
-			stop(fmt.Errorf("serve on %s: %w", socket, err))
+			stop(fmt.Errorf("serve on %s: %w", at.socket, err))
 		}
 	})
-	log.Info("serving", "address", socket)
+	log.Info("serving", "address", at.socket)
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		log.Warn("systemd not notified", "err", err)
 	}
@@ -212,24 +224,42 @@ func listen(ctx context.Context, socket, metricsAddr string, server *grpc.Server
 
 const stopGrace = 5 * time.Second
 
-func serveMetrics(
-	ctx context.Context, addr string, metrics *prometheus.Registry, started *sync.WaitGroup, stop context.CancelCauseFunc,
-) (*http.Server, error) {
+func metricsHandler(metrics *prometheus.Registry) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// pprofHandler serves profiles of the process. They tell what it has in memory, and a caller can make it work for them: so they
+// have an address of their own, which is none unless somebody looks for something.
+func pprofHandler() http.Handler {
+	mux := http.NewServeMux()
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("[metrics] address: %w", err)
+	return mux
+}
+
+// serveHTTP serves on host:port, or on a Unix socket that only root may use, until ctx ends.
+func serveHTTP(
+	ctx context.Context, section, addr string, handler http.Handler, started *sync.WaitGroup, stop context.CancelCauseFunc,
+) (*http.Server, error) {
+	var l net.Listener
+	var err error
+	if filepath.IsAbs(addr) {
+		l, err = cli.ListenUnix(ctx, addr)
+	} else {
+		l, err = new(net.ListenConfig).Listen(ctx, "tcp", addr)
 	}
-	h := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	if err != nil {
+		return nil, fmt.Errorf("[%s] address: %w", section, err)
+	}
+	h := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second}
 	started.Go(func() {
 		if err := h.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			stop(fmt.Errorf("serve metrics: %w", err))
+			stop(fmt.Errorf("serve %s: %w", section, err))
 		}
 	})
 	context.AfterFunc(ctx, func() { h.Close() })

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -81,41 +82,55 @@ func TestServe(t *testing.T) {
 	}
 }
 
-// TestMetrics: metrics and profiles of the process are served until the end.
+// TestMetrics: metrics are served until the end, and profiles of the process only where they have an address of their own: a
+// port, or a socket of root's.
 func TestMetrics(t *testing.T) {
 	dir := shortDir(t)
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	socket := filepath.Join(dir, "s.sock")
-	fails(t, listen(t.Context(), socket, "nowhere:port", grpc.NewServer(), prometheus.NewRegistry(), discard()), "[metrics] address")
-	fails(t, listen(t.Context(), file, "", grpc.NewServer(), prometheus.NewRegistry(), discard()), "is no socket")
+	socket, profiles := filepath.Join(dir, "s.sock"), filepath.Join(dir, "pprof.sock")
+	for want, at := range map[string]addresses{
+		"[metrics] address": {socket, "nowhere:port", ""}, "[pprof] address": {socket, "", "nowhere:port"}, "is no socket": {file, "", ""},
+	} {
+		fails(t, listen(t.Context(), at, grpc.NewServer(), prometheus.NewRegistry(), discard()), want)
+	}
 
 	addr := freePort(t)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "remora_test"}, func() float64 { return 42 }))
-	go func() { ended <- listen(ctx, socket, addr, grpc.NewServer(), metrics, discard()) }()
-	get := func(path string) (body string) {
+	go func() { ended <- listen(ctx, addresses{socket, addr, profiles}, grpc.NewServer(), metrics, discard()) }()
+	get := func(c *http.Client, path string) (status int, body string) {
 		waitFor(t, "metrics are served", func() bool {
-			resp, err := http.Get("http://" + addr + path)
+			resp, err := c.Get("http://" + addr + path)
 			if err != nil {
 				return false
 			}
 			defer resp.Body.Close()
 			p, err := io.ReadAll(resp.Body)
-			body = string(p)
-			return err == nil && resp.StatusCode == http.StatusOK
+			status, body = resp.StatusCode, string(p)
+			return err == nil
 		})
-		return body
+		return status, body
 	}
-	if body := get("/metrics"); !regexp.MustCompile(`(?m)^remora_test 42$`).MatchString(body) {
-		t.Errorf("metrics:\n%s", body)
+	if status, body := get(http.DefaultClient, "/metrics"); !regexp.MustCompile(`(?m)^remora_test 42$`).MatchString(body) {
+		t.Errorf("metrics: %d\n%s", status, body)
 	}
-	if body := get("/debug/pprof/"); !strings.Contains(body, "goroutine") {
-		t.Errorf("profiles:\n%s", body)
+	if status, body := get(http.DefaultClient, "/debug/pprof/"); status != http.StatusNotFound {
+		t.Errorf("profiles beside the metrics: %d\n%s", status, body)
+	}
+	private := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", profiles)
+	}}}
+	defer private.CloseIdleConnections()
+	if status, body := get(private, "/debug/pprof/"); status != http.StatusOK || !strings.Contains(body, "goroutine") {
+		t.Errorf("profiles: %d\n%s", status, body)
+	}
+	if st, err := os.Stat(profiles); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the socket of profiles: %v, %v", st, err)
 	}
 	stop()
 	if err := <-ended; err != nil {

@@ -76,9 +76,9 @@ func openFilesOf(t *testing.T, pid int) (open []string) {
 
 // ourGoroutines counts remorad's goroutines that are in our packages: those of idle connections
 // are not.
-func ourGoroutines(t *testing.T, metrics string) int {
+func ourGoroutines(t *testing.T, pprof string) int {
 	t.Helper()
-	resp, err := http.Get("http://" + metrics + "/debug/pprof/goroutine?debug=2")
+	resp, err := http.Get("http://" + pprof + "/debug/pprof/goroutine?debug=2")
 	testbed.Must(t, err)
 	defer resp.Body.Close()
 	p, err := io.ReadAll(resp.Body)
@@ -108,11 +108,11 @@ func removeAll(t *testing.T, s *testbed.Stack, refs ...string) {
 // same and to another repository, export, before and after it was fetched whole, and remove.
 func TestLifecycle(t *testing.T) {
 	t.Parallel()
-	metrics, err := testbed.FreeAddr()
+	pprof, err := testbed.FreeAddr()
 	testbed.Must(t, err)
-	s := testbed.New(t, testbed.Options{Config: "[metrics]\naddress = \"" + metrics + "\"\n"})
+	s := testbed.New(t, testbed.Options{Config: "[pprof]\naddress = \"" + pprof + "\"\n"})
 	_, lazy := testbed.Pushed(t, s, testbed.Python)
-	goroutines := ourGoroutines(t, metrics)
+	goroutines := ourGoroutines(t, pprof)
 	fds := len(openFiles(t, s))
 	_, err = s.Snapctl(t.Context(), "pull", lazy)
 	testbed.Must(t, err)
@@ -164,7 +164,7 @@ func TestLifecycle(t *testing.T) {
 
 	removeAll(t, s, lazy)
 	wantNothingLeft(t, s, fds)
-	testbed.WaitFor(t, "as few goroutines as before", func() bool { return ourGoroutines(t, metrics) <= goroutines })
+	testbed.WaitFor(t, "as few goroutines as before", func() bool { return ourGoroutines(t, pprof) <= goroutines })
 }
 
 // TestTwoNamespaces: one has the base layer by the ordinary path, the other lazily.

@@ -7,7 +7,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // ListenUnix listens on a socket that only root may use, replacing one that nobody serves.
@@ -25,12 +28,13 @@ func ListenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	return l, nil
+	return (&net.ListenConfig{Control: rootOnly}).Listen(ctx, "unix", path)
+}
+
+// rootOnly gives a socket its mode before bind(2) makes its file with that mode. A chmod(2) of the file would leave others a
+// moment to connect in, whatever the umask is.
+func rootOnly(_, _ string, c syscall.RawConn) error {
+	var failed error
+	err := c.Control(func(fd uintptr) { failed = unix.Fchmod(int(fd), 0o600) })
+	return errors.Join(err, failed)
 }
