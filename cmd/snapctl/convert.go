@@ -24,8 +24,7 @@ import (
 )
 
 type convertOptions struct {
-	plainHTTP   bool
-	user        string
+	loginOptions
 	format      string
 	level       int
 	tocFor      string
@@ -98,8 +97,7 @@ the machine and --jobs.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.convert(cmd.Context(), args[0], args[1], o) },
 	}
 	f := c.Flags()
-	f.BoolVar(&o.plainHTTP, "plain-http", false, "reach registries by plain HTTP")
-	f.StringVar(&o.user, "user", "", "`user[:password]` for the registries; without a password $SNAPCTL_PASSWORD is used")
+	o.loginOptions.flags(c, "registries", "")
 	f.StringVar(&o.format, "format", string(convert.Estargz), "`format` of the layers: estargz or zstdchunked")
 	f.IntVar(&o.level, "level", 0, "`level` of compression: 1 to 9 for estargz (default 6), 1 to 22 for zstdchunked (default 3)")
 	f.StringVar(&o.tocFor, "toc-for", string(convert.ForPodman),

@@ -190,7 +190,8 @@ func TestConvertOrder(t *testing.T) {
 	u.run("convert", "--prioritize", u.path("none"), reg.Ref("app:1"), reg.Ref("app:2")).fails(1, "--prioritize", "none")
 }
 
-// TestConvertLogin uses --user, or $SNAPCTL_PASSWORD with it.
+// TestConvertLogin uses --user with each place that a password may be in. convert logs in twice, to source and destination,
+// and stdin can be read once.
 func TestConvertLogin(t *testing.T) {
 	u, reg := newUser(t), cmdtest.NewRegistry(t)
 	reg.Put("app", "1", program(t, cmdtest.OCI))
@@ -198,7 +199,10 @@ func TestConvertLogin(t *testing.T) {
 	to := "oci:" + u.path("out") + ":v1"
 	u.run("convert", reg.Ref("app:1"), to).fails(1, "app:1", "no basic auth credentials")
 	u.run("convert", "--user", "robot", reg.Ref("app:1"), to).fails(2, "SNAPCTL_PASSWORD")
-	u.run("convert", "--user", "robot:secret", reg.Ref("app:1"), to).ok()
+	u.types = "secret\n"
+	u.run("convert", "--user", "robot", "--password-stdin", reg.Ref("app:1"), reg.Ref("app:stdin")).ok()
+	u.types = ""
+	u.run("convert", "--user", "robot", "--password-file", u.file("password", "secret\r\n"), reg.Ref("app:1"), to).ok()
 	t.Setenv("SNAPCTL_PASSWORD", "wrong")
 	r := u.run("convert", "--user", "robot", reg.Ref("app:1"), to)
 	r.fails(1, "401")

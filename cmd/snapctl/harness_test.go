@@ -21,6 +21,7 @@ type user struct {
 	home                string
 	containerd, remorad string // sockets
 	patience            time.Duration
+	types               string // what stdin has for the next command
 }
 
 func newUser(t *testing.T) *user {
@@ -80,7 +81,7 @@ func (u *user) runFor(ctx context.Context, args ...string) *result {
 
 // app is a program of the user's.
 func (u *user) app(stdout, stderr *cmdtest.Output) *app {
-	return &app{stdout: stdout, stderr: stderr, fifos: u.path("fifos"), patience: u.patience}
+	return &app{stdin: strings.NewReader(u.types), stdout: stdout, stderr: stderr, fifos: u.path("fifos"), patience: u.patience}
 }
 
 // hurried is run where containerd is not there, for which it does not wait long.

@@ -25,6 +25,7 @@ func main() { cli.Main("snapctl", run) }
 type app struct {
 	containerd, remora, namespace string
 	json                          bool
+	stdin                         io.Reader // nil for the process's own
 	stdout, stderr                io.Writer
 	fifos                         string        // directory for the output of containers; "" for containerd's own
 	patience                      time.Duration // with a containerd that is not there; 0 for its client's own
@@ -58,6 +59,7 @@ store.
 		SilenceErrors: true, SilenceUsage: true,
 	}
 	cmd.SetArgs(args)
+	cmd.SetIn(a.stdin)
 	cmd.SetOut(a.stdout)
 	cmd.SetErr(a.stderr)
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {

@@ -282,7 +282,7 @@ func (a *app) remoteImage(ctx context.Context, name string, o pullOptions) (*rem
 	if err != nil {
 		return nil, err
 	}
-	t, err := a.openRegistry(ctx, ref, o.user, o.plainHTTP)
+	t, err := a.openRegistry(ctx, ref, o.loginOptions)
 	if err != nil {
 		return nil, err
 	}

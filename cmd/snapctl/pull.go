@@ -26,8 +26,7 @@ import (
 const reconnectTries = 5
 
 type pullOptions struct {
-	plainHTTP   bool
-	user        string
+	loginOptions
 	snapshotter string
 }
 
@@ -69,7 +68,8 @@ Registries on localhost are reached by plain HTTP; others as hosts.toml in remor
 [registry] config_path says.`,
 		Example: `  snapctl pull registry.example.com/redis:7-lazy
   snapctl --namespace k8s.io pull registry.example.com/redis:7-lazy
-  snapctl pull --user robot:secret registry.example.com/private/app:1`,
+  snapctl pull --user robot --password-file /run/secrets/robot registry.example.com/private/app:1
+  pass show robot | snapctl pull --user robot --password-stdin registry.example.com/private/app:1`,
 		Args: exactly(1, "one image"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.pull(cmd.Context(), args[0], o) },
 	}
@@ -78,15 +78,12 @@ Registries on localhost are reached by plain HTTP; others as hosts.toml in remor
 }
 
 func (o *pullOptions) flags(c *cobra.Command) {
-	o.registryFlags(c)
+	o.loginOptions.flags(c, "the registry", ". remorad keeps both, readable by root alone")
 	c.Flags().StringVar(&o.snapshotter, "snapshotter", "remora", "containerd's `name` for the snapshotter")
 }
 
-func (o *pullOptions) registryFlags(c *cobra.Command) {
-	c.Flags().BoolVar(&o.plainHTTP, "plain-http", false, "reach the registry by plain HTTP")
-	c.Flags().StringVar(&o.user, "user", "", "`user[:password]` for the registry; without a password $SNAPCTL_PASSWORD is used. remorad "+
-		"keeps both, readable by root alone")
-}
+// registryFlags are those of commands that speak to the registry themselves.
+func (o *pullOptions) registryFlags(c *cobra.Command) { o.loginOptions.flags(c, "the registry", "") }
 
 func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	began := time.Now()
@@ -212,8 +209,8 @@ func (a *app) login(ctx context.Context, remora *control.Client, logins *registr
 	if o.user == "" && !o.plainHTTP {
 		return nil
 	}
-	l, err := setLogin(logins, host, o.user, o.plainHTTP)
-	if err != nil {
+	l := o.loginOptions.login()
+	if _, err := logins.Set(host, l); err != nil {
 		return err
 	}
 	return control.Explain(remora.Login(ctx, &control.LoginRequest{Host: host, User: l.User, Secret: l.Secret, PlainHTTP: l.PlainHTTP}),

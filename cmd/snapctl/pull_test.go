@@ -107,13 +107,14 @@ func TestPullLogin(t *testing.T) {
 	n.registry.Require("robot:secret")
 	n.run("pull", n.ref).fails(1, "pull "+n.ref)
 	n.run("pull", "--user", "robot", n.ref).fails(2, "SNAPCTL_PASSWORD")
-	n.run("pull", "--user", "robot:secret", "--plain-http", n.ref).ok()
+	n.types = "secret"
+	n.run("pull", "--user", "robot", "--password-stdin", "--plain-http", n.ref).ok()
 	if r := last[*controlv1.LoginRequest](t, n.remorad); r.Host != n.registry.Host() || r.User != "robot" || r.Secret != "secret" ||
 		!r.PlainHttp {
 		t.Errorf("logged in by %v", r)
 	}
 	n.remorad.set(func() { n.remorad.refuse["LoginRequest"] = refusal("the disk is full") })
-	n.run("pull", "--user", "robot:secret", n.ref).fails(1, "the disk is full")
+	n.run("pull", "--user", "robot", "--password-stdin", n.ref).fails(1, "the disk is full")
 }
 
 // TestPullFails says what to do.

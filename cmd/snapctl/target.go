@@ -52,7 +52,7 @@ func (a *app) openTarget(ctx context.Context, name string, o convertOptions, wri
 	if err != nil {
 		return nil, err
 	}
-	return a.openRegistry(ctx, ref, o.user, o.plainHTTP)
+	return a.openRegistry(ctx, ref, o.loginOptions)
 }
 
 // layoutTarget is an OCI layout on disk.
@@ -101,27 +101,6 @@ func (a *app) registryOptions(ctx context.Context) registry.Options {
 	return o
 }
 
-// setLogin reads --user and --plain-http and remembers them for a host.
-func setLogin(logins *registry.Logins, host, user string, plainHTTP bool) (registry.Login, error) {
-	l, err := parseLogin(user, plainHTTP)
-	if err == nil {
-		_, err = logins.Set(host, l)
-	}
-	return l, err
-}
-
-// parseLogin reads --user and --plain-http.
-func parseLogin(user string, plainHTTP bool) (registry.Login, error) {
-	name, secret, ok := strings.Cut(user, ":")
-	if !ok && name != "" {
-		secret = os.Getenv("SNAPCTL_PASSWORD")
-		if secret == "" {
-			return registry.Login{}, cli.Usagef("--user without a password: write --user USER:PASSWORD or set SNAPCTL_PASSWORD")
-		}
-	}
-	return registry.Login{User: name, Secret: secret, PlainHTTP: plainHTTP}, nil
-}
-
 func cutLast(s, sep string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {
@@ -139,13 +118,13 @@ type registryTarget struct {
 	write    *orasremote.Repository // nil until it is needed
 }
 
-func (a *app) openRegistry(ctx context.Context, ref, user string, plainHTTP bool) (*registryTarget, error) {
+func (a *app) openRegistry(ctx context.Context, ref string, o loginOptions) (*registryTarget, error) {
 	repo, err := registry.ParseRepository(ref)
 	if err != nil {
 		return nil, err
 	}
 	logins := new(registry.Logins)
-	if _, err := setLogin(logins, repo.Host, user, plainHTTP); err != nil {
+	if _, err := logins.Set(repo.Host, o.login()); err != nil {
 		return nil, err
 	}
 	options := a.registryOptions(ctx)

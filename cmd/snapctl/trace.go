@@ -177,7 +177,7 @@ func (a *app) trace(ctx context.Context, image string, args []string, o traceOpt
 // traceBeside starts the same image by another snapshotter, with all of it pulled first, and adds that
 // to the timeline.
 func (a *app) traceBeside(ctx context.Context, c *client.Client, result *traced, args []string, o traceOptions) error {
-	t, err := a.openRegistry(ctx, result.Image, o.pull.user, o.pull.plainHTTP)
+	t, err := a.openRegistry(ctx, result.Image, o.pull.loginOptions)
 	if err != nil {
 		return err
 	}

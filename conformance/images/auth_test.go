@@ -18,15 +18,20 @@ func TestPrivateRegistry(t *testing.T) {
 	layout, err := testbed.Python.Layout(t.Context())
 	testbed.Must(t, err)
 	lazy := s.Ref("private/python:lazy")
-	login := testbed.User + ":" + testbed.Password
-	_, err = s.Snapctl(t.Context(), "convert", "--user", login, "oci:"+layout+":src", lazy)
+	password := func(name, text string) (file string) {
+		file = filepath.Join(t.TempDir(), name)
+		testbed.Must(t, os.WriteFile(file, []byte(text+"\n"), 0o600))
+		return file
+	}
+	right, wrong := password("right", testbed.Password), password("wrong", "wrong")
+	_, err = s.Snapctl(t.Context(), "convert", "--user", testbed.User, "--password-file", right, "oci:"+layout+":src", lazy)
 	testbed.Must(t, err)
-	for _, args := range [][]string{{"pull", lazy}, {"pull", "--user", testbed.User + ":wrong", lazy}} {
+	for _, args := range [][]string{{"pull", lazy}, {"pull", "--user", testbed.User, "--password-file", wrong, lazy}} {
 		if out, err := s.Snapctl(t.Context(), args...); err == nil {
 			t.Errorf("%v: %s", args, out)
 		}
 	}
-	_, err = s.Snapctl(t.Context(), "pull", "--user", login, lazy)
+	_, err = s.Snapctl(t.Context(), "pull", "--user", testbed.User, "--password-file", right, lazy)
 	testbed.Must(t, err)
 	lazyLayers(t, s, 3, testbed.BestBackend)
 	testbed.Must(t, s.RestartRemorad(syscall.SIGKILL))
