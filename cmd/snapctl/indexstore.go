@@ -35,7 +35,11 @@ const (
 )
 
 func openIndexStore() (*indexStore, error) {
-	dir := filepath.Join(cacheDir(), "index")
+	cache, err := cacheDir()
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(cache, "index")
 	return &indexStore{dir}, os.MkdirAll(dir, 0o700)
 }
 

@@ -30,20 +30,14 @@ type knownLayer struct {
 
 const knownFor = 90 * 24 * time.Hour
 
-// cacheDir is where snapctl keeps what it can make again.
-func cacheDir() string {
-	dir, err := os.UserCacheDir()
-	if err != nil { // no HOME
-		return filepath.Join(os.TempDir(), "remora-cache")
-	}
-	return filepath.Join(dir, "remora")
-}
-
 // workDir makes a directory for a run, and removes those of runs that were killed.
 func workDir() (*work, error) {
-	w := &work{root: filepath.Join(cacheDir(), "convert")}
-	err := os.MkdirAll(filepath.Join(w.root, "layers"), 0o700)
+	cache, err := cacheDir()
 	if err != nil {
+		return nil, err
+	}
+	w := &work{root: filepath.Join(cache, "convert")}
+	if err := os.MkdirAll(filepath.Join(w.root, "layers"), 0o700); err != nil {
 		return nil, err
 	}
 	w.sweep()

@@ -103,13 +103,3 @@ func TestWorkRemembers(t *testing.T) {
 		t.Error("a file of a run has a name")
 	}
 }
-
-// TestCacheDir has a place even for who has no home.
-func TestCacheDir(t *testing.T) {
-	newUser(t)
-	t.Setenv("XDG_CACHE_HOME", "")
-	t.Setenv("HOME", "")
-	if got := cacheDir(); got != filepath.Join(os.TempDir(), "remora-cache") {
-		t.Errorf("got %s", got)
-	}
-}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -166,15 +167,24 @@ func (p *Process) Stop(sig syscall.Signal) error {
 			_ = p.Cmd.Process.Kill()
 			<-p.done
 		}
-		kept := filepath.Join(os.TempDir(), "remora-hung.log")
-		_ = os.Rename(p.Log, kept) // for whoever looks into it
-		return fmt.Errorf("%s did not end after %s; see %s", p.Cmd.Path, sig, kept)
+		return fmt.Errorf("%s did not end after %s; see %s", p.Cmd.Path, sig, p.keepLog())
 	}
 	var exit *exec.ExitError
 	if errors.As(p.err, &exit) && exit.ExitCode() > 0 {
 		return fmt.Errorf("%s: %w\n%s", p.Cmd.Path, p.err, p.Tail())
 	}
 	return nil
+}
+
+// keepLog copies the log of a process that hung to where it stays for whoever looks into it.
+func (p *Process) keepLog() string {
+	dir := filepath.Join(Repo(), ".work", "hung")
+	kept := filepath.Join(dir, filepath.Base(p.Cmd.Path)+"-"+strconv.Itoa(p.Cmd.Process.Pid)+".log")
+	log, err := os.ReadFile(p.Log)
+	if err != nil || os.MkdirAll(dir, 0o755) != nil || os.WriteFile(kept, log, 0o644) != nil {
+		return p.Log
+	}
+	return kept
 }
 
 // Running reports whether the process has not ended.
