@@ -54,7 +54,8 @@ whose data is fetched when it is read: read-only, by remorad, and the image is p
 
 A flush, and a write with FUA, returns when the bytes are on stable storage. Several connections may use the
 device at the same time. With --tls-cert and --tls-key clients must use TLS, and with --tls-ca show a certificate of that
-authority too. Without them, a TCP socket admits every client that reaches it. Only root can use the Unix socket.
+authority too. Without --tls-ca, a TCP socket admits every client that reaches it: on 127.0.0.1 that is every user of this
+machine, and every container in its network. Only root can use the Unix socket.
 
 With --json one object is printed when clients can connect: uri, size_bytes, read_only, export.`,
 		Args: exactly(1, "one FILE, memory:SIZE or IMAGE@LAYER-DIGEST"),
@@ -116,8 +117,8 @@ func (a *app) serveDevice(ctx context.Context, o devServe, target string, dev bl
 	if err != nil {
 		return err
 	}
-	if tcp, ok := l.Addr().(*net.TCPAddr); ok && o.ca == "" && !tcp.IP.IsLoopback() {
-		a.note("every client that reaches %s can use this device; use --tls-ca to admit only clients with a certificate", tcp)
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok && o.ca == "" {
+		a.note("%s can use this device at %s; use --tls-ca to admit only clients with a certificate%s", whoReaches(tcp), tcp, orUnix(tcp))
 	}
 	_, writable := dev.(blockdev.Writer)
 	reply := devServing{URI: o.uri(l.Addr()), Size: dev.Size(), ReadOnly: !writable, Export: o.export}
@@ -131,6 +132,22 @@ func (a *app) serveDevice(ctx context.Context, o devServe, target string, dev bl
 		return errors.Join(err, l.Close())
 	}
 	return server.Serve(ctx, l)
+}
+
+// whoReaches says who can connect to an address.
+func whoReaches(at *net.TCPAddr) string {
+	if at.IP.IsLoopback() {
+		return "every user of this machine"
+	}
+	return "everyone who reaches it"
+}
+
+// orUnix names the other choice that clients on this machine have.
+func orUnix(at *net.TCPAddr) string {
+	if at.IP.IsLoopback() {
+		return ", or --unix, whose socket only root can use"
+	}
+	return ""
 }
 
 // devServing is what is printed when clients can connect.

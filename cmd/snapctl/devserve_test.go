@@ -80,10 +80,27 @@ func TestDevServe(t *testing.T) {
 	if p, err := os.ReadFile(file); err != nil || !bytes.Equal(p, bytes.Repeat([]byte("x"), 1<<16)) {
 		t.Errorf("the file has changed: %v", err)
 	}
-	// Everybody who reaches the machine: said so.
-	r := serving(u, func(string) {}, "--tcp", ":0", "memory:1MiB")
+}
+
+// TestDevServeWarns: who can use a device that is served by TCP is said, on loopback as elsewhere.
+func TestDevServeWarns(t *testing.T) {
+	u := newUser(t)
+	for _, c := range []struct {
+		address string
+		words   []string
+	}{
+		{":0", []string{"everyone who reaches it can use this device", "--tls-ca"}},
+		{"127.0.0.1:0", []string{"every user of this machine can use this device", "--tls-ca", "--unix"}},
+	} {
+		r := serving(u, func(string) {}, "--tcp", c.address, "memory:1MiB")
+		r.ok()
+		contains(t, r.stderr, c.words...)
+	}
+	r := serving(u, func(string) {}, "--unix", u.path("nbd.sock"), "memory:1MiB")
 	r.ok()
-	contains(t, r.stderr, "every client that reaches", "--tls-ca")
+	if r.stderr != "" {
+		t.Errorf("a warning of a socket that only root can use: %s", r.stderr)
+	}
 }
 
 // TestDevServeUsage refuses what cannot be served, before it listens.
