@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"time"
 
 	"github.com/pojntfx/go-nbd/pkg/protocol"
 )
@@ -19,7 +20,9 @@ type handshake struct {
 	s    *Server
 	conn net.Conn // the TLS connection once there is one
 	log  *slog.Logger
+	door door
 
+	admitted   bool // the door has let it in
 	tls        bool
 	noZeroes   bool
 	structured bool   // the client understands structured replies
@@ -32,8 +35,20 @@ var (
 	errProtocol = errors.New("not the NBD protocol")
 )
 
-// close ends a TLS session properly; the socket is the server's.
+// admit waits for room for a client that has chosen an export.
+func (h *handshake) admit(ctx context.Context) (err error) {
+	if err = h.door.admit(ctx); err == nil {
+		h.admitted = true
+		err = h.conn.SetDeadline(time.Now().Add(handshakePatient)) // for the answer
+	}
+	return err
+}
+
+// close makes room, and ends a TLS session properly; the socket is the server's.
 func (h *handshake) close() {
+	if h.admitted {
+		h.door.room.Release(1)
+	}
 	if t, ok := h.conn.(*tls.Conn); ok {
 		_ = t.Close() // the client may be gone already
 	}
@@ -92,7 +107,7 @@ func (h *handshake) option(ctx context.Context) (*export, error) {
 	}
 	switch o.ID {
 	case optExportName:
-		return h.exportName(string(data))
+		return h.exportName(ctx, string(data))
 	case protocol.NEGOTIATION_ID_OPTION_ABORT:
 		return nil, h.abort()
 	case protocol.NEGOTIATION_ID_OPTION_LIST:
@@ -103,7 +118,7 @@ func (h *handshake) option(ctx context.Context) (*export, error) {
 		}
 		return nil, h.refuse(o.ID, repErrPolicy, "this server has no certificate")
 	case protocol.NEGOTIATION_ID_OPTION_INFO, protocol.NEGOTIATION_ID_OPTION_GO:
-		return h.info(o.ID, data)
+		return h.info(ctx, o.ID, data)
 	case optStructuredReply:
 		if len(data) != 0 {
 			return nil, h.refuse(o.ID, repErrInvalid, "has data")
@@ -159,10 +174,13 @@ func (h *handshake) reply(id, kind uint32, data []byte) error {
 func (h *handshake) refuse(id, kind uint32, why string) error { return h.reply(id, kind, []byte(why)) }
 
 // exportName answers the oldest way to choose an export.
-func (h *handshake) exportName(name string) (*export, error) {
+func (h *handshake) exportName(ctx context.Context, name string) (*export, error) {
 	x := h.s.find(name)
 	if x == nil {
 		return nil, fmt.Errorf("no export is named %q", name)
+	}
+	if err := h.admit(ctx); err != nil {
+		return nil, err
 	}
 	p := binary.BigEndian.AppendUint64(nil, uint64(x.Device.Size()))
 	p = binary.BigEndian.AppendUint16(p, x.flags(h.structured))
@@ -189,7 +207,7 @@ func (h *handshake) list(data []byte) error {
 }
 
 // info answers INFO and GO.
-func (h *handshake) info(id uint32, data []byte) (*export, error) {
+func (h *handshake) info(ctx context.Context, id uint32, data []byte) (*export, error) {
 	r := fields{data}
 	name, err := r.text()
 	if err != nil {
@@ -202,6 +220,11 @@ func (h *handshake) info(id uint32, data []byte) (*export, error) {
 	x := h.s.find(name)
 	if x == nil {
 		return nil, h.refuse(id, protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN, fmt.Sprintf("no export is named %q", name))
+	}
+	if id == protocol.NEGOTIATION_ID_OPTION_GO {
+		if err := h.admit(ctx); err != nil {
+			return nil, err
+		}
 	}
 	send := func(kind uint16, more []byte) error {
 		p := binary.BigEndian.AppendUint16(nil, kind)

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -26,8 +27,9 @@ type Export struct {
 type Options struct {
 	// TLS makes every client use TLS. With a pool of client CAs in it, only those that have a certificate.
 	TLS *tls.Config
-	// Clients is how many may be connected at once; the others wait to be accepted. Each may have requests
-	// of 64 MiB here.
+	// Clients is how many may use exports at once; the others wait to be accepted. Each may have requests
+	// of 64 MiB here. As many of one address, and four times as many in total, may be in their handshake: beyond
+	// that the oldest handshake ends.
 	Clients int
 	Log     *slog.Logger
 }
@@ -97,20 +99,15 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer started.Wait()
 	defer stop()
 	started.Go(func() { <-ctx.Done(); l.Close() })
-	room := make(chan struct{}, s.opts.Clients)
+	room := semaphore.NewWeighted(int64(s.opts.Clients))
+	newcomers := &unfinished{most: 4 * s.opts.Clients, perAddress: s.opts.Clients}
 	for {
-		select {
-		case room <- struct{}{}:
-		case <-ctx.Done():
-			return nil
-		}
 		c, err := l.Accept()
 		if err != nil && ctx.Err() != nil {
 			return nil // asked to stop
 		}
 		if errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
 			s.opts.Log.Warn("client not accepted", "err", err)
-			<-room
 			select {
 			case <-time.After(acceptAgain):
 			case <-ctx.Done():
@@ -120,42 +117,56 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		}
+		// One client waits here while there is no room, the next ones in the kernel.
+		if room.Acquire(ctx, 1) != nil {
+			c.Close()
+			return nil // asked to stop
+		}
+		room.Release(1)
+		h := &handshake{s: s, conn: c, log: s.opts.Log.With("client", clientName(c)), door: door{room, newcomers, newcomers.enter(c)}}
 		started.Go(func() {
-			defer func() { <-room }()
-			s.serve(ctx, c)
+			defer c.Close()
+			defer h.close()
+			if x := s.welcome(ctx, c, h); x != nil {
+				s.serve(ctx, h, x)
+			}
 		})
 	}
 }
 
 const acceptAgain = 100 * time.Millisecond // by then a descriptor may be free
 
-// serve speaks with one client until it leaves or ctx ends.
-func (s *Server) serve(ctx context.Context, nc net.Conn) {
-	log := s.opts.Log.With("client", clientName(nc))
-	defer nc.Close()
-	h := &handshake{s: s, conn: nc, log: log}
+// welcome has a client choose an export; it returns nil if there will be no session.
+func (s *Server) welcome(ctx context.Context, nc net.Conn, h *handshake) *export {
 	leave := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // wakes whoever reads
-	if err := nc.SetDeadline(time.Now().Add(handshakePatient)); err != nil {
-		return
+	err := nc.SetDeadline(time.Now().Add(handshakePatient))
+	var x *export
+	if err == nil {
+		x, err = h.run(ctx)
 	}
-	x, err := h.run(ctx)
+	if !h.admitted && !h.door.newcomers.leave(h.door.n) {
+		err = errCrowded
+	}
 	if err != nil && ctx.Err() == nil {
-		log.Info("no session", "reason", err)
+		h.log.Info("no session", "reason", err)
 	}
-	if !leave() || x == nil || nc.SetDeadline(time.Time{}) != nil {
-		h.close()
-		return
+	if !leave() || err != nil || nc.SetDeadline(time.Time{}) != nil {
+		return nil
 	}
-	defer h.close()
-	c := newConn(x, h, log)
+	return x
+}
+
+// serve answers the requests of one client until it leaves or ctx ends.
+func (s *Server) serve(ctx context.Context, h *handshake, x *export) {
+	c := newConn(x, h, h.log)
 	if !x.enter(ctx, c) {
 		return
 	}
 	defer x.leave(c)
-	log.Info("client", "export", x.Name)
+	h.log.Info("client", "export", x.Name)
 	began := time.Now()
-	err = c.run(ctx)
-	log.Info("client has left", "export", x.Name, "after", time.Since(began).Round(time.Millisecond), "reason", err)
+	err := c.run(ctx)
+	h.log.Info("client has left", "export", x.Name, "after", time.Since(began).Round(time.Millisecond), "reason", err)
 }
 
 func clientName(nc net.Conn) string {
