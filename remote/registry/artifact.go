@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"sync"
 	"time"
@@ -101,6 +102,16 @@ func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.D
 	return r.artifactAt(ctx, repo, newest, image, kind)
 }
 
+// readAll returns a small blob. It takes memory for what has come, not for what the manifest announces.
+func (r *Registry) readAll(ctx context.Context, repo Repository, d ocispec.Descriptor) ([]byte, error) {
+	b, err := r.Blob(repo, d.Digest, d.Size).Open(ctx, 0, d.Size, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	return io.ReadAll(b) // it ends after d.Size bytes
+}
+
 // artifactAt returns the content of the artifact that a tag or digest names.
 func (r *Registry) artifactAt(ctx context.Context, repo Repository, ref string, image digest.Digest, kind ArtifactKind) ([]byte, error) {
 	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "manifests/"+ref, ocispec.MediaTypeImageManifest)
@@ -120,8 +131,7 @@ func (r *Registry) artifactAt(ctx context.Context, repo Repository, ref string, 
 	}
 	content := d.Data
 	if content == nil {
-		content = make([]byte, d.Size)
-		if _, err := r.Blob(repo, d.Digest, d.Size).ReadAt(ctx, content, 0); err != nil {
+		if content, err = r.readAll(ctx, repo, d); err != nil {
 			return nil, err
 		}
 	}

@@ -482,3 +482,22 @@ func TestRetryable(t *testing.T) {
 		})
 	}
 }
+
+// TestAnnouncedRanges: a range that contradicts itself, or the request, is refused; what a server announces sizes nothing.
+func TestAnnouncedRanges(t *testing.T) {
+	for _, header := range []string{
+		"bytes 100-199/50", "bytes 100-199/150", "bytes 100-90/300000", "bytes 0-99/300000", "bytes 100-9223372036854775806/300000",
+		"bytes 100-199/9223372036854775807", "bytes 100-299/300000", "bytes */300000", "",
+	} {
+		s := newServer(t, func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
+			w.Header().Set("Content-Range", header)
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(data[100:200])
+			return true
+		})
+		b := blobOn(t, s.host(), plain(s.host()), registry.Options{Retry: registry.Retry{Attempts: 1}})
+		if _, err := b.ReadAt(t.Context(), make([]byte, 100), 100); !errors.Is(err, registry.ErrRange) {
+			t.Errorf("%q: %v", header, err)
+		}
+	}
+}

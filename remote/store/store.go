@@ -20,7 +20,8 @@ import (
 // both may list only one of them, as MinIO does.
 type Store interface {
 	// Get returns n bytes of an object from off, fewer where it ends before, and all that follows off if n is
-	// negative. The object's Version is set only if the bytes are all of it. ErrNoObject.
+	// negative. The object's Version is set only if the bytes are all of it. More than MostRead bytes are not read:
+	// ErrTooLarge. ErrNoObject.
 	Get(ctx context.Context, key string, off, n int64) ([]byte, Object, error)
 
 	// Head returns what is known of an object. ErrNoObject.
@@ -61,6 +62,8 @@ var (
 	ErrNoObject = errors.New("no such object")
 	ErrExists   = errors.New("the object exists")
 	ErrChanged  = errors.New("the object has changed")
+	// ErrTooLarge says that a Get was to return more than MostRead bytes.
+	ErrTooLarge = errors.New("more bytes than are read into memory together")
 	// ErrNested says that a key continues another object's, or another's continues it, and the store cannot keep both.
 	ErrNested = errors.New("the store cannot keep an object beside others whose keys continue its own")
 	// ErrFull says that a store has no room, or that a quota is used up. Room may come.
@@ -70,6 +73,21 @@ var (
 	// ErrUnsafe says that a store breaks what Store promises.
 	ErrUnsafe = errors.New("the store's conditional writes are not safe")
 )
+
+// MostRead is how many bytes one Get returns at most: twice what the largest object of a volume has. Objects may come from
+// anybody who can write to the store, and all that a Get returns is in memory.
+const MostRead = 64 << 20
+
+// CheckRead refuses a Get of more than MostRead bytes of an object, given the object's size.
+func CheckRead(key string, size, off, n int64) error {
+	if n < 0 || n > size-off {
+		n = size - off
+	}
+	if n > MostRead {
+		return fmt.Errorf("get %s: %d bytes at %d (limit %d): %w", key, n, off, int64(MostRead), ErrTooLarge)
+	}
+	return nil
+}
 
 // CheckKey refuses keys that a Store need not take.
 func CheckKey(key string) error {

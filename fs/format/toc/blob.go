@@ -1,6 +1,7 @@
 package toc
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -19,9 +20,15 @@ func ReadRange(ctx context.Context, blob Blob, off, n int64) ([]byte, error) {
 		return nil, fmt.Errorf("read table of contents: %w", err)
 	}
 	defer r.Close()
-	p := make([]byte, n)
-	if _, err := io.ReadFull(r, p); err != nil {
+	// A blob that says where its table is says how long it is. Memory is taken for bytes that have come.
+	p := bytes.NewBuffer(make([]byte, 0, min(n, firstRead)))
+	if _, err := p.ReadFrom(io.LimitReader(r, n)); err != nil {
 		return nil, fmt.Errorf("read table of contents: %w", err)
 	}
-	return p, nil
+	if int64(p.Len()) < n {
+		return nil, fmt.Errorf("read table of contents: %w", io.ErrUnexpectedEOF)
+	}
+	return p.Bytes(), nil
 }
+
+const firstRead = 4<<20 + bytes.MinRead

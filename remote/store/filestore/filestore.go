@@ -148,8 +148,9 @@ func storeError(op, key string, err error) error {
 }
 
 // version is made of the content: nothing else is kept of it that another process or a crash could not change.
-func version(p []byte) string {
-	h := xxh3.Hash128(p)
+func version(p []byte) string { return versionOf(xxh3.Hash128(p)) }
+
+func versionOf(h xxh3.Uint128) string {
 	return fmt.Sprintf("%016x%016x", h.Hi, h.Lo)
 }
 
@@ -171,6 +172,9 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, stor
 	if n < 0 || n > o.Size-off {
 		n = max(o.Size-off, 0)
 	}
+	if err := store.CheckRead(key, o.Size, off, n); err != nil {
+		return nil, o, err
+	}
 	p := make([]byte, n)
 	if _, err := x.f.ReadAt(p, off); err != nil && !(errors.Is(err, io.EOF) && n == 0) {
 		return nil, o, storeError("get", key, err)
@@ -181,10 +185,23 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, stor
 	return p, o, nil
 }
 
-// Head implements store.Store. It reads the object: its version is its content's.
+// Head implements store.Store. It reads the object, a piece at a time: its version is its content's.
 func (s *Store) Head(ctx context.Context, key string) (store.Object, error) {
-	_, o, err := s.Get(ctx, key, 0, -1)
-	return o, err
+	path, err := s.begin(ctx, "get", key)
+	if err != nil {
+		return store.Object{}, err
+	}
+	x, size, err := s.handles.get(path)
+	if err != nil {
+		return store.Object{}, storeError("get", key, err)
+	}
+	defer s.handles.release(x)
+	s.handles.drop(path, x)
+	h := xxh3.New()
+	if _, err := io.Copy(h, io.NewSectionReader(x.f, 0, size)); err != nil {
+		return store.Object{}, storeError("get", key, err)
+	}
+	return store.Object{Key: key, Size: size, Version: versionOf(h.Sum128())}, nil
 }
 
 // Delete implements store.Store.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/remote/store/filestore"
@@ -284,5 +285,40 @@ func TestReserve(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(filepath.Join(dir, ".new")); err != nil || len(entries) > 0 {
 		t.Errorf("%d temporary files stay (%v)", len(entries), err)
+	}
+}
+
+// TestTooLarge: an object that somebody else has put into the directory is not read into memory whole.
+func TestTooLarge(t *testing.T) {
+	dir := t.TempDir()
+	s, err := filestore.Open(dir, filestore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := s.Put(t.Context(), "k", []byte("v"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths, err := filepath.Glob(filepath.Join(dir, "k*"))
+	if err != nil || len(paths) != 1 {
+		t.Fatal(paths, err)
+	}
+	if err := os.Truncate(paths[0], store.MostRead+10); err != nil {
+		t.Fatal(err)
+	}
+	taken := heap.Allocated(func() {
+		if _, _, err := s.Get(t.Context(), "k", 0, -1); !errors.Is(err, store.ErrTooLarge) {
+			t.Errorf("all of it: %v", err)
+		}
+		if p, _, err := s.Get(t.Context(), "k", store.MostRead, -1); err != nil || len(p) != 10 {
+			t.Errorf("its end: %d bytes, %v", len(p), err)
+		}
+		h, err := s.Head(t.Context(), "k")
+		if err != nil || h.Size != store.MostRead+10 || h.Version == o.Version {
+			t.Errorf("head: %+v, %v", h, err)
+		}
+	})
+	if taken > 8<<20 {
+		t.Errorf("that took %d MiB", taken>>20)
 	}
 }

@@ -146,24 +146,41 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, stor
 		return nil, store.Object{}, s.fail("get", key, err)
 	}
 	defer r.Close()
-	o := store.Object{Key: key, Size: info.Size}
-	ranged := n > 0 || off > 0
-	if ranged {
+	o := store.Object{Key: key}
+	want := int64(-1) // unknown
+	if n > 0 || off > 0 {
 		c, ok := httprange.Parse(header.Get("Content-Range"))
 		if !ok || c.First != off || c.Size < 0 {
 			return nil, o, fmt.Errorf("get %s at %d: %w", key, off, errRange)
 		}
 		o.Size = c.Size
+		if want = c.Size - off; n > 0 {
+			want = min(n, want)
+		}
+	} else if info.Size >= 0 {
+		want = info.Size
 	}
-	want := o.Size - off
-	if n >= 0 {
-		want = min(n, want)
+	if want > store.MostRead {
+		return nil, o, store.CheckRead(key, off+want, off, want)
 	}
-	p := make([]byte, want)
-	if _, err := io.ReadFull(r, p); err != nil {
+	// What the server announces is compared with what comes, and is the size of nothing: memory is taken for what the caller
+	// asks for, or for bytes that are here.
+	buf := bytes.NewBuffer(make([]byte, 0, min(max(n, 0), store.MostRead)+bytes.MinRead))
+	_, err = buf.ReadFrom(io.LimitReader(r, store.MostRead+1))
+	p := buf.Bytes()
+	if err == nil && len(p) > store.MostRead {
+		return nil, o, store.CheckRead(key, off+int64(len(p)), off, -1)
+	}
+	if err == nil && want >= 0 && int64(len(p)) != want {
+		err = fmt.Errorf("%d bytes came, the server announced %d: %w", len(p), want, io.ErrUnexpectedEOF)
+	}
+	if err != nil {
 		return nil, o, s.fail("get", key, err)
 	}
-	if off == 0 && want == o.Size {
+	if o.Size == 0 {
+		o.Size = int64(len(p)) // all of it
+	}
+	if off == 0 && int64(len(p)) == o.Size {
 		o.Version = info.ETag
 	}
 	return p, o, nil

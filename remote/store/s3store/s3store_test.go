@@ -14,6 +14,7 @@ import (
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/remote/store/s3store"
@@ -98,6 +99,65 @@ func TestCancelledPut(t *testing.T) {
 	}()
 	if _, err := open(t, o).Put(ctx, "k", []byte("v")); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestAnnounced: what a server announces sizes nothing, and what does not come as announced is an error.
+func TestAnnounced(t *testing.T) {
+	type answer struct {
+		status       int
+		length, rng  string // headers; "" for none
+		body         string
+		off, n       int64
+		want, wanted string // bytes, or of the error
+	}
+	whole, part := http.StatusOK, http.StatusPartialContent
+	for name, a := range map[string]answer{
+		"a range outside of its size":  {part, "10", "bytes 100-199/50", "0123456789", 100, 100, "", "range asked for"},
+		"a range that ends before":     {part, "10", "bytes 100-90/500", "0123456789", 100, 100, "", "range asked for"},
+		"a rest outside of its size":   {part, "10", "bytes 100-199/50", "0123456789", 100, -1, "", "range asked for"},
+		"a rest of 8 EiB":              {part, "", "bytes 5-9223372036854775806/9223372036854775807", "0123", 5, -1, "", "limit 67108864"},
+		"fewer bytes than the range":   {part, "", "bytes 0-9/100", "0123", 0, 10, "", "4 bytes came"},
+		"more bytes than the range":    {part, "", "bytes 0-9/100", "0123456789abc", 0, 10, "", "13 bytes came"},
+		"a whole object of 1 PiB":      {whole, "1125899906842624", "", "0123", 0, -1, "", "limit 67108864"},
+		"a whole object, 1 GiB of it":  {whole, "", "", strings.Repeat("0123456789abcdef", 5<<20), 0, -1, "", "limit 67108864"},
+		"a range of 1 PiB":             {part, "", "bytes 0-1125899906842623/1125899906842624", "0123456789", 0, 10, "0123456789", ""},
+		"a whole object of any length": {whole, "", "", "0123", 0, -1, "0123", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := fake(t)
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Last-Modified", "Mon, 02 Jan 2023 03:04:05 GMT")
+				w.Header().Set("ETag", "\"e\"")
+				if a.rng != "" {
+					w.Header().Set("Content-Range", a.rng)
+				}
+				if a.length != "" {
+					w.Header().Set("Content-Length", a.length)
+				}
+				w.WriteHeader(a.status)
+				if f, ok := w.(http.Flusher); ok && a.length == "" {
+					f.Flush() // so that no length is added
+				}
+				_, _ = w.Write([]byte(a.body)) // the client may have had enough
+			}))
+			t.Cleanup(srv.Close)
+			o.Endpoint = srv.URL
+			s := open(t, o)
+			var got []byte
+			var err error
+			peak := heap.Peak(func() { got, _, err = s.Get(t.Context(), "k", a.off, a.n) })
+			switch {
+			case a.wanted == "" && (err != nil || string(got) != a.want):
+				t.Errorf("got %q, %v", got, err)
+			case a.wanted != "" && (err == nil || !strings.Contains(err.Error(), a.wanted)):
+				t.Errorf("got %d bytes, %v; want that %s", len(got), err, a.wanted)
+			}
+			// What came, the server's copy of it, and what a buffer leaves behind that grows.
+			if most := int64(6 * store.MostRead); peak > most {
+				t.Errorf("%d MiB of heap", peak>>20)
+			}
+		})
 	}
 }
 

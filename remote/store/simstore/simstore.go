@@ -144,6 +144,9 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) (p []byte, o 
 			return o, fmt.Errorf("get %s: %w", key, store.ErrNoObject)
 		}
 		size := int64(len(held.p))
+		if err := store.CheckRead(key, size, off, n); err != nil {
+			return o, err
+		}
 		end := size
 		if n >= 0 {
 			end = min(off+n, size)
