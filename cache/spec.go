@@ -60,9 +60,8 @@ func (s *Spec) check() error {
 	return nil
 }
 
-// MaxUnit bounds what a unit of a stream that was cut into units decodes to, in bytes: all of it is in memory
-// then.
-const MaxUnit = 64 << 20
+// MaxUnit is blob.MaxUnit. A unit of a stream that was cut into units decodes to no more.
+const MaxUnit = blob.MaxUnit
 
 func (s *Spec) checkPoints() error {
 	if s.Codec != blob.Spans {

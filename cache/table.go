@@ -28,6 +28,11 @@ type Extent struct {
 
 func (e *Extent) end() int64 { return e.Off + int64(e.Len) }
 
+// same reports whether two extents are the same bytes of the same unit.
+func (e *Extent) same(o Extent) bool {
+	return e.Unit == o.Unit && e.Inner == o.Inner && e.Len == o.Len && e.Digest == o.Digest
+}
+
 // ErrCorrupt marks a file of the cache that is not what we wrote.
 var ErrCorrupt = errors.New("corrupt cache file")
 

@@ -72,13 +72,24 @@ func (f *File) decodePlain(unit uint32, packed io.Reader, need int64, also io.Wr
 			return err
 		}
 		if len(rest) > maxResidue {
+			// What follows is in no extent: a reader has no use for it, and it may be a thousand times what came.
 			whole, rest = false, nil
-			_, err = io.Copy(io.Discard, r)
+			if also == nil {
+				return nil
+			}
+			n, err := io.Copy(io.Discard, io.LimitReader(r, maxBehind))
+			if err == nil && n == maxBehind {
+				err = fmt.Errorf("more than %d bytes behind its last extent", int64(maxBehind))
+			}
+			return err
 		}
-		return err
+		return nil
 	})
 	return plain, rest, whole, err
 }
+
+// maxBehind is how many bytes a unit has at most behind its last extent: more than an archive's largest run of headers.
+const maxBehind = 4 << 30
 
 // store writes a filled unit's extents to the image, as far as there is room.
 func (f *File) store(fill *unitFill) {

@@ -151,6 +151,9 @@ func (f *File) writeKept(ctx context.Context, w io.Writer, u uint32, at residueA
 	pos := uint32(0)
 	for k := range n {
 		e := f.t.extent(unitExtent(k))
+		if k > 0 && e.Inner < pos && e.same(f.t.extent(unitExtent(k-1))) {
+			continue // the same bytes in two files
+		}
 		if e.Inner < pos { // extents that share bytes: only a made-up table has them
 			return fmt.Errorf("extents of unit %d overlap: %w", u, ErrDiffID)
 		}

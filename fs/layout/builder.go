@@ -386,6 +386,9 @@ func (b *Builder) Finish(codec blob.Codec, units []blob.Unit, unitOf func(uint32
 		}
 		l.Inodes[at] = in
 	}
+	if err := b.checkUnits(l); err != nil {
+		return nil, err
+	}
 	return l, nil
 }
 

@@ -148,3 +148,55 @@ func TestTreesThatAreLarge(t *testing.T) {
 		})
 	}
 }
+
+// TestUnitsThatGrow: an index whose blob cannot have the bytes that it tells of is refused.
+func TestUnitsThatGrow(t *testing.T) {
+	for name, c := range map[string]struct {
+		codec blob.Codec
+		size  int64
+	}{"plain": {blob.Plain, 1 << 20}, "gzip": {blob.Spans, 1000}, "zstd": {blob.Zstd, 10}} {
+		t.Run(name, func(t *testing.T) {
+			w := index.NewWriter()
+			const n = 60 << 20
+			w.Add(&index.Entry{Name: "f", Inode: layout.Inode{Mode: unix.S_IFREG, Size: n}, Parts: []index.Part{{Len: n}}}, true)
+			for range n / index.MaxExtent {
+				w.Digest([32]byte{})
+			}
+			d := digest.FromString("")
+			p := w.Encode(&index.Blob{Digest: d, DiffID: d, Size: c.size, PlainSize: n, Codec: c.codec, Points: []inflate.Point{{}}})
+			refused(t, p, "cannot have", 50<<20, func() error {
+				_, err := index.Decode(t.Context(), p, layout.Limits{})
+				return err
+			})
+		})
+	}
+}
+
+// TestZeros: a file of zeros, a thousand times as large as its packed bytes, is scanned in little memory, and no unit of it is
+// larger than what a reader of one byte may wait for.
+func TestZeros(t *testing.T) {
+	const n = 200 << 20
+	for how, p := range packs {
+		if how == "plain" {
+			continue
+		}
+		t.Run(how, func(t *testing.T) {
+			packed := p.pack(t, archive(t, func(w *tar.Writer) { add(t, w, tar.Header{Name: "z"}, make([]byte, n)) }))
+			var l *scan.Layer
+			var err error
+			peak := heap.Peak(func() { l, err = scan.Scan(t.Context(), bytes.NewReader(packed), p.codec, scan.Options{}) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%d bytes packed, %d MiB of heap, codec %d", len(packed), peak>>20, l.Layout.Codec)
+			if peak > 64<<20 {
+				t.Errorf("%d MiB of heap", peak>>20)
+			}
+			for _, e := range l.Layout.Extents {
+				if e.Inner+e.Len > blob.MaxUnit && l.Layout.Codec != blob.Whole {
+					t.Fatalf("an extent at %d+%d of a unit", e.Inner, e.Len)
+				}
+			}
+		})
+	}
+}

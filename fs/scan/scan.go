@@ -154,7 +154,7 @@ func (t *tree) finish(codec blob.Codec, size int64, points []inflate.Point, out 
 	if codec == blob.Gzip {
 		codec = blob.Spans
 	}
-	if t.whole || out.longest() > cache.MaxUnit {
+	if t.whole || out.longest() > cache.MaxUnit || codec == blob.Spans && widest(units) > cache.MaxUnit {
 		codec, points, units = blob.Whole, nil, []blob.Unit{{Len: size}}
 	}
 	l, err := t.b.Finish(codec, units, func(u uint32) uint32 {
@@ -173,6 +173,14 @@ func (t *tree) finish(codec blob.Codec, size int64, points []inflate.Point, out 
 	}
 	l.Points, l.PlainSize = points, out.size
 	return l, nil
+}
+
+// widest returns the packed bytes of the largest unit.
+func widest(units []blob.Unit) (n int64) {
+	for _, u := range units {
+		n = max(n, u.Len)
+	}
+	return n
 }
 
 // fits reports whether an offset in a unit can be written down.

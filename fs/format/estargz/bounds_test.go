@@ -22,6 +22,60 @@ func throughLinks(n int) string {
 	return b.String() + `]}`
 }
 
+// TestUnitsThatGrow: tables that have a reader of one byte pay for much more than the blob's bytes are refused.
+func TestUnitsThatGrow(t *testing.T) {
+	for name, c := range unitsThatGrow() {
+		t.Run(name, func(t *testing.T) {
+			blob, d := fromString(t, c.table)
+			var err error
+			peak := heap.Peak(func() {
+				_, err = estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})
+			})
+			t.Logf("%d bytes of blob, %d MiB of heap: %v", len(blob), peak>>20, err)
+			if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), c.says) {
+				t.Errorf("got %v, want that %s", err, c.says)
+			}
+			if peak > 50<<20 {
+				t.Errorf("refusing took %d MiB", peak>>20)
+			}
+		})
+	}
+}
+
+type hostileUnit struct{ table, says string }
+
+func unitsThatGrow() map[string]hostileUnit {
+	files := func(n int, fields func(i int) string) string {
+		var b strings.Builder
+		b.WriteString(`{"version":1,"entries":[{"name":"d","type":"dir"}`)
+		for i := range n {
+			fmt.Fprintf(&b, `,{"name":"%d","type":"reg","digest":%q,%s}`, i, sum, fields(i))
+		}
+		return b.String() + `]}`
+	}
+	return map[string]hostileUnit{
+		"many files at one place": {files(100, func(int) string { return `"size":67108864,"offset":0` }), "in extents (limit 67108864)"},
+		"files that overlap": {files(2, func(i int) string { return fmt.Sprintf(`"size":100,"offset":0,"innerOffset":%d`, 50*i) }),
+			"overlap"},
+		"a file of another length at one place": {files(2, func(i int) string { return fmt.Sprintf(`"size":%d,"offset":0`, 100+i) }),
+			"overlap"},
+		"a file behind 300 MB": {files(1, func(int) string { return `"size":10,"offset":0,"innerOffset":300000000` }),
+			"(limit 67108864)"},
+		"more than gzip can hold": {files(2, func(i int) string { return fmt.Sprintf(`"size":60000000,"offset":%d`, 900*i) }),
+			"cannot have"},
+	}
+}
+
+// TestUnitsThatAreShared: files of the same bytes at the same place are no fault.
+func TestUnitsThatAreShared(t *testing.T) {
+	blob, d := fromString(t, fmt.Sprintf(`{"version":1,"entries":[{"name":"a","type":"reg","size":9,"digest":%q,"offset":0},`+
+		`{"name":"b","type":"reg","size":9,"digest":%q,"offset":0},{"name":"c","type":"reg","size":7,"digest":%q,"innerOffset":9}]}`,
+		sum, sum, sum))
+	if _, err := estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d}); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestTreesThatGrow: tables whose trees take more than what their entries justify are refused for little memory, by the name
 // of what they break.
 func TestTreesThatGrow(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/layout"
@@ -19,6 +21,30 @@ func TestTreesThatGrow(t *testing.T) {
 		fmt.Fprintf(&b, `,{"name":"%d/s","type":"hardlink","linkName":"s"},{"name":"%d/s/f","type":"reg"}`, i, i)
 	}
 	refused(t, nil, b.String()+`]}`, "unlisted ones included", 100<<20)
+}
+
+// TestUnitsThatGrow: tables that have a reader of one byte pay for much more than the blob's bytes are refused.
+func TestUnitsThatGrow(t *testing.T) {
+	sum := digest.FromString("x").String()
+	files := func(n int, fields func(i int) string) string {
+		var b strings.Builder
+		b.WriteString(`{"version":1,"entries":[{"name":"d","type":"dir"}`)
+		for i := range n {
+			fmt.Fprintf(&b, `,{"name":"%d","type":"reg","digest":%q,%s}`, i, sum, fields(i))
+		}
+		return b.String() + `]}`
+	}
+	data := make([]byte, 5000)
+	for name, c := range map[string]struct{ table, says string }{
+		"many files at one place": {files(100, func(int) string { return `"size":67108864,"offset":0` }), "in extents (limit 67108864)"},
+		"files that overlap": {files(2, func(i int) string { return fmt.Sprintf(`"size":100,"offset":0,"innerOffset":%d`, 50*i) }),
+			"overlap"},
+		"a file behind 300 MB": {files(1, func(int) string { return `"size":10,"offset":0,"innerOffset":300000000` }), "(limit 67108864)"},
+		"more than zstd can hold": {files(1, func(int) string { return `"size":60000000,"offset":4999` }),
+			"cannot have"},
+	} {
+		t.Run(name, func(t *testing.T) { refused(t, data, c.table, c.says, 50<<20) })
+	}
 }
 
 // refused opens a layer of some data and a table, and wants it refused with some words for no more than most bytes of heap.

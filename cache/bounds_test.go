@@ -1,0 +1,81 @@
+package cache_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/conformance/heap"
+)
+
+// TestBehindExtents: what a unit has behind its last extent costs a reader next to nothing, however much it is.
+func TestBehindExtents(t *testing.T) {
+	const behind = 500 << 20
+	data := []byte("what a file has")
+	var gz, zs bytes.Buffer
+	gw := gzip.NewWriter(&gz)
+	zw, err := zstd.NewWriter(&zs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, w := range []interface {
+		Write([]byte) (int, error)
+		Close() error
+	}{gw, zw} {
+		if _, err := w.Write(data); err != nil {
+			t.Fatal(err)
+		}
+		zeros := make([]byte, 1<<20)
+		for range behind >> 20 {
+			if _, err := w.Write(zeros); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, c := range map[string]struct {
+		codec  blob.Codec
+		packed []byte
+	}{"gzip": {blob.Gzip, gz.Bytes()}, "zstd": {blob.Zstd, zs.Bytes()}} {
+		t.Run(name, func(t *testing.T) {
+			im := &image{blob: c.packed, bytes: append(make([]byte, 4096), data...)}
+			im.spec = cache.Spec{ImageSize: 4096 + int64(len(data)), MetaSize: 4096, Meta: meta(im.bytes[:4096]), Codec: c.codec,
+				Units:   []blob.Unit{{Len: int64(len(c.packed))}},
+				Extents: []cache.Extent{{Off: 4096, Len: uint32(len(data)), Digest: sha256.Sum256(data)}}}
+			f := create(t, open(t, t.TempDir(), cache.Options{}), "one", im, &source{blob: im.blob})
+			before := f.Disk()
+			taken := heap.Allocated(func() { wantRange(t, f, im, 4096, 1) })
+			t.Logf("%d bytes packed: %d MiB allocated, %d bytes written", len(c.packed), taken>>20, f.Disk()-before)
+			if most := int64(150 << 20); taken > most {
+				t.Errorf("one byte took %d MiB", taken>>20)
+			}
+			if written := f.Disk() - before; written > 64<<10 {
+				t.Errorf("one byte had %d bytes written", written)
+			}
+		})
+	}
+}
+
+// TestSharedExtents: two files may have the same bytes of a unit, and the whole is verified as any other.
+func TestSharedExtents(t *testing.T) {
+	im := newImage(t, 1, 3, 5000)
+	again := im.spec.Extents[1]
+	data := im.bytes[again.Off : again.Off+int64(again.Len)]
+	again.Off = int64(len(im.bytes))
+	im.bytes = append(im.bytes, data...)
+	im.spec.ImageSize = int64(len(im.bytes))
+	im.spec.Extents = append(im.spec.Extents, again)
+	f := create(t, open(t, t.TempDir(), cache.Options{}), "one", im, &source{blob: im.blob})
+	wantAll(t, f, im)
+	if err := f.Verify(t.Context(), digest.FromBytes(im.diff)); err != nil {
+		t.Error(err)
+	}
+}
