@@ -109,6 +109,9 @@ func (f *File) twin(u uint32) (g *File, unit uint32) {
 // likenessSample is how many extents of a file are looked for in another one.
 const likenessSample = 128
 
+// knownAlike is how many other files' likeness is remembered, of each file.
+const knownAlike = 1024
+
 // likeness says how much of this file another one has: of a sample of its extents. An earlier build of
 // a layer has nearly all, where another layer of the same image has a few by chance.
 func (f *File) likeness(g *File) (n int) {
@@ -125,7 +128,7 @@ func (f *File) likeness(g *File) (n int) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.alike == nil {
+	if f.alike == nil || len(f.alike) >= knownAlike { // files come and go
 		f.alike = map[string]int{}
 	}
 	f.alike[g.id] = n

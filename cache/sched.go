@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/golang/groupcache/lru"
 )
 
 // priority of a fetch.
@@ -31,8 +33,12 @@ const (
 // scheds hand out the right to make a request, each for one place.
 type scheds struct {
 	mu  sync.Mutex // guards all; taken before sched.mu
-	all map[string]*sched
+	all *lru.Cache // *sched by place
 }
+
+// knownPlaces is how many places are remembered: more than a node uses. One that was forgotten while requests to it run
+// counts the next ones anew.
+const knownPlaces = 1024
 
 // enter puts a job into the queue of its source's place. Its release must be called, granted or not.
 func (s *scheds) enter(src Source, p priority) *ticket {
@@ -40,17 +46,21 @@ func (s *scheds) enter(src Source, p priority) *ticket {
 	if placed, ok := src.(Placed); ok {
 		place = placed.Place()
 	}
+	return s.at(place).enter(p)
+}
+
+func (s *scheds) at(place string) *sched {
 	s.mu.Lock()
-	one := s.all[place]
-	if one == nil {
-		if s.all == nil {
-			s.all = map[string]*sched{}
-		}
-		one = &sched{}
-		s.all[place] = one
+	defer s.mu.Unlock()
+	if s.all == nil {
+		s.all = lru.New(knownPlaces)
 	}
-	s.mu.Unlock()
-	return one.enter(p)
+	if one, ok := s.all.Get(place); ok {
+		return one.(*sched)
+	}
+	one := &sched{}
+	s.all.Add(place, one)
+	return one
 }
 
 // sched hands out the right to make a request to one place.

@@ -34,6 +34,7 @@ const (
 	maxManifest       = 4 << 20 // bytes; containerd's own limit is the same
 	maxConfig         = 8 << 20
 	maxRemembered     = 256 // manifests kept in memory
+	maxLayers         = 1024
 )
 
 // ContentImages finds images in a content store.
@@ -246,6 +247,12 @@ func (c *ContentImages) load(ctx context.Context, manifest digest.Digest, withCo
 	m = &knownManifest{mediaType: cmp.Or(doc.MediaType, ocispec.MediaTypeImageManifest), layers: doc.Layers, config: doc.Config}
 	if doc.MediaType != "" && !images.IsManifestType(doc.MediaType) || len(doc.Layers) == 0 {
 		return nil, fmt.Errorf("%s is not an image manifest with layers", manifest)
+	}
+	if len(doc.Layers) > maxLayers {
+		return nil, fmt.Errorf("manifest %s has %d layers (limit %d)", manifest, len(doc.Layers), maxLayers)
+	}
+	for i := range m.layers {
+		m.layers[i].Data = nil // what a manifest embeds is not read, so it need not be remembered
 	}
 	if withConfig {
 		var config ocispec.Image

@@ -77,11 +77,11 @@ func (m *meter) link() (latency time.Duration, rate int64) {
 func (r *Registry) meterOf(host string) *meter {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	m := r.meters[host]
-	if m == nil {
-		m = new(meter)
-		r.meters[host] = m
+	if m, ok := r.meters.Get(host); ok {
+		return m.(*meter)
 	}
+	m := new(meter)
+	r.meters.Add(host, m)
 	return m
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/containerd/v2/pkg/reference"
 	"github.com/containerd/errdefs"
+	"github.com/golang/groupcache/lru"
 )
 
 // Options say how registries are reached. The zero value works.
@@ -38,10 +39,16 @@ type Registry struct {
 	opts Options
 
 	mu        sync.Mutex // guards the fields below
-	hosts     map[string]cachedHosts
-	redirects map[string]redirect // by blob URL
-	meters    map[string]*meter   // by registry host
+	hosts     *lru.Cache // cachedHosts by registry host
+	redirects *lru.Cache // redirect by blob URL
+	meters    *lru.Cache // *meter by registry host
 }
+
+// What is remembered of registries: more than a node uses. Manifests name registries and layers as they like.
+const (
+	knownHosts     = 1024
+	knownRedirects = 4096
+)
 
 // cachedHosts keeps connections and tokens of one registry's hosts together.
 type cachedHosts struct {
@@ -60,7 +67,7 @@ func New(opts Options) *Registry {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{opts: opts, hosts: map[string]cachedHosts{}, redirects: map[string]redirect{}, meters: map[string]*meter{}}
+	return &Registry{opts: opts, hosts: lru.New(knownHosts), redirects: lru.New(knownRedirects), meters: lru.New(knownHosts)}
 }
 
 // A Repository is a place for images: a registry's host as references name it, and a path.
@@ -91,7 +98,7 @@ func (r *Registry) SetLogin(host string, login Login) error {
 	changed, err := r.opts.Logins.Set(host, login)
 	if changed {
 		r.mu.Lock()
-		delete(r.hosts, host)
+		r.hosts.Remove(host)
 		r.mu.Unlock()
 	}
 	return err
@@ -107,9 +114,9 @@ func (r *Registry) Resolver(ctx context.Context) remotes.Resolver {
 // registryHosts returns the hosts that serve a registry, mirrors first.
 func (r *Registry) registryHosts(ctx context.Context, host string) ([]docker.RegistryHost, error) {
 	r.mu.Lock()
-	c, ok := r.hosts[host]
+	known, ok := r.hosts.Get(host)
 	r.mu.Unlock()
-	if ok && time.Now().Before(c.until) {
+	if c, _ := known.(cachedHosts); ok && time.Now().Before(c.until) {
 		return c.hosts, nil
 	}
 	login := r.opts.Logins.Get(host)
@@ -135,7 +142,7 @@ func (r *Registry) registryHosts(ctx context.Context, host string) ([]docker.Reg
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.hosts[host] = cachedHosts{hosts: hosts, until: time.Now().Add(hostsTTL)}
+	r.hosts.Add(host, cachedHosts{hosts: hosts, until: time.Now().Add(hostsTTL)})
 	return hosts, nil
 }
 
@@ -196,5 +203,5 @@ func (r *Registry) credentials(ctx context.Context, registry, asked string) (use
 func (r *Registry) forget(host string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.hosts, host)
+	r.hosts.Remove(host)
 }

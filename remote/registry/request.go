@@ -13,6 +13,7 @@ import (
 
 const (
 	maxRedirects = 10
+	maxURL       = 16 << 10        // bytes of one that is remembered: signed ones have one or two KiB
 	redirectTTL  = 5 * time.Minute // signed URLs commonly live longer; one that does not is dropped when it fails
 )
 
@@ -26,9 +27,9 @@ type redirect struct {
 func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo Repository, dgst, rng string) (*http.Response, error) {
 	u := blobURL(host, repo, dgst)
 	r.mu.Lock()
-	to, cached := r.redirects[u]
+	known, cached := r.redirects.Get(u)
 	r.mu.Unlock()
-	if cached && time.Now().Before(to.until) {
+	if to, _ := known.(redirect); cached && time.Now().Before(to.until) {
 		resp, err := get(ctx, host, to.url, rng, "")
 		if err == nil && resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
@@ -37,7 +38,7 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 			drain(resp)
 		}
 		r.mu.Lock()
-		delete(r.redirects, u)
+		r.redirects.Remove(u)
 		r.mu.Unlock()
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
@@ -66,9 +67,10 @@ func (r *Registry) follow(
 		switch resp.StatusCode {
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		default:
-			if at := resp.Request.URL.String(); at != from && resp.StatusCode == http.StatusPartialContent {
+			at := resp.Request.URL.String()
+			if at != from && len(at) <= maxURL && resp.StatusCode == http.StatusPartialContent {
 				r.mu.Lock()
-				r.redirects[from] = redirect{url: at, until: time.Now().Add(redirectTTL)}
+				r.redirects.Add(from, redirect{url: at, until: time.Now().Add(redirectTTL)})
 				r.mu.Unlock()
 			}
 			return resp, nil
