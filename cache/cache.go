@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -360,6 +361,11 @@ func (c *Cache) IDs() ([]string, error) {
 		}
 	}
 	return ids, nil
+}
+
+// Opened returns the open files whose names begin with prefix, by name.
+func (c *Cache) Opened(prefix string) []*File {
+	return slices.DeleteFunc(c.snapshotFiles(), func(f *File) bool { return !strings.HasPrefix(f.id, prefix) })
 }
 
 func (c *Cache) snapshotFiles() []*File {

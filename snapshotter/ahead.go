@@ -11,7 +11,6 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/convert"
 )
 
@@ -20,7 +19,7 @@ import (
 // of the index need not be waited for. The bytes are held packed; the cache decodes and checks them
 // once it knows what they are.
 type ahead struct {
-	digest digest.Digest
+	digest digest.Digest // of the layer
 	blob   Blob
 	buf    []byte
 
@@ -41,8 +40,8 @@ const (
 
 // aheads are all of them.
 type aheads struct {
-	mu    sync.Mutex // guards the fields below; taken before ahead.mu
-	all   map[digest.Digest]*ahead
+	mu    sync.Mutex        // guards the fields below; taken before ahead.mu
+	all   map[string]*ahead // by layers.keyOf
 	bytes int64
 }
 
@@ -53,42 +52,42 @@ func (a *aheads) add(l *layers, s *Source) *ahead {
 		return nil
 	}
 	n = min(n, maxAhead)
-	d := s.Descriptor.Digest
+	d, key := s.Descriptor.Digest, l.keyOf(s)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.all[d] != nil || a.bytes+n > maxAheadBytes {
+	if a.all[key] != nil || a.bytes+n > maxAheadBytes {
 		return nil
 	}
 	if a.all == nil {
-		a.all = map[digest.Digest]*ahead{}
+		a.all = map[string]*ahead{}
 	}
 	pieces := (n + aheadPiece - 1) / aheadPiece
 	one := &ahead{digest: d, blob: l.blob(s), buf: make([]byte, n), got: make([]int64, pieces), over: make([]bool, pieces)}
 	one.more = sync.NewCond(&one.mu)
-	a.all[d] = one
+	a.all[key] = one
 	a.bytes += n
 	return one
 }
 
 // source returns what a layer's image is filled from.
-func (a *aheads) source(d digest.Digest, otherwise Blob) cache.Source {
+func (a *aheads) source(key string, otherwise Blob) placedSource {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if one := a.all[d]; one != nil {
+	if one := a.all[key]; one != nil {
 		return one
 	}
 	return otherwise
 }
 
 // drop lets go of a layer's beginning and returns how many bytes of it came that nobody wanted.
-func (a *aheads) drop(d digest.Digest) (wasted int64) {
+func (a *aheads) drop(key string) (wasted int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	one := a.all[d]
+	one := a.all[key]
 	if one == nil {
 		return 0
 	}
-	delete(a.all, d)
+	delete(a.all, key)
 	a.bytes -= int64(len(one.buf))
 	one.mu.Lock()
 	defer one.mu.Unlock()

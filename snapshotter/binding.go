@@ -24,6 +24,7 @@ type binding struct {
 
 	mu      sync.Mutex // guards the fields below
 	saved   savedBinding
+	key     string   // of saved.Source, by layers.keyOf; "" until it is asked for
 	attempt *attempt // to mount it; the last one
 	file    *cache.File
 	how     mountedAs
@@ -113,6 +114,16 @@ func (b *binding) quarantined() string {
 	return b.saved.Quarantined
 }
 
+// keyOf is layers.keyOf of a binding's source.
+func (s *Snapshotter) keyOf(b *binding) string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.key == "" {
+		b.key = s.layers.keyOf(&b.saved.Source)
+	}
+	return b.key
+}
+
 func (b *binding) source() Source {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -189,7 +200,7 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 		return errors.New("snapshot was removed")
 	}
 	b.file = f
-	s.found(b.saved.Source.Descriptor.Digest, f)
+	s.found(&b.saved.Source, f)
 	if b.saved.CacheID != f.ID() {
 		b.saved.CacheID = f.ID()
 		if err := b.saved.write(b.dir); err != nil {
@@ -221,7 +232,7 @@ func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding
 	f, err := s.layers.buildOn(&saved.Source, o.index, below)
 	if err == nil {
 		// The index is large and another base for the same layer is rare.
-		s.layers.forget(saved.Source.Descriptor.Digest)
+		s.layers.forget(&saved.Source)
 	}
 	return f, err
 }
@@ -242,7 +253,7 @@ func (s *Snapshotter) opened(ctx context.Context, src *Source) (*opening, error)
 		if f, err := s.layers.file(o.file.ID(), src); err == nil {
 			return &opening{file: f}, nil
 		}
-		s.layers.forget(src.Descriptor.Digest)
+		s.layers.forget(src)
 	}
 	return &opening{}, errors.New("its image is removed again and again")
 }

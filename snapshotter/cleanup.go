@@ -69,20 +69,24 @@ func (s *Snapshotter) reclaim(id string) error {
 
 // dropImage removes a binding's image from the cache unless another binding needs it.
 func (s *Snapshotter) dropImage(b *binding) error {
-	b.mu.Lock()
-	id, d := b.saved.CacheID, b.saved.Source.Descriptor.Digest
-	b.mu.Unlock()
+	id, src, key := b.cacheID(), b.source(), s.keyOf(b)
+	wanted, used, same := false, false, false
 	for _, other := range s.allBindings() {
-		if other.source().Descriptor.Digest == d {
-			if other.cacheID() == id || other.cacheID() == "" {
-				return nil
-			}
-		}
+		with := other.cacheID()
+		wanted = wanted || (with == id || with == "") && s.keyOf(other) == key
+		used = used || with == id
+		same = same || with == id && other.source().Repo == src.Repo
 	}
-	s.layers.forget(d)
-	if id == "" {
+	if !wanted {
+		s.layers.forget(&src)
+	}
+	if id == "" || wanted || used {
+		if used && !same {
+			s.layers.unshared(id, src.Repo)
+		}
 		return nil
 	}
+	s.layers.unsourced(id)
 	if err := s.exports.forget(id); err != nil {
 		return err
 	}
@@ -136,11 +140,12 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 			errs = append(errs, s.reclaim(e.Name()))
 		}
 	}
-	used := map[string]bool{}
+	used, coming := map[string]bool{}, map[string]bool{}
 	for _, b := range s.allBindings() {
 		used[b.cacheID()] = true
 		if src := b.source(); src.Descriptor.Digest != "" { // else its record is damaged
-			used[plainID(&src)] = true // it may have come just before the end
+			blob := src.Descriptor.Digest.Encoded()
+			coming[blob] = coming[blob] || b.cacheID() == "" // its image may have come just before the end
 		}
 	}
 	ids, err := s.layers.cache.IDs()
@@ -148,7 +153,7 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 		return errors.Join(append(errs, err)...)
 	}
 	for _, id := range ids {
-		if !used[id] {
+		if !used[id] && !coming[parseImageName(id).blob] {
 			errs = append(errs, s.exports.forget(id), s.layers.cache.Remove(id))
 		}
 	}

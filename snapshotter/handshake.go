@@ -122,19 +122,19 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 func (s *Snapshotter) startAll(img Image) {
 	s.layers.expectIndexes(img)
 	s.begin(img)
-	bound := s.boundDigests()
+	bound := s.boundKeys()
 	for i := range img.Layers {
-		if _, err := s.layers.promiseOf(&img.Layers[i]); err == nil && !bound[img.Layers[i].Descriptor.Digest] {
+		if _, err := s.layers.promiseOf(&img.Layers[i]); err == nil && !bound[s.layers.keyOf(&img.Layers[i])] {
 			s.layers.open(img.Layers[i], failureHolds)
 		}
 	}
 }
 
-// boundDigests returns the layers that have a snapshot.
-func (s *Snapshotter) boundDigests() map[digest.Digest]bool {
-	bound := map[digest.Digest]bool{}
+// boundKeys returns the keys of layers that have a snapshot.
+func (s *Snapshotter) boundKeys() map[string]bool {
+	bound := map[string]bool{}
 	for _, b := range s.allBindings() {
-		bound[b.source().Descriptor.Digest] = true
+		bound[s.keyOf(b)] = true
 	}
 	return bound
 }

@@ -19,6 +19,9 @@ type Image struct {
 	Layers []Source // lowest first
 }
 
+// id tells images apart: two repositories may have the same manifest.
+func (img *Image) id() string { return img.Repo.String() + "@" + img.Target.Digest.String() }
+
 // A Source is where one layer's bytes are. It is kept with the snapshot.
 type Source struct {
 	Image      string              `json:"image"`

@@ -68,7 +68,7 @@ func (l *layers) importLayer(ctx context.Context, o *opening, codec blob.Codec) 
 
 func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec) (*madeIndex, error) {
 	for try := 0; ; try++ {
-		im, err := l.cache.Import(ctx, plainID(&o.src))
+		im, err := l.cache.Import(ctx, o.key) // another repository's is another import: it may never end
 		if err != nil {
 			return nil, err
 		}

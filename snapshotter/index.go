@@ -112,6 +112,7 @@ func (t Trust) indexOf(s *Source) (promise, error) {
 
 // A madeIndex is an opened layer.
 type madeIndex struct {
+	by      string // describes the table that it is read by; "" if it was read whole
 	layout  *layout.Layout
 	tail    []byte        // what is known of the blob's last unit, packed, or nil
 	diffID  digest.Digest // of the layer, if it was read whole
@@ -131,7 +132,7 @@ func (x *madeIndex) take() *cache.Import {
 }
 
 // openIndex reads a layer's index.
-func openIndex(ctx context.Context, blob *countedBlob, p promise, desc ocispec.Descriptor, limits layout.Limits) (*madeIndex, error) {
+func openIndex(ctx context.Context, blob *countedBlob, p promise, s *Source, limits layout.Limits) (*madeIndex, error) {
 	if p.format == formatZstdChunked {
 		x, err := zstdchunked.Open(ctx, blob, zstdchunked.Options{
 			Table: p.table, Unverified: p.unverified, JSONDigest: p.toc, Landmarks: p.landmarks, Limits: limits,
@@ -139,14 +140,14 @@ func openIndex(ctx context.Context, blob *countedBlob, p promise, desc ocispec.D
 		if err != nil {
 			return nil, refusal(err)
 		}
-		return &madeIndex{layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
+		return &madeIndex{by: p.vouchedBy(s), layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
 	}
-	hint, _ := strconv.ParseInt(desc.Annotations[estargz.TOCOffset], 10, 64) // 0 where there is none
+	hint, _ := strconv.ParseInt(s.Descriptor.Annotations[estargz.TOCOffset], 10, 64) // 0 where there is none
 	x, err := estargz.Open(ctx, blob, estargz.Options{TOCDigest: p.toc, Unverified: p.unverified, OffsetHint: hint, Limits: limits})
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &madeIndex{layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
+	return &madeIndex{by: p.vouchedBy(s), layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
 }
 
 // refusal marks the errors for which a layer takes the ordinary path.

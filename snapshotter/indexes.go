@@ -33,12 +33,13 @@ type indexes struct {
 	dir string
 
 	mu        sync.Mutex                      // guards the fields below, and changes of dir
-	published map[digest.Digest]*publication  // by manifest
+	published map[string]*publication         // by Image.id
 	making    map[digest.Digest]chan struct{} // layers whose index is being made; closed when it is there
 }
 
 // A publication is an image's published indexes on their way.
 type publication struct {
+	repo   registry.Repository    // whose layers they are for
 	wants  map[digest.Digest]bool // layers
 	done   chan struct{}
 	layers map[digest.Digest][]byte // after done
@@ -153,12 +154,12 @@ func (l *layers) expectIndexes(img Image) {
 	}
 	x := l.indexes
 	x.mu.Lock()
-	asked := x.published[img.Target.Digest] != nil
+	asked := x.published[img.id()] != nil
 	x.mu.Unlock()
 	if asked { // by an earlier layer's Prepare
 		return
 	}
-	p := &publication{wants: map[digest.Digest]bool{}, done: make(chan struct{})}
+	p := &publication{repo: img.Repo, wants: map[digest.Digest]bool{}, done: make(chan struct{})}
 	for i := range img.Layers {
 		s := &img.Layers[i]
 		if promised, err := l.promiseOf(s); err != nil || promised.format != formatImport || l.cached(s) {
@@ -170,10 +171,10 @@ func (l *layers) expectIndexes(img Image) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if len(p.wants) == 0 || x.published[img.Target.Digest] != nil {
+	if len(p.wants) == 0 || x.published[img.id()] != nil {
 		return
 	}
-	x.published[img.Target.Digest] = p
+	x.published[img.id()] = p
 	l.started.Go(func() {
 		defer close(p.done)
 		ctx, cancel := context.WithTimeout(l.life, indexAskFor)
@@ -208,7 +209,7 @@ func askIndexes(ctx context.Context, reg Artifacts, img Image) (map[digest.Diges
 }
 
 // sweep forgets what was published of images that were asked for a while ago.
-func (x *indexes) sweep(keep func(manifest digest.Digest) bool) {
+func (x *indexes) sweep(keep func(image string) bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for m, p := range x.published {
@@ -222,16 +223,17 @@ func (x *indexes) sweep(keep func(manifest digest.Digest) bool) {
 	}
 }
 
-// findIndex returns a layer's index, from this node or published, or nil.
-func (l *layers) findIndex(ctx context.Context, s *Source) []byte {
+// findIndex returns a layer's index, made on this node or published in the layer's own repository, and what describes it;
+// or nil.
+func (l *layers) findIndex(ctx context.Context, s *Source) (data []byte, by string) {
 	x, d := l.indexes, s.Descriptor.Digest
 	if data, err := x.get(d); err == nil {
-		return data
+		return data, madeHere
 	}
 	x.mu.Lock()
 	var waiting []*publication
 	for _, p := range x.published {
-		if p.wants[d] {
+		if p.repo == s.Repo && p.wants[d] {
 			waiting = append(waiting, p)
 		}
 	}
@@ -242,13 +244,13 @@ func (l *layers) findIndex(ctx context.Context, s *Source) []byte {
 		select {
 		case <-p.done:
 			if data := p.layers[d]; data != nil {
-				return data
+				return data, publishedBy(data, s)
 			}
 		case <-ctx.Done():
-			return nil
+			return nil, ""
 		}
 	}
-	return nil
+	return nil, ""
 }
 
 // byMadeIndex makes a layer's tree of the index that was made of it, here or elsewhere. It returns nothing if
@@ -259,14 +261,14 @@ func (l *layers) byMadeIndex(ctx context.Context, s *Source) (*madeIndex, error)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l.started.Go(func() { able <- l.tryRange(ctx, s) })
-	data := l.findIndex(ctx, s)
+	data, by := l.findIndex(ctx, s)
 	if data == nil {
 		return nil, nil
 	}
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return l.byIndex(ctx, s, data)
+	return l.byIndex(ctx, s, data, by)
 }
 
 // tryRange reads a byte of a layer.
@@ -280,7 +282,7 @@ func (l *layers) tryRange(ctx context.Context, s *Source) error {
 }
 
 // byIndex makes a layer's tree of an index that is not in the layer.
-func (l *layers) byIndex(ctx context.Context, s *Source, data []byte) (*madeIndex, error) {
+func (l *layers) byIndex(ctx context.Context, s *Source, data []byte, by string) (*madeIndex, error) {
 	h, err := index.ReadHead(data)
 	if err != nil {
 		return nil, err
@@ -292,7 +294,7 @@ func (l *layers) byIndex(ctx context.Context, s *Source, data []byte) (*madeInde
 	if err != nil {
 		return nil, err
 	}
-	return &madeIndex{layout: lay}, nil
+	return &madeIndex{by: by, layout: lay}, nil
 }
 
 // publishIndexes publishes the indexes that were made here of an image's layers, if that is wanted. That it

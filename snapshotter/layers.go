@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,8 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/blob"
@@ -70,15 +71,17 @@ type layers struct {
 	aheads   aheads
 	// built is told of images that are new in the cache, with the units that the layer's author wants
 	// prefetched.
-	built func(layer digest.Digest, f *cache.File, landmark []uint32)
+	built func(s *Source, f *cache.File, landmark []uint32)
 	// unclaimed is told of layers that were imported a while ago, whether somebody came for them or not.
-	unclaimed func(layer digest.Digest, f *cache.File)
+	unclaimed func(s *Source, f *cache.File)
 	// unreadable is told of layers that could not be opened.
-	unreadable func(layer digest.Digest)
+	unreadable func(s *Source)
 
 	// life ends when the snapshotter closes; started waits for what runs until then.
 	life    context.Context
 	started *sync.WaitGroup
+
+	building singleflight.Group // by the image's name
 
 	slots   chan struct{} // bounds how many indexes are read at once, and with that memory
 	imports chan struct{} // and how many layers are imported
@@ -89,16 +92,18 @@ type layers struct {
 	// indexOf says what becomes of the indexes of a repository's layers.
 	indexOf func(registry.Repository) IndexPolicy
 
-	mu       sync.Mutex // guards the fields below; taken after Snapshotter.mu
-	openings map[digest.Digest]*opening
-	active   int       // openings under way
-	idle     time.Time // when there was none any more
-	garbage  bool      // something was opened since memory was given back
+	mu       sync.Mutex          // guards the fields below; taken after Snapshotter.mu
+	openings map[string]*opening // by keyOf
+	sources  map[string]*sources // of images in the cache, by their names
+	active   int                 // openings under way
+	idle     time.Time           // when there was none any more
+	garbage  bool                // something was opened since memory was given back
 }
 
 // An opening is one layer's index on its way here.
 type opening struct {
 	src  Source
+	key  string
 	done chan struct{}
 	stop context.CancelFunc // ends it before its time
 	got  atomic.Int64       // packed bytes of an import so far
@@ -110,15 +115,13 @@ type opening struct {
 	ended time.Time
 }
 
-// plainID is the name in the cache of a layer's image that does not depend on the layers below.
-func plainID(s *Source) string { return s.Descriptor.Digest.Encoded() }
-
 // open starts opening a layer, or joins who does. An opening that failed less than failedFor
 // ago is returned as it is.
 func (l *layers) open(s Source, failedFor time.Duration) *opening {
+	key := l.keyOf(&s)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if o := l.openings[s.Descriptor.Digest]; o != nil {
+	if o := l.openings[key]; o != nil {
 		select {
 		case <-o.done:
 			if o.err == nil || time.Since(o.ended) < failedFor {
@@ -129,8 +132,8 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		}
 	}
 	ctx, cancel := context.WithCancel(l.life)
-	o := &opening{src: s, done: make(chan struct{}), stop: cancel}
-	l.openings[s.Descriptor.Digest] = o
+	o := &opening{src: s, key: key, done: make(chan struct{}), stop: cancel}
+	l.openings[key] = o
 	l.active++
 	l.started.Go(func() {
 		defer close(o.done)
@@ -140,7 +143,7 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		o.err = l.fill(ctx, o)
 		o.ended = time.Now()
 		if o.err != nil {
-			l.unreadable(s.Descriptor.Digest)
+			l.unreadable(&s)
 			l.log.Warn("layer not opened", "digest", s.Descriptor.Digest, "image", s.Image, "err", o.err)
 			return
 		}
@@ -166,8 +169,7 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 	if err != nil {
 		return err
 	}
-	if f, err := l.file(plainID(&o.src), &o.src); err == nil {
-		o.file = f
+	if o.file = l.cachedImage(&o.src, "", promised.tables(&o.src)...); o.file != nil {
 		return nil
 	}
 	x, err := l.read(ctx, o, promised)
@@ -178,7 +180,7 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 		o.index = x
 		return nil
 	}
-	o.file, err = l.build(plainID(&o.src), &o.src, x)
+	o.file, err = l.build(&o.src, x, "")
 	return err
 }
 
@@ -216,16 +218,25 @@ func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeInd
 	defer cancel()
 	counted := &countedBlob{Blob: l.blob(&o.src)}
 	began := time.Now()
-	x, err := openIndex(ctx, counted, p, o.src.Descriptor, l.limits)
+	x, err := openIndex(ctx, counted, p, &o.src, l.limits)
 	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
 	return x, err
 }
 
-// build writes a layer's image into the cache and tells who wants to know.
-func (l *layers) build(id string, s *Source, index *madeIndex) (_ *cache.File, err error) {
+// build writes a layer's image into the cache and tells who wants to know. below is part of the image's name.
+func (l *layers) build(s *Source, index *madeIndex, below string) (_ *cache.File, err error) {
+	im, by := index.take(), index.by
+	if im == nil && by == "" {
+		by = madeHere // the data went into an image on other layers, and the rest comes by parts
+	}
+	name := imageName{blobName(s), wholeVoucher, below}
+	if by != "" {
+		name.voucher = tableVoucher(by)
+	}
+	id := name.String()
 	defer func() {
-		if im := index.take(); err != nil && im != nil {
-			im.Stop(false) // no image can be made of it
+		if im != nil {
+			im.Stop(false) // no image can be made of it, or somebody else has
 		}
 	}()
 	var uuid [16]byte
@@ -240,15 +251,20 @@ func (l *layers) build(id string, s *Source, index *madeIndex) (_ *cache.File, e
 	if err != nil {
 		return nil, notLazy("%w", err)
 	}
-	var f *cache.File
-	if im := index.take(); im != nil {
-		f, err = im.Finish(id, spec, index.diffID, l.blob(s))
-	} else {
-		if index.layout.Codec == blob.Whole {
-			return nil, errors.New("its data went into another image, and it cannot be read by parts")
-		}
-		f, err = l.cache.Create(id, spec, l.aheads.source(s.Descriptor.Digest, l.blob(s)))
+	if im == nil && index.layout.Codec == blob.Whole {
+		return nil, errors.New("its data went into another image, and it cannot be read by parts")
 	}
+	v, err, _ := l.building.Do(id, func() (any, error) {
+		if f, err := l.file(id, s); err == nil { // an opening from another repository has made it
+			return f, nil
+		}
+		if im == nil {
+			return l.cache.Create(id, spec, l.blob(s))
+		}
+		all := im
+		im = nil
+		return all.Finish(id, spec, index.diffID, l.blob(s))
+	})
 	l.tracer.end(began, Span{Kind: "image", Digest: s.Descriptor.Digest, Len: plan.MetaSize, Err: err})
 	if errors.Is(err, cache.ErrNoRoom) {
 		return nil, notLazy("%w", err)
@@ -256,9 +272,10 @@ func (l *layers) build(id string, s *Source, index *madeIndex) (_ *cache.File, e
 	if err != nil {
 		return nil, err
 	}
+	f := l.shared(v.(*cache.File), s)
 	f.AddFetched(index.fetched)
 	l.setPolicy(f, s)
-	l.built(s.Descriptor.Digest, f, index.layout.Prefetch)
+	l.built(s, f, index.layout.Prefetch)
 	return f, nil
 }
 
@@ -281,18 +298,19 @@ func (l *layers) buildOn(s *Source, index *madeIndex, below func(string) (layout
 	}); err != nil {
 		return nil, err
 	}
-	id := plainID(s) + "-" + hex.EncodeToString(taken.Sum(nil)[:8])
-	if f, err := l.file(id, s); err == nil {
+	name := hex.EncodeToString(taken.Sum(nil)[:8])
+	if f := l.cachedImage(s, name, cmp.Or(index.by, madeHere)); f != nil {
 		return f, nil
 	}
-	return l.build(id, s, index)
+	return l.build(s, index, name)
 }
 
 // forget drops what is kept of an opening, so that its index can be collected.
-func (l *layers) forget(d digest.Digest) {
+func (l *layers) forget(s *Source) {
+	key := l.keyOf(s)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if o := l.openings[d]; o != nil {
+	if o := l.openings[key]; o != nil {
 		o.gone.Store(true)
 		l.dropLocked(o)
 	}
@@ -301,7 +319,7 @@ func (l *layers) forget(d digest.Digest) {
 
 // dropLocked lets go of an opening. One under way ends; data that no image was made of goes.
 func (l *layers) dropLocked(o *opening) {
-	delete(l.openings, o.src.Descriptor.Digest)
+	delete(l.openings, o.key)
 	o.stop()
 	l.started.Go(func() {
 		<-o.done
@@ -325,7 +343,7 @@ func (l *layers) sweep() {
 	dropped := l.dropOldLocked()
 	l.mu.Unlock()
 	for _, o := range dropped {
-		l.unclaimed(o.src.Descriptor.Digest, o.file)
+		l.unclaimed(&o.src, o.file)
 	}
 	if idle {
 		debug.FreeOSMemory()
@@ -362,8 +380,8 @@ func (l *layers) file(id string, s *Source) (*cache.File, error) {
 
 // cached reports whether a layer's image is in the cache.
 func (l *layers) cached(s *Source) bool {
-	f, err := l.file(plainID(s), s)
-	return err == nil && f != nil
+	p, err := l.promiseOf(s)
+	return err == nil && l.cachedImage(s, "", p.tables(s)...) != nil
 }
 
 func (l *layers) setPolicy(f *cache.File, s *Source) {

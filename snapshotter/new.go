@@ -67,7 +67,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	}
 	s := &Snapshotter{
 		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel,
-		bindings: map[string]*binding{}, broken: map[string]string{}, starts: map[digest.Digest]*start{},
+		bindings: map[string]*binding{}, broken: map[string]string{}, starts: map[string]*start{},
 		recordings: map[string]*Recording{},
 		profiles:   profiles{dir: filepath.Join(root, "profiles")},
 	}
@@ -77,11 +77,12 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 		built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed,
 		indexes: &indexes{
 			dir:       filepath.Join(root, "indexes"),
-			published: map[digest.Digest]*publication{}, making: map[digest.Digest]chan struct{}{},
+			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
 		},
 		indexOf:  opts.IndexOf,
 		importOf: opts.ImportOf, blobs: opts.Blobs, imports: make(chan struct{}, importAtOnce),
-		life: s.life, started: &s.started, openings: map[digest.Digest]*opening{}, slots: make(chan struct{}, openAtOnce),
+		life: s.life, started: &s.started, openings: map[string]*opening{}, sources: map[string]*sources{},
+		slots: make(chan struct{}, openAtOnce),
 	}
 	defer func() {
 		if err != nil {

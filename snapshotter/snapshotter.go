@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -84,9 +83,9 @@ type Snapshotter struct {
 
 	mu       sync.Mutex // guards the fields below
 	bindings map[string]*binding
-	broken   map[string]string        // active snapshots that lost their lower layers, and why
-	garbage  []string                 // directories of removed snapshots
-	starts   map[digest.Digest]*start // by manifest
+	broken   map[string]string // active snapshots that lost their lower layers, and why
+	garbage  []string          // directories of removed snapshots
+	starts   map[string]*start // by Image.id
 
 	recordings map[string]*Recording // by ID
 	recorded   atomic.Uint64         // layers so far

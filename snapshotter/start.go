@@ -26,8 +26,9 @@ import (
 // the layers themselves say (the eStargz landmark), and without that what the program's entrypoint
 // is known to need.
 type start struct {
-	s   *Snapshotter
-	img Image
+	s    *Snapshotter
+	img  Image
+	keys map[string]bool // of the layers
 	// stop ends it before its time.
 	stop context.CancelFunc
 
@@ -60,7 +61,7 @@ const (
 func (s *Snapshotter) begin(img Image) {
 	ctx, stop := context.WithTimeout(s.life, startEnds)
 	st := &start{
-		s: s, img: img, stop: stop, changed: make(chan struct{}, 1), opened: make(chan struct{}), waiting: map[digest.Digest]bool{},
+		s: s, img: img, keys: s.keysOf(img), stop: stop, changed: make(chan struct{}, 1), opened: make(chan struct{}), waiting: map[digest.Digest]bool{},
 		files: map[digest.Digest]*cache.File{}, landmarks: map[digest.Digest][]uint32{},
 	}
 	for i := range img.Layers {
@@ -70,7 +71,7 @@ func (s *Snapshotter) begin(img Image) {
 	}
 	known := s.filesOf(img)
 	s.mu.Lock()
-	old := s.starts[img.Target.Digest]
+	old := s.starts[img.id()]
 	if old != nil && !old.over() && !old.gone() || len(known) >= len(st.waiting) {
 		s.mu.Unlock()
 		stop()
@@ -79,7 +80,7 @@ func (s *Snapshotter) begin(img Image) {
 	if old != nil {
 		old.stop()
 	}
-	s.starts[img.Target.Digest] = st
+	s.starts[img.id()] = st
 	s.mu.Unlock()
 	var beginnings []*ahead // before any layer is opened, so that its image is filled from there
 	for i := range img.Layers {
@@ -116,10 +117,10 @@ func (st *start) dropAheads() {
 	defer st.mu.Unlock()
 	for i := range st.img.Layers {
 		l := &st.img.Layers[i]
-		wasted := st.s.layers.aheads.drop(l.Descriptor.Digest)
+		wasted := st.s.layers.aheads.drop(st.s.layers.keyOf(l))
 		if f := st.files[l.Descriptor.Digest]; f != nil {
 			f.AddFetched(wasted)
-			f.SetSource(st.s.layers.blob(l))
+			st.s.layers.shared(f, l)
 		}
 	}
 }
@@ -145,9 +146,9 @@ func (st *start) over() bool {
 }
 
 // starting reports whether the first start of an image is under way.
-func (s *Snapshotter) starting(manifest digest.Digest) bool {
+func (s *Snapshotter) starting(image string) bool {
 	s.mu.Lock()
-	st := s.starts[manifest]
+	st := s.starts[image]
 	s.mu.Unlock()
 	if st == nil {
 		return false
@@ -171,38 +172,55 @@ func (s *Snapshotter) sweepStarts() {
 	}
 }
 
-// filesOf returns the images of layers that have a snapshot.
+// filesOf returns the images in the cache, of layers that have a snapshot, which an image's own layers may be read from.
 func (s *Snapshotter) filesOf(img Image) map[digest.Digest]*cache.File {
+	keys := s.keysOf(img)
 	known := map[digest.Digest]*cache.File{}
 	for _, b := range s.allBindings() {
-		d := b.source().Descriptor.Digest
-		if f := b.image(); f != nil && slices.ContainsFunc(img.Layers, func(l Source) bool { return l.Descriptor.Digest == d }) {
-			known[d] = f
+		src := b.source()
+		i := slices.IndexFunc(img.Layers, func(l Source) bool { return l.Descriptor.Digest == src.Descriptor.Digest })
+		if f := b.image(); f != nil && i >= 0 && (proven(f, &img.Layers[i]) || keys[s.keyOf(b)]) {
+			known[src.Descriptor.Digest] = f
 		}
 	}
 	return known
 }
 
+// keysOf returns the keys of an image's layers.
+func (s *Snapshotter) keysOf(img Image) map[string]bool {
+	keys := map[string]bool{}
+	for i := range img.Layers {
+		keys[s.layers.keyOf(&img.Layers[i])] = true
+	}
+	return keys
+}
+
 // built tells the starts of a layer's image that was made now.
-func (s *Snapshotter) built(d digest.Digest, f *cache.File, landmark []uint32) {
-	s.tell(d, f, landmark, true)
+func (s *Snapshotter) built(src *Source, f *cache.File, landmark []uint32) {
+	s.tell(src, f, landmark, true)
 }
 
 // found tells the starts of a layer's image that was in the cache.
-func (s *Snapshotter) found(d digest.Digest, f *cache.File) { s.tell(d, f, nil, false) }
+func (s *Snapshotter) found(src *Source, f *cache.File) { s.tell(src, f, nil, false) }
 
-func (s *Snapshotter) tell(d digest.Digest, f *cache.File, landmark []uint32, fresh bool) {
+func (s *Snapshotter) tell(src *Source, f *cache.File, landmark []uint32, fresh bool) {
+	for _, st := range s.startsWith(src) {
+		st.add(src.Descriptor.Digest, f, landmark, fresh)
+	}
+}
+
+// startsWith returns the starts of images that have a layer from this source, and not from somebody else's under the same
+// digest.
+func (s *Snapshotter) startsWith(src *Source) (all []*start) {
+	key := s.layers.keyOf(src)
 	s.mu.Lock()
-	var all []*start
+	defer s.mu.Unlock()
 	for _, st := range s.starts {
-		if slices.ContainsFunc(st.img.Layers, func(l Source) bool { return l.Descriptor.Digest == d }) {
+		if st.keys[key] {
 			all = append(all, st)
 		}
 	}
-	s.mu.Unlock()
-	for _, st := range all {
-		st.add(d, f, landmark, fresh)
-	}
+	return all
 }
 
 func (st *start) add(d digest.Digest, f *cache.File, landmark []uint32, fresh bool) {
@@ -220,10 +238,9 @@ func (st *start) add(d digest.Digest, f *cache.File, landmark []uint32, fresh bo
 }
 
 // unreadable tells the starts of a layer that will not be read here.
-func (s *Snapshotter) unreadable(d digest.Digest) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, st := range s.starts {
+func (s *Snapshotter) unreadable(src *Source) {
+	d := src.Descriptor.Digest
+	for _, st := range s.startsWith(src) {
 		st.mu.Lock()
 		if st.waiting[d] {
 			delete(st.waiting, d)

@@ -5,6 +5,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"net/http"
+	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -17,7 +18,17 @@ import (
 // settled returns when an image's first start is over.
 func (b *bed) settled(im *image) {
 	b.t.Helper()
-	eventually(b.t, "the start is over", func() bool { return !b.starting(im.target.Digest) })
+	eventually(b.t, "the start is over", func() bool {
+		b.mu.Lock()
+		var ids []string
+		for id, st := range b.starts {
+			if st.img.Target.Digest == im.target.Digest {
+				ids = append(ids, id)
+			}
+		}
+		b.mu.Unlock()
+		return !slices.ContainsFunc(ids, b.starting)
+	})
 }
 
 // prefetched pulls an image, waits for the end of its start, and fails the test unless some files are here then and

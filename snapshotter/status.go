@@ -152,9 +152,9 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 	s.begin(img)
 	reasons = map[digest.Digest]string{}
 	var all []*opening
-	bound := s.boundDigests()
+	bound := s.boundKeys()
 	for i := range img.Layers {
-		if bound[img.Layers[i].Descriptor.Digest] {
+		if bound[s.layers.keyOf(&img.Layers[i])] {
 			continue
 		}
 		if _, err := s.layers.promiseOf(&img.Layers[i]); err != nil {

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/remora-storage/remora/cache"
 )
 
@@ -102,7 +100,12 @@ func (s *Snapshotter) dropRefused(f *cache.File) {
 			return
 		}
 	}
-	s.layers.forget(digest.NewDigestFromEncoded(digest.SHA256, f.ID()))
+	for _, b := range s.allBindings() {
+		if src := b.source(); b.image() == f {
+			s.layers.forget(&src)
+		}
+	}
+	s.layers.unsourced(f.ID())
 	err := s.exports.forget(f.ID())
 	if err == nil {
 		err = s.layers.cache.Remove(f.ID())
@@ -113,12 +116,15 @@ func (s *Snapshotter) dropRefused(f *cache.File) {
 }
 
 // unclaimed removes what was imported and no snapshot wants.
-func (s *Snapshotter) unclaimed(d digest.Digest, f *cache.File) {
-	if s.boundDigests()[d] {
-		return
+func (s *Snapshotter) unclaimed(src *Source, f *cache.File) {
+	for _, b := range s.allBindings() {
+		if theirs := b.source(); b.cacheID() == f.ID() || b.cacheID() == "" && theirs.Descriptor.Digest == src.Descriptor.Digest {
+			return
+		}
 	}
+	s.layers.unsourced(f.ID())
 	if err := s.layers.cache.Remove(f.ID()); err != nil && !errors.Is(err, cache.ErrNotFound) {
-		s.log.Warn("layer that nobody came for stays in the cache", "digest", d, "err", err)
+		s.log.Warn("layer that nobody came for stays in the cache", "digest", src.Descriptor.Digest, "err", err)
 	}
 }
 

@@ -1,0 +1,174 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// sources are the repositories of all images that use one image in the cache. What is missing of it comes from whichever
+// answers: no image depends on the repository of another.
+type sources struct {
+	mu  sync.Mutex // guards the fields below
+	all []repositorySource
+	now int // the one that is asked first
+}
+
+// A repositorySource is one repository's blob, or what has come of it ahead.
+type repositorySource struct {
+	repo registry.Repository
+	placedSource
+}
+
+type placedSource interface {
+	cache.Source
+	cache.Placed
+	cache.Measured
+}
+
+// stalled is how long a repository may send nothing before another one is asked, if there is another one.
+const stalled = 5 * time.Second
+
+// shared adds the repository of s to those that an image in the cache is read from, as the first, and returns the image.
+func (l *layers) shared(f *cache.File, s *Source) *cache.File {
+	from := l.aheads.source(l.keyOf(s), l.blob(s))
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all := l.sources[f.ID()]
+	if all == nil || f.Removed() {
+		all = &sources{}
+		l.sources[f.ID()] = all
+	}
+	all.add(repositorySource{s.Repo, from})
+	f.SetSource(all)
+	return f
+}
+
+// unshared takes a repository away from those that an image is read from.
+func (l *layers) unshared(id string, repo registry.Repository) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if all := l.sources[id]; all != nil {
+		all.remove(repo)
+	}
+}
+
+// unsourced forgets where an image that is removed was read from.
+func (l *layers) unsourced(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.sources, id)
+}
+
+func (x *sources) index(repo registry.Repository) int {
+	return slices.IndexFunc(x.all, func(one repositorySource) bool { return one.repo == repo })
+}
+
+func (x *sources) add(one repositorySource) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.now = x.index(one.repo); x.now >= 0 {
+		x.all[x.now] = one
+		return
+	}
+	x.now = len(x.all)
+	x.all = append(x.all, one)
+}
+
+// remove keeps the last one: reads that are under way end by its error.
+func (x *sources) remove(repo registry.Repository) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if i := x.index(repo); i >= 0 && len(x.all) > 1 {
+		x.all, x.now = slices.Delete(x.all, i, i+1), 0
+	}
+}
+
+func (x *sources) current() repositorySource {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.all[x.now]
+}
+
+// Open implements cache.Source.
+func (x *sources) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	x.mu.Lock()
+	all, first := slices.Clone(x.all), x.now
+	x.mu.Unlock()
+	if len(all) == 1 {
+		return all[0].Open(ctx, off, n, try)
+	}
+	var errs []error
+	for i := range all {
+		one := all[(first+i+try)%len(all)]
+		r, err := x.openOne(ctx, one, off, n, try/len(all))
+		if err == nil {
+			return r, nil
+		}
+		errs = append(errs, err)
+		if ctx.Err() != nil {
+			break
+		}
+		x.pass(one.repo)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (x *sources) openOne(ctx context.Context, one repositorySource, off, n int64, try int) (io.ReadCloser, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	watch := time.AfterFunc(stalled, func() { cancel(fmt.Errorf("%s has sent nothing for %s", one.repo, stalled)) })
+	r, err := one.Open(ctx, off, n, try)
+	if err != nil {
+		watch.Stop()
+		cancel(nil)
+		return nil, err
+	}
+	return &watchedReader{ReadCloser: r, x: x, repo: one.repo, watch: watch, cancel: cancel}, nil
+}
+
+// pass has another repository asked next, if this one is asked now.
+func (x *sources) pass(repo registry.Repository) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.all[x.now].repo == repo {
+		x.now = (x.now + 1) % len(x.all)
+	}
+}
+
+// watchedReader reads from a repository of several.
+type watchedReader struct {
+	io.ReadCloser
+	x      *sources
+	repo   registry.Repository
+	watch  *time.Timer
+	cancel context.CancelCauseFunc
+}
+
+func (r *watchedReader) Read(p []byte) (int, error) {
+	r.watch.Reset(stalled)
+	n, err := r.ReadCloser.Read(p)
+	r.watch.Stop() // the reader may take its time
+	if err != nil && !errors.Is(err, io.EOF) {
+		r.x.pass(r.repo)
+	}
+	return n, err
+}
+
+func (r *watchedReader) Close() error {
+	r.watch.Stop()
+	defer r.cancel(nil)
+	return r.ReadCloser.Close()
+}
+
+// Place implements cache.Placed.
+func (x *sources) Place() string { return x.current().Place() }
+
+// Link implements cache.Measured.
+func (x *sources) Link() (time.Duration, int64) { return x.current().Link() }
