@@ -124,6 +124,13 @@ func (s *Snapshotter) keyOf(b *binding) string {
 	return b.key
 }
 
+// name is that of the snapshot.
+func (b *binding) name() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.saved.Name
+}
+
 func (b *binding) source() Source {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -182,7 +182,7 @@ func TestClaimedByMany(t *testing.T) {
 				return
 			}
 			key := fmt.Sprint("container ", i)
-			_, err := b.Prepare(b.ctx, key, remoteName("", im.chainIDs[0].String()))
+			_, err := b.Prepare(b.ctx, key, b.named(im.chainIDs[0], ""))
 			if err != nil {
 				t.Errorf("got %v", err)
 				return

@@ -86,6 +86,11 @@ func (s *Snapshotter) dropImage(b *binding) error {
 		}
 		return nil
 	}
+	return s.removeImage(id)
+}
+
+// removeImage removes an image from the cache.
+func (s *Snapshotter) removeImage(id string) error {
 	s.layers.unsourced(id)
 	if err := s.exports.forget(id); err != nil {
 		return err

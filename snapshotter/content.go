@@ -28,23 +28,30 @@ type Content interface {
 	Walk(ctx context.Context, fn content.WalkFunc, filters ...string) error
 }
 
+// An ImageLister lists containerd's images. The namespace is in the context.
+type ImageLister interface {
+	List(ctx context.Context, filters ...string) ([]images.Image, error)
+}
+
 const (
 	sourceLabelPrefix = "containerd.io/distribution.source."
 	configRefLabel    = "containerd.io/gc.ref.content.config"
 	maxManifest       = 4 << 20 // bytes; containerd's own limit is the same
 	maxConfig         = 8 << 20
-	maxRemembered     = 256 // manifests kept in memory
+	maxRemembered     = 16 << 20 // bytes of manifests kept in memory
 	maxLayers         = 1024
 )
 
 // ContentImages finds images in a content store.
 type ContentImages struct {
 	store      Content
+	named      ImageLister
 	configured func(hostname string) []string
 
 	mu    sync.Mutex // guards the fields below
 	known map[string]*knownManifest
 	order []string // of known, oldest first
+	bytes int      // of known
 }
 
 type knownManifest struct {
@@ -55,10 +62,10 @@ type knownManifest struct {
 	config    ocispec.Descriptor
 }
 
-// NewContentImages returns an Images over a content store. configured returns the registries,
-// with their ports, that the operator has configured on a host; it may be nil.
-func NewContentImages(store Content, configured func(hostname string) []string) *ContentImages {
-	return &ContentImages{store: store, configured: configured, known: map[string]*knownManifest{}}
+// NewContentImages returns an Images over a content store. named lists the images; configured returns the registries,
+// with their ports, that the operator has configured on a host. Both may be nil.
+func NewContentImages(store Content, named ImageLister, configured func(hostname string) []string) *ContentImages {
+	return &ContentImages{store: store, named: named, configured: configured, known: map[string]*knownManifest{}}
 }
 
 // Find implements Images. With a manifest in the query only that one is looked at; otherwise
@@ -142,6 +149,40 @@ func (c *ContentImages) Manifest(ctx context.Context, manifest digest.Digest, re
 	return c.image(ctx, manifest, m, ref)
 }
 
+// Claims implements Images.
+func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error) {
+	ctx, err := forward(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := c.ports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	claims := map[digest.Digest][]Source{}
+	err = c.store.Walk(ctx, func(info content.Info) error {
+		m, err := c.load(ctx, info.Digest, true)
+		if err != nil {
+			return nil // no image, or not all of one
+		}
+		for i, id := range m.chainIDs {
+			if !chainIDs[id] {
+				continue
+			}
+			for _, repo := range repositories(info.Labels) {
+				for _, repo := range c.withPorts(repo, ports[repo]...) {
+					claims[id] = append(claims[id], imageIn(ctx, repo, "", info, m).Layers[i])
+				}
+			}
+		}
+		return nil
+	}, fmt.Sprintf("labels.%q", configRefLabel))
+	if err != nil {
+		return nil, fmt.Errorf("walk content store: %w", err)
+	}
+	return claims, nil
+}
+
 func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *knownManifest, ref string) (Image, error) {
 	info, err := c.store.Info(ctx, manifest)
 	if err != nil {
@@ -152,9 +193,33 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 	if err != nil {
 		return Image{}, err
 	}
-	target := ocispec.Descriptor{MediaType: m.mediaType, Digest: manifest, Size: info.Size}
+	return imageIn(ctx, repo, ref, info, m), nil
+}
+
+// ports returns the registries, with their ports, by which the images of a namespace name a repository without one.
+func (c *ContentImages) ports(ctx context.Context) (map[registry.Repository][]string, error) {
+	if c.named == nil {
+		return nil, nil
+	}
+	all, err := c.named.List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	ports := map[registry.Repository][]string{}
+	for i := range all {
+		if r, err := registry.ParseRepository(all[i].Name); err == nil { // else nothing that was pulled
+			bare := registry.Repository{Host: r.Hostname(), Path: r.Path}
+			ports[bare] = append(ports[bare], r.Host)
+		}
+	}
+	return ports, nil
+}
+
+// imageIn is the image of a manifest in a repository.
+func imageIn(ctx context.Context, repo registry.Repository, ref string, info content.Info, m *knownManifest) Image {
+	target := ocispec.Descriptor{MediaType: m.mediaType, Digest: info.Digest, Size: info.Size}
 	img := Image{Ref: ref, Target: target, Repo: repo}
-	name := cmp.Or(ref, repo.String()+"@"+manifest.String())
+	name := cmp.Or(ref, repo.String()+"@"+info.Digest.String())
 	namespace, _ := namespaces.Namespace(ctx) // load has it
 	for i, d := range m.layers {
 		s := Source{Image: name, Repo: repo, Descriptor: d, Namespace: namespace}
@@ -163,7 +228,7 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 		}
 		img.Layers = append(img.Layers, s)
 	}
-	return img, nil
+	return img
 }
 
 // chooseRepository decides where an image's blobs are asked for: only where containerd itself
@@ -171,18 +236,7 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 // reference, if it is of the same host and path, supplies the port; otherwise the port is that of
 // the one registry on this host which the operator configured, or the default.
 func (c *ContentImages) chooseRepository(labels map[string]string, ref string) (registry.Repository, error) {
-	var all []registry.Repository
-	for k, v := range labels {
-		host, ok := strings.CutPrefix(k, sourceLabelPrefix)
-		if !ok {
-			continue
-		}
-		for path := range strings.SplitSeq(v, ",") {
-			if path != "" {
-				all = append(all, registry.Repository{Host: host, Path: path})
-			}
-		}
-	}
+	all := repositories(labels)
 	if ref != "" {
 		if want, err := registry.ParseRepository(ref); err == nil &&
 			slices.Contains(all, registry.Repository{Host: want.Hostname(), Path: want.Path}) {
@@ -195,23 +249,49 @@ func (c *ContentImages) chooseRepository(labels map[string]string, ref string) (
 	case 1:
 		return c.withConfiguredPort(all[0])
 	}
-	slices.SortFunc(all, func(a, b registry.Repository) int { return cmp.Compare(a.String(), b.String()) })
 	return registry.Repository{}, notLazy("it may come from %s or %s, and no label says which", all[0], all[1])
 }
 
+// repositories are those that containerd fetched a blob from, without their ports, sorted.
+func repositories(labels map[string]string) (all []registry.Repository) {
+	for k, v := range labels {
+		host, ok := strings.CutPrefix(k, sourceLabelPrefix)
+		if !ok {
+			continue
+		}
+		for path := range strings.SplitSeq(v, ",") {
+			if path != "" {
+				all = append(all, registry.Repository{Host: host, Path: path})
+			}
+		}
+	}
+	slices.SortFunc(all, func(a, b registry.Repository) int { return cmp.Compare(a.String(), b.String()) })
+	return all
+}
+
 func (c *ContentImages) withConfiguredPort(r registry.Repository) (registry.Repository, error) {
-	if c.configured == nil {
-		return r, nil
+	all := c.withPorts(r)
+	if len(all) > 1 {
+		return r, notLazy("it may come from %s or %s, and no label says which", all[0].Host, all[1].Host)
 	}
-	hosts := c.configured(r.Host)
-	switch len(hosts) {
-	case 0:
-	case 1:
-		r.Host = hosts[0]
-	default:
-		return r, notLazy("it may come from %s or %s, and no label says which", hosts[0], hosts[1])
+	return all[0], nil
+}
+
+// withPorts returns a repository on each registry of its host that the operator has configured or that is named, or as
+// it is.
+func (c *ContentImages) withPorts(r registry.Repository, named ...string) (all []registry.Repository) {
+	hosts := slices.Clone(named)
+	if c.configured != nil {
+		hosts = append(hosts, c.configured(r.Host)...)
 	}
-	return r, nil
+	slices.Sort(hosts)
+	for _, host := range slices.Compact(hosts) {
+		all = append(all, registry.Repository{Host: host, Path: r.Path})
+	}
+	if len(all) == 0 {
+		return []registry.Repository{r}
+	}
+	return all
 }
 
 // clientRef returns the reference that a label holds, unless it may be the image author's own
@@ -267,15 +347,35 @@ func (c *ContentImages) load(ctx context.Context, manifest digest.Digest, withCo
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.known[key] == nil {
+	if old := c.known[key]; old != nil {
+		c.bytes -= old.bytes()
+	} else {
 		c.order = append(c.order, key)
-		if len(c.order) > maxRemembered {
-			delete(c.known, c.order[0])
-			c.order = c.order[1:]
-		}
 	}
 	c.known[key] = m
+	c.bytes += m.bytes()
+	for c.bytes > maxRemembered && len(c.order) > 1 {
+		c.bytes -= c.known[c.order[0]].bytes()
+		delete(c.known, c.order[0])
+		c.order = c.order[1:]
+	}
 	return m, nil
+}
+
+// bytes is about what a manifest takes in memory.
+func (m *knownManifest) bytes() (n int) {
+	const layer, id = 256, 96 // a descriptor with its digest; a diffID and a chainID each
+	n = len(m.diffIDs) * 2 * id
+	for _, d := range m.layers {
+		n += layer
+		for k, v := range d.Annotations {
+			n += len(k) + len(v) + id
+		}
+		for _, u := range d.URLs {
+			n += len(u)
+		}
+	}
+	return n
 }
 
 func (c *ContentImages) readJSON(ctx context.Context, desc ocispec.Descriptor, limit int64, into any) error {

@@ -38,16 +38,17 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 		return fmt.Errorf("layer %s is prepared without its parent %s: %w (remora must not be declared with the capability \"rebase\")",
 			chainID, labels[parentChainLabel], errdefs.ErrInvalidArgument)
 	}
-	name := remoteName(parent, chainID)
-	if known, err := s.claimed(ctx, name); known || err != nil {
-		return err
-	}
 	img, index, err := s.images.Find(ctx, query(chainID, labels))
 	if err != nil {
 		return err
 	}
-	s.startAll(img)
 	src := img.Layers[index]
+	name := remoteName(parent, chainID, s.layers.keyOf(&src))
+	s.answers.note(ctx, chainID, parent, name)
+	if known, err := s.claimed(ctx, name); known || err != nil {
+		return err
+	}
+	s.startAll(img)
 	p, err := s.layers.promiseOf(&src)
 	if err != nil {
 		return err
@@ -90,10 +91,10 @@ func query(chainID string, labels map[string]string) Query {
 }
 
 // remoteName is unique in the backend: two namespaces may have the same layer on parents that
-// differ here.
-func remoteName(parent, chainID string) string {
+// differ here, or claim the same chainID by another layer or table, which one of them made up.
+func remoteName(parent, chainID, key string) string {
 	h := sha256.New()
-	fmt.Fprintf(h, "%q %q", parent, chainID)
+	fmt.Fprintf(h, "%q %q %q", parent, chainID, key)
 	return "remora-" + hex.EncodeToString(h.Sum(nil)[:16])
 }
 

@@ -110,9 +110,17 @@ func (b *bed) tryOpen() (err error) {
 		return errors.Join(err, b.lock.Close())
 	}
 	b.opts.Exports, b.opts.Kernel = b.kernel, b.kernel
-	b.Snapshotter, err = New(b.root, b.cached, b.registry, NewContentImages(b.store, nil), b.opts)
+	b.Snapshotter, err = New(b.root, b.cached, b.registry, NewContentImages(b.store, nil, b.registries), b.opts)
 	if err != nil {
 		return errors.Join(err, b.cached.Close(), b.lock.Close())
+	}
+	return nil
+}
+
+// registries are those of a host that the operator has configured.
+func (b *bed) registries(hostname string) []string {
+	if host, _, _ := strings.Cut(b.host(), ":"); host == hostname {
+		return []string{b.host()}
 	}
 	return nil
 }

@@ -48,6 +48,9 @@ type Images interface {
 	// Manifest returns the image with the given manifest, without diffIDs if the
 	// configuration is not in the store yet.
 	Manifest(ctx context.Context, manifest digest.Digest, ref string) (Image, error)
+
+	// Claims returns the layers by which the images of a namespace claim chainIDs, in every repository that they came from.
+	Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error)
 }
 
 // ErrNotLazy says that a layer takes containerd's ordinary path. Its text is the reason.

@@ -72,7 +72,7 @@ func TestWhichHostIsAsked(t *testing.T) {
 		"two ports that are configured": {map[string]string{src + "reg.test": "app"}, "", []string{"reg.test:1", "reg.test:2"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			images := NewContentImages(nil, func(string) []string { return c.configured })
+			images := NewContentImages(nil, nil, func(string) []string { return c.configured })
 			got, err := images.chooseRepository(c.labels, c.ref)
 			if c.want == "" {
 				if !errors.Is(err, ErrNotLazy) {
@@ -102,7 +102,7 @@ func TestRemoteNames(t *testing.T) {
 	seen := map[string]bool{}
 	for _, parent := range []string{"", "a", "b"} {
 		for _, chain := range []string{"x", "y"} {
-			seen[remoteName(parent, chain)] = true
+			seen[remoteName(parent, chain, "k")] = true
 		}
 	}
 	if len(seen) != 6 {

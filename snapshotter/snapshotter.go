@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -73,6 +74,7 @@ type Snapshotter struct {
 	extra   []string // options of every overlay mount
 
 	profiles profiles
+	answers  answers
 
 	// life ends in Close; started waits for what runs until then.
 	life    context.Context
@@ -183,9 +185,36 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	return s.create(ctx, snapshots.KindActive, key, parent, isLayer, opts)
 }
 
-// View implements snapshots.Snapshotter.
+// View implements snapshots.Snapshotter. Clients mount what it returns, so contested layers are settled first.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	return s.create(ctx, snapshots.KindView, key, parent, false, opts)
+	mounts, err := s.create(ctx, snapshots.KindView, key, parent, false, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.settleBelow(ctx, key); err != nil {
+		return nil, errors.Join(fmt.Errorf("view %s of %q: %w", key, parent, err), s.Remove(ctx, key))
+	}
+	return mounts, nil
+}
+
+func (s *Snapshotter) settleBelow(ctx context.Context, key string) error {
+	var snap storage.Snapshot
+	if err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
+		snap, err = storage.GetSnapshot(ctx, key)
+		return err
+	}); err != nil {
+		return err
+	}
+	return s.settle(ctx, s.bindingsOf(snap.ParentIDs))
+}
+
+func (s *Snapshotter) bindingsOf(ids []string) (all []*binding) {
+	for _, id := range ids {
+		if b := s.binding(id); b != nil {
+			all = append(all, b)
+		}
+	}
+	return all
 }
 
 // unpackWait bounds how long the Prepare of a layer that containerd unpacks waits for remote
@@ -287,12 +316,12 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 
 // ensureAll waits until all remote layers among the snapshots are mounted.
 func (s *Snapshotter) ensureAll(ctx context.Context, ids []string) error {
-	var all []*binding
-	for _, id := range ids {
-		if b := s.binding(id); b != nil {
-			s.startAttempt(b)
-			all = append(all, b)
-		}
+	all := s.bindingsOf(ids)
+	for _, b := range all {
+		s.startAttempt(b)
+	}
+	if err := s.settle(ctx, all); err != nil {
+		return err
 	}
 	for _, b := range all {
 		if err := s.ensure(ctx, b); err != nil {
@@ -343,6 +372,15 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 
 // Walk implements snapshots.Snapshotter.
 func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters ...string) error {
+	if namespace, ok := namespaces.Namespace(ctx); ok && len(filters) > 0 { // without filters everything is wanted
+		all := fn
+		fn = func(ctx context.Context, info snapshots.Info) error {
+			if s.answers.hides(namespace, &info) {
+				return nil
+			}
+			return all(ctx, info)
+		}
+	}
 	return s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		return storage.WalkInfo(ctx, fn, filters...)
 	})

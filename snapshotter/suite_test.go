@@ -27,6 +27,10 @@ func (noImages) Manifest(context.Context, digest.Digest, string) (snapshotter.Im
 	return snapshotter.Image{}, snapshotter.ErrNotLazy
 }
 
+func (noImages) Claims(context.Context, map[digest.Digest]bool) (map[digest.Digest][]snapshotter.Source, error) {
+	return nil, nil
+}
+
 func open(t testing.TB, root string, images snapshotter.Images) (*snapshotter.Snapshotter, func() error) {
 	t.Helper()
 	lock, err := snapshotter.Lock(root)

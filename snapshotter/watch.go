@@ -85,13 +85,16 @@ func (s *Snapshotter) checkDiffID(ctx context.Context, b *binding, f *cache.File
 		b.file = f
 		b.mu.Unlock()
 		s.quarantine(f, err)
-		s.dropRefused(f)
+		s.dropUnused(f)
 	}
 	return err
 }
 
-// dropRefused removes the bytes of a layer that is only bound to snapshots which may not use it.
-func (s *Snapshotter) dropRefused(f *cache.File) {
+// dropUnused removes the bytes of a layer that no snapshot has, or none that may use it.
+func (s *Snapshotter) dropUnused(f *cache.File) {
+	if f == nil {
+		return
+	}
 	for _, b := range s.allBindings() {
 		b.mu.Lock()
 		good := b.file == f && b.saved.Quarantined == ""
@@ -105,12 +108,7 @@ func (s *Snapshotter) dropRefused(f *cache.File) {
 			s.layers.forget(&src)
 		}
 	}
-	s.layers.unsourced(f.ID())
-	err := s.exports.forget(f.ID())
-	if err == nil {
-		err = s.layers.cache.Remove(f.ID())
-	}
-	if err != nil && !errors.Is(err, cache.ErrNotFound) {
+	if err := s.removeImage(f.ID()); err != nil {
 		s.log.Warn("refused layer's bytes stay in the cache", "digest", f.ID(), "err", err)
 	}
 }
@@ -143,14 +141,13 @@ func (s *Snapshotter) quarantine(f *cache.File, why error) {
 		err := b.saved.write(b.dir)
 		failed := &attempt{done: make(chan struct{}), err: fmt.Errorf("%s is quarantined: %s", describe(&b.saved.Source), b.saved.Quarantined)}
 		close(failed.done)
+		stays := s.unmountLocked(b)
+		b.attempt = failed
 		b.mu.Unlock()
 		s.log.Error("layer quarantined", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest,
 			"image", b.saved.Source.Image, "err", errors.Join(why, err))
-		if err := s.unmount(b); err != nil {
-			s.log.Error("quarantined layer stays mounted", "key", b.saved.Name, "err", err)
+		if stays != nil {
+			s.log.Error("quarantined layer stays mounted", "key", b.saved.Name, "err", stays)
 		}
-		b.mu.Lock()
-		b.attempt = failed
-		b.mu.Unlock()
 	}
 }

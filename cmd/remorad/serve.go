@@ -130,7 +130,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)
 	}
 	defer containerd.Close()
-	known := snapshotter.NewContentImages(containerd.ContentStore(), reg.Configured)
+	known := snapshotter.NewContentImages(containerd.ContentStore(), containerd.ImageService(), reg.Configured)
 	sn, err := snapshotter.New(f.root, images, sources{reg}, known, snapshotter.Options{
 		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
 		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},

@@ -1,0 +1,194 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+)
+
+// containerd has one snapshot of a chainID for all images of a namespace, and does not ask us about the second image that
+// claims it. What an image's configuration says of its layers may be a lie. So, where several images of a namespace claim
+// a chainID by different layers or tables, no container sees the snapshot before its diffID is proven, and it is filled by
+// the image whose bytes have that diffID, whichever came first.
+
+// settle proves the contested ones among bindings before a container sees them. Parents come before their children.
+func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
+	open := slices.DeleteFunc(slices.Clone(all), func(b *binding) bool {
+		f, src := b.image(), b.source()
+		return f != nil && src.DiffID != "" && f.Verified(src.DiffID) && b.quarantined() == ""
+	})
+	if len(open) == 0 {
+		return nil
+	}
+	rivals, err := s.rivals(ctx, open)
+	if err != nil {
+		return fmt.Errorf("which images claim these layers: %w", err)
+	}
+	for _, b := range slices.Backward(open) { // the nearest to the container came first
+		if len(rivals[b]) == 0 {
+			continue
+		}
+		if err := s.decide(ctx, b, rivals[b]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rivals returns, for each binding, the other layers and tables by which images of the request's namespace claim the same
+// chainID.
+func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding][]Source, error) {
+	if _, ok := namespaces.Namespace(ctx); !ok {
+		return nil, nil // our own doing: no container sees what comes of it
+	}
+	chains := map[*binding]digest.Digest{}
+	wanted := map[digest.Digest]bool{}
+	for _, b := range all {
+		info, err := s.Stat(ctx, b.name())
+		if err != nil {
+			return nil, err
+		}
+		d := digest.Digest(info.Labels[snapshots.LabelSnapshotRef])
+		chains[b], wanted[d] = d, true
+	}
+	claims, err := s.images.Claims(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	rivals := map[*binding][]Source{}
+	for _, b := range all {
+		src := b.source()
+		ours := s.layers.contentOf(&src)
+		for _, theirs := range claims[chains[b]] {
+			if s.layers.contentOf(&theirs) != ours {
+				rivals[b] = append(rivals[b], theirs)
+			}
+		}
+	}
+	return rivals, nil
+}
+
+// contentOf describes what decides a layer's content: the blob and the table, whatever the repository.
+func (l *layers) contentOf(s *Source) string {
+	p, err := l.promiseOf(s)
+	if err != nil {
+		p = promise{format: formatImport} // containerd reads all of it
+	}
+	return blobName(s) + " " + p.vouchedBy(s)
+}
+
+// decide has a contested binding show the first of its claimants' layers that is proven.
+func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []Source) error {
+	ours := b.source()
+	s.log.Info("layer is contested: it is not used before its diffID is proven", "key", b.name(), "digest", ours.Descriptor.Digest,
+		"image", ours.Image, "by", rivals[0].Image)
+	type outcome struct {
+		src Source
+		f   *cache.File
+		err error
+	}
+	proving, cancel := context.WithCancel(ctx)
+	defer cancel()
+	outcomes := make(chan outcome)
+	claimants := append([]Source{ours}, rivals...)
+	for _, src := range claimants {
+		src.DiffID = ours.DiffID // that of the chainID: all of them claim it
+		s.started.Go(func() {
+			f, err := s.prove(proving, b, &src)
+			select {
+			case outcomes <- outcome{src, f, err}:
+			case <-proving.Done():
+				s.dropUnused(f)
+			}
+		})
+	}
+	var errs []error
+	for range claimants {
+		var o outcome
+		select {
+		case o = <-outcomes:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if o.err != nil {
+			errs = append(errs, fmt.Errorf("as %s has it: %w", o.src.Image, o.err))
+			s.dropUnused(o.f)
+			continue
+		}
+		if b.image() == o.f && b.quarantined() == "" {
+			return nil
+		}
+		s.log.Warn("layer is filled anew, from the image whose bytes are right", "key", b.name(), "digest", o.src.Descriptor.Digest,
+			"image", o.src.Image, "instead_of", ours.Image)
+		return s.refill(b, o.src, o.f)
+	}
+	return fmt.Errorf("%s is claimed by several images, and none has its bytes: %w", describe(&ours), errors.Join(errs...))
+}
+
+// prove returns a layer's image once its diffID is proven; with an error there may be an image, too.
+func (s *Snapshotter) prove(ctx context.Context, b *binding, src *Source) (*cache.File, error) {
+	b.mu.Lock()
+	saved := savedBinding{Source: *src, Parents: b.saved.Parents}
+	b.mu.Unlock()
+	f, err := s.image(ctx, b, &saved)
+	if err != nil {
+		return nil, err
+	}
+	return f, f.Verify(ctx, src.DiffID)
+}
+
+// refill has a binding show another layer's image, and what was built on it look again.
+func (s *Snapshotter) refill(b *binding, src Source, f *cache.File) error {
+	s.endAttempt(b)
+	b.mu.Lock()
+	if b.removed {
+		b.mu.Unlock()
+		return errors.New("snapshot was removed")
+	}
+	was := b.file
+	err := s.unmountLocked(b)
+	b.file, b.key = f, ""
+	b.saved.Source, b.saved.CacheID, b.saved.Quarantined = src, f.ID(), ""
+	err = errors.Join(err, b.saved.write(b.dir))
+	b.mu.Unlock()
+	if was != f {
+		s.dropUnused(was)
+	}
+	// Their directories may have taken attributes from what this one showed.
+	for _, child := range s.allBindings() {
+		child.mu.Lock()
+		built := slices.Contains(child.saved.Parents, b.id) && parseImageName(child.saved.CacheID).below != ""
+		child.mu.Unlock()
+		if !built {
+			continue
+		}
+		s.endAttempt(child)
+		child.mu.Lock()
+		err = errors.Join(err, s.unmountLocked(child))
+		child.saved.CacheID, child.file = "", nil
+		err = errors.Join(err, child.saved.write(child.dir))
+		child.mu.Unlock()
+	}
+	return err
+}
+
+// endAttempt ends the attempt to mount a binding that is under way.
+func (s *Snapshotter) endAttempt(b *binding) {
+	b.mu.Lock()
+	a := b.attempt
+	b.mu.Unlock()
+	if a == nil {
+		return
+	}
+	if a.stop != nil {
+		a.stop()
+	}
+	<-a.done
+}

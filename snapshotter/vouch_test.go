@@ -1,0 +1,239 @@
+package snapshotter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// A forgery is an image of somebody who names another image's layer beside a table of his own, in a repository that serves
+// what he likes under any digest.
+type forgery struct {
+	*image
+	layer layer
+	// cut has the data of his layer answered by 503.
+	cut bool
+	// asked counts requests for the victim's layer in the victim's own repository.
+	asked atomic.Int32
+}
+
+var (
+	honest = noise(7, 100_000)
+	forged = noise(8, 100_000)
+)
+
+// forge makes an image in the repository "evil" that names the layer of an image in "app". With lie it claims that layer's
+// diffID, too.
+func forge(t *testing.T, o *origin, victim *image, lie, cut bool) *forgery {
+	t.Helper()
+	l := estargzLayer(t, file("a", forged), file("b", noise(9, 300_000)))
+	f := &forgery{layer: l, cut: cut}
+	l.desc.Digest = victim.layers[0].digest()
+	if lie {
+		var config ocispec.Image
+		for _, l := range victim.layers {
+			config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.diffID)
+		}
+		f.image = imageOf(t, "evil", config, l)
+	} else {
+		f.image = newImage(t, "evil", nil, l)
+	}
+	o.add(f.image)
+	o.add(victim) // under the digest there is the right blob, but in the one repository
+	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		repo, kind, what := split(r.URL.Path)
+		if kind != "blobs" || digest.Digest(what) != l.desc.Digest {
+			return false
+		}
+		if repo != "evil" {
+			f.asked.Add(1)
+			return false
+		}
+		var from int
+		_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from) // none is from the start
+		if f.cut && from > 0 && from < len(l.blob)/2 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(l.blob))
+		return true
+	})
+	return f
+}
+
+// notBlamed fails the test if a snapshot of the victim's is quarantined.
+func (b *bed) notBlamed(victim *image) {
+	b.t.Helper()
+	for _, l := range b.Status().Layers {
+		if l.Image == b.ref(victim) && l.State != "mounted" {
+			b.t.Errorf("the victim's layer is %s: %s", l.State, l.Reason)
+		}
+	}
+}
+
+// TestForgedTable: a manifest that names somebody's layer beside a table of its own decides nothing of what other images
+// show, in whichever order, over a restart, and after its removal.
+func TestForgedTable(t *testing.T) {
+	for _, f := range formats {
+		for _, order := range []string{"before", "after", "before, restart", "before, removed"} {
+			t.Run(f.name+"/"+order, func(t *testing.T) {
+				victim := newImage(t, "app", nil, f.make(t, file("a", honest)))
+				o := newOrigin(t)
+				evil := forge(t, o, victim, false, order == "before")
+				b := newBed(t, o, nil)
+				seen := func() {
+					t.Helper()
+					b.sees(b.run("app-"+uniqueSuffix(), b.pull(victim)), "a", honest)
+				}
+				if order == "after" {
+					seen()
+				}
+				name := b.pull(evil.image)
+				switch order {
+				case "after": // where the layer was read whole, it is not what his configuration promises
+					if _, err := b.Prepare(b.ctx, "evil", name); err != nil {
+						t.Fatal(err)
+					}
+					_, _ = b.Mounts(b.ctx, "evil")
+				case "before":
+					b.run("evil", name)
+				default:
+					b.sees(b.run("evil", name), "a", forged) // his own bytes are his own affair
+				}
+				switch order {
+				case "before, restart":
+					b.restart()
+				case "before, removed":
+					b.remove("evil", name)
+				}
+				seen()
+				if evil.asked.Load() == 0 {
+					t.Error("the victim's own repository was not asked")
+				}
+				b.notBlamed(victim)
+			})
+		}
+	}
+}
+
+// TestContestedChainID: where images of a namespace claim one chainID by different tables, containers see the bytes that
+// have the diffID, though containerd never asks about the second image.
+func TestContestedChainID(t *testing.T) {
+	for _, f := range formats {
+		for _, cut := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/cut=%v", f.name, cut), func(t *testing.T) {
+				victim := newImage(t, "app", nil, f.make(t, file("a", honest)))
+				o := newOrigin(t)
+				evil := forge(t, o, victim, true, cut)
+				b := newBed(t, o, nil)
+				name := b.pull(evil.image)
+				if mounts := b.run("evil", name); !cut {
+					b.sees(mounts, "a", forged) // nobody else has claimed it yet
+				}
+				if cut {
+					b.fetch(victim)
+				} else {
+					b.complete(evil.layer, name) // and found to be a lie
+					eventually(t, "the lie to be found", func() bool { return b.Status().Layers[0].State == "quarantined" })
+					if _, err := b.Mounts(b.ctx, "evil"); err == nil {
+						t.Error("a quarantined layer is mounted")
+					}
+					b.fetch(victim)
+				}
+				mounts := b.run("victim", name)
+				b.sees(mounts, "a", honest)
+				if evil.asked.Load() == 0 {
+					t.Error("the victim's own repository was not asked")
+				}
+				for _, l := range b.Status().Layers {
+					if l.State != "mounted" || !strings.Contains(l.Image, "app") {
+						t.Errorf("the layer of %s is %s: %s", l.Image, l.State, l.Reason)
+					}
+				}
+				b.restart()
+				if mounts, err := b.Mounts(b.ctx, "victim"); err != nil {
+					t.Error(err)
+				} else {
+					b.sees(mounts, "a", honest)
+				}
+			})
+		}
+	}
+}
+
+// TestNamespacesApart: a namespace is not given the snapshot by which another one's image claims the same chainID.
+func TestNamespacesApart(t *testing.T) {
+	victim := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
+	o := newOrigin(t)
+	evil := forge(t, o, victim, true, true)
+	b := newBed(t, o, nil)
+	first := b.pull(evil.image)
+	b.ctx = namespaces.WithNamespace(t.Context(), "other")
+	second := b.pull(victim)
+	if first == second {
+		t.Error("both namespaces have one snapshot")
+	}
+	b.sees(b.run("victim", second), "a", honest)
+	// Without a filter everything is listed.
+	names := map[string]bool{}
+	if err := b.Walk(b.ctx, func(_ context.Context, info snapshots.Info) error { names[info.Name] = true; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if !names[first] || !names[second] {
+		t.Errorf("%s and %s are not both in %v", first, second, names)
+	}
+}
+
+// complete fetches all of a layer.
+func (b *bed) complete(l layer, name string) {
+	b.t.Helper()
+	for _, one := range b.allBindings() {
+		if f := one.image(); one.name() == name && f != nil {
+			if err := f.PrefetchAll(b.ctx); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
+				b.t.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestHeldRegistry: a repository that never answers holds up no other image with the same layer.
+func TestHeldRegistry(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			l := f.make(t, file("a", honest))
+			slow, quick := newImage(t, "slow", []string{"slow"}, l), newImage(t, "quick", []string{"quick"}, l)
+			o := newOrigin(t, slow, quick)
+			release := o.hold("/v2/slow/blobs/")
+			defer release()
+			b := newBed(t, o, nil)
+			b.fetch(slow)
+			if _, err := b.prepare(slow, 0, ""); err == nil {
+				t.Error("it is to be unpacked")
+			}
+			o.await(l)
+			b.ctx = namespaces.WithNamespace(t.Context(), "other")
+			b.sees(b.run("quick", b.pull(quick)), "a", honest)
+		})
+	}
+}
+
+func TestImageNames(t *testing.T) {
+	for _, n := range []imageName{{"ab", "", ""}, {"ab", wholeVoucher, ""}, {"ab", tableVoucher("x"), ""}, {"ab", wholeVoucher, "0123"},
+		{"ab", "", "0123"}, {"ab", tableVoucher("x"), "0123"}} {
+		if got := parseImageName(n.String()); got != n {
+			t.Errorf("%+v is written %s and read as %+v", n, n, got)
+		}
+	}
+}
