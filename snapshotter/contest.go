@@ -22,7 +22,7 @@ import (
 func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
 	open := slices.DeleteFunc(slices.Clone(all), func(b *binding) bool {
 		f, src := b.image(), b.source()
-		return f != nil && src.DiffID != "" && f.Verified(src.DiffID) && b.quarantined() == ""
+		return src.DiffID == "" || f != nil && f.Verified(src.DiffID) && b.quarantined() == "" // the first has a damaged record
 	})
 	if len(open) == 0 {
 		return nil
@@ -99,7 +99,6 @@ func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []Source) e
 	outcomes := make(chan outcome)
 	claimants := append([]Source{ours}, rivals...)
 	for _, src := range claimants {
-		src.DiffID = ours.DiffID // that of the chainID: all of them claim it
 		s.started.Go(func() {
 			f, err := s.prove(proving, b, &src)
 			select {

@@ -61,7 +61,8 @@ const (
 func (s *Snapshotter) begin(img Image) {
 	ctx, stop := context.WithTimeout(s.life, startEnds)
 	st := &start{
-		s: s, img: img, keys: s.keysOf(img), stop: stop, changed: make(chan struct{}, 1), opened: make(chan struct{}), waiting: map[digest.Digest]bool{},
+		s: s, img: img, keys: s.keysOf(img), stop: stop,
+		changed: make(chan struct{}, 1), opened: make(chan struct{}), waiting: map[digest.Digest]bool{},
 		files: map[digest.Digest]*cache.File{}, landmarks: map[digest.Digest][]uint32{},
 	}
 	for i := range img.Layers {
