@@ -65,6 +65,13 @@ type Trust struct {
 	// Unverified lists registry hosts whose layers are used by a table of contents that the
 	// manifest does not vouch for.
 	Unverified []string
+}
+
+// TrustPolicy is what holds for a repository. The zero value asks the repository before it is given what the cache has
+// from another one, and checks diffIDs in the background.
+type TrustPolicy struct {
 	// BeforeUse makes a layer complete and checks its diffID before its first mount.
 	BeforeUse bool
+	// Shared gives layers in the cache to the repository's images without asking it.
+	Shared bool
 }

@@ -22,10 +22,17 @@ import (
 )
 
 // stored are the blobs of a content store.
-type stored struct{ store content.Store }
+type stored struct {
+	store    content.Store
+	labelled bool // blobs are from every repository
+}
 
 func (s stored) Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error) {
 	return s.store.ReaderAt(namespaces.WithNamespace(ctx, namespace), ocispec.Descriptor{Digest: d})
+}
+
+func (s stored) From(context.Context, string, digest.Digest, registry.Repository) bool {
+	return s.labelled
 }
 
 func (s stored) KeepBlob(
@@ -38,7 +45,7 @@ func (s stored) KeepBlob(
 	return err
 }
 
-func withBlobs(b *bed) { b.opts.Blobs = stored{b.store} }
+func withBlobs(b *bed) { b.opts.Blobs = stored{store: b.store} }
 
 // TestImportGoesOn: an import that broke off goes on where it was, for the next who asks, and after a restart.
 func TestImportGoesOn(t *testing.T) {
@@ -179,6 +186,8 @@ type noBlobs struct{}
 func (noBlobs) Blob(context.Context, string, digest.Digest) (content.ReaderAt, error) {
 	return nil, os.ErrDeadlineExceeded
 }
+
+func (noBlobs) From(context.Context, string, digest.Digest, registry.Repository) bool { return false }
 
 func (noBlobs) KeepBlob(context.Context, string, ocispec.Descriptor, registry.Repository, digest.Digest, io.Reader) error {
 	return errors.New("containerd is away")

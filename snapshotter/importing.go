@@ -39,6 +39,8 @@ type ImportPolicy struct {
 type Blobs interface {
 	// Blob opens a blob, or fails.
 	Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error)
+	// From reports whether a blob is there that containerd had from a repository.
+	From(ctx context.Context, namespace string, d digest.Digest, repo registry.Repository) bool
 	// KeepBlob adds a layer's blob.
 	KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, r io.Reader) error
 }

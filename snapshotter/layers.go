@@ -88,6 +88,8 @@ type layers struct {
 	// importOf says how a repository's layers are imported.
 	importOf func(registry.Repository) ImportPolicy
 	blobs    Blobs // containerd's content store; may be nil
+	trustOf  func(registry.Repository) TrustPolicy
+	granted  grants
 	indexes  *indexes
 	// indexOf says what becomes of the indexes of a repository's layers.
 	indexOf func(registry.Repository) IndexPolicy
@@ -169,13 +171,19 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 	if err != nil {
 		return err
 	}
-	if o.file = l.cachedImage(&o.src, "", promised.tables(&o.src)...); o.file != nil {
+	if f := l.cachedImage(&o.src, "", promised.tables(&o.src)...); f != nil {
+		if err := l.grant(ctx, &o.src); err != nil {
+			l.unshared(f.ID(), o.src.Repo)
+			return err
+		}
+		o.file = f
 		return nil
 	}
 	x, err := l.read(ctx, o, promised)
 	if err != nil {
 		return err
 	}
+	l.granted.note(&o.src)
 	if len(x.layout.Implicit) > 0 {
 		o.index = x
 		return nil

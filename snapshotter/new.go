@@ -59,6 +59,9 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	if opts.ImportOf == nil {
 		opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{} }
 	}
+	if opts.TrustOf == nil {
+		opts.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{} }
+	}
 	if opts.IndexOf == nil {
 		opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{} }
 	}
@@ -79,7 +82,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 			dir:       filepath.Join(root, "indexes"),
 			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
 		},
-		indexOf:  opts.IndexOf,
+		indexOf: opts.IndexOf, trustOf: opts.TrustOf,
 		importOf: opts.ImportOf, blobs: opts.Blobs, imports: make(chan struct{}, importAtOnce),
 		life: s.life, started: &s.started, openings: map[string]*opening{}, sources: map[string]*sources{},
 		slots: make(chan struct{}, openAtOnce),
@@ -260,6 +263,7 @@ func (s *Snapshotter) openImage(b *binding) *cache.File {
 	if saved.Quarantined != "" || saved.CacheID == "" {
 		return nil
 	}
+	s.layers.granted.note(&saved.Source) // by an earlier life
 	f, err := s.layers.file(saved.CacheID, &saved.Source)
 	if err != nil {
 		s.log.Warn("image not in the cache", "digest", saved.Source.Descriptor.Digest, "err", err)

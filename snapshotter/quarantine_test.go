@@ -6,6 +6,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // lying makes an image whose configuration promises other content than its only layer has.
@@ -17,7 +19,9 @@ func lying(t *testing.T, path string, l layer) *image {
 }
 
 // beforeUse has every layer checked before its first mount.
-func beforeUse(b *bed) { b.opts.Trust.BeforeUse = true }
+func beforeUse(b *bed) {
+	b.opts.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{BeforeUse: true} }
+}
 
 // TestQuarantine: a layer that is not what the image's configuration promises is never mounted for that image, over
 // restarts; an image that promises what the layer is has the use of it.

@@ -30,6 +30,8 @@ import (
 type Options struct {
 	Trust  Trust
 	Limits layout.Limits
+	// TrustOf says what is proven of a repository's layers before they are used; nil takes the zero policy for all.
+	TrustOf func(registry.Repository) TrustPolicy
 	// Backend is the only way to mount incomplete layers; "" for the best. BackendOf says so
 	// for single repositories; nil for none.
 	Backend   blockdev.Backend

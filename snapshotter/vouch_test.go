@@ -16,6 +16,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // A forgery is an image of somebody who names another image's layer beside a table of his own, in a repository that serves
@@ -225,6 +227,64 @@ func TestHeldRegistry(t *testing.T) {
 			o.await(l)
 			b.ctx = namespaces.WithNamespace(t.Context(), "other")
 			b.sees(b.run("quick", b.pull(quick)), "a", honest)
+		})
+	}
+}
+
+// TestKnownDigest: to know the digest of somebody's layer gives nobody the layer.
+func TestKnownDigest(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			l := f.make(t, file("a", honest))
+			owner, thief := newImage(t, "owner", []string{"owner"}, l), newImage(t, "thief", []string{"thief"}, l)
+			o := newOrigin(t, owner, thief)
+			o.answer("/v2/thief/blobs/", http.StatusNotFound)
+			b := newBed(t, o, nil)
+			b.sees(b.run("owner", b.pull(owner)), "a", honest)
+			b.fetch(thief)
+			b.ctx = namespaces.WithNamespace(t.Context(), "thieves")
+			b.resolve(thief)
+			b.decline(thief, 0, "")
+		})
+	}
+}
+
+// TestGranted: a repository that has a layer, too, is asked once before its image gets what the cache has from another; not
+// where the operator says so, nor where containerd has had the blob from there.
+func TestGranted(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*bed)
+		asks   int
+	}{
+		"verify": {nil, 1},
+		"open": {func(b *bed) {
+			b.opts.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{Shared: true} }
+		}, 0},
+		"in containerd too": {func(b *bed) { b.opts.Blobs = stored{store: b.store, labelled: true} }, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := gzipLayer(t, file("a", honest))
+			first, second := newImage(t, "first", []string{"first"}, l), newImage(t, "second", []string{"second"}, l)
+			o := newOrigin(t, first, second)
+			asks := atomic.Int32{}
+			o.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
+				if repo, kind, what := split(r.URL.Path); repo == "second" && kind == "blobs" && digest.Digest(what) == l.digest() {
+					asks.Add(1)
+				}
+				return false
+			})
+			b := newBed(t, o, c.change)
+			b.sees(b.run("first", b.pull(first)), "a", honest)
+			b.fetch(second)
+			b.ctx = namespaces.WithNamespace(t.Context(), "other")
+			name := b.claim(second, 0, "")
+			b.sees(b.run("second", name), "a", honest)
+			b.restart() // and is not forgotten
+			b.remove("second", name)
+			b.sees(b.run("again", b.claim(second, 0, "")), "a", honest)
+			if n := int(asks.Load()); n != c.asks {
+				t.Errorf("the second repository was asked %d times, want %d", n, c.asks)
+			}
 		})
 	}
 }

@@ -72,7 +72,7 @@ func (s *Snapshotter) dropPages() {
 // was imported, or is to be known before its first use.
 func (s *Snapshotter) checkDiffID(ctx context.Context, b *binding, f *cache.File) error {
 	if !f.Known() {
-		if !s.opts.Trust.BeforeUse {
+		if !s.opts.TrustOf(b.source().Repo).BeforeUse {
 			return nil
 		}
 		if err := f.PrefetchAll(ctx); err != nil {

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -25,6 +27,13 @@ type storedBlobs struct{ containerd *client.Client }
 // Blob implements snapshotter.Blobs.
 func (b *storedBlobs) Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error) {
 	return b.containerd.ContentStore().ReaderAt(namespaces.WithNamespace(ctx, namespace), ocispec.Descriptor{Digest: d})
+}
+
+// From implements snapshotter.Blobs.
+func (b *storedBlobs) From(ctx context.Context, namespace string, d digest.Digest, repo registry.Repository) bool {
+	info, err := b.containerd.ContentStore().Info(namespaces.WithNamespace(ctx, namespace), d)
+	paths := strings.Split(info.Labels[labels.LabelDistributionSource+"."+repo.Hostname()], ",")
+	return err == nil && slices.Contains(paths, repo.Path)
 }
 
 // keptFor is how long a blob stays that no image refers to yet.

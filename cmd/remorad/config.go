@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	_ "embed"
 	"errors"
 	"fmt"
@@ -65,8 +66,9 @@ type config struct {
 		Learn bool `toml:"learn"`
 	} `toml:"profile"`
 	Trust struct {
-		DiffID     string   `toml:"diff_id"`
-		Unverified []string `toml:"unverified"`
+		trustConfig
+		Unverified []string               `toml:"unverified"`
+		For        map[string]trustConfig `toml:"for"`
 	} `toml:"trust"`
 	Limits struct {
 		TOCPacked   string `toml:"toc_packed"`
@@ -107,6 +109,34 @@ type policyConfig struct {
 type importConfig struct {
 	Mode      string `toml:"mode"`
 	KeepBlobs *bool  `toml:"keep_blobs"`
+}
+
+// trustConfig says what is proven before a layer is used. What a section of a single repository leaves out is as for all.
+type trustConfig struct {
+	DiffID string `toml:"diff_id"`
+	Shared string `toml:"shared"`
+}
+
+func (t trustConfig) check(section string) error {
+	if t.DiffID != "background" && t.DiffID != "before_use" {
+		return fmt.Errorf("%s diff_id = %q: want background or before_use", section, t.DiffID)
+	}
+	if t.Shared != "verify" && t.Shared != "open" {
+		return fmt.Errorf("%s shared = %q: want verify or open", section, t.Shared)
+	}
+	return nil
+}
+
+// or fills what t leaves out.
+func (t trustConfig) or(all trustConfig) trustConfig {
+	return trustConfig{cmp.Or(t.DiffID, all.DiffID), cmp.Or(t.Shared, all.Shared)}
+}
+
+// trustOf returns what holds for a repository.
+func (c *config) trustOf(repo registry.Repository) snapshotter.TrustPolicy {
+	t, _ := mostSpecific(c.Trust.For, repo)
+	t = t.or(c.Trust.trustConfig)
+	return snapshotter.TrustPolicy{BeforeUse: t.DiffID == "before_use", Shared: t.Shared == "open"}
 }
 
 func (i importConfig) check(section string) error {
@@ -218,10 +248,13 @@ func (c *config) check() error {
 	if _, err := c.backgroundRate(); err != nil {
 		return err
 	}
-	switch c.Trust.DiffID {
-	case "background", "before_use":
-	default:
-		return fmt.Errorf("[trust] diff_id = %q: want background or before_use", c.Trust.DiffID)
+	if err := c.Trust.check("[trust]"); err != nil {
+		return err
+	}
+	for where, t := range c.Trust.For {
+		if err := t.or(c.Trust.trustConfig).check(fmt.Sprintf("[trust.for.%q]", where)); err != nil {
+			return err
+		}
 	}
 	if c.Registry.Attempts < 1 {
 		return fmt.Errorf("[registry] attempts = %d: want at least 1", c.Registry.Attempts)
@@ -305,7 +338,7 @@ func (c *config) backgroundRate() (int64, error) {
 }
 
 func (c *config) trust() snapshotter.Trust {
-	return snapshotter.Trust{Unverified: c.Trust.Unverified, BeforeUse: c.Trust.DiffID == "before_use"}
+	return snapshotter.Trust{Unverified: c.Trust.Unverified}
 }
 
 func (c *config) limits() (layout.Limits, error) {

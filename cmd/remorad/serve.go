@@ -132,7 +132,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	defer containerd.Close()
 	known := snapshotter.NewContentImages(containerd.ContentStore(), containerd.ImageService(), reg.Configured)
 	sn, err := snapshotter.New(f.root, images, sources{reg}, known, snapshotter.Options{
-		Trust: cfg.trust(), Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
+		Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
 		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Kernel: f.kernel, Pod: inPod(),
 		NotOurs: []string{disk.Dir(f.root)}, Log: log,

@@ -1,0 +1,65 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/golang/groupcache/lru"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// To know a layer's digest is no right to read it. What the cache has from one repository serves an image of another one
+// only once that has let us have the layer, by the credentials of this image. containerd asks as little of a registry
+// when it has a blob, but it asks.
+
+// grants are the layers that repositories have let us have.
+type grants struct {
+	mu  sync.Mutex // guards all
+	all lru.Cache  // of granted
+}
+
+type granted struct {
+	repo  registry.Repository
+	layer digest.Digest
+}
+
+const maxGrants = 1 << 16 // of which each may be asked for again
+
+func (g *grants) note(s *Source) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.all.MaxEntries = maxGrants
+	g.all.Add(granted{s.Repo, s.Descriptor.Digest}, nil)
+}
+
+func (g *grants) has(s *Source) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, ok := g.all.Get(granted{s.Repo, s.Descriptor.Digest})
+	return ok
+}
+
+// grant fails unless a layer's own repository lets us have it: it has said so before, or containerd has had the blob from
+// there, or it serves a byte of it now.
+func (l *layers) grant(ctx context.Context, s *Source) error {
+	if l.trustOf(s.Repo).Shared || l.granted.has(s) {
+		return nil
+	}
+	if l.blobs == nil || s.Namespace == "" || !l.blobs.From(ctx, s.Namespace, s.Descriptor.Digest, s.Repo) {
+		ctx, cancel := context.WithTimeout(ctx, openTimeout)
+		defer cancel()
+		if err := l.tryRange(ctx, s); err != nil && !errors.Is(err, registry.ErrRange) { // that serves it, but whole
+			err = fmt.Errorf("it is in the cache, but its own repository does not serve it ([trust] shared = \"open\" gives it all the same): %w", err)
+			if errors.Is(err, registry.ErrNotFound) {
+				return notLazy("%w", err)
+			}
+			return err
+		}
+	}
+	l.granted.note(s)
+	return nil
+}
