@@ -28,6 +28,8 @@ STATICCHECK := v0.8.2
 CRANE       := v0.14.0
 MINIO       := v0.0.0-20260212201848-7aac2a2c5b7c
 VERSITYGW   := v1.8.0
+CYCLONEDX   := v1.10.0
+GOVULNCHECK := v1.9.0
 
 # Debian packages: what the demonstration runs, and what the tests of each part need besides.
 PACKAGES_demo    := runc docker-registry mmdebstrap erofs-utils e2fsprogs ca-certificates git
@@ -56,7 +58,7 @@ unexport CONTAINERD_ADDRESS CONTAINERD_NAMESPACE CONTAINERD_SNAPSHOTTER REMORA_A
   AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE AWS_REGION AWS_ENDPOINT_URL
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test soak fuzz bench demo lint fmt generate proto install clean deps tools dist $(PARTS)
+.PHONY: help build check test soak fuzz bench demo lint fmt generate proto install clean deps tools dist reproducible vulns $(PARTS)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -66,11 +68,19 @@ build: ## bin/remorad and bin/snapctl for this machine
 	@echo "building bin/remorad and bin/snapctl (the first time, Go downloads and compiles their dependencies)"
 	@$(GOBUILD) -o bin/ ./cmd/remorad ./cmd/snapctl
 
-dist: ## bin/linux-ARCH for amd64 and arm64
+# What a release is: the same bytes wherever they are built, so no stamp of the working tree beside VERSION and COMMIT.
+dist: $(TOOLS)/cyclonedx-gomod-$(CYCLONEDX) ## bin/linux-ARCH for amd64 and arm64, with SBOMs (CycloneDX) and SHA256SUMS
+	@rm -rf bin/linux-* bin/SHA256SUMS
 	@for arch in amd64 arm64; do mkdir -p bin/linux-$$arch; echo "linux/$$arch"; \
-	  GOOS=linux GOARCH=$$arch $(GOBUILD) -o bin/linux-$$arch/ ./cmd/remorad ./cmd/snapctl || exit 1; done
+	  GOOS=linux GOARCH=$$arch $(GOBUILD) -buildvcs=false -o bin/linux-$$arch/ ./cmd/remorad ./cmd/snapctl || exit 1; \
+	  for program in remorad snapctl; do cyclonedx-gomod bin -json -std -noserial -notimestamp -version $(VERSION) \
+	    -output bin/linux-$$arch/$$program.cdx.json bin/linux-$$arch/$$program || exit 1; done; done
+	@cd bin && sha256sum linux-*/* > SHA256SUMS
 
-check: lint ## before a commit: format, vet, lint, fast tests
+reproducible: $(TOOLS)/cyclonedx-gomod-$(CYCLONEDX) ## what dist makes of the last commit, twice: all must be equal
+	@conformance/tools/reproducible
+
+check: lint vulns ## before a commit: format, vet, lint, known vulnerabilities, fast tests
 	go test -short -skip '$(MEASURED)' ./...
 
 test: ## everything, as root; ONLY="volumes" for parts of: unit race images disks volumes measured
@@ -131,6 +141,9 @@ lint: $(TOOLS_lint)
 	go vet ./...
 	staticcheck ./...
 
+vulns:
+	@conformance/tools/vulns $(TOOLS)/govulncheck-$(GOVULNCHECK)
+
 fmt: ## gofmt all files
 	gofmt -w $$(git ls-files '*.go')
 
@@ -171,6 +184,18 @@ $(TOOLS)/staticcheck-$(STATICCHECK):
 	@echo "building staticcheck $(STATICCHECK) (once)"
 	@$(GOTOOL) honnef.co/go/tools/cmd/staticcheck@$(STATICCHECK)
 	@touch $@
+
+# Writes software bills of materials.
+$(TOOLS)/cyclonedx-gomod-$(CYCLONEDX):
+	@echo "building cyclonedx-gomod $(CYCLONEDX) (once)"
+	@$(GOTOOL) github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@$(CYCLONEDX)
+	@touch $@
+
+# Finds known vulnerabilities. It runs by its own name with the version, which make and the script know.
+$(TOOLS)/govulncheck-$(GOVULNCHECK):
+	@echo "building govulncheck $(GOVULNCHECK) (once)"
+	@$(GOTOOL) golang.org/x/vuln/cmd/govulncheck@$(GOVULNCHECK)
+	@mv $(TOOLS)/govulncheck $@
 
 $(TOOLS)/crane-$(CRANE):
 	@echo "building crane $(CRANE) (once)"
