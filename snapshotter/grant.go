@@ -53,7 +53,8 @@ func (l *layers) grant(ctx context.Context, s *Source) error {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
 		if err := l.tryRange(ctx, s); err != nil && !errors.Is(err, registry.ErrRange) { // that serves it, but whole
-			err = fmt.Errorf("it is in the cache, but its own repository does not serve it ([trust] shared = \"open\" gives it all the same): %w", err)
+			err = fmt.Errorf("it is in the cache, but its own repository does not serve it "+
+				"([trust] shared = \"open\" gives it all the same): %w", err)
 			if errors.Is(err, registry.ErrNotFound) {
 				return notLazy("%w", err)
 			}
