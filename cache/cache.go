@@ -20,6 +20,7 @@ import (
 
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/internal/memory"
 )
 
 // Options of a Cache. The zero value works.
@@ -31,6 +32,8 @@ type Options struct {
 	Unreachable func(error) bool
 	// Rate bounds what CompleteInBackground fetches, in bytes a second; 0 for no bound.
 	Rate int64
+	// Memory is shared by all units that are decoded, and whoever else takes of it; nil for no bound.
+	Memory *memory.Budget
 	// Held returns a descriptor of the image file called id, opened in an earlier life, or nil.
 	// It is used instead of opening the file, and belongs to the cache.
 	Held func(id string) *os.File

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/internal/memory"
 )
 
 // A unitFill is one unit on its way here. Who waits for it reads its bytes from memory, so that
@@ -323,22 +324,31 @@ func (f *File) fetchStream(ctx context.Context, src Source, fills []*unitFill, p
 			break
 		}
 		at = u.Off + u.Len
+		var share *memory.Share
+		if share, err = f.memoryFor(ctx, fill.unit); err != nil {
+			break
+		}
 		if u.Len > maxHeld {
-			if err = f.take(fill, io.LimitReader(in, u.Len), prio); err != nil {
+			err = f.take(fill, io.LimitReader(in, u.Len), prio)
+			share.Release()
+			if err != nil {
 				break
 			}
 			continue
 		}
 		packed := make([]byte, u.Len)
 		if _, err = io.ReadFull(in, packed); err != nil {
+			share.Release()
 			break
 		}
 		if f.c.decoding.Acquire(ctx, 1) != nil {
 			err = context.Cause(ctx)
+			share.Release()
 			break
 		}
 		decoding.Go(func() error {
 			defer f.c.decoding.Release(1)
+			defer share.Release()
 			return f.take(fill, bytes.NewReader(packed), prio)
 		})
 	}

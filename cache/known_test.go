@@ -28,7 +28,7 @@ func TestKnownPlaces(t *testing.T) {
 		t.Error(err)
 	}
 	first.release()
-	if s.at("77") != s.at("77") {
+	if one, again := s.at("77"), s.at("77"); one != again {
 		t.Error("a place is two")
 	}
 }

@@ -90,6 +90,16 @@ func (p *points) load(t *table) error {
 	return nil
 }
 
+// plain returns how many plain bytes a unit has.
+func (p *points) plain(unit uint32) int64 {
+	e := p.head[pointsHeader+int(unit)*pointSize:]
+	next := int64(le.Uint64(p.head[16:]))
+	if len(e) > pointSize {
+		next = int64(le.Uint64(e[pointSize:]))
+	}
+	return min(max(next-int64(le.Uint64(e)), 0), MaxUnit)
+}
+
 // at returns where a unit begins, with its window, and how many plain bytes it has.
 func (p *points) at(unit uint32, off int64) (pt inflate.Point, plain int, err error) {
 	e := p.head[pointsHeader+int(unit)*pointSize:]

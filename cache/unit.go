@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -9,7 +10,30 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/cache/inflate"
+	"github.com/remora-storage/remora/internal/memory"
 )
+
+// memoryFor waits for the memory that a unit takes on its way: what of it is decoded, and its packed bytes if they are held. It
+// is waited for before the first packed byte is, so that nobody who has memory waits for more.
+func (f *File) memoryFor(ctx context.Context, unit uint32) (*memory.Share, error) {
+	n, at := f.t.unitExtents(unit)
+	plain, packed := int64(0), f.t.unit(unit).Len
+	for k := range n {
+		e := f.t.extent(at(k))
+		plain = max(plain, int64(e.Inner)+int64(e.Len))
+	}
+	if f.t.codec == blob.Spans {
+		plain = max(plain, f.points.plain(unit)+inflate.Window)
+	} else if packed > maxHeld {
+		packed = 0
+	}
+	share, err := f.c.opts.Memory.Acquire(ctx, plain+packed)
+	if err != nil {
+		return nil, fmt.Errorf("decode unit %d of %d packed bytes: %w", unit, f.t.unit(unit).Len, err)
+	}
+	return share, nil
+}
 
 // decodeUnit decodes a unit, checks its extents' digests and keeps what else is in it. All of
 // the plain bytes go to also, if that is not nil.

@@ -246,17 +246,30 @@ func (f *File) streamUnits(ctx context.Context, from, to uint32, packed, plain i
 		if packed != nil {
 			one = io.TeeReader(one, packed)
 		}
-		fill := &unitFill{unit: u}
-		if err := f.decodeUnit(fill, one, plain); err != nil {
-			return fmt.Errorf("unit %d at %d: %w", u, f.t.unit(u).Off, err)
-		}
-		if _, err := io.Copy(io.Discard, one); err != nil {
+		if err := f.streamUnit(ctx, u, one, plain); err != nil {
 			return err
 		}
-		f.store(fill)
 		if progress != nil {
 			progress(f.t.unit(u).Off + f.t.unit(u).Len - first.Off)
 		}
 	}
+	return nil
+}
+
+// streamUnit decodes and stores one of streamUnits.
+func (f *File) streamUnit(ctx context.Context, u uint32, packed io.Reader, plain io.Writer) error {
+	share, err := f.memoryFor(ctx, u)
+	if err != nil {
+		return err
+	}
+	defer share.Release()
+	fill := &unitFill{unit: u}
+	if err := f.decodeUnit(fill, packed, plain); err != nil {
+		return fmt.Errorf("unit %d at %d: %w", u, f.t.unit(u).Off, err)
+	}
+	if _, err := io.Copy(io.Discard, packed); err != nil {
+		return err
+	}
+	f.store(fill)
 	return nil
 }

@@ -16,6 +16,7 @@ const module = "github.com/remora-storage/remora/"
 var arrows = []struct{ from, may string }{
 	{"internal/backoff", ""},
 	{"internal/durable", ""},
+	{"internal/memory", ""},
 	{"internal/wire", ""},
 	{"blockdev", ""}, // the contract
 	{"blockdev/...", "blockdev/... internal/durable"},
@@ -25,7 +26,7 @@ var arrows = []struct{ from, may string }{
 	{"remote/registry/...", "remote/registry/... remote/internal/httprange internal/backoff internal/durable"},
 	{"remote/store", ""}, // the contract
 	{"remote/store/...", "remote/store remote/internal/httprange internal/backoff"},
-	{"cache/...", "cache/... blockdev internal/backoff internal/durable internal/wire"},
+	{"cache/...", "cache/... blockdev internal/backoff internal/durable internal/memory internal/wire"},
 	{"cache/inflate", ""},
 	{"cache/blob", ""},
 	{"fs/...", "fs/... cache/... blockdev remote/registry internal/durable internal/wire"},
@@ -35,8 +36,8 @@ var arrows = []struct{ from, may string }{
 	// The engine: a Store's contract is all that it knows of the network.
 	{"volume", "blockdev remote/store internal/backoff internal/durable internal/wire"},
 	{"volume/...", "volume/... blockdev remote/store internal/backoff internal/durable internal/wire"},
-	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry internal/durable internal/wire"},
-	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache/... blockdev/... remote/... internal/durable internal/wire"},
+	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry internal/durable internal/memory internal/wire"},
+	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache/... blockdev/... remote/... internal/durable internal/memory internal/wire"},
 	// The suites of contracts, and benchmarks: tests alone import it.
 	{"conformance/heap", ""},
 	{"conformance/...", "conformance/... volume/... cache/... blockdev/... remote/..."},

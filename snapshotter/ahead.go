@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/fs/convert"
+	"github.com/remora-storage/remora/internal/memory"
 )
 
 // An ahead is the beginning of a layer's blob on its way while the layer's index is, too: where a
@@ -22,6 +23,7 @@ type ahead struct {
 	digest digest.Digest // of the layer
 	blob   Blob
 	buf    []byte
+	share  *memory.Share // of buf
 
 	mu    sync.Mutex // guards the fields below
 	more  *sync.Cond
@@ -58,11 +60,15 @@ func (a *aheads) add(l *layers, s *Source) *ahead {
 	if a.all[key] != nil || a.bytes+n > maxAheadBytes {
 		return nil
 	}
+	share, ok := l.memory.Try(n)
+	if !ok {
+		return nil // it would only save time
+	}
 	if a.all == nil {
 		a.all = map[string]*ahead{}
 	}
 	pieces := (n + aheadPiece - 1) / aheadPiece
-	one := &ahead{digest: d, blob: l.blob(s), buf: make([]byte, n), got: make([]int64, pieces), over: make([]bool, pieces)}
+	one := &ahead{digest: d, blob: l.blob(s), buf: make([]byte, n), share: share, got: make([]int64, pieces), over: make([]bool, pieces)}
 	one.more = sync.NewCond(&one.mu)
 	a.all[key] = one
 	a.bytes += n
@@ -89,6 +95,7 @@ func (a *aheads) drop(key string) (wasted int64) {
 	}
 	delete(a.all, key)
 	a.bytes -= int64(len(one.buf))
+	one.share.Release()
 	one.mu.Lock()
 	defer one.mu.Unlock()
 	for _, n := range one.got {

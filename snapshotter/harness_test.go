@@ -104,7 +104,7 @@ func (b *bed) tryOpen() (err error) {
 		return err
 	}
 	b.cached, err = cache.Open(filepath.Join(b.root, "cache"), cache.Options{
-		Limit: b.limit, Policy: cache.Policy{Deadline: patience}, Log: b.opts.Log,
+		Limit: b.limit, Policy: cache.Policy{Deadline: patience}, Memory: b.opts.Memory, Log: b.opts.Log,
 	})
 	if err != nil {
 		return errors.Join(err, b.lock.Close())

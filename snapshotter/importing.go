@@ -63,18 +63,20 @@ func (l *layers) importLayer(ctx context.Context, o *opening, codec blob.Codec) 
 		return nil, context.Cause(ctx)
 	}
 	began := time.Now()
-	x, err := l.tryImport(ctx, o, codec)
+	x, err := l.inMemory(ctx, importMemoryOf(codec), func(limits layout.Limits) (*madeIndex, error) {
+		return l.tryImport(ctx, o, codec, limits)
+	})
 	l.tracer.end(began, Span{Kind: "import", Digest: o.src.Descriptor.Digest, Len: o.src.Descriptor.Size, Err: err})
 	return x, err
 }
 
-func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec) (*madeIndex, error) {
+func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec, limits layout.Limits) (*madeIndex, error) {
 	for try := 0; ; try++ {
 		im, err := l.cache.Import(ctx, o.key) // another repository's is another import: it may never end
 		if err != nil {
 			return nil, err
 		}
-		x, err := l.importOnce(ctx, o, codec, im, try)
+		x, err := l.importOnce(ctx, o, codec, limits, im, try)
 		if err == nil {
 			return x, nil
 		}
@@ -91,7 +93,9 @@ func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec) (*
 	}
 }
 
-func (l *layers) importOnce(ctx context.Context, o *opening, codec blob.Codec, im *cache.Import, try int) (*madeIndex, error) {
+func (l *layers) importOnce(
+	ctx context.Context, o *opening, codec blob.Codec, limits layout.Limits, im *cache.Import, try int,
+) (*madeIndex, error) {
 	desc := o.src.Descriptor
 	src := l.importSource(&o.src)
 	if im.Held > desc.Size {
@@ -111,7 +115,7 @@ func (l *layers) importOnce(ctx context.Context, o *opening, codec blob.Codec, i
 		o.got.Add(int64(n))
 		return n, err
 	})
-	layer, err := scan.Scan(ctx, io.MultiReader(im.Packed(), tee), codec, scan.Options{Data: im, DataStart: cache.DataStart, Limits: l.limits})
+	layer, err := scan.Scan(ctx, io.MultiReader(im.Packed(), tee), codec, scan.Options{Data: im, DataStart: cache.DataStart, Limits: limits})
 	if err != nil {
 		return nil, err
 	}

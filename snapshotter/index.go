@@ -19,6 +19,7 @@ import (
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -117,6 +118,7 @@ type madeIndex struct {
 	tail    []byte        // what is known of the blob's last unit, packed, or nil
 	diffID  digest.Digest // of the layer, if it was read whole
 	fetched int64         // bytes that came for it
+	share   *memory.Share // of what it takes until an image was made of it
 
 	mu       sync.Mutex    // guards imported
 	imported *cache.Import // the layer's data, if it was read whole; nil once an image was made of it

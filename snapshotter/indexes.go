@@ -268,7 +268,9 @@ func (l *layers) byMadeIndex(ctx context.Context, s *Source) (*madeIndex, error)
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return l.byIndex(ctx, s, data, by)
+	return l.inMemory(ctx, indexMemory+int64(len(data)), func(limits layout.Limits) (*madeIndex, error) {
+		return l.byIndex(ctx, s, data, by, limits)
+	})
 }
 
 // tryRange reads a byte of a layer.
@@ -282,7 +284,7 @@ func (l *layers) tryRange(ctx context.Context, s *Source) error {
 }
 
 // byIndex makes a layer's tree of an index that is not in the layer.
-func (l *layers) byIndex(ctx context.Context, s *Source, data []byte, by string) (*madeIndex, error) {
+func (l *layers) byIndex(ctx context.Context, s *Source, data []byte, by string, limits layout.Limits) (*madeIndex, error) {
 	h, err := index.ReadHead(data)
 	if err != nil {
 		return nil, err
@@ -290,7 +292,7 @@ func (l *layers) byIndex(ctx context.Context, s *Source, data []byte, by string)
 	if h.Digest != s.Descriptor.Digest || h.Size != s.Descriptor.Size {
 		return nil, fmt.Errorf("%w: it is the index of layer %s, of %d bytes", layout.ErrInvalid, h.Digest, h.Size)
 	}
-	lay, err := index.Decode(ctx, data, l.limits)
+	lay, err := index.Decode(ctx, data, limits)
 	if err != nil {
 		return nil, err
 	}

@@ -23,6 +23,7 @@ import (
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -83,8 +84,9 @@ type layers struct {
 
 	building singleflight.Group // by the image's name
 
-	slots   chan struct{} // bounds how many indexes are read at once, and with that memory
-	imports chan struct{} // and how many layers are imported
+	memory  *memory.Budget // of what is decoded; nil for no end
+	slots   chan struct{}  // bounds how many indexes are read at once, and with that memory
+	imports chan struct{}  // and how many layers are imported
 	// importOf says how a repository's layers are imported.
 	importOf func(registry.Repository) ImportPolicy
 	blobs    Blobs // containerd's content store; may be nil
@@ -226,7 +228,9 @@ func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeInd
 	defer cancel()
 	counted := &countedBlob{Blob: l.blob(&o.src)}
 	began := time.Now()
-	x, err := openIndex(ctx, counted, p, &o.src, l.limits)
+	x, err := l.inMemory(ctx, indexMemory, func(limits layout.Limits) (*madeIndex, error) {
+		return openIndex(ctx, counted, p, &o.src, limits)
+	})
 	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
 	return x, err
 }
@@ -243,6 +247,7 @@ func (l *layers) build(s *Source, index *madeIndex, below string) (_ *cache.File
 	}
 	id := name.String()
 	defer func() {
+		index.share.Release()
 		if im != nil {
 			im.Stop(false) // no image can be made of it, or somebody else has
 		}
@@ -334,6 +339,7 @@ func (l *layers) dropLocked(o *opening) {
 		if o.index == nil {
 			return
 		}
+		o.index.share.Release()
 		if im := o.index.take(); im != nil {
 			im.Stop(!o.gone.Load())
 		}

@@ -76,7 +76,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
-		registry: reg, cache: c, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
+		registry: reg, cache: c, memory: opts.Memory, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
 		built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed,
 		indexes: &indexes{
 			dir:       filepath.Join(root, "indexes"),
@@ -194,21 +194,21 @@ func probeImage() []byte {
 	if err != nil {
 		panic(err)
 	}
-	var w memory
+	var w imageBytes
 	if _, err := plan.WriteTo(&w); err != nil {
 		panic(err)
 	}
 	return append(w, bytes.Repeat([]byte{probe.FileByte}, erofs.BlockSize)...)
 }
 
-type memory []byte
+type imageBytes []byte
 
-func (m *memory) Write(p []byte) (int, error) {
+func (m *imageBytes) Write(p []byte) (int, error) {
 	*m = append(*m, p...)
 	return len(p), nil
 }
 
-var _ io.Writer = (*memory)(nil)
+var _ io.Writer = (*imageBytes)(nil)
 
 // restore loads bindings and mounts them: at once where the image is here, in the background
 // where the registry must be asked. One that is damaged does not stop the others.

@@ -23,6 +23,7 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -32,6 +33,8 @@ type Options struct {
 	Limits layout.Limits
 	// TrustOf says what is proven of a repository's layers before they are used; nil takes the zero policy for all.
 	TrustOf func(registry.Repository) TrustPolicy
+	// Memory is shared by all that is decoded; nil for no bound.
+	Memory *memory.Budget
 	// Backend is the only way to mount incomplete layers; "" for the best. BackendOf says so
 	// for single repositories; nil for none.
 	Backend   blockdev.Backend

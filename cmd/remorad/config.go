@@ -81,6 +81,7 @@ type config struct {
 		ExtentBytes string `toml:"extent"`
 		ImageBytes  string `toml:"image"`
 		PlainBytes  string `toml:"plain"`
+		Memory      string `toml:"memory"`
 	} `toml:"limits"`
 	Volume struct {
 		Store       string   `toml:"store"`
@@ -258,6 +259,9 @@ func (c *config) check() error {
 	}
 	if c.Registry.Attempts < 1 {
 		return fmt.Errorf("[registry] attempts = %d: want at least 1", c.Registry.Attempts)
+	}
+	if _, err := c.memory(); err != nil {
+		return err
 	}
 	_, err := c.limits()
 	return err

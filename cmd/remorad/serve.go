@@ -28,6 +28,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
 )
@@ -74,6 +75,11 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
+	memoryLimit, err := cfg.memory()
+	if err != nil {
+		return err
+	}
+	decoding := memory.New(memoryLimit)
 	logins, err := registry.OpenLogins(filepath.Join(f.root, "logins.json"))
 	if err != nil {
 		return err
@@ -101,7 +107,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	images, err := cache.Open(filepath.Join(f.root, "cache"), cache.Options{
-		Limit: limit, Policy: cfg.Fetch.policy(), Unreachable: mayAnswerLater, Rate: rate, Held: exports.Held, Log: log,
+		Limit: limit, Policy: cfg.Fetch.policy(), Unreachable: mayAnswerLater, Rate: rate, Memory: decoding, Held: exports.Held, Log: log,
 	})
 	if err != nil {
 		return err
@@ -132,7 +138,8 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	defer containerd.Close()
 	known := snapshotter.NewContentImages(containerd.ContentStore(), containerd.ImageService(), reg.Configured)
 	sn, err := snapshotter.New(f.root, images, sources{reg}, known, snapshotter.Options{
-		Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
+		Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Memory: decoding,
+		Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
 		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Kernel: f.kernel, Pod: inPod(),
 		NotOurs: []string{disk.Dir(f.root)}, Log: log,

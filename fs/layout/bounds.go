@@ -100,7 +100,34 @@ func (t *tally) grow(n int64) error {
 	}
 	more := max(growStep, t.bytes-t.asked)
 	t.asked += more
-	return t.limits.Grow(more)
+	return t.limits.Ask(more)
+}
+
+// Kept returns how many bytes of memory a Layout takes until its image is made, about.
+func (l *Layout) Kept() int64 {
+	n := int64(len(l.Inodes))*256 + int64(len(l.Extents)+len(l.Units))*96
+	for i := range l.Inodes {
+		in := &l.Inodes[i]
+		n += int64(len(in.Target)) + int64(len(in.Entries))*64
+		for _, x := range in.Xattrs {
+			n += int64(xattrCost + len(x.Name) + len(x.Value))
+		}
+	}
+	for _, p := range l.Points {
+		n += int64(96 + len(p.Window))
+	}
+	for _, d := range l.Implicit {
+		n += int64(32 + len(d.Path))
+	}
+	return n
+}
+
+// Ask asks Grow for bytes of memory, if there is one.
+func (l *Limits) Ask(n int64) error {
+	if l.Grow == nil || n <= 0 {
+		return nil
+	}
+	return l.Grow(n)
 }
 
 // Take counts bytes of memory that the Builder's caller is about to take, as if the tree took them.

@@ -97,8 +97,11 @@ func decodePlain(in *pieces, out *chunks, span int64) error {
 // maxWindow is what a zstd frame may ask for to be decoded, in bytes: what --ultra --long makes.
 const maxWindow = 128 << 20
 
+// usualWindow is what the levels up to 19 ask for. Who calls Scan allows for it.
+const usualWindow = 8 << 20
+
 // decodeZstd decodes frame by frame, with a cut between two frames once span bytes have come.
-func decodeZstd(in *pieces, out *chunks, span int64) error {
+func decodeZstd(in *pieces, out *chunks, span int64, limits *layout.Limits) error {
 	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
 		return err
@@ -108,6 +111,7 @@ func decodeZstd(in *pieces, out *chunks, span int64) error {
 	var buf []byte
 	n := 0
 	var cuts []cut
+	asked := int64(usualWindow)
 	send := func() error {
 		err := out.send(buf, buf[:n], cuts)
 		buf, n, cuts = nil, 0, nil
@@ -127,6 +131,12 @@ func decodeZstd(in *pieces, out *chunks, span int64) error {
 				return err
 			}
 			continue
+		}
+		if f.window > asked {
+			if err := limits.Ask(f.window - asked); err != nil {
+				return err
+			}
+			asked = f.window
 		}
 		if err := dec.Reset(f); err != nil {
 			return badZstd(f, err)
@@ -192,6 +202,7 @@ type frames struct {
 	left      int64 // bytes of what is known to follow: a header, a block, a checksum
 	lastBlock bool
 	checksum  bool
+	window    int64 // that the frame asks for; 0 if it is as large as its content
 	over      bool
 	err       error // of the reader
 }
@@ -225,6 +236,10 @@ func (f *frames) next() error {
 	n := int64(5)
 	if d&(1<<5) == 0 {
 		n++ // window
+		exponent, mantissa := head[5]>>3, int64(head[5]&7)
+		if base := int64(1) << (10 + exponent); base <= maxWindow { // else the decoder refuses it
+			f.window = base + base/8*mantissa
+		}
 	}
 	n += [4]int64{0, 1, 2, 4}[d&3]
 	switch d >> 6 {

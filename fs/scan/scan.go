@@ -109,7 +109,7 @@ func Scan(ctx context.Context, r io.Reader, codec blob.Codec, o Options) (*Layer
 		case blob.Gzip:
 			points, err = decodeGzip(in, out, o.Span)
 		case blob.Zstd:
-			err = decodeZstd(in, out, o.Span)
+			err = decodeZstd(in, out, o.Span, &o.Limits)
 		default:
 			err = fmt.Errorf("%w: codec %d", layout.ErrInvalid, codec)
 		}

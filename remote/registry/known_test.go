@@ -59,7 +59,8 @@ func TestKnown(t *testing.T) {
 	if r.redirects.Len() != knownRedirects || r.meters.Len() != knownHosts || r.hosts.Len() != knownHosts {
 		t.Errorf("%d redirects, %d meters, %d hosts are remembered", r.redirects.Len(), r.meters.Len(), r.hosts.Len())
 	}
-	if r.meterOf("20") == r.meterOf("21") || r.meterOf("21") != r.meterOf("21") {
+	one, another, again := r.meterOf("20"), r.meterOf("21"), r.meterOf("20")
+	if one == another || one != again {
 		t.Error("a meter is another registry's")
 	}
 }

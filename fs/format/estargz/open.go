@@ -60,6 +60,9 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 		return nil, fmt.Errorf("%w: table of %d packed bytes (limit %d)", layout.ErrInvalid, n, limits.PackedIndex)
 	}
 	if tocOff < from {
+		if err := limits.Ask(2 * (size - tocOff)); err != nil { // head and tail, and both together
+			return nil, err
+		}
 		head, err := toc.ReadRange(ctx, blob, tocOff, from-tocOff)
 		if err != nil {
 			return nil, err

@@ -71,6 +71,11 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 	if size-tailOff-n <= smallTail {
 		n = size - tailOff
 	}
+	if n > 1<<20 {
+		if err := limits.Ask(2 * n); err != nil { // it grows as it comes
+			return nil, err
+		}
+	}
 	got, err := toc.ReadRange(ctx, blob, tailOff, n)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,152 @@
+package memory_test
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/remora-storage/remora/internal/memory"
+)
+
+func acquire(t *testing.T, b *memory.Budget, n int64) *memory.Share {
+	t.Helper()
+	s, err := b.Acquire(t.Context(), n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := memory.New(100)
+		first := acquire(t, b, 60)
+		var got []int64
+		for _, n := range []int64{30, 5, 70} { // 5 would fit, but came later
+			go func() {
+				s := acquire(t, b, n)
+				got = append(got, n)
+				s.Release()
+			}()
+			synctest.Wait()
+		}
+		if len(got) > 0 {
+			t.Errorf("%v went first", got)
+		}
+		if _, ok := b.Try(1); ok {
+			t.Error("somebody overtook those that wait")
+		}
+		first.Release()
+		synctest.Wait()
+		if len(got) != 3 || got[2] != 70 {
+			t.Errorf("they went on as %v", got)
+		}
+	})
+}
+
+func TestBeyond(t *testing.T) {
+	b := memory.New(100)
+	if _, err := b.Acquire(t.Context(), 101); !errors.Is(err, memory.ErrBeyond) {
+		t.Error(err)
+	}
+	s := acquire(t, b, 100) // alone
+	if err := s.Grow(t.Context(), 1); !errors.Is(err, memory.ErrBeyond) {
+		t.Error(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Acquire(ctx, 1); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	s.Release()
+	s.Release()
+	acquire(t, b, 100).Release()
+	var none *memory.Budget
+	s, err := none.Acquire(t.Context(), 1<<60)
+	if err == nil {
+		err = errors.Join(s.Grow(t.Context(), 1<<60), s.Keep(1))
+	}
+	if err != nil || none.Limit() != 0 {
+		t.Error(err)
+	}
+	s.Release()
+}
+
+// TestGrow: those that grow wait for one another as long as one of them can end.
+func TestGrow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := memory.New(100)
+		one, two := acquire(t, b, 30), acquire(t, b, 30)
+		if err := one.Grow(t.Context(), 40); err != nil { // into the last quarter
+			t.Fatal(err)
+		}
+		var err error
+		go func() { err = two.Grow(t.Context(), 10) }()
+		synctest.Wait()
+		if err := one.Grow(t.Context(), 1); !errors.Is(err, memory.ErrBusy) {
+			t.Errorf("both wait for each other: %v", err)
+		}
+		one.Release()
+		synctest.Wait()
+		if err != nil {
+			t.Error(err)
+		}
+		two.Release()
+		acquire(t, b, 100).Release()
+	})
+}
+
+// TestKeep: what is kept leaves most of the budget to those that work.
+func TestKeep(t *testing.T) {
+	b := memory.New(100)
+	one, two := acquire(t, b, 30), acquire(t, b, 30)
+	if err := one.Keep(20); err != nil {
+		t.Error(err)
+	}
+	if err := two.Keep(6); !errors.Is(err, memory.ErrBusy) {
+		t.Error(err)
+	}
+	if err := two.Grow(t.Context(), 51); !errors.Is(err, memory.ErrBusy) {
+		t.Errorf("waits for what is kept: %v", err)
+	}
+	two.Release()
+	acquire(t, b, 80).Release()
+	one.Release()
+	acquire(t, b, 100).Release()
+}
+
+// TestMany: whatever is asked for, no more is given than there is, and all get it.
+func TestMany(t *testing.T) {
+	b := memory.New(1000)
+	var used atomic.Int64
+	var all sync.WaitGroup
+	for i := range 50 {
+		all.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(i), 1))
+			for range 200 {
+				n := r.Int64N(300)
+				s, err := b.Acquire(t.Context(), n)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				used.Add(n)
+				if more := r.Int64N(300); s.Grow(t.Context(), more) == nil {
+					used.Add(more)
+					n += more
+				}
+				if now := used.Load(); now > 1000 {
+					t.Errorf("%d bytes are in use", now)
+				}
+				used.Add(-n)
+				s.Release()
+			}
+		})
+	}
+	all.Wait()
+	acquire(t, b, 1000).Release()
+}
