@@ -2,6 +2,7 @@ package cache
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"os"
 	"slices"
@@ -190,7 +191,10 @@ func (f *File) drop(extents []uint32) (freed int64, err error) {
 	for _, i := range extents {
 		runs = append(runs, run{first: i, count: 1, gone: true})
 	}
-	if err := f.commitRuns(runs); err != nil {
+	if err := f.sync(runs, true); err != nil {
+		return 0, fmt.Errorf("sync image: %w", err)
+	}
+	if err := f.recordRuns(runs); err != nil {
 		return 0, err // some of runs may be recorded as gone: that costs a fetch, not a wrong byte
 	}
 	for _, i := range extents {

@@ -21,6 +21,7 @@ import (
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/internal/wire"
 )
 
 // Options of a Cache. The zero value works.
@@ -38,6 +39,8 @@ type Options struct {
 	// It is used instead of opening the file, and belongs to the cache.
 	Held func(id string) *os.File
 	Log  *slog.Logger
+
+	fdatasync func(fd int) error // of image files; nil for the system's
 }
 
 // A Source supplies the bytes of a blob. It must be safe for concurrent use and return soon
@@ -216,7 +219,8 @@ func (c *Cache) make(id, dir string, img *os.File, spec *Spec, src Source) (_ *F
 			return nil, err
 		}
 	}
-	w := bufio.NewWriterSize(io.NewOffsetWriter(img, 0), 1<<20)
+	sum := wire.NewSum()
+	w := bufio.NewWriterSize(io.MultiWriter(io.NewOffsetWriter(img, 0), sum), 1<<20)
 	n, err := spec.Meta.WriteTo(w)
 	if err == nil {
 		err = w.Flush()
@@ -234,7 +238,11 @@ func (c *Cache) make(id, dir string, img *os.File, spec *Spec, src Source) (_ *F
 	if err != nil {
 		return nil, err
 	}
-	return newFile(c, id, dir, img, t, src)
+	f, err := newFile(c, id, dir, img, t, src)
+	if err == nil {
+		f.metaSum = sum.Sum32()
+	}
+	return f, err
 }
 
 // File opens the file called id, or returns the one that is open. An error that wraps

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 )
 
 // commit syncs the image's data and then records what was filled. The order is what makes the
@@ -21,7 +19,13 @@ func (f *File) commit() error {
 	if gone || (len(runs) == 0 && f.record != nil) {
 		return nil
 	}
-	err := f.commitRuns(runs)
+	if f.unsafe {
+		return nil // the next life makes it anew
+	}
+	if err := f.sync(runs, false); err != nil {
+		return fmt.Errorf("sync image: %w", err)
+	}
+	err := f.recordRuns(runs)
 	if err != nil {
 		f.mu.Lock()
 		f.dirty = append(runs, f.dirty...)
@@ -30,10 +34,8 @@ func (f *File) commit() error {
 	return err
 }
 
-func (f *File) commitRuns(runs []run) error {
-	if err := unix.Fdatasync(int(f.img.Fd())); err != nil {
-		return fmt.Errorf("sync image: %w", err)
-	}
+// recordRuns records what was synced.
+func (f *File) recordRuns(runs []run) error {
 	if f.record == nil {
 		return f.firstCommit(runs)
 	}

@@ -47,6 +47,8 @@ type File struct {
 
 	commitMu sync.Mutex // one commit at a time; taken before mu
 	record   *presence  // guarded by commitMu; nil until the first commit
+	metaSum  uint32     // of the metadata, as it was written; for the first commit
+	unsafe   bool       // guarded by commitMu: its metadata may be lost, so that it is never recorded
 
 	mu         sync.Mutex // guards the fields below
 	src        Source

@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"hash"
 	"hash/crc32"
 	"math"
 )
@@ -15,6 +16,9 @@ func Sum(parts ...[]byte) (sum uint32) {
 	}
 	return sum
 }
+
+// NewSum returns a hash that is the Sum of what is written to it.
+func NewSum() hash.Hash32 { return crc32.New(castagnoli) }
 
 // A Reader takes numbers and bytes from the beginning of what is left. Where something is missing it gives zeros, and
 // nothing is left: its user looks at Bad once, at the end.
