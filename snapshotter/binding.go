@@ -106,6 +106,12 @@ func (b *binding) isLazy() bool {
 	return b.how == mountedLazy
 }
 
+func (b *binding) mounted() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.how != notMounted
+}
+
 func (b *binding) fsDir() string { return filepath.Join(b.dir, "fs") }
 
 func (b *binding) quarantined() string {
@@ -201,6 +207,8 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 	if err := s.checkDiffID(ctx, b, f); err != nil {
 		return err
 	}
+	s.mounting.RLock()
+	defer s.mounting.RUnlock()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.removed {

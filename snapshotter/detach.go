@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
@@ -14,13 +15,25 @@ import (
 // Detach takes every layer's mount away and ends what the mounts depend on. It is refused while
 // anything goes on using one: the error names the containers. What is pulled stays pulled; the next start
 // of a container mounts its layers again.
+//
+// No layer is mounted meanwhile, and no container is told where its layers are. One that was told a moment ago, and has not
+// mounted them yet, is waited for: it would read zeros where an image is incomplete.
 func (s *Snapshotter) Detach() (layers int, err error) {
-	users, err := s.lasting(s.mountUsers)
-	if err != nil {
+	if err := s.unused(); err != nil {
 		return 0, err
 	}
-	if len(users) > 0 {
-		return 0, fmt.Errorf("layers are in use; stop first: %s", strings.Join(users, ", "))
+	for _, b := range s.allBindings() {
+		b.mu.Lock()
+		a := b.attempt
+		b.mu.Unlock()
+		if a != nil {
+			<-a.done // it may be about to mount
+		}
+	}
+	s.mounting.Lock()
+	defer s.mounting.Unlock()
+	if err := s.awaitAnswered(); err != nil {
+		return 0, err
 	}
 	for _, b := range s.allBindings() {
 		n, err := s.detachOne(b)
@@ -28,6 +41,10 @@ func (s *Snapshotter) Detach() (layers int, err error) {
 		if err != nil {
 			return layers, err
 		}
+	}
+	// An overlay that was mounted meanwhile goes on with what was there.
+	if err := s.unused(); err != nil {
+		return layers, err
 	}
 	// Unmounted here, an image may still be mounted in a mount namespace that has a copy. If the
 	// kernel asks us for what it misses, we must not go.
@@ -38,14 +55,38 @@ func (s *Snapshotter) Detach() (layers int, err error) {
 	return layers, s.exports.end()
 }
 
+// unused fails if a container has a layer mounted.
+func (s *Snapshotter) unused() error {
+	users, err := s.lasting(s.mountUsers)
+	if err == nil && len(users) > 0 {
+		err = fmt.Errorf("layers are in use; stop first: %s", strings.Join(users, ", "))
+	}
+	return err
+}
+
+// mountSoon is within what time of Mounts a container's root file system is mounted.
+const mountSoon = 10 * time.Second
+
+// awaitAnswered returns when all that were told their mounts have mounted them, or will not.
+func (s *Snapshotter) awaitAnswered() error {
+	for {
+		s.mu.Lock()
+		for id, at := range s.answered {
+			if time.Since(at) > mountSoon {
+				delete(s.answered, id)
+			}
+		}
+		n := len(s.answered)
+		s.mu.Unlock()
+		if err := s.unused(); n == 0 || err != nil {
+			return err
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
 // detachOne unmounts a binding's layer unless that is in use.
 func (s *Snapshotter) detachOne(b *binding) (int, error) {
-	b.mu.Lock()
-	a := b.attempt
-	b.mu.Unlock()
-	if a != nil {
-		<-a.done
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.how == notMounted {
@@ -87,6 +128,7 @@ func (s *Snapshotter) mountUsers() ([]user, error) {
 		if m.Type != "overlay" || !strings.Contains(m.Options, "="+s.snapshotsDir()+"/") {
 			return
 		}
+		s.seen(m.Options)
 		name := containerOf(m.Dir)
 		switch {
 		case m.Dir == "/": // inside a container, whose root file system is mostly seen outside too
@@ -111,4 +153,15 @@ func (s *Snapshotter) imageUsers() (users []user, err error) {
 		}
 	})
 	return users, err
+}
+
+// seen notes that a snapshot is mounted, whose directory is among an overlay's options.
+func (s *Snapshotter) seen(options string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.answered {
+		if strings.Contains(options, "="+s.upperPath(id)) {
+			delete(s.answered, id)
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/opencontainers/go-digest"
@@ -70,7 +71,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	}
 	s := &Snapshotter{
 		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel,
-		bindings: map[string]*binding{}, broken: map[string]string{}, starts: map[string]*start{},
+		bindings: map[string]*binding{}, answered: map[string]time.Time{}, broken: map[string]string{}, starts: map[string]*start{},
 		recordings: map[string]*Recording{},
 		profiles:   profiles{dir: filepath.Join(root, "profiles")},
 	}

@@ -88,11 +88,16 @@ type Snapshotter struct {
 
 	buildMu sync.Mutex // one image that depends on the layers below is built at a time
 
+	// mounting is held shared by who mounts a layer or tells a container its mounts, and exclusively by Detach. It is taken
+	// before every other lock.
+	mounting sync.RWMutex
+
 	mu       sync.Mutex // guards the fields below
 	bindings map[string]*binding
-	broken   map[string]string // active snapshots that lost their lower layers, and why
-	garbage  []string          // directories of removed snapshots
-	starts   map[string]*start // by Image.id
+	answered map[string]time.Time // snapshots whose mounts were told of late, by id
+	broken   map[string]string    // active snapshots that lost their lower layers, and why
+	garbage  []string             // directories of removed snapshots
+	starts   map[string]*start    // by Image.id
 
 	recordings map[string]*Recording // by ID
 	recorded   atomic.Uint64         // layers so far
@@ -312,11 +317,36 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	}); err != nil {
 		return nil, err
 	}
-	if err := s.ensureAll(ctx, snap.ParentIDs); err != nil {
-		return nil, fmt.Errorf("mounts of %s: %w", key, err)
+	for {
+		if err := s.ensureAll(ctx, snap.ParentIDs); err != nil {
+			return nil, fmt.Errorf("mounts of %s: %w", key, err)
+		}
+		if s.answer(snap) {
+			break
+		}
 	}
 	s.forgetEnded()
 	return s.mounts(snap, info.Labels), nil
+}
+
+// answer notes that a container is told its mounts, unless a Detach has taken a layer away since they were ensured.
+func (s *Snapshotter) answer(snap storage.Snapshot) bool {
+	s.mounting.RLock()
+	defer s.mounting.RUnlock()
+	for _, b := range s.bindingsOf(snap.ParentIDs) {
+		if !b.mounted() {
+			return false
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, at := range s.answered {
+		if time.Since(at) > mountSoon {
+			delete(s.answered, id)
+		}
+	}
+	s.answered[snap.ID] = time.Now()
+	return true
 }
 
 // ensureAll waits until all remote layers among the snapshots are mounted.
@@ -366,6 +396,7 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	s.mu.Lock()
 	s.garbage = append(s.garbage, id)
 	delete(s.broken, id)
+	delete(s.answered, id)
 	s.mu.Unlock()
 	s.started.Go(func() {
 		if err := s.Cleanup(s.life); err != nil {

@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -328,4 +329,45 @@ func TestBackendOf(t *testing.T) {
 			t.Errorf("works %v: %+v, %v", works, st, err)
 		}
 	}
+}
+
+// TestDetachAndStarts: while containers start, each mounts all of its layers or is told that it cannot; none of them finds a
+// layer gone that it was told of.
+func TestDetachAndStarts(t *testing.T) {
+	starts := 20
+	if os.Getenv("REMORA_SOAK") != "" {
+		starts = 1000
+	}
+	body := noise(1, 10_000)
+	im := newImage(t, "app", nil, estargzLayer(t, file("a", body)))
+	b := newBed(t, newOrigin(t, im), held)
+	name := b.pull(im)
+	var all sync.WaitGroup
+	begun := make(chan struct{})
+	ended := make(chan struct{})
+	all.Go(func() {
+		close(begun)
+		for {
+			select {
+			case <-ended:
+				return
+			default:
+				_, _ = b.Detach() // refused while a container is there
+			}
+		}
+	})
+	<-begun
+	for i := range starts {
+		key := fmt.Sprint("container-", i)
+		mounts := b.run(key, name)
+		b.sees(mounts, "a", body) // as the kernel finds the layer when it mounts the container's root
+		at := b.container("web", mounts)
+		b.sees(mounts, "a", body)
+		b.kernel.unmountOther(at)
+		if err := b.Remove(b.ctx, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(ended)
+	all.Wait()
 }
