@@ -31,6 +31,7 @@ type Entry struct {
 func Tree(root string) (map[string]Entry, error) {
 	all := map[string]Entry{}
 	first := map[uint64]string{}
+	shared := map[string]bool{} // names that are the first of several
 	err := filepath.WalkDir(root, func(p string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -40,9 +41,18 @@ func Tree(root string) (map[string]Entry, error) {
 			return err
 		}
 		e, err := readEntry(p, name, first)
+		if e.Links != "" && e.Links != name {
+			shared[e.Links] = true
+		}
 		all[name] = e
 		return err
 	})
+	for name, e := range all {
+		if e.Links != "" && !shared[e.Links] { // by another name outside the tree
+			e.Links = ""
+			all[name] = e
+		}
+	}
 	return all, err
 }
 
