@@ -22,6 +22,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
@@ -437,9 +438,25 @@ func FuzzScan(f *testing.F) {
 	codecs := []blob.Codec{blob.Plain, blob.Gzip, blob.Zstd}
 	f.Fuzz(func(t *testing.T, packed []byte, codec byte) {
 		limits := layout.Limits{Plain: 8 << 20, Image: 1 << 30}
-		l, err := scan.Scan(t.Context(), bytes.NewReader(packed), codecs[int(codec)%3], scan.Options{Limits: limits, Span: 4096})
+		var l *scan.Layer
+		var err error
+		var out counted
+		taken := heap.Allocated(func() {
+			l, err = scan.Scan(t.Context(), bytes.NewReader(packed), codecs[int(codec)%3], scan.Options{
+				Data: &out, DataStart: dataStart, Limits: limits, Span: 4096,
+			})
+		})
+		if most := heap.LayerMost(len(packed)) + 64*limits.Plain; taken > most {
+			t.Fatalf("a layer of %d bytes took %d of memory, more than %d", len(packed), taken, most)
+		}
+		if out.n > limits.Plain {
+			t.Fatalf("a layer of %d bytes had %d written", len(packed), out.n)
+		}
 		if err != nil {
 			return
+		}
+		for i := range l.Layout.Inodes {
+			l.Layout.Inodes[i].Data = 0
 		}
 		data, ok := l.Index()
 		if !ok {
@@ -453,6 +470,14 @@ func FuzzScan(f *testing.F) {
 			t.Fatalf("the index gives another layout:\n%.2000q\n%.2000q", fmt.Sprint(again), fmt.Sprint(l.Layout))
 		}
 	})
+}
+
+// counted counts what is written to it.
+type counted struct{ n int64 }
+
+func (c *counted) WriteAt(p []byte, _ int64) (int, error) {
+	c.n += int64(len(p))
+	return len(p), nil
 }
 
 func FuzzIndex(f *testing.F) {
@@ -469,7 +494,13 @@ func FuzzIndex(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		l, err := index.Decode(t.Context(), data, layout.Limits{Image: 1 << 40, Entries: 100_000})
+		limits := layout.Limits{Image: 1 << 40, Entries: 100_000, PlainIndex: 16 << 20, Paths: 16 << 20, Tree: 256 << 20}
+		var l *layout.Layout
+		var err error
+		taken := heap.Allocated(func() { l, err = index.Decode(t.Context(), data, limits) })
+		if most := int64(2 << 30); taken > most { // some times the limits
+			t.Fatalf("an index of %d bytes took %d of memory, more than %d", len(data), taken, most)
+		}
 		if err != nil && !errors.Is(err, layout.ErrInvalid) {
 			t.Fatal(err)
 		}

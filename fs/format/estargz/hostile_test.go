@@ -19,6 +19,7 @@ import (
 	lib "github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/fs/layout"
@@ -256,11 +257,21 @@ func FuzzTOC(f *testing.F) {
 		`{"name":".wh.c","type":"reg"},{"name":".wh..wh..opq","type":"reg"},{"name":"c","type":"char","devMajor":1,"devMinor":3}]}`)
 	f.Fuzz(func(t *testing.T, toc string) {
 		blob, d := fromString(t, toc)
-		index, err := estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})
+		var index *estargz.Index
+		var err error
+		taken := heap.Allocated(func() {
+			index, err = estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})
+		})
+		if most := heap.LayerMost(len(toc)); taken > most {
+			t.Fatalf("a table of %d bytes took %d of memory, more than %d", len(toc), taken, most)
+		}
 		if err != nil {
 			return
 		}
 		plan, err := erofs.NewPlan(index.Layout, [16]byte{})
+		if most := heap.LayerMost(len(toc)); err == nil && plan.MetaSize > most {
+			t.Fatalf("a table of %d bytes makes %d of metadata, more than %d", len(toc), plan.MetaSize, most)
+		}
 		if err != nil || plan.Size > 1<<30 {
 			return
 		}

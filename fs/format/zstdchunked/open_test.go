@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/layout"
@@ -288,12 +289,21 @@ func FuzzTable(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		x, err := zstdchunked.Open(t.Context(), memory(l.blob),
-			zstdchunked.Options{Table: at, Limits: layout.Limits{Image: 1 << 30, Extent: 1 << 24}})
+		var x *zstdchunked.Index
+		taken := heap.Allocated(func() {
+			x, err = zstdchunked.Open(t.Context(), memory(l.blob),
+				zstdchunked.Options{Table: at, Limits: layout.Limits{Image: 1 << 30, Extent: 1 << 24}})
+		})
+		if most := heap.LayerMost(len(table)); taken > most {
+			t.Fatalf("a table of %d bytes took %d of memory, more than %d", len(table), taken, most)
+		}
 		if err != nil {
 			return
 		}
 		plan, err := erofs.NewPlan(x.Layout, [16]byte{})
+		if most := heap.LayerMost(len(table)); err == nil && plan.MetaSize > most {
+			t.Fatalf("a table of %d bytes makes %d of metadata, more than %d", len(table), plan.MetaSize, most)
+		}
 		if err != nil {
 			return
 		}
