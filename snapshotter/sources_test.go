@@ -11,5 +11,5 @@ type Sources struct{ *registry.Registry }
 
 // Blob implements Registry.
 func (s Sources) Blob(repo registry.Repository, desc ocispec.Descriptor) Blob {
-	return s.Registry.Blob(repo, desc.Digest, desc.Size).WithURLs(desc.URLs)
+	return s.Registry.Blob(repo, desc.Digest, desc.Size).WithURLs(registry.ForeignURLs(desc))
 }

@@ -35,10 +35,11 @@ type config struct {
 		Address string `toml:"address"`
 	} `toml:"containerd"`
 	Registry struct {
-		ConfigPath   []string `toml:"config_path"`
-		DockerConfig string   `toml:"docker_config"`
-		StallTimeout duration `toml:"stall_timeout"`
-		Attempts     int      `toml:"attempts"`
+		ConfigPath    []string `toml:"config_path"`
+		DockerConfig  string   `toml:"docker_config"`
+		StallTimeout  duration `toml:"stall_timeout"`
+		Attempts      int      `toml:"attempts"`
+		PrivatePlaces bool     `toml:"private_places"`
 	} `toml:"registry"`
 	Cache struct {
 		Limit string `toml:"limit"`

@@ -86,7 +86,8 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	}
 	reg := registry.New(registry.Options{
 		ConfigPath: cfg.Registry.ConfigPath, DockerConfig: cfg.Registry.DockerConfig, Logins: logins,
-		Retry: registry.Retry{Attempts: cfg.Registry.Attempts}, Stall: time.Duration(cfg.Registry.StallTimeout), Log: log,
+		Retry: registry.Retry{Attempts: cfg.Registry.Attempts}, Stall: time.Duration(cfg.Registry.StallTimeout),
+		PrivatePlaces: cfg.Registry.PrivatePlaces, Log: log,
 	})
 	rate, err := cfg.backgroundRate()
 	if err != nil {

@@ -12,5 +12,5 @@ type sources struct{ *registry.Registry }
 
 // Blob implements snapshotter.Registry.
 func (s sources) Blob(repo registry.Repository, desc ocispec.Descriptor) snapshotter.Blob {
-	return s.Registry.Blob(repo, desc.Digest, desc.Size).WithURLs(desc.URLs)
+	return s.Registry.Blob(repo, desc.Digest, desc.Size).WithURLs(registry.ForeignURLs(desc))
 }

@@ -345,7 +345,7 @@ func (p *indexing) layer(ctx context.Context, i int, l ocispec.Descriptor) error
 	if !known {
 		return skip("media type " + l.MediaType + " is not known")
 	}
-	in, err := p.r.registry.Blob(p.r.repo, l.Digest, l.Size).WithURLs(l.URLs).Open(ctx, 0, l.Size, 0)
+	in, err := p.r.registry.Blob(p.r.repo, l.Digest, l.Size).WithURLs(registry.ForeignURLs(l)).Open(ctx, 0, l.Size, 0)
 	if err != nil {
 		return err
 	}

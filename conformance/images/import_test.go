@@ -483,7 +483,7 @@ func TestImportRefuses(t *testing.T) {
 // take no such manifest.
 func TestForeignLayers(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: "private_places = true\n"})
 	layers := kindsOfLayers(t)[:1]
 	elsewhere := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(layers[0].Data))

@@ -156,7 +156,11 @@ func (r *rangeReader) askURL(place string) (*stallReader, error) {
 		return nil, fmt.Errorf("layer's URL %.200q is not one of HTTP: %w", place, ErrNotFound)
 	}
 	return r.askBy(u.Host, func(ctx context.Context, rng string) (*http.Response, error) {
-		host := docker.RegistryHost{Host: u.Host, Scheme: u.Scheme}
+		ctx, err := r.b.r.outside(ctx, u)
+		if err != nil {
+			return nil, err
+		}
+		host := docker.RegistryHost{Client: r.b.r.elsewhere, Host: u.Host, Scheme: u.Scheme}
 		return r.b.r.requestOrigin(ctx, host, r.b.repo, u.String(), rng, "")
 	})
 }

@@ -31,12 +31,15 @@ type Options struct {
 	Logins       *Logins
 	Retry        Retry
 	Stall        time.Duration // how long a server may send nothing; default 30 s
-	Log          *slog.Logger
+	// PrivatePlaces lets URLs of layers, and redirects of public registries, lead to addresses that are not public.
+	PrivatePlaces bool
+	Log           *slog.Logger
 }
 
 // A Registry reaches registries. It is safe for concurrent use.
 type Registry struct {
-	opts Options
+	opts      Options
+	elsewhere *http.Client // of layers' own URLs
 
 	mu        sync.Mutex // guards the fields below
 	hosts     *lru.Cache // cachedHosts by registry host
@@ -67,7 +70,13 @@ func New(opts Options) *Registry {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Registry{opts: opts, hosts: lru.New(knownHosts), redirects: lru.New(knownRedirects), meters: lru.New(knownHosts)}
+	elsewhere := http.DefaultTransport.(*http.Transport).Clone()
+	elsewhere.ResponseHeaderTimeout = opts.Stall
+	guard(elsewhere)
+	return &Registry{
+		opts: opts, elsewhere: &http.Client{Transport: elsewhere},
+		hosts: lru.New(knownHosts), redirects: lru.New(knownRedirects), meters: lru.New(knownHosts),
+	}
 }
 
 // A Repository is a place for images: a registry's host as references name it, and a path.
@@ -129,6 +138,7 @@ func (r *Registry) registryHosts(ctx context.Context, host string) ([]docker.Reg
 			if t, ok := c.Transport.(*http.Transport); ok {
 				t.ResponseHeaderTimeout = r.opts.Stall
 				t.MaxIdleConnsPerHost = 32
+				guard(t)
 			}
 			return nil
 		},

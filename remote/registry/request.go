@@ -30,7 +30,7 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 	known, cached := r.redirects.Get(u)
 	r.mu.Unlock()
 	if to, _ := known.(redirect); cached && time.Now().Before(to.until) {
-		resp, err := get(ctx, host, to.url, rng, "")
+		resp, err := r.getElsewhere(ctx, host, to.url, rng, "")
 		if err == nil && resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
 		}
@@ -83,12 +83,26 @@ func (r *Registry) follow(
 		if to.Scheme != "https" && (to.Scheme != "http" || resp.Request.URL.Scheme == "https") {
 			return nil, fmt.Errorf("redirect by %s from %s to %s is refused", resp.Request.URL.Host, resp.Request.URL.Scheme, to.Scheme)
 		}
-		if resp, err = get(ctx, host, to.String(), rng, accept); err != nil {
+		if resp, err = r.getElsewhere(ctx, host, to.String(), rng, accept); err != nil {
 			return nil, err
 		}
 	}
 	drain(resp)
 	return nil, fmt.Errorf("%s redirects more than %d times", host.Host, maxRedirects)
+}
+
+// getElsewhere makes one request where a host has sent us.
+func (r *Registry) getElsewhere(ctx context.Context, host docker.RegistryHost, place, rng, accept string) (*http.Response, error) {
+	u, err := url.Parse(place)
+	if err != nil {
+		return nil, hide(err)
+	}
+	if u.Host != host.Host && !onPrivateNetwork(ctx, host.Host) {
+		if ctx, err = r.outside(ctx, u); err != nil {
+			return nil, fmt.Errorf("redirect by %s: %w", host.Host, err)
+		}
+	}
+	return get(ctx, host, place, rng, accept)
 }
 
 // get makes one request, with what the host gets if it is for the host, and follows nothing.
