@@ -147,11 +147,12 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 	}
 	used, coming := map[string]bool{}, map[string]bool{}
 	for _, b := range s.allBindings() {
-		used[b.cacheID()] = true
-		if src := b.source(); src.Descriptor.Digest != "" { // else its record is damaged
-			blob := src.Descriptor.Digest.Encoded()
-			coming[blob] = coming[blob] || b.cacheID() == "" // its image may have come just before the end
+		b.mu.Lock()
+		used[b.saved.CacheID] = true
+		if b.file == nil { // its image may have come just before the end, or comes now under another name
+			coming[blobName(&b.saved.Source)] = true
 		}
+		b.mu.Unlock()
 	}
 	ids, err := s.layers.cache.IDs()
 	if err != nil {

@@ -61,7 +61,8 @@ func TestPrivatePlaces(t *testing.T) {
 		for _, allowed := range []bool{false, true} {
 			asked.Store(0)
 			r := New(Options{PrivatePlaces: allowed, Retry: Retry{Attempts: 1}})
-			b := r.Blob(Repository{Host: "registry.invalid", Path: "a"}, digest.Digest("sha256:"+strings.Repeat("0", 64)), 1).WithURLs([]string{place})
+			d := digest.Digest("sha256:" + strings.Repeat("0", 64))
+			b := r.Blob(Repository{Host: "registry.invalid", Path: "a"}, d, 1).WithURLs([]string{place})
 			_, err := b.ReadAt(t.Context(), make([]byte, 1), 0)
 			if n := asked.Load(); n > 0 != allowed && (allowed && place == inside.URL || !allowed) {
 				t.Errorf("%s, allowed %v: asked %d times, %v", place, allowed, n, err)
