@@ -85,13 +85,13 @@ func (a *aheads) source(key string, otherwise Blob) placedSource {
 	return otherwise
 }
 
-// drop lets go of a layer's beginning and returns how many bytes of it came that nobody wanted.
-func (a *aheads) drop(key string) (wasted int64) {
+// drop lets go of a layer's beginning, if there is one, and returns how many bytes of it came that nobody wanted.
+func (a *aheads) drop(key string) (wasted int64, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	one := a.all[key]
 	if one == nil {
-		return 0
+		return 0, false
 	}
 	delete(a.all, key)
 	a.bytes -= int64(len(one.buf))
@@ -101,7 +101,7 @@ func (a *aheads) drop(key string) (wasted int64) {
 	for _, n := range one.got {
 		wasted += n
 	}
-	return max(wasted-one.taken, 0)
+	return max(wasted-one.taken, 0), true
 }
 
 // fetchAhead fetches the beginnings of several layers, all of them at the same pace: what a program

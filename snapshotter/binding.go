@@ -230,7 +230,7 @@ func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding
 	if saved.CacheID != "" {
 		f, err := s.layers.file(saved.CacheID, &saved.Source)
 		if err == nil {
-			return f, nil
+			return s.layers.shared(f, &saved.Source), nil
 		}
 		s.log.Warn("image not in the cache, opening the layer again", "digest", saved.Source.Descriptor.Digest, "err", err)
 	}

@@ -175,10 +175,9 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 	}
 	if f := l.cachedImage(&o.src, "", promised.tables(&o.src)...); f != nil {
 		if err := l.grant(ctx, &o.src); err != nil {
-			l.unshared(f.ID(), o.src.Repo)
 			return err
 		}
-		o.file = f
+		o.file = l.shared(f, &o.src)
 		return nil
 	}
 	x, err := l.read(ctx, o, promised)
@@ -312,8 +311,8 @@ func (l *layers) buildOn(s *Source, index *madeIndex, below func(string) (layout
 		return nil, err
 	}
 	name := hex.EncodeToString(taken.Sum(nil)[:8])
-	if f := l.cachedImage(s, name, cmp.Or(index.by, madeHere)); f != nil {
-		return f, nil
+	if f := l.cachedImage(s, name, cmp.Or(index.by, madeHere)); f != nil { // that it may be read shows the index
+		return l.shared(f, s), nil
 	}
 	return l.build(s, index, name)
 }

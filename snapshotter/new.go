@@ -270,7 +270,7 @@ func (s *Snapshotter) openImage(b *binding) *cache.File {
 		s.log.Warn("image not in the cache", "digest", saved.Source.Descriptor.Digest, "err", err)
 		return nil
 	}
-	return f
+	return s.layers.shared(f, &saved.Source)
 }
 
 // adoptBinding takes over what an earlier process has mounted on a binding's directory, the oldest

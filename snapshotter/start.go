@@ -118,8 +118,8 @@ func (st *start) dropAheads() {
 	defer st.mu.Unlock()
 	for i := range st.img.Layers {
 		l := &st.img.Layers[i]
-		wasted := st.s.layers.aheads.drop(st.s.layers.keyOf(l))
-		if f := st.files[l.Descriptor.Digest]; f != nil {
+		wasted, ok := st.s.layers.aheads.drop(st.s.layers.keyOf(l))
+		if f := st.files[l.Descriptor.Digest]; f != nil && ok {
 			f.AddFetched(wasted)
 			st.s.layers.shared(f, l)
 		}

@@ -114,17 +114,17 @@ func (l *layers) cachedImage(s *Source, below string, by ...string) *cache.File 
 	for _, voucher := range []string{wholeVoucher, ""} { // the second is of earlier versions
 		// It may not be open yet.
 		if f, err := l.file(imageName{blob, voucher, below}.String(), s); err == nil && proven(f, s) {
-			return l.shared(f, s)
+			return f
 		}
 	}
 	for _, f := range l.cache.Opened(blob) {
 		if parseImageName(f.ID()).below == below && proven(f, s) {
-			return l.shared(f, s)
+			return f
 		}
 	}
 	for _, one := range by {
 		if f, err := l.file(imageName{blob, tableVoucher(one), below}.String(), s); err == nil {
-			return l.shared(f, s)
+			return f
 		}
 	}
 	return nil
