@@ -25,11 +25,14 @@ func TestOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := memory.New(100)
 		first := acquire(t, b, 60)
+		var mu sync.Mutex // guards got: two of them go on together
 		var got []int64
 		for _, n := range []int64{30, 5, 70} { // 5 would fit, but came later
 			go func() {
 				s := acquire(t, b, n)
+				mu.Lock()
 				got = append(got, n)
+				mu.Unlock()
 				s.Release()
 			}()
 			synctest.Wait()
