@@ -91,7 +91,7 @@ unit: deps-unit build ## tests of the packages, without containerd
 
 # Long tests of one goroutine, in which the race detector has nothing to find: it makes them five to ten times slower.
 ALONE := TestRebuild|TestCorrupt|TestRepair|TestReproducible|TestInvalid|TestRefusingCostsLittle|TestDirectoryOf100000|$\
-  TestProbeOnBadNetwork|TestAnnounced
+  TestProbeOnBadNetwork|TestAnnounced|Test.*ThatGrow|TestTreesThatAreLarge|TestZeros
 race: deps-race ## the same under the race detector
 	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT) -skip '$(MEASURED)|^($(ALONE))$$'
 
