@@ -40,14 +40,8 @@ func (s *Snapshotter) reclaim(id string) error {
 	if b := s.binding(id); b != nil {
 		b.mu.Lock()
 		b.removed = true
-		a := b.attempt
 		b.mu.Unlock()
-		if a != nil {
-			if a.stop != nil {
-				a.stop()
-			}
-			<-a.done
-		}
+		b.endAttempt()
 		if err := s.unmount(b); err != nil {
 			return err
 		}

@@ -145,7 +145,7 @@ func (s *Snapshotter) prove(ctx context.Context, b *binding, src *Source) (*cach
 
 // refill has a binding show another layer's image, and what was built on it look again.
 func (s *Snapshotter) refill(b *binding, src Source, f *cache.File) error {
-	s.endAttempt(b)
+	b.endAttempt()
 	b.mu.Lock()
 	if b.removed {
 		b.mu.Unlock()
@@ -168,7 +168,7 @@ func (s *Snapshotter) refill(b *binding, src Source, f *cache.File) error {
 		if !built {
 			continue
 		}
-		s.endAttempt(child)
+		child.endAttempt()
 		child.mu.Lock()
 		err = errors.Join(err, s.unmountLocked(child))
 		child.saved.CacheID, child.file = "", nil
@@ -179,7 +179,7 @@ func (s *Snapshotter) refill(b *binding, src Source, f *cache.File) error {
 }
 
 // endAttempt ends the attempt to mount a binding that is under way.
-func (s *Snapshotter) endAttempt(b *binding) {
+func (b *binding) endAttempt() {
 	b.mu.Lock()
 	a := b.attempt
 	b.mu.Unlock()

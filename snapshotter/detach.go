@@ -71,17 +71,22 @@ const mountSoon = 10 * time.Second
 func (s *Snapshotter) awaitAnswered() error {
 	for {
 		s.mu.Lock()
-		for id, at := range s.answered {
-			if time.Since(at) > mountSoon {
-				delete(s.answered, id)
-			}
-		}
+		s.forgetAnsweredLocked()
 		n := len(s.answered)
 		s.mu.Unlock()
 		if err := s.unused(); n == 0 || err != nil {
 			return err
 		}
 		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// forgetAnsweredLocked forgets those who have mounted what they were told by now, or will not.
+func (s *Snapshotter) forgetAnsweredLocked() {
+	for id, at := range s.answered {
+		if time.Since(at) > mountSoon {
+			delete(s.answered, id)
+		}
 	}
 }
 

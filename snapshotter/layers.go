@@ -173,7 +173,7 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 	if err != nil {
 		return err
 	}
-	if f := l.cachedImage(&o.src, "", promised.tables(&o.src)...); f != nil {
+	if f := l.cachedImage(&o.src, "", promised.tableOf(&o.src)); f != nil {
 		if err := l.grant(ctx, &o.src); err != nil {
 			return err
 		}
@@ -394,7 +394,7 @@ func (l *layers) file(id string, s *Source) (*cache.File, error) {
 // cached reports whether a layer's image is in the cache.
 func (l *layers) cached(s *Source) bool {
 	p, err := l.promiseOf(s)
-	return err == nil && l.cachedImage(s, "", p.tables(s)...) != nil
+	return err == nil && l.cachedImage(s, "", p.tableOf(s)) != nil
 }
 
 func (l *layers) setPolicy(f *cache.File, s *Source) {

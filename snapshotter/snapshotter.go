@@ -197,25 +197,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 
 // View implements snapshots.Snapshotter. Clients mount what it returns, so contested layers are settled first.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
-	mounts, err := s.create(ctx, snapshots.KindView, key, parent, false, opts)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.settleBelow(ctx, key); err != nil {
-		return nil, errors.Join(fmt.Errorf("view %s of %q: %w", key, parent, err), s.Remove(ctx, key))
-	}
-	return mounts, nil
-}
-
-func (s *Snapshotter) settleBelow(ctx context.Context, key string) error {
-	var snap storage.Snapshot
-	if err := s.store.WithTransaction(ctx, false, func(ctx context.Context) (err error) {
-		snap, err = storage.GetSnapshot(ctx, key)
-		return err
-	}); err != nil {
-		return err
-	}
-	return s.settle(ctx, s.bindingsOf(snap.ParentIDs))
+	return s.create(ctx, snapshots.KindView, key, parent, false, opts)
 }
 
 func (s *Snapshotter) bindingsOf(ids []string) (all []*binding) {
@@ -250,12 +232,16 @@ func (s *Snapshotter) create(
 	if err != nil {
 		return nil, err
 	}
-	if unpack {
+	switch {
+	case unpack:
 		ctx, cancel := context.WithTimeout(ctx, unpackWait)
 		defer cancel()
-		if err := s.ensureAll(ctx, snap.ParentIDs); err != nil {
-			return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
-		}
+		err = s.ensureAll(ctx, snap.ParentIDs)
+	case kind == snapshots.KindView:
+		err = s.settle(ctx, s.bindingsOf(snap.ParentIDs))
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
 	}
 	return s.mounts(snap, info.Labels), nil
 }
@@ -340,11 +326,7 @@ func (s *Snapshotter) answer(snap storage.Snapshot) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for id, at := range s.answered {
-		if time.Since(at) > mountSoon {
-			delete(s.answered, id)
-		}
-	}
+	s.forgetAnsweredLocked()
 	s.answered[snap.ID] = time.Now()
 	return true
 }

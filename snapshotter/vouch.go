@@ -74,13 +74,13 @@ func (p promise) vouchedBy(s *Source) string {
 	return fmt.Sprintf("%s %s %+v", p.format, p.toc, p.table)
 }
 
-// tables describes the tables by which an image in the cache may have been made for this promise. An image by a published
+// tableOf describes the table by which an image in the cache may have been made for this promise. An image by a published
 // index is found with the index alone.
-func (p promise) tables(s *Source) []string {
+func (p promise) tableOf(s *Source) string {
 	if p.format == formatImport {
-		return []string{madeHere}
+		return madeHere
 	}
-	return []string{p.vouchedBy(s)}
+	return p.vouchedBy(s)
 }
 
 // madeHere describes an index that this node made of a layer that it had read whole.
@@ -107,9 +107,9 @@ func proven(f *cache.File, s *Source) bool {
 	return f.Imported() || s.DiffID != "" && f.Verified(s.DiffID)
 }
 
-// cachedImage returns an image in the cache that may show a layer, or nil: one that is proven goes first, and the others
-// are those that s names. by describes the tables; below is part of the image's name.
-func (l *layers) cachedImage(s *Source, below string, by ...string) *cache.File {
+// cachedImage returns an image in the cache that may show a layer, or nil: one that is proven goes first, and the other
+// is the one that s names. by describes its table; below is part of the image's name.
+func (l *layers) cachedImage(s *Source, below, by string) *cache.File {
 	blob := blobName(s)
 	for _, voucher := range []string{wholeVoucher, ""} { // the second is of earlier versions
 		// It may not be open yet.
@@ -122,10 +122,8 @@ func (l *layers) cachedImage(s *Source, below string, by ...string) *cache.File 
 			return f
 		}
 	}
-	for _, one := range by {
-		if f, err := l.file(imageName{blob, tableVoucher(one), below}.String(), s); err == nil {
-			return f
-		}
+	if f, err := l.file(imageName{blob, tableVoucher(by), below}.String(), s); err == nil {
+		return f
 	}
 	return nil
 }

@@ -120,8 +120,7 @@ func (s *Snapshotter) unclaimed(src *Source, f *cache.File) {
 			return
 		}
 	}
-	s.layers.unsourced(f.ID())
-	if err := s.layers.cache.Remove(f.ID()); err != nil && !errors.Is(err, cache.ErrNotFound) {
+	if err := s.removeImage(f.ID()); err != nil {
 		s.log.Warn("layer that nobody came for stays in the cache", "digest", src.Descriptor.Digest, "err", err)
 	}
 }
