@@ -22,23 +22,27 @@ func throughLinks(n int) string {
 	return b.String() + `]}`
 }
 
+// refuses fails the test unless a table is refused with a reason, for at most some bytes of heap.
+func refuses(t *testing.T, table, says string, most int64) {
+	t.Helper()
+	blob, d := fromString(t, table)
+	var err error
+	peak := heap.Peak(func() {
+		_, err = estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})
+	})
+	t.Logf("%d bytes of blob, %d MiB of heap: %v", len(blob), peak>>20, err)
+	if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), says) {
+		t.Errorf("got %v, want that %s", err, says)
+	}
+	if peak > most {
+		t.Errorf("refusing took %d MiB", peak>>20)
+	}
+}
+
 // TestUnitsThatGrow: tables that have a reader of one byte pay for much more than the blob's bytes are refused.
 func TestUnitsThatGrow(t *testing.T) {
 	for name, c := range unitsThatGrow() {
-		t.Run(name, func(t *testing.T) {
-			blob, d := fromString(t, c.table)
-			var err error
-			peak := heap.Peak(func() {
-				_, err = estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})
-			})
-			t.Logf("%d bytes of blob, %d MiB of heap: %v", len(blob), peak>>20, err)
-			if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("got %v, want that %s", err, c.says)
-			}
-			if peak > 50<<20 {
-				t.Errorf("refusing took %d MiB", peak>>20)
-			}
-		})
+		t.Run(name, func(t *testing.T) { refuses(t, c.table, c.says, 50<<20) })
 	}
 }
 
@@ -95,19 +99,6 @@ func TestTreesThatGrow(t *testing.T) {
 			return b.String() + `]}`
 		}(), "paths of its unlisted directories"},
 	} {
-		t.Run(name, func(t *testing.T) {
-			blob, d := fromString(t, c.table)
-			var err error
-			peak := heap.Peak(func() {
-				_, err = estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})
-			})
-			t.Logf("%d bytes of blob, %d MiB of heap: %v", len(blob), peak>>20, err)
-			if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), c.says) {
-				t.Errorf("got %v, want that %s", err, c.says)
-			}
-			if peak > 100<<20 {
-				t.Errorf("refusing took %d MiB", peak>>20)
-			}
-		})
+		t.Run(name, func(t *testing.T) { refuses(t, c.table, c.says, 100<<20) })
 	}
 }
