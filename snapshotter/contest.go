@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 
@@ -50,13 +51,18 @@ func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding]
 	}
 	chains := map[*binding]digest.Digest{}
 	wanted := map[digest.Digest]bool{}
-	for _, b := range all {
-		info, err := s.Stat(ctx, b.name())
-		if err != nil {
-			return nil, err
+	if err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		for _, b := range all {
+			_, info, _, err := storage.GetInfo(ctx, b.name())
+			if err != nil {
+				return err
+			}
+			d := digest.Digest(info.Labels[snapshots.LabelSnapshotRef])
+			chains[b], wanted[d] = d, true
 		}
-		d := digest.Digest(info.Labels[snapshots.LabelSnapshotRef])
-		chains[b], wanted[d] = d, true
+		return nil
+	}); err != nil {
+		return nil, err
 	}
 	claims, err := s.images.Claims(ctx, wanted)
 	if err != nil {
