@@ -19,6 +19,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/cache/budget"
+	"github.com/remora-storage/remora/cache/objects"
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/internal/wire"
@@ -67,11 +69,10 @@ type Cache struct {
 	limiter   *rate.Limiter       // of CompleteInBackground; nil for none
 	decoding  *semaphore.Weighted // one for each packed unit in memory
 
-	budget   budget
-	clock    clock
+	budget   *budget.Budget
 	residues residueCodec
 	metrics  metrics
-	objects  *Objects
+	objects  *objects.Dir
 
 	mu    sync.Mutex // guards the fields below; taken before File.mu
 	files map[string]*File
@@ -107,10 +108,10 @@ func Open(dir string, opts Options) (*Cache, error) {
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	c := &Cache{
-		dir: dir, opts: opts, log: opts.Log, files: map[string]*File{}, importing: map[string]bool{}, stop: stop,
+		dir: dir, opts: opts, log: opts.Log, budget: budget.New(opts.Limit, opts.Log),
+		files: map[string]*File{}, importing: map[string]bool{}, stop: stop,
 		kick: make(chan struct{}, 1), decoding: semaphore.NewWeighted(int64(2 * runtime.GOMAXPROCS(0))),
 	}
-	c.budget.limit = opts.Limit
 	if opts.Rate > 0 {
 		c.limiter = rate.NewLimiter(rate.Limit(opts.Rate), bulkRequestSize)
 	}
@@ -118,12 +119,13 @@ func Open(dir string, opts Options) (*Cache, error) {
 	c.metrics = newMetrics()
 	err := c.sweepImports()
 	if err == nil {
-		c.objects, err = c.openObjects()
+		c.objects, err = objects.Open(filepath.Join(dir, objectsDir), c.budget, c.log)
 	}
 	if err != nil {
 		stop()
 		return nil, err
 	}
+	c.budget.Evicts(c.dropIdleImports, c.victims)
 	c.started.Go(func() { c.commitLoop(ctx) })
 	return c, nil
 }
@@ -142,7 +144,7 @@ func (c *Cache) Close() error {
 		f.cancelFills(errors.New("cache is closed"))
 	}
 	c.started.Wait()
-	c.objects.close()
+	c.objects.Close()
 	var errs []error
 	for _, f := range files {
 		errs = append(errs, f.commit())
@@ -203,12 +205,12 @@ func (c *Cache) make(id, dir string, img *os.File, spec *Spec, src Source) (_ *F
 		points = encodePoints(spec, le.Uint32(enc[48:]))
 	}
 	cost := pages(spec.MetaSize) + pages(int64(len(enc))) + pages(int64(len(points)))
-	if !c.reserve(cost) {
+	if !c.budget.Reserve(cost) {
 		return nil, fmt.Errorf("%d bytes of metadata: %w", cost, ErrNoRoom)
 	}
 	defer func() {
 		if err != nil {
-			c.budget.add(-cost)
+			c.budget.Add(-cost)
 		}
 	}()
 	if err := os.WriteFile(filepath.Join(dir, tableFile), enc, 0o600); err != nil {
@@ -264,7 +266,7 @@ func (c *Cache) File(id string, src Source) (*File, error) {
 		f.closeFiles()
 		return other, nil
 	}
-	c.budget.add(f.allocated())
+	c.budget.Add(f.allocated())
 	c.files[id] = f
 	return f, nil
 }
@@ -348,7 +350,7 @@ func (c *Cache) Remove(id string) error {
 	c.mu.Unlock()
 	if f != nil {
 		n := f.discard()
-		c.budget.add(-n)
+		c.budget.Add(-n)
 	}
 	if _, err := os.Lstat(c.path(id)); errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove image %s: %w", id, ErrNotFound)
@@ -358,6 +360,12 @@ func (c *Cache) Remove(id string) error {
 	}
 	return nil
 }
+
+// Objects returns what the cache keeps of objects.
+func (c *Cache) Objects() *objects.Dir { return c.objects }
+
+// objectsDir is the directory of objects.
+const objectsDir = "objects"
 
 // IDs lists the images on disk, opened or not.
 func (c *Cache) IDs() ([]string, error) {

@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -23,7 +22,7 @@ func (c *Cache) Check() error {
 		errs = append(errs, f.check())
 		sum += f.allocated()
 	}
-	objects, err := c.objects.check()
+	objects, err := c.objects.Check()
 	imports, ierr := c.checkImports()
 	errs = append(errs, err, ierr)
 	sum += objects + imports
@@ -56,35 +55,6 @@ func (f *File) check() error {
 		return fmt.Errorf("image %s: %d extents of %d bytes are present, the counts say %d and %d", f.id, n, bytes, f.nPresent, f.bytes)
 	}
 	return nil
-}
-
-// check compares what is known of objects with their files, and returns how many bytes they take.
-func (o *Objects) check() (sum int64, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	var errs []error
-	entries, err := os.ReadDir(o.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return 0, err
-	}
-	for _, e := range entries {
-		if o.all[objectKey(e.Name())] == nil {
-			errs = append(errs, fmt.Errorf("object file %s is not accounted for", e.Name()))
-		}
-	}
-	for key, b := range o.all {
-		size, err := onDisk(o.path(key))
-		if errors.Is(err, fs.ErrNotExist) {
-			size, err = 0, nil
-		}
-		if err != nil {
-			errs = append(errs, err)
-		} else if size != b.size {
-			errs = append(errs, fmt.Errorf("object %s: %d bytes are accounted for, %d are there", key, b.size, size))
-		}
-		sum += b.size
-	}
-	return sum, errors.Join(errs...)
 }
 
 // checkImports returns how many bytes interrupted imports have left.

@@ -78,7 +78,7 @@ func (f *File) rewrite(i uint32) bool {
 	f.markLocked(i, false)
 	f.mu.Unlock()
 	_ = punchHole(f.img, e.Off, int64(e.Len)) // else its space is counted as free too early
-	f.c.budget.add(-pages(int64(e.Len)))
+	f.c.budget.Add(-pages(int64(e.Len)))
 	return false
 }
 

@@ -360,7 +360,7 @@ func (f *File) use(lo, hi int) (missing []uint32, err error) {
 	if f.gone {
 		return nil, errors.New("image was removed")
 	}
-	now := f.c.clock.now()
+	now := f.c.budget.Now()
 	if f.used == nil && hi > lo {
 		f.used = make([]uint32, f.t.nExtents)
 	}

@@ -279,7 +279,7 @@ func (f *File) fetchRun(ctx context.Context, src Source, fills []*unitFill, prio
 		if err == nil {
 			continue
 		}
-		if !errors.Is(err, errBytes) || try+1 >= maxTries {
+		if !errors.Is(err, blob.ErrBytes) || try+1 >= maxTries {
 			return err
 		}
 		f.c.metrics.wrongBytes.Inc()

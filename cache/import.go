@@ -108,7 +108,7 @@ func (im *Import) Keep(p []byte) {
 		return
 	}
 	if need := pages(im.size+int64(len(p))) - pages(im.size); need > 0 {
-		if im.c.budget.tryReserve(need) > 0 {
+		if im.c.budget.TryReserve(need) > 0 {
 			im.forgetLocked()
 			return
 		}
@@ -146,7 +146,7 @@ func (im *Import) forgetLocked() {
 	}
 	im.packed.Close() // it is removed
 	_ = os.Remove(filepath.Join(im.dir, packedFile))
-	im.c.budget.add(-pages(im.size))
+	im.c.budget.Add(-pages(im.size))
 	im.paid.Add(-pages(im.size))
 	im.packed, im.size = nil, 0
 }
@@ -189,10 +189,10 @@ func (im *Import) flush() error {
 	im.written = paid.end
 	err := errNoSpace
 	need := paid.end - paid.off
-	room := im.c.reserve(need)
+	room := im.c.budget.Reserve(need)
 	if !room {
 		im.forgetPacked()
-		room = im.c.reserve(need)
+		room = im.c.budget.Reserve(need)
 	}
 	if room {
 		im.paid.Add(need)
@@ -243,7 +243,7 @@ func (im *Import) Finish(id string, spec Spec, diffID digest.Digest, src Source)
 	}
 	defer func() {
 		if err != nil {
-			im.c.budget.add(-f.fixed())
+			im.c.budget.Add(-f.fixed())
 			f.closeFiles()
 		}
 	}()
@@ -260,7 +260,7 @@ func (im *Import) Finish(id string, spec Spec, diffID digest.Digest, src Source)
 	f.dir = im.c.path(id)
 	im.c.endImport(im.id)
 	punchUnused(im.img, &spec)
-	im.c.budget.add(here - im.paid.Load()) // replaced files were written, too
+	im.c.budget.Add(here - im.paid.Load()) // replaced files were written, too
 	im.c.mu.Lock()
 	im.c.files[id] = f
 	im.c.mu.Unlock()
@@ -279,7 +279,7 @@ func (im *Import) giveBack(n int64) bool {
 		return false
 	}
 	im.paid.Add(from - last.end)
-	im.c.budget.add(from - last.end)
+	im.c.budget.Add(from - last.end)
 	im.missing = append(im.missing, dataRange{from, last.end})
 	if last.end = from; last.off == from {
 		im.stored = im.stored[:len(im.stored)-1]
@@ -338,7 +338,7 @@ func (im *Import) Stop(keep bool) {
 		held = pages(im.size)
 		im.packed.Close() // what could not be written is fetched again
 	}
-	im.c.budget.add(held - im.paid.Swap(held))
+	im.c.budget.Add(held - im.paid.Swap(held))
 	if held == 0 {
 		_ = os.RemoveAll(im.dir) // else Open does
 	}
@@ -403,7 +403,7 @@ func (c *Cache) sweepImports() error {
 		if err := os.Remove(filepath.Join(one, imageFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
-		c.budget.add(pages(st.Size()))
+		c.budget.Add(pages(st.Size()))
 	}
 	return nil
 }

@@ -8,7 +8,7 @@ import (
 
 type metrics struct {
 	hits, misses, localUnits                      prometheus.Counter
-	fetchBytes, evicted                           prometheus.Counter
+	fetchBytes                                    prometheus.Counter
 	fetchErrors, wrongBytes                       prometheus.Counter
 	prefetchBytes, prefetchUsedBytes, demandBytes prometheus.Counter
 	unstored, unreachable                         prometheus.Counter
@@ -29,7 +29,6 @@ func newMetrics() metrics {
 		demandBytes:       count("demand_bytes_total", "Packed bytes fetched because a reader waited for them."),
 		fetchErrors:       count("fetch_errors_total", "Fetches that failed after all retries."),
 		wrongBytes:        count("wrong_bytes_total", "Units whose bytes were not what their digest says."),
-		evicted:           count("evicted_bytes_total", "Bytes evicted."),
 		unstored:          count("unstored_extents_total", "Extents served without being stored, for lack of room."),
 		unreachable:       count("unreachable_total", "Times that a source stopped answering while somebody waited for it."),
 		wait: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -43,13 +42,10 @@ func newMetrics() metrics {
 func (c *Cache) Register(r prometheus.Registerer) {
 	m := &c.metrics
 	r.MustRegister(m.hits, m.misses, m.localUnits, m.fetchBytes, m.prefetchBytes, m.prefetchUsedBytes, m.demandBytes, m.fetchErrors,
-		m.wrongBytes, m.evicted, m.unstored, m.unreachable, m.wait,
+		m.wrongBytes, m.unstored, m.unreachable, m.wait,
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "waiting_reads",
 			Help: "Reads that have waited for more than a second now."}, func() float64 { return float64(len(c.Waiting(time.Second))) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "pinned_bytes",
-			Help: "Bytes that cannot be evicted, since the kernel may read them without asking."}, func() float64 { return float64(c.Pinned()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "used_bytes",
-			Help: "Bytes on disk."}, func() float64 { used, _ := c.Usage(); return float64(used) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "remora", Subsystem: "cache", Name: "limit_bytes",
-			Help: "The budget; 0 for none."}, func() float64 { _, limit := c.Usage(); return float64(limit) }))
+			Help: "Bytes that cannot be evicted, since the kernel may read them without asking."}, func() float64 { return float64(c.Pinned()) }))
+	r.MustRegister(c.budget.Collectors()...)
 }

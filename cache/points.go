@@ -122,17 +122,3 @@ func (p *points) at(unit uint32, off int64) (pt inflate.Point, plain int, err er
 	}
 	return pt, int(next - pt.Plain), nil
 }
-
-// inflate decodes a unit.
-func (f *File) inflate(unit uint32, packed io.Reader) ([]byte, error) {
-	u := f.t.unit(unit)
-	p, n, err := f.points.at(unit, u.Off)
-	if err != nil {
-		return nil, err
-	}
-	b := make([]byte, u.Len)
-	if _, err := io.ReadFull(packed, b); err != nil {
-		return nil, &SourceError{err}
-	}
-	return p.Inflate(b, n)
-}

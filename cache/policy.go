@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/internal/backoff"
 )
 
@@ -68,7 +69,7 @@ func (f *File) wanted(j *job) bool {
 // unreachable reports whether an error is one of a source that may answer later.
 func (c *Cache) unreachable(err error) bool {
 	switch {
-	case errors.Is(err, errBytes), errors.Is(err, errAbandoned), errors.Is(err, context.Canceled):
+	case errors.Is(err, blob.ErrBytes), errors.Is(err, errAbandoned), errors.Is(err, context.Canceled):
 		return false
 	}
 	return c.opts.Unreachable(err)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/internal/wire"
 )
 
@@ -28,7 +29,6 @@ import (
 const (
 	residueHeader = 16
 	residueStep   = 16 << 10 // bytes of budget that are taken at a time
-	maxResidue    = 16 << 20 // bytes of a unit besides extents; with more the unit is fetched again
 
 	residueAround = 0
 	residuePacked = 1
@@ -60,7 +60,7 @@ func (c *residueCodec) init() {
 	// Options that are constant and valid cannot fail.
 	c.enc, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
 		zstd.WithWindowSize(64<<10), zstd.WithLowerEncoderMem(true))
-	c.dec, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*maxResidue), zstd.WithDecoderLowmem(true))
+	c.dec, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*blob.MaxRest), zstd.WithDecoderLowmem(true))
 }
 
 func (r *residue) has(u uint32) bool {
@@ -116,13 +116,13 @@ func (f *File) keepRecord(unit, flag uint32, payload []byte) {
 	r.mu.Lock()
 	grow := max(0, (r.size+need+residueStep-1)/residueStep*residueStep-r.reserved.Load())
 	r.mu.Unlock()
-	if grow > 0 && !f.c.reserve(grow) { // may evict, so no lock is held
+	if grow > 0 && !f.c.budget.Reserve(grow) { // may evict, so no lock is held
 		return
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.over {
-		f.c.budget.add(-grow)
+		f.c.budget.Add(-grow)
 		return
 	}
 	if r.reserved.Add(grow) < r.size+need {

@@ -44,76 +44,39 @@ func (f *File) decodeUnit(fill *unitFill, packed io.Reader, also io.Writer) erro
 		e := f.t.extent(at(k))
 		need = max(need, int64(e.Inner)+int64(e.Len))
 	}
-	plain, rest, whole, err := f.decodePlain(fill.unit, packed, need, also)
+	got, err := f.unpack(fill.unit, packed, need, also)
 	if err != nil {
-		var source *SourceError
+		var source *blob.SourceError
 		if errors.As(err, &source) {
 			return source.Err
 		}
-		return fmt.Errorf("%w: decode: %w", errBytes, err)
+		return fmt.Errorf("%w: decode: %w", blob.ErrBytes, err)
 	}
 	for k := range n {
 		e := f.t.extent(at(k))
-		if sha256.Sum256(plain[e.Inner:e.Inner+e.Len]) != e.Digest {
-			return fmt.Errorf("%w: extent at %d of the image has another digest", errBytes, e.Off)
+		if sha256.Sum256(got.Plain[e.Inner:e.Inner+e.Len]) != e.Digest {
+			return fmt.Errorf("%w: extent at %d of the image has another digest", blob.ErrBytes, e.Off)
 		}
 	}
-	fill.plain = plain
-	if whole && !f.residue.has(fill.unit) {
-		f.keepResidue(fill.unit, f.gaps(fill.unit, plain, rest), false)
+	fill.plain = got.Plain
+	if got.Whole && !f.residue.has(fill.unit) {
+		f.keepResidue(fill.unit, f.gaps(fill.unit, got.Plain, got.Rest), false)
 	}
 	return nil
 }
 
-// decodePlain decodes a unit and returns its first need bytes, and the rest if that is not too much to be
-// kept.
-func (f *File) decodePlain(unit uint32, packed io.Reader, need int64, also io.Writer) (plain, rest []byte, whole bool, err error) {
-	if f.t.codec == blob.Spans {
-		if plain, err = f.inflate(unit, packed); err != nil {
-			return nil, nil, false, err
-		}
-		if int64(len(plain)) < need {
-			return nil, nil, false, io.ErrUnexpectedEOF
-		}
-		if also != nil {
-			_, err = also.Write(plain)
-		}
-		return plain[:need], plain[need:], true, err
+// unpack decodes a unit.
+func (f *File) unpack(unit uint32, packed io.Reader, need int64, also io.Writer) (blob.Unpacked, error) {
+	if f.t.codec != blob.Spans {
+		return blob.Unpack(f.t.codec, packed, need, also)
 	}
-	plain, whole = make([]byte, need), true
-	err = decode(f.t.codec, packed, func(r io.Reader) error {
-		if _, err := io.ReadFull(r, plain); err != nil {
-			return err
-		}
-		var err error
-		if also != nil {
-			if _, err := also.Write(plain); err != nil {
-				return err
-			}
-			r = io.TeeReader(r, also)
-		}
-		if rest, err = io.ReadAll(io.LimitReader(r, maxResidue+1)); err != nil {
-			return err
-		}
-		if len(rest) > maxResidue {
-			// What follows is in no extent: a reader has no use for it, and it may be a thousand times what came.
-			whole, rest = false, nil
-			if also == nil {
-				return nil
-			}
-			n, err := io.Copy(io.Discard, io.LimitReader(r, maxBehind))
-			if err == nil && n == maxBehind {
-				err = fmt.Errorf("more than %d bytes behind its last extent", int64(maxBehind))
-			}
-			return err
-		}
-		return nil
-	})
-	return plain, rest, whole, err
+	u := f.t.unit(unit)
+	at, n, err := f.points.at(unit, u.Off)
+	if err != nil {
+		return blob.Unpacked{}, err
+	}
+	return blob.UnpackSpan(at, n, packed, u.Len, need, also)
 }
-
-// maxBehind is how many bytes a unit has at most behind its last extent: more than an archive's largest run of headers.
-const maxBehind = 4 << 30
 
 // store writes a filled unit's extents to the image, as far as there is room.
 func (f *File) store(fill *unitFill) {
@@ -128,16 +91,16 @@ func (f *File) store(fill *unitFill) {
 		if b == nil {
 			continue
 		}
-		if !f.c.reserve(pages(int64(e.Len))) {
+		if !f.c.budget.Reserve(pages(int64(e.Len))) {
 			f.c.metrics.unstored.Inc()
 			continue
 		}
 		err := f.write(i, &e, b)
-		if errors.Is(err, unix.ENOSPC) && f.c.evict(pages(int64(e.Len))) > 0 {
+		if errors.Is(err, unix.ENOSPC) && f.c.budget.Evict(pages(int64(e.Len))) > 0 {
 			err = f.write(i, &e, b)
 		}
 		if err != nil {
-			f.c.budget.add(-pages(int64(e.Len)))
+			f.c.budget.Add(-pages(int64(e.Len)))
 			f.c.metrics.unstored.Inc()
 			f.c.log.Warn("extent served without being stored", "digest", f.id, "off", e.Off, "len", e.Len, "err", err)
 		}
@@ -160,7 +123,7 @@ func (f *File) write(i uint32, e *Extent, b []byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.hasLocked(i) {
-		f.c.budget.add(-pages(int64(e.Len)))
+		f.c.budget.Add(-pages(int64(e.Len)))
 		return nil
 	}
 	f.markLocked(i, true)
@@ -168,7 +131,7 @@ func (f *File) write(i uint32, e *Extent, b []byte) error {
 	if f.used == nil {
 		f.used = make([]uint32, f.t.nExtents)
 	}
-	f.used[i] = f.c.clock.now()
+	f.used[i] = f.c.budget.Now()
 	if f.nPresent == f.t.nExtents {
 		f.c.kickCommit()
 	}

@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache/blob"
 )
 
 // ErrDiffID says that a blob, decoded, is not what its image's configuration says.
@@ -142,7 +144,7 @@ func (f *File) writeKept(ctx context.Context, w io.Writer, u uint32, at residueA
 		return err
 	}
 	if at.flag == residuePacked {
-		return decode(f.t.codec, bytes.NewReader(rest), func(r io.Reader) error {
+		return blob.Decode(f.t.codec, bytes.NewReader(rest), func(r io.Reader) error {
 			_, err := io.Copy(w, r)
 			return err
 		})

@@ -28,7 +28,9 @@ var arrows = []struct{ from, may string }{
 	{"remote/store/...", "remote/store remote/internal/httprange internal/backoff"},
 	{"cache/...", "cache/... blockdev internal/backoff internal/durable internal/memory internal/wire"},
 	{"cache/inflate", ""},
-	{"cache/blob", ""},
+	{"cache/blob", "cache/inflate"},
+	{"cache/budget", ""},
+	{"cache/objects", "cache/budget"},
 	{"fs/...", "fs/... cache/... blockdev remote/registry internal/durable internal/wire"},
 	{"fs/fuse", "fs/erofs fs/layout blockdev/..."}, // a way into the kernel
 	{"fs/layout", "cache/blob cache/inflate"},

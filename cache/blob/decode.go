@@ -1,4 +1,4 @@
-package cache
+package blob
 
 import (
 	"bufio"
@@ -9,13 +9,11 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
-
-	"github.com/remora-storage/remora/cache/blob"
 )
 
-// errBytes marks bytes from a source that are not what their digest or format says. Another
+// ErrBytes marks bytes from a source that are not what their digest or format says. Another
 // source may have the right ones.
-var errBytes = errors.New("wrong bytes")
+var ErrBytes = errors.New("wrong bytes")
 
 type decoder struct {
 	in *bufio.Reader
@@ -24,9 +22,9 @@ type decoder struct {
 
 var decoders = sync.Pool{New: func() any { return &decoder{in: bufio.NewReaderSize(nil, 64<<10)} }}
 
-// decode calls use with a reader of the plain bytes of the packed ones that r holds.
-func decode(codec blob.Codec, r io.Reader, use func(io.Reader) error) error {
-	if codec == blob.Plain {
+// Decode calls use with a reader of the plain bytes of the packed ones that r holds.
+func Decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
+	if codec == Plain {
 		in := &sourceErrors{r: r}
 		err := use(in)
 		if in.err != nil {
@@ -34,10 +32,10 @@ func decode(codec blob.Codec, r io.Reader, use func(io.Reader) error) error {
 		}
 		return err
 	}
-	if codec == blob.Zstd {
+	if codec == Zstd {
 		return decodeZstd(r, use)
 	}
-	if codec != blob.Gzip {
+	if codec != Gzip {
 		return fmt.Errorf("codec %d is not known", codec)
 	}
 	d := decoders.Get().(*decoder)

@@ -1,9 +1,10 @@
-package cache
+package objects
 
 import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -15,16 +16,19 @@ import (
 
 	"github.com/golang/groupcache/lru"
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/cache/budget"
 )
 
-// Objects keeps parts of immutable objects, each in a sparse file of its name, within the budget of all that is cached.
+// A Dir keeps parts of immutable objects, each in a sparse file of its name, within the budget of all that is cached.
 //
 // It does not know which parts it has, nor whether they are whole: what reads them must be able to tell, as it must be for
 // bytes from anywhere. So nothing needs to be recorded or synced. Files are read and written past the page cache: what
 // asks may be the disk that has to be written to before memory is free. All methods are safe for concurrent use.
-type Objects struct {
-	c   *Cache
-	dir string
+type Dir struct {
+	path   string
+	budget *budget.Budget
+	log    *slog.Logger
 
 	mu   sync.Mutex // guards the fields below, and object.size; taken after object.mu
 	all  map[string]*object
@@ -33,6 +37,7 @@ type Objects struct {
 }
 
 type object struct {
+	d    *Dir
 	key  string
 	used atomic.Uint32 // on the cache's clock
 
@@ -40,12 +45,11 @@ type object struct {
 
 	mu   sync.RWMutex // held for reading while the file is used; guards the fields below
 	f    *os.File     // nil while it is not open
-	size int64        // bytes on disk; of Objects.mu
+	size int64        // bytes on disk; of Dir.mu
 	gone bool
 }
 
 const (
-	objectsDir  = "objects"
 	objectPage  = 4096
 	objectExtra = 2 * objectPage // that the file system may need to find the pages of a sparse file
 	openObjects = 512            // files that are kept open
@@ -55,24 +59,24 @@ const (
 	maxObject   = 64 << 20 // bytes; what is beyond is not kept
 )
 
-// openObjects opens the directory of objects.
-func (c *Cache) openObjects() (*Objects, error) {
-	o := &Objects{c: c, dir: filepath.Join(c.dir, objectsDir), all: map[string]*object{}, open: lru.New(openObjects)}
-	o.open.OnEvicted = func(b lru.Key, _ any) { o.left = append(o.left, b.(*object)) }
-	entries, err := os.ReadDir(o.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // it is made for the first object
+// Open opens the directory at path and counts what it holds. It is made for the first object.
+func Open(path string, b *budget.Budget, log *slog.Logger) (*Dir, error) {
+	d := &Dir{path: path, budget: b, log: log, all: map[string]*object{}, open: lru.New(openObjects)}
+	d.open.OnEvicted = func(b lru.Key, _ any) { d.left = append(d.left, b.(*object)) }
+	entries, err := os.ReadDir(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	for _, e := range entries {
-		size, err := onDisk(filepath.Join(o.dir, e.Name()))
+		size, err := onDisk(filepath.Join(path, e.Name()))
 		if err != nil {
 			return nil, err
 		}
 		key := objectKey(e.Name())
-		o.all[key] = &object{key: key, size: size}
-		c.budget.add(size)
+		d.all[key] = &object{d: d, key: key, size: size}
+		b.Add(size)
 	}
-	return o, nil
+	return d, nil
 }
 
 // onDisk returns the bytes that a file takes.
@@ -84,33 +88,30 @@ func onDisk(path string) (int64, error) {
 	return st.Blocks * 512, nil
 }
 
-// Objects returns what the cache keeps of objects.
-func (c *Cache) Objects() *Objects { return c.objects }
-
 // objectKey returns the key of an object by the name of its file.
 func objectKey(name string) string { return strings.ReplaceAll(name, keySlash, "/") }
 
-func (o *Objects) path(key string) string {
-	return filepath.Join(o.dir, strings.ReplaceAll(key, "/", keySlash))
+func (d *Dir) file(key string) string {
+	return filepath.Join(d.path, strings.ReplaceAll(key, "/", keySlash))
 }
 
 // get returns an object with its file open and its lock held for reading, nil if there is none.
-func (o *Objects) get(key string, create bool) (*object, error) {
+func (d *Dir) get(key string, create bool) (*object, error) {
 	for {
-		o.mu.Lock()
-		b := o.all[key]
+		d.mu.Lock()
+		b := d.all[key]
 		if b == nil && create {
-			b = &object{key: key}
-			o.all[key] = b
+			b = &object{d: d, key: key}
+			d.all[key] = b
 		}
 		if b != nil {
-			o.open.Get(b) // it is the latest now
+			d.open.Get(b) // it is the latest now
 		}
-		o.mu.Unlock()
+		d.mu.Unlock()
 		if b == nil {
 			return nil, nil
 		}
-		b.used.Store(o.c.clock.now())
+		b.used.Store(d.budget.Now())
 		b.mu.RLock()
 		if b.gone {
 			b.mu.RUnlock()
@@ -120,15 +121,15 @@ func (o *Objects) get(key string, create bool) (*object, error) {
 			return b, nil
 		}
 		b.mu.RUnlock()
-		if err := o.openFile(b); err != nil {
+		if err := d.openFile(b); err != nil {
 			return nil, err
 		}
 	}
 }
 
 // openFile opens an object's file, and closes the one that was used least lately where too many are open.
-func (o *Objects) openFile(b *object) error {
-	closing, err := o.openOne(b)
+func (d *Dir) openFile(b *object) error {
+	closing, err := d.openOne(b)
 	for _, x := range closing { // no other object's lock is held
 		x.mu.Lock()
 		if x.f != nil {
@@ -141,32 +142,32 @@ func (o *Objects) openFile(b *object) error {
 }
 
 // openOne opens an object's file unless it is open, and returns the objects whose files are now too many.
-func (o *Objects) openOne(b *object) ([]*object, error) {
+func (d *Dir) openOne(b *object) ([]*object, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.f != nil || b.gone {
 		return nil, nil
 	}
-	f, err := os.OpenFile(o.path(b.key), os.O_RDWR|os.O_CREATE|objectMode, 0o600)
+	f, err := os.OpenFile(d.file(b.key), os.O_RDWR|os.O_CREATE|objectMode, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(o.dir, 0o700); err == nil {
-			f, err = os.OpenFile(o.path(b.key), os.O_RDWR|os.O_CREATE|objectMode, 0o600)
+		if err = os.MkdirAll(d.path, 0o700); err == nil {
+			f, err = os.OpenFile(d.file(b.key), os.O_RDWR|os.O_CREATE|objectMode, 0o600)
 		}
 	}
 	if err != nil {
 		return nil, err
 	}
 	b.f = f
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.open.Add(b, nil)
-	return o.leftLocked(), nil
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.open.Add(b, nil)
+	return d.leftLocked(), nil
 }
 
 // leftLocked returns which objects have left open since the last call.
-func (o *Objects) leftLocked() []*object {
-	left := o.left
-	o.left = nil
+func (d *Dir) leftLocked() []*object {
+	left := d.left
+	d.left = nil
 	return left
 }
 
@@ -179,8 +180,8 @@ var objectBuffers = sync.Pool{New: func() any {
 }}
 
 // ReadAt fills p with what is kept of an object from off, and reports whether it may be all of it.
-func (o *Objects) ReadAt(key string, p []byte, off int64) bool {
-	b, err := o.get(key, false)
+func (d *Dir) ReadAt(key string, p []byte, off int64) bool {
+	b, err := d.get(key, false)
 	if b == nil || err != nil {
 		return false
 	}
@@ -201,7 +202,7 @@ func (o *Objects) ReadAt(key string, p []byte, off int64) bool {
 }
 
 // WriteAt keeps what p has of whole pages of an object, if there is room or can be made.
-func (o *Objects) WriteAt(key string, p []byte, off int64) {
+func (d *Dir) WriteAt(key string, p []byte, off int64) {
 	if skip := (objectPage - off%objectPage) % objectPage; skip > 0 {
 		if skip >= int64(len(p)) {
 			return
@@ -210,19 +211,19 @@ func (o *Objects) WriteAt(key string, p []byte, off int64) {
 	}
 	p = p[:len(p)&^(objectPage-1)]
 	reserved := int64(len(p)) + objectExtra
-	if len(p) == 0 || off+int64(len(p)) > maxObject || !o.c.reserve(reserved) {
+	if len(p) == 0 || off+int64(len(p)) > maxObject || !d.budget.Reserve(reserved) {
 		return
 	}
-	grown, err := o.write(key, p, off)
-	o.c.budget.add(grown - reserved)
+	grown, err := d.write(key, p, off)
+	d.budget.Add(grown - reserved)
 	if err != nil {
-		o.c.log.Warn("part of an object is not kept", "key", key, "err", err)
+		d.log.Warn("part of an object is not kept", "key", key, "err", err)
 	}
 }
 
 // write returns by how many bytes the file has grown on disk.
-func (o *Objects) write(key string, p []byte, off int64) (grown int64, err error) {
-	b, err := o.get(key, true)
+func (d *Dir) write(key string, p []byte, off int64) (grown int64, err error) {
+	b, err := d.get(key, true)
 	if err != nil {
 		return 0, err
 	}
@@ -240,33 +241,39 @@ func (o *Objects) write(key string, p []byte, off int64) (grown int64, err error
 	if serr := unix.Fstat(int(b.f.Fd()), &st); serr != nil {
 		return 0, errors.Join(err, fmt.Errorf("stat %s: %w", b.f.Name(), serr))
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	grown = st.Blocks*512 - b.size
 	b.size += grown
 	return grown, err
 }
 
 // Drop forgets an object.
-func (o *Objects) Drop(key string) {
-	o.mu.Lock()
-	b := o.all[key]
-	o.mu.Unlock()
+func (d *Dir) Drop(key string) {
+	d.mu.Lock()
+	b := d.all[key]
+	d.mu.Unlock()
 	if b != nil {
-		o.c.budget.add(-o.drop(b))
+		d.budget.Add(-d.drop(b))
 	}
 }
 
+// Name is the object's key.
+func (b *object) Name() string { return b.key }
+
+// Drop removes the object's file, which is its one part.
+func (b *object) Drop([]uint32) (freed int64, err error) { return b.d.drop(b), nil }
+
 // drop removes an object's file and returns how many bytes that frees. Whoever uses it goes first.
-func (o *Objects) drop(b *object) int64 {
+func (d *Dir) drop(b *object) int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.gone {
 		return 0
 	}
 	b.gone = true
-	if err := os.Remove(o.path(b.key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		o.c.log.Warn("an object stays in the cache", "key", b.key, "err", err)
+	if err := os.Remove(d.file(b.key)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		d.log.Warn("an object stays in the cache", "key", b.key, "err", err)
 		b.gone = false
 		return 0
 	}
@@ -274,29 +281,29 @@ func (o *Objects) drop(b *object) int64 {
 		b.f.Close() // its bytes are of no use any more
 		b.f = nil
 	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.open.Remove(b)
-	o.leftLocked() // it is closed
-	delete(o.all, b.key)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.open.Remove(b)
+	d.leftLocked() // it is closed
+	delete(d.all, b.key)
 	return b.size
 }
 
-// appendVictims adds what may be evicted.
-func (o *Objects) appendVictims(all []victim) []victim {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	for _, b := range o.all {
-		all = append(all, victim{object: b, used: b.used.Load(), size: b.size})
+// AppendVictims adds what may be evicted.
+func (d *Dir) AppendVictims(all []budget.Victim) []budget.Victim {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, b := range d.all {
+		all = append(all, budget.Victim{Of: b, Used: b.used.Load(), Size: b.size})
 	}
 	return all
 }
 
-// close closes all files.
-func (o *Objects) close() {
-	o.mu.Lock()
-	all := slices.Collect(maps.Values(o.all))
-	o.mu.Unlock()
+// Close closes all files.
+func (d *Dir) Close() {
+	d.mu.Lock()
+	all := slices.Collect(maps.Values(d.all))
+	d.mu.Unlock()
 	for _, b := range all {
 		b.mu.Lock()
 		if b.f != nil {
