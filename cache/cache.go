@@ -54,9 +54,11 @@ type Source interface {
 	Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error)
 }
 
-// A Placed source says where its bytes come from. Requests to one place are counted together, so
-// that a place which does not answer holds up no other.
-type Placed interface{ Place() string }
+// A Placed source says where its bytes come from, and for whom. Requests to one host are counted together, and its users share
+// them, so that neither a host that does not answer nor one user of it holds up others.
+type Placed interface {
+	Place() (host, user string)
+}
 
 // A Cache is a directory of image files. Open makes one.
 type Cache struct {

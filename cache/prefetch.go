@@ -47,8 +47,8 @@ func (m manner) gap(src Source) int64 {
 }
 
 var (
-	ahead  = manner{prefetch, maxPrefetch, 8 << 20, true}
-	whole  = manner{prefetch, maxPrefetch, 8 << 20, false} // every byte counts: much may be here already
+	ahead  = manner{prefetch, maxPrefetchOfOne, 8 << 20, true}
+	whole  = manner{prefetch, maxPrefetchOfOne, 8 << 20, false} // every byte counts: much may be here already
 	behind = manner{background, maxBackground, bulkRequestSize, false}
 )
 

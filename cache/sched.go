@@ -3,11 +3,12 @@ package cache
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/golang/groupcache/lru"
+
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 // priority of a fetch.
@@ -23,66 +24,83 @@ const (
 func (p priority) String() string { return [...]string{"demand", "prefetch", "background"}[p] }
 
 const (
-	maxDemand          = 24 // requests to one place at once for readers
-	maxPrefetch        = 16 // requests at once for the rest, while no reader waits
-	maxPrefetchBesides = 1  // and while readers wait
-	maxBackground      = 2  // requests at once while nobody waits for anything
+	maxDemand          = 32 // requests to one host at once for readers
+	maxDemandOfOne     = 24 // and for one user's alone
+	maxPrefetch        = 20 // requests at once for the rest, while no reader waits
+	maxPrefetchOfOne   = 16
+	maxPrefetchBesides = 1 // and while readers wait
+	maxBackground      = 2 // requests at once while nobody waits for anything
 	bulkRequestSize    = 2 << 20
 )
 
-// scheds hand out the right to make a request, each for one place.
+// scheds hand out the right to make a request, each for one host.
 type scheds struct {
 	mu  sync.Mutex // guards all; taken before sched.mu
-	all *lru.Cache // *sched by place
+	all *lru.Cache // *sched by host
 }
 
 // knownPlaces is how many places are remembered: more than a node uses. One that was forgotten while requests to it run
 // counts the next ones anew.
 const knownPlaces = 1024
 
-// enter puts a job into the queue of its source's place. Its release must be called, granted or not.
-func (s *scheds) enter(src Source, p priority) *ticket {
-	place := ""
+// placeOf returns a source's host and user, nothing if it is not Placed.
+func placeOf(src Source) (host, user string) {
 	if placed, ok := src.(Placed); ok {
-		place = placed.Place()
+		return placed.Place()
 	}
-	return s.at(place).enter(p)
+	return "", ""
 }
 
-func (s *scheds) at(place string) *sched {
+// enter puts a job into the queue of its source's host. Its release must be called, granted or not.
+func (s *scheds) enter(src Source, p priority) *ticket {
+	host, user := placeOf(src)
+	return s.at(host).enter(user, p)
+}
+
+func (s *scheds) at(host string) *sched {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.all == nil {
 		s.all = lru.New(knownPlaces)
 	}
-	if one, ok := s.all.Get(place); ok {
+	if one, ok := s.all.Get(host); ok {
 		return one.(*sched)
 	}
-	one := &sched{}
-	s.all.Add(place, one)
+	one := newSched()
+	s.all.Add(host, one)
 	return one
 }
 
-// sched hands out the right to make a request to one place.
+// sched hands out the right to make a request to one host.
 type sched struct {
 	mu      sync.Mutex // guards the fields below and all tickets; taken after all others
-	running [priorities]int
-	waiting [priorities][]*ticket
+	running [priorities]fair.Shares[string]
+	waiting [priorities]fair.Line[string, *ticket]
+}
+
+func newSched() *sched {
+	return &sched{running: [priorities]fair.Shares[string]{
+		demand:   {Limit: maxDemand, Most: maxDemandOfOne},
+		prefetch: {Limit: maxPrefetch, Most: maxPrefetchOfOne},
+		// Users of so few take turns.
+		background: {Limit: maxBackground, Most: maxBackground},
+	}}
 }
 
 // A ticket is one job's place in the queue, then its right.
 type ticket struct {
 	s       *sched
+	user    string
 	prio    priority
 	granted chan struct{}
 	over    bool
 }
 
-func (s *sched) enter(p priority) *ticket {
-	t := &ticket{s: s, prio: p, granted: make(chan struct{})}
+func (s *sched) enter(user string, p priority) *ticket {
+	t := &ticket{s: s, user: user, prio: p, granted: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.waiting[p] = append(s.waiting[p], t)
+	s.waiting[p].Push(user, t)
 	s.grantLocked()
 	return t
 }
@@ -109,7 +127,7 @@ func (t *ticket) promote() {
 		return
 	}
 	t.prio = demand
-	t.s.waiting[demand] = append(t.s.waiting[demand], t)
+	t.s.waiting[demand].Push(t.user, t)
 	t.s.grantLocked()
 }
 
@@ -122,7 +140,7 @@ func (t *ticket) release() {
 	}
 	t.over = true
 	if !t.leaveQueueLocked() {
-		t.s.running[t.prio]--
+		t.s.running[t.prio].Add(t.user, -1)
 	}
 	t.s.grantLocked()
 }
@@ -135,7 +153,7 @@ func (t *ticket) renew() {
 		return
 	}
 	t.over, t.granted = false, make(chan struct{})
-	t.s.waiting[t.prio] = append(t.s.waiting[t.prio], t)
+	t.s.waiting[t.prio].Push(t.user, t)
 	t.s.grantLocked()
 }
 
@@ -149,7 +167,7 @@ const (
 func (t *ticket) yield(ctx context.Context) {
 	for waited := time.Duration(0); waited < yieldMost && ctx.Err() == nil; waited += yieldStep {
 		t.s.mu.Lock()
-		free := t.prio == demand || t.s.running[demand] == 0
+		free := t.prio == demand || t.s.running[demand].Used() == 0
 		t.s.mu.Unlock()
 		if free {
 			return
@@ -160,31 +178,26 @@ func (t *ticket) yield(ctx context.Context) {
 
 // leaveQueueLocked reports whether the ticket was still waiting.
 func (t *ticket) leaveQueueLocked() bool {
-	q := t.s.waiting[t.prio]
-	i := slices.Index(q, t)
-	if i < 0 {
-		return false
-	}
-	t.s.waiting[t.prio] = slices.Delete(q, i, i+1)
-	return true
+	return t.s.waiting[t.prio].Remove(t.user, t)
 }
 
 func (s *sched) grantLocked() {
 	for p := demand; p < priorities; {
-		if len(s.waiting[p]) == 0 || s.running[p] >= s.limitLocked(p) {
+		running := &s.running[p]
+		user, t, ok := s.waiting[p].First(running.Of, func(user string, _ *ticket) bool { return running.Room(user, 1) })
+		if !ok || running.Used() >= s.limitLocked(p) {
 			p++
 			continue
 		}
-		t := s.waiting[p][0]
-		s.waiting[p] = s.waiting[p][1:]
-		s.running[p]++
+		s.waiting[p].Served(user)
+		running.Add(user, 1)
 		close(t.granted)
 	}
 }
 
 // limitLocked is how many requests of a priority may run now.
-func (s *sched) limitLocked(p priority) int {
-	busy := func(p priority) bool { return s.running[p] > 0 || len(s.waiting[p]) > 0 }
+func (s *sched) limitLocked(p priority) int64 {
+	busy := func(p priority) bool { return s.running[p].Used() > 0 || s.waiting[p].Len() > 0 }
 	switch {
 	case p == demand:
 		return maxDemand

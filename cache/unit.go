@@ -28,7 +28,8 @@ func (f *File) memoryFor(ctx context.Context, unit uint32) (*memory.Share, error
 	} else if packed > maxHeld {
 		packed = 0
 	}
-	share, err := f.c.opts.Memory.Acquire(ctx, plain+packed)
+	host, _ := placeOf(f.source())
+	share, err := f.c.opts.Memory.Acquire(ctx, host, plain+packed)
 	if err != nil {
 		return nil, fmt.Errorf("decode unit %d of %d packed bytes: %w", unit, f.t.unit(unit).Len, err)
 	}

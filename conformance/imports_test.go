@@ -16,17 +16,18 @@ const module = "github.com/remora-storage/remora/"
 var arrows = []struct{ from, may string }{
 	{"internal/backoff", ""},
 	{"internal/durable", ""},
-	{"internal/memory", ""},
+	{"internal/fair", ""},
+	{"internal/memory", "internal/fair"},
 	{"internal/wire", ""},
 	{"blockdev", ""}, // the contract
-	{"blockdev/...", "blockdev/... internal/durable"},
+	{"blockdev/...", "blockdev/... internal/durable internal/fair"},
 	{"remote", ""},
 	{"remote/internal/...", ""},
 	// Registries and stores never meet.
-	{"remote/registry/...", "remote/registry/... remote/internal/httprange internal/backoff internal/durable"},
+	{"remote/registry/...", "remote/registry/... remote/internal/httprange internal/backoff internal/durable internal/fair"},
 	{"remote/store", ""}, // the contract
 	{"remote/store/...", "remote/store remote/internal/httprange internal/backoff"},
-	{"cache/...", "cache/... blockdev internal/backoff internal/durable internal/memory internal/wire"},
+	{"cache/...", "cache/... blockdev internal/backoff internal/durable internal/fair internal/memory internal/wire"},
 	{"cache/inflate", ""},
 	{"cache/blob", "cache/inflate"},
 	{"cache/budget", ""},
@@ -38,7 +39,7 @@ var arrows = []struct{ from, may string }{
 	// The engine: a Store's contract is all that it knows of the network.
 	{"volume", "blockdev remote/store internal/backoff internal/durable internal/wire"},
 	{"volume/...", "volume/... blockdev remote/store internal/backoff internal/durable internal/wire"},
-	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry internal/durable internal/memory internal/wire"},
+	{"snapshotter/...", "snapshotter/... fs/... cache/... blockdev/... remote/registry internal/..."},
 	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache/... blockdev/... remote/... internal/durable internal/memory internal/wire"},
 	// The suites of contracts, and benchmarks: tests alone import it.
 	{"conformance/heap", ""},

@@ -60,7 +60,7 @@ func (a *aheads) add(l *layers, s *Source) *ahead {
 	if a.all[key] != nil || a.bytes+n > maxAheadBytes {
 		return nil
 	}
-	share, ok := l.memory.Try(n)
+	share, ok := l.memory.Try(s.Repo.Host, n)
 	if !ok {
 		return nil // it would only save time
 	}
@@ -176,7 +176,7 @@ func (a *ahead) fetch(ctx context.Context, i int) (n int64, err error) {
 }
 
 // Place implements cache.Placed.
-func (a *ahead) Place() string { return a.blob.Place() }
+func (a *ahead) Place() (host, user string) { return a.blob.Place() }
 
 // Link implements cache.Measured.
 func (a *ahead) Link() (time.Duration, int64) { return a.blob.Link() }

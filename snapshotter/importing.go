@@ -56,14 +56,13 @@ var errWrongBlob = errors.New("the registry serves another blob under this diges
 
 // importLayer reads all of a layer: its data into the cache, its tree into the index.
 func (l *layers) importLayer(ctx context.Context, o *opening, codec blob.Codec) (*madeIndex, error) {
-	select {
-	case l.imports <- struct{}{}:
-		defer func() { <-l.imports }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	release, err := l.imports.Acquire(ctx, o.src.Repo.Host)
+	if err != nil {
+		return nil, err
 	}
+	defer release()
 	began := time.Now()
-	x, err := l.inMemory(ctx, importMemoryOf(codec), func(limits layout.Limits) (*madeIndex, error) {
+	x, err := l.inMemory(ctx, &o.src, importMemoryOf(codec), func(limits layout.Limits) (*madeIndex, error) {
 		return l.tryImport(ctx, o, codec, limits)
 	})
 	l.tracer.end(began, Span{Kind: "import", Digest: o.src.Descriptor.Digest, Len: o.src.Descriptor.Size, Err: err})

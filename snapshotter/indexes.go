@@ -268,7 +268,7 @@ func (l *layers) byMadeIndex(ctx context.Context, s *Source) (*madeIndex, error)
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return l.inMemory(ctx, indexMemory+int64(len(data)), func(limits layout.Limits) (*madeIndex, error) {
+	return l.inMemory(ctx, s, indexMemory+int64(len(data)), func(limits layout.Limits) (*madeIndex, error) {
 		return l.byIndex(ctx, s, data, by, limits)
 	})
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
@@ -54,8 +55,10 @@ const (
 	failureHolds = 30 * time.Second
 	tryAgain     = time.Duration(0)
 
-	openAtOnce    = 16
-	importAtOnce  = 12
+	// Of all registries, and of one alone.
+	openAtOnce, openAtOnceOfOne     = 48, 16
+	importAtOnce, importAtOnceOfOne = 36, 12
+
 	completeCheck = time.Second
 )
 
@@ -84,9 +87,10 @@ type layers struct {
 
 	building singleflight.Group // by the image's name
 
-	memory  *memory.Budget // of what is decoded; nil for no end
-	slots   chan struct{}  // bounds how many indexes are read at once, and with that memory
-	imports chan struct{}  // and how many layers are imported
+	// What registries share, by their hosts.
+	memory  *memory.Budget     // of what is decoded; nil for no end
+	slots   *fair.Pool[string] // bounds how many indexes are read at once, and with that memory
+	imports *fair.Pool[string] // and how many layers are imported
 	// importOf says how a repository's layers are imported.
 	importOf func(registry.Repository) ImportPolicy
 	blobs    Blobs // containerd's content store; may be nil
@@ -217,17 +221,16 @@ func (l *layers) read(ctx context.Context, o *opening, p promise) (*madeIndex, e
 }
 
 func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeIndex, error) {
-	select {
-	case l.slots <- struct{}{}:
-		defer func() { <-l.slots }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+	release, err := l.slots.Acquire(ctx, o.src.Repo.Host)
+	if err != nil {
+		return nil, err
 	}
+	defer release()
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	counted := &countedBlob{Blob: l.blob(&o.src)}
 	began := time.Now()
-	x, err := l.inMemory(ctx, indexMemory, func(limits layout.Limits) (*madeIndex, error) {
+	x, err := l.inMemory(ctx, &o.src, indexMemory, func(limits layout.Limits) (*madeIndex, error) {
 		return openIndex(ctx, counted, p, &o.src, limits)
 	})
 	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})

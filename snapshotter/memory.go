@@ -25,8 +25,10 @@ func importMemoryOf(c blob.Codec) int64 {
 // inMemory decodes a layer once there is memory for it, and asks for more as the tree grows. The share is held until an image
 // was made of the layer, or nobody wants it any more. What waits for the layers below is kept: nobody waits for its end,
 // because that may be behind whoever waits.
-func (l *layers) inMemory(ctx context.Context, base int64, decode func(layout.Limits) (*madeIndex, error)) (*madeIndex, error) {
-	share, err := l.memory.Acquire(ctx, base)
+func (l *layers) inMemory(
+	ctx context.Context, s *Source, base int64, decode func(layout.Limits) (*madeIndex, error),
+) (*madeIndex, error) {
+	share, err := l.memory.Acquire(ctx, s.Repo.Host, base)
 	if err != nil {
 		return nil, fmt.Errorf("decode layer: %w", err)
 	}

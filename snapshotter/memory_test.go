@@ -12,7 +12,7 @@ import (
 func allBack(b *bed, m *memory.Budget) {
 	b.t.Helper()
 	b.close() // what waits for layers below has its memory until then
-	share, err := m.Acquire(b.ctx, m.Limit())
+	share, err := m.Acquire(b.ctx, "", m.Limit())
 	if err != nil {
 		b.t.Errorf("memory is still in use: %v", err)
 	}

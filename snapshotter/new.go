@@ -26,6 +26,7 @@ import (
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -84,9 +85,9 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
 		},
 		indexOf: opts.IndexOf, trustOf: opts.TrustOf,
-		importOf: opts.ImportOf, blobs: opts.Blobs, imports: make(chan struct{}, importAtOnce),
+		importOf: opts.ImportOf, blobs: opts.Blobs, imports: fair.NewPool[string](importAtOnce, importAtOnceOfOne),
 		life: s.life, started: &s.started, openings: map[string]*opening{}, sources: map[string]*sources{},
-		slots: make(chan struct{}, openAtOnce),
+		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne),
 	}
 	defer func() {
 		if err != nil {

@@ -168,7 +168,7 @@ func (r *watchedReader) Close() error {
 }
 
 // Place implements cache.Placed.
-func (x *sources) Place() string { return x.current().Place() }
+func (x *sources) Place() (host, user string) { return x.current().Place() }
 
 // Link implements cache.Measured.
 func (x *sources) Link() (time.Duration, int64) { return x.current().Link() }

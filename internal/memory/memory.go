@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 // Errors of a Budget.
@@ -16,7 +18,8 @@ var (
 	ErrBusy = errors.New("memory is taken by others that wait for more, too: [limits] memory allows no more")
 )
 
-// A Budget is bytes of memory that several share. Who asks waits behind all that asked before. A nil Budget has no end.
+// A Budget is bytes of memory that several share. Each Share is some user's, for example a registry's: users that have least go
+// first, and one user alone has at most half. A user's own wait in the order in which they asked. A nil Budget has no end.
 //
 //	0     a quarter at most        three quarters        limit
 //	| kept shares | shares: wait for room up to here | only shares that grow |
@@ -26,12 +29,13 @@ var (
 type Budget struct {
 	limit int64
 
-	mu      sync.Mutex // guards the fields below, and those of all shares
-	used    int64      // by all shares
-	kept    int64      // by those that are kept
-	holders int        // shares that are not kept
-	growers []*waiter  // a holder each
-	queue   []*waiter
+	mu      sync.Mutex          // guards the fields below, and those of all shares
+	used    int64               // by all shares
+	kept    int64               // by those that are kept
+	holders int                 // shares that are not kept
+	growers []*waiter           // a holder each
+	shares  fair.Shares[string] // what users have; what shares have grown by is not counted
+	queue   fair.Line[string, *waiter]
 }
 
 type waiter struct {
@@ -40,7 +44,9 @@ type waiter struct {
 }
 
 // New returns a Budget of limit bytes.
-func New(limit int64) *Budget { return &Budget{limit: limit} }
+func New(limit int64) *Budget {
+	return &Budget{limit: limit, shares: fair.Shares[string]{Limit: limit - limit/4, Most: limit / 2}}
+}
 
 // Limit returns the bytes of the budget; 0 if it has no end.
 func (b *Budget) Limit() int64 {
@@ -52,13 +58,15 @@ func (b *Budget) Limit() int64 {
 
 // A Share is what somebody has of a Budget. A nil Share is of one without end.
 type Share struct {
-	b    *Budget
-	n    int64
-	kept bool
+	b     *Budget
+	who   string
+	n     int64
+	asked int64 // of the user's, as it is counted
+	kept  bool
 }
 
-// Acquire waits for n bytes. Release must be called.
-func (b *Budget) Acquire(ctx context.Context, n int64) (*Share, error) {
+// Acquire waits for n bytes for a user. Release must be called.
+func (b *Budget) Acquire(ctx context.Context, who string, n int64) (*Share, error) {
 	if b == nil {
 		return nil, nil
 	}
@@ -67,28 +75,33 @@ func (b *Budget) Acquire(ctx context.Context, n int64) (*Share, error) {
 	}
 	w := &waiter{n, make(chan struct{})}
 	b.mu.Lock()
-	b.queue = append(b.queue, w)
+	b.queue.Push(who, w)
 	b.grantLocked()
 	b.mu.Unlock()
-	if err := b.wait(ctx, w, &b.queue); err != nil {
+	if err := b.wait(ctx, w, func() bool { return b.queue.Remove(who, w) }); err != nil {
 		return nil, err
 	}
-	return &Share{b: b, n: n}, nil
+	return &Share{b: b, who: who, n: n, asked: n}, nil
 }
 
-// Try returns a share of n bytes if they are free and nobody waits.
-func (b *Budget) Try(n int64) (s *Share, ok bool) {
+// Try returns a share of n bytes for a user if they are free and nobody waits.
+func (b *Budget) Try(who string, n int64) (s *Share, ok bool) {
 	if b == nil {
 		return nil, true
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.queue) > 0 || !b.roomLocked(n) {
+	if b.queue.Len() > 0 || !b.shares.Room(who, n) || !b.roomLocked(n) {
 		return nil, false
 	}
+	b.takeLocked(who, n)
+	return &Share{b: b, who: who, n: n, asked: n}, true
+}
+
+func (b *Budget) takeLocked(who string, n int64) {
 	b.used += n
 	b.holders++
-	return &Share{b: b, n: n}, true
+	b.shares.Add(who, n)
 }
 
 // roomLocked reports whether a new share fits. One of any size may be alone.
@@ -106,17 +119,21 @@ func (b *Budget) grantLocked() {
 		close(w.ready)
 		return true
 	})
-	for len(b.queue) > 0 && b.roomLocked(b.queue[0].n) {
-		w := b.queue[0]
-		b.queue = b.queue[1:]
-		b.used += w.n
-		b.holders++
+	for {
+		who, w, ok := b.queue.First(b.shares.Of, func(who string, w *waiter) bool {
+			return b.holders == 0 || b.shares.Of(who) == 0 || b.shares.Room(who, w.n)
+		})
+		if !ok || !b.roomLocked(w.n) { // nobody overtakes whose turn it is
+			return
+		}
+		b.queue.Served(who)
+		b.takeLocked(who, w.n)
 		close(w.ready)
 	}
 }
 
-// wait returns when w is granted. If ctx ends before that, w leaves its list.
-func (b *Budget) wait(ctx context.Context, w *waiter, list *[]*waiter) error {
+// wait returns when w is granted. If ctx ends before that, w leaves; leave reports whether it still waited.
+func (b *Budget) wait(ctx context.Context, w *waiter, leave func() bool) error {
 	select {
 	case <-w.ready:
 		return nil
@@ -124,11 +141,9 @@ func (b *Budget) wait(ctx context.Context, w *waiter, list *[]*waiter) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	i := slices.Index(*list, w)
-	if i < 0 {
+	if !leave() {
 		return nil // granted meanwhile: who has it notices that ctx has ended
 	}
-	*list = slices.Delete(*list, i, i+1)
 	b.grantLocked()
 	return fmt.Errorf("wait for %d bytes of memory: %w", w.n, context.Cause(ctx))
 }
@@ -156,7 +171,11 @@ func (s *Share) Grow(ctx context.Context, n int64) error {
 	w := &waiter{n, make(chan struct{})}
 	b.growers = append(b.growers, w)
 	b.mu.Unlock()
-	if err := b.wait(ctx, w, &b.growers); err != nil {
+	if err := b.wait(ctx, w, func() bool {
+		n := len(b.growers)
+		b.growers = slices.DeleteFunc(b.growers, func(g *waiter) bool { return g == w })
+		return len(b.growers) < n
+	}); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -186,6 +205,8 @@ func (s *Share) Keep(n int64) error {
 	b.used -= s.n - n
 	s.n = n
 	b.holders--
+	b.shares.Add(s.who, -s.asked)
+	s.asked = 0
 	b.grantLocked()
 	return nil
 }
@@ -202,6 +223,7 @@ func (s *Share) Release() {
 		return
 	}
 	b.used -= s.n
+	b.shares.Add(s.who, -s.asked)
 	if s.kept {
 		b.kept -= s.n
 	} else {

@@ -3,6 +3,7 @@ package memory_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -12,9 +13,12 @@ import (
 	"github.com/remora-storage/remora/internal/memory"
 )
 
+var users atomic.Int64
+
+// acquire gets a share for a user who has no other.
 func acquire(t *testing.T, b *memory.Budget, n int64) *memory.Share {
 	t.Helper()
-	s, err := b.Acquire(t.Context(), n)
+	s, err := b.Acquire(t.Context(), fmt.Sprint(users.Add(1)), n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -40,7 +44,7 @@ func TestOrder(t *testing.T) {
 		if len(got) > 0 {
 			t.Errorf("%v went first", got)
 		}
-		if _, ok := b.Try(1); ok {
+		if _, ok := b.Try("a", 1); ok {
 			t.Error("somebody overtook those that wait")
 		}
 		first.Release()
@@ -53,7 +57,7 @@ func TestOrder(t *testing.T) {
 
 func TestBeyond(t *testing.T) {
 	b := memory.New(100)
-	if _, err := b.Acquire(t.Context(), 101); !errors.Is(err, memory.ErrBeyond) {
+	if _, err := b.Acquire(t.Context(), "a", 101); !errors.Is(err, memory.ErrBeyond) {
 		t.Error(err)
 	}
 	s := acquire(t, b, 100) // alone
@@ -62,14 +66,14 @@ func TestBeyond(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := b.Acquire(ctx, 1); !errors.Is(err, context.Canceled) {
+	if _, err := b.Acquire(ctx, "a", 1); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	s.Release()
 	s.Release()
 	acquire(t, b, 100).Release()
 	var none *memory.Budget
-	s, err := none.Acquire(t.Context(), 1<<60)
+	s, err := none.Acquire(t.Context(), "a", 1<<60)
 	if err == nil {
 		err = errors.Join(s.Grow(t.Context(), 1<<60), s.Keep(1))
 	}
@@ -122,6 +126,39 @@ func TestKeep(t *testing.T) {
 	acquire(t, b, 100).Release()
 }
 
+// TestHog: a user who never gives anything back gets half of the budget, and the others go on.
+func TestHog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := memory.New(100)
+		ctx, cancel := context.WithCancel(t.Context())
+		var got atomic.Int64
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				if _, err := b.Acquire(ctx, "hog", 10); err == nil {
+					got.Add(10)
+				}
+			})
+		}
+		synctest.Wait()
+		for range 3 {
+			s, err := b.Acquire(t.Context(), "honest", 20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.Release()
+		}
+		if _, ok := b.Try("honest", 10); ok {
+			t.Error("somebody overtook those that wait")
+		}
+		cancel()
+		all.Wait()
+		if got.Load() != 50 {
+			t.Errorf("it got %d of 100", got.Load())
+		}
+	})
+}
+
 // TestMany: whatever is asked for, no more is given than there is, and all get it.
 func TestMany(t *testing.T) {
 	b := memory.New(1000)
@@ -132,7 +169,7 @@ func TestMany(t *testing.T) {
 			r := rand.New(rand.NewPCG(uint64(i), 1))
 			for range 200 {
 				n := r.Int64N(300)
-				s, err := b.Acquire(t.Context(), n)
+				s, err := b.Acquire(t.Context(), fmt.Sprint(i%7), n)
 				if err != nil {
 					t.Error(err)
 					return

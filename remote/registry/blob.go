@@ -40,8 +40,8 @@ func (b *Blob) WithURLs(urls []string) *Blob {
 // Size returns the blob's size in bytes, as the manifest has it.
 func (b *Blob) Size() int64 { return b.size }
 
-// Place names the registry that the blob is of, as references do.
-func (b *Blob) Place() string { return b.repo.Host }
+// Place names the registry that the blob is of, as references do, and the repository there.
+func (b *Blob) Place() (host, user string) { return b.repo.Host, b.repo.Path }
 
 // Open returns a reader of exactly the n bytes from off. A connection that breaks is made again
 // where it broke; the reader fails when that does not help. try counts from 0 the attempts to

@@ -1,0 +1,147 @@
+package fair_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/remora-storage/remora/internal/fair"
+)
+
+// TestShares: one user alone gets most of it, and however many follow that never give anything back, the next one gets some.
+func TestShares(t *testing.T) {
+	for _, c := range []struct {
+		limit, most int64
+		users       int // that hold on to all that they can get, before one who gets nothing
+	}{{24, 18, 4}, {8192, 4096, 14}, {64, 12, 20}, {2, 1, 2}} {
+		s := fair.Shares[int]{Limit: c.limit, Most: c.most}
+		var got []int64
+		for who := 0; s.Room(who, 1); who++ {
+			for s.Room(who, 1) {
+				s.Add(who, 1)
+			}
+			got = append(got, s.Of(who))
+		}
+		t.Logf("of %d, at most %d: %v", c.limit, c.most, got)
+		if got[0] != c.most || len(got) < c.users || s.Used() != c.limit {
+			t.Errorf("of %d, at most %d: %d users got %v", c.limit, c.most, len(got), got)
+		}
+		for who := range got {
+			s.Add(who, -s.Of(who))
+		}
+		if s.Used() != 0 || !s.Room(0, c.limit) {
+			t.Errorf("%d are in use by nobody", s.Used())
+		}
+	}
+}
+
+// TestTurns: those that have least go first, those that have the same take turns, and each user's own go in order.
+func TestTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fair.NewPool[string](1, 1)
+		release, err := p.Acquire(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var mu sync.Mutex // guards order
+		var order []string
+		var all sync.WaitGroup
+		for _, who := range []string{"a", "a", "a", "b", "b", "c"} {
+			all.Go(func() {
+				release, err := p.Acquire(t.Context(), who)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				order = append(order, who)
+				mu.Unlock()
+				release()
+			})
+			synctest.Wait()
+		}
+		if _, ok := p.Try("d"); ok {
+			t.Error("there was no place")
+		}
+		release()
+		all.Wait()
+		if want := []string{"a", "b", "c", "a", "b", "a"}; !slices.Equal(order, want) {
+			t.Errorf("they went as %v, want %v", order, want)
+		}
+	})
+}
+
+// TestHog: a user that never gives anything back leaves places, and those that leave the line hold up nobody.
+func TestHog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fair.NewPool[string](8, 6)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		var got, left atomic.Int64
+		var all sync.WaitGroup
+		for range 20 {
+			all.Go(func() {
+				if _, err := p.Acquire(ctx, "hog"); err == nil {
+					got.Add(1)
+				} else if errors.Is(err, errGone) {
+					left.Add(1)
+				}
+			})
+		}
+		synctest.Wait()
+		for range 3 {
+			release, err := p.Acquire(t.Context(), "honest")
+			if err != nil {
+				t.Fatal(err)
+			}
+			release()
+		}
+		cancel(errGone)
+		all.Wait()
+		if got.Load() != 6 || left.Load() != 14 {
+			t.Errorf("it got %d places and left the line %d times", got.Load(), left.Load())
+		}
+	})
+}
+
+var errGone = errors.New("gone")
+
+// TestPool: whoever comes and goes, no more places are taken than there are, none is lost, and nobody waits for ever.
+func TestPool(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	p := fair.NewPool[string](10, 7)
+	var used atomic.Int64
+	var all sync.WaitGroup
+	for i := range 40 {
+		all.Go(func() {
+			r := rand.New(rand.NewPCG(seed, uint64(i)))
+			for range 300 {
+				who := fmt.Sprint(r.IntN(5))
+				ctx, cancel := context.WithCancel(t.Context())
+				if r.IntN(4) == 0 {
+					go cancel()
+				}
+				if release, err := p.Acquire(ctx, who); err == nil {
+					if n := used.Add(1); n > 10 {
+						t.Errorf("%d places are taken", n)
+					}
+					used.Add(-1)
+					release()
+				}
+				cancel()
+			}
+		})
+	}
+	all.Wait()
+	for who := range 10 {
+		if _, ok := p.Try(fmt.Sprint(who)); !ok {
+			t.Fatalf("only %d places are left", who)
+		}
+	}
+}

@@ -1,0 +1,71 @@
+package fair
+
+import (
+	"context"
+	"sync"
+)
+
+// A Pool is a number of places. Its methods are safe for concurrent use.
+type Pool[K comparable] struct {
+	mu      sync.Mutex // guards the fields below
+	shares  Shares[K]
+	waiting Line[K, *place]
+}
+
+type place struct{ ready chan struct{} }
+
+// NewPool returns a Pool of limit places, of which one user alone has at most most.
+func NewPool[K comparable](limit, most int) *Pool[K] {
+	return &Pool[K]{shares: Shares[K]{Limit: int64(limit), Most: int64(most)}}
+}
+
+// Acquire waits for a place. release must be called once.
+func (p *Pool[K]) Acquire(ctx context.Context, who K) (release func(), err error) {
+	w := &place{make(chan struct{})}
+	p.mu.Lock()
+	p.waiting.Push(who, w)
+	p.grantLocked()
+	p.mu.Unlock()
+	select {
+	case <-w.ready:
+		return func() { p.release(who) }, nil
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	gone := p.waiting.Remove(who, w)
+	p.mu.Unlock()
+	if !gone { // granted meanwhile
+		p.release(who)
+	}
+	return nil, context.Cause(ctx)
+}
+
+// Try returns a place if there is one for this user now.
+func (p *Pool[K]) Try(who K) (release func(), ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.shares.Room(who, 1) {
+		return nil, false
+	}
+	p.shares.Add(who, 1)
+	return func() { p.release(who) }, true
+}
+
+func (p *Pool[K]) release(who K) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shares.Add(who, -1)
+	p.grantLocked()
+}
+
+func (p *Pool[K]) grantLocked() {
+	for {
+		who, w, ok := p.waiting.First(p.shares.Of, func(who K, _ *place) bool { return p.shares.Room(who, 1) })
+		if !ok {
+			return
+		}
+		p.waiting.Served(who)
+		p.shares.Add(who, 1)
+		close(w.ready)
+	}
+}
