@@ -163,6 +163,10 @@ func filesOf(oob []byte) (files []*os.File, err error) {
 		}
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
+			if high, err := dupHigh(fd); err == nil { // otherwise it stays where it is
+				unix.Close(fd)
+				fd = high
+			}
 			files = append(files, os.NewFile(uintptr(fd), "held"))
 		}
 	}

@@ -253,21 +253,6 @@ func (h *server) watch(c *net.UnixConn, name string) error {
 	return nil
 }
 
-func dup(f *os.File) (*os.File, error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var fd int
-	if cerr := raw.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); cerr != nil {
-		return nil, cerr
-	}
-	if err != nil {
-		return nil, fmt.Errorf("duplicate a descriptor: %w", err)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
-}
-
 // send writes to a daemon. One that does not read any more is as good as gone.
 func (h *server) send(c *net.UnixConn, f frame) {
 	h.sending.Lock()

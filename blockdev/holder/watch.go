@@ -20,8 +20,10 @@ import (
 //   - an event is read straight into its slot, so that nothing is lost if we die on the way;
 //   - its descriptor stays open until the event is answered, so that no two unanswered events
 //     have the same number;
-//   - while a slot holds an event that an earlier holder had read, nothing is read: the kernel
-//     might give a new event the same number, and one answer would release the wrong reader.
+//   - the number of an event that an earlier holder had read is taken by a descriptor of ours until
+//     the event is answered: the kernel might give a new event the same number, and one answer would
+//     release the wrong reader. Where something else of ours has the number, nothing is read before
+//     the answer (descriptor.go says why that is rare).
 type watch struct {
 	group *os.File
 	mem   *slots.Slots
@@ -30,9 +32,9 @@ type watch struct {
 	stop chan struct{}
 	done chan struct{}
 
-	mu       sync.Mutex  // guards the fields below
-	open     map[int]int // descriptors of unanswered events of this life, by slot
-	foreign  map[int]bool
+	mu       sync.Mutex   // guards the fields below
+	open     map[int]int  // descriptors that have the numbers of unanswered events, by slot
+	foreign  map[int]bool // slots of events of earlier holders whose numbers could not be taken
 	sequence uint64
 	clean    chan struct{} // closed when no foreign event is left
 }
@@ -51,7 +53,11 @@ func startWatch(group *os.File, mem *slots.Slots, emit func(slot int)) *watch {
 			w.clear(i)
 			mem.Release(i)
 		default:
-			w.foreign[i] = true
+			if fd, ok := reserve(mem, i); ok {
+				w.open[i] = fd
+			} else {
+				w.foreign[i] = true
+			}
 			w.sequence = max(w.sequence, binary.NativeEndian.Uint64(p[sequenceAt:]))
 		}
 	}

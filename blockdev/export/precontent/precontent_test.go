@@ -35,6 +35,8 @@ type image struct {
 	mu    sync.Mutex
 	err   error
 	delay time.Duration
+
+	hold chan struct{} // nothing comes before it is closed; may be nil
 }
 
 const block = 4096
@@ -75,6 +77,13 @@ func (i *image) Fill(ctx context.Context, off, n int64) error {
 	err, delay := i.err, i.delay
 	i.mu.Unlock()
 	i.fills.Add(1)
+	if i.hold != nil {
+		select {
+		case <-i.hold:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	select {
 	case <-time.After(delay):
 	case <-ctx.Done():
@@ -338,72 +347,118 @@ func (c *capture) Watch(_ string, mem *slots.Slots, emit func(int)) error {
 }
 func (c *capture) Answered(*holder.Event) {}
 
-// TestHolderDiedWhileReading: an event that a holder had read when it died, before it could even
-// look which file it is of, is answered right before anything new is read.
-func TestHolderDiedWhileReading(t *testing.T) {
+// diedReading is a group whose holder died when it had read one event: read(2) had filled the slot, and nothing came after it.
+// The event is of a read of the image called first.
+func diedReading(t *testing.T, first *image, others ...*image) (g *precontent.Group, dead *capture) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("fanotify needs root")
 	}
-	dead := &capture{}
+	dead = &capture{}
 	g, err := precontent.New(dead, "test", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Skip("no pre-content events here: ", err)
 	}
-	defer g.Stop()
-	dir := t.TempDir()
-	one, other := newImage(t, dir, 1<<20), newImage(t, dir, 2<<20)
-	for id, i := range map[string]*image{"one": one, "other": other} {
-		if err := g.Mark(id, i); err != nil {
+	for k, i := range append(others, first) {
+		if err := g.Mark(fmt.Sprint(k), i); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := g.Start(); err != nil {
 		t.Fatal(err)
 	}
-	var all sync.WaitGroup
-	read := func(i *image, off int64) {
-		all.Go(func() {
-			f, err := os.Open(i.f.Name())
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer f.Close()
-			p := make([]byte, block)
-			if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, i.data[off:off+block]) {
-				t.Errorf("at %d: %v, or other bytes", off, err)
-			}
-		})
-	}
-	read(one, 8*block)
-	// The dead holder's last act: read(2) has filled the slot, and nothing came after it.
+	readBlock(t, first, 8)
 	slot := dead.mem.Slot(0)
 	*(*uint32)(unsafe.Pointer(&slot[104])) = 1
-	var fd int32
 	for n := 0; n <= 0; {
 		n, err = unix.Read(fdOf(t, dead.files[0]), slot[:80])
 		if err != nil && !errors.Is(err, unix.EAGAIN) {
 			t.Fatal(err)
 		}
 	}
-	fd = int32(binary.NativeEndian.Uint32(slot[16:]))
-	unix.Close(int(fd)) // as death does
-	read(other, 16*block)
+	unix.Close(int(int32(binary.NativeEndian.Uint32(slot[16:])))) // as death does
+	return g, dead
+}
 
-	heir := holder.NewLocal() // finds the slot, and must not read on before it is answered
-	defer heir.Close()
-	if err := errors.Join(heir.Put("events", dead.files...), heir.Watch("events", dead.mem, func(slot int) { dead.emit(slot) })); err != nil {
+// readBlock reads a block of an image in the background, by a descriptor of its own. ended is closed when that succeeded or failed.
+func readBlock(t *testing.T, i *image, number int) (ended chan struct{}) {
+	ended = make(chan struct{})
+	go func() {
+		defer close(ended)
+		f, err := os.Open(i.f.Name())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer f.Close()
+		p, off := make([]byte, block), int64(number*block)
+		if _, err := f.ReadAt(p, off); err != nil || !bytes.Equal(p, i.data[off:off+block]) {
+			t.Errorf("at %d: %v, or other bytes", off, err)
+		}
+	}()
+	return ended
+}
+
+// inherit lets a new holder take over what a dead one has left.
+func (c *capture) inherit(t *testing.T) *holder.Local {
+	t.Helper()
+	heir := holder.NewLocal()
+	if err := errors.Join(heir.Put("events", c.files...), heir.Watch("events", c.mem, func(slot int) { c.emit(slot) })); err != nil {
 		t.Fatal(err)
 	}
-	for one.fills.Load() == 0 || other.fills.Load() == 0 { // each, since the file is not known
-		time.Sleep(time.Millisecond)
-	}
+	return heir
+}
+
+// awaitAnswer waits until the first event of a dead holder has its answer, and tells the new one.
+func (c *capture) awaitAnswer(heir *holder.Local) {
+	slot := c.mem.Slot(0)
 	e := holder.Event{Slot: 0, Sequence: binary.NativeEndian.Uint64(slot[96:])}
-	for *(*uint32)(unsafe.Pointer(&slot[104])) != 3 {
+	for atomic.LoadUint32((*uint32)(unsafe.Pointer(&slot[104]))) != 3 {
 		time.Sleep(time.Millisecond)
 	}
 	heir.Answered(&e) // what the group told the dead one
-	all.Wait()
+}
+
+// TestHolderDiedWhileReading: an event that a holder had read when it died, before it could even
+// look which file it is of, is answered right.
+func TestHolderDiedWhileReading(t *testing.T) {
+	dir := t.TempDir()
+	one, other := newImage(t, dir, 1<<20), newImage(t, dir, 2<<20)
+	g, dead := diedReading(t, one, other)
+	defer g.Stop()
+	second := readBlock(t, other, 16)
+	heir := dead.inherit(t)
+	defer heir.Close()
+	for one.fills.Load() == 0 || other.fills.Load() == 0 { // each, since the file is not known
+		time.Sleep(time.Millisecond)
+	}
+	dead.awaitAnswer(heir)
+	<-second
+}
+
+// TestUnansweredAfterHolderDied: while an event of a dead holder cannot be answered, others' reads go on, and none of the answers
+// is taken for another's.
+func TestUnansweredAfterHolderDied(t *testing.T) {
+	dir := t.TempDir()
+	silent, other := newImage(t, dir, 1<<20), newImage(t, dir, 2<<20)
+	answers := make(chan struct{})
+	silent.hold = answers
+	g, dead := diedReading(t, silent, other)
+	defer g.Stop()
+	heir := dead.inherit(t)
+	defer heir.Close()
+	for n := range 20 { // one after the other: each gets the lowest number that is free
+		<-readBlock(t, other, 16+n)
+	}
+	late := readBlock(t, silent, 40)
+	select {
+	case <-late:
+		t.Error("read of an image that nothing came of")
+	default:
+	}
+	close(answers)
+	<-late
+	dead.awaitAnswer(heir)
 }
 
 func fdOf(t *testing.T, f *os.File) (fd int) {
