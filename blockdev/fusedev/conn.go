@@ -60,7 +60,7 @@ const (
 	maxRequest = 1 << 20 // bytes of the largest read
 	pageSize   = 4096
 
-	requestSlots = 4096 // requests at once, waiting readers among them
+	requestSlots = 8192 // requests at once, waiting readers among them
 	// The kernel insists on a buffer of 8 KiB. We take no writes, so no request is longer.
 	requestSize = 8192
 
@@ -71,9 +71,9 @@ const (
 	writeSlots = 256 // twice what a loop device has under way
 )
 
-// background is how many requests that nobody in particular waits for may be under way: reads that wait
+// Background returns how many requests that nobody in particular waits for may be under way: reads that wait
 // for a registry count as such, and must not hold up the others, and so do a loop device's.
-func (s shape) background() uint16 { return uint16(s.slots / 2) }
+func (c *Conn) Background() int { return c.mem.Len() / 2 }
 
 // Mount makes a connection and mounts it on dir, which must exist.
 func Mount(dir string, opts Options) (*Conn, error) {

@@ -27,7 +27,7 @@ const (
 	sequenceAt  = 96
 	stateAt     = 104
 	eventSlot   = 128
-	eventSlots  = 4096 // readers that may wait at once
+	eventSlots  = 8192 // readers that may wait at once
 	infoRange   = 6    // FAN_EVENT_INFO_TYPE_RANGE of <linux/fanotify.h>
 	rangeLength = 24   // of struct fanotify_event_info_range
 )

@@ -12,9 +12,11 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/fusedev"
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 // Files is the directory. A file's name is its node's number in decimal, which its exporter
@@ -23,6 +25,9 @@ type Files struct {
 	fuse.RawFileSystem
 	conn *fusedev.Conn
 	log  *slog.Logger
+
+	readers *fair.Pool[uint64] // reads of devices that are not writable, by node
+	crowded rate.Sometimes     // says that errCrowd is given
 
 	mu    sync.Mutex // guards the fields below
 	files map[uint64]blockdev.Device
@@ -73,8 +78,17 @@ func Adopt(dir string, kept []*os.File, opts Options) (*Files, error) {
 }
 
 func newFiles(conn *fusedev.Conn, log *slog.Logger) *Files {
-	return &Files{RawFileSystem: fuse.NewDefaultRawFileSystem(), conn: conn, log: log, files: map[uint64]blockdev.Device{}}
+	// The kernel lets so many reads ahead be under way, of all files together.
+	n := conn.Background()
+	return &Files{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), conn: conn, log: log, files: map[uint64]blockdev.Device{},
+		readers: fair.NewPool[uint64](n, n/2), crowded: rate.Sometimes{First: 1, Interval: 10 * time.Second},
+	}
 }
+
+// errCrowd is what a reader gets whose file has more reads that wait than its share: with more, files that do answer would have
+// none.
+var errCrowd = errors.New("too many reads of it wait")
 
 // Start serves an adopted directory.
 func (f *Files) Start() error { return f.conn.Start(f) }
@@ -221,6 +235,14 @@ func (f *Files) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 	dev := f.device(in.NodeId)
 	if dev == nil {
 		return nil, fuse.EIO
+	}
+	if _, writer := dev.(blockdev.Writer); !writer { // a disk's loop device has few requests
+		release, ok := f.readers.Try(in.NodeId)
+		if !ok {
+			f.crowded.Do(func() { f.log.Error("reads denied", "file", in.NodeId, "err", errCrowd) })
+			return nil, fuse.EIO
+		}
+		defer release()
 	}
 	ctx := blockdev.WithCaller(&fuse.Context{Caller: in.Caller, Cancel: cancel}, int(in.Pid))
 	n, err := dev.ReadAt(ctx, buf[:min(len(buf), int(in.Size))], int64(in.Offset))

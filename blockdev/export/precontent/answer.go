@@ -37,20 +37,33 @@ func (g *Group) emit(slot int) {
 		return
 	}
 	ctx, cancel := context.WithCancelCause(g.life)
+	image := inode{e.Dev, e.Ino}
+	if !g.crowd.Room(image, 1) {
+		cancel(errCrowd)
+	}
 	g.busy[e.Sequence] = &reader{pid: e.PID, cancel: cancel}
+	g.crowd.Add(image, 1)
 	g.started.Go(func() {
 		defer cancel(nil)
 		g.handle(ctx, &e)
 		g.mu.Lock()
 		delete(g.busy, e.Sequence)
+		g.crowd.Add(image, -1)
 		g.mu.Unlock()
 	})
 }
 
+// errCrowd is what a reader gets whose image has more readers that wait than its share: with more, images that do answer would
+// have none.
+var errCrowd = fmt.Errorf("too many reads of the image wait: %w", unix.EIO)
+
 // handle fills what an event asks for and answers it. An event that waits when the group stops
 // is left to the next process.
 func (g *Group) handle(ctx context.Context, e *holder.Event) {
-	err := g.fill(blockdev.WithCaller(ctx, int(e.PID)), e)
+	err := context.Cause(ctx)
+	if err == nil {
+		err = g.fill(blockdev.WithCaller(ctx, int(e.PID)), e)
+	}
 	if err != nil && g.life.Err() != nil {
 		return
 	}
@@ -58,7 +71,11 @@ func (g *Group) handle(ctx context.Context, e *holder.Event) {
 	if err != nil {
 		errno := denial(err)
 		response = unix.FAN_DENY | uint32(errno)<<24 // FAN_DENY_ERRNO
-		if !errors.Is(err, errReaderGone) {
+		switch {
+		case errors.Is(err, errReaderGone):
+		case errors.Is(err, errCrowd):
+			g.crowded.Do(func() { g.log.Error("reads denied", "pid", e.PID, "err", err) })
+		default:
 			g.log.Error("read denied", "pid", e.PID, "off", e.Off, "len", e.Len, "errno", errno, "err", err)
 		}
 	}

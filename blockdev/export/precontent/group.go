@@ -8,11 +8,14 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
 
 	"github.com/remora-storage/remora/blockdev/holder"
 	"github.com/remora-storage/remora/blockdev/slots"
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 // An Image is a sparse file that can be filled.
@@ -36,6 +39,7 @@ type Group struct {
 	life    context.Context
 	stop    context.CancelFunc
 	started sync.WaitGroup
+	crowded rate.Sometimes // says that errCrowd is given
 
 	mu     sync.Mutex // guards the fields below
 	images map[inode]marked
@@ -43,6 +47,7 @@ type Group struct {
 	kept   map[string]*os.File // adopted descriptors that nobody has asked for yet, by id
 	taken  map[string]bool     // ids that Held gave a descriptor of
 	busy   map[uint64]*reader  // by the sequence numbers of events that are being answered
+	crowd  fair.Shares[inode]  // events that are being answered, by image
 	over   bool
 }
 
@@ -109,7 +114,9 @@ func Adopt(keeper holder.Keeper, name string, kept map[string][]*os.File, log *s
 func newGroup(keeper holder.Keeper, name string, file *os.File, mem *slots.Slots, log *slog.Logger) *Group {
 	g := &Group{
 		keeper: keeper, name: name, log: log, group: file, mem: mem,
-		images: map[inode]marked{}, ids: map[string]inode{}, busy: map[uint64]*reader{}, taken: map[string]bool{},
+		crowd:   fair.Shares[inode]{Limit: int64(mem.Len()), Most: int64(mem.Len() / 2)},
+		crowded: rate.Sometimes{First: 1, Interval: 10 * time.Second},
+		images:  map[inode]marked{}, ids: map[string]inode{}, busy: map[uint64]*reader{}, taken: map[string]bool{},
 	}
 	g.life, g.stop = context.WithCancel(context.Background())
 	return g

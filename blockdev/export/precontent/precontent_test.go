@@ -471,3 +471,66 @@ func fdOf(t *testing.T, f *os.File) (fd int) {
 	}
 	return fd
 }
+
+// TestCrowd: an image for whose bytes many readers wait for ever leaves room for the readers of others. What exceeds its share
+// fails.
+func TestCrowd(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("fanotify needs root")
+	}
+	const slotsThere, reportFDError = 32, 0x2000
+	fd, err := unix.FanotifyInit(unix.FAN_CLASS_PRE_CONTENT|unix.FAN_UNLIMITED_QUEUE|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|reportFDError,
+		unix.O_RDONLY|unix.O_LARGEFILE|unix.O_CLOEXEC)
+	if err != nil {
+		t.Skip("no pre-content events here: ", err)
+	}
+	mem, err := slots.New("events", slotsThere, 128)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, keeper := os.NewFile(uintptr(fd), "fanotify"), holder.NewLocal()
+	g, err := precontent.Adopt(keeper, "test", map[string][]*os.File{"events/test": {file, mem.File()}}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(keeper.Put("events/test", file, mem.File()), g.Start()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(g.Close(), keeper.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	dir := t.TempDir()
+	silent, other := newImage(t, dir, 1<<20), newImage(t, dir, 2<<20)
+	silent.hold = make(chan struct{})
+	if err := errors.Join(g.Mark("silent", silent), g.Mark("other", other)); err != nil {
+		t.Fatal(err)
+	}
+	results := make(chan error)
+	for n := range 2 * slotsThere {
+		go func() {
+			f, err := os.Open(silent.f.Name())
+			if err == nil {
+				_, err = f.ReadAt(make([]byte, block), int64(1+n)*2*block)
+				f.Close()
+			}
+			results <- err
+		}()
+	}
+	for range 2*slotsThere - slotsThere/2 {
+		if err := <-results; !errors.Is(err, unix.EIO) {
+			t.Errorf("beyond its share a read gives %v", err)
+		}
+	}
+	for n := range 20 {
+		<-readBlock(t, other, 16+n)
+	}
+	close(silent.hold)
+	for range slotsThere / 2 {
+		if err := <-results; err != nil {
+			t.Errorf("within its share: %v", err)
+		}
+	}
+	<-readBlock(t, silent, 40)
+}
