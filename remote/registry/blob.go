@@ -239,7 +239,7 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 		if cause := context.Cause(r.ctx); cause != nil {
 			return 0, cause
 		}
-		if r.broken++; r.broken >= r.b.r.opts.Retry.Attempts || !Retryable(err) {
+		if r.broken++; r.broken >= r.b.r.opts.Retry.Attempts || !Retryable(err) || errors.Is(err, errDrips) {
 			return 0, fmt.Errorf("read %s of %s at %d: %w", r.b.digest, r.b.repo, r.off, hide(err))
 		}
 	}
@@ -252,22 +252,44 @@ func (r *rangeReader) Close() error {
 	return r.body.Close()
 }
 
-// errStalled says that a server sent nothing for too long.
-var errStalled = errors.New("server sends nothing")
+// Errors of servers that are there and do not serve.
+var (
+	errStalled = errors.New("server sends nothing")
+	errDrips   = fmt.Errorf("server sends less than %d bytes a second", leastRate)
+)
 
-// stallReader gives up on a body that stops coming.
+// A request that brings less than leastRate over a window of waiting is given up. It is far below what any link gives each of
+// the requests to a registry, and far above a byte now and then, which would hold a request for ever.
+const (
+	leastRate  = 128 // bytes a second
+	rateWindow = time.Minute
+)
+
+// stallReader gives up on a body that stops coming, or hardly comes.
 type stallReader struct {
 	body   io.ReadCloser
 	cancel context.CancelCauseFunc
 	ctx    context.Context // of the request, to tell why it ended
 	stall  time.Duration
 	host   string
+	// Of this window: what was waited for the server, and what came. What the reader does in between does not count.
+	waited time.Duration
+	came   int64
 }
 
 func (s *stallReader) Read(p []byte) (int, error) {
+	if s.waited >= rateWindow {
+		if s.came < leastRate*int64(rateWindow/time.Second) {
+			return 0, fmt.Errorf("%s: %w", s.host, errDrips)
+		}
+		s.waited, s.came = 0, 0
+	}
+	began := time.Now()
 	timer := time.AfterFunc(s.stall, func() { s.cancel(errStalled) })
 	n, err := s.body.Read(p)
 	timer.Stop()
+	s.waited += time.Since(began)
+	s.came += int64(n)
 	if err != nil && err != io.EOF && errors.Is(context.Cause(s.ctx), errStalled) {
 		err = fmt.Errorf("%s: %w", s.host, errStalled)
 	}

@@ -82,7 +82,7 @@ func Retryable(err error) bool {
 	switch {
 	case errors.Is(err, ErrRange), errors.Is(err, docker.ErrInvalidAuthorization):
 		return false
-	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, errStalled),
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, errStalled), errors.Is(err, errDrips),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EPIPE):
 		return true
 	}

@@ -92,7 +92,7 @@ func (r *Registry) Warm(ctx context.Context, registry string, connections int) {
 	var all sync.WaitGroup
 	for range connections {
 		all.Go(func() {
-			if resp, err := get(ctx, host, host.Scheme+"://"+host.Host+host.Path+"/", "", ""); err == nil {
+			if resp, err := r.get(ctx, host, Repository{Host: registry}, host.Scheme+"://"+host.Host+host.Path+"/", "", ""); err == nil {
 				drain(resp)
 			}
 		})

@@ -6,9 +6,12 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 const (
@@ -30,7 +33,7 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 	known, cached := r.redirects.Get(u)
 	r.mu.Unlock()
 	if to, _ := known.(redirect); cached && time.Now().Before(to.until) {
-		resp, err := r.getElsewhere(ctx, host, to.url, rng, "")
+		resp, err := r.getElsewhere(ctx, host, repo, to.url, rng, "")
 		if err == nil && resp.StatusCode == http.StatusPartialContent {
 			return resp, nil
 		}
@@ -52,16 +55,16 @@ func (r *Registry) requestOrigin(
 	ctx context.Context, host docker.RegistryHost, repo Repository, u, rng, accept string,
 ) (*http.Response, error) {
 	ctx = docker.ContextWithAppendPullRepositoryScope(ctx, repo.Path)
-	resp, err := get(ctx, host, u, rng, accept)
+	resp, err := r.get(ctx, host, repo, u, rng, accept)
 	if err != nil {
 		return nil, err
 	}
-	return r.follow(ctx, host, u, rng, accept, resp)
+	return r.follow(ctx, host, repo, u, rng, accept, resp)
 }
 
 // follow goes where a redirect leads and remembers the place if it serves the range.
 func (r *Registry) follow(
-	ctx context.Context, host docker.RegistryHost, from, rng, accept string, resp *http.Response,
+	ctx context.Context, host docker.RegistryHost, repo Repository, from, rng, accept string, resp *http.Response,
 ) (*http.Response, error) {
 	for range maxRedirects {
 		switch resp.StatusCode {
@@ -83,7 +86,7 @@ func (r *Registry) follow(
 		if to.Scheme != "https" && (to.Scheme != "http" || resp.Request.URL.Scheme == "https") {
 			return nil, fmt.Errorf("redirect by %s from %s to %s is refused", resp.Request.URL.Host, resp.Request.URL.Scheme, to.Scheme)
 		}
-		if resp, err = r.getElsewhere(ctx, host, to.String(), rng, accept); err != nil {
+		if resp, err = r.getElsewhere(ctx, host, repo, to.String(), rng, accept); err != nil {
 			return nil, err
 		}
 	}
@@ -92,7 +95,9 @@ func (r *Registry) follow(
 }
 
 // getElsewhere makes one request where a host has sent us.
-func (r *Registry) getElsewhere(ctx context.Context, host docker.RegistryHost, place, rng, accept string) (*http.Response, error) {
+func (r *Registry) getElsewhere(
+	ctx context.Context, host docker.RegistryHost, repo Repository, place, rng, accept string,
+) (*http.Response, error) {
 	u, err := url.Parse(place)
 	if err != nil {
 		return nil, hide(err)
@@ -102,11 +107,12 @@ func (r *Registry) getElsewhere(ctx context.Context, host docker.RegistryHost, p
 			return nil, fmt.Errorf("redirect by %s: %w", host.Host, err)
 		}
 	}
-	return get(ctx, host, place, rng, accept)
+	return r.get(ctx, host, repo, place, rng, accept)
 }
 
-// get makes one request, with what the host gets if it is for the host, and follows nothing.
-func get(ctx context.Context, host docker.RegistryHost, u, rng, accept string) (*http.Response, error) {
+// get makes one request, with what the host gets if it is for the host, and follows nothing. It waits until the host that is
+// asked has room for one more of the repository's registry.
+func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repository, u, rng, accept string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
 		return nil, hide(err)
@@ -120,11 +126,47 @@ func get(ctx context.Context, host docker.RegistryHost, u, rng, accept string) (
 	}
 	client := clientOf(host)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	release, err := r.load(req.URL.Host).Acquire(ctx, repo.Host)
+	if err != nil {
+		return nil, fmt.Errorf("%s has as many requests as it gets: %w", req.URL.Host, err)
+	}
 	resp, err := client.Do(req)
 	if err != nil {
+		release()
 		return nil, clean(err)
 	}
+	resp.Body = &countedBody{ReadCloser: resp.Body, release: sync.OnceFunc(release)}
 	return resp, nil
+}
+
+// Requests for blobs that one host gets at once, wherever it was named: by references, as a mirror, by redirects or by layers'
+// URLs. One registry alone asks for fewer (cache/sched.go): this is for many that lead to one host.
+const (
+	maxAsked      = 128
+	maxAskedOfOne = 64
+)
+
+// load returns the requests that a host gets, shared by the registries for which it is asked.
+func (r *Registry) load(host string) *fair.Pool[string] {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p, ok := r.loads.Get(host); ok {
+		return p.(*fair.Pool[string])
+	}
+	p := fair.NewPool[string](maxAsked, maxAskedOfOne)
+	r.loads.Add(host, p)
+	return p
+}
+
+// countedBody is an answer whose end lets another request begin.
+type countedBody struct {
+	io.ReadCloser
+	release func()
+}
+
+func (b *countedBody) Close() error {
+	defer b.release()
+	return b.ReadCloser.Close()
 }
 
 // drain ends an answer that is of no use, keeping its connection if little is left of it.
