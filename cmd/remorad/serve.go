@@ -80,7 +80,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	decoding := memory.New(memoryLimit)
-	logins, err := registry.OpenLogins(filepath.Join(f.root, "logins.json"))
+	logins, err := registry.OpenLogins(filepath.Join(f.root, registry.LoginsFile.Name), log)
 	if err != nil {
 		return err
 	}

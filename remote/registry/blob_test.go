@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -419,7 +420,7 @@ func TestCredentialHelper(t *testing.T) {
 
 func TestLoginsSurvive(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "logins.json")
-	l, err := registry.OpenLogins(path)
+	l, err := registry.OpenLogins(path, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -430,7 +431,7 @@ func TestLoginsSurvive(t *testing.T) {
 	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
 		t.Fatalf("mode %v, %v", st.Mode(), err)
 	}
-	again, err := registry.OpenLogins(path)
+	again, err := registry.OpenLogins(path, slog.New(slog.DiscardHandler))
 	if err != nil || again.Get("reg.test:5000") != want {
 		t.Fatalf("got %+v, %v", again.Get("reg.test:5000"), err)
 	}

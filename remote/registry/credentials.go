@@ -3,8 +3,8 @@ package registry
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
@@ -32,20 +32,23 @@ type Logins struct {
 	hosts map[string]Login
 }
 
-// OpenLogins reads the file at path, which need not exist.
-func OpenLogins(path string) (*Logins, error) {
-	l := &Logins{path: path, hosts: map[string]Login{}}
-	p, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return l, nil
-	}
+// LoginsFile is what a damaged file of logins costs.
+var LoginsFile = durable.Kind{
+	Name: "logins.json",
+	Lost: "names and passwords that snapctl pull was given for registries, and which of these are reached by plain HTTP",
+	Do:   "pull an image of each such registry again, with --user or --plain-http; then remove this file, which may hold passwords",
+}
+
+// OpenLogins reads the file at path, which need not exist. A damaged one is set aside, and nothing is known of any host then.
+func OpenLogins(path string, log *slog.Logger) (*Logins, error) {
+	hosts, _, err := durable.LoadJSON[map[string]Login](path, LoginsFile, log, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := json.Unmarshal(p, &l.hosts); err != nil {
-		return nil, fmt.Errorf("read %s: %w", path, err)
+	if hosts == nil {
+		hosts = map[string]Login{}
 	}
-	return l, nil
+	return &Logins{path: path, hosts: hosts}, nil
 }
 
 // Get returns what is known of a host.
