@@ -49,6 +49,12 @@ func NewJournalDir(dir string, size int64) (*JournalDir, error) {
 	return &JournalDir{dir, size}, nil
 }
 
+// Any reports whether there is a journal of any volume.
+func (d *JournalDir) Any() (bool, error) {
+	entries, err := os.ReadDir(d.dir)
+	return slices.ContainsFunc(entries, func(e os.DirEntry) bool { return strings.HasSuffix(e.Name(), journalSuffix) }), err
+}
+
 func (d *JournalDir) path(vid, id ID) string {
 	return filepath.Join(d.dir, fmt.Sprintf("%s-%s", vid, id)+journalSuffix)
 }

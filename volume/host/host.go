@@ -1,12 +1,9 @@
 package host
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -39,6 +36,8 @@ type Host struct {
 	id       identity
 	life     volume.ID
 	requests *blockdev.Metrics
+
+	lost bool // the record of an earlier life was
 
 	mu      sync.Mutex // guards the fields below
 	record  record
@@ -80,14 +79,6 @@ func (o *opened) size() int64 {
 	return o.Size
 }
 
-// record is what is kept over restarts.
-type record struct {
-	Version  int               `json:"version"`
-	Names    map[string]string `json:"names"` // of volumes, to the stores in which they were last used
-	Attached []Attached        `json:"attached"`
-	Events   []pendingEvent    `json:"events,omitempty"` // that their stores do not have yet
-}
-
 // Attached is a volume that this node owns.
 type Attached struct {
 	ID    volume.ID `json:"id"`
@@ -95,8 +86,6 @@ type Attached struct {
 	Store string    `json:"store"`
 	Size  int64     `json:"size"` // bytes
 }
-
-const recordVersion = 1
 
 // Errors that callers act on.
 var (
@@ -123,33 +112,13 @@ func Open(opts Options) (*Host, error) {
 	if h.journals, err = volume.NewJournalDir(filepath.Join(opts.Root, "journals"), opts.Journal); err != nil {
 		return nil, err
 	}
-	if h.id, err = loadIdentity(filepath.Join(opts.Root, "node.json")); err != nil {
+	if err := h.loadRecord(); err != nil {
 		return nil, err
 	}
-	p, err := os.ReadFile(h.recordPath())
-	switch {
-	case err == nil:
-		if err := json.Unmarshal(p, &h.record); err != nil {
-			return nil, fmt.Errorf("%s: %w", h.recordPath(), err)
-		}
-		if h.record.Version != recordVersion {
-			return nil, fmt.Errorf("%s has version %d, this remorad knows %d", h.recordPath(), h.record.Version, recordVersion)
-		}
-	case !errors.Is(err, fs.ErrNotExist):
+	if h.id, err = loadIdentity(filepath.Join(opts.Root, NodeFile.Name), h.record.Node, opts.Log); err != nil {
 		return nil, err
-	}
-	if h.record.Names == nil {
-		h.record.Names = map[string]string{}
 	}
 	return h, nil
-}
-
-func (h *Host) recordPath() string { return filepath.Join(h.opts.Root, "volumes.json") }
-
-func (h *Host) saveLocked() error {
-	h.record.Version = recordVersion
-	slices.SortFunc(h.record.Attached, func(a, b Attached) int { return cmp.Compare(a.Name, b.Name) })
-	return durable.SaveJSON(h.recordPath(), h.record)
 }
 
 // NodeID returns this node's id in its stores.
@@ -330,7 +299,7 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 	}
 	i := slices.IndexFunc(h.record.Attached, func(a Attached) bool { return a.ID == id })
 	if i < 0 {
-		return nil, fmt.Errorf("volume %s: %w", id, ErrNotAttached)
+		return nil, h.notAttached(id)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	o := &opened{Attached: h.record.Attached[i], ready: make(chan struct{}), stop: stop}

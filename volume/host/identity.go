@@ -1,10 +1,9 @@
 package host
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"log/slog"
 	"os"
 	"strings"
 	"time"
@@ -22,20 +21,42 @@ type identity struct {
 	Machine string    `json:"machine"` // of whom the file is: a copy of the disk is another node
 }
 
-func loadIdentity(path string) (identity, error) {
+// NodeFile is what a damaged file of the identity costs.
+var NodeFile = durable.Kind{
+	Name: "node.json",
+	Lost: "who this node is to its stores, unless volumes.json still said so: volumes that it had attached are another node's then",
+	Do: "see what snapctl volume inspect says of each volume; where one has failed, detach it and attach it again: that waits until " +
+		"the old lease has ended; then remove this file",
+}
+
+// errNoNode says that an identity is nobody's: two nodes must never be the same one.
+var errNoNode = errors.New("it names no node")
+
+// loadIdentity returns who this node is. Where its file is damaged or gone, that is who earlier was, as the record of
+// volumes has it, if that was this machine; else it is somebody new.
+func loadIdentity(path string, earlier identity, log *slog.Logger) (identity, error) {
 	machine := readLine("/etc/machine-id")
-	var id identity
-	p, err := os.ReadFile(path)
-	switch {
-	case err == nil:
-		if err := json.Unmarshal(p, &id); err != nil {
-			return id, fmt.Errorf("%s: %w (remove it and this machine is a new node)", path, err)
+	id, found, err := durable.LoadJSON(path, NodeFile, log, func(id *identity) error {
+		if id.Node == (volume.ID{}) {
+			return errNoNode
 		}
-		if id.Machine == machine {
-			return id, nil
-		}
-	case !errors.Is(err, fs.ErrNotExist):
+		return nil
+	})
+	if err != nil {
 		return id, err
+	}
+	if found == durable.Whole && id.Machine == machine {
+		return id, nil
+	}
+	if known := earlier.Node != (volume.ID{}); found != durable.Whole && known {
+		if found == durable.Absent {
+			if err := durable.Miss(path, NodeFile, log, "this node has used volumes before"); err != nil {
+				return id, err
+			}
+		}
+		if earlier.Machine == machine {
+			return earlier, durable.SaveJSON(path, earlier)
+		}
 	}
 	id = identity{Node: volume.NewID(), Machine: machine}
 	return id, durable.SaveJSON(path, id)
