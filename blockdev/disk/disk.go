@@ -3,14 +3,13 @@ package disk
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +17,6 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/export"
 	"github.com/remora-storage/remora/blockdev/mounts"
-	"github.com/remora-storage/remora/internal/durable"
 )
 
 // A Device is what can be attached. Close follows the last request.
@@ -78,17 +76,6 @@ type attached struct {
 	dev Device
 }
 
-const recordFile = "disks.json"
-
-// record is what is written down.
-type record struct {
-	Version int    `json:"version"`
-	Next    uint64 `json:"next_node"`
-	Disks   []Disk `json:"disks"`
-}
-
-const recordVersion = 1
-
 // ErrInUse says that a disk is mounted, or opened by somebody exclusively.
 var ErrInUse = errors.New("in use")
 
@@ -98,22 +85,20 @@ const firstNode = 2
 // Open takes over what an earlier process had attached. That process must be dead: whoever holds the root's lock knows.
 func Open(ctx context.Context, opts Options) (*Disks, error) {
 	d := &Disks{opts: opts, disks: map[uint64]*attached{}, next: firstNode}
-	var r record
-	p, err := os.ReadFile(d.recordPath())
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-	case err != nil:
+	r, lost, err := d.load()
+	if err != nil {
 		return nil, err
-	default:
-		if err := json.Unmarshal(p, &r); err != nil {
-			return nil, fmt.Errorf("%s: %w", d.recordPath(), err)
-		}
-		if r.Version != recordVersion {
-			return nil, fmt.Errorf("%s has version %d, this remorad knows %d", d.recordPath(), r.Version, recordVersion)
-		}
-		d.next = max(d.next, r.Next)
 	}
-	return d, d.takeOver(ctx, r.Disks)
+	d.next = max(d.next, r.Next)
+	if lost {
+		if r.Disks, err = d.unnamed(); err != nil {
+			return nil, err
+		}
+	}
+	if err := d.takeOver(ctx, r.Disks); err != nil || !lost {
+		return d, err
+	}
+	return d, d.save()
 }
 
 // takeOver serves the disks of an earlier process, or lets them go where what they depend on has ended with it.
@@ -143,7 +128,7 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 		return
 	}
 	k.Path = path
-	dev, err := d.opts.Open(ctx, k.Source, k.ReadOnly)
+	dev, err := d.open(ctx, k)
 	if err == nil && dev.Size() < k.Size {
 		err = errors.Join(fmt.Errorf("it has %d bytes, not %d any more", dev.Size(), k.Size), dev.Close())
 	}
@@ -158,6 +143,14 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 		return
 	}
 	d.disks[k.Node] = &attached{k, dev}
+}
+
+// open opens a disk's bytes again.
+func (d *Disks) open(ctx context.Context, k Disk) (Device, error) {
+	if strings.HasPrefix(k.Source, unknownSource) {
+		return nil, errUnknown
+	}
+	return d.opts.Open(ctx, k.Source, k.ReadOnly)
 }
 
 // drop lets the device of a disk that has ended go with its last user.
@@ -181,10 +174,20 @@ func (l lost) ReadAt(context.Context, []byte, int64) (int, error) { return 0, l.
 func (l lost) WriteAt(context.Context, []byte, int64) error       { return l.err }
 func (l lost) Flush(context.Context) error                        { return l.err }
 
+// isLost reports whether a disk's bytes were not there when it was taken over.
+func (d *Disks) isLost(k Disk) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a := d.disks[k.Node]
+	if a == nil {
+		return false
+	}
+	_, is := a.dev.(lost)
+	return is
+}
+
 // Dir returns where under a root a way may mount what disks depend on.
 func Dir(root string) string { return filepath.Join(root, "disks") }
-
-func (d *Disks) recordPath() string { return filepath.Join(d.opts.Root, recordFile) }
 
 // prepare makes this process fit for the kernel's need of it.
 func (d *Disks) prepare() {
@@ -196,11 +199,6 @@ func (d *Disks) prepare() {
 			d.opts.Log.Warn("the kernel may choose remorad when memory is short", "err", err)
 		}
 	})
-}
-
-// save writes the record down. A crash leaves the one before or this one.
-func (d *Disks) save() error {
-	return durable.SaveJSON(d.recordPath(), record{Version: recordVersion, Next: d.next, Disks: d.List()})
 }
 
 // List returns what is attached, in the order of attaching.
@@ -228,6 +226,9 @@ func (d *Disks) Attach(ctx context.Context, source string, readOnly bool, sector
 	for _, k := range d.List() {
 		if k.Source != source {
 			continue
+		}
+		if d.isLost(k) {
+			return k, fmt.Errorf("%s is attached as %s, which fails (%s); detach that first", source, k.Path, k.Reason)
 		}
 		if k.ReadOnly != readOnly || k.Sector != sector {
 			return k, fmt.Errorf("%s is attached as %s in another way; detach it first", source, k.Path)

@@ -34,13 +34,19 @@ func (k *kernel) call(name string) error { k.calls = append(k.calls, name); retu
 // kill ends the process that serves.
 func (k *kernel) kill() { clear(k.served); k.calls = nil }
 
-func (k *kernel) Backend() blockdev.Backend                  { return "toy" }
-func (k *kernel) Made(mounts.Mount) export.Made              { return export.NotMade }
-func (k *kernel) Take(map[string][]*os.File) (bool, error)   { return true, nil }
-func (k *kernel) Start() error                               { return k.call("start") }
-func (k *kernel) Stop() error                                { return k.call("stop") }
-func (k *kernel) End() error                                 { return k.call("end") }
-func (k *kernel) Find(id uint64) (string, error)             { return k.devices[id], nil }
+func (k *kernel) Backend() blockdev.Backend                { return "toy" }
+func (k *kernel) Made(mounts.Mount) export.Made            { return export.NotMade }
+func (k *kernel) Take(map[string][]*os.File) (bool, error) { return true, nil }
+func (k *kernel) Start() error                             { return k.call("start") }
+func (k *kernel) Stop() error                              { return k.call("stop") }
+func (k *kernel) End() error                               { return k.call("end") }
+func (k *kernel) Find(id uint64) (string, error)           { return k.devices[id], nil }
+func (k *kernel) Left() (left []export.Block, err error) {
+	for id, path := range k.devices {
+		left = append(left, export.Block{ID: id, Path: path, Size: 1 << 20, How: export.How{Sector: 512}})
+	}
+	return left, nil
+}
 func (k *kernel) Grow(id uint64) error                       { return k.call("grow") }
 func (k *kernel) Adopt(id uint64, dev blockdev.Device) error { k.served[id] = dev; return nil }
 

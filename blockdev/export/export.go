@@ -61,12 +61,23 @@ type Blocks interface {
 	// Find returns the block device of an export that this or an earlier process made, "" if the kernel has none.
 	Find(id uint64) (path string, err error)
 
+	// Left returns the block devices of all exports that this or an earlier process made and the kernel has, by id.
+	Left() ([]Block, error)
+
 	// Grow tells the kernel that an export's device has more bytes.
 	Grow(id uint64) error
 
 	// Drop is Withdraw where nothing can be handed to the device: the block device goes with its last user, and every use
 	// of it fails. An export that is not there is no error.
 	Drop(id uint64) error
+}
+
+// A Block is the block device of an export, as the kernel knows it.
+type Block struct {
+	ID   uint64
+	Path string
+	Size int64 // bytes
+	How
 }
 
 // InPlace is an Exporter by which the kernel reads an image file itself and asks for what is missing. Images have names in

@@ -1,10 +1,16 @@
 package loop
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -73,6 +79,44 @@ func (d *Disks) Find(id uint64) (string, error) {
 		return path, nil
 	}
 	return blockdev.FindLoop(d.File(id))
+}
+
+// Left implements export.Blocks.
+func (d *Disks) Left() ([]export.Block, error) {
+	all, err := blockdev.LoopFiles()
+	if err != nil {
+		return nil, err
+	}
+	var left []export.Block
+	for _, l := range all {
+		id, err := strconv.ParseUint(filepath.Base(l.File), 10, 64)
+		if err != nil || d.File(id) != l.File {
+			continue // it is on another file
+		}
+		size, err := sysfs(l.Dev, "size")
+		ro, rerr := sysfs(l.Dev, "ro")
+		sector, serr := sysfs(l.Dev, "queue/logical_block_size")
+		if err := errors.Join(err, rerr, serr); errors.Is(err, fs.ErrNotExist) {
+			continue // it has ended meanwhile
+		} else if err != nil {
+			return nil, err
+		}
+		left = append(left, export.Block{
+			ID: id, Path: l.Dev, Size: size * sysfsSector, How: export.How{ReadOnly: ro != 0, Sector: int(sector)},
+		})
+	}
+	slices.SortFunc(left, func(a, b export.Block) int { return cmp.Compare(a.ID, b.ID) })
+	return left, nil
+}
+
+const sysfsSector = 512 // bytes of what /sys/block/*/size counts, whatever the device's sectors have
+
+func sysfs(dev, name string) (int64, error) {
+	p, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), name))
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseInt(strings.TrimSpace(string(p)), 10, 64)
 }
 
 // Adopt implements export.Exporter.
