@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +46,7 @@ func openDiskFile(_ context.Context, source string, readOnly bool) (disk.Device,
 type disksService struct {
 	controlv1.UnsafeDisksServer
 	disks *disk.Disks
+	host  *host.Host
 }
 
 // AttachDisk makes a block device of a file.
@@ -63,7 +65,7 @@ func (d *disksService) AttachDisk(ctx context.Context, req *controlv1.AttachDisk
 func (d *disksService) DetachDisk(ctx context.Context, req *controlv1.DetachDiskRequest) (*controlv1.DetachDiskResponse, error) {
 	name := filepath.Clean(req.GetName())
 	for _, k := range d.disks.List() {
-		if k.Path == name && strings.HasPrefix(k.Source, volumeSource) {
+		if k.Path == name && d.isVolume(k.Source) {
 			return nil, invalid("%s is a volume: snapctl volume detach", name)
 		}
 	}
@@ -75,6 +77,12 @@ func (d *disksService) DetachDisk(ctx context.Context, req *controlv1.DetachDisk
 		return &controlv1.DetachDiskResponse{}, err
 	}
 	return &controlv1.DetachDiskResponse{Disk: diskMessage(k)}, nil
+}
+
+// isVolume reports whether a disk's bytes are a volume that this node owns, and has to give up.
+func (d *disksService) isVolume(source string) bool {
+	s, ok := strings.CutPrefix(source, volumeSource)
+	return ok && slices.ContainsFunc(d.host.Attached(), func(a host.Attached) bool { return a.ID.String() == s })
 }
 
 // ListDisks lists what is attached.

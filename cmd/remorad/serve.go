@@ -155,7 +155,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	controls{
 		node:    &nodeService{root: f.root, cfg: cfg, cache: images, sn: sn, holder: h},
 		images:  &imagesService{sn: sn, registry: reg, containerd: containerd},
-		disks:   &disksService{disks: disks},
+		disks:   &disksService{disks: disks, host: owned},
 		volumes: &volumes{host: owned, disks: disks, byName: cleanStore(cfg.Volume.Store), log: log},
 	}.register(server)
 	metrics := prometheus.NewRegistry()

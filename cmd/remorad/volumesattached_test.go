@@ -32,7 +32,7 @@ func volumeNode(t *testing.T) (*control.Client, *host.Host, string) {
 		t.Fatal(err)
 	}
 	server := grpc.NewServer(controlOptions()...)
-	controls{node: &nodeService{}, images: &imagesService{}, disks: &disksService{disks: disks},
+	controls{node: &nodeService{}, images: &imagesService{}, disks: &disksService{disks: disks, host: h},
 		volumes: &volumes{host: h, disks: disks, log: discard()}}.register(server)
 	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(dir, "s"))
 	if err != nil {
