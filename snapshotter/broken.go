@@ -2,8 +2,6 @@ package snapshotter
 
 import (
 	"encoding/json"
-	"errors"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,17 +9,17 @@ import (
 	"github.com/remora-storage/remora/internal/durable"
 )
 
-// brokenFile keeps the broken snapshots over restarts: after the first, nothing else tells that a
+// BrokenFile keeps the broken snapshots over restarts: after the first, nothing else tells that a
 // container still has what was lost then.
-const brokenFile = "broken.json"
+var BrokenFile = durable.Kind{
+	Name: "broken.json",
+	Lost: "which containers were broken before remorad started last",
+	Do:   "if remorad and its holder had ended together before, start the containers again that ran then; then remove this file",
+}
 
 func (s *Snapshotter) readBroken() map[string]string {
-	broken := map[string]string{}
-	p, err := os.ReadFile(filepath.Join(s.root, brokenFile))
-	if err == nil {
-		err = json.Unmarshal(p, &broken)
-	}
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	broken, _, err := durable.LoadJSON[map[string]string](filepath.Join(s.root, BrokenFile.Name), BrokenFile, s.log, nil)
+	if err != nil {
 		s.log.Error("containers that an earlier life has named are not known any more", "err", err)
 	}
 	return broken
@@ -29,7 +27,7 @@ func (s *Snapshotter) readBroken() map[string]string {
 
 // saveBrokenLocked writes the broken snapshots down. The caller holds mu.
 func (s *Snapshotter) saveBrokenLocked() {
-	path := filepath.Join(s.root, brokenFile)
+	path := filepath.Join(s.root, BrokenFile.Name)
 	p, err := json.Marshal(s.broken)
 	if err == nil {
 		err = durable.Replace(path, p, 0o600)

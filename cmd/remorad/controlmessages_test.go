@@ -13,6 +13,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev/disk"
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
+	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/snapshotter"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
@@ -78,6 +79,7 @@ func TestMessagesHaveEverything(t *testing.T) {
 		"back end":        {message: backendMessage(filled[snapshotter.Capabilities]())},
 		"layer":           {message: layerMessage(filled[snapshotter.LayerStatus]())},
 		"broken snapshot": {message: brokenMessage(filled[snapshotter.BrokenSnapshot]())},
+		"damaged file":    {message: damagedMessage(filled[durable.Damage]())},
 		"waiting reader":  {message: waitingMessage(filled[snapshotter.WaitingReader]())},
 		"cache entry":     {message: cacheEntryMessage(filled[snapshotter.CachedLayer]())},
 		"document":        {message: documentMessage(filled[snapshotter.Document]())},
@@ -139,6 +141,7 @@ func TestTextIsUTF8(t *testing.T) {
 	for name, m := range map[string]proto.Message{
 		"command": waitingMessage(snapshotter.WaitingReader{Command: "caf\xe9"}),
 		"mount":   brokenMessage(snapshotter.BrokenSnapshot{Mounted: "/mnt/\xff"}),
+		"damaged": damagedMessage(durable.Damage{File: "\xff", Aside: "\xff"}),
 		"file":    diskMessage(disk.Disk{Source: fileSource + "/\xff", Reason: "\xfe"}),
 		"span":    spanMessage(snapshotter.Span{What: "\xff", Err: errors.New("\xff")}),
 		"problem": reportMessage(&volume.Report{Problems: []string{"\xff"}}, ""),

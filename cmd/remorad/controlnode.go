@@ -2,14 +2,20 @@ package main
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/cache"
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/cmd/internal/version"
+	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/volume/host"
 )
 
 // nodeService tells and changes what this node does.
@@ -25,12 +31,36 @@ type nodeService struct {
 // Status implements controlv1.NodeServer.
 func (n *nodeService) Status(context.Context, *controlv1.StatusRequest) (*controlv1.StatusResponse, error) {
 	st := n.sn.Status()
+	damaged, err := damagedFiles(n.root)
+	if err != nil {
+		return nil, err
+	}
 	return &controlv1.StatusResponse{
 		Version: version.String(), Root: n.root, Backend: backendMessage(st.Capabilities), Cache: n.usage(),
 		Registry: &controlv1.Registry{ConfigPath: n.cfg.Registry.ConfigPath, DockerConfig: n.cfg.Registry.DockerConfig},
 		Layers:   list(st.Layers, layerMessage), Broken: list(st.Broken, brokenMessage), Waiting: list(st.Waiting, waitingMessage),
-		Holder: &controlv1.Holder{Pid: int32(n.holder.pid())},
+		Holder: &controlv1.Holder{Pid: int32(n.holder.pid())}, Damaged: list(damaged, damagedMessage),
 	}, nil
+}
+
+// damagedFiles lists what was set aside below the root, whenever that was.
+func damagedFiles(root string) ([]durable.Damage, error) {
+	of, err := durable.ListDamaged(root, registry.LoginsFile, disk.RecordFile)
+	if err != nil {
+		return nil, err
+	}
+	ofVolumes, err := durable.ListDamaged(volumesDir(root), host.RecordFile, host.NodeFile)
+	if err != nil {
+		return nil, err
+	}
+	ofImages, err := snapshotter.ListDamaged(root)
+	return slices.Concat(of, ofVolumes, ofImages), err
+}
+
+func damagedMessage(d durable.Damage) *controlv1.DamagedFile {
+	return &controlv1.DamagedFile{
+		File: text(d.File), Aside: text(d.Aside), Found: timestamppb.New(d.When), Lost: d.Kind.Lost, Advice: d.Kind.Do,
+	}
 }
 
 func backendMessage(c snapshotter.Capabilities) *controlv1.Backend {

@@ -30,6 +30,9 @@ type volumes struct {
 	log    *slog.Logger
 }
 
+// volumesDir returns where what this node knows of its volumes lies.
+func volumesDir(root string) string { return filepath.Join(root, "volumes") }
+
 // openHost opens this node's volumes.
 func openHost(root string, cfg *config, keep volume.Cache, log *slog.Logger) (*host.Host, error) {
 	memory, err := units.RAMInBytes(cfg.Volume.Memory)
@@ -41,7 +44,7 @@ func openHost(root string, cfg *config, keep volume.Cache, log *slog.Logger) (*h
 		return nil, fmt.Errorf("[volume] journal: %w", err)
 	}
 	return host.Open(host.Options{
-		Root: filepath.Join(root, "volumes"), OpenStore: storeOpener(cfg.Volume.Credentials),
+		Root: volumesDir(root), OpenStore: storeOpener(cfg.Volume.Credentials),
 		Cache: keep, Memory: memory, Journal: journal, TTL: time.Duration(cfg.Volume.Lease), Log: log,
 	})
 }

@@ -153,6 +153,10 @@ func (a *app) remoraFindings(ctx context.Context) (*control.StatusReply, []findi
 		all = append(all, finding{Check: "container " + cmp.Or(b.Container, b.Mounted), Result: warning, Detail: b.Reason,
 			Fix: "start that container again"})
 	}
+	for _, d := range st.Damaged {
+		all = append(all, finding{Check: "file " + d.File, Result: warning, Detail: "was damaged, and is " + d.Aside + " now; lost: " + d.Lost,
+			Fix: d.Advice})
+	}
 	c := finding{Check: "cache", Result: ok, Detail: size(st.Cache.Bytes) + " of " + size(st.Cache.Limit)}
 	if st.Cache.Limit > 0 && st.Cache.Bytes > st.Cache.Limit/10*9 {
 		c.Result, c.Fix = warning, "the cache is nearly full: raise [cache] limit or remove images"

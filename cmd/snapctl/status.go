@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"text/tabwriter"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/docker/go-units"
@@ -23,7 +24,8 @@ func (a *app) statusCommand() *cobra.Command {
 		Long: `status shows how layers are mounted here and why, how full the cache is, and for every lazy
 layer how much of it is present and how much was fetched since remorad started. It names the
 processes that wait for a registry, and the containers that may have seen errors or wrong data
-since what their mounts depend on was lost.
+since what their mounts depend on was lost. It names each file of remorad's that was damaged and set
+aside, what was lost with it and what to do, until that file is removed.
 
 With an image it shows that image's layers, and what became of the bytes that were fetched since
 remorad started: how many were fetched before anybody asked, how many of these were used, how many
@@ -34,8 +36,8 @@ kernel reads of complete layers by itself is not seen.
 With --json it prints one object: backend.name, backend.reason, holder.pid, cache.bytes,
 cache.limit, cache.pinned, layers[] with digest, image, format, backend, state, present_bytes,
 total_bytes, fetched_bytes, read_bytes, prefetched_bytes, prefetch_used_bytes, demand_bytes, waits,
-wait_seconds, waiting[] with pid, command, container, image, seconds, reason, and broken[] with
-container, snapshot, mounted, reason.`,
+wait_seconds, waiting[] with pid, command, container, image, seconds, reason, broken[] with
+container, snapshot, mounted, reason, and damaged[] with file, aside, found, lost, advice.`,
 		Args: between(0, 1, "at most one image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -120,6 +122,10 @@ func humanStatus(w io.Writer, st *control.StatusReply) {
 		fmt.Fprintln(w, "holder    none: mounts of incomplete layers end with remorad")
 	}
 	fmt.Fprintf(w, "cache     %s of %s, %s of it cannot be evicted now\n", size(st.Cache.Bytes), size(st.Cache.Limit), size(st.Cache.Pinned))
+	for _, d := range st.Damaged {
+		fmt.Fprintf(w, "damaged   %s: set aside on %s as %s\n", d.File, d.Found.Format(time.DateTime+" MST"), d.Aside)
+		fmt.Fprintf(w, "          lost: %s\n          do: %s\n", d.Lost, d.Advice)
+	}
 	if len(st.Layers) == 0 {
 		fmt.Fprintln(w, "\nno lazy layers; pull an image with: snapctl pull IMAGE")
 		return

@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/cmd/internal/cmdtest"
@@ -32,14 +33,19 @@ func TestStatus(t *testing.T) {
 		}
 		f.status.Broken = []*controlv1.Broken{{Container: "default/web", Reason: "its holder ended"},
 			{Snapshot: "9", Mounted: "/mnt", Reason: "it is lost"}}
+		f.status.Damaged = []*controlv1.DamagedFile{{File: "/root/logins.json", Aside: "/root/logins.json.damaged-1",
+			Found: timestamppb.New(time.Unix(0, 0)), Lost: "passwords", Advice: "log in again"}}
 	})
 	contains(t, u.run("status").ok(), "none: every layer takes the ordinary path (nothing works)", "holder    none", "mounted, verified",
 		"1MiB", "4MiB",
 		short(digest.Digest(layer))+": it was damaged once", "process 42 (redis, pod) has waited for 3 s for data of app:1: no route",
 		"process 43", "the registry is slow", "container default/web is broken: its holder ended",
-		"snapshot 9, mounted on /mnt, is broken: it is lost")
+		"snapshot 9, mounted on /mnt, is broken: it is lost",
+		"damaged   /root/logins.json: set aside on 1970-01-01 00:00:00 UTC as /root/logins.json.damaged-1",
+		"lost: passwords", "do: log in again")
 	st := decode[control.StatusReply](u.run("--json", "status"))
-	if len(st.Layers) != 1 || st.Layers[0].Digest.String() != layer || st.Waiting[0].Seconds != 3 || len(st.Broken) != 2 {
+	if len(st.Layers) != 1 || st.Layers[0].Digest.String() != layer || st.Waiting[0].Seconds != 3 || len(st.Broken) != 2 ||
+		len(st.Damaged) != 1 || st.Damaged[0].Aside != "/root/logins.json.damaged-1" {
 		t.Errorf("as JSON: %+v", st)
 	}
 }
@@ -88,10 +94,11 @@ func TestDoctorRemorad(t *testing.T) {
 		f.status.Holder, f.status.Root = nil, "/elsewhere"
 		f.status.Cache.Bytes = f.status.Cache.Limit
 		f.status.Broken = []*controlv1.Broken{{Container: "default/web", Reason: "its holder ended"}}
+		f.status.Damaged = []*controlv1.DamagedFile{{File: "/f", Aside: "/g", Lost: "it", Advice: "remove it"}}
 	})
 	all = findings(u, "--containerd-config", u.file("c.toml", ""))
 	for check, want := range map[string]string{"back end": failure, "complete layers": warning, "holder": warning, "cache": warning,
-		"container default/web": warning, "exports.root": warning, "user namespaces": failure} {
+		"container default/web": warning, "file /f": warning, "exports.root": warning, "user namespaces": failure} {
 		if all[check].Result != want || all[check].Fix == "" {
 			t.Errorf("%s: %+v, want %s", check, all[check], want)
 		}

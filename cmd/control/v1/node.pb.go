@@ -41,6 +41,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -100,6 +101,7 @@ type StatusResponse struct {
 	Broken        []*Broken              `protobuf:"bytes,7,rep,name=broken,proto3" json:"broken,omitempty"`
 	Waiting       []*Waiting             `protobuf:"bytes,8,rep,name=waiting,proto3" json:"waiting,omitempty"`
 	Holder        *Holder                `protobuf:"bytes,9,opt,name=holder,proto3" json:"holder,omitempty"`
+	Damaged       []*DamagedFile         `protobuf:"bytes,10,rep,name=damaged,proto3" json:"damaged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -193,6 +195,13 @@ func (x *StatusResponse) GetWaiting() []*Waiting {
 func (x *StatusResponse) GetHolder() *Holder {
 	if x != nil {
 		return x.Holder
+	}
+	return nil
+}
+
+func (x *StatusResponse) GetDamaged() []*DamagedFile {
+	if x != nil {
+		return x.Damaged
 	}
 	return nil
 }
@@ -690,6 +699,83 @@ func (x *Broken) GetReason() string {
 	return ""
 }
 
+// DamagedFile is a file of remorad's that could not be read and was set aside, until somebody removes it.
+type DamagedFile struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	File          string                 `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`     // where it was
+	Aside         string                 `protobuf:"bytes,2,opt,name=aside,proto3" json:"aside,omitempty"`   // where it lies now. A file that was gone has a note there
+	Found         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=found,proto3" json:"found,omitempty"`   // when it was set aside
+	Lost          string                 `protobuf:"bytes,4,opt,name=lost,proto3" json:"lost,omitempty"`     // what was lost with it
+	Advice        string                 `protobuf:"bytes,5,opt,name=advice,proto3" json:"advice,omitempty"` // what to do about it
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DamagedFile) Reset() {
+	*x = DamagedFile{}
+	mi := &file_cmd_control_v1_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DamagedFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DamagedFile) ProtoMessage() {}
+
+func (x *DamagedFile) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DamagedFile.ProtoReflect.Descriptor instead.
+func (*DamagedFile) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DamagedFile) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+func (x *DamagedFile) GetAside() string {
+	if x != nil {
+		return x.Aside
+	}
+	return ""
+}
+
+func (x *DamagedFile) GetFound() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Found
+	}
+	return nil
+}
+
+func (x *DamagedFile) GetLost() string {
+	if x != nil {
+		return x.Lost
+	}
+	return ""
+}
+
+func (x *DamagedFile) GetAdvice() string {
+	if x != nil {
+		return x.Advice
+	}
+	return ""
+}
+
 // Waiting is a process that has waited for missing data for more than a second.
 type Waiting struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -706,7 +792,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[8]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -718,7 +804,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[8]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -731,7 +817,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Waiting) GetPid() int32 {
@@ -791,7 +877,7 @@ type DetachRequest struct {
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[9]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -803,7 +889,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[9]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -816,7 +902,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 type DetachResponse struct {
@@ -828,7 +914,7 @@ type DetachResponse struct {
 
 func (x *DetachResponse) Reset() {
 	*x = DetachResponse{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[10]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -840,7 +926,7 @@ func (x *DetachResponse) String() string {
 func (*DetachResponse) ProtoMessage() {}
 
 func (x *DetachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[10]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -853,7 +939,7 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DetachResponse) GetLayers() int64 {
@@ -871,7 +957,7 @@ type ListCacheRequest struct {
 
 func (x *ListCacheRequest) Reset() {
 	*x = ListCacheRequest{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[11]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -883,7 +969,7 @@ func (x *ListCacheRequest) String() string {
 func (*ListCacheRequest) ProtoMessage() {}
 
 func (x *ListCacheRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[11]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -896,7 +982,7 @@ func (x *ListCacheRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCacheRequest.ProtoReflect.Descriptor instead.
 func (*ListCacheRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 type ListCacheResponse struct {
@@ -909,7 +995,7 @@ type ListCacheResponse struct {
 
 func (x *ListCacheResponse) Reset() {
 	*x = ListCacheResponse{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[12]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -921,7 +1007,7 @@ func (x *ListCacheResponse) String() string {
 func (*ListCacheResponse) ProtoMessage() {}
 
 func (x *ListCacheResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[12]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -934,7 +1020,7 @@ func (x *ListCacheResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListCacheResponse.ProtoReflect.Descriptor instead.
 func (*ListCacheResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListCacheResponse) GetUsage() *CacheUsage {
@@ -967,7 +1053,7 @@ type CacheEntry struct {
 
 func (x *CacheEntry) Reset() {
 	*x = CacheEntry{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[13]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1065,7 @@ func (x *CacheEntry) String() string {
 func (*CacheEntry) ProtoMessage() {}
 
 func (x *CacheEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[13]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1078,7 @@ func (x *CacheEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEntry.ProtoReflect.Descriptor instead.
 func (*CacheEntry) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CacheEntry) GetDigest() string {
@@ -1054,7 +1140,7 @@ type PinRequest struct {
 
 func (x *PinRequest) Reset() {
 	*x = PinRequest{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[14]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1152,7 @@ func (x *PinRequest) String() string {
 func (*PinRequest) ProtoMessage() {}
 
 func (x *PinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[14]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1165,7 @@ func (x *PinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinRequest.ProtoReflect.Descriptor instead.
 func (*PinRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PinRequest) GetImage() string {
@@ -1105,7 +1191,7 @@ type PinResponse struct {
 
 func (x *PinResponse) Reset() {
 	*x = PinResponse{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[15]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1117,7 +1203,7 @@ func (x *PinResponse) String() string {
 func (*PinResponse) ProtoMessage() {}
 
 func (x *PinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[15]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1130,7 +1216,7 @@ func (x *PinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinResponse.ProtoReflect.Descriptor instead.
 func (*PinResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *PinResponse) GetLayers() int64 {
@@ -1148,7 +1234,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[16]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1246,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[16]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1259,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{16}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{17}
 }
 
 type PruneResponse struct {
@@ -1185,7 +1271,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[17]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1283,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[17]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1296,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PruneResponse) GetBytes() int64 {
@@ -1224,8 +1310,8 @@ var File_cmd_control_v1_node_proto protoreflect.FileDescriptor
 
 const file_cmd_control_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x19cmd/control/v1/node.proto\x12\x11remora.control.v1\x1a\x1egoogle/protobuf/duration.proto\"\x0f\n" +
-	"\rStatusRequest\"\xb0\x03\n" +
+	"\x19cmd/control/v1/node.proto\x12\x11remora.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x0f\n" +
+	"\rStatusRequest\"\xea\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04root\x18\x02 \x01(\tR\x04root\x124\n" +
@@ -1235,7 +1321,9 @@ const file_cmd_control_v1_node_proto_rawDesc = "" +
 	"\x06layers\x18\x06 \x03(\v2\x18.remora.control.v1.LayerR\x06layers\x121\n" +
 	"\x06broken\x18\a \x03(\v2\x19.remora.control.v1.BrokenR\x06broken\x124\n" +
 	"\awaiting\x18\b \x03(\v2\x1a.remora.control.v1.WaitingR\awaiting\x121\n" +
-	"\x06holder\x18\t \x01(\v2\x19.remora.control.v1.HolderR\x06holder\"\xab\x01\n" +
+	"\x06holder\x18\t \x01(\v2\x19.remora.control.v1.HolderR\x06holder\x128\n" +
+	"\adamaged\x18\n" +
+	" \x03(\v2\x1e.remora.control.v1.DamagedFileR\adamaged\"\xab\x01\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x16\n" +
@@ -1281,7 +1369,13 @@ const file_cmd_control_v1_node_proto_rawDesc = "" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x1a\n" +
 	"\bsnapshot\x18\x02 \x01(\tR\bsnapshot\x12\x18\n" +
 	"\amounted\x18\x03 \x01(\tR\amounted\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xcc\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\x95\x01\n" +
+	"\vDamagedFile\x12\x12\n" +
+	"\x04file\x18\x01 \x01(\tR\x04file\x12\x14\n" +
+	"\x05aside\x18\x02 \x01(\tR\x05aside\x120\n" +
+	"\x05found\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05found\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\tR\x04lost\x12\x16\n" +
+	"\x06advice\x18\x05 \x01(\tR\x06advice\"\xcc\x01\n" +
 	"\aWaiting\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x1c\n" +
@@ -1336,27 +1430,29 @@ func file_cmd_control_v1_node_proto_rawDescGZIP() []byte {
 	return file_cmd_control_v1_node_proto_rawDescData
 }
 
-var file_cmd_control_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_cmd_control_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_cmd_control_v1_node_proto_goTypes = []any{
-	(*StatusRequest)(nil),       // 0: remora.control.v1.StatusRequest
-	(*StatusResponse)(nil),      // 1: remora.control.v1.StatusResponse
-	(*Backend)(nil),             // 2: remora.control.v1.Backend
-	(*CacheUsage)(nil),          // 3: remora.control.v1.CacheUsage
-	(*Registry)(nil),            // 4: remora.control.v1.Registry
-	(*Holder)(nil),              // 5: remora.control.v1.Holder
-	(*Layer)(nil),               // 6: remora.control.v1.Layer
-	(*Broken)(nil),              // 7: remora.control.v1.Broken
-	(*Waiting)(nil),             // 8: remora.control.v1.Waiting
-	(*DetachRequest)(nil),       // 9: remora.control.v1.DetachRequest
-	(*DetachResponse)(nil),      // 10: remora.control.v1.DetachResponse
-	(*ListCacheRequest)(nil),    // 11: remora.control.v1.ListCacheRequest
-	(*ListCacheResponse)(nil),   // 12: remora.control.v1.ListCacheResponse
-	(*CacheEntry)(nil),          // 13: remora.control.v1.CacheEntry
-	(*PinRequest)(nil),          // 14: remora.control.v1.PinRequest
-	(*PinResponse)(nil),         // 15: remora.control.v1.PinResponse
-	(*PruneRequest)(nil),        // 16: remora.control.v1.PruneRequest
-	(*PruneResponse)(nil),       // 17: remora.control.v1.PruneResponse
-	(*durationpb.Duration)(nil), // 18: google.protobuf.Duration
+	(*StatusRequest)(nil),         // 0: remora.control.v1.StatusRequest
+	(*StatusResponse)(nil),        // 1: remora.control.v1.StatusResponse
+	(*Backend)(nil),               // 2: remora.control.v1.Backend
+	(*CacheUsage)(nil),            // 3: remora.control.v1.CacheUsage
+	(*Registry)(nil),              // 4: remora.control.v1.Registry
+	(*Holder)(nil),                // 5: remora.control.v1.Holder
+	(*Layer)(nil),                 // 6: remora.control.v1.Layer
+	(*Broken)(nil),                // 7: remora.control.v1.Broken
+	(*DamagedFile)(nil),           // 8: remora.control.v1.DamagedFile
+	(*Waiting)(nil),               // 9: remora.control.v1.Waiting
+	(*DetachRequest)(nil),         // 10: remora.control.v1.DetachRequest
+	(*DetachResponse)(nil),        // 11: remora.control.v1.DetachResponse
+	(*ListCacheRequest)(nil),      // 12: remora.control.v1.ListCacheRequest
+	(*ListCacheResponse)(nil),     // 13: remora.control.v1.ListCacheResponse
+	(*CacheEntry)(nil),            // 14: remora.control.v1.CacheEntry
+	(*PinRequest)(nil),            // 15: remora.control.v1.PinRequest
+	(*PinResponse)(nil),           // 16: remora.control.v1.PinResponse
+	(*PruneRequest)(nil),          // 17: remora.control.v1.PruneRequest
+	(*PruneResponse)(nil),         // 18: remora.control.v1.PruneResponse
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
 }
 var file_cmd_control_v1_node_proto_depIdxs = []int32{
 	2,  // 0: remora.control.v1.StatusResponse.backend:type_name -> remora.control.v1.Backend
@@ -1364,27 +1460,29 @@ var file_cmd_control_v1_node_proto_depIdxs = []int32{
 	4,  // 2: remora.control.v1.StatusResponse.registry:type_name -> remora.control.v1.Registry
 	6,  // 3: remora.control.v1.StatusResponse.layers:type_name -> remora.control.v1.Layer
 	7,  // 4: remora.control.v1.StatusResponse.broken:type_name -> remora.control.v1.Broken
-	8,  // 5: remora.control.v1.StatusResponse.waiting:type_name -> remora.control.v1.Waiting
+	9,  // 5: remora.control.v1.StatusResponse.waiting:type_name -> remora.control.v1.Waiting
 	5,  // 6: remora.control.v1.StatusResponse.holder:type_name -> remora.control.v1.Holder
-	18, // 7: remora.control.v1.Layer.waited:type_name -> google.protobuf.Duration
-	18, // 8: remora.control.v1.Waiting.waited:type_name -> google.protobuf.Duration
-	3,  // 9: remora.control.v1.ListCacheResponse.usage:type_name -> remora.control.v1.CacheUsage
-	13, // 10: remora.control.v1.ListCacheResponse.entries:type_name -> remora.control.v1.CacheEntry
-	0,  // 11: remora.control.v1.Node.Status:input_type -> remora.control.v1.StatusRequest
-	9,  // 12: remora.control.v1.Node.Detach:input_type -> remora.control.v1.DetachRequest
-	11, // 13: remora.control.v1.Node.ListCache:input_type -> remora.control.v1.ListCacheRequest
-	14, // 14: remora.control.v1.Node.Pin:input_type -> remora.control.v1.PinRequest
-	16, // 15: remora.control.v1.Node.Prune:input_type -> remora.control.v1.PruneRequest
-	1,  // 16: remora.control.v1.Node.Status:output_type -> remora.control.v1.StatusResponse
-	10, // 17: remora.control.v1.Node.Detach:output_type -> remora.control.v1.DetachResponse
-	12, // 18: remora.control.v1.Node.ListCache:output_type -> remora.control.v1.ListCacheResponse
-	15, // 19: remora.control.v1.Node.Pin:output_type -> remora.control.v1.PinResponse
-	17, // 20: remora.control.v1.Node.Prune:output_type -> remora.control.v1.PruneResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	8,  // 7: remora.control.v1.StatusResponse.damaged:type_name -> remora.control.v1.DamagedFile
+	19, // 8: remora.control.v1.Layer.waited:type_name -> google.protobuf.Duration
+	20, // 9: remora.control.v1.DamagedFile.found:type_name -> google.protobuf.Timestamp
+	19, // 10: remora.control.v1.Waiting.waited:type_name -> google.protobuf.Duration
+	3,  // 11: remora.control.v1.ListCacheResponse.usage:type_name -> remora.control.v1.CacheUsage
+	14, // 12: remora.control.v1.ListCacheResponse.entries:type_name -> remora.control.v1.CacheEntry
+	0,  // 13: remora.control.v1.Node.Status:input_type -> remora.control.v1.StatusRequest
+	10, // 14: remora.control.v1.Node.Detach:input_type -> remora.control.v1.DetachRequest
+	12, // 15: remora.control.v1.Node.ListCache:input_type -> remora.control.v1.ListCacheRequest
+	15, // 16: remora.control.v1.Node.Pin:input_type -> remora.control.v1.PinRequest
+	17, // 17: remora.control.v1.Node.Prune:input_type -> remora.control.v1.PruneRequest
+	1,  // 18: remora.control.v1.Node.Status:output_type -> remora.control.v1.StatusResponse
+	11, // 19: remora.control.v1.Node.Detach:output_type -> remora.control.v1.DetachResponse
+	13, // 20: remora.control.v1.Node.ListCache:output_type -> remora.control.v1.ListCacheResponse
+	16, // 21: remora.control.v1.Node.Pin:output_type -> remora.control.v1.PinResponse
+	18, // 22: remora.control.v1.Node.Prune:output_type -> remora.control.v1.PruneResponse
+	18, // [18:23] is the sub-list for method output_type
+	13, // [13:18] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_cmd_control_v1_node_proto_init() }
@@ -1398,7 +1496,7 @@ func file_cmd_control_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cmd_control_v1_node_proto_rawDesc), len(file_cmd_control_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -19,6 +20,16 @@ type StatusReply struct {
 	Broken   []Broken   `json:"broken"`
 	Waiting  []Waiting  `json:"waiting"`
 	Holder   Holder     `json:"holder"`
+	Damaged  []Damaged  `json:"damaged"`
+}
+
+// Damaged is a file of remorad's that could not be read and was set aside, until somebody removes it.
+type Damaged struct {
+	File   string    `json:"file"`
+	Aside  string    `json:"aside"`
+	Found  time.Time `json:"found"`
+	Lost   string    `json:"lost"`
+	Advice string    `json:"advice"`
 }
 
 // Holder is the process that keeps mounts alive while remorad is not there. PID is 0 if there is none.
@@ -107,8 +118,14 @@ func (c *Client) Status(ctx context.Context) (*StatusReply, error) {
 		Cache:    usageOf(m.GetCache()),
 		Registry: Registry{ConfigPath: m.GetRegistry().GetConfigPath(), DockerConfig: m.GetRegistry().GetDockerConfig()},
 		Layers:   all(m.GetLayers(), layerOf), Broken: all(m.GetBroken(), brokenOf), Waiting: all(m.GetWaiting(), waitingOf),
-		Holder: Holder{PID: int(m.GetHolder().GetPid())},
+		Holder: Holder{PID: int(m.GetHolder().GetPid())}, Damaged: all(m.GetDamaged(), damagedOf),
 	}, nil
+}
+
+func damagedOf(m *controlv1.DamagedFile) Damaged {
+	return Damaged{
+		File: m.GetFile(), Aside: m.GetAside(), Found: m.GetFound().AsTime(), Lost: m.GetLost(), Advice: m.GetAdvice(),
+	}
 }
 
 func layerOf(m *controlv1.Layer) Layer {
