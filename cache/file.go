@@ -2,444 +2,206 @@ package cache
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
-	"fmt"
+	"io"
 	"os"
-	"path/filepath"
-	"sync"
-	"sync/atomic"
-	"time"
 
 	"github.com/opencontainers/go-digest"
-	"golang.org/x/sync/semaphore"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/cache/fetch"
+	"github.com/remora-storage/remora/cache/image"
+	"github.com/remora-storage/remora/cache/proof"
 )
 
-const (
-	tableFile    = "extents"
-	imageFile    = "image"
-	presenceFile = "present"
-	residueFile  = "residue"
-	plainFile    = "verified" // the digest of the plain blob, once it is known
-	keptFile     = "kept"
-)
-
-// A File is one image. It is a blockdev.Device: read-only, every byte of it readable, what is
-// missing fetched on the way.
+// A File is one image with what fetches for it. It is a blockdev.Device: read-only, every byte of it readable, what is
+// missing fetched on the way. It has no state of its own.
 type File struct {
-	c   *Cache
-	id  string
-	dir string
-	img *os.File
-	t   *table
-
-	points *points // where units begin; nil but for blob.Spans
-
-	fetched atomic.Int64 // bytes taken from the source since the daemon started
-
-	// punch is held shared by who reads or writes extents of the image file, and exclusively
-	// by who takes extents away, so that no reader sees a hole instead of data.
-	punch sync.RWMutex
-
-	verifying *semaphore.Weighted // held while the file is verified
-
-	commitMu sync.Mutex // one commit at a time; taken before mu
-	record   *presence  // guarded by commitMu; nil until the first commit
-	metaSum  uint32     // of the metadata, as it was written; for the first commit
-	unsafe   bool       // guarded by commitMu: its metadata may be lost, so that it is never recorded
-
-	mu         sync.Mutex // guards the fields below
-	src        Source
-	policy     Policy
-	trouble    error    // why the source does not answer; nil while it does
-	present    []uint64 // a bit an extent
-	used       []uint32 // when an extent was last used, in ticks; nil until one is
-	nPresent   int
-	bytes      int64 // on disk, of present extents
-	dirty      []run // filled, not recorded
-	inflight   map[uint32]*unitFill
-	pins       int
-	gone       bool // nothing begins any more
-	closing    bool // no fetch begins any more
-	closed     bool
-	plainSum   digest.Digest // of the plain blob; "" until it is known
-	kept       bool          // an operator wants it never evicted
-	ahead      readahead
-	alike      map[string]int // how like other files, by name, this one is; see likeness
-	acct       account
-	recordings []*Recording
-
-	residue residue
+	c     *Cache
+	img   *image.Image
+	fetch *fetch.Fetcher
+	proof *proof.Prover
 }
 
 var _ blockdev.Device = (*File)(nil)
 
-// newFile returns a file of parts that lie in dir. The image file stays the caller's if that fails.
-func newFile(c *Cache, id, dir string, img *os.File, t *table, src Source) (*File, error) {
-	var pts *points
-	if t.codec == blob.Spans {
-		var err error
-		if pts, err = openPoints(dir, t); err != nil {
-			return nil, err
-		}
-	}
-	return &File{
-		c: c, id: id, dir: dir, img: img, t: t, points: pts, src: src, policy: c.opts.Policy,
-		present: make([]uint64, (t.nExtents+63)/64), inflight: map[uint32]*unitFill{},
-		verifying: semaphore.NewWeighted(1),
-	}, nil
+func (c *Cache) newFile(img *image.Image, src Source) *File {
+	f := c.fetches.Fetcher(img, src, c.policy)
+	return &File{c: c, img: img, fetch: f, proof: proof.New(img, f, c.log)}
+}
+
+// discard closes the file for good and returns how many bytes it had on disk.
+func (f *File) discard() int64 {
+	f.img.Discard()
+	f.fetch.Close(errors.New("image was removed"))
+	f.img.Close()
+	return f.img.Disk()
 }
 
 // ID returns the file's name in the cache.
-func (f *File) ID() string { return f.id }
+func (f *File) ID() string { return f.img.ID() }
 
 // Path returns where the image lies. While the file is complete and pinned, the kernel may read
 // it without us.
-func (f *File) Path() string { return filepath.Join(f.dir, imageFile) }
+func (f *File) Path() string { return f.img.Path() }
+
+// Image returns the open image file. It stays the cache's.
+func (f *File) Image() *os.File { return f.img.File() }
 
 // MetaSize returns the bytes at the image's start that are always present.
-func (f *File) MetaSize() int64 { return f.t.metaSize }
+func (f *File) MetaSize() int64 { return f.img.Table().MetaSize }
 
 // Imported reports whether the image's data came whole, by an Import.
-func (f *File) Imported() bool {
-	// Tables of earlier versions tell it by where the data is alone.
-	return f.t.imported || f.t.nExtents > 0 && f.t.extentOff(0) >= DataStart
-}
+func (f *File) Imported() bool { return f.img.Table().Imported() }
 
 // Size returns the image's size in bytes.
-func (f *File) Size() int64 { return f.t.imageSize }
+func (f *File) Size() int64 { return f.img.Table().ImageSize }
 
 // BlockSize returns 1: any range can be read.
 func (f *File) BlockSize() int { return 1 }
 
-// Stats are a file's numbers, all in bytes.
+// Stats are a file's numbers.
 type Stats struct {
-	Data    int64 // of all extents
-	Present int64 // of the extents that are here
-	Fetched int64 // taken from the source since the daemon started
-	Disk    int64 // on disk now, everything of this file
-
-	// Packed bytes of units since the daemon started: those that readers asked for, those that were
-	// fetched before anybody waited, those of the latter that readers asked for, and those that were
-	// fetched because a reader waited. What the kernel reads without asking is not seen.
-	Read, Prefetched, PrefetchUsed, Demanded int64
-
-	Waits  int64         // reads that waited for the network since the daemon started
-	Waited time.Duration // how long, all together
+	image.Stats
+	fetch.Counts
 }
 
 // Stats returns the file's numbers.
-func (f *File) Stats() Stats {
-	s := Stats{Fetched: f.fetched.Load()}
-	for i := range f.t.nExtents {
-		n := int64(f.t.extent(uint32(i)).Len)
-		s.Data += n
-		if f.has(uint32(i)) {
-			s.Present += n
-		}
-	}
-	s.Disk = f.allocated()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.acct.addLocked(f.t, &s)
-	return s
-}
+func (f *File) Stats() Stats { return Stats{f.img.Stats(), f.fetch.Counts()} }
 
 // Disk returns the bytes on disk now, in constant time.
-func (f *File) Disk() int64 { return f.allocated() }
+func (f *File) Disk() int64 { return f.img.Disk() }
 
 // Complete reports whether every extent is present.
-func (f *File) Complete() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.nPresent == f.t.nExtents
-}
+func (f *File) Complete() bool { return f.img.Complete() }
 
-// SetSource replaces where missing extents come from.
-func (f *File) SetSource(src Source) {
-	f.mu.Lock()
-	f.src = src
-	f.mu.Unlock()
-}
-
-// SetPolicy says what becomes of reads while the source does not answer.
-func (f *File) SetPolicy(p Policy) {
-	f.mu.Lock()
-	f.policy = p.withDefaults()
-	f.mu.Unlock()
-}
-
-// Image returns the open image file. It stays the cache's.
-func (f *File) Image() *os.File { return f.img }
+// Removed reports whether the file was removed from the cache.
+func (f *File) Removed() bool { return f.img.Removed() }
 
 // Commit records everything that was filled so far and returns when that is on stable storage.
-func (f *File) Commit() error { return f.commit() }
-
-// AddFetched counts bytes that the caller took from the source for this file.
-func (f *File) AddFetched(n int64) { f.fetched.Add(n) }
+func (f *File) Commit() error { return f.img.Commit() }
 
 // PinIfComplete keeps all extents where they are until Unpin, if all are here. The kernel may
 // read a pinned file directly.
-func (f *File) PinIfComplete() bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.nPresent != f.t.nExtents || f.gone {
-		return false
-	}
-	f.pins++
-	return true
-}
+func (f *File) PinIfComplete() bool { return f.img.PinIfComplete() }
 
 // Pin keeps all extents that are here, or come, until Unpin. The kernel may read a pinned file
 // directly, if somebody fills it before.
-func (f *File) Pin() {
-	f.mu.Lock()
-	f.pins++
-	f.mu.Unlock()
-}
+func (f *File) Pin() { f.img.Pin() }
 
 // Unpin undoes one Pin or PinIfComplete.
-func (f *File) Unpin() {
-	f.mu.Lock()
-	f.pins--
-	f.mu.Unlock()
-}
+func (f *File) Unpin() { f.img.Unpin() }
 
 // Keep has the file never evicted, in this life and later ones, or as others are.
-func (f *File) Keep(keep bool) error {
-	mark := filepath.Join(f.dir, keptFile)
-	var err error
-	if keep {
-		err = os.WriteFile(mark, nil, 0o600)
-	} else if err = os.Remove(mark); errors.Is(err, os.ErrNotExist) {
-		err = nil
-	}
-	if err != nil {
-		return fmt.Errorf("keep image %s: %w", f.id, err)
-	}
-	f.mu.Lock()
-	f.kept = keep
-	f.mu.Unlock()
-	return nil
-}
+func (f *File) Keep(keep bool) error { return f.img.Keep(keep) }
 
 // Kept reports whether an operator wants the file never evicted, and whether it may be now.
-func (f *File) Kept() (kept, evictable bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.kept, f.evictableLocked()
-}
+func (f *File) Kept() (kept, evictable bool) { return f.img.Kept() }
 
-func (f *File) evictableLocked() bool {
-	return f.pins == 0 && !f.kept && !f.gone && f.t.codec != blob.Whole
-}
+// Fits reports whether all of the image would fit the budget beside what cannot be evicted.
+func (f *File) Fits() bool { return f.c.images.Fits(f.img) }
 
-func pages(n int64) int64 { return (n + 4095) &^ 4095 }
+// DropPages gives back the page cache of the image file itself. The kernel keeps what a mounted
+// file system has read once more for that, so that these pages are second copies.
+func (f *File) DropPages() { f.img.DropPages() }
 
-func (f *File) allocated() int64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.fixed() + f.bytes
-}
-
-// fixed is what the file takes on disk whatever extents are here.
-func (f *File) fixed() int64 {
-	n := pages(f.t.metaSize) + pages(int64(len(f.t.data))) + f.residue.reserved.Load()
-	if f.points != nil {
-		n += pages(f.points.size)
-	}
-	return n
-}
-
-func (f *File) has(i uint32) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.hasLocked(i)
-}
-
-func (f *File) hasLocked(i uint32) bool { return f.present[i/64]&(1<<(i%64)) != 0 }
-
-// markLocked sets or clears an extent's bit and keeps the counts.
-func (f *File) markLocked(i uint32, here bool) {
-	if f.hasLocked(i) == here {
-		return
-	}
-	f.present[i/64] ^= 1 << (i % 64)
-	n := pages(int64(f.t.extent(i).Len))
-	if here {
-		f.nPresent++
-		f.bytes += n
-	} else {
-		f.nPresent--
-		f.bytes -= n
+// Extents calls yield with each extent that shares a byte with [off, off+n) of the image, in order,
+// until it returns false.
+func (f *File) Extents(off, n int64, yield func(Extent) bool) {
+	t := f.img.Table()
+	lo, hi := t.Overlapping(off, n)
+	for i := lo; i < hi; i++ {
+		if !yield(t.Extent(uint32(i))) {
+			return
+		}
 	}
 }
 
-func (f *File) applyRun(r run) {
-	for i := r.first; i < r.first+r.count; i++ {
-		f.markLocked(i, !r.gone)
-	}
+// Find returns an extent with some content, if the file has one.
+func (f *File) Find(digest [sha256.Size]byte, n int64) (found Extent, ok bool) {
+	t := f.img.Table()
+	t.Find(&digest, func(i uint32) bool {
+		found = t.Extent(i)
+		ok = int64(found.Len) == n
+		return !ok
+	})
+	return found, ok
 }
 
-// noteLocked adds an extent to what the next commit records.
-func (f *File) noteLocked(i uint32) {
-	if k := len(f.dirty); k > 0 && f.dirty[k-1].first+f.dirty[k-1].count == i {
-		f.dirty[k-1].count++
-		return
-	}
-	f.dirty = append(f.dirty, run{first: i, count: 1})
+// UnitLen returns the packed bytes of a unit.
+func (f *File) UnitLen(u uint32) int64 { return f.img.Table().Unit(u).Len }
+
+// RecordUses notes which extents readers ask for until the recording is ended. Reads that the
+// kernel serves from memory, or of a complete file that it reads itself, are not seen.
+func (f *File) RecordUses() *Recording { return &Recording{f.img.RecordUses(), f} }
+
+// A Recording notes which extents of a file readers ask for, in order.
+type Recording struct {
+	*image.Recording
+	f *File
 }
+
+// File returns the file whose uses are recorded.
+func (r *Recording) File() *File { return r.f }
 
 // ReadAt fills p with the image's bytes from off. It fetches what is missing, sharing the fetch
 // with whoever waits for the same bytes, and returns soon after ctx ends. At the image's end it
 // returns fewer bytes and no error.
 func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	switch {
-	case off < 0:
-		return 0, fmt.Errorf("read image %s at %d: %w", f.id, off, blockdev.ErrRange)
-	case off >= f.t.imageSize:
-		return 0, nil
-	}
-	p = p[:min(int64(len(p)), f.t.imageSize-off)]
-	lo, hi := f.t.overlapping(off, int64(len(p)))
-	missing, err := f.readPresent(p, off, lo, hi)
-	if err != nil {
-		return 0, fmt.Errorf("read image %s at %d+%d: %w", f.id, off, len(p), err)
-	}
-	if len(missing) == 0 {
-		f.c.metrics.hits.Inc()
-		return len(p), nil
-	}
-	fills, err := f.waitForUnits(ctx, missing, off, int64(len(p)))
-	if err != nil {
-		return 0, fmt.Errorf("read image %s at %d+%d: %w", f.id, off, len(p), err)
-	}
-	for _, u := range fills {
-		u.copyTo(f.t, p, off)
-	}
-	return len(p), nil
+	return f.fetch.ReadAt(ctx, p, off)
 }
 
-// waitForUnits makes units present for a reader of [off, off+n) and returns them.
-func (f *File) waitForUnits(ctx context.Context, units []uint32, off, n int64) ([]*unitFill, error) {
-	f.c.metrics.misses.Inc()
-	began := time.Now()
-	defer f.c.waits.enter(ctx, f, off, n)()
-	fills, err := f.demandUnits(ctx, units)
-	for errors.Is(err, errAbandoned) && ctx.Err() == nil { // we joined it too late
-		fills, err = f.demandUnits(ctx, units)
-	}
-	took := time.Since(began)
-	f.c.metrics.wait.Observe(took.Seconds())
-	if f.noteWait(fills, took) && f.c.observers.watched() {
-		f.c.observers.tell(Event{
-			Kind: Waited, File: f, Off: off, Len: n, PID: blockdev.Caller(ctx), Began: began, Took: took, Err: err,
-		})
-	}
-	return fills, err
+// Peek reads what is here, without fetching and without counting as a reader. It fails with ErrMissing if anything of
+// the range is missing.
+func (f *File) Peek(p []byte, off int64) (int, error) { return f.img.Peek(p, off) }
+
+// Fill returns when every byte of [off, off+n) is in the image file itself, for a reader that is
+// the kernel. An n of 0 means up to the end. Where there is no room for it, it waits for room up to
+// the policy's deadline, and fails with ENOSPC. The caller has pinned the file.
+func (f *File) Fill(ctx context.Context, off, n int64) error { return f.fetch.Fill(ctx, off, n) }
+
+// Wants reports whether fetching a unit would bring anything that is neither here nor on its way.
+func (f *File) Wants(u uint32) bool { return f.fetch.Wants(u) }
+
+// SetSource replaces where missing extents come from.
+func (f *File) SetSource(src Source) { f.fetch.SetSource(src) }
+
+// SetPolicy says what becomes of reads while the source does not answer.
+func (f *File) SetPolicy(p Policy) { f.fetch.SetPolicy(p) }
+
+// AddFetched counts bytes that the caller took from the source for this file.
+func (f *File) AddFetched(n int64) { f.fetch.AddFetched(n) }
+
+// Prefetch makes units of the file present.
+func (f *File) Prefetch(ctx context.Context, units []uint32) error {
+	return f.fetch.Prefetch(ctx, units)
 }
 
-// readPresent reads what is here of extents [lo, hi) and everything between them, and returns
-// the units of those that are not.
-func (f *File) readPresent(p []byte, off int64, lo, hi int) (missing []uint32, err error) {
-	f.punch.RLock()
-	defer f.punch.RUnlock()
-	if missing, err = f.use(lo, hi); err != nil {
-		return nil, err
-	}
-	_, err = f.img.ReadAt(p, off)
-	return missing, err
+// PrefetchAll makes the file complete.
+func (f *File) PrefetchAll(ctx context.Context) error { return f.fetch.PrefetchAll(ctx) }
+
+// CompleteInBackground makes the file complete behind everything else, at Options.Rate.
+func (f *File) CompleteInBackground(ctx context.Context) error {
+	return f.fetch.CompleteInBackground(ctx)
 }
 
-// use notes that somebody reads extents [lo, hi) and returns the units of those that are not here.
-func (f *File) use(lo, hi int) (missing []uint32, err error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.gone {
-		return nil, errors.New("image was removed")
-	}
-	now := f.c.budget.Now()
-	if f.used == nil && hi > lo {
-		f.used = make([]uint32, f.t.nExtents)
-	}
-	for i := lo; i < hi; i++ {
-		f.used[i] = now
-		u := f.t.extent(uint32(i)).Unit
-		f.askLocked(u)
-		for _, r := range f.recordings {
-			r.noteLocked(uint32(i))
-		}
-		if f.hasLocked(uint32(i)) {
-			continue
-		}
-		if k := len(missing); k == 0 || missing[k-1] != u {
-			missing = append(missing, u)
-		}
-	}
-	return missing, nil
+// Verified reports whether the plain blob is known to be what a diffID says, from this life or an
+// earlier one.
+func (f *File) Verified(diffID digest.Digest) bool { return f.img.Proof().Verified(diffID) }
+
+// Known reports whether the digest of the plain blob is known, so that Verify answers immediately.
+func (f *File) Known() bool { return f.img.Proof().Known() }
+
+// Verify computes the digest of the whole plain blob and compares it with the diffID. Most of
+// it comes from the image; what the cache has not kept is fetched. The result is remembered.
+func (f *File) Verify(ctx context.Context, diffID digest.Digest) error {
+	return f.proof.Verify(ctx, diffID)
 }
 
-// closeFiles closes without recording. Nothing is written behind a close, so errors say nothing.
-func (f *File) closeFiles() {
-	f.commitMu.Lock()
-	defer f.commitMu.Unlock()
-	f.punch.Lock()
-	defer f.punch.Unlock()
-	f.mu.Lock()
-	already := f.closed
-	f.gone, f.closed = true, true
-	f.mu.Unlock()
-	if already {
-		return
-	}
-	f.img.Close()
-	if f.record != nil {
-		f.record.close()
-	}
-	if f.points != nil {
-		f.points.f.Close()
-	}
-	f.residue.close()
-}
-
-// jobs returns the fetches of the file that are under way.
-func (f *File) jobs() map[*job]bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	jobs := map[*job]bool{}
-	for _, u := range f.inflight {
-		jobs[u.job] = true
-	}
-	return jobs
-}
-
-// cancelFills ends all fetches of the file and waits for them.
-func (f *File) cancelFills(cause error) {
-	jobs := f.jobs()
-	for j := range jobs {
-		j.cancel(cause)
-	}
-	for j := range jobs {
-		<-j.ended
-	}
-}
-
-// awaitJobs waits for all fetches of the file.
-func (f *File) awaitJobs() {
-	for j := range f.jobs() {
-		<-j.ended
-	}
-}
-
-// discard closes the file for good and returns how many bytes it had on disk.
-func (f *File) discard() int64 {
-	f.mu.Lock()
-	f.gone = true // no fetch begins any more
-	f.dirty = nil
-	f.mu.Unlock()
-	f.cancelFills(errors.New("image was removed"))
-	f.closeFiles()
-	return f.allocated()
+// Stream reads the whole blob from the source once. It writes the packed bytes to packed, fills
+// every missing extent on the way and checks the diffID. progress, if not nil, is told how many
+// bytes were read so far.
+func (f *File) Stream(ctx context.Context, diffID digest.Digest, packed io.Writer, progress func(int64)) error {
+	return f.proof.Stream(ctx, diffID, packed, progress)
 }

@@ -22,7 +22,7 @@ var keepContexts = map[string]string{
 	"snapshotter.layers":      "life: the Snapshotter's Close",
 	"main.imageSession":       "one command of snapctl",
 	"main.mergedContext":      "is a context itself",
-	"cache.wholeReader":       "one Read of a whole blob",
+	"fetch.wholeReader":       "one Read of a whole blob",
 	"scan.pieces":             "one scan",
 	"scan.chunks":             "one scan",
 	"convert.limiter":         "one layer's conversion",

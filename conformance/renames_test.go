@@ -19,7 +19,7 @@ func TestRenames(t *testing.T) {
 		"internal/durable/file.go":    "Commit, after it synced the file",
 		"internal/durable/durable.go": "Rename, after it synced the file",
 		"filestore/put.go":            "a put is a rename under a condition, with a lock, or before the sync where nothing is replaced",
-		"cache/import.go":             "a directory that counts from the first record on, which syncs the directory above",
+		"image/import.go":             "a directory that counts from the first record on, which syncs the directory above",
 		"volume/journals.go":          "a journal keeps its content and gets another suffix; then the directory is synced",
 	}
 	rename := regexp.MustCompile(`\b(os\.Rename|(?:unix|syscall)\.Rename\w*|AtomicWriteFile|renameio\.\w+)\(`)

@@ -30,8 +30,8 @@ type Budget struct {
 
 // A Holder has bytes on disk that may be evicted.
 type Holder interface {
-	// Name says in logs whose bytes they are.
-	Name() string
+	// ID says in logs whose bytes they are.
+	ID() string
 	// Drop takes parts away and returns how many bytes that freed, which Evict subtracts. It may find that a part stays.
 	Drop(parts []uint32) (freed int64, err error)
 }
@@ -150,7 +150,7 @@ func (b *Budget) evictVictims(n int64) (freed int64) {
 	for of, some := range parts {
 		k, err := of.Drop(some)
 		if err != nil {
-			b.log.Warn("extents not evicted", "digest", of.Name(), "err", err)
+			b.log.Warn("extents not evicted", "digest", of.ID(), "err", err)
 		}
 		freed += k
 	}

@@ -258,8 +258,8 @@ func (d *Dir) Drop(key string) {
 	}
 }
 
-// Name is the object's key.
-func (b *object) Name() string { return b.key }
+// ID is the object's key.
+func (b *object) ID() string { return b.key }
 
 // Drop removes the object's file, which is its one part.
 func (b *object) Drop([]uint32) (freed int64, err error) { return b.d.drop(b), nil }

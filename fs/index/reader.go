@@ -12,7 +12,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/layout"
@@ -183,7 +182,7 @@ func decodePoints(p []byte, h *Head) (points []inflate.Point, units []blob.Unit,
 		if i+1 < len(points) {
 			plainEnd = points[i+1].Plain
 		}
-		if u.Len <= 0 || plainEnd < points[i].Plain || plainEnd-points[i].Plain > cache.MaxUnit ||
+		if u.Len <= 0 || plainEnd < points[i].Plain || plainEnd-points[i].Plain > blob.MaxUnit ||
 			i == 0 && (u.Off != 0 || points[i].Plain != 0) {
 			return nil, nil, bad
 		}

@@ -10,10 +10,10 @@ import (
 	"strings"
 
 	"crypto/sha256"
+
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/index"
@@ -154,7 +154,7 @@ func (t *tree) finish(codec blob.Codec, size int64, points []inflate.Point, out 
 	if codec == blob.Gzip {
 		codec = blob.Spans
 	}
-	if t.whole || out.longest() > cache.MaxUnit || codec == blob.Spans && widest(units) > cache.MaxUnit {
+	if t.whole || out.longest() > blob.MaxUnit || codec == blob.Spans && widest(units) > blob.MaxUnit {
 		codec, points, units = blob.Whole, nil, []blob.Unit{{Len: size}}
 	}
 	l, err := t.b.Finish(codec, units, func(u uint32) uint32 {

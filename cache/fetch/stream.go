@@ -1,0 +1,115 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/remora-storage/remora/internal/memory"
+)
+
+// memoryFor waits for the memory that a unit takes on its way: what of it is decoded, and its packed bytes if they are held. It
+// is waited for before the first packed byte is, so that nobody who has memory waits for more.
+func (f *Fetcher) memoryFor(ctx context.Context, unit uint32) (*memory.Share, error) {
+	plain, packedToo := f.img.PlainBytes(unit)
+	packed := f.t.Unit(unit).Len
+	if !packedToo && packed > maxHeld {
+		packed = 0
+	}
+	host, _ := placeOf(f.source())
+	share, err := f.pool.memory.Acquire(ctx, host, plain+packed)
+	if err != nil {
+		return nil, fmt.Errorf("decode unit %d of %d packed bytes: %w", unit, f.t.Unit(unit).Len, err)
+	}
+	return share, nil
+}
+
+// decode decodes a unit and reads packed to its end. All of the plain bytes go to also, if that is not nil.
+func (f *Fetcher) decode(unit uint32, packed io.Reader, also io.Writer) (plain []byte, err error) {
+	if plain, err = f.img.Decode(unit, packed, also); err != nil {
+		return nil, fmt.Errorf("unit %d at %d: %w", unit, f.t.Unit(unit).Off, err)
+	}
+	_, err = io.Copy(io.Discard, packed)
+	return plain, err
+}
+
+// fillLocally fills a unit from extents with the same digests, in this image or another, and
+// reports whether that gave all of it.
+func (f *Fetcher) fillLocally(one *fill) bool {
+	if one.parts = f.img.Elsewhere(one.unit); one.parts == nil {
+		return false
+	}
+	f.store(one)
+	f.img.Guess(one.unit)
+	f.pool.metrics.localUnits.Inc()
+	return true
+}
+
+// store writes a filled unit's extents to the image, as far as there is room.
+func (f *Fetcher) store(one *fill) {
+	n, at := f.t.UnitExtents(one.unit)
+	for k := range n {
+		i := at(k)
+		if f.img.Has(i) {
+			continue
+		}
+		e := f.t.Extent(i)
+		if b := one.extentBytes(i, &e); b != nil {
+			f.img.Put(i, b)
+		}
+	}
+}
+
+// Stream reads units [from, to) by one request, stores their extents, and writes the packed
+// and the plain bytes to where they are wanted. progress, if not nil, is told how many bytes were read so far.
+func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.Writer, progress func(int64)) error {
+	src := f.source()
+	if src == nil {
+		return errors.New("no source for this image")
+	}
+	t := f.pool.scheds.enter(src, prefetch)
+	defer t.release()
+	if err := t.wait(ctx); err != nil {
+		return err
+	}
+	first, last := f.t.Unit(from), f.t.Unit(to-1)
+	r, err := src.Open(ctx, first.Off, last.Off+last.Len-first.Off, 0)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	in := &countingReader{r: r}
+	defer func() {
+		f.fetched.Add(in.n)
+		f.pool.metrics.fetchBytes.Add(float64(in.n))
+	}()
+	for u := from; u < to; u++ {
+		one := io.Reader(&io.LimitedReader{R: in, N: f.t.Unit(u).Len})
+		if packed != nil {
+			one = io.TeeReader(one, packed)
+		}
+		if err := f.streamUnit(ctx, u, one, plain); err != nil {
+			return err
+		}
+		if progress != nil {
+			progress(f.t.Unit(u).Off + f.t.Unit(u).Len - first.Off)
+		}
+	}
+	return nil
+}
+
+// streamUnit decodes and stores one unit of a Stream.
+func (f *Fetcher) streamUnit(ctx context.Context, u uint32, packed io.Reader, also io.Writer) error {
+	share, err := f.memoryFor(ctx, u)
+	if err != nil {
+		return err
+	}
+	defer share.Release()
+	plain, err := f.decode(u, packed, also)
+	if err != nil {
+		return err
+	}
+	f.store(&fill{unit: u, plain: plain})
+	return nil
+}

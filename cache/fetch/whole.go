@@ -1,0 +1,137 @@
+package fetch
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+)
+
+const (
+	wholePiece  = 1 << 20
+	wholeAtOnce = 4 // requests for one blob
+)
+
+// Read returns a reader of a blob from off to its end. It makes several requests at once, each for a
+// piece, all of which count as prefetch: a reader's go before them.
+func (p *Pool) Read(ctx context.Context, src Source, off, size int64, try int) io.ReadCloser {
+	ctx, cancel := context.WithCancelCause(ctx)
+	r := &wholeReader{ctx: ctx, left: size - off, cancel: cancel, queue: make(chan *wholePart, wholeAtOnce-1)}
+	r.started.Go(func() {
+		defer close(r.queue)
+		for at := off; at < size; at += wholePiece {
+			part := &wholePart{buf: make([]byte, min(wholePiece, size-at))}
+			part.more = sync.NewCond(&part.mu)
+			select {
+			case r.queue <- part:
+			case <-ctx.Done():
+				return
+			}
+			r.started.Go(func() { part.end(p.readPart(ctx, src, part, at, try)) })
+		}
+	})
+	return r
+}
+
+// ReadBlob returns a reader of the image's whole blob.
+func (f *Fetcher) ReadBlob(ctx context.Context) io.ReadCloser {
+	return f.pool.Read(ctx, f.source(), 0, f.t.BlobSize, 0)
+}
+
+// readPart fetches one piece.
+func (p *Pool) readPart(ctx context.Context, src Source, part *wholePart, off int64, try int) error {
+	t := p.scheds.enter(src, prefetch)
+	defer t.release()
+	if err := t.wait(ctx); err != nil {
+		return err
+	}
+	r, err := src.Open(ctx, off, int64(len(part.buf)), try)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	for n := 0; n < len(part.buf); {
+		t.yield(ctx)
+		k, err := r.Read(part.buf[n:])
+		n += k
+		p.metrics.fetchBytes.Add(float64(k))
+		part.mu.Lock()
+		part.got = n
+		part.mu.Unlock()
+		part.more.Signal()
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		if err != nil && n < len(part.buf) {
+			return err
+		}
+	}
+	return nil
+}
+
+// wholeReader hands pieces out in order.
+type wholeReader struct {
+	ctx     context.Context // of Read: the reader is one operation
+	left    int64           // bytes
+	cancel  context.CancelCauseFunc
+	queue   chan *wholePart
+	part    *wholePart
+	at      int
+	started sync.WaitGroup
+}
+
+// A wholePart is a piece of a blob on its way.
+type wholePart struct {
+	buf  []byte
+	mu   sync.Mutex // guards the fields below
+	more *sync.Cond
+	got  int
+	over bool
+	err  error
+}
+
+func (p *wholePart) end(err error) {
+	p.mu.Lock()
+	p.over, p.err = true, err
+	p.mu.Unlock()
+	p.more.Signal()
+}
+
+func (r *wholeReader) Read(b []byte) (int, error) {
+	for {
+		if r.part == nil {
+			part, ok := <-r.queue
+			if !ok && r.left > 0 {
+				return 0, context.Cause(r.ctx)
+			}
+			if !ok {
+				return 0, io.EOF
+			}
+			r.part, r.at = part, 0
+		}
+		p := r.part
+		p.mu.Lock()
+		for p.got == r.at && !p.over {
+			p.more.Wait()
+		}
+		got, over, err := p.got, p.over, p.err
+		p.mu.Unlock()
+		if got > r.at {
+			n := copy(b, p.buf[r.at:got])
+			r.at += n
+			r.left -= int64(n)
+			return n, nil
+		}
+		if over && err != nil {
+			return 0, err
+		}
+		r.part = nil
+	}
+}
+
+// Close ends the requests and waits for them.
+func (r *wholeReader) Close() error {
+	r.cancel(errors.New("reader was closed"))
+	r.started.Wait()
+	return nil
+}

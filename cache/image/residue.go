@@ -1,0 +1,276 @@
+package image
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"github.com/klauspost/compress/zstd"
+
+	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/cache/budget"
+	"github.com/remora-storage/remora/internal/wire"
+)
+
+// What a unit holds besides extents (the headers of the archive) is needed once more: to compute
+// the digest of the whole plain blob, its diffID, when all extents are here. It is kept in a log
+// of records. Nothing but that computation reads it, and a lost record costs one more fetch, so
+// it is not synced.
+//
+//	offset  size  field
+//	0       4     unit
+//	4       4     1 if the payload is the whole packed unit, 0 if zstd of the bytes around the extents,
+//	              2 if zstd of what those bytes may be: another layer's (see Guess)
+//	8       4     length of the payload
+//	12      4     CRC32C of the 12 bytes before and the payload
+//	16            payload
+const (
+	residueHeader = 16
+	residueStep   = 16 << 10 // bytes of budget that are taken at a time
+
+	residueAround = 0
+	residuePacked = 1
+	residueGuess  = 2
+)
+
+// A Residue is the open log of an image.
+type Residue struct {
+	path   string
+	units  int
+	budget *budget.Budget
+	codec  *residueCodec
+
+	reserved atomic.Int64 // bytes of the budget
+
+	mu    sync.Mutex // guards the fields below
+	f     *os.File
+	size  int64
+	known []uint64 // a bit a unit
+	over  bool     // closed
+	// index is where records lie, if somebody asked for that, up to size indexed.
+	index   map[uint32]Record
+	indexed int64
+	asked   bool // since trim
+}
+
+// residueCodec compresses records.
+type residueCodec struct {
+	enc *zstd.Encoder
+	dec *zstd.Decoder
+}
+
+func (c *residueCodec) init() {
+	// Options that are constant and valid cannot fail.
+	c.enc, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
+		zstd.WithWindowSize(64<<10), zstd.WithLowerEncoderMem(true))
+	c.dec, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*blob.MaxRest), zstd.WithDecoderLowmem(true))
+}
+
+// Has reports whether there is a record of a unit.
+func (r *Residue) Has(u uint32) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.known != nil && r.known[u/64]&(1<<(u%64)) != 0
+}
+
+func (r *Residue) noteLocked(u uint32) {
+	if r.known == nil {
+		r.known = make([]uint64, (r.units+63)/64)
+	}
+	r.known[u/64] |= 1 << (u % 64)
+}
+
+func (r *Residue) close() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.over = true
+	if r.f != nil {
+		r.f.Close()
+	}
+}
+
+// keep adds a record of the bytes around a unit's extents, which may be a guess. Failing is not an error: see above.
+func (r *Residue) keep(unit uint32, around []byte, guess bool) {
+	flag := uint32(residueAround)
+	if guess {
+		flag = residueGuess
+	}
+	r.add(unit, flag, r.codec.enc.EncodeAll(around, nil))
+}
+
+// add adds a record. A later record of the same unit holds instead of an earlier one.
+func (r *Residue) add(unit, flag uint32, payload []byte) {
+	need := int64(len(payload)) + residueHeader
+	r.mu.Lock()
+	grow := max(0, (r.size+need+residueStep-1)/residueStep*residueStep-r.reserved.Load())
+	r.mu.Unlock()
+	if grow > 0 && !r.budget.Reserve(grow) { // may evict, so no lock is held
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		r.budget.Add(-grow)
+		return
+	}
+	if r.reserved.Add(grow) < r.size+need {
+		return // others took the space meanwhile
+	}
+	if r.f == nil {
+		file, err := os.OpenFile(r.path, os.O_RDWR|os.O_CREATE, 0o600)
+		if err != nil {
+			return
+		}
+		r.f = file
+	}
+	rec := make([]byte, 12, residueHeader+len(payload))
+	le.PutUint32(rec[0:], unit)
+	le.PutUint32(rec[4:], flag)
+	le.PutUint32(rec[8:], uint32(len(payload)))
+	rec = le.AppendUint32(rec, wire.Sum(rec[:12], payload))
+	rec = append(rec, payload...)
+	if _, err := r.f.WriteAt(rec, r.size); err != nil {
+		return
+	}
+	r.size += int64(len(rec))
+	r.noteLocked(unit)
+}
+
+// load finds the valid records.
+func (r *Residue) load() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	file, err := os.OpenFile(r.path, os.O_RDWR, 0)
+	if err != nil {
+		return
+	}
+	r.f = file
+	r.scanLocked(func(unit uint32, _ Record) { r.noteLocked(unit) })
+	r.reserved.Store(pages(r.size))
+}
+
+// scanLocked reads records until the first that is not valid, which ends the log.
+func (r *Residue) scanLocked(yield func(unit uint32, at Record)) {
+	r.size = 0
+	st, err := r.f.Stat()
+	if err != nil {
+		return
+	}
+	head := make([]byte, residueHeader)
+	in := io.NewSectionReader(r.f, 0, st.Size())
+	var payload []byte
+	for {
+		if _, err := in.ReadAt(head, r.size); err != nil {
+			return
+		}
+		unit, flag, n := le.Uint32(head), le.Uint32(head[4:]), int64(le.Uint32(head[8:]))
+		if int(unit) >= r.units || flag > residueGuess || n > st.Size()-r.size-residueHeader {
+			return
+		}
+		if int64(cap(payload)) < n {
+			payload = make([]byte, n)
+		}
+		payload = payload[:n]
+		if _, err := in.ReadAt(payload, r.size+residueHeader); err != nil {
+			return
+		}
+		if wire.Sum(head[:12], payload) != le.Uint32(head[12:]) {
+			return
+		}
+		yield(unit, Record{off: r.size + residueHeader, n: int(n), flag: flag})
+		r.size += residueHeader + n
+	}
+}
+
+// A Record is where a record's payload lies, and what it is.
+type Record struct {
+	off  int64
+	n    int
+	flag uint32
+}
+
+// Packed reports whether the payload is the whole packed unit.
+func (at Record) Packed() bool { return at.flag == residuePacked }
+
+// Guess reports whether the payload is only what is supposed.
+func (at Record) Guess() bool { return at.flag == residueGuess }
+
+// Index maps units to their records.
+func (r *Residue) Index() map[uint32]Record {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	index := map[uint32]Record{}
+	if r.f != nil {
+		r.scanLocked(func(unit uint32, at Record) { index[unit] = at })
+	}
+	return index
+}
+
+// Read returns a record's payload, decompressed unless it is a packed unit.
+func (r *Residue) Read(at Record) ([]byte, error) {
+	p := make([]byte, at.n)
+	if _, err := r.f.ReadAt(p, at.off); err != nil {
+		return nil, err
+	}
+	if at.flag == residuePacked {
+		return p, nil
+	}
+	out, err := r.codec.dec.DecodeAll(p, nil)
+	if err != nil {
+		return nil, fmt.Errorf("%w: residue: %w", ErrCorrupt, err)
+	}
+	return out, nil
+}
+
+// surely returns what a unit holds besides its extents, if that is known and no guess.
+func (r *Residue) surely(u uint32) ([]byte, bool) {
+	r.mu.Lock()
+	at, ok := r.placesLocked()[u]
+	r.mu.Unlock()
+	if !ok || at.flag != residueAround {
+		return nil, false
+	}
+	rest, err := r.Read(at)
+	return rest, err == nil
+}
+
+// placesLocked maps units to their records, and keeps the map for the next call.
+func (r *Residue) placesLocked() map[uint32]Record {
+	if r.f == nil || r.over {
+		return nil
+	}
+	r.asked = true
+	if r.index == nil || r.indexed != r.size {
+		r.index = map[uint32]Record{}
+		r.scanLocked(func(unit uint32, at Record) { r.index[unit] = at })
+		r.indexed = r.size
+	}
+	return r.index
+}
+
+// DropGuesses forgets what was supposed, and reports whether there was anything.
+func (r *Residue) DropGuesses() bool {
+	index := r.Index()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	any := false
+	for u, at := range index {
+		if at.flag == residueGuess && r.known != nil {
+			r.known[u/64] &^= 1 << (u % 64)
+			any = true
+		}
+	}
+	return any
+}
+
+// trim gives the map's memory back if nobody has asked since the last time.
+func (r *Residue) trim() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.asked {
+		r.index = nil
+	}
+	r.asked = false
+}

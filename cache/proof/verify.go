@@ -1,0 +1,194 @@
+package proof
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/cache/fetch"
+	"github.com/remora-storage/remora/cache/image"
+)
+
+// ErrDiffID says that a blob, decoded, is not what its image's configuration says.
+var ErrDiffID = errors.New("layer's content does not match its diffID")
+
+// A Prover proves what one image is.
+type Prover struct {
+	img   *image.Image
+	t     *image.Table // of img
+	fetch *fetch.Fetcher
+	log   *slog.Logger
+
+	verifying *semaphore.Weighted // one at a time: a verification may find that what another relies on is wrong
+}
+
+// New returns a Prover of an image, which f fills.
+func New(img *image.Image, f *fetch.Fetcher, log *slog.Logger) *Prover {
+	return &Prover{img: img, t: img.Table(), fetch: f, log: log, verifying: semaphore.NewWeighted(1)}
+}
+
+// Verify computes the digest of the whole plain blob and compares it with the diffID. Most of
+// it comes from the image; what the cache has not kept is fetched. The result is remembered.
+func (p *Prover) Verify(ctx context.Context, diffID digest.Digest) error {
+	if p.verifying.Acquire(ctx, 1) != nil {
+		return context.Cause(ctx)
+	}
+	defer p.verifying.Release(1)
+	if known := p.img.Proof().Sum(); known != "" {
+		return p.compare(diffID, known)
+	}
+	for guesses := true; ; guesses = false {
+		h := sha256.New()
+		if err := p.writePlain(ctx, h, guesses); err != nil {
+			return fmt.Errorf("verify image %s: %w", p.img.ID(), err)
+		}
+		err := p.conclude(diffID, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)))
+		if !guesses || !errors.Is(err, ErrDiffID) || !p.img.Residue().DropGuesses() {
+			return err
+		}
+		p.log.Debug("layer is not like the one it resembles; fetching what was supposed", "digest", p.img.ID())
+	}
+}
+
+func (p *Prover) conclude(want, got digest.Digest) error {
+	if err := p.compare(want, got); err != nil {
+		return err
+	}
+	if err := p.img.Proof().Remember(got); err != nil {
+		return fmt.Errorf("verify image %s: %w", p.img.ID(), err)
+	}
+	return nil
+}
+
+func (p *Prover) compare(want, got digest.Digest) error {
+	if want == "" {
+		return fmt.Errorf("verify image %s: its diffID is not known", p.img.ID())
+	}
+	if want != got {
+		return fmt.Errorf("verify image %s: got %s, want %s: %w", p.img.ID(), got, want, ErrDiffID)
+	}
+	return nil
+}
+
+// writePlain writes the plain blob to w. guesses says whether what was supposed of units that
+// were filled locally may be taken for it.
+func (p *Prover) writePlain(ctx context.Context, w io.Writer, guesses bool) error {
+	index := p.img.Residue().Index()
+	if !guesses {
+		maps.DeleteFunc(index, func(_ uint32, at image.Record) bool { return at.Guess() })
+	}
+	for u := uint32(0); int(u) < p.t.NUnits; {
+		if at, ok := index[u]; ok {
+			if err := p.writeKept(ctx, w, u, at); err != nil {
+				return err
+			}
+			u++
+			continue
+		}
+		end := u + 1 // fetch this unit and the unknown ones behind it by one request
+		for int(end) < p.t.NUnits {
+			if _, ok := index[end]; ok {
+				break
+			}
+			end++
+		}
+		if err := p.fetch.Stream(ctx, u, end, nil, w, nil); err != nil {
+			return err
+		}
+		u = end
+	}
+	return nil
+}
+
+// writeKept writes a unit's plain bytes from the image and the residue.
+func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.Record) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	rest, err := p.img.Residue().Read(at)
+	if err != nil {
+		return err
+	}
+	if at.Packed() {
+		return blob.Decode(p.t.Codec, bytes.NewReader(rest), func(r io.Reader) error {
+			_, err := io.Copy(w, r)
+			return err
+		})
+	}
+	n, unitExtent := p.t.UnitExtents(u)
+	pos := uint32(0)
+	for k := range n {
+		e := p.t.Extent(unitExtent(k))
+		if k > 0 && e.Inner < pos && e.Same(p.t.Extent(unitExtent(k-1))) {
+			continue // the same bytes in two files
+		}
+		if e.Inner < pos { // extents that share bytes: only a made-up table has them
+			return fmt.Errorf("extents of unit %d overlap: %w", u, ErrDiffID)
+		}
+		gap := min(int(e.Inner-pos), len(rest))
+		if _, err := w.Write(rest[:gap]); err != nil {
+			return err
+		}
+		rest = rest[gap:]
+		b := make([]byte, e.Len)
+		if _, err := p.fetch.ReadAt(ctx, b, e.Off); err != nil {
+			return err
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+		pos = e.Inner + e.Len
+	}
+	_, err = w.Write(rest)
+	return err
+}
+
+// Stream reads the whole blob from the source once. It writes the packed bytes to packed, fills
+// every missing extent on the way and checks the diffID. progress, if not nil, is told how many
+// bytes were read so far.
+func (p *Prover) Stream(ctx context.Context, diffID digest.Digest, packed io.Writer, progress func(int64)) error {
+	if p.img.Proof().Known() {
+		return p.copyPacked(ctx, diffID, packed, progress)
+	}
+	h := sha256.New()
+	if err := p.fetch.Stream(ctx, 0, uint32(p.t.NUnits), packed, h, progress); err != nil {
+		return fmt.Errorf("read blob of image %s: %w", p.img.ID(), err)
+	}
+	return p.conclude(diffID, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)))
+}
+
+// copyPacked reads the whole blob of an image whose content is known.
+func (p *Prover) copyPacked(ctx context.Context, diffID digest.Digest, packed io.Writer, progress func(int64)) error {
+	r := p.fetch.ReadBlob(ctx)
+	defer r.Close()
+	buf := make([]byte, 1<<20)
+	for n := int64(0); ; {
+		k, err := r.Read(buf)
+		n += int64(k)
+		if _, werr := packed.Write(buf[:k]); werr != nil {
+			return werr
+		}
+		if progress != nil {
+			progress(n)
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read blob of image %s: %w", p.img.ID(), err)
+		}
+	}
+	if err := p.fetch.PrefetchAll(ctx); err != nil {
+		return err
+	}
+	return p.Verify(ctx, diffID)
+}
