@@ -8,9 +8,11 @@ import (
 
 // The words that callers need of the packages below.
 type (
-	Extent = image.Extent
-	Spec   = image.Spec
-	Use    = image.Use
+	Name    = image.Name
+	Voucher = image.Voucher
+	Extent  = image.Extent
+	Spec    = image.Spec
+	Use     = image.Use
 
 	Source   = fetch.Source
 	Placed   = fetch.Placed
@@ -25,6 +27,15 @@ const (
 	Fetched = fetch.Fetched
 	Waited  = fetch.Waited
 )
+
+// Whole vouches for an image whose blob was read from start to end and had the digest.
+const Whole = image.Whole
+
+// ByTable is what vouches for an image that is read by the table which by describes.
+func ByTable(by string) Voucher { return image.ByTable(by) }
+
+// ParseName returns the name that a file's ID is of.
+func ParseName(id string) Name { return image.ParseName(id) }
 
 // DataStart is where an imported image's data begins: behind the most metadata that there can be.
 const DataStart = image.DataStart

@@ -153,7 +153,7 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 		return errors.Join(append(errs, err)...)
 	}
 	for _, id := range ids {
-		if !used[id] && !coming[parseImageName(id).blob] {
+		if !used[id] && !coming[cache.ParseName(id).Blob] {
 			errs = append(errs, s.exports.forget(id), s.layers.cache.Remove(id))
 		}
 	}

@@ -169,7 +169,7 @@ func (s *Snapshotter) refill(b *binding, src Source, f *cache.File) error {
 	// Their directories may have taken attributes from what this one showed.
 	for _, child := range s.allBindings() {
 		child.mu.Lock()
-		built := slices.Contains(child.saved.Parents, b.id) && parseImageName(child.saved.CacheID).below != ""
+		built := slices.Contains(child.saved.Parents, b.id) && cache.ParseName(child.saved.CacheID).Below != ""
 		child.mu.Unlock()
 		if !built {
 			continue

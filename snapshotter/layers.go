@@ -243,9 +243,9 @@ func (l *layers) build(s *Source, index *madeIndex, below string) (_ *cache.File
 	if im == nil && by == "" {
 		by = madeHere // the data went into an image on other layers, and the rest comes by parts
 	}
-	name := imageName{blobName(s), wholeVoucher, below}
+	name := cache.Name{Blob: blobName(s), Voucher: cache.Whole, Below: below}
 	if by != "" {
-		name.voucher = tableVoucher(by)
+		name.Voucher = cache.ByTable(by)
 	}
 	id := name.String()
 	defer func() {

@@ -70,7 +70,7 @@ func (s *Snapshotter) Trace(fn func(Span)) (stop func()) {
 	end := s.layers.tracer.listen(fn)
 	unobserve := s.layers.cache.Observe(func(e cache.Event) {
 		span := Span{
-			Kind: "fetch", Digest: s.layerOf(e.ID), For: e.For, Off: e.Off, Len: e.Len, PID: e.PID, Began: e.Began, Took: e.Took, Err: e.Err,
+			Kind: "fetch", Digest: layerOf(e.ID), For: e.For, Off: e.Off, Len: e.Len, PID: e.PID, Began: e.Began, Took: e.Took, Err: e.Err,
 		}
 		if e.Kind == cache.Waited {
 			span.Kind = "wait"
@@ -82,6 +82,6 @@ func (s *Snapshotter) Trace(fn func(Span)) (stop func()) {
 }
 
 // layerOf returns the digest of a cached image's layer.
-func (s *Snapshotter) layerOf(id string) digest.Digest {
-	return digest.NewDigestFromEncoded(digest.SHA256, id[:min(64, len(id))]) // see plainID
+func layerOf(id string) digest.Digest {
+	return digest.NewDigestFromEncoded(digest.SHA256, cache.ParseName(id).Blob)
 }

@@ -1,8 +1,6 @@
 package snapshotter
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"strings"
 
@@ -11,56 +9,18 @@ import (
 	"github.com/remora-storage/remora/cache"
 )
 
-// A layer's image in the cache is named by what vouches for its content, so that no image decides what another one
-// shows. A manifest names a layer by the digest of its packed bytes, and that proves the content only to who has read
-// all of them. An image that is read by parts is believed by a table, which another manifest may have named beside the
-// same digest; and it reads from one repository, whose owner may let others wait.
+// A layer's image in the cache is named by what vouches for its content (cache.Name), so that no image decides what another one
+// shows. An image that is read by parts is believed by a table, which another manifest may have named beside the same digest;
+// and it reads from one repository, whose owner may let others wait.
 //
 // So what was read whole has one image for all, and what is read by a table has one for each table; where nobody but a
 // repository says which table is right, that is one for each repository. Once the diffID of such an image is proven it
 // serves all images whose configuration promises that diffID.
-type imageName struct {
-	blob    string // hex of the layer's digest
-	voucher string // wholeVoucher, or of a table; "" for an image of an earlier version
-	below   string // a hash of what its directories took from the layers below; "" where that is nothing
-}
 
-// wholeVoucher is that of an image whose blob was read from start to end and had the digest.
-const wholeVoucher = "w"
-
-// tableVoucher is what vouches for an image that is read by a table, which by describes.
-func tableVoucher(by string) string {
-	sum := sha256.Sum256([]byte(by))
-	return "v" + hex.EncodeToString(sum[:8])
-}
-
-// blobName is imageName.blob of a layer; "" where the record of a snapshot is damaged.
+// blobName is cache.Name.Blob of a layer; "" where the record of a snapshot is damaged.
 func blobName(s *Source) string {
 	_, hex, _ := strings.Cut(string(s.Descriptor.Digest), ":")
 	return hex
-}
-
-func (n imageName) String() string {
-	s := n.blob
-	for _, part := range []string{n.voucher, n.below} {
-		if part != "" {
-			s += "-" + part
-		}
-	}
-	return s
-}
-
-func parseImageName(id string) (n imageName) {
-	parts := strings.Split(id, "-")
-	n.blob = parts[0]
-	for _, p := range parts[1:] {
-		if p == wholeVoucher || strings.HasPrefix(p, "v") {
-			n.voucher = p
-		} else {
-			n.below = p
-		}
-	}
-	return n
 }
 
 // vouchedBy describes what a layer is read by: two that are read by equal tables have equal descriptions.
@@ -98,7 +58,7 @@ func (l *layers) keyOf(s *Source) string {
 	if err != nil {
 		p = promise{format: formatImport} // it is not opened
 	}
-	return imageName{blob: blobName(s), voucher: tableVoucher(p.vouchedBy(s) + " from " + s.Repo.String())}.String()
+	return cache.Name{Blob: blobName(s), Voucher: cache.ByTable(p.vouchedBy(s) + " from " + s.Repo.String())}.String()
 }
 
 // proven reports whether an image is known to be the layer that an image promises: the whole blob was read and had the
@@ -111,18 +71,18 @@ func proven(f *cache.File, s *Source) bool {
 // is the one that s names. by describes its table; below is part of the image's name.
 func (l *layers) cachedImage(s *Source, below, by string) *cache.File {
 	blob := blobName(s)
-	for _, voucher := range []string{wholeVoucher, ""} { // the second is of earlier versions
+	for _, voucher := range []cache.Voucher{cache.Whole, ""} { // the second is of earlier versions
 		// It may not be open yet.
-		if f, err := l.file(imageName{blob, voucher, below}.String(), s); err == nil && proven(f, s) {
+		if f, err := l.file(cache.Name{Blob: blob, Voucher: voucher, Below: below}.String(), s); err == nil && proven(f, s) {
 			return f
 		}
 	}
 	for _, f := range l.cache.Opened(blob) {
-		if parseImageName(f.ID()).below == below && proven(f, s) {
+		if cache.ParseName(f.ID()).Below == below && proven(f, s) {
 			return f
 		}
 	}
-	if f, err := l.file(imageName{blob, tableVoucher(by), below}.String(), s); err == nil {
+	if f, err := l.file(cache.Name{Blob: blob, Voucher: cache.ByTable(by), Below: below}.String(), s); err == nil {
 		return f
 	}
 	return nil

@@ -288,12 +288,3 @@ func TestGranted(t *testing.T) {
 		})
 	}
 }
-
-func TestImageNames(t *testing.T) {
-	for _, n := range []imageName{{"ab", "", ""}, {"ab", wholeVoucher, ""}, {"ab", tableVoucher("x"), ""}, {"ab", wholeVoucher, "0123"},
-		{"ab", "", "0123"}, {"ab", tableVoucher("x"), "0123"}} {
-		if got := parseImageName(n.String()); got != n {
-			t.Errorf("%+v is written %s and read as %+v", n, n, got)
-		}
-	}
-}
