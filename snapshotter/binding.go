@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
+	"log/slog"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -76,22 +76,52 @@ func (s savedBinding) write(dir string) error {
 	return durable.Replace(filepath.Join(dir, bindingFile), p, 0o600)
 }
 
-func readBinding(dir string) (savedBinding, error) {
-	var s savedBinding
-	p, err := os.ReadFile(filepath.Join(dir, bindingFile))
-	if err != nil {
-		return s, err
+// loadBinding reads what lies beside a snapshot of a name. remote is false for an ordinary snapshot, which has nothing there and
+// another name. A record that is damaged or gone is not taken for none: the snapshot is quarantined, since without its layer it
+// would show an empty directory.
+func loadBinding(dir, name string, log *slog.Logger) (saved savedBinding, remote bool) {
+	path := filepath.Join(dir, bindingFile)
+	saved, found, err := durable.LoadJSON(path, bindingKind, log, func(b *savedBinding) error { return b.check(name) })
+	why := ""
+	switch {
+	case err != nil:
+		log.Error("a snapshot's record cannot be used", "key", name, "err", err)
+		why = err.Error()
+	case found == durable.Damaged:
+		why = path + " was damaged"
+	case found == durable.Absent && !isRemoteName(name):
+		return saved, false
+	case found == durable.Absent:
+		why = path + " is missing"
+		if err := durable.Miss(path, bindingKind, log, "the snapshot is of a remote layer"); err != nil {
+			log.Error("a snapshot's record is missing", "key", name, "err", err)
+		}
+	default:
+		return saved, true
 	}
-	if err := json.Unmarshal(p, &s); err != nil {
-		return s, fmt.Errorf("read %s: %w", filepath.Join(dir, bindingFile), err)
-	}
-	if s.Version != bindingVersion {
-		return s, fmt.Errorf("read %s: version %d is not known to this remorad", filepath.Join(dir, bindingFile), s.Version)
+	return savedBinding{
+		Version: bindingVersion, Name: name, Quarantined: why + ": remove the containers and images that use the snapshot, and pull them again",
+	}, true
+}
+
+// check says whether a record can be the one that was saved of a snapshot.
+func (s *savedBinding) check(name string) error {
+	switch {
+	case s.Version > bindingVersion:
+		return fmt.Errorf("version %d: %w", s.Version, durable.ErrNewer)
+	case s.Version != bindingVersion:
+		return fmt.Errorf("it has version %d", s.Version)
+	case s.Name != name:
+		return fmt.Errorf("it is of snapshot %q, not %q", s.Name, name)
+	case s.Source.Descriptor.Size < 0:
+		return fmt.Errorf("a layer of %d bytes", s.Source.Descriptor.Size)
+	case s.CacheID != filepath.Base("/"+s.CacheID) && s.CacheID != "":
+		return fmt.Errorf("image %q", s.CacheID)
 	}
 	if err := s.Source.Descriptor.Digest.Validate(); err != nil {
-		return s, fmt.Errorf("read %s: digest %q: %w", filepath.Join(dir, bindingFile), s.Source.Descriptor.Digest, err)
+		return fmt.Errorf("digest %q: %w", s.Source.Descriptor.Digest, err)
 	}
-	return s, nil
+	return nil
 }
 
 // number returns the snapshot's id, which the store makes of a counter.

@@ -48,12 +48,12 @@ func (b *bed) check() {
 			t.Errorf("check: snapshot %s (%s) has no directory", id, info.Name)
 			continue
 		}
-		saved, err := readBinding(filepath.Join(b.root, "snapshots", id))
+		saved, remote := loadBinding(filepath.Join(b.root, "snapshots", id), info.Name, b.opts.Log)
 		switch {
-		case errors.Is(err, os.ErrNotExist):
+		case !remote:
 			continue
-		case err != nil:
-			t.Errorf("check: %v", err)
+		case saved.Source.Descriptor.Digest == "":
+			t.Errorf("check: %s", saved.Quarantined)
 			continue
 		case saved.Name != info.Name || info.Kind != snapshots.KindCommitted:
 			t.Errorf("check: the record of %s is on %s %s", saved.Name, info.Kind, info.Name)

@@ -123,7 +123,7 @@ func (s *Snapshotter) knownIDs(ctx context.Context) (known map[string]string, er
 }
 
 // removeStray deletes directories of snapshots that the store does not know, and images that no
-// snapshot uses.
+// snapshot uses. A directory that a container has mounted stays, and all of them do after a database was lost.
 func (s *Snapshotter) removeStray(ctx context.Context) error {
 	known, err := s.knownIDs(ctx)
 	if err != nil {
@@ -133,16 +133,24 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	lost, err := wasLost(s.root)
+	if err != nil {
+		return err
+	}
+	used, err := s.inUse()
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, e := range entries {
-		if _, ok := known[e.Name()]; !ok {
+		if _, ok := known[e.Name()]; !ok && !lost && !used[e.Name()] {
 			errs = append(errs, s.reclaim(e.Name()))
 		}
 	}
-	used, coming := map[string]bool{}, map[string]bool{}
+	shown, coming := map[string]bool{}, map[string]bool{}
 	for _, b := range s.allBindings() {
 		b.mu.Lock()
-		used[b.saved.CacheID] = true
+		shown[b.saved.CacheID] = true
 		if b.file == nil { // its image may have come just before the end, or comes now under another name
 			coming[blobName(&b.saved.Source)] = true
 		}
@@ -153,7 +161,7 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 		return errors.Join(append(errs, err)...)
 	}
 	for _, id := range ids {
-		if !used[id] && !coming[cache.ParseName(id).Blob] {
+		if !shown[id] && !coming[cache.ParseName(id).Blob] {
 			errs = append(errs, s.exports.forget(id), s.layers.cache.Remove(id))
 		}
 	}

@@ -1,10 +1,63 @@
 package snapshotter
 
 import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
 	"github.com/remora-storage/remora/internal/durable"
+)
+
+// What damaged files cost.
+var (
+	bindingKind = durable.Kind{
+		Name: bindingFile,
+		Lost: "which layer of which image a snapshot is: it cannot be mounted, and containers that use it are named as broken",
+		Do: "find the snapshot in snapctl status, where it is quarantined; remove the containers and images that use it, with --sync, " +
+			"and pull them again: the snapshot goes, and this file with it",
+	}
+	databaseKind = durable.Kind{
+		Name: databaseFile,
+		Lost: "all snapshots that containerd knows of: containers that run go on, and none can be started from an image that was pulled before",
+		Do: "remove the containers and images of this snapshotter in all of containerd's namespaces, with --sync, and pull the images again; " +
+			"then remove this file and restart remorad, which deletes the directories of the old snapshots that nothing uses",
+	}
+	instanceKind = durable.Kind{
+		Name: instanceFile,
+		Lost: "the name of what the holder keeps, unless the holder still said so",
+		Do:   "start the containers again that snapctl status names as broken, if it names any; then remove this file",
+	}
+	profileKind = durable.Kind{
+		Name: "*" + profileSuffix,
+		Lost: "an image's profile of this node: its next first start is slower, and is learned again",
+		Do:   "record it again if it was recorded by hand (snapctl record); then remove this file",
+	}
+	indexKind = durable.Kind{
+		Name: "*" + indexSuffix,
+		Lost: "a layer's index that was made on this node: the layer is imported when it is pulled next, which makes it again",
+		Do:   "remove this file",
+	}
 )
 
 // ListDamaged returns what was set aside below a root of what this package keeps there.
 func ListDamaged(root string) ([]durable.Damage, error) {
-	return durable.ListDamaged(root, BrokenFile)
+	all, err := durable.ListDamaged(root, databaseKind, instanceKind, BrokenFile)
+	if err != nil {
+		return nil, err
+	}
+	snapshots, err := os.ReadDir(snapshotsOf(root))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	add := func(dir string, k durable.Kind) {
+		some, lerr := durable.ListDamaged(filepath.Join(root, dir), k)
+		all, err = append(all, some...), errors.Join(err, lerr)
+	}
+	add(profilesDir, profileKind)
+	add(indexesDir, indexKind)
+	for _, e := range snapshots {
+		add(filepath.Join(filepath.Base(snapshotsOf(root)), e.Name()), bindingKind)
+	}
+	return all, err
 }

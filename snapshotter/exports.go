@@ -9,12 +9,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/export"
 	"github.com/remora-storage/remora/blockdev/holder"
 	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/internal/durable"
 )
 
 // Exports are what mounts of incomplete layers depend on, whatever the ways are by which the kernel reads these. A keeper
@@ -49,7 +51,7 @@ func OpenExports(root string, keeper holder.Keeper, kept map[string][]*os.File, 
 		e.local = holder.NewLocal()
 		keeper = e.local
 	}
-	instance, err := instanceOf(root)
+	instance, err := instanceOf(root, kept, log)
 	if err != nil {
 		return nil, err
 	}
@@ -77,20 +79,61 @@ func dropRest(keeper holder.Keeper, kept map[string][]*os.File, log *slog.Logger
 	}
 }
 
-// instanceOf returns the root's instance, a new one if the root has no database.
-func instanceOf(root string) (string, error) {
+// instanceOf returns the root's instance, a new one if the root has neither a database nor snapshots. Where its file is lost,
+// what the keeper has still says it.
+func instanceOf(root string, kept map[string][]*os.File, log *slog.Logger) (string, error) {
 	path := filepath.Join(root, instanceFile)
-	if _, err := os.Stat(filepath.Join(root, databaseFile)); err == nil {
-		if p, err := os.ReadFile(path); err == nil && len(p) > 0 {
-			return string(p), nil
-		}
-	}
-	var p [8]byte
-	if _, err := rand.Read(p[:]); err != nil {
+	last, err := lastID(root)
+	if err != nil {
 		return "", err
 	}
-	id := hex.EncodeToString(p[:])
-	return id, os.WriteFile(path, []byte(id), 0o600)
+	_, err = os.Lstat(filepath.Join(root, databaseFile))
+	used := err == nil || last > 0
+	id := ""
+	found, err := durable.Load(path, instanceKind, log, func(p []byte) error {
+		if id = string(p); !isInstance(id) {
+			return errors.New("it is not what was written")
+		}
+		return nil
+	})
+	if err != nil || found == durable.Whole && used {
+		return id, err
+	}
+	id = ""
+	if used {
+		id = instanceIn(kept)
+	}
+	if id != "" && found == durable.Absent {
+		if err := durable.Miss(path, instanceKind, log, "the holder keeps what it names"); err != nil {
+			return "", err
+		}
+	}
+	if id == "" {
+		var p [instanceBytes]byte
+		rand.Read(p[:]) // never fails
+		id = hex.EncodeToString(p[:])
+	}
+	return id, durable.Replace(path, []byte(id), 0o600)
+}
+
+const instanceBytes = 8
+
+func isInstance(s string) bool {
+	p, err := hex.DecodeString(s)
+	return err == nil && len(p) == instanceBytes
+}
+
+// instanceIn returns the one instance that names of what a keeper has contain, "" if there is none or several.
+func instanceIn(kept map[string][]*os.File) (id string) {
+	for item := range kept {
+		if parts := strings.Split(item, "/"); len(parts) > 1 && isInstance(parts[1]) {
+			if id != "" && id != parts[1] {
+				return ""
+			}
+			id = parts[1]
+		}
+	}
+	return id
 }
 
 // Outlive reports whether mounts outlive this process.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -95,7 +96,16 @@ func query(chainID string, labels map[string]string) Query {
 func remoteName(parent, chainID, key string) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "%q %q %q", parent, chainID, key)
-	return "remora-" + hex.EncodeToString(h.Sum(nil)[:16])
+	return remotePrefix + hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+const remotePrefix = "remora-"
+
+// isRemoteName reports whether a name is one of remoteName's. containerd's own begin with a namespace.
+func isRemoteName(name string) bool {
+	sum, ok := strings.CutPrefix(name, remotePrefix)
+	_, err := hex.DecodeString(sum)
+	return ok && len(sum) == 32 && err == nil
 }
 
 // claimed reports whether the snapshot is there already.

@@ -148,7 +148,7 @@ func TestPublishIndexes(t *testing.T) {
 
 // TestIndexesAreBounded: the oldest indexes go when they are too many.
 func TestIndexesAreBounded(t *testing.T) {
-	x := indexes{dir: filepath.Join(t.TempDir(), "indexes")}
+	x := indexes{dir: filepath.Join(t.TempDir(), "indexes"), log: logOf(t)}
 	old, young := digest.FromString("old"), digest.FromString("young")
 	if err := x.put(old, []byte("old")); err != nil {
 		t.Fatal(err)

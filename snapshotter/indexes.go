@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,6 +32,7 @@ type IndexPolicy struct {
 // one file a layer, or published beside an image.
 type indexes struct {
 	dir string
+	log *slog.Logger
 
 	mu        sync.Mutex                      // guards the fields below, and changes of dir
 	published map[string]*publication         // by Image.id
@@ -46,6 +48,7 @@ type publication struct {
 }
 
 const (
+	indexesDir    = "indexes"
 	indexSuffix   = ".index"
 	maxIndexBytes = 512 << 20 // kept on a node; the oldest go
 	indexAskFor   = 20 * time.Second
@@ -58,8 +61,19 @@ func (x *indexes) path(layer digest.Digest) string {
 	return filepath.Join(x.dir, layer.Encoded()+indexSuffix)
 }
 
-// get returns a layer's index that was made here.
-func (x *indexes) get(layer digest.Digest) ([]byte, error) { return os.ReadFile(x.path(layer)) }
+// get returns a layer's index that was made here. What is there and cannot be one is set aside; one that turns out to be
+// damaged when it is decoded is replaced after the import that follows.
+func (x *indexes) get(layer digest.Digest) ([]byte, error) {
+	st, err := os.Stat(x.path(layer))
+	switch {
+	case err != nil:
+		return nil, err
+	case !st.Mode().IsRegular() || st.Size() > maxIndexBytes:
+		err := fmt.Errorf("%w: %v of %d bytes", layout.ErrInvalid, st.Mode().Type(), st.Size())
+		return nil, errors.Join(err, durable.SetAside(x.path(layer), indexKind, x.log, err))
+	}
+	return os.ReadFile(x.path(layer))
+}
 
 // put keeps a layer's index.
 func (x *indexes) put(layer digest.Digest, data []byte) error {

@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -29,8 +29,6 @@ import (
 	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/remote/registry"
 )
-
-const databaseFile = "metadata.db"
 
 // Lock takes a root directory for this process. It fails if another remorad has it.
 func Lock(root string) (*os.File, error) {
@@ -74,14 +72,14 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel,
 		bindings: map[string]*binding{}, answered: map[string]time.Time{}, broken: map[string]string{}, starts: map[string]*start{},
 		recordings: map[string]*Recording{},
-		profiles:   profiles{dir: filepath.Join(root, "profiles")},
+		profiles:   profiles{dir: filepath.Join(root, profilesDir), log: opts.Log},
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
 		registry: reg, cache: c, memory: opts.Memory, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
 		built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed,
 		indexes: &indexes{
-			dir:       filepath.Join(root, "indexes"),
+			dir: filepath.Join(root, indexesDir), log: opts.Log,
 			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
 		},
 		indexOf: opts.IndexOf, trustOf: opts.TrustOf,
@@ -119,7 +117,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
 		s.extra = []string{"index=off"}
 	}
-	if s.store, err = storage.NewMetaStore(filepath.Join(root, databaseFile)); err != nil {
+	if s.store, err = openDatabase(root, opts.Log); err != nil {
 		return nil, err
 	}
 	if err := s.restore(earlier); err != nil {
@@ -222,20 +220,21 @@ func (s *Snapshotter) restore(earlier earlierMounts) error {
 	}
 	for id, name := range known {
 		dir := s.snapshotDir(id)
-		saved, err := readBinding(dir)
-		if errors.Is(err, os.ErrNotExist) {
-			continue // an ordinary snapshot
-		}
-		if err != nil {
-			s.log.Error("snapshot's record is damaged", "key", name, "err", err)
-			saved = savedBinding{Version: bindingVersion, Name: name, Quarantined: err.Error()}
+		saved, remote := loadBinding(dir, name, s.log)
+		if !remote {
+			continue
 		}
 		s.sweep(dir)
 		s.bindings[id] = &binding{id: id, dir: dir, saved: saved}
 	}
+	strays, err := s.strayBindings(known, earlier)
+	if err != nil {
+		return err
+	}
 	// First what is mounted: the kernel is served again as soon as all of that is known.
 	eachOf(s.allBindings(), func(b *binding) { s.adoptBinding(b, earlier.layers[b.fsDir()]) })
 	s.findBroken()
+	s.dropDead(strays)
 	if err := s.exports.start(); err != nil {
 		return fmt.Errorf("take over what is mounted: %w", err)
 	}
@@ -286,7 +285,7 @@ func (s *Snapshotter) adoptBinding(b *binding, left []mounts.Mount) {
 	}
 	dead := ""
 	if f == nil {
-		dead = "its image is no longer in the cache"
+		dead = cmp.Or(b.saved.Quarantined, "its image is no longer in the cache")
 	}
 	for _, m := range left {
 		if dead == "" {

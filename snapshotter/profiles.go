@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,11 +23,13 @@ import (
 // profiles keeps the profiles that were recorded on this node, one file an image.
 type profiles struct {
 	dir string
+	log *slog.Logger
 
 	mu sync.Mutex // one change at a time
 }
 
 const (
+	profilesDir   = "profiles"
 	profileSuffix = ".profile"
 	maxProfiles   = 512 // kept on a node; the oldest go
 )
@@ -38,19 +41,23 @@ func (s *profiles) path(image digest.Digest) string {
 	return filepath.Join(s.dir, image.Encoded()+profileSuffix)
 }
 
-// get returns an image's profile.
+// get returns an image's profile. A damaged one is set aside.
 func (s *profiles) get(image digest.Digest) (*profile.Profile, error) {
 	if err := image.Validate(); err != nil {
 		return nil, fmt.Errorf("image %q: %w", image, err)
 	}
-	p, err := os.ReadFile(s.path(image))
-	if errors.Is(err, os.ErrNotExist) {
+	var p *profile.Profile
+	found, err := durable.Load(s.path(image), profileKind, s.log, func(data []byte) (err error) {
+		p, err = profile.Decode(data)
+		return err
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case found != durable.Whole:
 		return nil, fmt.Errorf("%s: %w", image, ErrNoProfile)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return profile.Decode(p)
+	return p, nil
 }
 
 // ofRepository returns the newest profile of another image of a repository: most of what that reads
@@ -93,7 +100,7 @@ func (s *profiles) add(image digest.Digest, p *profile.Profile) (*profile.Profil
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old, err := s.get(image)
-	if err != nil && !errors.Is(err, ErrNoProfile) && !errors.Is(err, profile.ErrInvalid) {
+	if err != nil && !errors.Is(err, ErrNoProfile) {
 		return nil, err
 	}
 	if err != nil {

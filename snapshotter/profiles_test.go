@@ -74,7 +74,7 @@ func TestDamagedProfile(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, image.Encoded()+profileSuffix), []byte("hello"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Profile(image); !errors.Is(err, profile.ErrInvalid) {
+	if _, err := b.Profile(image); !errors.Is(err, ErrNoProfile) {
 		t.Errorf("got %v", err)
 	}
 	if p, err := b.AddProfile(image, profile.New(image, "r", []profile.Entry{entry("/a", []byte("a"))})); err != nil || p.Runs != 1 {
@@ -87,7 +87,7 @@ func TestDamagedProfile(t *testing.T) {
 
 // TestProfilesAreBounded: the oldest profiles go when they are too many.
 func TestProfilesAreBounded(t *testing.T) {
-	s := profiles{dir: filepath.Join(t.TempDir(), "profiles")}
+	s := profiles{dir: filepath.Join(t.TempDir(), "profiles"), log: logOf(t)}
 	first := digest.FromString("first")
 	if _, err := s.add(first, profile.New(first, "r", nil)); err != nil {
 		t.Fatal(err)

@@ -105,8 +105,9 @@ type Snapshotter struct {
 
 var _ snapshots.Cleaner = (*Snapshotter)(nil)
 
-func (s *Snapshotter) snapshotsDir() string         { return filepath.Join(s.root, "snapshots") }
+func (s *Snapshotter) snapshotsDir() string         { return snapshotsOf(s.root) }
 func (s *Snapshotter) snapshotDir(id string) string { return filepath.Join(s.snapshotsDir(), id) }
+func snapshotsOf(root string) string                { return filepath.Join(root, "snapshots") }
 func (s *Snapshotter) upperPath(id string) string   { return filepath.Join(s.snapshotDir(id), "fs") }
 func (s *Snapshotter) workPath(id string) string    { return filepath.Join(s.snapshotDir(id), "work") }
 

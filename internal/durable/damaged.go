@@ -184,7 +184,7 @@ func ListDamaged(dir string, kinds ...Kind) ([]Damage, error) {
 // asideOf returns what was set aside in a directory of files whose names match a pattern.
 func asideOf(dir, pattern string) ([]Damage, error) {
 	entries, err := os.ReadDir(dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
 		return nil, err
 	}
 	var all []Damage
