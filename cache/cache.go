@@ -31,7 +31,7 @@ type Options struct {
 	Unreachable func(error) bool
 	// Rate bounds what CompleteInBackground fetches, in bytes a second; 0 for no bound.
 	Rate int64
-	// Memory is shared by all units that are decoded, and whoever else takes of it; nil for no bound.
+	// Memory is shared by all units that are decoded, and others that take of it; nil for no bound.
 	Memory *memory.Budget
 	// Held returns a descriptor of the image file called id, opened in an earlier life, or nil.
 	// It is used instead of opening the file, and belongs to the cache.

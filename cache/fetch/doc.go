@@ -7,6 +7,6 @@
 // Locks are taken in this order: Fetcher.mu, then the image's; scheds.mu, then sched.mu, after all others. waits.mu and
 // observers.mu are held for their lists alone. No lock is held while bytes come.
 //
-// Belongs here: jobs, their queues and priorities, prefetch, policies of sources that do not answer, who waits.
+// Belongs here: jobs, their queues and priorities, prefetch, policies of sources that do not answer, the list of readers that wait.
 // Does not: what is on disk (cache/image), decoding (cache/blob), HTTP and registries (remote).
 package fetch

@@ -38,7 +38,7 @@ type Fetcher struct {
 	policy   Policy
 	trouble  error // why the source does not answer; nil while it does
 	inflight map[uint32]*fill
-	closing  bool // no fetch begins any more
+	closing  bool // no fetch begins from now on
 	ahead    readahead
 	waits    int64 // reads that waited for the network
 	waited   time.Duration

@@ -29,7 +29,7 @@ type job struct {
 	cancel context.CancelCauseFunc
 	ended  chan struct{}
 	ticket *ticket
-	users  int // who waits for any of its units, a prefetch included; guarded by Fetcher.mu
+	users  int // how many wait for any of its units, a prefetch included; guarded by Fetcher.mu
 }
 
 // readahead lets sequential readers ask for more each time.
@@ -110,7 +110,7 @@ func (f *Fetcher) demandUnits(ctx context.Context, units []uint32) ([]*fill, err
 	return fills, f.await(ctx, fills)
 }
 
-// errAbandoned ends a fetch that nobody waits for any more.
+// errAbandoned ends a fetch that nobody waits for any longer.
 var errAbandoned = errors.New("nobody waits any more")
 
 // await waits for fills and then leaves their jobs. A job that its last user gives up is

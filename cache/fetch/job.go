@@ -21,7 +21,7 @@ func (f *Fetcher) unfinished(fills []*fill) []*fill {
 	return slices.DeleteFunc(slices.Clone(fills), func(one *fill) bool { return f.inflight[one.unit] != one })
 }
 
-// finish ends those of the fills that have not ended, all at once: who asks anew after one of them
+// finish ends those of the fills that have not ended, all under one lock: a caller that asks anew after one of them
 // failed must not join another that is about to.
 func (f *Fetcher) finish(err error, fills ...*fill) {
 	f.mu.Lock()
@@ -175,7 +175,7 @@ func (j *job) fetchStream(ctx context.Context, fills []*fill, try int) (err erro
 	return err
 }
 
-// take decodes a unit, stores it and lets those who wait for it go on.
+// take decodes a unit, stores it and lets those that wait for it go on.
 func (j *job) take(one *fill, packed io.Reader) (err error) {
 	f := j.f
 	if one.plain, err = f.decode(one.unit, packed, nil); err != nil {

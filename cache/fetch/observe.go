@@ -38,7 +38,7 @@ type observers struct {
 type observer struct{ fn func(Event) }
 
 // Observe calls fn with each event from now on until stop is called. fn must return soon, and may
-// be called by several goroutines at once.
+// be called by several goroutines together.
 func (p *Pool) Observe(fn func(Event)) (stop func()) {
 	o := &observer{fn}
 	p.observers.mu.Lock()

@@ -14,7 +14,7 @@ import (
 )
 
 // ReadAt fills p with the image's bytes from off. It fetches what is missing, sharing the fetch
-// with whoever waits for the same bytes, and returns soon after ctx ends. At the image's end it
+// with others that wait for the same bytes, and returns soon after ctx ends. At the image's end it
 // returns fewer bytes and no error.
 func (f *Fetcher) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	switch {

@@ -24,12 +24,12 @@ const (
 func (p priority) String() string { return [...]string{"demand", "prefetch", "background"}[p] }
 
 const (
-	maxDemand          = 32 // requests to one host at once for readers
+	maxDemand          = 32 // requests to one host side by side for readers
 	maxDemandOfOne     = 24 // and for one user's alone
-	maxPrefetch        = 20 // requests at once for the rest, while no reader waits
+	maxPrefetch        = 20 // requests side by side for the rest, while no reader waits
 	maxPrefetchOfOne   = 16
 	maxPrefetchBesides = 1 // and while readers wait
-	maxBackground      = 2 // requests at once while nobody waits for anything
+	maxBackground      = 2 // requests side by side while nobody waits for anything
 	bulkRequestSize    = 2 << 20
 )
 

@@ -10,7 +10,7 @@ import (
 )
 
 // memoryFor waits for the memory that a unit takes on its way: what of it is decoded, and its packed bytes if they are held. It
-// is waited for before the first packed byte is, so that nobody who has memory waits for more.
+// is waited for before the first packed byte is, so that nobody that has memory waits for more.
 func (f *Fetcher) memoryFor(ctx context.Context, unit uint32) (*memory.Share, error) {
 	plain, packedToo := f.img.PlainBytes(unit)
 	packed := f.t.Unit(unit).Len

@@ -12,7 +12,7 @@ const (
 	wholeAtOnce = 4 // requests for one blob
 )
 
-// Read returns a reader of a blob from off to its end. It makes several requests at once, each for a
+// Read returns a reader of a blob from off to its end. It makes several requests side by side, each for a
 // piece, all of which count as prefetch: a reader's go before them.
 func (p *Pool) Read(ctx context.Context, src Source, off, size int64, try int) io.ReadCloser {
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -18,7 +18,7 @@ func (l *ledger) syncLocked(runs []run, held bool) error {
 		return nil
 	}
 	if !held {
-		m.punch.Lock() // whoever has written before the failure has noted it by now
+		m.punch.Lock() // what was written before the failure is noted by now
 		defer m.punch.Unlock()
 	}
 	m.mu.Lock()

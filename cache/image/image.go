@@ -29,8 +29,8 @@ type Image struct {
 	table *Table
 	cut   cut
 
-	// punch is held shared by who reads or writes extents of the image file, and exclusively
-	// by who takes extents away, so that no reader sees a hole instead of data.
+	// punch is held shared while extents of the image file are read or written, and exclusively
+	// while they are taken away, so that no reader sees a hole instead of data.
 	punch sync.RWMutex
 
 	ledger ledger
@@ -39,7 +39,7 @@ type Image struct {
 	held       held
 	pins       int
 	kept       bool // an operator wants it never evicted
-	gone       bool // nobody reads or fills it any more
+	gone       bool // nobody reads or fills it from now on
 	closed     bool
 	acct       account
 	recordings []*Recording
@@ -273,7 +273,7 @@ func (m *Image) Close() {
 	m.residue.close()
 }
 
-// Discard ends all use of the image: nobody reads or fills it any more, and nothing more is recorded. Close follows when those
+// Discard ends all use of the image: nobody reads or fills it from then on, and nothing more is recorded. Close follows when those
 // that fill it have ended.
 func (m *Image) Discard() {
 	m.mu.Lock()

@@ -34,7 +34,7 @@ type Import struct {
 	paid atomic.Int64 // bytes of the budget, of packed and of the image
 
 	mu     sync.Mutex // guards packed, size and read
-	packed *os.File   // nil once it is not kept any more
+	packed *os.File   // nil once it is no longer kept
 	size   int64      // of packed
 	read   bool       // what was held was read
 
@@ -90,7 +90,7 @@ func (im *Import) open() (err error) {
 		return err
 	}
 	im.Held, im.size = st.Size(), st.Size()
-	im.paid.Store(pages(st.Size())) // counted by Open, or by who left it
+	im.paid.Store(pages(st.Size())) // counted by Open, or by the try that left it
 	im.file, err = os.OpenFile(filepath.Join(im.dir, imageFile), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	return err
 }

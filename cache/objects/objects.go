@@ -278,7 +278,7 @@ func (d *Dir) drop(b *object) int64 {
 		return 0
 	}
 	if b.f != nil {
-		b.f.Close() // its bytes are of no use any more
+		b.f.Close() // its bytes are of no use from now on
 		b.f = nil
 	}
 	d.mu.Lock()
