@@ -109,7 +109,7 @@ var parts = []struct {
 }{
 	{"coldstart", coldStart}, {"rebuilt", rebuilt}, {"import", imports}, {"convert", conversions}, {"complete", complete},
 	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench},
-	{"disk", disks}, {"volume", volumes},
+	{"disk", disks}, {"volume", volumes}, {"neighbours", neighbours},
 }
 
 // median of some measurements.
