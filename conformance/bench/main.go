@@ -109,7 +109,7 @@ var parts = []struct {
 }{
 	{"coldstart", coldStart}, {"rebuilt", rebuilt}, {"import", imports}, {"convert", conversions}, {"complete", complete},
 	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench},
-	{"disk", disks}, {"volume", volumes}, {"neighbours", neighbours},
+	{"disk", disks}, {"volume", volumes}, {"neighbours", neighbours}, {"trust", trust},
 }
 
 // median of some measurements.
