@@ -334,7 +334,8 @@ func hostileBlob(k int) testbed.Blob {
 		b.Data = b.Data[:len(b.Data)/2]
 		return b
 	}
-	return testbed.Blob{MediaType: ocispec.MediaTypeImageLayerGzip, Data: []byte(fmt.Sprint("no layer at all ", k)), DiffID: digest.FromString("")}
+	no := fmt.Appendf(nil, "no layer at all %d", k)
+	return testbed.Blob{MediaType: ocispec.MediaTypeImageLayerGzip, Data: no, DiffID: digest.FromBytes(no)}
 }
 
 // linkBomb asks for hundreds of thousands of directories that nobody lists, by links through a long path.
