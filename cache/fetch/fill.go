@@ -9,7 +9,7 @@ import (
 	"github.com/remora-storage/remora/cache/image"
 )
 
-// A fill is one unit on its way here. Who waits for it reads its bytes from memory, so that
+// A fill is one unit on its way here. Those that wait for it read its bytes from memory, so that
 // neither a full disk nor an eviction in between is seen.
 type fill struct {
 	unit  uint32
@@ -17,19 +17,7 @@ type fill struct {
 	done  chan struct{}
 	err   error             // after done
 	plain []byte            // after done: the decoded unit, up to its last extent
-	parts map[uint32][]byte // after done: extents copied from other files, if plain is nil
-}
-
-// A job fetches neighbouring units by one request.
-type job struct {
-	f      *Fetcher
-	src    Source
-	prio   priority
-	gap    int64 // packed bytes between units that it may read and drop
-	cancel context.CancelCauseFunc
-	ended  chan struct{}
-	ticket *ticket
-	users  int // how many wait for any of its units, a prefetch included; guarded by Fetcher.mu
+	parts map[uint32][]byte // after done: extents copied from other images, if plain is nil
 }
 
 // readahead lets sequential readers ask for more each time.

@@ -14,6 +14,18 @@ import (
 	"github.com/remora-storage/remora/internal/memory"
 )
 
+// A job fetches neighbouring units by one request.
+type job struct {
+	f      *Fetcher
+	src    Source
+	prio   priority
+	gap    int64 // packed bytes between units that it may read and drop
+	cancel context.CancelCauseFunc
+	ended  chan struct{}
+	ticket *ticket
+	users  int // how many wait for any of its units, a prefetch included; guarded by Fetcher.mu
+}
+
 // unfinished returns the fills that are still to be made.
 func (f *Fetcher) unfinished(fills []*fill) []*fill {
 	f.mu.Lock()
