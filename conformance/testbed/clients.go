@@ -57,6 +57,7 @@ type Status struct {
 	Layers  []LayerStatus
 	Broken  []struct{ Container, Snapshot, Mounted, Reason string }
 	Holder  struct{ PID int }
+	Damaged []struct{ File, Aside, Lost, Advice string }
 	Waiting []struct {
 		PID                                       int
 		Command, Container, Image, Digest, Reason string
