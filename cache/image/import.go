@@ -383,22 +383,25 @@ func (d *Dir) DropIdleImports() (freed int64) {
 func (d *Dir) sweepImports() error {
 	dir := filepath.Join(d.path, importsDir)
 	entries, err := os.ReadDir(dir)
-	if errors.Is(err, os.ErrNotExist) {
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return nil
-	}
-	if err != nil {
+	case errors.Is(err, unix.ENOTDIR):
+		d.log.Warn("something else is in the place of the imports, and is removed", "path", dir)
+		return os.RemoveAll(dir)
+	case err != nil:
 		return err
 	}
 	for _, e := range entries {
 		one := filepath.Join(dir, e.Name())
-		st, err := os.Stat(filepath.Join(one, packedFile))
-		if err != nil || st.Size() == 0 || time.Since(st.ModTime()) > importsKept {
+		st, err := os.Lstat(filepath.Join(one, packedFile))
+		if err != nil || !st.Mode().IsRegular() || st.Size() == 0 || time.Since(st.ModTime()) > importsKept {
 			if err := os.RemoveAll(one); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := os.Remove(filepath.Join(one, imageFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.RemoveAll(filepath.Join(one, imageFile)); err != nil {
 			return err
 		}
 		d.budget.Add(pages(st.Size()))

@@ -107,7 +107,32 @@ func (d *Dir) Load(id string) (*Image, error) {
 	return m, nil
 }
 
+// checkFiles insists that only files lie in an image's directory, and none whose content would take all memory.
+func checkFiles(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return ErrNotFound
+	}
+	for _, e := range entries {
+		st, err := e.Info()
+		switch {
+		case errors.Is(err, os.ErrNotExist): // it is swept
+		case err != nil:
+			return err
+		case !st.Mode().IsRegular(), e.Name() != imageFile && e.Name() != residueFile && st.Size() > maxRecord:
+			return fmt.Errorf("%w: %s is %v of %d bytes", ErrCorrupt, e.Name(), st.Mode(), st.Size())
+		}
+	}
+	return err
+}
+
+// maxRecord bounds what is read of an image's table, points and presence record, in bytes.
+const maxRecord = 1 << 30
+
 func (d *Dir) load(id string) (*Image, error) {
+	if err := checkFiles(d.file(id)); err != nil {
+		return nil, err
+	}
 	path := d.file(id)
 	t, err := openTable(filepath.Join(path, tableFile))
 	if errors.Is(err, os.ErrNotExist) {

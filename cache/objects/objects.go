@@ -64,10 +64,19 @@ func Open(path string, b *budget.Budget, log *slog.Logger) (*Dir, error) {
 	d := &Dir{path: path, budget: b, log: log, all: map[string]*object{}, open: lru.New(openObjects)}
 	d.open.OnEvicted = func(b lru.Key, _ any) { d.left = append(d.left, b.(*object)) }
 	entries, err := os.ReadDir(path)
+	if errors.Is(err, unix.ENOTDIR) {
+		err = d.dropDamaged(path)
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			if err := d.dropDamaged(filepath.Join(path, e.Name())); err != nil {
+				return nil, err
+			}
+			continue
+		}
 		size, err := onDisk(filepath.Join(path, e.Name()))
 		if err != nil {
 			return nil, err
@@ -77,6 +86,12 @@ func Open(path string, b *budget.Budget, log *slog.Logger) (*Dir, error) {
 		b.Add(size)
 	}
 	return d, nil
+}
+
+// dropDamaged removes what is no object, or no directory of them: whatever should be there is fetched again.
+func (d *Dir) dropDamaged(path string) error {
+	d.log.Warn("something else is in the place of an object, and is removed", "path", path)
+	return os.RemoveAll(path)
 }
 
 // onDisk returns the bytes that a file takes.
