@@ -23,6 +23,9 @@ type Mount struct {
 	major, minor uint32
 }
 
+// Device returns the numbers of the mount's device.
+func (m Mount) Device() (major, minor uint32) { return m.major, m.minor }
+
 // Lowers returns an overlay's lower directories as it was given them, the topmost first.
 func (m Mount) Lowers() (dirs []string) {
 	if m.Type != "overlay" {
