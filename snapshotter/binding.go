@@ -386,5 +386,8 @@ func (s *Snapshotter) unmountLocked(b *binding) error {
 		s.exports.release(way, b.number())
 	}
 	b.how, b.ways, b.attempt = notMounted, nil, nil
+	if err == nil {
+		s.gateLocked(b)
+	}
 	return err
 }

@@ -38,6 +38,8 @@ type double struct {
 	busy   map[string]bool // directories that are in use
 	fails  map[string]error
 	served int // devices that are exported
+	gates  *doubleGates
+	gated  map[string]bool
 }
 
 // mounted is an entry of the table of mounts.
@@ -200,7 +202,62 @@ func (k *double) UnmountUnused(dir string) error {
 	return nil
 }
 
+// doubleGates are the directories with a gate. They are in no table of mounts.
+type doubleGates struct {
+	k      *double
+	answer func(dir string) error
+}
+
+func (k *double) Gates(answer func(dir string) error) (Gates, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.fails["gates"]; err != nil {
+		return nil, err
+	}
+	k.gates = &doubleGates{k, answer}
+	k.gated = map[string]bool{}
+	return k.gates, nil
+}
+
+func (g *doubleGates) Mount(dir string) error {
+	g.k.mu.Lock()
+	defer g.k.mu.Unlock()
+	g.k.gated[dir] = true
+	return g.k.fails["gate"]
+}
+
+func (g *doubleGates) Close() error {
+	g.k.mu.Lock()
+	defer g.k.mu.Unlock()
+	g.k.gates = nil
+	return nil
+}
+
+// enter does what the kernel does with who mounts something on a directory: it goes to what is mounted there, or asks at the gate.
+func (k *double) enter(dir string) error {
+	if len(k.on(dir)) > 0 {
+		return nil
+	}
+	k.mu.Lock()
+	gates, gated := k.gates, k.gated[dir]
+	k.mu.Unlock()
+	switch {
+	case !gated:
+		return errors.New("nothing is there, and nobody says so")
+	case gates == nil:
+		return unix.ENOENT
+	}
+	if err := gates.answer(dir); err != nil {
+		return err
+	}
+	if len(k.on(dir)) == 0 {
+		return errors.New("let in, but nothing is there")
+	}
+	return nil
+}
+
 func (k *double) dropLocked(dir string) {
+	delete(k.gated, dir)
 	k.table = slices.DeleteFunc(k.table, func(m mounted) bool {
 		if m.Dir != dir {
 			return false

@@ -300,7 +300,12 @@ func dirs(mounts []mount.Mount) (all []string) {
 // look reads a file as a container with these mounts does.
 func (b *bed) look(mounts []mount.Mount, path string) ([]byte, error) {
 	for _, dir := range dirs(mounts) {
-		on := b.kernel.on(dir)
+		if dir, gate := strings.CutSuffix(dir, "/"); gate {
+			if err := b.kernel.enter(dir); err != nil {
+				return nil, err
+			}
+		}
+		on := b.kernel.on(filepath.Clean(dir))
 		if len(on) == 0 {
 			p, err := os.ReadFile(filepath.Join(dir, path))
 			if !errors.Is(err, os.ErrNotExist) {

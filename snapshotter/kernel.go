@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/autofs"
 	"github.com/remora-storage/remora/blockdev/export/plain"
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
@@ -25,10 +26,19 @@ type Kernel interface {
 	Unmount(dir string) error
 	// UnmountUnused takes away what is mounted on dir and not in use; EBUSY says that something is.
 	UnmountUnused(dir string) error
+	// Gates has whoever enters a directory wait until answer returns, which mounts something there or says why it cannot. It
+	// fails where the kernel has nothing of the kind.
+	Gates(answer func(dir string) error) (Gates, error)
 	// Own returns the mounts of this process's namespace, the oldest first.
 	Own() ([]mounts.Mount, error)
 	// Everywhere calls use with every mount of every mount namespace that has a process.
 	Everywhere(use func(n mounts.Namespace, m mounts.Mount)) error
+}
+
+// Gates are directories that nobody enters before a layer is mounted there: see autofs.Server.
+type Gates interface {
+	Mount(dir string) error
+	Close() error
 }
 
 // machine is the Kernel that this process runs on.
@@ -52,10 +62,18 @@ func (machine) UnmountUnused(dir string) error {
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
+		var st unix.Statfs_t
+		if errors.Is(err, unix.EBUSY) && unix.Statfs(dir, &st) == nil && st.Type == unix.AUTOFS_SUPER_MAGIC {
+			return blockdev.Unmount(dir) // the gate, at which somebody waits: no layer is in use
+		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+func (k machine) Gates(answer func(dir string) error) (Gates, error) {
+	return autofs.New(answer, k.log)
 }
 
 func (machine) Own() ([]mounts.Mount, error) { return mounts.Own() }

@@ -117,6 +117,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
 		s.extra = []string{"index=off"}
 	}
+	s.openGates()
 	if s.store, err = openDatabase(root, opts.Log); err != nil {
 		return nil, err
 	}
@@ -152,7 +153,7 @@ func (s *Snapshotter) sweep(dir string) {
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.started.Wait()
-	errs := []error{s.endRecordings()}
+	errs := []error{s.endRecordings(), s.closeGates()}
 	if s.exports.Outlive() {
 		if n := s.countLazy(); n > 0 {
 			s.log.Info("mounts stay: reads of what is missing wait until remorad starts again (snapctl detach --all ends the mounts)", "layers", n)
@@ -238,6 +239,7 @@ func (s *Snapshotter) restore(earlier earlierMounts) error {
 	if err := s.exports.start(); err != nil {
 		return fmt.Errorf("take over what is mounted: %w", err)
 	}
+	eachOf(s.allBindings(), s.renewGate)
 	eachOf(s.allBindings(), s.restoreBinding)
 	if err := s.removeStray(ctx); err != nil {
 		s.log.Warn("strays of an earlier life not removed", "err", err)

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/remora-storage/remora/blockdev/autofs"
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
@@ -22,6 +23,8 @@ func (s *Snapshotter) sortMounts(left []mounts.Mount) earlierMounts {
 		case m.Dir == s.snapshotsDir() && m.Type == "ext4":
 			e.scratch = true
 		case s.exports.holds(m):
+		case m.Type == autofs.Type:
+			s.quietGate(m) // it goes with what is mounted over it, or when it is renewed
 		case strings.HasPrefix(m.Dir, s.snapshotsDir()+"/") && filepath.Base(m.Dir) == "fs":
 			e.layers[m.Dir] = append(e.layers[m.Dir], m)
 		default:
@@ -52,7 +55,7 @@ func (s *Snapshotter) activeOf(m mounts.Mount) (id string, ok bool) {
 // shortens the paths, so only the parts "<id>/fs" are relied on.
 func (s *Snapshotter) lowersOf(m mounts.Mount) (ids []string) {
 	for _, dir := range m.Lowers() {
-		ids = append(ids, filepath.Base(filepath.Dir(dir)))
+		ids = append(ids, filepath.Base(filepath.Dir(filepath.Clean(dir))))
 	}
 	return ids
 }

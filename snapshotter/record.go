@@ -124,13 +124,13 @@ func (s *Snapshotter) Record(ctx context.Context, manifest digest.Digest, ref st
 func (s *Snapshotter) lowerDir(id string, labels map[string]string) string {
 	dir := s.upperPath(id)
 	name := labels[RecordLabel]
-	if name == "" {
-		return dir
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r := s.recordings[name]; r != nil && r.layers[dir] != nil {
+	if r := s.recordings[name]; name != "" && r != nil && r.layers[dir] != nil {
 		return r.layers[dir].dir
+	}
+	if s.bindings[id] != nil && s.gates != nil {
+		return dir + "/" // the kernel stops only those who go on from there
 	}
 	return dir
 }

@@ -92,6 +92,8 @@ type Snapshotter struct {
 	// before every other lock.
 	mounting sync.RWMutex
 
+	gates Gates // on directories of layers; nil where the kernel has none
+
 	mu       sync.Mutex // guards the fields below
 	bindings map[string]*binding
 	answered map[string]time.Time // snapshots whose mounts were told of late, by id
@@ -211,7 +213,8 @@ func (s *Snapshotter) bindingsOf(ids []string) (all []*binding) {
 }
 
 // unpackWait bounds how long the Prepare of a layer that containerd unpacks waits for remote
-// layers below it: their attributes are needed while unpacking.
+// layers below it: their attributes are needed while unpacking. A View, whose mounts nobody may ask for again, waits so long where
+// the kernel has no gates.
 const unpackWait = 10 * time.Second
 
 // create makes an active snapshot or a view.
@@ -235,6 +238,10 @@ func (s *Snapshotter) create(
 	}
 	switch {
 	case unpack:
+		ctx, cancel := context.WithTimeout(ctx, unpackWait)
+		defer cancel()
+		err = s.ensureAll(ctx, snap.ParentIDs)
+	case kind == snapshots.KindView && s.gates == nil:
 		ctx, cancel := context.WithTimeout(ctx, unpackWait)
 		defer cancel()
 		err = s.ensureAll(ctx, snap.ParentIDs)

@@ -24,7 +24,8 @@ type Server struct {
 	read   *os.File // of the pipe into which the kernel writes
 	write  *os.File
 
-	asked sync.WaitGroup
+	asked  sync.WaitGroup
+	closed sync.Once
 
 	mu   sync.Mutex // guards the fields below
 	dirs map[uint32]string
@@ -50,9 +51,10 @@ func New(answer func(dir string) error, log *slog.Logger) (*Server, error) {
 	return s, nil
 }
 
-// Close ends answering: from now on those fail who enter a directory on which nothing is mounted.
+// Close ends answering: from now on those fail who enter a directory on which nothing is mounted. It may be called twice.
 func (s *Server) Close() error {
-	err := errors.Join(s.read.Close(), s.write.Close()) // wakes serve
+	var err error
+	s.closed.Do(func() { err = errors.Join(s.read.Close(), s.write.Close()) }) // wakes serve
 	s.asked.Wait()
 	return err
 }

@@ -31,6 +31,10 @@ func TestMain(m *testing.M) {
 // noBackend is a machine on which no layer can be lazy, and nothing is mounted.
 type noBackend struct{}
 
+func (noBackend) Gates(func(string) error) (snapshotter.Gates, error) {
+	return nil, errors.New("there are none in this test")
+}
+
 func (noBackend) Probe(string, blockdev.Backend, bool) (snapshotter.Capabilities, error) {
 	return snapshotter.Capabilities{LazyReason: "this machine has no way", Reason: "no loop device", IDReason: "nor idmapped mounts"}, nil
 }

@@ -52,6 +52,10 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	// Garbage of a pull is large beside what stays; keep the heap close to the latter.
 	debug.SetGCPercent(50)
 
+	if err := ownProcessGroup(); err != nil {
+		log.Warn("clients in remorad's process group may see layers empty that are not there yet", "err", err)
+	}
+
 	// The parts, leaf first.
 	lock, err := snapshotter.Lock(f.root)
 	if err != nil {

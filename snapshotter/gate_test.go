@@ -1,0 +1,143 @@
+package snapshotter
+
+import (
+	"errors"
+	"net/http"
+	"testing"
+
+	"github.com/containerd/containerd/v2/core/mount"
+)
+
+// view makes a view of a snapshot, as a client does that mounts what it is answered and asks no more.
+func (b *bed) view(key, parent string) []mount.Mount {
+	b.t.Helper()
+	mounts, err := b.View(b.ctx, key, parent)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return mounts
+}
+
+// begin has somebody mount and read a file. ended says that it was read right, or how not.
+func (b *bed) begin(mounts []mount.Mount, path string, want []byte) (ended chan error) {
+	ended = make(chan error, 1)
+	go func() {
+		got, err := b.look(mounts, path)
+		if err == nil && string(got) != string(want) {
+			err = errors.New("it reads something else")
+		}
+		ended <- err
+	}()
+	return ended
+}
+
+// TestGates: whoever mounts what View or Prepare answer while layers are still on their way gets the whole image, however many
+// layers it has.
+func TestGates(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			for _, layers := range []int{1, 2} {
+				im := newImage(t, "app", nil, f.make(t, file("a", honest)), f.make(t, file("b", []byte("other"))))
+				im = newImage(t, "app", nil, im.layers[:layers]...)
+				o := newOrigin(t, im)
+				release := o.hold("/blobs/")
+				b := newBed(t, o, nil)
+				top := b.pull(im)
+				prepared, err := b.Prepare(b.ctx, "container", top)
+				if err != nil {
+					t.Fatal(err)
+				}
+				view := b.begin(b.view("view", top), "a", honest)
+				container := b.begin(prepared, "a", honest)
+				for _, one := range []chan error{view, container} {
+					select {
+					case err := <-one:
+						t.Errorf("mounted before the layers are there: %v", err)
+					default:
+					}
+				}
+				release()
+				if err := errors.Join(<-view, <-container); err != nil {
+					t.Errorf("%d layers: %v", layers, err)
+				}
+			}
+		})
+	}
+}
+
+// TestGateOfWhatCannotBeHad: a mount of a layer that cannot be read fails, and nobody sees an empty directory.
+func TestGateOfWhatCannotBeHad(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
+	o := newOrigin(t, im)
+	answer := make(chan struct{})
+	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if _, kind, _ := split(r.URL.Path); kind != "blobs" {
+			return false
+		}
+		<-answer
+		w.WriteHeader(http.StatusNotFound)
+		return true
+	})
+	b := newBed(t, o, nil)
+	top := b.pull(im)
+	ended := b.begin(b.view("view", top), "a", honest)
+	close(answer)
+	if err := <-ended; err == nil {
+		t.Error("mounted without its layer")
+	}
+	o.setFault(nil)
+	b.sees(b.view("later", top), "a", honest)
+}
+
+// TestGatesStay: what was answered before a restart, or before all layers were detached, is mounted whole afterwards, and while
+// nobody answers it is not mounted at all.
+func TestGatesStay(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)), gzipLayer(t, file("b", honest)))
+	other := newImage(t, "other", nil, gzipLayer(t, file("c", honest)))
+	o := newOrigin(t, im, other)
+	b := newBed(t, o, func(b *bed) { b.kernel.outlive = true })
+	b.sees(b.run("runs", b.pull(other)), "c", honest)
+	release := o.hold("/blobs/")
+	mounts := b.view("view", b.pull(im))
+	b.close()
+	b.kernel.kill()
+	if _, err := b.look(mounts, "a"); err == nil {
+		t.Error("mounted though nobody answers")
+	}
+	release()
+	b.open()
+	b.sees(mounts, "a", honest)
+	if _, err := b.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	b.sees(mounts, "a", honest)
+	if _, err := b.Detach(); err != nil {
+		t.Fatal(err)
+	}
+	b.close()
+	if n := len(b.kernel.gated); n > 0 {
+		t.Errorf("%d gates stay though nothing is mounted", n)
+	}
+	b.open()
+}
+
+// TestNoGates: on a kernel without gates, a view is answered once its layers are there, or fails.
+func TestNoGates(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
+	o := newOrigin(t, im)
+	b := newBed(t, o, func(b *bed) { b.kernel.fail("gates", errors.New("as the test says")) })
+	release := o.hold("/blobs/")
+	top := b.pull(im)
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		b.sees(b.view("view", top), "a", honest)
+	}()
+	select {
+	case <-answered:
+		t.Error("answered before its layer is there")
+	default:
+	}
+	release()
+	<-answered
+}
