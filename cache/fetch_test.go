@@ -43,9 +43,10 @@ func TestReadersShareAFetch(t *testing.T) {
 // TestReaderLeaves: a reader whose context ends leaves at once, and the fetch ends with the last.
 func TestReaderLeaves(t *testing.T) {
 	im := newImage(t, 5, 1, 1000)
-	ended := make(chan error, 1)
+	asked, ended := make(chan struct{}), make(chan error, 1)
 	src := &source{blob: im.blob}
 	src.fault = func(ctx context.Context, _, _ int64, _ int) (io.ReadCloser, error) {
+		close(asked)
 		<-ctx.Done()
 		ended <- context.Cause(ctx)
 		return nil, context.Cause(ctx)
@@ -59,7 +60,7 @@ func TestReaderLeaves(t *testing.T) {
 		_, err := f.ReadAt(ctx, make([]byte, 10), 4096)
 		got <- err
 	}()
-	time.Sleep(20 * time.Millisecond)
+	<-asked
 	cancel()
 	if err := <-got; !errors.Is(err, context.Canceled) {
 		t.Errorf("reader got %v", err)
