@@ -32,6 +32,7 @@ type binding struct {
 	pinned  int                // pins of file that direct mounts have
 	dead    string             // why what an earlier process had mounted could not be taken over
 	removed bool
+	gated   bool // there is a gate, with the layer on it or without
 }
 
 // savedBinding is a binding on disk, as JSON in layer.json.
@@ -378,7 +379,7 @@ func (s *Snapshotter) unmount(b *binding) error {
 }
 
 func (s *Snapshotter) unmountLocked(b *binding) error {
-	err := s.kernel.Unmount(b.fsDir())
+	err := errors.Join(s.dropGateLocked(b), s.kernel.Unmount(b.fsDir()))
 	for ; b.pinned > 0; b.pinned-- {
 		b.file.Unpin()
 	}
@@ -386,8 +387,5 @@ func (s *Snapshotter) unmountLocked(b *binding) error {
 		s.exports.release(way, b.number())
 	}
 	b.how, b.ways, b.attempt = notMounted, nil, nil
-	if err == nil {
-		s.gateLocked(b)
-	}
 	return err
 }

@@ -97,6 +97,9 @@ func (s *Snapshotter) detachOne(b *binding) (int, error) {
 	if b.how == notMounted {
 		return 0, nil
 	}
+	if err := s.dropGateLocked(b); err != nil {
+		return 0, err
+	}
 	if err := s.kernel.UnmountUnused(b.fsDir()); err != nil {
 		return 0, fmt.Errorf("%s is in use by something that is not a container (try fuser -vm %s): %w",
 			describe(&b.saved.Source), b.fsDir(), err)
@@ -130,7 +133,7 @@ func (s *Snapshotter) lasting(users func() ([]user, error)) (names []string, err
 func (s *Snapshotter) mountUsers() ([]user, error) {
 	var users, roots []user
 	err := s.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		if m.Type != "overlay" || !strings.Contains(m.Options, "="+s.snapshotsDir()+"/") {
+		if m.Type != "overlay" || !strings.Contains(m.Options, "="+s.snapshotsDir()+"/") && !strings.Contains(m.Options, "="+s.gatesDir()+"/") {
 			return
 		}
 		s.seen(m.Options)

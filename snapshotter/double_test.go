@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/blockdev/autofs"
 	"github.com/remora-storage/remora/blockdev/export"
 	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/blockdev/probe"
@@ -39,7 +40,6 @@ type double struct {
 	fails  map[string]error
 	served int // devices that are exported
 	gates  *doubleGates
-	gated  map[string]bool
 }
 
 // mounted is an entry of the table of mounts.
@@ -48,6 +48,8 @@ type mounted struct {
 	way blockdev.Backend // "" for what needs no process of ours
 	id  uint64
 	dev blockdev.Device // what the kernel asks; nil while nobody serves it
+
+	bound bool // it is another one's, at a second place
 }
 
 // elsewhere is a mount of another mount namespace.
@@ -78,6 +80,7 @@ func (k *double) fail(operation string, err error) {
 
 // on returns what is mounted on a directory, the oldest first.
 func (k *double) on(dir string) (all []mounted) {
+	dir = filepath.Clean(dir)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for i, m := range k.table {
@@ -119,6 +122,7 @@ func (k *double) mountElsewhere(ns mounts.Namespace, m mounts.Mount) {
 
 // setBusy says whether something uses what is mounted on a directory.
 func (k *double) setBusy(dir string, busy bool) {
+	dir = filepath.Clean(dir)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.busy[dir] = busy
@@ -202,7 +206,20 @@ func (k *double) UnmountUnused(dir string) error {
 	return nil
 }
 
-// doubleGates are the directories with a gate. They are in no table of mounts.
+func (k *double) Bind(from, to string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range slices.Backward(k.table) {
+		if m.Dir == from {
+			m.Dir, m.bound = to, true
+			k.table = append(k.table, m)
+			return k.fails["bind"]
+		}
+	}
+	return unix.EINVAL
+}
+
+// doubleGates are autofs mounts in the table.
 type doubleGates struct {
 	k      *double
 	answer func(dir string) error
@@ -215,16 +232,20 @@ func (k *double) Gates(answer func(dir string) error) (Gates, error) {
 		return nil, err
 	}
 	k.gates = &doubleGates{k, answer}
-	k.gated = map[string]bool{}
 	return k.gates, nil
 }
 
 func (g *doubleGates) Mount(dir string) error {
 	g.k.mu.Lock()
 	defer g.k.mu.Unlock()
-	g.k.gated[dir] = true
-	return g.k.fails["gate"]
+	if err := g.k.fails["gate"]; err != nil {
+		return err
+	}
+	g.k.table = append(g.k.table, mounted{Mount: mounts.Mount{Dir: dir, Type: autofs.Type, Source: "remora"}})
+	return nil
 }
+
+func (g *doubleGates) Quiet(mounts.Mount) error { return nil } // nobody waits: look is called when there is an answer
 
 func (g *doubleGates) Close() error {
 	g.k.mu.Lock()
@@ -235,34 +256,48 @@ func (g *doubleGates) Close() error {
 
 // enter does what the kernel does with who mounts something on a directory: it goes to what is mounted there, or asks at the gate.
 func (k *double) enter(dir string) error {
-	if len(k.on(dir)) > 0 {
-		return nil
+	for asked := false; ; asked = true {
+		if _, err := os.Stat(dir); err != nil {
+			return err
+		}
+		on := k.on(dir)
+		k.mu.Lock()
+		gates := k.gates
+		k.mu.Unlock()
+		switch {
+		case len(on) == 0:
+			return errors.New("nothing is there, and nobody says so")
+		case on[len(on)-1].Type != autofs.Type:
+			return nil
+		case asked:
+			return errors.New("let in, but nothing is there")
+		case gates == nil:
+			return unix.ENOENT
+		}
+		if err := gates.answer(dir); err != nil {
+			return err
+		}
 	}
+}
+
+// countGates returns how many gates there are.
+func (k *double) countGates() (n int) {
 	k.mu.Lock()
-	gates, gated := k.gates, k.gated[dir]
-	k.mu.Unlock()
-	switch {
-	case !gated:
-		return errors.New("nothing is there, and nobody says so")
-	case gates == nil:
-		return unix.ENOENT
+	defer k.mu.Unlock()
+	for _, m := range k.table {
+		if m.Type == autofs.Type {
+			n++
+		}
 	}
-	if err := gates.answer(dir); err != nil {
-		return err
-	}
-	if len(k.on(dir)) == 0 {
-		return errors.New("let in, but nothing is there")
-	}
-	return nil
+	return n
 }
 
 func (k *double) dropLocked(dir string) {
-	delete(k.gated, dir)
 	k.table = slices.DeleteFunc(k.table, func(m mounted) bool {
 		if m.Dir != dir {
 			return false
 		}
-		if d, ok := m.dev.(direct); ok {
+		if d, ok := m.dev.(direct); ok && !m.bound {
 			d.f.Close()
 		}
 		return true

@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 
@@ -11,54 +12,125 @@ import (
 )
 
 // containerd is told where a layer's directory is before the layer is there, by View and by Prepare, and some of its clients mount
-// that without ever calling Mounts. A layer's directory has a gate for that, below whatever is mounted there: who mounts an overlay
-// on it before the layer is mounted waits for the layer, or fails. Nobody sees an empty directory in its place.
+// that without ever calling Mounts. For a layer that is not mounted yet they are told of a gate: a directory of its own, which
+// nobody enters before the layer is mounted on it, too. Who mounts an overlay on a gate waits for the layer, or fails. Nobody sees
+// an empty directory in its place.
+//
+// Gates are not below the directory of the snapshots: containerd idmaps all that is mounted there together, and autofs cannot be.
 
-// openGates makes the gates, where the kernel has them.
+func (s *Snapshotter) gatesDir() string           { return filepath.Join(s.root, "gates") }
+func (s *Snapshotter) gateDir(b *binding) string  { return filepath.Join(s.gatesDir(), b.id, "fs") }
+func (s *Snapshotter) gateOf(dir string) *binding { return s.binding(filepath.Base(filepath.Dir(dir))) }
+
+// openGates makes gates possible, where the kernel has them.
 func (s *Snapshotter) openGates() {
 	gates, err := s.kernel.Gates(s.enter)
 	if err != nil {
-		s.log.Info("what a client mounts without asking again is waited for when it asks first", "reason", err)
+		s.log.Info("the kernel holds up nobody who mounts a layer that is not there yet: views wait for their layers", "reason", err)
 		return
 	}
 	s.gates = gates
 }
 
-// enter mounts the layer whose directory somebody enters.
-func (s *Snapshotter) enter(dir string) error {
-	b := s.binding(filepath.Base(filepath.Dir(dir)))
-	if b == nil || b.fsDir() != dir {
-		return fmt.Errorf("the snapshot of %s is gone", dir)
-	}
-	return s.ensure(s.life, b)
-}
-
-// gateLocked puts a gate on a binding's directory, on which nothing is mounted. Its snapshot may be gone already.
-func (s *Snapshotter) gateLocked(b *binding) {
-	if s.gates == nil || b.removed || s.life.Err() != nil {
-		return
-	}
-	if err := s.gates.Mount(b.fsDir()); err != nil {
-		s.log.Warn("a client that mounts a layer without asking again may see an empty directory", "dir", b.fsDir(), "err", err)
-	}
-}
-
-// renewGate replaces the gate that an earlier process has left on a directory, if nothing else is mounted there.
-func (s *Snapshotter) renewGate(b *binding) {
+// gate returns a layer's directory for somebody who will not ask again: the layer's own if it is mounted, and its gate otherwise.
+func (s *Snapshotter) gate(b *binding) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.how != notMounted || s.gates == nil {
-		return
+	switch {
+	case b.how != notMounted || s.gates == nil:
+		return b.fsDir(), nil
+	case !b.gated:
+		if err := s.makeGateLocked(b); err != nil {
+			return "", err
+		}
 	}
-	if err := s.kernel.Unmount(b.fsDir()); err != nil {
-		s.log.Warn("mount of an earlier life stays", "dir", b.fsDir(), "err", err)
-		return
-	}
-	s.gateLocked(b)
+	return s.gateDir(b) + "/", nil // the kernel stops only those who go on from there
 }
 
-// closeGates ends the waiting. Where mounts stay for the next process, the gates do, too, and who comes to one fails until then.
-// Otherwise they are taken away.
+func (s *Snapshotter) makeGateLocked(b *binding) error {
+	dir := s.gateDir(b)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	if err := s.gates.Mount(dir); err != nil {
+		return errors.Join(fmt.Errorf("gate of a layer that is not there yet: %w", err), os.RemoveAll(filepath.Dir(dir)))
+	}
+	b.gated = true
+	return nil
+}
+
+// enter mounts the layer whose gate somebody enters, and shows it there.
+func (s *Snapshotter) enter(dir string) error {
+	b := s.gateOf(dir)
+	if b == nil {
+		return errors.New("its snapshot is gone")
+	}
+	for {
+		if err := s.ensure(s.life, b); err != nil {
+			return err
+		}
+		if done, err := s.showAt(b, dir); done || err != nil {
+			return err
+		}
+	}
+}
+
+// showAt shows a layer at its gate. done is false if the layer was unmounted meanwhile.
+func (s *Snapshotter) showAt(b *binding, dir string) (done bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.gated || b.removed {
+		return false, errors.New("its snapshot is gone")
+	}
+	if b.how == notMounted {
+		return false, nil
+	}
+	return true, s.kernel.Bind(b.fsDir(), dir)
+}
+
+// dropGateLocked takes a binding's gate away, with what is mounted on it. Containers that have it keep what they have.
+func (s *Snapshotter) dropGateLocked(b *binding) error {
+	if !b.gated {
+		return nil
+	}
+	dir := s.gateDir(b)
+	if err := s.kernel.Unmount(dir); err != nil {
+		return err
+	}
+	b.gated = false
+	return os.RemoveAll(filepath.Dir(dir))
+}
+
+// renewGates replaces the gates that an earlier process has left. Who waits at one fails.
+func (s *Snapshotter) renewGates(left []mounts.Mount) {
+	gated := map[string]bool{}
+	for _, m := range left {
+		if m.Type == autofs.Type && s.gates != nil {
+			if err := s.gates.Quiet(m); err != nil {
+				s.log.Warn("who waits for a layer since an earlier life may go on waiting", "gate", m.Dir, "err", err)
+			}
+		}
+		gated[m.Dir] = true
+	}
+	for dir := range gated {
+		if err := s.kernel.Unmount(dir); err != nil {
+			s.log.Warn("gate of an earlier life stays", "gate", dir, "err", err)
+			continue
+		}
+		b := s.gateOf(dir)
+		if b == nil || s.gates == nil {
+			continue
+		}
+		b.mu.Lock()
+		if err := s.makeGateLocked(b); err != nil {
+			s.log.Warn("who was told of a layer before the restart cannot mount it", "gate", dir, "err", err)
+		}
+		b.mu.Unlock()
+	}
+}
+
+// closeGates ends the waiting. Where mounts stay for the next process, the gates do, too, and who comes to one on which nothing is
+// mounted fails until then. Otherwise they are taken away.
 func (s *Snapshotter) closeGates() error {
 	if s.gates == nil {
 		return nil
@@ -69,16 +141,9 @@ func (s *Snapshotter) closeGates() error {
 		return errs[0]
 	}
 	for _, b := range all {
-		if !b.mounted() {
-			errs = append(errs, s.unmount(b))
-		}
+		b.mu.Lock()
+		errs = append(errs, s.dropGateLocked(b))
+		b.mu.Unlock()
 	}
 	return errors.Join(errs...)
-}
-
-// quietGate lets those go who wait at a gate of an earlier process.
-func (s *Snapshotter) quietGate(m mounts.Mount) {
-	if err := autofs.Quiet(m); err != nil {
-		s.log.Warn("who waits for a layer since an earlier life may go on waiting", "dir", m.Dir, "err", err)
-	}
 }

@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"errors"
 	"net/http"
+	"os"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -89,8 +90,8 @@ func TestGateOfWhatCannotBeHad(t *testing.T) {
 	b.sees(b.view("later", top), "a", honest)
 }
 
-// TestGatesStay: what was answered before a restart, or before all layers were detached, is mounted whole afterwards, and while
-// nobody answers it is not mounted at all.
+// TestGatesStay: what was answered before a restart is mounted whole afterwards, and while nobody answers it is not mounted at
+// all. Nor is what was answered before all layers were detached, which takes their gates away.
 func TestGatesStay(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)), gzipLayer(t, file("b", honest)))
 	other := newImage(t, "other", nil, gzipLayer(t, file("c", honest)))
@@ -110,12 +111,15 @@ func TestGatesStay(t *testing.T) {
 	if _, err := b.Detach(); err != nil {
 		t.Fatal(err)
 	}
-	b.sees(mounts, "a", honest)
+	if _, err := b.look(mounts, "a"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("mounted after all was detached: %v", err)
+	}
+	b.sees(b.view("again", b.pull(im)), "a", honest)
 	if _, err := b.Detach(); err != nil {
 		t.Fatal(err)
 	}
 	b.close()
-	if n := len(b.kernel.gated); n > 0 {
+	if n := b.kernel.countGates(); n > 0 {
 		t.Errorf("%d gates stay though nothing is mounted", n)
 	}
 	b.open()

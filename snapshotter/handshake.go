@@ -178,16 +178,12 @@ func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, lab
 		if _, err = storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {
 			return err
 		}
-		// Before anybody can find the snapshot: its mounts wait for the layer.
-		s.addBinding(b)
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		s.gateLocked(b)
+		s.addBinding(b) // before anybody can find the snapshot: its mounts wait for the layer
 		return nil
 	})
 	if err != nil {
 		s.dropBinding(b)
-		return err // a directory that is left is a stray
+		return err
 	}
 	s.log.Info("layer claimed", "key", name, "digest", src.Descriptor.Digest, "image", src.Image)
 	s.startAttempt(b)

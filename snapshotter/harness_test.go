@@ -305,7 +305,7 @@ func (b *bed) look(mounts []mount.Mount, path string) ([]byte, error) {
 				return nil, err
 			}
 		}
-		on := b.kernel.on(filepath.Clean(dir))
+		on := b.kernel.on(dir)
 		if len(on) == 0 {
 			p, err := os.ReadFile(filepath.Join(dir, path))
 			if !errors.Is(err, os.ErrNotExist) {

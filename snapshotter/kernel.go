@@ -29,6 +29,8 @@ type Kernel interface {
 	// Gates has whoever enters a directory wait until answer returns, which mounts something there or says why it cannot. It
 	// fails where the kernel has nothing of the kind.
 	Gates(answer func(dir string) error) (Gates, error)
+	// Bind shows what is mounted on a directory on another one, too.
+	Bind(from, to string) error
 	// Own returns the mounts of this process's namespace, the oldest first.
 	Own() ([]mounts.Mount, error)
 	// Everywhere calls use with every mount of every mount namespace that has a process.
@@ -38,6 +40,8 @@ type Kernel interface {
 // Gates are directories that nobody enters before a layer is mounted there: see autofs.Server.
 type Gates interface {
 	Mount(dir string) error
+	// Quiet lets those go who wait at a gate that an earlier process has left: they fail.
+	Quiet(m mounts.Mount) error
 	Close() error
 }
 
@@ -62,15 +66,13 @@ func (machine) UnmountUnused(dir string) error {
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
-		var st unix.Statfs_t
-		if errors.Is(err, unix.EBUSY) && unix.Statfs(dir, &st) == nil && st.Type == unix.AUTOFS_SUPER_MAGIC {
-			return blockdev.Unmount(dir) // the gate, at which somebody waits: no layer is in use
-		}
 		if err != nil {
 			return err
 		}
 	}
 }
+
+func (machine) Bind(from, to string) error { return unix.Mount(from, to, "", unix.MS_BIND, "") }
 
 func (k machine) Gates(answer func(dir string) error) (Gates, error) {
 	return autofs.New(answer, k.log)

@@ -239,7 +239,7 @@ func (s *Snapshotter) restore(earlier earlierMounts) error {
 	if err := s.exports.start(); err != nil {
 		return fmt.Errorf("take over what is mounted: %w", err)
 	}
-	eachOf(s.allBindings(), s.renewGate)
+	s.renewGates(earlier.gates)
 	eachOf(s.allBindings(), s.restoreBinding)
 	if err := s.removeStray(ctx); err != nil {
 		s.log.Warn("strays of an earlier life not removed", "err", err)

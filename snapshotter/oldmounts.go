@@ -4,7 +4,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/remora-storage/remora/blockdev/autofs"
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
 
@@ -12,6 +11,7 @@ import (
 type earlierMounts struct {
 	scratch bool                      // the snapshots' own file system; see prepareScratch
 	layers  map[string][]mounts.Mount // by directory, the oldest first
+	gates   []mounts.Mount            // gates, and what is mounted on them
 }
 
 // sortMounts finds what an earlier process left mounted, and takes away what nobody can use: what
@@ -22,9 +22,9 @@ func (s *Snapshotter) sortMounts(left []mounts.Mount) earlierMounts {
 		switch {
 		case m.Dir == s.snapshotsDir() && m.Type == "ext4":
 			e.scratch = true
+		case strings.HasPrefix(m.Dir, s.gatesDir()+"/"):
+			e.gates = append(e.gates, m)
 		case s.exports.holds(m):
-		case m.Type == autofs.Type:
-			s.quietGate(m) // it goes with what is mounted over it, or when it is renewed
 		case strings.HasPrefix(m.Dir, s.snapshotsDir()+"/") && filepath.Base(m.Dir) == "fs":
 			e.layers[m.Dir] = append(e.layers[m.Dir], m)
 		default:

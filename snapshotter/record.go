@@ -129,9 +129,6 @@ func (s *Snapshotter) lowerDir(id string, labels map[string]string) string {
 	if r := s.recordings[name]; name != "" && r != nil && r.layers[dir] != nil {
 		return r.layers[dir].dir
 	}
-	if s.bindings[id] != nil && s.gates != nil {
-		return dir + "/" // the kernel stops only those who go on from there
-	}
 	return dir
 }
 

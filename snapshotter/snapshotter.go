@@ -251,7 +251,13 @@ func (s *Snapshotter) create(
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
 	}
-	return s.mounts(snap, info.Labels), nil
+	gates := map[string]string{}
+	for _, b := range s.bindingsOf(snap.ParentIDs) {
+		if gates[b.id], err = s.gate(b); err != nil {
+			return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
+		}
+	}
+	return s.mounts(snap, info.Labels, gates), nil
 }
 
 // removeUnlessMade removes the directory of a snapshot that err keeps from being made, and returns err. It is
@@ -320,7 +326,7 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		}
 	}
 	s.forgetEnded()
-	return s.mounts(snap, info.Labels), nil
+	return s.mounts(snap, info.Labels, nil), nil
 }
 
 // answer notes that a container is told its mounts, unless a Detach has taken a layer away since they were ensured.
@@ -412,15 +418,21 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	})
 }
 
-// mounts returns how a snapshot is mounted.
-func (s *Snapshotter) mounts(snap storage.Snapshot, labels map[string]string) []mount.Mount {
+// mounts returns how a snapshot is mounted. gates are the directories of layers, by id, where they are not their own.
+func (s *Snapshotter) mounts(snap storage.Snapshot, labels, gates map[string]string) []mount.Mount {
+	lowerDir := func(id string) string {
+		if gates[id] != "" && labels[RecordLabel] == "" { // a recording has mounts of its own
+			return gates[id]
+		}
+		return s.lowerDir(id, labels)
+	}
 	mapping := idMapping(labels)
 	if len(snap.ParentIDs) == 0 || snap.Kind == snapshots.KindView && len(snap.ParentIDs) == 1 {
 		source, access := s.upperPath(snap.ID), "rw"
 		if snap.Kind == snapshots.KindView {
 			access = "ro"
 			if len(snap.ParentIDs) == 1 {
-				source = s.lowerDir(snap.ParentIDs[0], labels)
+				source = lowerDir(snap.ParentIDs[0])
 			}
 		}
 		return []mount.Mount{{Type: "bind", Source: source, Options: append(mapping, access, "rbind")}}
@@ -434,7 +446,7 @@ func (s *Snapshotter) mounts(snap storage.Snapshot, labels map[string]string) []
 		if i > 0 {
 			lower += ":"
 		}
-		lower += s.lowerDir(id, labels)
+		lower += lowerDir(id)
 	}
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(append(options, lower), s.extra...)}}
 }

@@ -96,7 +96,7 @@ func deviceOf(dir string) (uint32, error) {
 func encodeDevice(major, minor uint32) uint32 { return minor&0xff | major<<8 | minor&^0xff<<12 }
 
 // Quiet ends the waiting of those whom a Server that is no more has left at an autofs mount. They fail.
-func Quiet(m mounts.Mount) error {
+func (*Server) Quiet(m mounts.Mount) error {
 	return onMount(m.Dir, encodeDevice(m.Device()), func(c *call) error { return c.do(catatonic, 0, 0) })
 }
 
@@ -137,13 +137,11 @@ func (s *Server) serve() {
 	}
 }
 
+// reply answers a question. The mount is open meanwhile: it may be taken away before the answer.
 func (s *Server) reply(dir string, dev, token uint32) {
-	err := s.answer(dir)
-	if err != nil {
-		s.log.Warn("what was to be mounted is not there", "dir", dir, "err", err)
-	}
 	if err := onMount(dir, dev, func(c *call) error {
-		if err != nil {
+		if err := s.answer(dir); err != nil {
+			s.log.Warn("what was to be mounted is not there", "dir", dir, "err", err)
 			return c.do(fail, token, ^uint32(unix.EIO)+1)
 		}
 		return c.do(ready, token, 0)

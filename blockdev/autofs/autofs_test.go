@@ -160,7 +160,7 @@ func TestServerGone(t *testing.T) {
 	if err != nil || len(all) != 1 || all[0].Type != autofs.Type {
 		t.Fatalf("mounts %v, %v", all, err)
 	}
-	if err := autofs.Quiet(all[0]); err != nil {
+	if err := b.server.Quiet(all[0]); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-ended; err == nil {

@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 // noBackend is a machine on which no layer can be lazy, and nothing is mounted.
 type noBackend struct{}
 
+func (noBackend) Bind(string, string) error { return errors.New("nothing is mounted here") }
+
 func (noBackend) Gates(func(string) error) (snapshotter.Gates, error) {
 	return nil, errors.New("there are none in this test")
 }
