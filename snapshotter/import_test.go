@@ -103,6 +103,22 @@ func TestImportAsksThrice(t *testing.T) {
 	}
 }
 
+// TestImportBeyondLimits: a layer that asks for more than the limits is read once: the same bytes would ask for the same again.
+func TestImportBeyondLimits(t *testing.T) {
+	l := gzipLayer(t, file("a", honest), file("b", honest), file("c", honest), file("d", honest))
+	im := newImage(t, "app", nil, l)
+	o := newOrigin(t, im)
+	b := newBed(t, o, func(b *bed) { b.opts.Limits.Nodes = 3 })
+	b.fetch(im)
+	reasons := b.resolve(im)
+	if !strings.Contains(reasons[l.digest()], "files and directories") {
+		t.Errorf("got %v", reasons)
+	}
+	if n := o.requests("blobs", l.digest().String()); n > 2 { // one of them may only try whether there are ranges
+		t.Errorf("asked %d times", n)
+	}
+}
+
 // TestImportRightAtLast: bytes that are right at the second try are taken.
 func TestImportRightAtLast(t *testing.T) {
 	body := noise(4, 10_000)

@@ -79,12 +79,13 @@ func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec, li
 		if err == nil {
 			return x, nil
 		}
-		wrong := errors.Is(err, errWrongBlob) || errors.Is(err, layout.ErrInvalid)
-		im.Stop(!wrong && !errors.Is(err, scan.ErrBomb) && !o.gone.Load())
+		beyond := errors.Is(err, layout.ErrBeyond) || errors.Is(err, scan.ErrBomb)
+		wrong := !beyond && (errors.Is(err, errWrongBlob) || errors.Is(err, layout.ErrInvalid))
+		im.Stop(!wrong && !beyond && !o.gone.Load())
 		switch {
 		case wrong && try+1 < importTries:
 			l.log.Warn("layer has wrong bytes, asking again", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
-		case wrong || errors.Is(err, scan.ErrBomb):
+		case wrong || beyond:
 			return nil, notLazy("%w", err)
 		default:
 			return nil, err

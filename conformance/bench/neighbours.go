@@ -36,6 +36,7 @@ const (
 	manyHostile  = 200
 	manyHonest   = 5
 	pullsAtOnce  = 8
+	hogsAtLeast  = 4 // requests that wait at a registry before the others start: the last of three has a small share
 )
 
 // neighbours measures starts of images beside registries that do not serve, and beside images that do harm: a pull, a mount, and
@@ -199,7 +200,7 @@ func (n *neighbourhood) hogs(ctx context.Context, converted bool) (end func(), e
 			return nil, err
 		}
 		pulls.Go(func() { _, _ = n.s.Snapctl(ctx, "pull", strings.Replace(ref, n.s.Addr, addr, 1)) }) // it is ended, or falls back
-		for began := time.Now(); asked.Load() < hogLayers/2; time.Sleep(10 * time.Millisecond) {
+		for began := time.Now(); asked.Load() < hogsAtLeast; time.Sleep(10 * time.Millisecond) {
 			if time.Since(began) > time.Minute {
 				end()
 				return nil, fmt.Errorf("only %d requests came to a registry that does not serve", asked.Load())

@@ -47,7 +47,7 @@ type tally struct {
 func (t *tally) entry(bytes int) error {
 	t.entries++
 	if t.limits.Paths -= int64(bytes); t.limits.Paths < 0 {
-		return fmt.Errorf("%w: the paths of its first %d entries have more bytes than the limit of all paths", ErrInvalid, t.entries)
+		return fmt.Errorf("%w: the paths of its first %d entries have more bytes than the limit of all paths", ErrBeyond, t.entries)
 	}
 	return nil
 }
@@ -56,10 +56,10 @@ func (t *tally) entry(bytes int) error {
 func (t *tally) node(in *Inode) error {
 	t.nodes++
 	if limit := int64(t.limits.Nodes); t.nodes > limit {
-		return fmt.Errorf("%w: more than %d files and directories, unlisted ones included (limit %d)", ErrInvalid, limit, limit)
+		return fmt.Errorf("%w: more than %d files and directories, unlisted ones included (limit %d)", ErrBeyond, limit, limit)
 	}
 	if limit := freeNodes + nodesAnEntry*t.entries; t.nodes > limit {
-		return fmt.Errorf("%w: %d entries make more than %d files and directories, unlisted ones included", ErrInvalid, t.entries, limit)
+		return fmt.Errorf("%w: %d entries make more than %d files and directories, unlisted ones included", ErrBeyond, t.entries, limit)
 	}
 	n := int64(nodeCost + len(in.Target))
 	if in.IsDir() {
@@ -84,7 +84,7 @@ func (t *tally) xattrs(in *Inode) error {
 func (t *tally) step(n int, dir string) error {
 	t.steps += int64(n)
 	if limit := freeSteps + stepsAnEntry*t.entries; t.steps > limit {
-		return fmt.Errorf("%w: symbolic links lead %d entries through more than %d directories, the last in %.64q", ErrInvalid,
+		return fmt.Errorf("%w: symbolic links lead %d entries through more than %d directories, the last in %.64q", ErrBeyond,
 			t.entries, limit, dir)
 	}
 	return nil
@@ -93,7 +93,7 @@ func (t *tally) step(n int, dir string) error {
 // grow counts bytes of memory before they are taken.
 func (t *tally) grow(n int64) error {
 	if t.bytes += n; t.bytes > t.limits.Tree {
-		return fmt.Errorf("%w: its tree takes more than %d bytes of memory (limit)", ErrInvalid, t.limits.Tree)
+		return fmt.Errorf("%w: its tree takes more than %d bytes of memory (limit)", ErrBeyond, t.limits.Tree)
 	}
 	if t.limits.Grow == nil || t.bytes <= t.asked {
 		return nil
@@ -139,7 +139,7 @@ func (b *Builder) TakeUnits(n int) error { return b.tally.grow(int64(n) * unitCo
 // paths refuses paths of unlisted directories that have so many bytes together.
 func (t *tally) paths(bytes int64) error {
 	if limit := freePaths + pathsAnEntry*t.entries; bytes > limit {
-		return fmt.Errorf("%w: the paths of its unlisted directories have more than %d bytes for %d entries", ErrInvalid, limit, t.entries)
+		return fmt.Errorf("%w: the paths of its unlisted directories have more than %d bytes for %d entries", ErrBeyond, limit, t.entries)
 	}
 	return t.grow(0)
 }

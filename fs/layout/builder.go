@@ -18,6 +18,13 @@ import (
 // ErrInvalid marks an index that breaks the rules of its format or our limits.
 var ErrInvalid = errors.New("invalid layer index")
 
+// ErrBeyond is an ErrInvalid of a layer that asks for more than the Limits: the same bytes will ask for it again.
+var ErrBeyond error = beyond{ErrInvalid}
+
+type beyond struct{ error }
+
+func (b beyond) Unwrap() error { return b.error }
+
 const (
 	whiteoutPrefix = ".wh."
 	whiteoutMeta   = ".wh..wh."
