@@ -71,8 +71,12 @@ const (
 	writeSlots = 256 // twice what a loop device has under way
 )
 
-// Background returns how many requests that nobody in particular waits for may be under way: reads that wait
+// background is how many requests that nobody in particular waits for may be under way: reads that wait
 // for a registry count as such, and must not hold up the others, and so do a loop device's.
+func (s shape) background() uint16 { return uint16(s.slots / 2) }
+
+// Background returns how many requests that nobody in particular waits for may be under way. Whoever mounted the connection has
+// told the kernel so.
 func (c *Conn) Background() int { return c.mem.Len() / 2 }
 
 // Mount makes a connection and mounts it on dir, which must exist.

@@ -144,7 +144,7 @@ func (l *loop) init(major, minor, readahead uint32) []byte {
 	if l.c.opts.AnyUser { // identities are the kernel's business, so a mount of ours may be idmapped
 		flags |= fuse.CAP_ALLOW_IDMAP | fuse.CAP_POSIX_ACL
 	}
-	background := uint16(l.c.Background())
+	background := l.c.shape.background()
 	// No passthrough: EROFS refuses a file of a file system that may be stacked on another.
 	o := fuse.InitOut{
 		Major: protocolMajor, Minor: min(minor, protocolMinor), MaxReadAhead: min(readahead, maxRequest),
