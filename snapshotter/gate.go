@@ -101,8 +101,9 @@ func (s *Snapshotter) dropGateLocked(b *binding) error {
 	return os.RemoveAll(filepath.Dir(dir))
 }
 
-// renewGates replaces the gates that an earlier process has left. Who waits at one fails.
+// renewGates replaces the gates that an earlier process has left. Who waits at one fails. What a reboot has left of others goes.
 func (s *Snapshotter) renewGates(left []mounts.Mount) {
+	defer s.removeStrayGates()
 	gated := map[string]bool{}
 	for _, m := range left {
 		if m.Type == autofs.Type && s.gates != nil {
@@ -127,6 +128,29 @@ func (s *Snapshotter) renewGates(left []mounts.Mount) {
 		}
 		b.mu.Unlock()
 	}
+}
+
+// removeStrayGates removes directories of gates on which nothing is mounted.
+func (s *Snapshotter) removeStrayGates() {
+	entries, err := os.ReadDir(s.gatesDir())
+	if err != nil {
+		return // there never was one
+	}
+	for _, e := range entries {
+		b := s.binding(e.Name())
+		if b != nil && b.hasGate() {
+			continue
+		}
+		dir := filepath.Join(s.gatesDir(), e.Name())
+		_ = os.Remove(filepath.Join(dir, "fs")) // not if something is mounted there
+		_ = os.Remove(dir)
+	}
+}
+
+func (b *binding) hasGate() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.gated
 }
 
 // closeGates ends the waiting. Where mounts stay for the next process, the gates do, too, and who comes to one on which nothing is

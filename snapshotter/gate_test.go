@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -105,9 +106,16 @@ func TestGatesStay(t *testing.T) {
 	if _, err := b.look(mounts, "a"); err == nil {
 		t.Error("mounted though nobody answers")
 	}
+	stray := filepath.Join(b.root, "gates", "77", "fs")
+	if err := os.MkdirAll(stray, 0o700); err != nil {
+		t.Fatal(err)
+	}
 	release()
 	b.open()
 	b.sees(mounts, "a", honest)
+	if _, err := os.Stat(filepath.Dir(stray)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a directory without a gate is left: %v", err)
+	}
 	if _, err := b.Detach(); err != nil {
 		t.Fatal(err)
 	}
