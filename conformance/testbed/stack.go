@@ -211,7 +211,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 	}
 	// Containers in user namespaces must get through to their root file systems, as in /run.
 	for _, dir := range []string{filepath.Dir(s.Dir), s.Dir, filepath.Join(s.Dir, "containerd")} {
-		if err := errors.Join(os.MkdirAll(dir, 0o711), os.Chmod(dir, 0o711)); err != nil {
+		if err := errors.Join(os.MkdirAll(dir, 0o711), letThrough(dir)); err != nil {
 			return err
 		}
 	}
@@ -219,6 +219,15 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 	s.containerd, err = Start(filepath.Join(s.Dir, "containerd.log"), accepts("unix", s.Socket), nil, "containerd",
 		"--config", s.ContainerdConfig())
 	return err
+}
+
+// letThrough lets everybody go through a directory, and changes nothing of one that does: it may be /tmp.
+func letThrough(dir string) error {
+	st, err := os.Stat(dir)
+	if err != nil || st.Mode()&0o011 == 0o011 {
+		return err
+	}
+	return os.Chmod(dir, 0o711)
 }
 
 // ContainerdConfig is the path of containerd's configuration.
