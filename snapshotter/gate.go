@@ -36,10 +36,10 @@ func (s *Snapshotter) openGates() {
 func (s *Snapshotter) gate(b *binding) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case b.how != notMounted || s.gates == nil:
+	if b.how != notMounted || s.gates == nil {
 		return b.fsDir(), nil
-	case !b.gated:
+	}
+	if !b.gated {
 		if err := s.makeGateLocked(b); err != nil {
 			return "", err
 		}

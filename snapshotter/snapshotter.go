@@ -237,11 +237,7 @@ func (s *Snapshotter) create(
 		return nil, err
 	}
 	switch {
-	case unpack:
-		ctx, cancel := context.WithTimeout(ctx, unpackWait)
-		defer cancel()
-		err = s.ensureAll(ctx, snap.ParentIDs)
-	case kind == snapshots.KindView && s.gates == nil:
+	case unpack, kind == snapshots.KindView && s.gates == nil:
 		ctx, cancel := context.WithTimeout(ctx, unpackWait)
 		defer cancel()
 		err = s.ensureAll(ctx, snap.ParentIDs)
@@ -418,7 +414,7 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	})
 }
 
-// mounts returns how a snapshot is mounted. gates are the directories of layers, by id, where they are not their own.
+// mounts returns how a snapshot is mounted. gates are the layers' directories by id (Snapshotter.gate), for those who do not ask again.
 func (s *Snapshotter) mounts(snap storage.Snapshot, labels, gates map[string]string) []mount.Mount {
 	lowerDir := func(id string) string {
 		if gates[id] != "" && labels[RecordLabel] == "" { // a recording has mounts of its own

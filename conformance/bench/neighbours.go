@@ -174,7 +174,7 @@ func (n *neighbourhood) hogs(ctx context.Context, converted bool) (end func(), e
 			s.Close()
 		}
 	}
-	for _, fault := range []func(http.ResponseWriter, *http.Request){silent, drip, unavailable} {
+	for _, fault := range []func(http.ResponseWriter, *http.Request){silent, testbed.Drip, unavailable} {
 		var layers []func(*tar.Writer) error
 		for range hogLayers {
 			layers = append(layers, randomFile(fmt.Sprint("f", rand.Uint64()), 3<<20))
@@ -211,28 +211,6 @@ func (n *neighbourhood) hogs(ctx context.Context, converted bool) (end func(), e
 }
 
 func silent(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }
-
-// drip announces what was asked for and sends a byte of it every second.
-func drip(w http.ResponseWriter, r *http.Request) {
-	var first, last int64
-	if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err != nil {
-		w.WriteHeader(http.StatusBadRequest)
-		return
-	}
-	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", first, last))
-	w.Header().Set("Content-Length", fmt.Sprint(last-first+1))
-	w.WriteHeader(http.StatusPartialContent)
-	for r.Context().Err() == nil {
-		if _, err := w.Write([]byte{0}); err != nil {
-			return
-		}
-		_ = http.NewResponseController(w).Flush() // the next write tells
-		select {
-		case <-time.After(time.Second):
-		case <-r.Context().Done():
-		}
-	}
-}
 
 func unavailable(w http.ResponseWriter, _ *http.Request) {
 	w.WriteHeader(http.StatusServiceUnavailable)

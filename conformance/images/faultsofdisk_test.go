@@ -17,23 +17,28 @@ import (
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
-// filesOf returns the SHA-256 sums of some regular files of an image, by path in it.
-func filesOf(t *testing.T, s *testbed.Stack, ref, dir string, least int64) (paths []string, sums map[string]string) {
+// pulledPython pulls python, as it is by overlayfs and lazily by remora. It returns the SHA-256 sums of those of its files that are
+// not small, by path in the image.
+func pulledPython(t *testing.T, s *testbed.Stack) (src, lazy string, paths []string, sums map[string]string) {
 	t.Helper()
-	root := testbed.MountImage(t, s, ref, "overlayfs")
+	src, lazy = testbed.Pushed(t, s, testbed.Python)
+	testbed.Must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	testbed.Must(t, err)
+	root := testbed.MountImage(t, s, src, "overlayfs")
 	sums = map[string]string{}
-	testbed.Must(t, filepath.WalkDir(filepath.Join(root, dir), func(p string, d fs.DirEntry, err error) error {
+	testbed.Must(t, filepath.WalkDir(filepath.Join(root, "usr/lib/python3.11"), func(p string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		data, err := os.ReadFile(p)
-		if err == nil && int64(len(data)) >= least {
+		if err == nil && len(data) >= 4096 {
 			p = strings.TrimPrefix(p, root)
 			paths, sums[p] = append(paths, p), digest.FromBytes(data).Encoded()
 		}
 		return err
 	}))
-	return paths, sums
+	return src, lazy, paths, sums
 }
 
 // TestDetachAndContainers: containers start while somebody detaches all layers, again and again. Each either fails to start, or
@@ -41,11 +46,7 @@ func filesOf(t *testing.T, s *testbed.Stack, ref, dir string, least int64) (path
 func TestDetachAndContainers(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
-	src, lazy := testbed.Pushed(t, s, testbed.Python)
-	testbed.Must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
-	paths, sums := filesOf(t, s, src, "/usr/lib/python3.11", 4096)
-	_, err := s.Snapctl(t.Context(), "pull", lazy)
-	testbed.Must(t, err)
+	_, lazy, paths, sums := pulledPython(t, s)
 	done := make(chan struct{})
 	var detaching sync.WaitGroup
 	detached := 0
@@ -88,11 +89,7 @@ func TestDetachAndContainers(t *testing.T) {
 func TestSyncFailsOnce(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
-	src, lazy := testbed.Pushed(t, s, testbed.Python)
-	testbed.Must(t, s.PullOrdinary(t.Context(), src, "overlayfs"))
-	paths, sums := filesOf(t, s, src, "/usr/lib/python3.11", 4096)
-	_, err := s.Snapctl(t.Context(), "pull", lazy)
-	testbed.Must(t, err)
+	src, lazy, paths, sums := pulledPython(t, s)
 	trace := filepath.Join(t.TempDir(), "trace")
 	args := []string{"-f", "-qq", "-o", trace, "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO:when=1",
 		"-p", fmt.Sprint(s.RemoradPID())}

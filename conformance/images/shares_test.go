@@ -10,33 +10,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
-// drip sends what was asked for, a byte now and then.
-func drip(w http.ResponseWriter, r *http.Request, _ http.Handler) {
-	var first, last int64
-	if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-%d", &first, &last); err != nil {
-		w.WriteHeader(http.StatusBadRequest)
-		return
-	}
-	w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/*", first, last))
-	w.Header().Set("Content-Length", fmt.Sprint(last-first+1))
-	w.WriteHeader(http.StatusPartialContent)
-	for sent := int64(0); sent <= last-first; sent++ {
-		if _, err := w.Write([]byte{0}); err != nil {
-			return
-		}
-		_ = http.NewResponseController(w).Flush() // the next write tells
-		select {
-		case <-time.After(time.Second):
-		case <-r.Context().Done():
-			return
-		}
-	}
-}
+func drip(w http.ResponseWriter, r *http.Request, _ http.Handler) { testbed.Drip(w, r) }
 
 // TestNeighbours: while registries that are silent, that send a byte now and then, or that fail, are asked for more layers than
 // may be imported or opened at once, an image of another registry is read remote, all of it, and does not wait for their end.
