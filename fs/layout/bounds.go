@@ -10,11 +10,14 @@ import "fmt"
 //   - bytes of the paths of unlisted directories, which grow with the square of the depth.
 //
 // Each has room for what small layers do, and a share for each entry that no real layer needs: usual layers list their
-// directories, and those that list none have fewer of them than files.
+// directories, and those that list none have fewer of them than files. The room is small where paths are short, so that refusing a
+// layer costs no more than reading it: a path of n bytes leads through n/2 directories at most, and without links no layer has more.
 const (
+	fewNodes     = 4 << 10
 	freeNodes    = 64 << 10
+	bytesANode   = 2 // of paths, and of links' targets
 	nodesAnEntry = 4
-	freeSteps    = 1 << 20
+	freeSteps    = 64 << 10
 	stepsAnEntry = 256
 	stepBytes    = 32 // of a path that copying them counts as a step
 	freePaths    = 8 << 20
@@ -37,6 +40,7 @@ const (
 type tally struct {
 	limits  Limits
 	entries int64 // that were added so far
+	named   int64 // bytes of their paths, and of what links lead to
 	nodes   int64
 	steps   int64
 	bytes   int64 // of memory
@@ -46,6 +50,7 @@ type tally struct {
 // entry counts an entry whose path, and link, have some bytes.
 func (t *tally) entry(bytes int) error {
 	t.entries++
+	t.named += int64(bytes)
 	if t.limits.Paths -= int64(bytes); t.limits.Paths < 0 {
 		return fmt.Errorf("%w: the paths of its first %d entries have more bytes than the limit of all paths", ErrBeyond, t.entries)
 	}
@@ -58,7 +63,8 @@ func (t *tally) node(in *Inode) error {
 	if limit := int64(t.limits.Nodes); t.nodes > limit {
 		return fmt.Errorf("%w: more than %d files and directories, unlisted ones included (limit %d)", ErrBeyond, limit, limit)
 	}
-	if limit := freeNodes + nodesAnEntry*t.entries; t.nodes > limit {
+	t.named += int64(len(in.Target))
+	if limit := min(freeNodes, fewNodes+t.named/bytesANode) + nodesAnEntry*t.entries; t.nodes > limit {
 		return fmt.Errorf("%w: %d entries make more than %d files and directories, unlisted ones included", ErrBeyond, t.entries, limit)
 	}
 	n := int64(nodeCost + len(in.Target))

@@ -64,7 +64,7 @@ func TestTreesThatGrow(t *testing.T) {
 	for how, p := range packs {
 		t.Run(how, func(t *testing.T) {
 			packed := p.pack(t, plain)
-			refused(t, packed, "unlisted ones included", 120<<20, func() error {
+			refused(t, packed, "unlisted ones included", 20<<20, func() error {
 				_, err := scan.Scan(t.Context(), bytes.NewReader(packed), p.codec, scan.Options{})
 				return err
 			})
@@ -72,7 +72,7 @@ func TestTreesThatGrow(t *testing.T) {
 	}
 	t.Run("index", func(t *testing.T) {
 		p := indexOf(entries...)
-		refused(t, p, "unlisted ones included", 100<<20, func() error {
+		refused(t, p, "unlisted ones included", 20<<20, func() error {
 			_, err := index.Decode(t.Context(), p, layout.Limits{})
 			return err
 		})
