@@ -33,6 +33,10 @@ const (
 	maxPath    = 4095
 	maxRuns    = 1 << 10 // runs that are remembered; more make older ones count less
 	version    = 1
+
+	// Digests do not shrink, so a profile is never this much larger than its packed bytes.
+	freePlain = 1 << 20 // bytes
+	mostRatio = 32
 )
 
 // A Profile is what programs read of an image when they start.
@@ -86,16 +90,23 @@ func (p *Profile) check() error {
 		return fmt.Errorf("%w: %d runs", ErrInvalid, p.Runs)
 	}
 	for i := range p.Entries {
-		e := &p.Entries[i]
-		if e.Path == "" || e.Path[0] != '/' || len(e.Path) > maxPath || strings.ContainsRune(e.Path, 0) || path.Clean(e.Path) != e.Path {
-			return fmt.Errorf("%w: path %.80q", ErrInvalid, e.Path)
+		if err := p.Entries[i].check(p.Runs); err != nil {
+			return err
 		}
-		if e.Off < 0 || e.Len <= 0 || e.Off > 1<<62 || e.Len > 1<<62-e.Off || e.AtMS < 0 || e.Runs < 1 || e.Runs > p.Runs {
-			return fmt.Errorf("%w: range %d+%d of %.80q, at %d ms, in %d of %d runs", ErrInvalid, e.Off, e.Len, e.Path, e.AtMS, e.Runs, p.Runs)
-		}
-		if err := e.Digest.Validate(); err != nil || e.Digest.Algorithm() != digest.SHA256 {
-			return fmt.Errorf("%w: digest %.80q of %.80q", ErrInvalid, e.Digest, e.Path)
-		}
+	}
+	return nil
+}
+
+// check checks an entry of a profile of some runs.
+func (e *Entry) check(runs int) error {
+	if e.Path == "" || e.Path[0] != '/' || len(e.Path) > maxPath || strings.ContainsRune(e.Path, 0) || path.Clean(e.Path) != e.Path {
+		return fmt.Errorf("%w: path %.80q", ErrInvalid, e.Path)
+	}
+	if e.Off < 0 || e.Len <= 0 || e.Off > 1<<62 || e.Len > 1<<62-e.Off || e.AtMS < 0 || e.Runs < 1 || e.Runs > runs {
+		return fmt.Errorf("%w: range %d+%d of %.80q, at %d ms, in %d of %d runs", ErrInvalid, e.Off, e.Len, e.Path, e.AtMS, e.Runs, runs)
+	}
+	if err := e.Digest.Validate(); err != nil || e.Digest.Algorithm() != digest.SHA256 {
+		return fmt.Errorf("%w: digest %.80q of %.80q", ErrInvalid, e.Digest, e.Path)
 	}
 	return nil
 }
@@ -119,34 +130,6 @@ func (p *Profile) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("%w: %d packed bytes, more than %d", ErrInvalid, len(packed), MaxPacked)
 	}
 	return packed, nil
-}
-
-// Decode reads a profile, packed or as plain JSON, and checks it.
-func Decode(data []byte) (*Profile, error) {
-	if len(data) > MaxPlain {
-		return nil, fmt.Errorf("%w: %d bytes", ErrInvalid, len(data))
-	}
-	if len(data) == 0 || data[0] != '{' {
-		dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(MaxPlain), zstd.WithDecoderMaxWindow(MaxPlain))
-		if err != nil {
-			return nil, err
-		}
-		defer dec.Close()
-		if data, err = dec.DecodeAll(data, nil); err != nil {
-			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
-		}
-	}
-	if n := strings.Count(string(data), `"path"`); n > MaxEntries { // before they are decoded
-		return nil, fmt.Errorf("%w: %d entries, more than %d", ErrInvalid, n, MaxEntries)
-	}
-	p := new(Profile)
-	if err := json.Unmarshal(data, p); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
-	}
-	if err := p.check(); err != nil {
-		return nil, err
-	}
-	return p, nil
 }
 
 // New returns the profile of one run, whose entries are in the order in which they were read.

@@ -8,8 +8,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/profile"
 )
 
@@ -105,6 +107,41 @@ func TestInvalid(t *testing.T) {
 		if _, err := profile.Decode(data); !errors.Is(err, profile.ErrInvalid) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestBombs: what unpacks to much more than any profile has, or has more entries than its bytes justify, is refused for little
+// memory.
+func TestBombs(t *testing.T) {
+	pack := func(plain string) []byte {
+		enc, err := zstd.NewWriter(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return enc.EncodeAll([]byte(plain), nil)
+	}
+	head := `{"version":1,"runs":1,"entries":[`
+	for name, data := range map[string][]byte{
+		"packed":        pack(head + strings.Repeat("null,", 6<<20) + "null]}"),
+		"nothing":       []byte(head + strings.Repeat("null,", 6<<20) + "null]}"),
+		"no objects":    []byte(head + strings.Repeat("1,", 14<<20) + "1]}"),
+		"empty objects": []byte(head + strings.Repeat("{},", 10<<20) + "{}]}"),
+		"one long path": []byte(head + `{"path":"/` + strings.Repeat("x", 31<<20) + `"}]}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			var err error
+			peak := heap.Peak(func() { _, err = profile.Decode(data) })
+			t.Logf("%d bytes: %d MiB of heap, %v", len(data), peak>>20, err)
+			if !errors.Is(err, profile.ErrInvalid) {
+				t.Error(err)
+			}
+			if most := profile.Memory(int64(len(data))); peak > most {
+				t.Errorf("%d MiB of heap, more than %d", peak>>20, most>>20)
+			}
+			if peak > 130<<20 {
+				t.Errorf("%d MiB of heap", peak>>20)
+			}
+		})
 	}
 }
 
