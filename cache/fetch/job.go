@@ -52,13 +52,19 @@ func (f *Fetcher) finish(err error, fills ...*fill) {
 // of neighbours.
 func (j *job) run(ctx context.Context, fills []*fill) error {
 	f := j.f
-	fills = slices.DeleteFunc(fills, func(one *fill) bool {
-		if !f.fillLocally(one) {
-			return false
+	missing := fills[:0]
+	for _, one := range fills {
+		here, err := f.fillLocally(ctx, one)
+		if err != nil {
+			return err
 		}
-		f.finish(nil, one)
-		return true
-	})
+		if here {
+			f.finish(nil, one)
+		} else {
+			missing = append(missing, one)
+		}
+	}
+	fills = missing
 	hasExtents := func(one *fill) bool { n, _ := f.t.UnitExtents(one.unit); return n > 0 }
 	if j.prio == demand && !slices.ContainsFunc(fills, hasExtents) {
 		return errAbandoned // what a reader asked for is here; the rest can wait

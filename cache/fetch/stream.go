@@ -17,12 +17,18 @@ func (f *Fetcher) memoryFor(ctx context.Context, unit uint32) (*memory.Share, er
 	if !packedToo && packed > maxHeld {
 		packed = 0
 	}
-	host, _ := placeOf(f.source())
-	share, err := f.pool.memory.Acquire(ctx, host, plain+packed)
+	share, err := f.Memory(ctx, plain+packed)
 	if err != nil {
 		return nil, fmt.Errorf("decode unit %d of %d packed bytes: %w", unit, f.t.Unit(unit).Len, err)
 	}
 	return share, nil
+}
+
+// Memory waits for bytes of memory, as others do that read from the image's source. Who has them waits for no fetch: that waits
+// for memory, too.
+func (f *Fetcher) Memory(ctx context.Context, n int64) (*memory.Share, error) {
+	host, _ := placeOf(f.source())
+	return f.pool.memory.Acquire(ctx, host, n)
 }
 
 // decode decodes a unit and reads packed to its end. All of the plain bytes go to also, if that is not nil.
@@ -36,14 +42,26 @@ func (f *Fetcher) decode(unit uint32, packed io.Reader, also io.Writer) (plain [
 
 // fillLocally fills a unit from extents with the same digests, in this image or another, and
 // reports whether that gave all of it.
-func (f *Fetcher) fillLocally(one *fill) bool {
+func (f *Fetcher) fillLocally(ctx context.Context, one *fill) (bool, error) {
+	if !f.img.IsElsewhere(one.unit) {
+		return false, nil
+	}
+	share, err := f.Memory(ctx, f.img.CopiedBytes(one.unit))
+	if err != nil {
+		return false, fmt.Errorf("copy unit %d from another layer: %w", one.unit, err)
+	}
+	defer func() { share.Release() }()
 	if one.parts = f.img.Elsewhere(one.unit); one.parts == nil {
-		return false
+		return false, nil
 	}
 	f.store(one)
-	f.img.Guess(one.unit)
+	share.Release()
+	f.img.Guess(one.unit, func(n int64) bool {
+		share, err = f.Memory(ctx, n)
+		return err == nil // what is not supposed is fetched
+	})
 	f.pool.metrics.localUnits.Inc()
-	return true
+	return true, nil
 }
 
 // store writes a filled unit's extents to the image, as far as there is room.

@@ -43,6 +43,16 @@ func (c *cut) unpack(unit uint32, packed io.Reader, also io.Writer) (blob.Unpack
 // however many.
 func (m *Image) PlainBytes(unit uint32) (n int64, packedToo bool) { return m.cut.plainBytes(unit) }
 
+// CopiedBytes returns how many bytes are in memory while a unit is copied from elsewhere.
+func (m *Image) CopiedBytes(unit uint32) (total int64) {
+	n, at := m.table.UnitExtents(unit)
+	for k := range n {
+		e := m.table.Extent(at(k))
+		total += int64(e.Len)
+	}
+	return total
+}
+
 // plainEnd returns where in a decoded unit its last extent ends.
 func (t *Table) plainEnd(unit uint32) (end int64) {
 	n, at := t.UnitExtents(unit)

@@ -33,6 +33,8 @@ const (
 	residueAround = 0
 	residuePacked = 1
 	residueGuess  = 2
+
+	residuePlain = 2 * blob.MaxRest // bytes of a record at most, decompressed
 )
 
 // A Residue is the open log of an image.
@@ -65,7 +67,7 @@ func (c *residueCodec) init() {
 	// Options that are constant and valid cannot fail.
 	c.enc, _ = zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1),
 		zstd.WithWindowSize(64<<10), zstd.WithLowerEncoderMem(true))
-	c.dec, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(2*blob.MaxRest), zstd.WithDecoderLowmem(true))
+	c.dec, _ = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(residuePlain), zstd.WithDecoderLowmem(true))
 }
 
 // Has reports whether there is a record of a unit.
@@ -160,7 +162,7 @@ func (r *Residue) scanLocked(yield func(unit uint32, at Record)) {
 	}
 	head := make([]byte, residueHeader)
 	in := io.NewSectionReader(r.f, 0, st.Size())
-	var payload []byte
+	buf := make([]byte, 32<<10)
 	for {
 		if _, err := in.ReadAt(head, r.size); err != nil {
 			return
@@ -169,14 +171,10 @@ func (r *Residue) scanLocked(yield func(unit uint32, at Record)) {
 		if int(unit) >= r.units || flag > residueGuess || n > st.Size()-r.size-residueHeader {
 			return
 		}
-		if int64(cap(payload)) < n {
-			payload = make([]byte, n)
-		}
-		payload = payload[:n]
-		if _, err := in.ReadAt(payload, r.size+residueHeader); err != nil {
-			return
-		}
-		if wire.Sum(head[:12], payload) != le.Uint32(head[12:]) {
+		sum := wire.NewSum()
+		sum.Write(head[:12]) // no hash fails
+		payload := io.NewSectionReader(r.f, r.size+residueHeader, n)
+		if _, err := io.CopyBuffer(sum, struct{ io.Reader }{payload}, buf); err != nil || sum.Sum32() != le.Uint32(head[12:]) {
 			return
 		}
 		yield(unit, Record{off: r.size + residueHeader, n: int(n), flag: flag})
@@ -208,6 +206,19 @@ func (r *Residue) Index() map[uint32]Record {
 	return index
 }
 
+// Takes returns how many bytes of memory Read takes.
+func (r *Residue) Takes(at Record) int64 {
+	if at.flag == residuePacked {
+		return int64(at.n)
+	}
+	head := make([]byte, min(at.n, zstd.HeaderMaxSize))
+	var h zstd.Header
+	if _, err := r.f.ReadAt(head, at.off); err != nil || h.Decode(head) != nil {
+		return int64(at.n) + residuePlain
+	}
+	return int64(at.n) + int64(min(max(h.FrameContentSize, 256), residuePlain)) // the encoder leaves out smaller sizes
+}
+
 // Read returns a record's payload, decompressed unless it is a packed unit.
 func (r *Residue) Read(at Record) ([]byte, error) {
 	p := make([]byte, at.n)
@@ -224,12 +235,12 @@ func (r *Residue) Read(at Record) ([]byte, error) {
 	return out, nil
 }
 
-// surely returns what a unit holds besides its extents, if that is known and no guess.
-func (r *Residue) surely(u uint32) ([]byte, bool) {
+// surely returns what a unit holds besides its extents, if that is known and no guess, and take gives the memory.
+func (r *Residue) surely(u uint32, take func(int64) bool) ([]byte, bool) {
 	r.mu.Lock()
 	at, ok := r.placesLocked()[u]
 	r.mu.Unlock()
-	if !ok || at.flag != residueAround {
+	if !ok || at.flag != residueAround || !take(r.Takes(at)) {
 		return nil, false
 	}
 	rest, err := r.Read(at)

@@ -6,6 +6,18 @@ import (
 	"sync"
 )
 
+// IsElsewhere reports whether extents with the digests of a unit's are in this image or another.
+func (m *Image) IsElsewhere(unit uint32) bool {
+	n, at := m.table.UnitExtents(unit)
+	for k := range n {
+		e := m.table.Extent(at(k))
+		if !m.d.find(m, &e, func(*Image, Extent) bool { return true }) {
+			return false
+		}
+	}
+	return n > 0
+}
+
 // Elsewhere returns the bytes of a unit's extents, by extent, from extents with the same digests in this image or another; nil
 // if they do not give all of it.
 func (m *Image) Elsewhere(unit uint32) map[uint32][]byte {
@@ -17,8 +29,8 @@ func (m *Image) Elsewhere(unit uint32) map[uint32][]byte {
 	for k := range n {
 		i := at(k)
 		e := m.table.Extent(i)
-		b := m.d.findBytes(m, &e)
-		if b == nil {
+		var b []byte
+		if !m.d.find(m, &e, func(g *Image, x Extent) bool { b = g.bytesOf(&x); return b != nil }) {
 			return nil
 		}
 		parts[i] = b
@@ -26,22 +38,21 @@ func (m *Image) Elsewhere(unit uint32) map[uint32][]byte {
 	return parts
 }
 
-// findBytes returns the bytes of any present extent with e's digest and length, or nil.
-func (d *Dir) findBytes(first *Image, e *Extent) []byte {
-	if b := bytesOf(first, e); b != nil {
-		return b
+// find has take look at present extents with want's digest and length, first's before others', until it returns true. It
+// reports whether take did.
+func (d *Dir) find(first *Image, want *Extent, take func(*Image, Extent) bool) bool {
+	if first.find(want, take) {
+		return true
 	}
 	for _, m := range d.Images() {
-		if m != first {
-			if b := bytesOf(m, e); b != nil {
-				return b
-			}
+		if m != first && m.find(want, take) {
+			return true
 		}
 	}
-	return nil
+	return false
 }
 
-func bytesOf(m *Image, want *Extent) (b []byte) {
+func (m *Image) find(want *Extent, take func(*Image, Extent) bool) (found bool) {
 	m.table.Find(&want.Digest, func(i uint32) bool {
 		e := m.table.Extent(i)
 		if e.Len != want.Len {
@@ -49,29 +60,33 @@ func bytesOf(m *Image, want *Extent) (b []byte) {
 		}
 		m.punch.RLock()
 		defer m.punch.RUnlock()
-		if !m.Has(i) {
-			return true
-		}
-		p := make([]byte, e.Len)
-		if _, err := m.file.ReadAt(p, e.Off); err != nil {
-			return true // closed or failing: the extent is fetched instead
-		}
-		b = p
-		return false
+		found = m.Has(i) && take(m, e)
+		return !found
 	})
-	return b
+	return found
+}
+
+// bytesOf returns the bytes of an extent that is present, or nil if the file is closed or failing: the extent is fetched instead.
+func (m *Image) bytesOf(e *Extent) []byte {
+	p := make([]byte, e.Len)
+	if _, err := m.file.ReadAt(p, e.Off); err != nil {
+		return nil
+	}
+	return p
 }
 
 // Guess supposes that a unit which was filled from elsewhere has between and behind its extents
 // what its twin has: a unit of another image with the same extents, followed by the same. In a
 // rebuilt layer that is so but for the headers that have changed, and fetching them all to know
 // would be fetching the whole layer. The layer's diffID decides whether all guesses were right.
-func (m *Image) Guess(u uint32) {
+//
+// take is asked for the memory that this takes, in bytes; without it nothing is supposed.
+func (m *Image) Guess(u uint32, take func(int64) bool) {
 	if m.residue.Has(u) {
 		return
 	}
 	if g, v := m.d.twin(m, u); g != nil {
-		if rest, ok := g.residue.surely(v); ok {
+		if rest, ok := g.residue.surely(v, take); ok {
 			m.residue.keep(u, rest, true)
 		}
 	}

@@ -109,11 +109,24 @@ func (p *Prover) writePlain(ctx context.Context, w io.Writer, guesses bool) erro
 	return nil
 }
 
-// writeKept writes a unit's plain bytes from the image and the residue.
+// pieceSize is how many bytes of an extent are hashed at a time.
+const pieceSize = 256 << 10
+
+// writeKept writes a unit's plain bytes from the image and the residue. A unit of which something was evicted is fetched.
 func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.Record) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
+	p.img.Pin()
+	defer p.img.Unpin()
+	if !at.Packed() && !p.img.HasUnit(u) {
+		return p.fetch.Stream(ctx, u, u+1, nil, w, nil)
+	}
+	share, err := p.fetch.Memory(ctx, p.img.Residue().Takes(at)+pieceSize)
+	if err != nil {
+		return fmt.Errorf("read unit %d: %w", u, err)
+	}
+	defer share.Release()
 	rest, err := p.img.Residue().Read(at)
 	if err != nil {
 		return err
@@ -125,6 +138,7 @@ func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.
 		})
 	}
 	n, unitExtent := p.t.UnitExtents(u)
+	buf := make([]byte, pieceSize)
 	pos := uint32(0)
 	for k := range n {
 		e := p.t.Extent(unitExtent(k))
@@ -139,17 +153,27 @@ func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.
 			return err
 		}
 		rest = rest[gap:]
-		b := make([]byte, e.Len)
-		if _, err := p.fetch.ReadAt(ctx, b, e.Off); err != nil {
-			return err
-		}
-		if _, err := w.Write(b); err != nil {
+		if err := p.writeExtent(w, &e, buf); err != nil {
 			return err
 		}
 		pos = e.Inner + e.Len
 	}
 	_, err = w.Write(rest)
 	return err
+}
+
+// writeExtent writes the bytes of an extent that is here, by means of a buffer.
+func (p *Prover) writeExtent(w io.Writer, e *image.Extent, buf []byte) error {
+	for at := int64(0); at < int64(e.Len); at += pieceSize {
+		b := buf[:min(pieceSize, int64(e.Len)-at)]
+		if _, err := p.img.Peek(b, e.Off+at); err != nil {
+			return err
+		}
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Stream reads the whole blob from the source once. It writes the packed bytes to packed, fills
