@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -39,7 +40,10 @@ const (
 	maxManifest       = 4 << 20 // bytes; containerd's own limit is the same
 	maxConfig         = 8 << 20
 	maxRemembered     = 16 << 20 // bytes of manifests kept in memory
-	maxLayers         = 1024
+	// What is usual is read without waiting for others' memory; what is larger takes so many times its bytes, decoded.
+	usualDocument = 128 << 10
+	decodedTimes  = 4
+	maxLayers     = 1024
 )
 
 // ContentImages finds images in a content store.
@@ -47,6 +51,7 @@ type ContentImages struct {
 	store      Content
 	named      ImageLister
 	configured func(hostname string) []string
+	memory     *memory.Budget
 
 	mu    sync.Mutex // guards the fields below
 	known map[string]*knownManifest
@@ -63,9 +68,10 @@ type knownManifest struct {
 }
 
 // NewContentImages returns an Images over a content store. named lists the images; configured returns the registries,
-// with their ports, that the operator has configured on a host. Both may be nil.
-func NewContentImages(store Content, named ImageLister, configured func(hostname string) []string) *ContentImages {
-	return &ContentImages{store: store, named: named, configured: configured, known: map[string]*knownManifest{}}
+// with their ports, that the operator has configured on a host. Both may be nil. Large documents are decoded in the memory of a
+// budget; nil for no bound.
+func NewContentImages(store Content, named ImageLister, configured func(hostname string) []string, m *memory.Budget) *ContentImages {
+	return &ContentImages{store: store, named: named, configured: configured, memory: m, known: map[string]*knownManifest{}}
 }
 
 // Find implements Images. With a manifest in the query only that one is looked at; otherwise
@@ -378,6 +384,14 @@ func (m *knownManifest) bytes() (n int) {
 	return n
 }
 
+// hostOf returns the first of the registries that containerd had a blob from; "" if it does not say.
+func hostOf(info content.Info) string {
+	if all := repositories(info.Labels); len(all) > 0 {
+		return all[0].Host
+	}
+	return ""
+}
+
 func (c *ContentImages) readJSON(ctx context.Context, desc ocispec.Descriptor, limit int64, into any) error {
 	info, err := c.store.Info(ctx, desc.Digest)
 	if err != nil {
@@ -387,6 +401,13 @@ func (c *ContentImages) readJSON(ctx context.Context, desc ocispec.Descriptor, l
 		return fmt.Errorf("read %s: %d bytes, more than %d", desc.Digest, info.Size, limit)
 	}
 	desc.Size = info.Size
+	if info.Size > usualDocument {
+		share, err := c.memory.Acquire(ctx, hostOf(info), info.Size*decodedTimes)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", desc.Digest, err)
+		}
+		defer share.Release()
+	}
 	p, err := content.ReadBlob(ctx, c.store, desc)
 	if err != nil {
 		return fmt.Errorf("read %s: %w", desc.Digest, err)

@@ -110,7 +110,7 @@ func (b *bed) tryOpen() (err error) {
 		return errors.Join(err, b.lock.Close())
 	}
 	b.opts.Exports, b.opts.Kernel = b.kernel, b.kernel
-	b.Snapshotter, err = New(b.root, b.cached, b.registry, NewContentImages(b.store, nil, b.registries), b.opts)
+	b.Snapshotter, err = New(b.root, b.cached, b.registry, NewContentImages(b.store, nil, b.registries, b.opts.Memory), b.opts)
 	if err != nil {
 		return errors.Join(err, b.cached.Close(), b.lock.Close())
 	}

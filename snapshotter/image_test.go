@@ -72,7 +72,7 @@ func TestWhichHostIsAsked(t *testing.T) {
 		"two ports that are configured": {map[string]string{src + "reg.test": "app"}, "", []string{"reg.test:1", "reg.test:2"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			images := NewContentImages(nil, nil, func(string) []string { return c.configured })
+			images := NewContentImages(nil, nil, func(string) []string { return c.configured }, nil)
 			got, err := images.chooseRepository(c.labels, c.ref)
 			if c.want == "" {
 				if !errors.Is(err, ErrNotLazy) {

@@ -19,6 +19,7 @@ import (
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -45,6 +46,7 @@ type publication struct {
 	wants  map[digest.Digest]bool // layers
 	done   chan struct{}
 	layers map[digest.Digest][]byte // after done
+	share  *memory.Share            // of them
 }
 
 const (
@@ -61,16 +63,24 @@ func (x *indexes) path(layer digest.Digest) string {
 	return filepath.Join(x.dir, layer.Encoded()+indexSuffix)
 }
 
-// get returns a layer's index that was made here. What is there and cannot be one is set aside; one that turns out to be
-// damaged when it is decoded is replaced after the import that follows.
-func (x *indexes) get(layer digest.Digest) ([]byte, error) {
+// size returns how many bytes a layer's index has that was made here. What is there and cannot be one is set aside; one that
+// turns out to be damaged when it is decoded is replaced after the import that follows.
+func (x *indexes) size(layer digest.Digest) (int64, error) {
 	st, err := os.Stat(x.path(layer))
 	switch {
 	case err != nil:
-		return nil, err
+		return 0, err
 	case !st.Mode().IsRegular() || st.Size() > maxIndexBytes:
 		err := fmt.Errorf("%w: %v of %d bytes", layout.ErrInvalid, st.Mode().Type(), st.Size())
-		return nil, errors.Join(err, durable.SetAside(x.path(layer), indexKind, x.log, err))
+		return 0, errors.Join(err, durable.SetAside(x.path(layer), indexKind, x.log, err))
+	}
+	return st.Size(), nil
+}
+
+// get returns a layer's index that was made here. Who calls it has the memory.
+func (x *indexes) get(layer digest.Digest) ([]byte, error) {
+	if _, err := x.size(layer); err != nil {
+		return nil, err
 	}
 	return os.ReadFile(x.path(layer))
 }
@@ -144,8 +154,8 @@ func (l *layers) keepIndex(s *Source, layer *scan.Layer) {
 	})
 }
 
-// made returns a layer's index, once it is there if it is being made.
-func (x *indexes) made(ctx context.Context, layer digest.Digest) ([]byte, error) {
+// made returns the size of a layer's index, once it is there if it is being made.
+func (x *indexes) made(ctx context.Context, layer digest.Digest) (int64, error) {
 	x.mu.Lock()
 	making := x.making[layer]
 	x.mu.Unlock()
@@ -153,10 +163,10 @@ func (x *indexes) made(ctx context.Context, layer digest.Digest) ([]byte, error)
 		select {
 		case <-making:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return 0, context.Cause(ctx)
 		}
 	}
-	return x.get(layer)
+	return x.size(layer)
 }
 
 // expectIndexes has the published indexes of an image asked for, if they are trusted and a layer needs
@@ -194,32 +204,42 @@ func (l *layers) expectIndexes(img Image) {
 		ctx, cancel := context.WithTimeout(l.life, indexAskFor)
 		defer cancel()
 		began := time.Now()
-		layers, n, err := askIndexes(ctx, reg, img)
+		layers, n, share, err := l.askIndexes(ctx, reg, img)
+		if err == nil {
+			err = share.Keep(n)
+		}
 		l.tracer.end(began, Span{Kind: "index", What: "published", Len: n, Err: err})
-		if p.layers = layers; err != nil && !errors.Is(err, registry.ErrNotFound) && ctx.Err() == nil {
+		if err == nil {
+			p.layers, p.share = layers, share
+			return
+		}
+		share.Release()
+		if !errors.Is(err, registry.ErrNotFound) && ctx.Err() == nil {
 			l.log.Warn("published index ignored", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
 		}
 	})
 }
 
-func askIndexes(ctx context.Context, reg Artifacts, img Image) (map[digest.Digest][]byte, int64, error) {
-	data, err := reg.Artifact(ctx, img.Repo, img.Target.Digest, index.Artifact)
+// askIndexes returns the indexes that are published of an image's layers, how many bytes they have, and the memory that they
+// take, which is to be released with an error, too.
+func (l *layers) askIndexes(ctx context.Context, reg Artifacts, img Image) (map[digest.Digest][]byte, int64, *memory.Share, error) {
+	data, share, err := l.artifact(ctx, reg, img, index.Artifact, func(int64) int64 { return 0 })
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, nil, err
 	}
 	all, err := index.Split(data)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, share, err
 	}
 	layers := map[digest.Digest][]byte{}
 	for _, one := range all {
 		h, err := index.ReadHead(one)
 		if err != nil {
-			return nil, 0, err
+			return nil, 0, share, err
 		}
 		layers[h.Digest] = one
 	}
-	return layers, int64(len(data)), nil
+	return layers, int64(len(data)), share, nil
 }
 
 // sweep forgets what was published of images that were asked for a while ago.
@@ -230,6 +250,7 @@ func (x *indexes) sweep(keep func(image string) bool) {
 		select {
 		case <-p.done:
 			if !keep(m) {
+				p.share.Release()
 				delete(x.published, m)
 			}
 		default:
@@ -237,12 +258,18 @@ func (x *indexes) sweep(keep func(image string) bool) {
 	}
 }
 
-// findIndex returns a layer's index, made on this node or published in the layer's own repository, and what describes it;
-// or nil.
-func (l *layers) findIndex(ctx context.Context, s *Source) (data []byte, by string) {
+// A foundIndex is a layer's index, made on this node or published in the layer's own repository.
+type foundIndex struct {
+	size int64
+	read func() ([]byte, error) // once there is memory for size bytes
+	by   string                 // describes it
+}
+
+// findIndex returns a layer's index, or nil.
+func (l *layers) findIndex(ctx context.Context, s *Source) *foundIndex {
 	x, d := l.indexes, s.Descriptor.Digest
-	if data, err := x.get(d); err == nil {
-		return data, madeHere
+	if n, err := x.size(d); err == nil {
+		return &foundIndex{n, func() ([]byte, error) { return x.get(d) }, madeHere}
 	}
 	x.mu.Lock()
 	var waiting []*publication
@@ -258,13 +285,13 @@ func (l *layers) findIndex(ctx context.Context, s *Source) (data []byte, by stri
 		select {
 		case <-p.done:
 			if data := p.layers[d]; data != nil {
-				return data, publishedBy(data, s)
+				return &foundIndex{0, func() ([]byte, error) { return data, nil }, publishedBy(data, s)} // its publication has the memory
 			}
 		case <-ctx.Done():
-			return nil, ""
+			return nil
 		}
 	}
-	return nil, ""
+	return nil
 }
 
 // byMadeIndex makes a layer's tree of the index that was made of it, here or elsewhere. It returns nothing if
@@ -275,15 +302,19 @@ func (l *layers) byMadeIndex(ctx context.Context, s *Source) (*madeIndex, error)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l.started.Go(func() { able <- l.tryRange(ctx, s) })
-	data, by := l.findIndex(ctx, s)
-	if data == nil {
+	found := l.findIndex(ctx, s)
+	if found == nil {
 		return nil, nil
 	}
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return l.inMemory(ctx, s, indexMemory+int64(len(data)), func(limits layout.Limits) (*madeIndex, error) {
-		return l.byIndex(ctx, s, data, by, limits)
+	return l.inMemory(ctx, s, indexMemory+found.size, func(limits layout.Limits) (*madeIndex, error) {
+		data, err := found.read()
+		if err != nil {
+			return nil, err
+		}
+		return l.byIndex(ctx, s, data, found.by, limits)
 	})
 }
 
@@ -311,37 +342,4 @@ func (l *layers) byIndex(ctx context.Context, s *Source, data []byte, by string,
 		return nil, err
 	}
 	return &madeIndex{by: by, layout: lay}, nil
-}
-
-// publishIndexes publishes the indexes that were made here of an image's layers, if that is wanted. That it
-// fails is no error.
-func (s *Snapshotter) publishIndexes(img Image) {
-	reg, ok := s.layers.registry.(Artifacts)
-	if !ok || !s.layers.indexOf(img.Repo).Publish || img.Target.Digest == "" {
-		return
-	}
-	ctx, cancel := context.WithTimeout(s.life, indexAskFor)
-	defer cancel()
-	var all [][]byte
-	for i := range img.Layers {
-		p, err := s.layers.promiseOf(&img.Layers[i])
-		if err != nil || p.format != formatImport {
-			continue
-		}
-		if data, err := s.layers.indexes.made(ctx, img.Layers[i].Descriptor.Digest); err == nil {
-			all = append(all, data)
-		}
-	}
-	if len(all) == 0 {
-		return
-	}
-	if there, _, err := askIndexes(ctx, reg, img); err == nil && len(there) >= len(all) {
-		return // another node was faster
-	}
-	done, err := reg.PushArtifact(ctx, img.Repo, img.Target, index.Artifact, index.Join(all))
-	if err != nil {
-		s.log.Warn("index not published", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
-		return
-	}
-	s.log.Info("index published", "image", img.Ref, "manifest", img.Target.Digest, "tag", done.Tag, "layers", len(all))
 }

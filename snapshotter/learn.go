@@ -32,6 +32,11 @@ func (st *start) learn(ctx context.Context) {
 	if !complete {
 		return
 	}
+	share, err := st.s.layers.memory.Acquire(ctx, st.img.Repo.Host, 2*st.s.profiles.memory(st.img.Target.Digest)) // to merge it, too
+	if err != nil {
+		return
+	}
+	defer share.Release()
 	old, err := st.s.profiles.get(st.img.Target.Digest)
 	if err == nil && old.Runs >= learnRuns {
 		return

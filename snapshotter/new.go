@@ -153,6 +153,7 @@ func (s *Snapshotter) sweep(dir string) {
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.started.Wait()
+	s.layers.indexes.sweep(func(string) bool { return false })
 	errs := []error{s.endRecordings(), s.closeGates()}
 	if s.exports.Outlive() {
 		if n := s.countLazy(); n > 0 {

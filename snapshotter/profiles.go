@@ -60,19 +60,33 @@ func (s *profiles) get(image digest.Digest) (*profile.Profile, error) {
 	return p, nil
 }
 
+// memory returns how many bytes of memory get takes.
+func (s *profiles) memory(image digest.Digest) int64 {
+	st, err := os.Stat(s.path(image))
+	if err != nil {
+		return 0 // get says so
+	}
+	return st.Size() + profile.Memory(st.Size())
+}
+
 // ofRepository returns the newest profile of another image of a repository: most of what that reads
-// when it starts, the next build reads too.
-func (s *profiles) ofRepository(repo string) (*profile.Profile, error) {
+// when it starts, the next build reads too. It has decode read a file of so many bytes, and passes its error on.
+func (s *profiles) ofRepository(repo string, decode func(path string, size int64) (*profile.Profile, error)) (*profile.Profile, error) {
 	all, err := s.list()
 	if err != nil {
 		return nil, err
 	}
 	for _, path := range all {
-		data, err := os.ReadFile(path)
+		st, err := os.Stat(path)
 		if err != nil {
 			continue // removed meanwhile
 		}
-		if p, err := profile.Decode(data); err == nil && p.Repository == repo {
+		p, err := decode(path, st.Size())
+		switch {
+		case errors.Is(err, profile.ErrInvalid) || errors.Is(err, os.ErrNotExist):
+		case err != nil:
+			return nil, err
+		case p.Repository == repo:
 			return p, nil
 		}
 	}

@@ -3,19 +3,17 @@ package snapshotter
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/profile"
-	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/internal/memory"
 )
 
 // A start is the first start of an image: from the moment its layers become known, what its program
@@ -39,6 +37,7 @@ type start struct {
 	files      map[digest.Digest]*cache.File
 	landmarks  map[digest.Digest][]uint32
 	profile    *profile.Profile
+	share      *memory.Share          // of the profile
 	asked      bool                   // the profile is known, or that there is none
 	waiting    map[digest.Digest]bool // layers that are not open yet
 	ended      bool
@@ -50,9 +49,8 @@ type start struct {
 }
 
 const (
-	startEnds     = 5 * time.Minute        // after which nothing is prefetched for it any more
-	profileWait   = 250 * time.Millisecond // for a published profile, once a layer is open
-	profileAskFor = 20 * time.Second
+	startEnds   = 5 * time.Minute        // after which nothing is prefetched for it any more
+	profileWait = 250 * time.Millisecond // for a published profile, once a layer is open
 	// A profile of which less than this share fits the image is another image's.
 	leastMatch = 0.1
 )
@@ -104,12 +102,19 @@ func (s *Snapshotter) begin(img Image) {
 		st.run(ctx)
 		asking.Wait()
 		st.dropAheads()
-		st.mu.Lock()
-		st.ended = true
-		st.mu.Unlock()
+		st.end()
 		s.publishIndexes(img)
 		st.learn(s.life)
 	})
+}
+
+// end lets go of what only a start needs.
+func (st *start) end() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.ended = true
+	st.profile, st.list, st.at = nil, nil, 0
+	st.share.Release()
 }
 
 // dropAheads lets go of the beginnings of blobs that were fetched before it was known what they are.
@@ -265,56 +270,6 @@ func (st *start) kickLocked() {
 	case st.changed <- struct{}{}:
 	default:
 	}
-}
-
-// askProfile finds the image's profile.
-func (st *start) askProfile(ctx context.Context) {
-	began := time.Now()
-	p, from := st.findProfile(ctx)
-	st.s.layers.tracer.end(began, Span{Kind: "profile", What: from})
-	if p != nil {
-		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Target.Digest,
-			"from", from, "runs", p.Runs, "entries", len(p.Entries))
-	}
-	st.mu.Lock()
-	st.profile, st.asked = p, true
-	st.kickLocked()
-	st.mu.Unlock()
-}
-
-func (st *start) findProfile(ctx context.Context) (p *profile.Profile, from string) {
-	if p, err := st.s.profiles.get(st.img.Target.Digest); err == nil {
-		return p, "node"
-	} else if !errors.Is(err, ErrNoProfile) {
-		st.s.log.Warn("profile ignored", "manifest", st.img.Target.Digest, "err", err)
-	}
-	if published, ok := st.s.layers.registry.(Artifacts); ok {
-		ctx, cancel := context.WithTimeout(ctx, profileAskFor)
-		defer cancel()
-		data, err := published.Artifact(ctx, st.img.Repo, st.img.Target.Digest, profile.Artifact)
-		if err == nil {
-			if p, err = profile.Decode(data); err == nil {
-				return p, "registry"
-			}
-		}
-		if !errors.Is(err, registry.ErrNotFound) && ctx.Err() == nil {
-			st.s.log.Warn("profile ignored", "image", st.img.Ref, "manifest", st.img.Target.Digest, "err", err)
-		}
-	}
-	if p, err := st.s.profiles.ofRepository(st.img.Repo.String()); err == nil {
-		return p, "another build"
-	}
-	return nil, ""
-}
-
-// Artifacts are what is published beside an image. A Registry may offer them.
-type Artifacts interface {
-	// Artifact returns the content of the newest artifact of a kind that refers to an image. An
-	// error that wraps registry.ErrNotFound says that there is none.
-	Artifact(ctx context.Context, repo registry.Repository, image digest.Digest, kind registry.ArtifactKind) ([]byte, error)
-	// PushArtifact publishes one.
-	PushArtifact(ctx context.Context, repo registry.Repository, image ocispec.Descriptor, kind registry.ArtifactKind,
-		content []byte) (registry.Published, error)
 }
 
 // run prefetches until everything on the list is here and no layer is missing any more.

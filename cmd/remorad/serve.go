@@ -141,7 +141,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)
 	}
 	defer containerd.Close()
-	known := snapshotter.NewContentImages(containerd.ContentStore(), containerd.ImageService(), reg.Configured)
+	known := snapshotter.NewContentImages(containerd.ContentStore(), containerd.ImageService(), reg.Configured, decoding)
 	sn, err := snapshotter.New(f.root, images, sources{reg}, known, snapshotter.Options{
 		Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Memory: decoding,
 		Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,

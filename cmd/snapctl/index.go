@@ -170,7 +170,7 @@ func (a *app) indexShow() *cobra.Command {
 			}
 			data, err := r.savedIndex()
 			if published || errors.Is(err, os.ErrNotExist) {
-				data, err = r.registry.Artifact(ctx, r.repo, r.manifest.Digest, index.Artifact)
+				data, err = r.registry.Artifact(ctx, r.repo, r.manifest.Digest, index.Artifact, nil)
 			}
 			if errors.Is(err, registry.ErrNotFound) {
 				return fmt.Errorf("no index of %s is published, nor was one made here; see \"snapctl index create\"", r.ref)

@@ -296,7 +296,7 @@ func (a *app) remoteImage(ctx context.Context, name string, o pullOptions) (*rem
 }
 
 func (r *remoteImage) published(ctx context.Context) (*profile.Profile, error) {
-	data, err := r.registry.Artifact(ctx, r.repo, r.manifest.Digest, profile.Artifact)
+	data, err := r.registry.Artifact(ctx, r.repo, r.manifest.Digest, profile.Artifact, nil)
 	if errors.Is(err, registry.ErrNotFound) {
 		return nil, fmt.Errorf("no profile of %s is published; see \"snapctl profile push\"", r.ref)
 	}

@@ -31,8 +31,14 @@ func ArtifactTag(image digest.Digest, kind string) string {
 
 // Artifact returns the content of the newest artifact of a kind that refers to an image. It asks for it under its own tag
 // and, at the same time, by the Referrers API. An error that wraps ErrNotFound says that there is none.
-func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) ([]byte, error) {
+//
+// take, if it is not nil, is called before a content is read, with the bytes of memory that reading it takes. It may wait, and
+// its error ends the call. It is called once more if what came first was wrong; nothing of that is in memory then.
+func (r *Registry) Artifact(
+	ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind, take func(context.Context, int64) error,
+) ([]byte, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	get := contentReader{r: r, repo: repo, take: take, turn: make(chan struct{}, 1)}
 	type answer struct {
 		p   []byte
 		err error
@@ -42,11 +48,11 @@ func (r *Registry) Artifact(ctx context.Context, repo Repository, image digest.D
 	defer both.Wait()
 	defer cancel()
 	both.Go(func() {
-		p, err := r.artifactAt(ctx, repo, ArtifactTag(image, kind.Tag), image, kind)
+		p, err := get.at(ctx, ArtifactTag(image, kind.Tag), image, kind)
 		answers <- answer{p, err}
 	})
 	both.Go(func() {
-		p, err := r.referrer(ctx, repo, image, kind)
+		p, err := get.referrer(ctx, image, kind)
 		answers <- answer{p, err}
 	})
 	first := <-answers
@@ -75,10 +81,18 @@ func whyNot(a, b error) error {
 	return b
 }
 
+// A contentReader reads the contents of artifacts, one at a time: both ways to an artifact lead to the same bytes.
+type contentReader struct {
+	r    *Registry
+	repo Repository
+	take func(context.Context, int64) error // of Artifact
+	turn chan struct{}                      // holds a token while a content is read, and for ever once it was right
+}
+
 // referrer finds an artifact by the Referrers API.
-func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) ([]byte, error) {
+func (c *contentReader) referrer(ctx context.Context, image digest.Digest, kind ArtifactKind) ([]byte, error) {
 	what := "referrers/" + image.String() + "?" + url.Values{"artifactType": {kind.Type}}.Encode()
-	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, what, ocispec.MediaTypeImageIndex)
+	p, _, err := c.r.document(ctx, c.repo, docker.HostCapabilityPull, what, ocispec.MediaTypeImageIndex)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +113,24 @@ func (r *Registry) referrer(ctx context.Context, repo Repository, image digest.D
 	if newest == "" {
 		return nil, fmt.Errorf("no referrer: %w", ErrNotFound)
 	}
-	return r.artifactAt(ctx, repo, newest, image, kind)
+	return c.at(ctx, newest, image, kind)
+}
+
+// read returns a content.
+func (c *contentReader) read(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err // the other way came first
+	}
+	if c.take != nil {
+		if err := c.take(ctx, d.Size*9/4); err != nil { // a buffer grows by a quarter, and its bytes move to the next
+			return nil, err
+		}
+	}
+	content, err := c.r.readAll(ctx, c.repo, d)
+	if err != nil {
+		return nil, err
+	}
+	return checked(content, d)
 }
 
 // readAll returns a small blob. It takes memory for what has come, not for what the manifest announces.
@@ -112,9 +143,9 @@ func (r *Registry) readAll(ctx context.Context, repo Repository, d ocispec.Descr
 	return io.ReadAll(b) // it ends after d.Size bytes
 }
 
-// artifactAt returns the content of the artifact that a tag or digest names.
-func (r *Registry) artifactAt(ctx context.Context, repo Repository, ref string, image digest.Digest, kind ArtifactKind) ([]byte, error) {
-	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "manifests/"+ref, ocispec.MediaTypeImageManifest)
+// at returns the content of the artifact that a tag or digest names.
+func (c *contentReader) at(ctx context.Context, ref string, image digest.Digest, kind ArtifactKind) ([]byte, error) {
+	p, _, err := c.r.document(ctx, c.repo, docker.HostCapabilityPull, "manifests/"+ref, ocispec.MediaTypeImageManifest)
 	if err != nil {
 		return nil, err
 	}
@@ -129,12 +160,22 @@ func (r *Registry) artifactAt(ctx context.Context, repo Repository, ref string, 
 	if d.Size <= 0 || d.Size > kind.Limit || d.Digest.Validate() != nil {
 		return nil, fmt.Errorf("artifact %s of %d bytes", d.Digest, d.Size)
 	}
-	content := d.Data
-	if content == nil {
-		if content, err = r.readAll(ctx, repo, d); err != nil {
-			return nil, err
-		}
+	if d.Data != nil {
+		return checked(d.Data, d)
 	}
+	select {
+	case c.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	content, err := c.read(ctx, d)
+	if err != nil {
+		<-c.turn
+	}
+	return content, err
+}
+
+func checked(content []byte, d ocispec.Descriptor) ([]byte, error) {
 	if int64(len(content)) != d.Size || d.Digest.Algorithm().FromBytes(content) != d.Digest {
 		return nil, fmt.Errorf("artifact %s has other bytes", d.Digest)
 	}

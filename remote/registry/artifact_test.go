@@ -117,7 +117,7 @@ func TestArtifact(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, repo := registryOf(t, c.has)
-			got, err := r.Artifact(t.Context(), repo, image, registry.ArtifactKind{Type: artifactType, Tag: "kind", Limit: 1 << 20})
+			got, err := r.Artifact(t.Context(), repo, image, registry.ArtifactKind{Type: artifactType, Tag: "kind", Limit: 1 << 20}, nil)
 			switch {
 			case c.want != nil && (err != nil || !bytes.Equal(got, c.want)):
 				t.Errorf("got %q, %v", got, err)
