@@ -103,10 +103,11 @@ measured: deps-measured tools-measured build ## tests that measure time or memor
 	  $$(grep -rl 'func TestMeasured' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
 # The parts of make soak: those tests that do more with REMORA_SOAK, in groups that end within 45 minutes on two cores each.
-SOAK        := sim outlive kill odd disks volumes cuts outages fuzz
+SOAK        := sim outlive kill odd kinds disks volumes cuts outages fuzz
 SOAK_outlive := images TestSurvive|TestBothKilled
 SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone
 SOAK_odd     := images TestOddImage|TestHugeFile|TestRootElsewhere
+SOAK_kinds   := images TestForgedLayer|TestLayersOfEveryKind|TestMountedWhileImported|TestDamagedFiles|TestDetachAndContainers
 SOAK_disks   := disks TestDisk.*
 SOAK_volumes := volumes TestVolumeKilled.*|TestVolumePostgres
 SOAK_cuts    := volumes TestVolumePowerCut
@@ -118,7 +119,7 @@ soak: ## full counts, in parts of at most 45 minutes; SOAK="disks cuts" for some
 soak-sim:
 	REMORA_SOAK=1 go test -count=1 -timeout 45m -run Simulation ./volume
 
-soak-outlive soak-kill soak-odd soak-disks soak-volumes soak-cuts soak-outages: soak-%: deps-measured tools-measured build
+soak-outlive soak-kill soak-odd soak-kinds soak-disks soak-volumes soak-cuts soak-outages: soak-%: deps-measured tools-measured build
 	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -run '^($(word 2,$(SOAK_$*)))$$' \
 	  ./conformance/$(firstword $(SOAK_$*))
 

@@ -1,6 +1,7 @@
 package images_test
 
 import (
+	"archive/tar"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -35,6 +36,23 @@ func convert(t *testing.T, s *testbed.Stack, args ...string) (c converted) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	return c
+}
+
+// smallImage is an image of three layers, with a static program, that is converted in a second.
+func smallImage(t *testing.T) (layout string, p testbed.Program) {
+	t.Helper()
+	body, err := os.ReadFile(filepath.Join(testbed.Repo(), "bin", "snapctl"))
+	testbed.Must(t, err)
+	program := func(tw *tar.Writer) error {
+		err := tw.WriteHeader(&tar.Header{Name: "snapctl", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(body))})
+		if err == nil {
+			_, err = tw.Write(body)
+		}
+		return err
+	}
+	layout = filepath.Join(t.TempDir(), "small")
+	testbed.Must(t, testbed.WriteTars(layout, "src", program, randomLayer(1, 1<<20), randomLayer(2, 1<<20)))
+	return layout, testbed.Program{Name: "snapctl", Args: []string{"/snapctl", "--version"}, Want: "snapctl version"}
 }
 
 func (c converted) how() (all []string) {
@@ -94,9 +112,7 @@ func TestConvertPlaces(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{})
 	dir := t.TempDir()
-	p := testbed.Programs[2]
-	layout, err := p.Layout(t.Context())
-	testbed.Must(t, err)
+	layout, p := smallImage(t)
 	want := convert(t, s, "oci:"+layout+":src", "oci:"+filepath.Join(dir, "layout")+":lazy")
 	archive := filepath.Join(dir, "image.tar")
 	ref := s.Ref("places:src")
@@ -146,9 +162,7 @@ func TestConvertPlaces(t *testing.T) {
 func TestConvertSparing(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{})
-	p := testbed.Programs[2]
-	layout, err := p.Layout(t.Context())
-	testbed.Must(t, err)
+	layout, _ := smallImage(t)
 	first := convert(t, s, "oci:"+layout+":src", s.Ref("sparing/a:1"))
 	if first.Uploaded < first.After || !slices.Equal(first.how(), []string{"converted", "converted", "converted"}) {
 		t.Fatalf("%+v", first)
@@ -187,13 +201,7 @@ func TestConvertSparing(t *testing.T) {
 func TestConvertPlatforms(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{})
-	p := testbed.Programs[2]
-	src, err := p.Layout(t.Context())
-	testbed.Must(t, err)
-	layout := filepath.Join(t.TempDir(), "multi")
-	if out, err := testbed.Output(t.Context(), nil, "cp", "-a", src, layout); err != nil {
-		t.Fatal(err, out)
-	}
+	layout, _ := smallImage(t)
 	var index ocispec.Index
 	testbed.Must(t, readJSON(filepath.Join(layout, "index.json"), &index))
 	one := index.Manifests[0]

@@ -75,16 +75,13 @@ func TestDamagedFiles(t *testing.T) {
 	}}
 	_, d.lazy = testbed.Pushed(t, d.s, testbed.Python)
 	d.start(t)
-	for _, h := range harms("emptied", "cut", "random bytes", "removed") {
-		t.Run("notes "+h.Name, func(t *testing.T) { d.notes(t, h) })
-	}
-	for _, h := range harms("cut", "removed") {
-		t.Run("layer.json "+h.Name, func(t *testing.T) { d.layer(t, h) })
+	do := map[string]func(*testing.T, suite.Harm){"notes": d.notes, "layer.json": d.layer, "metadata.db": d.database}
+	all := testbed.Combinations([]string{"notes"}, []string{"emptied", "cut", "random bytes", "removed"})
+	all = append(all, testbed.Combinations([]string{"layer.json", "metadata.db"}, []string{"cut", "removed"})...)
+	for _, c := range testbed.Covering(t, all) {
+		t.Run(c[0]+" "+c[1], func(t *testing.T) { do[c[0]](t, harms(c[1])[0]) })
 	}
 	t.Run("cache", d.cache)
-	for _, h := range harms("cut", "removed") {
-		t.Run("metadata.db "+h.Name, func(t *testing.T) { d.database(t, h) })
-	}
 }
 
 // notes harms what only makes things better: no container is worse for it.

@@ -48,20 +48,19 @@ func TestMountedWhileImported(t *testing.T) {
 		},
 		func(ref string) error { return outsideClient(t.Context(), s, ref, true) },
 	}
-	for _, name := range []string{"one", "three"} {
-		for _, tag := range []string{"src", "lazy"} {
-			ordinaryTree(t, s, s.Ref(name+":src"))
-			t.Run(name+" "+tag, func(t *testing.T) {
-				ref := fmt.Sprintf("%s/%s:%s", p.Listener.Addr(), name, tag)
-				hold := make(chan struct{})
-				held := holding(hold)
-				p.fault.Store(&held)
-				testbed.Must(t, pulls[len(tag)%2](ref))
-				time.AfterFunc(time.Second, func() { close(hold) }) // the mount below begins before that
-				sameTree(t, s, ref, s.Ref(name+":src"), func(string) bool { return false })
-				removeAll(t, s, ref)
-			})
-		}
+	for _, c := range testbed.Covering(t, testbed.Combinations([]string{"one", "three"}, []string{"src", "lazy"})) {
+		name, tag := c[0], c[1]
+		ordinaryTree(t, s, s.Ref(name+":src"))
+		t.Run(name+" "+tag, func(t *testing.T) {
+			ref := fmt.Sprintf("%s/%s:%s", p.Listener.Addr(), name, tag)
+			hold := make(chan struct{})
+			held := holding(hold)
+			p.fault.Store(&held)
+			testbed.Must(t, pulls[len(tag)%2](ref))
+			time.AfterFunc(time.Second, func() { close(hold) }) // the mount below begins before that
+			sameTree(t, s, ref, s.Ref(name+":src"), func(string) bool { return false })
+			removeAll(t, s, ref)
+		})
 	}
 	never := fault(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 		time.Sleep(500 * time.Millisecond) // the pull is over

@@ -239,32 +239,30 @@ func TestLayersOfEveryKind(t *testing.T) {
 	t.Parallel()
 	layout := filepath.Join(t.TempDir(), "kinds")
 	testbed.Must(t, testbed.WriteBlobs(layout, "src", kindsOfLayers(t)...))
-	for _, backend := range backends {
-		t.Run(backend, func(t *testing.T) {
+	unlisted := func(p string) bool { return strings.HasPrefix(p, "long-name") && !strings.HasSuffix(p, "gnu") }
+	for _, c := range testbed.Covering(t, testbed.Combinations(backends, []string{"import", "index"})) {
+		backend, format := c[0], c[1]
+		t.Run(backend+"/"+format, func(t *testing.T) {
 			s := testbed.New(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			ref := s.Ref("kinds:src")
 			testbed.Must(t, s.Push(t.Context(), layout, "src", "kinds:src"))
-			unlisted := func(p string) bool { return strings.HasPrefix(p, "long-name") && !strings.HasSuffix(p, "gnu") }
-			t.Run("import", func(t *testing.T) {
+			if format == "index" {
+				_, err := s.Snapctl(t.Context(), "index", "push", ref)
+				testbed.Must(t, err)
+				testbed.Must(t, os.RemoveAll(filepath.Join(s.Root, "indexes"))) // the published one is left
+				trustIndexes(t, s, "")
+			} else { // containerd has the blobs
 				testbed.Must(t, s.PullOrdinary(t.Context(), ref, "overlayfs"))
-				_, err := s.Snapctl(t.Context(), "pull", ref)
-				testbed.Must(t, err)
-				onlyFormat(t, s, ref, "import")
-				sameTree(t, s, ref, ref, unlisted)
-				st, err := os.Stat(filepath.Join(testbed.MountImage(t, s, ref, "remora"), "b/nanoseconds"))
-				testbed.Must(t, err)
-				if n := st.ModTime().Nanosecond(); n != 123456789 {
-					t.Errorf("%d nanoseconds", n)
-				}
-			})
-			_, err := s.Snapctl(t.Context(), "index", "push", ref)
+			}
+			_, err := s.Snapctl(t.Context(), "pull", ref)
 			testbed.Must(t, err)
-			trustIndexes(t, s, "")
-			forgetLayers(t, s, ref)
-			_, err = s.Snapctl(t.Context(), "pull", ref) // before containerd has the blobs
-			testbed.Must(t, err)
-			onlyFormat(t, s, ref, "index")
+			onlyFormat(t, s, ref, format)
 			sameTree(t, s, ref, ref, unlisted)
+			st, err := os.Stat(filepath.Join(testbed.MountImage(t, s, ref, "remora"), "b/nanoseconds"))
+			testbed.Must(t, err)
+			if n := st.ModTime().Nanosecond(); n != 123456789 {
+				t.Errorf("%d nanoseconds", n)
+			}
 			_, err = s.Snapctl(t.Context(), "fetch", "--cache-only", ref)
 			testbed.Must(t, err)
 		})

@@ -171,13 +171,9 @@ func TestLifecycle(t *testing.T) {
 func TestTwoNamespaces(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{})
-	layout, err := testbed.Python.Layout(t.Context())
-	testbed.Must(t, err)
-	lazy := s.Ref("python:lazy")
-	_, err = s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", lazy)
-	testbed.Must(t, err)
+	lazy := unlisted(t, s, testbed.Python, "python:lazy")
 	// ctr images pull --local downloads first and unpacks then, without the handshake.
-	_, err = s.Ctr(t.Context(), "-n", "first", "images", "pull", "--local", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", lazy)
+	_, err := s.Ctr(t.Context(), "-n", "first", "images", "pull", "--local", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", lazy)
 	testbed.Must(t, err)
 	lazyLayers(t, s, 0, "")
 	_, err = s.Snapctl(t.Context(), "--namespace", "second", "pull", lazy)

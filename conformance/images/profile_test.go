@@ -32,10 +32,9 @@ const fewWaits = 5
 // unlisted pushes a program's image converted without any list.
 func unlisted(t *testing.T, s *testbed.Stack, p testbed.Program, name string) string {
 	t.Helper()
-	layout, err := p.Layout(t.Context())
+	layout, err := p.UnlistedLayout(t.Context())
 	testbed.Must(t, err)
-	_, err = s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref(name))
-	testbed.Must(t, err)
+	testbed.Must(t, s.Push(t.Context(), layout, "lazy", name))
 	return s.Ref(name)
 }
 
@@ -261,8 +260,6 @@ func TestHostileProfiles(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{})
 	p := testbed.Programs[2]
-	layout, err := p.Layout(t.Context())
-	testbed.Must(t, err)
 	other := digest.FromString("other")
 	packed := func(entries ...profile.Entry) []byte {
 		data, err := profile.New(other, "elsewhere.test/other", entries).Encode()
@@ -296,18 +293,17 @@ func TestHostileProfiles(t *testing.T) {
 	for i, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			name := fmt.Sprintf("hostile%d:1", i)
-			_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref(name))
-			testbed.Must(t, err)
+			ref := unlisted(t, s, p, name)
 			pushArtifact(t, s, strings.TrimSuffix(name, ":1"), "1", profile.Artifact, c.content)
 			before := countLog(t, s, "level=WARN")
-			start(t, s, s.Ref(name), fmt.Sprint("hostile-", i), p)
+			start(t, s, ref, fmt.Sprint("hostile-", i), p)
 			if n := countLog(t, s, "level=WARN"); n != before+1 {
 				t.Errorf("%d warnings, want one", n-before)
 			}
 			if n := countLog(t, s, "level=WARN", "profile ignored"); n != i+1 {
 				t.Errorf("%d warnings of profiles so far, want %d", n, i+1)
 			}
-			removed(t, s, s.Ref(name))
+			removed(t, s, ref)
 		})
 	}
 }
@@ -483,21 +479,18 @@ func TestTrace(t *testing.T) {
 func TestForetold(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{})
-	src, err := testbed.Programs[0].Layout(t.Context())
+	kept, err := testbed.Programs[0].UnlistedLayout(t.Context())
 	testbed.Must(t, err)
 	layout := filepath.Join(t.TempDir(), "layout")
-	if out, err := testbed.Output(t.Context(), nil, "cp", "-a", src, layout); err != nil {
+	if out, err := testbed.Output(t.Context(), nil, "cp", "-a", kept, layout); err != nil {
 		t.Fatal(err, out)
 	}
-	m := manifestOf(t, src, "src")
-	var diffIDs []digest.Digest
-	for _, plain := range plainLayers(t, src) {
-		diffIDs = append(diffIDs, digest.FromBytes(plain))
-	}
-	testbed.Must(t, testbed.WriteLayoutCmd(layout, "src", m.Layers, diffIDs, "python3", "-V"))
+	m := manifestOf(t, kept, "lazy")
+	var config ocispec.Image
+	testbed.Must(t, readJSON(blobPath(kept, m.Config.Digest), &config))
+	testbed.Must(t, testbed.WriteLayoutCmd(layout, "python3", m.Layers, config.RootFS.DiffIDs, "python3", "-V"))
+	testbed.Must(t, s.Push(t.Context(), layout, "python3", "foretold:1"))
 	ref := s.Ref("foretold:1")
-	_, err = s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", ref)
-	testbed.Must(t, err)
 	_, err = s.Snapctl(t.Context(), "pull", ref)
 	testbed.Must(t, err)
 	settled(t, s, ref)

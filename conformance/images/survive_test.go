@@ -170,44 +170,40 @@ func survive(t *testing.T, s *testbed.Stack, lazy, want string, rounds int, harm
 }
 
 // slowly is a registry that takes its time, so that reads are under way whenever something dies.
-func slowly(t *testing.T, s *testbed.Stack) string {
+func slowly(t *testing.T, s *testbed.Stack) *faultyProxy {
 	t.Helper()
 	p := newFaultyProxy(t, s)
-	p.delay.Store(int64(20 * time.Millisecond))
-	return p.Listener.Addr().String()
+	p.delay.Store(int64(slow))
+	return p
 }
+
+const slow = 20 * time.Millisecond
 
 // TestSurvive: a container in the middle of reading a lazy image cannot tell that remorad, or its
 // holder, was killed, on any back end.
 func TestSurvive(t *testing.T) {
 	t.Parallel()
-	for _, backend := range backends {
-		t.Run(backend, func(t *testing.T) {
+	for _, c := range testbed.Covering(t, testbed.Combinations(backends, []string{"remorad", "holder"})) {
+		backend, victim := c[0], c[1]
+		t.Run(backend+"/"+victim+" killed", func(t *testing.T) {
 			t.Parallel()
 			s := testbed.New(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			_, _ = testbed.Pushed(t, s, testbed.Python)
 			want := mountOrdinary(t, s)
-			lazy := slowly(t, s) + "/python:lazy"
-			t.Run("remorad killed", func(t *testing.T) {
-				survive(t, s, lazy, want, testbed.Rounds(6, 100), func(t *testing.T, r *rand.Rand) {
-					testbed.Must(t, s.StopRemorad(syscall.SIGKILL))
-					time.Sleep(time.Duration(r.IntN(50)) * time.Millisecond)
-					testbed.Must(t, s.StartRemorad())
-				})
-			})
-			t.Run("holder killed", func(t *testing.T) {
-				survive(t, s, lazy, want, testbed.Rounds(6, 100), func(t *testing.T, r *rand.Rand) {
+			lazy := slowly(t, s).Listener.Addr().String() + "/python:lazy"
+			kill := func(t *testing.T, r *rand.Rand) {
+				testbed.Must(t, s.StopRemorad(syscall.SIGKILL))
+				time.Sleep(time.Duration(r.IntN(50)) * time.Millisecond)
+				testbed.Must(t, s.StartRemorad())
+			}
+			if victim == "holder" {
+				kill = func(t *testing.T, _ *rand.Rand) {
 					was := s.HolderPID()
 					testbed.Must(t, s.KillHolder())
-					for range 10_000 {
-						if now := s.HolderPID(); now != 0 && now != was {
-							return
-						}
-						time.Sleep(5 * time.Millisecond)
-					}
-					t.Error("no new holder")
-				})
-			})
+					testbed.WaitFor(t, "a new holder", func() bool { now := s.HolderPID(); return now != 0 && now != was })
+				}
+			}
+			survive(t, s, lazy, want, testbed.Rounds(6, 100), kill)
 			lazyLayers(t, s, 3, backend)
 		})
 	}
@@ -222,7 +218,8 @@ func TestBothKilled(t *testing.T) {
 			t.Parallel()
 			s := testbed.New(t, testbed.Options{Config: mountBy(backend), LogLevel: "info"})
 			src, _ := testbed.Pushed(t, s, testbed.Python)
-			lazy := slowly(t, s) + "/python:lazy"
+			p := slowly(t, s)
+			lazy := p.Listener.Addr().String() + "/python:lazy"
 			for round := range testbed.Rounds(3, 20) {
 				_, err := s.Snapctl(t.Context(), "pull", lazy)
 				testbed.Must(t, err)
@@ -245,7 +242,9 @@ func TestBothKilled(t *testing.T) {
 				if st, err = s.Status(t.Context()); err != nil || len(st.Broken) != 1 || st.Broken[0].Container != s.Namespace+"/"+id {
 					t.Fatalf("after one more restart broken: %+v, %v", st, err)
 				}
+				p.delay.Store(0)
 				t.Run("after", func(t *testing.T) { sameTree(t, s, lazy, src, func(string) bool { return false }) })
+				p.delay.Store(int64(slow))
 				_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", id)
 				testbed.Must(t, err)
 				_, err = s.Ctr(t.Context(), "containers", "rm", id)

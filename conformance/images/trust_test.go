@@ -146,44 +146,45 @@ func TestForgedLayer(t *testing.T) {
 	victims.fault.Store(&count)
 	s.Configure(fmt.Sprintf("[index]\ntrust = [%q]\n", victims.Listener.Addr()))
 	testbed.Must(t, s.RestartRemorad(syscall.SIGTERM))
-	for _, kind := range []string{"gzip", "estargz", "zstdchunked", "index"} {
-		for _, how := range []string{"before", "after", "before, restart", "before, removed", "lies", "lies, cut"} {
-			t.Run(kind+"/"+how, func(t *testing.T) {
-				name := "victim-" + kind + "-" + strings.NewReplacer(", ", "-").Replace(how)
-				layout, tag := filepath.Join(t.TempDir(), "victim"), "src"
-				testbed.Must(t, testbed.WriteTars(layout, "src", whoLayer(name)))
-				if kind == "estargz" || kind == "zstdchunked" {
-					tag = "lazy"
-					convert(t, s, "--format", kind, "oci:"+layout+":src", "oci:"+layout+":lazy")
-				}
-				testbed.Must(t, s.Push(t.Context(), layout, tag, name+":1"))
-				ref := victims.Listener.Addr().String() + "/" + name + ":1"
-				if kind == "index" {
-					_, err := s.Snapctl(t.Context(), "index", "push", ref)
-					testbed.Must(t, err)
-				}
-				lie := strings.HasPrefix(how, "lies")
-				_, evil := newForger(t, s, layout, tag, name, lie, strings.HasSuffix(how, "cut"))
-				asked.Store(0)
-				if how == "after" {
-					isVictims(t, s, ref, name)
-				}
-				_, err := s.Snapctl(t.Context(), "pull", evil)
-				if err != nil && how != "after" { // then the true layer is there, and his configuration is refused
-					t.Fatal(err)
-				}
-				switch how {
-				case "before, restart":
-					testbed.Must(t, s.RestartRemorad(syscall.SIGKILL))
-				case "before, removed":
-					removeAll(t, s, evil)
-				}
+	kinds := []string{"gzip", "estargz", "zstdchunked", "index"}
+	hows := []string{"before", "after", "before, restart", "before, removed", "lies", "lies, cut"}
+	for _, c := range testbed.Covering(t, testbed.Combinations(kinds, hows)) {
+		kind, how := c[0], c[1]
+		t.Run(kind+"/"+how, func(t *testing.T) {
+			name := "victim-" + kind + "-" + strings.NewReplacer(", ", "-").Replace(how)
+			layout, tag := filepath.Join(t.TempDir(), "victim"), "src"
+			testbed.Must(t, testbed.WriteTars(layout, "src", whoLayer(name)))
+			if kind == "estargz" || kind == "zstdchunked" {
+				tag = "lazy"
+				convert(t, s, "--format", kind, "oci:"+layout+":src", "oci:"+layout+":lazy")
+			}
+			testbed.Must(t, s.Push(t.Context(), layout, tag, name+":1"))
+			ref := victims.Listener.Addr().String() + "/" + name + ":1"
+			if kind == "index" {
+				_, err := s.Snapctl(t.Context(), "index", "push", ref)
+				testbed.Must(t, err)
+			}
+			lie := strings.HasPrefix(how, "lies")
+			_, evil := newForger(t, s, layout, tag, name, lie, strings.HasSuffix(how, "cut"))
+			asked.Store(0)
+			if how == "after" {
 				isVictims(t, s, ref, name)
-				if asked.Load() == 0 {
-					t.Error("the victim's registry was not asked for anything of the layer")
-				}
-			})
-		}
+			}
+			_, err := s.Snapctl(t.Context(), "pull", evil)
+			if err != nil && how != "after" { // then the true layer is there, and his configuration is refused
+				t.Fatal(err)
+			}
+			switch how {
+			case "before, restart":
+				testbed.Must(t, s.RestartRemorad(syscall.SIGKILL))
+			case "before, removed":
+				removeAll(t, s, evil)
+			}
+			isVictims(t, s, ref, name)
+			if asked.Load() == 0 {
+				t.Error("the victim's registry was not asked for anything of the layer")
+			}
+		})
 	}
 }
 

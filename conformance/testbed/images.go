@@ -117,62 +117,6 @@ func (p Program) layout(ctx context.Context) (string, error) {
 	return dir, os.Rename(unfinished, dir)
 }
 
-// LazyLayout returns the directory of an OCI layout that holds the program's image under the tag
-// "lazy", as snapctl converts it, with the files of FilesList first. It is made once for a snapctl
-// and kept until another makes its own.
-func (p Program) LazyLayout(ctx context.Context) (string, error) {
-	unlock, err := lockWork()
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	src, err := p.layout(ctx)
-	if err != nil {
-		return "", err
-	}
-	args := []string{"convert"}
-	if _, err := os.Stat(p.FilesList()); err == nil {
-		args = append(args, "--prioritize", p.FilesList())
-	}
-	snapctl, err := lookPath("snapctl")
-	if err != nil {
-		return "", err
-	}
-	sum := digest.Canonical.Digester()
-	for _, file := range []string{snapctl, filepath.Join(src, "index.json"), p.FilesList()} {
-		b, err := os.ReadFile(file)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", err
-		}
-		sum.Hash().Write(b)
-	}
-	family := filepath.Join(Work(), "images", p.Name+"-lazy-")
-	dir := family + sum.Digest().Encoded()[:16]
-	if _, err := os.Stat(filepath.Join(dir, "index.json")); err == nil {
-		return dir, nil
-	}
-	old, err := filepath.Glob(family + "*")
-	if err != nil {
-		return "", err
-	}
-	for _, o := range old {
-		if err := os.RemoveAll(o); err != nil {
-			return "", err
-		}
-	}
-	unfinished := dir + ".new"
-	cache, err := os.MkdirTemp("", "convert-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(cache)
-	if _, err := Output(ctx, []string{"XDG_CACHE_HOME=" + cache}, "snapctl", append(args, "oci:"+src+":src",
-		"oci:"+unfinished+":lazy")...); err != nil {
-		return "", err
-	}
-	return dir, os.Rename(unfinished, dir)
-}
-
 // BaseTree returns the directory that the first layer of every program's image is made of.
 func BaseTree(ctx context.Context) (string, error) {
 	unlock, err := lockWork()
