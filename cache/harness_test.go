@@ -45,10 +45,15 @@ func newImageWith(t testing.TB, seed uint64, n, size int, tail string) *image {
 		im.bytes[i] = byte(seed)
 	}
 	im.spec.Codec, im.spec.MetaSize, im.spec.Meta = blob.Gzip, 4096, meta(bytes.Clone(im.bytes))
+	var buf bytes.Buffer
+	zw, err := gzip.NewWriterLevel(&buf, gzip.BestSpeed) // one for all members: it takes a megabyte
+	if err != nil {
+		t.Fatal(err)
+	}
 	member := func(parts ...[]byte) {
 		off := len(im.blob)
-		var buf bytes.Buffer
-		zw := gzip.NewWriter(&buf)
+		buf.Reset()
+		zw.Reset(&buf)
 		for _, p := range parts {
 			if _, err := zw.Write(p); err != nil {
 				t.Fatal(err)
@@ -64,8 +69,10 @@ func newImageWith(t testing.TB, seed uint64, n, size int, tail string) *image {
 	member([]byte("headers before everything"))
 	for i := range n {
 		p := make([]byte, 1+r.IntN(size))
-		for k := range p {
-			p[k] = byte(r.Uint32() % 16)
+		for k := 0; k < len(p); k += 16 {
+			for i, bits := k, r.Uint64(); i < min(k+16, len(p)); i, bits = i+1, bits>>4 {
+				p[i] = byte(bits % 16)
+			}
 		}
 		head := bytes.Repeat([]byte{'h'}, r.IntN(50))
 		im.spec.Extents = append(im.spec.Extents, cache.Extent{
