@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -122,6 +123,10 @@ func TestRemovedWhileRead(t *testing.T) {
 // TestPrefetchJoinsAnAbandonedFetch: a prefetch that waits for a reader's fetch fetches itself when
 // the readers leave.
 func TestPrefetchJoinsAnAbandonedFetch(t *testing.T) {
+	synctest.Test(t, prefetchJoinsAnAbandonedFetch)
+}
+
+func prefetchJoinsAnAbandonedFetch(t *testing.T) {
 	im := newImage(t, 51, 4, 1000)
 	src := &source{blob: im.blob}
 	asked := make(chan struct{}, 10)
@@ -131,7 +136,7 @@ func TestPrefetchJoinsAnAbandonedFetch(t *testing.T) {
 		}
 		asked <- struct{}{}
 		<-ctx.Done()
-		time.Sleep(50 * time.Millisecond) // the prefetch, told of the end, finds the fetch still there
+		time.Sleep(time.Second) // until the prefetch waits for this fetch, which is still there
 		return nil, context.Cause(ctx)
 	}
 	c := open(t, t.TempDir(), cache.Options{})

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/remora-storage/remora/cache"
@@ -93,7 +94,9 @@ func TestPrefetchMergesRequests(t *testing.T) {
 
 // TestReaderGoesFirst: a reader's request goes out at once while a hundred are to be made for
 // prefetching, and until it is answered no more than one of those is begun at a time.
-func TestReaderGoesFirst(t *testing.T) {
+func TestReaderGoesFirst(t *testing.T) { synctest.Test(t, readerGoesFirst) }
+
+func readerGoesFirst(t *testing.T) {
 	im := newImageWith(t, 3, 500, 40000, "x")
 	var before, besides, most atomic.Int64
 	var reading atomic.Bool
@@ -101,7 +104,7 @@ func TestReaderGoesFirst(t *testing.T) {
 	src := &source{blob: im.blob}
 	src.fault = func(_ context.Context, off, _ int64, _ int) (io.ReadCloser, error) {
 		if off == last.Off {
-			time.Sleep(100 * time.Millisecond) // what was begun before has been asked for by then
+			time.Sleep(100 * time.Millisecond) // what was begun before has been answered by then
 			reading.Store(true)
 			time.Sleep(150 * time.Millisecond)
 			reading.Store(false)
