@@ -86,13 +86,19 @@ check: lint vulns ## before a commit: format, vet, lint, known vulnerabilities, 
 test: ## everything, as root; ONLY="volumes" for parts of: unit race images disks volumes measured
 	@conformance/tools/parts $(ONLY)
 
-unit: deps-unit build ## tests of the packages, without containerd
-	go test -count=1 $(GO_UNIT) -skip '$(MEASURED)'
+# Each test of the packages runs once: under the race detector, or without it if it is one of these. conformance/parts_test.go
+# keeps the lists.
+# Long work of one goroutine, in which the detector has nothing to find: it makes that five to ten times slower.
+ALONE   := Fuzz.*|TestRebuild|TestCorrupt|TestRepair|TestReproducible|TestInvalid|TestRefusingCostsLittle|TestDirectoryOf100000|$\
+  TestProbeOnBadNetwork|TestAnnounced|Test.*ThatGrow|TestTreesThatAreLarge|TestZeros|TestJournalEveryCut
+# Tests that do less with -short, as the detector has them. Without it they run whole.
+SHORTER := TestSimulation|TestCheckpoints|TestMutants|TestAllocations|TestScan|TestSourceFails|TestCommandsAreDocumented
 
-# Long tests of one goroutine, in which the race detector has nothing to find: it makes them five to ten times slower.
-ALONE := TestRebuild|TestCorrupt|TestRepair|TestReproducible|TestInvalid|TestRefusingCostsLittle|TestDirectoryOf100000|$\
-  TestProbeOnBadNetwork|TestAnnounced|Test.*ThatGrow|TestTreesThatAreLarge|TestZeros
-race: deps-race ## the same under the race detector
+unit: deps-unit build ## tests of the packages that the race detector does not run, or not whole
+	go test -count=1 -run '^($(ALONE)|$(SHORTER))$$' \
+	  $$(grep -rlE '^func ($(ALONE)|$(SHORTER))\(' --include='*_test.go' . | xargs -n1 dirname | sort -u)
+
+race: deps-race ## tests of the packages under the race detector, without containerd
 	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT) -skip '$(MEASURED)|^($(ALONE))$$'
 
 images disks volumes: %: deps-% tools-% build ## end to end: real containerd, runc, registry, stores and kernel (root)
