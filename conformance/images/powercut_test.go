@@ -28,23 +28,33 @@ import (
 // How many layers each image of this test has, and how many files each layer.
 const cutLayers, cutFiles = 3, 40
 
+// cutRegistry is what images call the registry of the test, whatever its address: a recording that is kept names them.
+const cutRegistry = "registry.test"
+
 // A cutImage is an image of the test, and since when a power cut must leave what of it. Times are counts of flushes.
 type cutImage struct {
-	ref, name string
-	pulled    int // its layers' snapshots are committed
-	removed   int // containerd does not want it any longer; 0 for never
-	whole     int // all its bytes are on stable storage; 0 for never
+	Ref, Name string
+	Pulled    int // its layers' snapshots are committed
+	Removed   int // containerd no longer wants it; 0 for never
+	Whole     int // all its bytes are on stable storage; 0 for never
 }
 
-func (i *cutImage) isWhole(at int) bool { return i.whole > 0 && i.whole <= at }
+func (i *cutImage) isWhole(at int) bool { return i.Whole > 0 && i.Whole <= at }
+
+// A cutHistory is what the test knows of its recording.
+type cutHistory struct {
+	Namespace   string // containerd's
+	First, Last int    // flushes before remorad's life and after it
+	Images      []*cutImage
+}
 
 // powerCut is a remorad whose root is on a disk that records, and images that it has pulled.
 type powerCut struct {
-	stack  *testbed.Stack
-	proxy  *faultyProxy // between it and the registry
-	rec    *faultdev.Recorder
-	images []*cutImage
-	sums   map[string][32]byte // of all images' files, by path in their layer; no two layers have a directory in common
+	cutHistory
+	stack *testbed.Stack
+	proxy *faultyProxy // between it and the registry
+	rec   *faultdev.Recorder
+	sums  map[string][32]byte // of all images' files, by path in their layer; no two layers have a directory in common
 }
 
 // TestPowerCut: remorad's root is on a disk whose power is cut at any flush; of what the disk was sent since whatever may be
@@ -54,26 +64,42 @@ func TestPowerCut(t *testing.T) {
 	testbed.NeedRoot(t)
 	rec, _, dir, umount := testbed.RecordedExt4(t, 256<<20)
 	s := testbed.New(t, testbed.Options{Root: filepath.Join(dir, "remora"), LogLevel: "info"})
-	namespace := s.Namespace
+	var kept cutHistory
+	again, seed := testbed.Replay(t, &kept)
+	if again != nil { // the registry and containerd come to where they were by the same life of another remorad
+		s.Namespace = kept.Namespace
+	} else {
+		seed = uint64(time.Now().UnixNano())
+	}
 	c := &powerCut{stack: s, proxy: newFaultyProxy(t, s), rec: rec, sums: map[string][32]byte{}}
+	testbed.Must(t, s.PlainHTTP(cutRegistry, c.proxy.Listener.Addr().String()))
+	c.Namespace = s.Namespace
 	testbed.SyncFS(t, dir)
-	first := rec.Flushes()
+	c.First = rec.Flushes()
 	c.live(t)
-	last := rec.Flushes()
+	c.Last = rec.Flushes()
 	c.endRemorad(t)
 	umount()
+	if again != nil {
+		c.rec, c.cutHistory = again, kept
+	}
+	testbed.KeepIfFailed(t, c.rec, seed, c.cutHistory)
+	c.cut(t, seed)
+}
 
-	seed := uint64(time.Now().UnixNano())
+// cut cuts the power at flushes that seed chooses.
+func (c *powerCut) cut(t *testing.T, seed uint64) {
+	t.Helper()
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	cuts := testbed.Rounds(8, 300)
-	t.Logf("seed %d, %d flushes, %d cuts", seed, last-first, cuts)
+	t.Logf("seed %d, %d flushes, %d cuts", seed, c.Last-c.First, cuts)
 	for i := range cuts {
-		at := first + rnd.IntN(last-first+1)
-		again := c.images[rnd.IntN(len(c.images))]
-		s.Namespace = fmt.Sprintf("%s-%d", namespace, i)
-		testbed.CutAndLook(t, rec, at, rnd, func(dir string) { c.look(t, filepath.Join(dir, "remora"), at, again) })
+		at := c.First + rnd.IntN(c.Last-c.First+1)
+		again := c.Images[rnd.IntN(len(c.Images))]
+		c.stack.Namespace = fmt.Sprintf("%s-%d", c.Namespace, i)
+		testbed.CutAndLook(t, c.rec, at, rnd, func(dir string) { c.look(t, filepath.Join(dir, "remora"), at, again) })
 		if t.Failed() {
-			t.Fatalf("cut %d, after flush %d of %d to %d", i, at, first, last)
+			t.Fatalf("cut %d, after flush %d of %d to %d", i, at, c.First, c.Last)
 		}
 	}
 }
@@ -86,13 +112,13 @@ func (c *powerCut) live(t *testing.T) {
 	c.pull(t, lazy)
 	c.read(t, lazy, func(path string) bool { return strings.HasSuffix(path, "7") })
 	c.pull(t, plain)
-	gone.removed = c.rec.Flushes()
-	removeAll(t, c.stack, gone.ref)
-	c.waitMounted(t, 0, gone.ref)
-	_, err := c.stack.Snapctl(t.Context(), "fetch", "--cache-only", lazy.ref)
+	gone.Removed = c.rec.Flushes()
+	removeAll(t, c.stack, gone.Ref)
+	c.waitMounted(t, 0, gone.Ref)
+	_, err := c.stack.Snapctl(t.Context(), "fetch", "--cache-only", lazy.Ref)
 	testbed.Must(t, err)
 	testbed.Must(t, c.stack.StopRemorad(syscall.SIGTERM)) // which syncs what it has
-	lazy.whole, plain.whole = c.rec.Flushes(), c.rec.Flushes()
+	lazy.Whole, plain.Whole = c.rec.Flushes(), c.rec.Flushes()
 	testbed.Must(t, c.stack.StartRemorad())
 	c.pull(t, last)
 	c.read(t, last, all)
@@ -136,17 +162,17 @@ func (c *powerCut) push(t *testing.T, name string, lazy bool) *cutImage {
 		layout, tag = filepath.Join(work, "lazy"), "lazy"
 	}
 	testbed.Must(t, c.stack.Push(t.Context(), layout, tag, name+":it"))
-	image := &cutImage{name: name, ref: c.proxy.Listener.Addr().String() + "/" + name + ":it"}
-	c.images = append(c.images, image)
+	image := &cutImage{Name: name, Ref: cutRegistry + "/" + name + ":it"}
+	c.Images = append(c.Images, image)
 	return image
 }
 
 func (c *powerCut) pull(t *testing.T, image *cutImage) {
 	t.Helper()
-	_, err := c.stack.Snapctl(t.Context(), "pull", image.ref)
+	_, err := c.stack.Snapctl(t.Context(), "pull", image.Ref)
 	testbed.Must(t, err)
-	image.pulled = c.rec.Flushes()
-	c.waitMounted(t, cutLayers, image.ref)
+	image.Pulled = c.rec.Flushes()
+	c.waitMounted(t, cutLayers, image.Ref)
 }
 
 // waitMounted waits until remorad has n layers of the image, and all are mounted. It may have quarantined none of any image.
@@ -233,7 +259,7 @@ func (c *powerCut) read(t *testing.T, image *cutImage, want func(path string) bo
 				return err
 			}
 			name, err := filepath.Rel(layer, path)
-			if err != nil || !strings.HasPrefix(name, image.name+"-") || !want(name) {
+			if err != nil || !strings.HasPrefix(name, image.Name+"-") || !want(name) {
 				return err
 			}
 			body, err := os.ReadFile(path)
@@ -254,9 +280,9 @@ func (c *powerCut) look(t *testing.T, root string, at int, again *cutImage) {
 	for _, r := range c.layers(t, root) {
 		found[r.Source.Image]++
 	}
-	for _, image := range c.images {
-		if image.pulled <= at && (image.removed == 0 || at < image.removed) && found[image.ref] != cutLayers {
-			t.Errorf("%s was pulled before flush %d and has %d layers", image.ref, image.pulled, found[image.ref])
+	for _, image := range c.Images {
+		if image.Pulled <= at && (image.Removed == 0 || at < image.Removed) && found[image.Ref] != cutLayers {
+			t.Errorf("%s was pulled before flush %d and has %d layers", image.Ref, image.Pulled, found[image.Ref])
 		}
 	}
 	if t.Failed() {
@@ -265,13 +291,13 @@ func (c *powerCut) look(t *testing.T, root string, at int, again *cutImage) {
 	s := c.stack
 	s.Root = root
 	alone := 0
-	if slices.ContainsFunc(c.images, func(i *cutImage) bool { return i.isWhole(at) }) {
+	if slices.ContainsFunc(c.Images, func(i *cutImage) bool { return i.isWhole(at) }) {
 		away := status(500)
 		c.proxy.fault.Store(&away)
 		testbed.Must(t, s.StartRemorad())
-		for _, image := range c.images {
+		for _, image := range c.Images {
 			if image.isWhole(at) {
-				c.waitMounted(t, cutLayers, image.ref)
+				c.waitMounted(t, cutLayers, image.Ref)
 				alone += c.read(t, image, all)
 			}
 		}
@@ -279,18 +305,18 @@ func (c *powerCut) look(t *testing.T, root string, at int, again *cutImage) {
 		testbed.Must(t, s.StopRemorad(syscall.SIGKILL))
 	}
 	testbed.Must(t, s.StartRemorad())
-	_, err := s.Snapctl(t.Context(), "pull", again.ref)
+	_, err := s.Snapctl(t.Context(), "pull", again.Ref)
 	testbed.Must(t, err)
-	found[again.ref] = cutLayers
+	found[again.Ref] = cutLayers
 	files := 0
-	for _, image := range c.images {
-		if image != again && image.removed > 0 {
+	for _, image := range c.Images {
+		if image != again && image.Removed > 0 {
 			continue // containerd has not lost power, and has these layers removed
 		}
-		c.waitMounted(t, found[image.ref], image.ref)
+		c.waitMounted(t, found[image.Ref], image.Ref)
 		n := c.read(t, image, all)
-		if n != found[image.ref]*cutFiles {
-			t.Errorf("%s has %d layers with %d files", image.ref, found[image.ref], n)
+		if n != found[image.Ref]*cutFiles {
+			t.Errorf("%s has %d layers with %d files", image.Ref, found[image.Ref], n)
 		}
 		files += n
 	}
