@@ -131,7 +131,7 @@ func unpack(t testing.TB, packed []byte) []byte {
 	return p
 }
 
-func TestStream(t *testing.T) {
+func TestInflateStream(t *testing.T) {
 	for name, packed := range files(t) {
 		want := unpack(t, packed)
 		for _, feed := range []int{1, 7, 1000, 1 << 20} {
