@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/snapshotter/boltfile"
@@ -44,6 +45,8 @@ func openDatabase(root string, log *slog.Logger) (*storage.MetaStore, error) {
 		first = last + skippedIDs
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errNothingWritten) && last == 0: // the first start, or it was killed
 		err = nil
+	case notRead(err):
+		return nil, fmt.Errorf("%s: %w", path, err)
 	default:
 		err = durable.SetAside(path, databaseKind, log, err)
 		first = last + skippedIDs
@@ -71,29 +74,24 @@ func lastID(root string) (last uint64, err error) {
 	return last, err
 }
 
+// notRead reports whether a database could not be read, which says nothing of what is in it.
+func notRead(err error) bool {
+	var errno unix.Errno
+	return errors.As(err, &errno) && !errors.Is(err, durable.ErrDamaged)
+}
+
 var errNothingWritten = errors.New("it is empty")
 
 // checkDatabase says what is wrong with a database, without believing any of it; nil if nothing is.
 func checkDatabase(path string) error {
-	st, err := os.Stat(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if _, lerr := os.Lstat(path); lerr == nil {
-			return errors.New("it is a link to nothing")
-		}
-		return err
-	case err != nil:
-		return err
-	case !st.Mode().IsRegular():
-		return fmt.Errorf("it is no regular file: %v", st.Mode())
-	case st.Size() == 0:
-		return errNothingWritten
-	}
-	f, err := os.Open(path)
+	f, st, err := durable.OpenRegular(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close() // only read
+	if st.Size() == 0 {
+		return errNothingWritten
+	}
 	if err := boltfile.Check(f, st.Size()); err != nil {
 		return err
 	}

@@ -44,6 +44,9 @@ const (
 // ErrNewer says that a file is whole, and made by a later release. It is never set aside.
 var ErrNewer = errors.New("it was written by a later release: run that one, or remove the file and what it says is lost")
 
+// ErrDamaged says that what is in a file's place cannot be what was saved.
+var ErrDamaged = errors.New("damaged")
+
 const (
 	asideMark = ".damaged-"
 	asideTime = "20060102T150405Z"
@@ -53,7 +56,8 @@ const (
 
 // LoadJSON reads the file at path, an object in JSON. check says whether the value can be what was saved; it may be nil. A
 // damaged file is set aside, with a message in the log, and the value is the zero one then, as it is where there is no file.
-// The error is one of check that wraps ErrNewer, or says that the damaged file could not be set aside.
+// The error is one of check that wraps ErrNewer, or says that the file could not be read, or not be set aside though damaged.
+// A file that could not be read stays where it is: only what was read and is not valid is damage.
 func LoadJSON[T any](path string, k Kind, log *slog.Logger, check func(*T) error) (T, Found, error) {
 	var v, none T
 	found, err := Load(path, k, log, func(p []byte) error {
@@ -71,10 +75,12 @@ func LoadJSON[T any](path string, k Kind, log *slog.Logger, check func(*T) error
 // Load is LoadJSON of a file that is not JSON: use says whether its content can be what was saved.
 func Load(path string, k Kind, log *slog.Logger, use func(p []byte) error) (Found, error) {
 	p, err := read(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return Absent, nil
-	}
-	if err == nil {
+	case err != nil && !errors.Is(err, ErrDamaged):
+		return Whole, err // it may be read the next time
+	case err == nil:
 		err = use(p)
 	}
 	switch {
@@ -88,24 +94,41 @@ func Load(path string, k Kind, log *slog.Logger, use func(p []byte) error) (Foun
 
 // read returns the content of a regular file that is not too large to be one of ours.
 func read(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO would wait for a writer
+	f, st, err := OpenRegular(path)
 	if err != nil {
-		if _, lerr := os.Lstat(path); lerr == nil && errors.Is(err, fs.ErrNotExist) {
-			return nil, errors.New("it is a link to nothing")
-		}
 		return nil, err
 	}
 	defer f.Close() // only read
-	st, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !st.Mode().IsRegular():
-		return nil, fmt.Errorf("it is no regular file: %v", st.Mode())
-	case st.Size() > maxRecord:
-		return nil, fmt.Errorf("it has %d bytes, where at most %d are read", st.Size(), maxRecord)
+	if st.Size() > maxRecord {
+		return nil, fmt.Errorf("%w: it has %d bytes, where at most %d are read", ErrDamaged, st.Size(), maxRecord)
 	}
-	return io.ReadAll(io.LimitReader(f, maxRecord))
+	return io.ReadAll(io.LimitReader(f, maxRecord)) // an *fs.PathError, which names the file
+}
+
+// OpenRegular opens a file for reading. An error wraps fs.ErrNotExist if there is none, and ErrDamaged if what is there is no
+// regular file, or a link to nothing. All others may pass, and say nothing of the file's content.
+func OpenRegular(path string) (*os.File, fs.FileInfo, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // a FIFO would wait for a writer
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, lerr := os.Lstat(path); lerr == nil {
+			return nil, nil, fmt.Errorf("%w: it is a link to nothing", ErrDamaged)
+		}
+		return nil, nil, err
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENXIO): // links in a circle, through a file; a socket
+		return nil, nil, fmt.Errorf("%w: it is no regular file: %w", ErrDamaged, err)
+	case err != nil:
+		return nil, nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("%w: it is no regular file: %v", ErrDamaged, st.Mode())
+	}
+	if err != nil {
+		f.Close() // only read
+		return nil, nil, err
+	}
+	return f, st, nil
 }
 
 // decode insists on an object: null, which json takes for anything, is none.

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/remora-storage/remora/conformance/suite"
 	"github.com/remora-storage/remora/internal/durable"
 )
@@ -162,5 +164,34 @@ func TestMiss(t *testing.T) {
 	}
 	if err := durable.Miss(filepath.Join(dir, "none", "record.json"), kind, logTo(&said), "why"); err == nil {
 		t.Error("noted in a directory that is not there")
+	}
+}
+
+// TestNotRead: a file that cannot be read now stays where it is, and is read the next time.
+func TestNotRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "record.json")
+	want := record{1, []string{"a"}}
+	if err := durable.SaveJSON(path, want); err != nil {
+		t.Fatal(err)
+	}
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	none := unix.Rlimit{Cur: 0, Max: was.Max} // no descriptor is below
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &none); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := durable.LoadJSON(path, kind, logTo(&said), checkRecord)
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if !errors.Is(err, unix.EMFILE) || !strings.Contains(err.Error(), path) {
+		t.Errorf("got %v", err)
+	}
+	r, found, err := durable.LoadJSON(path, kind, logTo(&said), checkRecord)
+	if err != nil || found != durable.Whole || len(r.Names) != 1 || said.Len() > 0 {
+		t.Errorf("then loaded %+v, found %d: %v; the log says %q", r, found, err, said.String())
 	}
 }
