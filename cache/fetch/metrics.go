@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/remora-storage/remora/cache/image"
 )
 
 // metrics are counted over all images.
@@ -14,9 +16,7 @@ type metrics struct {
 }
 
 func newMetrics() metrics {
-	count := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "remora", Subsystem: "cache", Name: name, Help: help})
-	}
+	count := image.NewCounter
 	return metrics{
 		hits:        count("read_hits_total", "Reads of images that found every byte present."),
 		misses:      count("read_misses_total", "Reads of images that waited for a fetch."),

@@ -7,10 +7,13 @@ type metrics struct {
 	prefetch, prefetchUsed, demand, unstored prometheus.Counter
 }
 
+// NewCounter returns one of the cache's counters.
+func NewCounter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "remora", Subsystem: "cache", Name: name, Help: help})
+}
+
 func newMetrics() metrics {
-	count := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "remora", Subsystem: "cache", Name: name, Help: help})
-	}
+	count := NewCounter
 	return metrics{
 		prefetch:     count("prefetch_bytes_total", "Packed bytes fetched before a reader waited for them."),
 		prefetchUsed: count("prefetch_used_bytes_total", "Of the prefetched bytes, those that a reader asked for later."),
