@@ -196,7 +196,7 @@ func (im *Import) flush() error {
 	}
 	if room {
 		im.paid.Add(need)
-		_, err = im.file.WriteAt(im.buf, off)
+		err = im.writeOut(off)
 	}
 	im.buf = im.buf[:0]
 	if errors.Is(err, errNoSpace) || errors.Is(err, unix.ENOSPC) {
@@ -209,6 +209,16 @@ func (im *Import) flush() error {
 	} else if paid.off < paid.end {
 		im.stored = append(im.stored, paid)
 	}
+	return err
+}
+
+// writeOut writes what is buffered. A whole buffer of zeros is a hole, as it was before: zeros cost a layer next to nothing, and
+// would keep the disk from others. It is paid for all the same.
+func (im *Import) writeOut(off int64) error {
+	if len(im.buf) == cap(im.buf) && !slices.ContainsFunc(im.buf, func(b byte) bool { return b != 0 }) {
+		return nil
+	}
+	_, err := im.file.WriteAt(im.buf, off)
 	return err
 }
 
