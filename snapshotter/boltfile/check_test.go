@@ -171,16 +171,3 @@ func TestDamage(t *testing.T) {
 		})
 	}
 }
-
-// FuzzCheck: no file makes Check panic, and none of these is read without end.
-func FuzzCheck(f *testing.F) {
-	good := database(f, 3, 200)
-	f.Add(good)
-	f.Add(good[:5000])
-	f.Add([]byte{})
-	f.Fuzz(func(t *testing.T, p []byte) {
-		if err := check(p); err != nil && !errors.Is(err, boltfile.ErrDamaged) {
-			t.Error(err)
-		}
-	})
-}
