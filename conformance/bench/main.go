@@ -27,6 +27,7 @@ type options struct {
 	beside   time.Duration // of one of what a volume is beside
 	backings []string
 	only     string // block device measurements whose name has it
+	before   string // the directory of other programs of ours, that these are measured beside
 	config   string // of remorad, for the cold starts
 
 	programs []testbed.Program // of the cold starts
@@ -39,7 +40,8 @@ func main() {
 	flag.Int64Var(&o.mbit, "mbit", 1000, "the link's rate, Mbit/s")
 	flag.DurationVar(&o.beside, "beside", 0, "how long what a volume is compared with is under load for one number; 0: as long as the volume")
 	flag.DurationVar(&o.during, "during", time.Second, "how long a block device is under load for one number")
-	flag.StringVar(&o.only, "only", "", "measure block devices only where the row's name contains this")
+	flag.StringVar(&o.before, "before", "", "measure beside the programs in `DIR`, of an earlier state: the benchmark \"against\"")
+	flag.StringVar(&o.only, "only", "", "measure block devices only where the row's name contains this; of \"against\": starts or NBD")
 	flag.Func("backing", "measure the NBD server on this only: memory or file", func(v string) error { o.backings = []string{v}; return nil })
 	backend := flag.String("backend", "auto", "[mount] backend of the cold starts")
 	programs := flag.String("programs", "", "programs of the cold starts, comma-separated; all if empty")
@@ -109,7 +111,7 @@ var parts = []struct {
 }{
 	{"coldstart", coldStart}, {"rebuilt", rebuilt}, {"import", imports}, {"convert", conversions}, {"complete", complete},
 	{"present", present}, {"pause", pause}, {"layers", layers}, {"update", update}, {"memory", memory}, {"nbd", nbdBench},
-	{"disk", disks}, {"volume", volumes}, {"neighbours", neighbours}, {"trust", trust},
+	{"disk", disks}, {"volume", volumes}, {"neighbours", neighbours}, {"trust", trust}, {"against", against},
 }
 
 // median of some measurements.
