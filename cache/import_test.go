@@ -3,6 +3,7 @@ package cache_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/blob"
@@ -319,5 +322,43 @@ func TestIdleImportsMakeRoom(t *testing.T) {
 		t.Error("an import was begun twice")
 	}
 	i.Stop(false)
+	closeAndCheck(t, c)
+}
+
+// TestZerosAreHoles: a layer of zeros, which packs to next to nothing, has next to nothing written, and is read as any other.
+func TestZerosAreHoles(t *testing.T) {
+	const size = 8 << 20
+	im := large(t, size)
+	tail := bytes.Clone(im.blob[size-4096:])
+	clear(im.blob)
+	copy(im.blob[size-4096:], tail) // the end of it is none
+	im.bytes = append(im.bytes[:4096], im.blob...)
+	im.diffID = digest.FromBytes(im.blob)
+	im.spec.Extents[0].Digest = sha256.Sum256(im.blob)
+	dir := t.TempDir()
+	c := open(t, dir, cache.Options{})
+	i, err := c.Import(t.Context(), "zeros")
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, i, im, 50_000)
+	f, err := i.Finish("zeros", imported(im), im.diffID, &source{blob: im.blob})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantImported(t, f, im)
+	st, err := f.Image().Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := allocated(t, st); n > size/4 {
+		t.Errorf("%d bytes were written", n)
+	}
+	closeAndCheck(t, c)
+	c = open(t, dir, cache.Options{})
+	if f, err = c.File("zeros", nil); err != nil {
+		t.Fatal(err)
+	}
+	wantImported(t, f, im)
 	closeAndCheck(t, c)
 }
