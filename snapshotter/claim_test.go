@@ -204,10 +204,14 @@ func TestClaimedByMany(t *testing.T) {
 	}
 }
 
-// TestSlowIndex: Prepare does not wait for an index that takes long; Mounts does.
+// TestSlowIndex: Prepare does not wait for an index that takes long, once it has begun to come; Mounts does.
 func TestSlowIndex(t *testing.T) {
 	body := noise(7, 1000)
-	im := newImage(t, "app", nil, estargzLayer(t, file("a", body)))
+	all := []member{file("a", body)}
+	for i := range uint64(50) {
+		all = append(all, file(fmt.Sprintf("%x", noise(i, 20)), nil))
+	}
+	im := newImage(t, "app", nil, estargzLayer(t, all...))
 	b := newBed(t, newOrigin(t, im), nil)
 	release := b.origin.hold("/blobs/")
 	name := b.pull(im)
@@ -234,7 +238,7 @@ func TestSlowIndex(t *testing.T) {
 func TestPrepareCancelled(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(8, 1000))))
 	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.ImportWait = time.Hour })
-	release := b.origin.hold("/blobs/")
+	release := b.origin.silence("/blobs/")
 	defer release()
 	b.fetch(im)
 	ctx, cancel := context.WithCancel(b.ctx)
@@ -295,6 +299,34 @@ func TestUnpackedOnSupplied(t *testing.T) {
 	mounts = b.run("container", im.chainIDs[1].String())
 	b.sees(mounts, "d/lazy", []byte("lazy"))
 	b.sees(mounts, "d/odd", []byte("odd"))
+}
+
+// TestUnpackedOnSlow: containerd unpacks a layer on top of one that takes long without its Prepare waiting for that: who looks at
+// what lies below waits.
+func TestUnpackedOnSlow(t *testing.T) {
+	lazy := gzipLayer(t, dir("d", 0o755), file("d/lazy", []byte("lazy")), file("large", noise(1, 100_000)))
+	odd := gzipLayer(t, file("d/odd", []byte("odd")))
+	odd.desc.MediaType = "application/vnd.example.layer"
+	im := newImage(t, "app", nil, lazy, odd)
+	b := newBed(t, newOrigin(t, im), nil)
+	release := b.origin.hold("/blobs/" + lazy.digest().String())
+	defer release()
+	b.fetch(im)
+	below := b.claim(im, 0, "")
+	mounts := b.decline(im, 1, below)
+	if st := b.statusOf(lazy); st.State != "opening" {
+		t.Errorf("state %s", st.State)
+	}
+	ended := b.begin(mounts, "d/lazy", []byte("lazy"))
+	select {
+	case err := <-ended:
+		t.Errorf("seen before the layer is there: %v", err)
+	default:
+	}
+	release()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
 }
 
 // TestIndexIsNotWhatTheManifestSays: the table of contents is not believed, and the layer is read whole instead.

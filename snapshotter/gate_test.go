@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/opencontainers/go-digest"
 )
 
 // view makes a view of a snapshot, as a client does that mounts what it is answered and asks no more.
@@ -71,19 +72,25 @@ func TestGates(t *testing.T) {
 func TestGateOfWhatCannotBeHad(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
 	o := newOrigin(t, im)
-	answer := make(chan struct{})
+	gone := make(chan struct{})
 	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
-		if _, kind, _ := split(r.URL.Path); kind != "blobs" {
+		_, kind, what := split(r.URL.Path)
+		if kind != "blobs" {
 			return false
 		}
-		<-answer
-		w.WriteHeader(http.StatusNotFound)
-		return true
+		select {
+		case <-gone:
+			w.WriteHeader(http.StatusNotFound)
+			return true
+		default:
+		}
+		o.blob(&stoppedAnswer{ResponseWriter: w, r: r, left: 512, held: gone, cut: true}, r, digest.Digest(what))
+		panic(http.ErrAbortHandler)
 	})
 	b := newBed(t, o, nil)
 	top := b.pull(im)
 	ended := b.begin(b.view("view", top), "a", honest)
-	close(answer)
+	close(gone)
 	if err := <-ended; err == nil {
 		t.Error("mounted without its layer")
 	}

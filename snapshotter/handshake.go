@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,7 +21,7 @@ import (
 )
 
 const (
-	// claimWait bounds how long a Prepare waits for its layer's index: other calls of
+	// claimWait bounds how long a Prepare waits for the index of a layer that is proven: other calls of
 	// containerd may wait behind it. What is left is waited for in Mounts.
 	claimWait = 80 * time.Millisecond
 	// importWait is the same for a layer that is imported, if the options do not say otherwise.
@@ -58,20 +59,15 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 		return notLazy("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
 	}
 	o := s.layers.open(src, failureHolds)
-	patience := claimWait
+	soon := claimWait
 	if p.format == formatImport {
-		patience = s.opts.ImportWait
+		soon = s.opts.ImportWait
 	}
-	wait := time.NewTimer(patience)
-	defer wait.Stop()
-	select {
-	case <-o.done:
-		if o.err != nil {
-			return notLazy("%w", o.err)
+	if err := s.layers.awaitProof(ctx, o, soon); err != nil {
+		if errors.Is(err, errUnproven) && !s.boundKeys()[o.key] {
+			s.layers.abandon(o) // containerd downloads the layer
 		}
-	case <-wait.C: // the rest is waited for in Mounts
-	case <-ctx.Done():
-		return context.Cause(ctx)
+		return err
 	}
 	err = s.commitRemote(ctx, name, parent, labels, src)
 	if errdefs.IsAlreadyExists(err) {

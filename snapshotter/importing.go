@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ var errWrongBlob = errors.New("the registry serves another blob under this diges
 
 // importLayer reads all of a layer: its data into the cache, its tree into the index.
 func (l *layers) importLayer(ctx context.Context, o *opening, codec blob.Codec) (*madeIndex, error) {
-	release, err := l.imports.Acquire(ctx, o.src.Repo.Host)
+	release, err := l.place(ctx, l.imports, o)
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +116,18 @@ func (l *layers) importOnce(
 		o.got.Add(int64(n))
 		return n, err
 	})
-	layer, err := scan.Scan(ctx, io.MultiReader(im.Packed(), tee), codec, scan.Options{Data: im, DataStart: cache.DataStart, Limits: limits})
+	packed := bufio.NewReaderSize(io.MultiReader(im.Packed(), tee), scan.HeadSize)
+	is, err := scan.Detect(desc.MediaType, packed)
+	if err != nil {
+		return nil, err
+	}
+	if more := importMemoryOf(is) - importMemoryOf(codec); more > 0 {
+		if err := limits.Ask(more); err != nil {
+			return nil, err
+		}
+	}
+	l.prove(o)
+	layer, err := scan.Scan(ctx, packed, is, scan.Options{Data: im, DataStart: cache.DataStart, Limits: limits})
 	if err != nil {
 		return nil, err
 	}

@@ -296,12 +296,19 @@ func (l *layers) findIndex(ctx context.Context, s *Source) *foundIndex {
 
 // byMadeIndex makes a layer's tree of the index that was made of it, here or elsewhere. It returns nothing if
 // there is none.
-func (l *layers) byMadeIndex(ctx context.Context, s *Source) (*madeIndex, error) {
+func (l *layers) byMadeIndex(ctx context.Context, o *opening) (*madeIndex, error) {
+	s := &o.src
 	// Whether the layer can be read by parts shows while the index comes.
 	able := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l.started.Go(func() { able <- l.tryRange(ctx, s) })
+	l.started.Go(func() {
+		err := l.tryRange(ctx, s)
+		if err == nil {
+			l.prove(o)
+		}
+		able <- err
+	})
 	found := l.findIndex(ctx, s)
 	if found == nil {
 		return nil, nil

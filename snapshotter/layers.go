@@ -96,6 +96,7 @@ type layers struct {
 	blobs    Blobs // containerd's content store; may be nil
 	trustOf  func(registry.Repository) TrustPolicy
 	granted  grants
+	failures failures
 	indexes  *indexes
 	// indexOf says what becomes of the indexes of a repository's layers.
 	indexOf func(registry.Repository) IndexPolicy
@@ -110,12 +111,13 @@ type layers struct {
 
 // An opening is one layer's index on its way here.
 type opening struct {
-	src  Source
-	key  string
-	done chan struct{}
-	stop context.CancelFunc // ends it before its time
-	got  atomic.Int64       // packed bytes of an import so far
-	gone atomic.Bool        // the image was removed: what arrived is not kept
+	src   Source
+	key   string
+	done  chan struct{}
+	stop  context.CancelFunc // ends it before its time
+	proof *proof
+	got   atomic.Int64 // packed bytes of an import so far
+	gone  atomic.Bool  // the image was removed: what arrived is not kept
 	// after done
 	err   error
 	index *madeIndex  // nil if the image is built already; it may hold data
@@ -140,7 +142,7 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		}
 	}
 	ctx, cancel := context.WithCancel(l.life)
-	o := &opening{src: s, key: key, done: make(chan struct{}), stop: cancel}
+	o := &opening{src: s, key: key, done: make(chan struct{}), stop: cancel, proof: newProof()}
 	l.openings[key] = o
 	l.active++
 	l.started.Go(func() {
@@ -150,6 +152,7 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		began := time.Now()
 		o.err = l.fill(ctx, o)
 		o.ended = time.Now()
+		l.failures.note(s.Repo, o.err)
 		if o.err != nil {
 			l.unreadable(&s)
 			l.log.Warn("layer not opened", "digest", s.Descriptor.Digest, "image", s.Image, "err", o.err)
@@ -208,7 +211,7 @@ func (l *layers) read(ctx context.Context, o *opening, p promise) (*madeIndex, e
 		return l.importLayer(ctx, o, p.codec)
 	}
 	if !p.eager && !l.stored(ctx, &o.src) {
-		x, err := l.byMadeIndex(ctx, &o.src)
+		x, err := l.byMadeIndex(ctx, o)
 		if x != nil {
 			return x, nil
 		}
@@ -221,14 +224,14 @@ func (l *layers) read(ctx context.Context, o *opening, p promise) (*madeIndex, e
 }
 
 func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeIndex, error) {
-	release, err := l.slots.Acquire(ctx, o.src.Repo.Host)
+	release, err := l.place(ctx, l.slots, o)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	counted := &countedBlob{Blob: l.blob(&o.src)}
+	counted := &countedBlob{Blob: l.blob(&o.src), served: func() { l.prove(o) }}
 	began := time.Now()
 	x, err := l.inMemory(ctx, &o.src, indexMemory, func(limits layout.Limits) (*madeIndex, error) {
 		return openIndex(ctx, counted, p, &o.src, limits)
@@ -411,12 +414,17 @@ func (l *layers) blob(s *Source) Blob { return l.registry.Blob(s.Repo, s.Descrip
 // countedBlob is a layer's blob as the front end wants it.
 type countedBlob struct {
 	Blob
-	n int64
+	n      int64
+	served func() // is called once the blob was served by range
 }
 
 func (b *countedBlob) Open(ctx context.Context, off, n int64) (io.ReadCloser, error) {
 	b.n += n
-	return b.Blob.Open(ctx, off, n, 0)
+	r, err := b.Blob.Open(ctx, off, n, 0)
+	if err == nil {
+		b.served()
+	}
+	return r, err
 }
 
 var _ toc.Blob = (*countedBlob)(nil)

@@ -106,19 +106,62 @@ func (o *origin) serve(d digest.Digest, p []byte) {
 	o.blobs[d] = p
 }
 
-// hold has requests whose path contains a text wait until release is called, or their clients leave.
-func (o *origin) hold(text string) (release func()) {
+// silence has requests whose path contains a text wait until release is called, or their clients leave.
+func (o *origin) silence(text string) (release func()) { return o.stop(text, 0) }
+
+// hold has answers to requests whose path contains a text stop after the first bytes, likewise: enough to show what a layer is.
+// Answers of no more bytes come whole.
+func (o *origin) hold(text string) (release func()) { return o.stop(text, 512) }
+
+func (o *origin) stop(text string, after int) (release func()) {
 	held := make(chan struct{})
-	o.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
-		if strings.Contains(r.URL.Path, text) {
+	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, text) {
+			return false
+		}
+		_, kind, what := split(r.URL.Path)
+		if after == 0 || kind != "blobs" {
 			select {
 			case <-held:
 			case <-r.Context().Done():
 			}
+			return false
 		}
-		return false
+		o.blob(&stoppedAnswer{ResponseWriter: w, r: r, left: after, held: held}, r, digest.Digest(what))
+		return true
 	})
 	return sync.OnceFunc(func() { close(held) })
+}
+
+// stoppedAnswer is an answer of which all but the first bytes come later.
+type stoppedAnswer struct {
+	http.ResponseWriter
+	r    *http.Request
+	left int
+	held chan struct{}
+	cut  bool // they never come
+}
+
+func (s *stoppedAnswer) Write(p []byte) (int, error) {
+	if len(p) <= s.left {
+		return s.ResponseWriter.Write(p)
+	}
+	now := s.left
+	s.left = 0
+	n, err := s.ResponseWriter.Write(p[:now])
+	if err != nil {
+		return n, err
+	}
+	s.ResponseWriter.(http.Flusher).Flush()
+	select {
+	case <-s.held:
+	case <-s.r.Context().Done():
+	}
+	if s.cut {
+		return n, http.ErrAbortHandler
+	}
+	k, err := s.ResponseWriter.Write(p[n:])
+	return n + k, err
 }
 
 // await returns when a layer's blob was asked for.

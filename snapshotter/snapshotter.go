@@ -212,10 +212,9 @@ func (s *Snapshotter) bindingsOf(ids []string) (all []*binding) {
 	return all
 }
 
-// unpackWait bounds how long the Prepare of a layer that containerd unpacks waits for remote
-// layers below it: their attributes are needed while unpacking. A View, whose mounts nobody may ask for again, waits so long where
-// the kernel has no gates.
-const unpackWait = 10 * time.Second
+// ungatedWait bounds how long a View, and the Prepare of a layer that containerd unpacks, wait for remote layers below where the
+// kernel has no gates: nobody may ask for their mounts again.
+const ungatedWait = 10 * time.Second
 
 // create makes an active snapshot or a view.
 func (s *Snapshotter) create(
@@ -237,11 +236,12 @@ func (s *Snapshotter) create(
 		return nil, err
 	}
 	switch {
-	case unpack, kind == snapshots.KindView && s.gates == nil:
-		ctx, cancel := context.WithTimeout(ctx, unpackWait)
+	case !unpack && kind != snapshots.KindView: // a container asks for its mounts
+	case s.gates == nil:
+		ctx, cancel := context.WithTimeout(ctx, ungatedWait)
 		defer cancel()
 		err = s.ensureAll(ctx, snap.ParentIDs)
-	case kind == snapshots.KindView:
+	default:
 		err = s.settle(ctx, s.bindingsOf(snap.ParentIDs))
 	}
 	if err != nil {

@@ -24,7 +24,9 @@ type imagesService struct {
 // Login implements controlv1.ImagesServer.
 func (i *imagesService) Login(_ context.Context, req *controlv1.LoginRequest) (*controlv1.LoginResponse, error) {
 	login := registry.Login{User: req.GetUser(), Secret: req.GetSecret(), PlainHTTP: req.GetPlainHttp()}
-	return &controlv1.LoginResponse{}, i.registry.SetLogin(req.GetHost(), login)
+	err := i.registry.SetLogin(req.GetHost(), login)
+	i.sn.CredentialsChanged()
+	return &controlv1.LoginResponse{}, err
 }
 
 // Prime implements controlv1.ImagesServer.

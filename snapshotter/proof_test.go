@@ -1,0 +1,140 @@
+package snapshotter
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// TestProvenSideBySide: an image of more layers than are read at once is claimed whole though none of them ever ends: each is proven
+// by a request of its own.
+func TestProvenSideBySide(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			all := make([]layer, 20)
+			for i := range all {
+				all[i] = f.make(t, file(fmt.Sprint(i), noise(uint64(i), 3000)))
+			}
+			im := newImage(t, "app", nil, all...)
+			o := newOrigin(t, im)
+			b := newBed(t, o, func(b *bed) { b.opts.ImportWait = claimWait })
+			defer o.hold("/blobs/")()
+			b.pull(im)
+		})
+	}
+}
+
+// TestUnproven: what a registry does not show is declined, its opening ends, and the next layers have little time. Once it serves us,
+// layers are claimed again.
+func TestUnproven(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			one, other := newImage(t, "one", nil, f.make(t, file("a", honest))), newImage(t, "other", nil, f.make(t, file("b", honest)))
+			o := newOrigin(t, one, other)
+			b := newBed(t, o, nil)
+			release := o.silence("/blobs/")
+			defer release()
+			b.fetch(one)
+			b.decline(one, 0, "")
+			l := b.layers
+			if known := l.failures.of(b.repo(other)); !errors.Is(known, errUnproven) {
+				t.Errorf("of the host is known: %v", known)
+			}
+			l.mu.Lock()
+			left := len(l.openings)
+			l.mu.Unlock()
+			if left != 0 {
+				t.Errorf("%d openings go on", left)
+			}
+			release()
+			b.fetch(other)
+			b.resolve(other)
+			b.sees(b.run("container", b.pull(other)), "b", honest)
+			if known := l.failures.of(b.repo(one)); known != nil {
+				t.Errorf("the host serves again, but of it is known: %v", known)
+			}
+		})
+	}
+}
+
+// TestFailures: what failed is known of the repository or of the host, and only what is not the layer's own fault.
+func TestFailures(t *testing.T) {
+	here, there := registry.Repository{Host: "reg.test", Path: "a"}, registry.Repository{Host: "reg.test", Path: "b"}
+	refused, down := &registry.StatusError{Host: "reg.test", Status: 403}, &registry.StatusError{Host: "reg.test", Status: 503}
+	for name, c := range map[string]struct {
+		do          func(*failures)
+		here, there bool
+	}{
+		"no access":          {func(f *failures) { f.note(here, refused) }, true, false},
+		"an outage":          {func(f *failures) { f.note(here, down) }, true, true},
+		"a bad layer":        {func(f *failures) { f.note(here, notLazy("bad")) }, false, false},
+		"no such layer":      {func(f *failures) { f.note(here, registry.ErrNotFound) }, false, false},
+		"silence":            {func(f *failures) { f.slow(here, errUnproven) }, true, true},
+		"silence of one":     {func(f *failures) { f.note(there, nil); f.slow(here, errUnproven) }, true, false},
+		"served again":       {func(f *failures) { f.note(here, down); f.note(there, nil) }, false, false},
+		"others' access":     {func(f *failures) { f.note(here, refused); f.note(there, nil) }, true, false},
+		"credentials change": {func(f *failures) { f.note(here, refused); f.note(here, down); f.forgive() }, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var f failures
+			c.do(&f)
+			if h, th := f.of(here) != nil, f.of(there) != nil; h != c.here || th != c.there {
+				t.Errorf("known of the repository: %v, of its neighbour: %v; want %v, %v", h, th, c.here, c.there)
+			}
+		})
+	}
+}
+
+// TestLabelsThatLie: a layer is read as what its bytes say that it is, as containerd does, whatever its media type says.
+func TestLabelsThatLie(t *testing.T) {
+	const docker = "application/vnd.docker.image.rootfs.diff.tar"
+	for _, c := range []struct {
+		is, says string
+		make     func(testing.TB, ...member) layer
+	}{
+		{"tar", ocispec.MediaTypeImageLayerGzip, tarLayer},
+		{"tar", docker + ".gzip", tarLayer},
+		{"zstd", ocispec.MediaTypeImageLayerGzip, zstdLayer},
+		{"gzip", docker, gzipLayer},
+		{"gzip", ocispec.MediaTypeImageLayerZstd, gzipLayer},
+		{"tar", ocispec.MediaTypeImageLayerZstd, tarLayer},
+	} {
+		t.Run(c.is+" as "+c.says, func(t *testing.T) {
+			l := c.make(t, file("a", honest), file("b", noise(3, 100_000)))
+			l.desc.MediaType = c.says
+			im := newImage(t, "app", nil, l)
+			b := newBed(t, newOrigin(t, im), nil)
+			b.sees(b.run("container", b.pull(im)), "a", honest)
+		})
+	}
+	t.Run("gzip as OCI's plain archive", func(t *testing.T) { // which containerd does not unpack either
+		l := gzipLayer(t, file("a", honest))
+		l.desc.MediaType = ocispec.MediaTypeImageLayer
+		im := newImage(t, "app", nil, l)
+		b := newBed(t, newOrigin(t, im), nil)
+		b.fetch(im)
+		if mounts, err := b.prepare(im, 0, ""); errdefs.IsAlreadyExists(err) || len(mounts) == 0 {
+			t.Errorf("got %v, %v", mounts, err)
+		}
+	})
+}
+
+// TestNoLayer: a blob that begins like no layer is declined though the rest of it never comes.
+func TestNoLayer(t *testing.T) {
+	l := gzipLayer(t, file("a", honest))
+	o := newOrigin(t)
+	l.blob = []byte(strings.Repeat("<html>please log in</html>", 1000))
+	l.desc.Size = int64(len(l.blob))
+	im := newImage(t, "app", nil, l)
+	o.add(im)
+	defer o.hold("/blobs/")()
+	b := newBed(t, o, nil)
+	b.fetch(im)
+	b.decline(im, 0, "")
+}
