@@ -258,6 +258,11 @@ func (c *Cache) Read(ctx context.Context, src Source, off, size int64, try int) 
 	return c.fetches.Read(ctx, src, off, size, try)
 }
 
+// Stream returns a reader of all that open reads of a source's blob, which is one request and counts as prefetch.
+func (c *Cache) Stream(ctx context.Context, src Source, open func(context.Context) (io.ReadCloser, error)) io.ReadCloser {
+	return c.fetches.Stream(ctx, src, open)
+}
+
 // Register adds the cache's metrics to a registry.
 func (c *Cache) Register(r prometheus.Registerer) {
 	r.MustRegister(slices.Concat(c.fetches.Collectors(), c.images.Collectors(), c.budget.Collectors())...)

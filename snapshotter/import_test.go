@@ -55,7 +55,7 @@ func TestImportGoesOn(t *testing.T) {
 		b := newBed(t, newOrigin(t, im), nil)
 		half := int64(len(body) / 2)
 		b.origin.setFault(func(w http.ResponseWriter, r *http.Request) bool {
-			if !strings.Contains(r.URL.Path, "/blobs/") || r.Header.Get("Range") == "" {
+			if _, kind, what := split(r.URL.Path); kind != "blobs" || what != im.layers[0].digest().String() {
 				return false
 			}
 			if r.Method != http.MethodGet || !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") {
@@ -83,6 +83,74 @@ func TestImportGoesOn(t *testing.T) {
 			t.Errorf("restart %v: asked again from %d, of %d that had come", restart, b.origin.askedFrom(im.layers[0]), half)
 		}
 		b.sees(b.run("container", b.pull(im)), "a", body)
+	}
+}
+
+// TestWithoutRanges: layers of a registry that serves no ranges are read whole, of whatever size, in one request each once that is
+// known, also if it does not say how much comes, or breaks off.
+func TestWithoutRanges(t *testing.T) {
+	for _, f := range formats {
+		for name, spoil := range map[string]func(w http.ResponseWriter, p []byte){
+			"plain":   func(w http.ResponseWriter, p []byte) { _, _ = w.Write(p) },
+			"chunked": func(w http.ResponseWriter, p []byte) { w.(http.Flusher).Flush(); _, _ = w.Write(p) },
+			"breaks": func() func(w http.ResponseWriter, p []byte) {
+				var asked atomic.Int64
+				return func(w http.ResponseWriter, p []byte) {
+					if asked.Add(1)%2 == 0 {
+						_, _ = w.Write(p)
+						return
+					}
+					_, _ = w.Write(p[:len(p)*2/3])
+					w.(http.Flusher).Flush()
+					panic(http.ErrAbortHandler)
+				}
+			}(),
+		} {
+			t.Run(f.name+" "+name, func(t *testing.T) {
+				body := noise(5, 6<<20)
+				one, two := newImage(t, "one", nil, f.make(t, file("a", body))), newImage(t, "two", nil, f.make(t, file("b", body)))
+				o := newOrigin(t, one, two)
+				o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+					_, kind, what := split(r.URL.Path)
+					o.mu.Lock()
+					p := o.blobs[digest.Digest(what)]
+					o.mu.Unlock()
+					if kind != "blobs" || r.Method != http.MethodGet || len(p) == 0 {
+						return false
+					}
+					spoil(w, p)
+					return true
+				})
+				b := newBed(t, o, nil)
+				b.fetch(one)
+				b.resolve(one)
+				b.sees(b.run("one", b.pull(one)), "a", body)
+				b.fetch(two)
+				b.resolve(two)
+				b.sees(b.run("two", b.pull(two)), "b", body)
+				if n := o.requests("blobs", two.layers[0].digest().String()); name != "breaks" && n != 1 {
+					t.Errorf("%d requests for a layer of a host that is known to serve no ranges", n)
+				}
+			})
+		}
+	}
+}
+
+// TestStoredOffline: what containerd has is used for layers of every kind while no registry answers.
+func TestStoredOffline(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			l := f.make(t, file("a", honest))
+			im := newImage(t, "app", nil, l)
+			o := newOrigin(t, im)
+			b := newBed(t, o, withBlobs)
+			b.put(l.desc, l.blob, map[string]string{sourceLabelPrefix + b.repo(im).Hostname(): im.path})
+			o.setFault(func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) })
+			b.sees(b.run("container", b.pull(im)), "a", honest)
+			if n := o.requests("blobs", l.digest().String()); n != 0 {
+				t.Errorf("the registry was asked %d times", n)
+			}
+		})
 	}
 }
 

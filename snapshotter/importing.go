@@ -71,12 +71,13 @@ func (l *layers) importLayer(ctx context.Context, o *opening, codec blob.Codec) 
 }
 
 func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec, limits layout.Limits) (*madeIndex, error) {
+	whole := l.failures.rangeless(o.src.Repo.Host)
 	for try := 0; ; try++ {
 		im, err := l.cache.Import(ctx, o.key) // another repository's is another import: it may never end
 		if err != nil {
 			return nil, err
 		}
-		x, err := l.importOnce(ctx, o, codec, limits, im, try)
+		x, err := l.importOnce(ctx, o, codec, limits, im, try, whole)
 		if err == nil {
 			return x, nil
 		}
@@ -86,8 +87,13 @@ func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec, li
 		switch {
 		case wrong && try+1 < importTries:
 			l.log.Warn("layer has wrong bytes, asking again", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+			whole = whole || try+2 == importTries // who spoils ranges may serve the whole
 		case wrong || beyond:
 			return nil, notLazy("%w", err)
+		case !whole && ctx.Err() == nil && (errors.Is(err, registry.ErrRange) || registry.Retryable(err)):
+			l.failures.noteRange(o.src.Repo.Host, err)
+			l.log.Info("layer is asked for without ranges", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+			whole = true
 		default:
 			return nil, err
 		}
@@ -95,10 +101,9 @@ func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec, li
 }
 
 func (l *layers) importOnce(
-	ctx context.Context, o *opening, codec blob.Codec, limits layout.Limits, im *cache.Import, try int,
+	ctx context.Context, o *opening, codec blob.Codec, limits layout.Limits, im *cache.Import, try int, whole bool,
 ) (*madeIndex, error) {
 	desc := o.src.Descriptor
-	src := l.importSource(&o.src)
 	if im.Held > desc.Size {
 		return nil, fmt.Errorf("%w: more of it was kept than it has", errWrongBlob)
 	}
@@ -106,7 +111,7 @@ func (l *layers) importOnce(
 	if im.Held > 0 {
 		l.log.Info("import goes on", "digest", desc.Digest, "image", o.src.Image, "bytes", im.Held, "of", desc.Size)
 	}
-	rest := l.cache.Read(ctx, src, im.Held, desc.Size, try)
+	rest := l.restOf(ctx, &o.src, im.Held, try, whole)
 	defer rest.Close()
 	came := int64(0)
 	tee := readerFunc(func(p []byte) (int, error) {
@@ -141,6 +146,24 @@ func (l *layers) importOnce(
 	return &madeIndex{layout: layer.Layout, imported: im, diffID: layer.DiffID, fetched: came}, nil
 }
 
+// restOf reads a layer's blob from off on, by several ranges side by side, or whole as containerd does.
+func (l *layers) restOf(ctx context.Context, s *Source, off int64, try int, whole bool) io.ReadCloser {
+	src := l.importSource(s)
+	if !whole {
+		return l.cache.Read(ctx, src, off, s.Descriptor.Size, try)
+	}
+	return l.cache.Stream(ctx, src, func(ctx context.Context) (io.ReadCloser, error) {
+		r, err := src.Whole(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if _, err := io.CopyN(io.Discard, r, off); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+		return r, nil
+	})
+}
+
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
@@ -161,7 +184,7 @@ func (l *layers) keepBlob(ctx context.Context, o *opening, im *cache.Import, dif
 
 // importSource returns where a whole layer is read from: containerd's content store if it has the blob,
 // or gets it meanwhile, and the registry otherwise.
-func (l *layers) importSource(s *Source) cache.Source {
+func (l *layers) importSource(s *Source) Blob {
 	if l.blobs == nil || s.Namespace == "" {
 		return l.blob(s)
 	}

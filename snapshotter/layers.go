@@ -45,6 +45,8 @@ type Blob interface {
 	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
 	// Size returns the blob's size in bytes, as its descriptor has it.
 	Size() int64
+	// Whole returns a reader of the whole blob, where no ranges are served, too.
+	Whole(ctx context.Context) (io.ReadCloser, error)
 }
 
 const (
@@ -202,15 +204,19 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 
 // read reads a layer's index, and if there is none that can be used, all of the layer.
 func (l *layers) read(ctx context.Context, o *opening, p promise) (*madeIndex, error) {
-	if p.format != formatImport {
+	// What containerd has is not fetched, and a host that serves no ranges is not asked for them.
+	stored := p.noImport == "" && l.stored(ctx, &o.src)
+	rangeless := p.noImport == "" && l.failures.rangeless(o.src.Repo.Host)
+	if p.format != formatImport && !rangeless && !stored {
 		x, err := l.readIndex(ctx, o, p)
+		l.failures.noteRange(o.src.Repo.Host, err)
 		if err == nil || !errors.Is(err, ErrNotLazy) || p.noImport != "" {
 			return x, err
 		}
 		l.log.Warn("layer is imported: its index cannot be used", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 		return l.importLayer(ctx, o, p.codec)
 	}
-	if !p.eager && !l.stored(ctx, &o.src) {
+	if !p.eager && !rangeless && !stored {
 		x, err := l.byMadeIndex(ctx, o)
 		if x != nil {
 			return x, nil

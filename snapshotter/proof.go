@@ -33,6 +33,7 @@ const (
 	knownFailures = 1024             // of hosts and repositories
 	slowHolds     = 10 * time.Second // for a host that has not answered in time
 	servedLately  = time.Minute
+	wholeHolds    = time.Hour // for a host that serves no ranges
 )
 
 // A proof is what an opening has shown so far.
@@ -61,6 +62,7 @@ type failures struct {
 	mu     sync.Mutex // guards the fields below
 	all    lru.Cache  // of failure, by registry.Repository; those of a host have no path
 	served lru.Cache  // when a host has proven something last
+	whole  lru.Cache  // until when a host is taken for one that serves no ranges
 }
 
 type failure struct {
@@ -84,6 +86,25 @@ func (f *failures) note(repo registry.Repository, err error) {
 	case registry.Retryable(err):
 		f.all.Add(registry.Repository{Host: repo.Host}, failure{time.Now().Add(failureHolds), err})
 	}
+}
+
+// noteRange remembers a host that serves no ranges, if err says so.
+func (f *failures) noteRange(host string, err error) {
+	if !errors.Is(err, registry.ErrRange) {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.whole.MaxEntries = knownFailures
+	f.whole.Add(host, time.Now().Add(wholeHolds))
+}
+
+// rangeless reports whether a host has lately served no ranges.
+func (f *failures) rangeless(host string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	until, ok := f.whole.Get(host)
+	return ok && time.Now().Before(until.(time.Time))
 }
 
 // of returns why proofs of a repository fail, or nil.

@@ -33,6 +33,45 @@ func (p *Pool) Read(ctx context.Context, src Source, off, size int64, try int) i
 	return r
 }
 
+// Stream returns a reader of all that open reads, by one request. It counts as prefetch.
+func (p *Pool) Stream(ctx context.Context, src Source, open func(context.Context) (io.ReadCloser, error)) io.ReadCloser {
+	return &streamReader{ctx: ctx, p: p, t: p.scheds.enter(src, prefetch), open: open}
+}
+
+// streamReader asks when it is read first.
+type streamReader struct {
+	ctx  context.Context // of Stream: the reader is one operation
+	p    *Pool
+	t    *ticket
+	open func(context.Context) (io.ReadCloser, error)
+	r    io.ReadCloser
+}
+
+func (s *streamReader) Read(b []byte) (int, error) {
+	if s.r == nil {
+		if err := s.t.wait(s.ctx); err != nil {
+			return 0, err
+		}
+		r, err := s.open(s.ctx)
+		if err != nil {
+			return 0, err
+		}
+		s.r = r
+	}
+	s.t.yield(s.ctx)
+	n, err := s.r.Read(b)
+	s.p.metrics.fetchBytes.Add(float64(n))
+	return n, err
+}
+
+func (s *streamReader) Close() error {
+	s.t.release()
+	if s.r == nil {
+		return nil
+	}
+	return s.r.Close()
+}
+
 // ReadBlob returns a reader of the image's whole blob.
 func (f *Fetcher) ReadBlob(ctx context.Context) io.ReadCloser {
 	return f.pool.Read(ctx, f.source(), 0, f.t.BlobSize, 0)

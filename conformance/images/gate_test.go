@@ -62,13 +62,14 @@ func TestMountedWhileImported(t *testing.T) {
 			removeAll(t, s, ref)
 		})
 	}
-	never := fault(func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
-		time.Sleep(500 * time.Millisecond) // the pull is over
-		w.WriteHeader(http.StatusNotFound)
-	})
-	p.fault.Store(&never)
+	hold := make(chan struct{})
+	held := holding(hold)
+	p.fault.Store(&held)
 	ref := p.Listener.Addr().String() + "/three:src"
 	testbed.Must(t, pulls[0](ref))
+	gone := fault(func(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) })
+	p.fault.Store(&gone)
+	p.CloseClientConnections()
 	root := filepath.Join(dir, "root")
 	testbed.Must(t, os.Mkdir(root, 0o755))
 	if out, err := s.Ctr(t.Context(), "images", "mount", "--snapshotter", "remora", ref, root); err == nil {
@@ -174,13 +175,36 @@ func TestClientsWhileImported(t *testing.T) {
 	}
 }
 
-// holding has requests wait until hold is closed.
+// holding has answers stop after their first bytes, which show what a layer is, until hold is closed.
 func holding(hold chan struct{}) fault {
 	return func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
-		select {
-		case <-hold:
-			pass.ServeHTTP(w, r)
-		case <-r.Context().Done():
-		}
+		pass.ServeHTTP(&heldAnswer{ResponseWriter: w, r: r, hold: hold}, r)
 	}
+}
+
+// heldAnswer is an answer whose first bytes come before the rest.
+type heldAnswer struct {
+	http.ResponseWriter
+	r    *http.Request
+	hold chan struct{}
+	sent int
+}
+
+func (h *heldAnswer) Write(p []byte) (n int, err error) {
+	if now := min(max(512-h.sent, 0), len(p)); now > 0 {
+		if n, err = h.ResponseWriter.Write(p[:now]); err != nil {
+			return n, err
+		}
+		h.sent += n
+		h.ResponseWriter.(http.Flusher).Flush()
+	}
+	if n == len(p) {
+		return n, nil
+	}
+	select {
+	case <-h.hold:
+	case <-h.r.Context().Done():
+	}
+	k, err := h.ResponseWriter.Write(p[n:])
+	return n + k, err
 }

@@ -57,6 +57,16 @@ func (b *Blob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, 
 	return r, nil
 }
 
+// Whole returns a reader of the whole blob by a request that names no range, which servers understand that know none. A connection
+// that breaks is made again; where that serves no range, what came before is skipped.
+func (b *Blob) Whole(ctx context.Context) (io.ReadCloser, error) {
+	r := &rangeReader{ctx: ctx, b: b, end: b.size, whole: true, meter: b.r.meterOf(b.repo.Host)}
+	if err := r.connect(); err != nil {
+		return nil, fmt.Errorf("read %s of %s: %w", b.digest, b.repo, err)
+	}
+	return r, nil
+}
+
 // ReadAt fills p from off or fails.
 func (b *Blob) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
 	r, err := b.Open(ctx, off, int64(len(p)), 0)
@@ -72,6 +82,7 @@ type rangeReader struct {
 	ctx      context.Context // of Open: the reader is one operation
 	b        *Blob
 	off, end int64
+	whole    bool // answers without a range will do
 	try      int
 	meter    *meter
 	body     *stallReader
@@ -169,6 +180,9 @@ func (r *rangeReader) askBy(name string, request func(ctx context.Context, rng s
 	reg := r.b.r
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	rng := fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)
+	if r.whole && r.off == 0 {
+		rng = ""
+	}
 	timer := time.AfterFunc(reg.opts.Stall, func() { cancel(errStalled) })
 	began := time.Now()
 	resp, err := request(ctx, rng)
@@ -186,14 +200,22 @@ func (r *rangeReader) askBy(name string, request func(ctx context.Context, rng s
 		return nil, err
 	}
 	r.meter.answered(time.Since(began))
-	return &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name}, nil
+	body := &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name}
+	if resp.StatusCode == http.StatusOK {
+		if _, err := io.CopyN(io.Discard, body, r.off); err != nil {
+			body.Close()
+			return nil, fmt.Errorf("%s: what came before: %w", name, err)
+		}
+	}
+	return body, nil
 }
 
-// check insists on 206 and on the very range that was asked for.
+// check insists on 206 and on the very range that was asked for, unless the whole blob will do.
 func (r *rangeReader) check(resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
-		if r.off == 0 && r.end == r.b.size && resp.ContentLength == r.b.size {
-			return nil // the whole blob is the range
+		same := resp.ContentLength == r.b.size || resp.ContentLength < 0
+		if same && (r.whole || r.off == 0 && r.end == r.b.size) {
+			return nil // the whole blob is the range, or the rest of it
 		}
 		return fmt.Errorf("%w: %s answers 200 with the whole blob", ErrRange, resp.Request.URL.Host)
 	}

@@ -34,7 +34,7 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 	r.mu.Unlock()
 	if to, _ := known.(redirect); cached && time.Now().Before(to.until) {
 		resp, err := r.getElsewhere(ctx, host, repo, to.url, rng, "")
-		if err == nil && resp.StatusCode == http.StatusPartialContent {
+		if err == nil && served(resp, rng) {
 			return resp, nil
 		}
 		if err == nil {
@@ -48,6 +48,11 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 		}
 	}
 	return r.requestOrigin(ctx, host, repo, u, rng, "")
+}
+
+// served reports whether an answer is what was asked for.
+func served(resp *http.Response, rng string) bool {
+	return resp.StatusCode == http.StatusPartialContent || rng == "" && resp.StatusCode == http.StatusOK
 }
 
 // requestOrigin asks the registry itself and follows redirects.
@@ -71,7 +76,7 @@ func (r *Registry) follow(
 		case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		default:
 			at := resp.Request.URL.String()
-			if at != from && len(at) <= maxURL && resp.StatusCode == http.StatusPartialContent {
+			if at != from && len(at) <= maxURL && served(resp, rng) {
 				r.mu.Lock()
 				r.redirects.Add(from, redirect{url: at, until: time.Now().Add(redirectTTL)})
 				r.mu.Unlock()
