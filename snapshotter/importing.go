@@ -63,7 +63,7 @@ func (l *layers) importLayer(ctx context.Context, o *opening, codec blob.Codec) 
 	}
 	defer release()
 	began := time.Now()
-	x, err := l.inMemory(ctx, &o.src, importMemoryOf(codec), func(limits layout.Limits) (*madeIndex, error) {
+	x, err := l.inMemory(ctx, o, importMemoryOf(codec), func(limits layout.Limits) (*madeIndex, error) {
 		return l.tryImport(ctx, o, codec, limits)
 	})
 	l.tracer.end(began, Span{Kind: "import", Digest: o.src.Descriptor.Digest, Len: o.src.Descriptor.Size, Err: err})

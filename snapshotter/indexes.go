@@ -303,7 +303,7 @@ func (l *layers) byMadeIndex(ctx context.Context, o *opening) (*madeIndex, error
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l.started.Go(func() {
-		err := l.tryRange(ctx, s)
+		err := l.firstBytes(ctx, s)
 		if err == nil {
 			l.prove(o)
 		}
@@ -316,7 +316,7 @@ func (l *layers) byMadeIndex(ctx context.Context, o *opening) (*madeIndex, error
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return l.inMemory(ctx, s, indexMemory+found.size, func(limits layout.Limits) (*madeIndex, error) {
+	return l.inMemory(ctx, o, indexMemory+found.size, func(limits layout.Limits) (*madeIndex, error) {
 		data, err := found.read()
 		if err != nil {
 			return nil, err

@@ -24,13 +24,17 @@ func importMemoryOf(c blob.Codec) int64 {
 
 // inMemory decodes a layer once there is memory for it, and asks for more as the tree grows. The share is held until an image
 // was made of the layer, or nobody wants it any more. What waits for the layers below is kept: nobody waits for its end,
-// because that may be behind whoever waits.
+// because that may be behind whoever waits. A layer that waits for memory is proven meanwhile.
 func (l *layers) inMemory(
-	ctx context.Context, s *Source, base int64, decode func(layout.Limits) (*madeIndex, error),
+	ctx context.Context, o *opening, base int64, decode func(layout.Limits) (*madeIndex, error),
 ) (*madeIndex, error) {
-	share, err := l.memory.Acquire(ctx, s.Repo.Host, base)
-	if err != nil {
-		return nil, fmt.Errorf("decode layer: %w", err)
+	share, ok := l.memory.Try(o.src.Repo.Host, base)
+	if !ok {
+		l.probe(ctx, o)
+		var err error
+		if share, err = l.memory.Acquire(ctx, o.src.Repo.Host, base); err != nil {
+			return nil, fmt.Errorf("decode layer: %w", err)
+		}
 	}
 	limits := l.limits
 	limits.Grow = func(n int64) error { return share.Grow(ctx, n) }

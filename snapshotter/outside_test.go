@@ -148,9 +148,9 @@ func TestMadeIndexTakesMemory(t *testing.T) {
 	if err := b.layers.indexes.put(l.digest(), indexOf(t, l)); err != nil {
 		t.Fatal(err)
 	}
-	src := &Source{Image: b.ref(im), Repo: b.repo(im), Descriptor: l.desc, DiffID: l.diffID}
+	o := &opening{src: Source{Image: b.ref(im), Repo: b.repo(im), Descriptor: l.desc, DiffID: l.diffID}, proof: newProof()}
 	waitsForMemory(t, m, func() {}, func() error {
-		x, err := b.layers.byMadeIndex(b.ctx, src)
+		x, err := b.layers.byMadeIndex(b.ctx, o)
 		if err == nil {
 			x.share.Release()
 		}

@@ -34,6 +34,7 @@ func TestMountedWhileImported(t *testing.T) {
 	dir := t.TempDir()
 	for name, tars := range map[string][]func(*tar.Writer) error{
 		"one": {randomLayer(1, 8<<20)}, "three": {randomLayer(2, 8<<20), randomLayer(3, 1<<20), randomLayer(4, 1<<20)},
+		"never": {randomLayer(5, 8<<20)},
 	} {
 		layout := filepath.Join(dir, name)
 		testbed.Must(t, testbed.WriteTars(layout, "src", tars...))
@@ -46,7 +47,7 @@ func TestMountedWhileImported(t *testing.T) {
 			_, err := s.Ctr(t.Context(), "images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", ref)
 			return err
 		},
-		func(ref string) error { return outsideClient(t.Context(), s, ref, true) },
+		func(ref string) error { return outsideClient(t.Context(), s, ref, "", true) },
 	}
 	for _, c := range testbed.Covering(t, testbed.Combinations([]string{"one", "three"}, []string{"src", "lazy"})) {
 		name, tag := c[0], c[1]
@@ -65,11 +66,10 @@ func TestMountedWhileImported(t *testing.T) {
 	hold := make(chan struct{})
 	held := holding(hold)
 	p.fault.Store(&held)
-	ref := p.Listener.Addr().String() + "/three:src"
+	ref := p.Listener.Addr().String() + "/never:src"
 	testbed.Must(t, pulls[0](ref))
-	gone := fault(func(http.ResponseWriter, *http.Request, http.Handler) { panic(http.ErrAbortHandler) })
-	p.fault.Store(&gone)
 	p.CloseClientConnections()
+	p.Close() // for good
 	root := filepath.Join(dir, "root")
 	testbed.Must(t, os.Mkdir(root, 0o755))
 	if out, err := s.Ctr(t.Context(), "images", "mount", "--snapshotter", "remora", ref, root); err == nil {
@@ -156,7 +156,7 @@ func TestClientsWhileImported(t *testing.T) {
 			held := holding(hold)
 			p.fault.Store(&held)
 			ref := fmt.Sprintf("%s/%s:src", p.Listener.Addr(), repo)
-			testbed.Must(t, outsideClient(ctx, s, ref, true))
+			testbed.Must(t, outsideClient(ctx, s, ref, "", true))
 			image, err := c.GetImage(ctx, ref)
 			testbed.Must(t, err)
 			diffIDs, err := image.RootFS(ctx)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -70,7 +71,7 @@ func readJSON(path string, into any) error {
 
 // outsideClient pulls as any program with containerd's client would, with the labels that say
 // which image a layer belongs to or without.
-func outsideClient(ctx context.Context, s *testbed.Stack, ref string, labels bool) error {
+func outsideClient(ctx context.Context, s *testbed.Stack, ref, user string, labels bool) error {
 	c, err := client.New(s.Socket)
 	if err != nil {
 		return err
@@ -78,7 +79,13 @@ func outsideClient(ctx context.Context, s *testbed.Stack, ref string, labels boo
 	defer c.Close()
 	ctx = namespaces.WithNamespace(ctx, s.Namespace)
 	resolver := docker.NewResolver(docker.ResolverOptions{
-		Hosts: config.ConfigureHosts(ctx, config.HostOptions{HostDir: config.HostDirFromRoot(s.HostsDir)}),
+		Hosts: config.ConfigureHosts(ctx, config.HostOptions{
+			HostDir: config.HostDirFromRoot(s.HostsDir),
+			Credentials: func(string) (string, string, error) {
+				name, secret, _ := strings.Cut(user, ":")
+				return name, secret, nil
+			},
+		}),
 	})
 	opts := []client.RemoteOpt{client.WithResolver(resolver), client.WithPullUnpack, client.WithPullSnapshotter("remora")}
 	if labels {

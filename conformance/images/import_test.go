@@ -437,7 +437,7 @@ func TestBlobsInStore(t *testing.T) {
 	p := newFaultyProxy(t, s)
 	refused := fault(status(http.StatusForbidden)) // ranges of blobs
 	p.fault.Store(&refused)
-	testbed.Must(t, outsideClient(t.Context(), s, ref, true))
+	testbed.Must(t, outsideClient(t.Context(), s, ref, "", true))
 	onlyFormat(t, s, ref, "import")
 	testbed.RunImage(t, s, ref, "python", "remora", testbed.Python)
 }
@@ -527,7 +527,7 @@ func TestImportOfDockerAndIndex(t *testing.T) {
 	_, err = testbed.Output(t.Context(), nil, "skopeo", "--insecure-policy", "copy", "--dest-tls-verify=false", "--format", "v2s2",
 		"oci:"+layout+":src", "docker://"+s.Ref("python:docker"))
 	testbed.Must(t, err)
-	testbed.Must(t, outsideClient(t.Context(), s, s.Ref("python:docker"), true))
+	testbed.Must(t, outsideClient(t.Context(), s, s.Ref("python:docker"), "", true))
 	onlyFormat(t, s, s.Ref("python:docker"), "import")
 	testbed.RunImage(t, s, s.Ref("python:docker"), "docker", "remora", testbed.Python)
 

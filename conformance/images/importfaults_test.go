@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"context"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net/http"
 	"path/filepath"
@@ -169,7 +168,7 @@ func TestMeasuredImportsAndOthers(t *testing.T) {
 	for i := range pods {
 		imports.Go(func() {
 			ref := fmt.Sprintf("%s/pod%d:src", p.Listener.Addr(), i)
-			if err := outsideClient(ctx, s, ref, true); err != nil {
+			if err := outsideClient(ctx, s, ref, "", true); err != nil {
 				t.Errorf("%s: %v", ref, err)
 			}
 		})
@@ -249,9 +248,15 @@ func randomLayer(seed uint64, n int64) func(*tar.Writer) error {
 		if err := tw.WriteHeader(&tar.Header{Name: fmt.Sprint("file-", seed), Typeflag: tar.TypeReg, Mode: 0o644, Size: n}); err != nil {
 			return err
 		}
-		var key [32]byte
-		key[0], key[1] = byte(seed), byte(seed>>8)
-		_, err := io.CopyN(tw, rand.NewChaCha8(key), n)
+		_, err := tw.Write(randomBytes(seed, n))
 		return err
 	}
+}
+
+func randomBytes(seed uint64, n int64) []byte {
+	var key [32]byte
+	key[0], key[1] = byte(seed), byte(seed>>8)
+	p := make([]byte, n)
+	_, _ = rand.NewChaCha8(key).Read(p) // it cannot fail
+	return p
 }

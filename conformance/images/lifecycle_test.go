@@ -207,12 +207,12 @@ func TestPullsByOthers(t *testing.T) {
 		name string
 		pull func() error
 	}{
-		{"a client without labels, as nerdctl", func() error { return outsideClient(t.Context(), s, lazy, false) }},
+		{"a client without labels, as nerdctl", func() error { return outsideClient(t.Context(), s, lazy, "", false) }},
 		{"ctr images pull, transfer service", func() error {
 			_, err := s.Ctr(t.Context(), "images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", lazy)
 			return err
 		}},
-		{"a client with AppendInfoHandlerWrapper", func() error { return outsideClient(t.Context(), s, lazy, true) }},
+		{"a client with AppendInfoHandlerWrapper", func() error { return outsideClient(t.Context(), s, lazy, "", true) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			testbed.Must(t, c.pull())
