@@ -59,7 +59,7 @@ func TestDiskPowerCut(t *testing.T) {
 		t.Errorf("%d flushes for %d calls of fsync", r.Last-r.First, len(r.Acks))
 	}
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	cuts := testbed.Rounds(200, 4*(r.Last-r.First))
+	cuts := testbed.Rounds(80, 4*(r.Last-r.First))
 	for range cuts {
 		at := r.First + rnd.IntN(r.Last-r.First+1)
 		afterPowerCut(t, rec, at, rnd, r.Acks)

@@ -24,7 +24,7 @@ func TestDiskKilled(t *testing.T) {
 	ext4.Mkfs(t, dev)
 	dir, umount := testbed.Mounted(t, dev, "ext4")
 
-	writers := testbed.KillUnderLoad(t, s, dir, testbed.Rounds(50, 1000))
+	writers := testbed.KillUnderLoad(t, s, dir, testbed.Rounds(25, 1000))
 	testbed.Must(t, s.AwaitContainerd())
 	umount()
 	ext4.Clean(t, dev)

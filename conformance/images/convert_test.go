@@ -254,7 +254,7 @@ func TestConvertKilled(t *testing.T) {
 	t.Logf("seed %d, a whole conversion takes %s", seed, whole)
 	r := rand.New(rand.NewPCG(seed, 0))
 	dst := s.Ref("killed:1")
-	for range testbed.Rounds(6, 60) {
+	for range testbed.Rounds(4, 60) {
 		var procs []*testbed.Process
 		for k := range 2 { // to the same place at once
 			log := filepath.Join(t.TempDir(), fmt.Sprint("convert-", k))

@@ -321,7 +321,7 @@ func TestVolumeKilled(t *testing.T) {
 					_ = unix.Unmount(mnt, unix.MNT_DETACH)
 				}
 			})
-			writers := testbed.KillUnderLoad(t, s, mnt, testbed.Rounds(15, 500))
+			writers := testbed.KillUnderLoad(t, s, mnt, testbed.Rounds(10, 500))
 			testbed.Must(t, s.AwaitContainerd())
 			mustComeBack(t, s, mnt, writers)
 			mustBeRight(t, s, "data", store)

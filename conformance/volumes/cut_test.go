@@ -164,7 +164,7 @@ func TestVolumePowerCut(t *testing.T) {
 			}
 			testbed.KeepIfFailed(t, rec, seed, r)
 			rnd := rand.New(rand.NewPCG(seed, 0))
-			cuts := testbed.Rounds(40, 1000)
+			cuts := testbed.Rounds(20, 1000)
 			t.Logf("seed %d, %d flushes, %d cuts", seed, r.Last-r.First, cuts)
 			for range cuts {
 				at := r.First + rnd.IntN(r.Last-r.First+1)
