@@ -76,13 +76,13 @@ func unitTests(t *testing.T) map[string]bool {
 			if !ok || f.Recv != nil || !regexp.MustCompile("^(Test|Fuzz)[^a-z]").MatchString(f.Name.Name) {
 				continue
 			}
+			shortened := false
 			ast.Inspect(f.Body, func(n ast.Node) bool {
-				if call, ok := n.(*ast.SelectorExpr); ok && (call.Sel.Name == "Short" || call.Sel.Name == "NeedRoot") {
-					tests[f.Name.Name] = true
-				}
+				call, ok := n.(*ast.SelectorExpr)
+				shortened = shortened || ok && (call.Sel.Name == "Short" || call.Sel.Name == "NeedRoot")
 				return true
 			})
-			tests[f.Name.Name] = tests[f.Name.Name] // there, at least
+			tests[f.Name.Name] = tests[f.Name.Name] || shortened
 		}
 		return nil
 	}))

@@ -46,7 +46,7 @@ func (f *Fetcher) fillLocally(ctx context.Context, one *fill) (bool, error) {
 	if !f.img.IsElsewhere(one.unit) {
 		return false, nil
 	}
-	share, err := f.Memory(ctx, f.img.CopiedBytes(one.unit))
+	share, err := f.Memory(ctx, f.img.Table().UnitBytes(one.unit))
 	if err != nil {
 		return false, fmt.Errorf("copy unit %d from another layer: %w", one.unit, err)
 	}

@@ -43,11 +43,11 @@ func (c *cut) unpack(unit uint32, packed io.Reader, also io.Writer) (blob.Unpack
 // however many.
 func (m *Image) PlainBytes(unit uint32) (n int64, packedToo bool) { return m.cut.plainBytes(unit) }
 
-// CopiedBytes returns how many bytes are in memory while a unit is copied from elsewhere.
-func (m *Image) CopiedBytes(unit uint32) (total int64) {
-	n, at := m.table.UnitExtents(unit)
+// UnitBytes returns how many bytes a unit's extents have together: what is in memory while it is copied from elsewhere.
+func (t *Table) UnitBytes(unit uint32) (total int64) {
+	n, at := t.UnitExtents(unit)
 	for k := range n {
-		e := m.table.Extent(at(k))
+		e := t.Extent(at(k))
 		total += int64(e.Len)
 	}
 	return total

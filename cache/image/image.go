@@ -60,12 +60,12 @@ func newImage(d *Dir, id, path string, file *os.File, t *Table) (*Image, error) 
 			return nil, err
 		}
 	}
-	m.liesAt(path)
+	place(m, path)
 	return m, nil
 }
 
-// liesAt says where the image's directory is. It is called before anybody else has the image.
-func (m *Image) liesAt(path string) {
+// place says where an image's directory is. It is called before anybody else has the image.
+func place(m *Image, path string) {
 	m.path = path
 	m.residue.path, m.proof.path = filepath.Join(path, residueFile), filepath.Join(path, plainFile)
 }

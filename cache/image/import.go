@@ -267,7 +267,7 @@ func (im *Import) Finish(id string, spec Spec, diffID digest.Digest, remove func
 	if err := os.Rename(im.dir, im.d.file(id)); err != nil {
 		return nil, err
 	}
-	m.liesAt(im.d.file(id))
+	place(m, im.d.file(id))
 	im.d.endImport(im.id)
 	punchUnused(im.file, &spec)
 	im.d.budget.Add(here - im.paid.Load()) // replaced files were written, too
