@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -53,6 +55,14 @@ var registries = func() map[string]fault {
 		w.(http.Flusher).Flush()
 		_, _ = w.Write(rec.Body.Bytes())
 	}
+	var bucket tokens
+	all["10 requests a second"] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+		if !bucket.take() {
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		pass.ServeHTTP(w, r)
+	}
 	for _, code := range []int{http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
 		all[fmt.Sprintf("%d to itself", code)] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
 			if r.URL.Query().Has("signed") {
@@ -64,6 +74,23 @@ var registries = func() map[string]fault {
 	}
 	return all
 }()
+
+// tokens are ten a second, of which ten are kept.
+type tokens struct {
+	mu   sync.Mutex // guards the fields below
+	n    int
+	last time.Time
+}
+
+func (b *tokens) take() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if came := int(time.Since(b.last) / (time.Second / 10)); came > 0 {
+		b.n, b.last = min(b.n+came, 10), time.Now()
+	}
+	b.n--
+	return b.n >= 0
+}
 
 func withoutRange(r *http.Request) *http.Request {
 	r = r.Clone(r.Context())

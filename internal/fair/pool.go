@@ -19,6 +19,14 @@ func NewPool[K comparable](limit, most int) *Pool[K] {
 	return &Pool[K]{shares: Shares[K]{Limit: int64(limit), Most: int64(most)}}
 }
 
+// Resize changes how many places there are, and how many one user has at most. Those that are taken stay.
+func (p *Pool[K]) Resize(limit, most int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.shares.Limit, p.shares.Most = int64(limit), int64(most)
+	p.grantLocked()
+}
+
 // Acquire waits for a place. release must be called once.
 func (p *Pool[K]) Acquire(ctx context.Context, who K) (release func(), err error) {
 	w := &place{make(chan struct{})}

@@ -45,7 +45,7 @@ type Registry struct {
 	hosts     *lru.Cache // cachedHosts by registry host
 	redirects *lru.Cache // redirect by blob URL
 	meters    *lru.Cache // *meter by registry host
-	loads     *lru.Cache // *fair.Pool[string] by the host that is asked
+	paces     *lru.Cache // *pace by the host that is asked
 }
 
 // What is remembered of registries: more than a node uses. Manifests name registries and layers as they like.
@@ -77,7 +77,7 @@ func New(opts Options) *Registry {
 	return &Registry{
 		opts: opts, elsewhere: &http.Client{Transport: elsewhere},
 		hosts: lru.New(knownHosts), redirects: lru.New(knownRedirects), meters: lru.New(knownHosts),
-		loads: lru.New(knownHosts),
+		paces: lru.New(knownHosts),
 	}
 }
 

@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-
-	"github.com/remora-storage/remora/internal/fair"
 )
 
 const (
@@ -131,36 +129,20 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repos
 	}
 	client := clientOf(host)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	release, err := r.load(req.URL.Host).Acquire(ctx, repo.Host)
+	pace := r.pace(req.URL.Host)
+	release, err := pace.enter(ctx, repo.Host)
 	if err != nil {
 		return nil, fmt.Errorf("%s has as many requests as it gets: %w", req.URL.Host, err)
 	}
+	began := time.Now()
 	resp, err := client.Do(req)
 	if err != nil {
 		release()
 		return nil, clean(err)
 	}
+	pace.answered(resp, began)
 	resp.Body = &countedBody{ReadCloser: resp.Body, release: sync.OnceFunc(release)}
 	return resp, nil
-}
-
-// Requests for blobs that one host gets at once, wherever it was named: by references, as a mirror, by redirects or by layers'
-// URLs. One registry alone asks for fewer (cache/sched.go): this is for many that lead to one host.
-const (
-	maxAsked      = 128
-	maxAskedOfOne = 64
-)
-
-// load returns the requests that a host gets, shared by the registries for which it is asked.
-func (r *Registry) load(host string) *fair.Pool[string] {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if p, ok := r.loads.Get(host); ok {
-		return p.(*fair.Pool[string])
-	}
-	p := fair.NewPool[string](maxAsked, maxAskedOfOne)
-	r.loads.Add(host, p)
-	return p
 }
 
 // countedBody is an answer whose end lets another request begin.

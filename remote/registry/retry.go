@@ -3,6 +3,7 @@ package registry
 import (
 	"context"
 	"errors"
+	"net/http"
 	"time"
 
 	"github.com/remora-storage/remora/internal/backoff"
@@ -34,11 +35,15 @@ func (r Retry) do(ctx context.Context, try func(attempt int) error) error {
 	waits := backoff.Backoff{First: r.First, Max: r.Max, Jitter: true}
 	for attempt := 0; ; attempt++ {
 		err := try(attempt)
-		if err == nil || !Retryable(err) || attempt+1 >= r.Attempts {
+		var status *StatusError
+		attempts := r.Attempts
+		if errors.As(err, &status) && status.Status == http.StatusTooManyRequests {
+			attempts *= 3 // it serves, only later
+		}
+		if err == nil || !Retryable(err) || attempt+1 >= attempts {
 			return err
 		}
 		wait := waits.Next()
-		var status *StatusError
 		if errors.As(err, &status) && status.RetryAfter > wait {
 			wait = min(status.RetryAfter, 3*r.Max)
 		}

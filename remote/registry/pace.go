@@ -1,0 +1,119 @@
+package registry
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/remora-storage/remora/internal/backoff"
+	"github.com/remora-storage/remora/internal/fair"
+)
+
+// A pace is what one host takes: how many requests at once, shared by the registries for which it is asked, and when. A host that
+// says that it is asked too much (429, RFC 6585, or any answer of 503 with Retry-After, RFC 9110) is left alone for as long as it says, or for a second,
+// which doubles; after that it gets a quarter of the requests that it had. One more each second goes until it has all of them again.
+type pace struct {
+	pool *fair.Pool[string]
+
+	mu    sync.Mutex // guards the fields below
+	limit int
+	under int       // requests under way
+	until time.Time // it is left alone
+	pause time.Duration
+	grown time.Time // when the limit was changed last
+}
+
+// Requests for blobs that one host gets at once, wherever it was named: by references, as a mirror, by redirects or by layers'
+// URLs. One registry alone asks for fewer (cache/fetch/sched.go): this is for many that lead to one host.
+const (
+	maxAsked      = 128
+	maxAskedOfOne = 64
+
+	firstPause = time.Second
+	maxPause   = 8 * time.Second // where a host does not say how long
+	maxAfter   = time.Minute     // where it does
+)
+
+func newPace() *pace {
+	return &pace{pool: fair.NewPool[string](maxAsked, maxAskedOfOne), limit: maxAsked, pause: firstPause}
+}
+
+// enter waits until the host may be asked once more for a registry. release must be called once.
+func (p *pace) enter(ctx context.Context, registry string) (release func(), err error) {
+	for {
+		if err := p.rest(ctx); err != nil {
+			return nil, err
+		}
+		release, err := p.pool.Acquire(ctx, registry)
+		if err != nil {
+			return nil, err
+		}
+		p.mu.Lock()
+		if time.Now().Before(p.until) { // since others were answered meanwhile
+			p.mu.Unlock()
+			release()
+			continue
+		}
+		p.under++
+		p.mu.Unlock()
+		return func() {
+			p.mu.Lock()
+			p.under--
+			p.mu.Unlock()
+			release()
+		}, nil
+	}
+}
+
+// rest waits until the host is no longer left alone.
+func (p *pace) rest(ctx context.Context) error {
+	p.mu.Lock()
+	wait := time.Until(p.until)
+	p.mu.Unlock()
+	return backoff.Sleep(ctx, wait)
+}
+
+// answered notes what the host has answered to a request that began at a time.
+func (p *pace) answered(resp *http.Response, began time.Time) {
+	after := retryAfter(resp.Header.Get("Retry-After"))
+	tooMuch := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable && after > 0
+	now := time.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case tooMuch && began.Before(p.grown) && p.limit < maxAsked: // it was asked before it said so the last time
+		p.until = later(p.until, now.Add(min(after, maxAfter)))
+	case tooMuch:
+		p.until = later(p.until, now.Add(min(max(after, p.pause), maxAfter)))
+		p.pause = min(2*p.pause, maxPause)
+		p.resizeLocked(max(min(p.limit, p.under)/4, 1), now)
+	case p.limit < maxAsked && now.Sub(p.grown) >= time.Second:
+		p.pause = firstPause
+		p.resizeLocked(p.limit+1, now)
+	}
+}
+
+func (p *pace) resizeLocked(limit int, now time.Time) {
+	p.limit, p.grown = limit, now
+	p.pool.Resize(limit, max(limit*maxAskedOfOne/maxAsked, 1))
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// pace returns a host's.
+func (r *Registry) pace(host string) *pace {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if p, ok := r.paces.Get(host); ok {
+		return p.(*pace)
+	}
+	p := newPace()
+	r.paces.Add(host, p)
+	return p
+}
