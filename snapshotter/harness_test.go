@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
@@ -69,7 +70,7 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 		t.Fatal(err)
 	}
 	b.store = store
-	b.opts = Options{Log: logOf(t)}
+	b.opts = Options{Log: logOf(t), ProofWait: time.Minute} // however busy the machine is
 	if change != nil {
 		change(b)
 	}

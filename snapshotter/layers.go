@@ -99,7 +99,9 @@ type layers struct {
 	trustOf  func(registry.Repository) TrustPolicy
 	granted  grants
 	failures failures
-	indexes  *indexes
+	// proofWait is Options.ProofWait.
+	proofWait time.Duration
+	indexes   *indexes
 	// indexOf says what becomes of the indexes of a repository's layers.
 	indexOf func(registry.Repository) IndexPolicy
 

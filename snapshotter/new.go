@@ -85,7 +85,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 		indexOf: opts.IndexOf, trustOf: opts.TrustOf,
 		importOf: opts.ImportOf, blobs: opts.Blobs, imports: fair.NewPool[string](importAtOnce, importAtOnceOfOne),
 		life: s.life, started: &s.started, openings: map[string]*opening{}, sources: map[string]*sources{},
-		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne),
+		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne), proofWait: opts.ProofWait,
 	}
 	defer func() {
 		if err != nil {

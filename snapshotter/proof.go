@@ -23,7 +23,7 @@ const (
 	// proofMost bounds how long a Prepare waits for a proof: other calls of containerd may wait behind it, once a collection is due.
 	proofMost = time.Second
 	// proofLeast is what a proof gets over a short way, on a busy machine.
-	proofLeast = 300 * time.Millisecond
+	proofLeast = 600 * time.Millisecond
 	// proofTrips are the round trips of a proof: a connection, its TLS, the answer that names the token's place, the same three
 	// there, the request, and a redirect with its connection.
 	proofTrips = 10
@@ -192,6 +192,9 @@ func (l *layers) abandon(o *opening) {
 
 // patience is how long a layer's proof may take.
 func (l *layers) patience(s *Source) time.Duration {
+	if l.proofWait > 0 {
+		return l.proofWait
+	}
 	latency, _ := l.blob(s).Link()
 	if latency == 0 { // nothing was measured yet
 		return proofMost

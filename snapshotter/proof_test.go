@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -37,7 +38,7 @@ func TestUnproven(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			one, other := newImage(t, "one", nil, f.make(t, file("a", honest))), newImage(t, "other", nil, f.make(t, file("b", honest)))
 			o := newOrigin(t, one, other)
-			b := newBed(t, o, nil)
+			b := newBed(t, o, func(b *bed) { b.opts.ProofWait = claimWait })
 			release := o.silence("/blobs/")
 			defer release()
 			b.fetch(one)
@@ -137,4 +138,28 @@ func TestNoLayer(t *testing.T) {
 	b := newBed(t, o, nil)
 	b.fetch(im)
 	b.decline(im, 0, "")
+}
+
+// way is a registry of which only the way there is known.
+type way struct{ latency time.Duration }
+
+func (w way) Blob(registry.Repository, ocispec.Descriptor) Blob { return linked{latency: w.latency} }
+
+type linked struct {
+	Blob
+	latency time.Duration
+}
+
+func (l linked) Link() (time.Duration, int64) { return l.latency, 0 }
+
+// TestPatience: a proof gets as many round trips as it may take, within bounds.
+func TestPatience(t *testing.T) {
+	for latency, want := range map[time.Duration]time.Duration{
+		0: proofMost, time.Millisecond: proofLeast, 80 * time.Millisecond: 800 * time.Millisecond, time.Second: proofMost,
+	} {
+		l := &layers{registry: way{latency: latency}}
+		if got := l.patience(&Source{}); got != want {
+			t.Errorf("at %s: %s, want %s", latency, got, want)
+		}
+	}
 }

@@ -46,6 +46,8 @@ type Options struct {
 	ImportOf func(registry.Repository) ImportPolicy
 	// ImportWait bounds how long a Prepare waits for a layer that is imported; 0 for the default.
 	ImportWait time.Duration
+	// ProofWait is how long a Prepare waits until a layer is proven; 0 for ten measured round trips, but no more than a second.
+	ProofWait time.Duration
 	// IndexOf says what becomes of the indexes of a repository's layers; nil takes the zero policy for all.
 	IndexOf func(registry.Repository) IndexPolicy
 	// Blobs are those in containerd's content store; nil for none.

@@ -219,7 +219,7 @@ func TestHeldRegistry(t *testing.T) {
 			o := newOrigin(t, slow, quick)
 			release := o.silence("/v2/slow/blobs/")
 			defer release()
-			b := newBed(t, o, nil)
+			b := newBed(t, o, func(b *bed) { b.opts.ProofWait = claimWait })
 			b.fetch(slow)
 			b.decline(slow, 0, "")
 			o.await(l)
