@@ -8,11 +8,11 @@ import (
 
 // normalize turns what people type into the full reference that containerd wants.
 func normalize(ref string) (string, error) {
-	named, err := reference.ParseDockerRef(ref)
+	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return "", cli.Usagef("image %q: %w", ref, err)
 	}
-	return named.String(), nil
+	return reference.TagNameOnly(named).String(), nil
 }
 
 func registryHost(ref string) string {
