@@ -23,6 +23,7 @@ var keepContexts = map[string]string{
 	"main.imageSession":       "one command of snapctl",
 	"main.mergedContext":      "is a context itself",
 	"fetch.wholeReader":       "one Read of a whole blob",
+	"fetch.streamReader":      "one Stream",
 	"scan.pieces":             "one scan",
 	"scan.chunks":             "one scan",
 	"convert.limiter":         "one layer's conversion",

@@ -11,8 +11,9 @@ import (
 )
 
 // A pace is what one host takes: how many requests at once, shared by the registries for which it is asked, and when. A host that
-// says that it is asked too much (429, RFC 6585, or any answer of 503 with Retry-After, RFC 9110) is left alone for as long as it says, or for a second,
-// which doubles; after that it gets a quarter of the requests that it had. One more each second goes until it has all of them again.
+// says that it is asked too much (429, RFC 6585, section 4, or 503 with Retry-After, RFC 9110, section 10.2.3) is left alone for as
+// long as it says, or for a second, which doubles; after that it gets a quarter of the requests that it had. One more each second
+// goes until it has all of them again.
 type pace struct {
 	pool *fair.Pool[string]
 
