@@ -253,6 +253,27 @@ func TestKeepBlobs(t *testing.T) {
 	}
 }
 
+// TestKeepBlobsOfIndexed: so is what is read by an index, later.
+func TestKeepBlobsOfIndexed(t *testing.T) {
+	one := estargzLayer(t, file("a", noise(61, 10_000)), file("b", noise(62, 300_000)))
+	two := zstdChunkedLayer(t, file("c", noise(63, 10_000)), file("d", noise(64, 300_000)))
+	im := newImage(t, "app", nil, one, two)
+	b := newBed(t, newOrigin(t, im), func(b *bed) {
+		withBlobs(b)
+		b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+	})
+	b.run("container", b.pull(im))
+	for _, l := range im.layers {
+		eventually(t, "the blob is kept", func() bool {
+			_, err := b.store.Info(b.ctx, l.digest())
+			return err == nil
+		})
+		if p, err := content.ReadBlob(b.ctx, b.store, l.desc); err != nil || !bytes.Equal(p, l.blob) {
+			t.Errorf("got %d bytes, %v", len(p), err)
+		}
+	}
+}
+
 // TestKeepBlobFails: a blob that cannot be kept is no reason to fail.
 func TestKeepBlobFails(t *testing.T) {
 	body := noise(7, 10_000)

@@ -32,7 +32,7 @@ const (
 // ImportPolicy is what holds for a repository.
 type ImportPolicy struct {
 	Mode ImportMode
-	// KeepBlobs puts the blobs of layers that were imported into containerd's content store.
+	// KeepBlobs puts layers' blobs into containerd's content store: of imports on the way, of others in the background.
 	KeepBlobs bool
 }
 

@@ -126,6 +126,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	}
 	s.started.Go(func() { s.watch(s.life) })
 	s.started.Go(func() { s.completeLayers(s.life) })
+	s.started.Go(func() { s.keepBlobs(s.life) })
 	return s, nil
 }
 

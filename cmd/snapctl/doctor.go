@@ -40,7 +40,8 @@ func (a *app) doctorCommand() *cobra.Command {
 		Short: "Check the kernel, containerd's configuration and remorad's",
 		Long: `doctor checks that lazy images can work on this machine: what the kernel has, whether remorad
 runs and which back end it found, and whether containerd knows remorad and tells it which image
-a layer belongs to. It prints what to change, and exits with 1 if something must be.`,
+a layer belongs to. It names the images that cannot be exported yet, since their layers are in
+the registry alone. It prints what to change, and exits with 1 if something must be.`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context(), configPath, name) },
 	}
@@ -176,7 +177,8 @@ func (a *app) containerdFindings(ctx context.Context, name string, st *control.S
 			Fix: "systemctl start containerd, or --address SOCKET"}}
 	}
 	all := []finding{{Check: "containerd", Result: ok, Detail: v.Version}}
-	return append(all, pluginFindings(ctx, c, name, st)...)
+	all = append(all, pluginFindings(ctx, c, name, st)...)
+	return append(all, a.exportFinding(ctx, c))
 }
 
 func pluginFindings(ctx context.Context, c *client.Client, name string, st *control.StatusReply) []finding {

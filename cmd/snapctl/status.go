@@ -31,13 +31,15 @@ With an image it shows that image's layers, and what became of the bytes that we
 remorad started: how many were fetched before anybody asked, how many of these were used, how many
 were fetched because a program waited, and how often and how long it waited. That is how a profile
 is judged: record it again if much is unused, or if programs wait. Sizes there are packed; what the
-kernel reads of complete layers by itself is not seen.
+kernel reads of complete layers by itself is not seen. It also says whether the image can be
+exported: a layer that was never downloaded whole is not in containerd's content store.
 
 With --json it prints one object: backend.name, backend.reason, holder.pid, cache.bytes,
 cache.limit, cache.pinned, layers[] with digest, image, format, backend, state, present_bytes,
 total_bytes, fetched_bytes, read_bytes, prefetched_bytes, prefetch_used_bytes, demand_bytes, waits,
 wait_seconds, waiting[] with pid, command, container, image, seconds, reason, broken[] with
-container, snapshot, mounted, reason, and damaged[] with file, aside, found, lost, advice.`,
+container, snapshot, mounted, reason, and damaged[] with file, aside, found, lost, advice; of an
+image also missing_blobs[], the layers that an export would miss.`,
 		Args: between(0, 1, "at most one image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -78,7 +80,23 @@ func (a *app) imageStatus(ctx context.Context, image string) error {
 	st.Layers = slices.DeleteFunc(st.Layers, func(l control.Layer) bool {
 		return !slices.ContainsFunc(manifest.Layers, func(d ocispec.Descriptor) bool { return d.Digest == l.Digest })
 	})
-	return a.print(st, func(w io.Writer) { humanImage(w, ref, st) })
+	missing, err := missingBlobs(ctx, containerd.ContentStore(), manifest)
+	if err != nil {
+		return err
+	}
+	return a.print(imageStatus{st, missing}, func(w io.Writer) {
+		humanImage(w, ref, st)
+		if len(missing) > 0 {
+			fmt.Fprintf(w, "\n%d of %d blobs are not in containerd's content store, so the image cannot be exported, or pushed to another "+
+				"registry: snapctl fetch %s\n", len(missing), len(manifest.Layers), ref)
+		}
+	})
+}
+
+// imageStatus is what status prints of an image.
+type imageStatus struct {
+	*control.StatusReply
+	MissingBlobs []digest.Digest `json:"missing_blobs"`
 }
 
 func humanImage(w io.Writer, ref string, st *control.StatusReply) {
