@@ -39,9 +39,10 @@ func (a *app) doctorCommand() *cobra.Command {
 		Use:   "doctor",
 		Short: "Check the kernel, containerd's configuration and remorad's",
 		Long: `doctor checks that lazy images can work on this machine: what the kernel has, whether remorad
-runs and which back end it found, and whether containerd knows remorad and tells it which image
-a layer belongs to. It names the images that cannot be exported yet, since their layers are in
-the registry alone. It prints what to change, and exits with 1 if something must be.`,
+runs and which back end it found, whether containerd knows remorad and tells it which image a
+layer belongs to, and whether both have the same proxies. It names the images that cannot be
+exported yet, since their layers are in the registry alone. It prints what to change, and exits
+with 1 if something must be.`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context(), configPath, name) },
 	}
@@ -178,6 +179,9 @@ func (a *app) containerdFindings(ctx context.Context, name string, st *control.S
 	}
 	all := []finding{{Check: "containerd", Result: ok, Detail: v.Version}}
 	all = append(all, pluginFindings(ctx, c, name, st)...)
+	if st != nil {
+		all = append(all, proxyFinding(a.containerd, a.remora))
+	}
 	return append(all, a.exportFinding(ctx, c))
 }
 

@@ -31,7 +31,8 @@ func missingBlobs(ctx context.Context, store content.InfoProvider, manifest ocis
 
 // exportFinding names the images of the namespace that cannot be exported.
 func (a *app) exportFinding(ctx context.Context, c *client.Client) finding {
-	f := finding{Check: "exports", Result: ok, Detail: "the blobs of all images in namespace " + a.namespace + " are in containerd's content store"}
+	f := finding{Check: "exports", Result: ok,
+		Detail: "the blobs of all images in namespace " + a.namespace + " are in containerd's content store"}
 	all, err := c.ImageService().List(ctx)
 	if err != nil {
 		return finding{Check: f.Check, Result: warning, Detail: err.Error()}
