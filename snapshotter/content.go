@@ -155,30 +155,29 @@ func (c *ContentImages) Manifest(ctx context.Context, manifest digest.Digest, re
 	return c.image(ctx, manifest, m, ref)
 }
 
-// Claims implements Images.
-func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error) {
+// Known implements Images.
+func (c *ContentImages) Known(ctx context.Context) ([]Image, error) {
 	ctx, err := forward(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ports, err := c.ports(ctx)
+	names, err := c.names(ctx)
 	if err != nil {
 		return nil, err
 	}
-	claims := map[digest.Digest][]Source{}
+	var all []Image
 	err = c.store.Walk(ctx, func(info content.Info) error {
 		m, err := c.load(ctx, info.Digest, true)
 		if err != nil {
 			return nil // no image, or not all of one
 		}
-		for i, id := range m.chainIDs {
-			if !chainIDs[id] {
-				continue
-			}
-			for _, repo := range repositories(info.Labels) {
-				for _, repo := range c.withPorts(repo, ports[repo]...) {
-					claims[id] = append(claims[id], imageIn(ctx, repo, "", info, m).Layers[i])
+		for _, bare := range repositories(info.Labels) {
+			for _, repo := range c.withPorts(bare, hostsOf(names[bare])...) {
+				ref := ""
+				if of := names[bare]; len(of) == 1 && of[0].repo == repo {
+					ref = of[0].ref
 				}
+				all = append(all, imageIn(ctx, repo, ref, info, m))
 			}
 		}
 		return nil
@@ -186,7 +185,33 @@ func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]b
 	if err != nil {
 		return nil, fmt.Errorf("walk content store: %w", err)
 	}
+	return all, nil
+}
+
+// Claims implements Images.
+func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error) {
+	all, err := c.Known(ctx)
+	if err != nil {
+		return nil, err
+	}
+	claims := map[digest.Digest][]Source{}
+	for i := range all {
+		for k, id := range chainIDsOf(&all[i]) {
+			if chainIDs[id] {
+				claims[id] = append(claims[id], all[i].Layers[k])
+			}
+		}
+	}
 	return claims, nil
+}
+
+// chainIDsOf returns the chainIDs of an image's layers, whose diffIDs are known.
+func chainIDsOf(img *Image) []digest.Digest {
+	var all []digest.Digest
+	for i := range img.Layers {
+		all = append(all, img.Layers[i].DiffID)
+	}
+	return identity.ChainIDs(all)
 }
 
 func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *knownManifest, ref string) (Image, error) {
@@ -202,8 +227,14 @@ func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *kn
 	return imageIn(ctx, repo, ref, info, m), nil
 }
 
-// ports returns the registries, with their ports, by which the images of a namespace name a repository without one.
-func (c *ContentImages) ports(ctx context.Context) (map[registry.Repository][]string, error) {
+// A namedImage is how a namespace names an image, and the repository, with its port, of that name.
+type namedImage struct {
+	ref  string
+	repo registry.Repository
+}
+
+// names returns the images of a namespace by their repositories without ports, which is how labels have them.
+func (c *ContentImages) names(ctx context.Context) (map[registry.Repository][]namedImage, error) {
 	if c.named == nil {
 		return nil, nil
 	}
@@ -211,14 +242,21 @@ func (c *ContentImages) ports(ctx context.Context) (map[registry.Repository][]st
 	if err != nil {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	ports := map[registry.Repository][]string{}
+	names := map[registry.Repository][]namedImage{}
 	for i := range all {
 		if r, err := registry.ParseRepository(all[i].Name); err == nil { // else nothing that was pulled
 			bare := registry.Repository{Host: r.Hostname(), Path: r.Path}
-			ports[bare] = append(ports[bare], r.Host)
+			names[bare] = append(names[bare], namedImage{all[i].Name, r})
 		}
 	}
-	return ports, nil
+	return names, nil
+}
+
+func hostsOf(names []namedImage) (hosts []string) {
+	for _, n := range names {
+		hosts = append(hosts, n.repo.Host)
+	}
+	return hosts
 }
 
 // imageIn is the image of a manifest in a repository.

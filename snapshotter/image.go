@@ -49,6 +49,9 @@ type Images interface {
 	// configuration is not in the store yet.
 	Manifest(ctx context.Context, manifest digest.Digest, ref string) (Image, error)
 
+	// Known returns the images of a namespace whose configurations are in the store, in every repository that they came from.
+	Known(ctx context.Context) ([]Image, error)
+
 	// Claims returns the layers by which the images of a namespace claim chainIDs, in every repository that they came from.
 	Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error)
 }

@@ -88,6 +88,8 @@ type Snapshotter struct {
 	stop    context.CancelFunc
 	started sync.WaitGroup
 
+	recovering sync.Mutex // snapshots that were lost are made anew one after the other
+
 	buildMu sync.Mutex // one image that depends on the layers below is built at a time
 
 	// mounting is held shared by who mounts a layer or tells a container its mounts, and exclusively by Detach. It is taken
@@ -124,9 +126,11 @@ func uniqueSuffix() string {
 
 // Stat implements snapshots.Snapshotter.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
-	err = s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
-		_, info, _, err = storage.GetInfo(ctx, key)
-		return err
+	err = s.orRecover(ctx, key, func() error {
+		return s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+			_, info, _, err = storage.GetInfo(ctx, key)
+			return err
+		})
 	})
 	return info, err
 }
@@ -224,7 +228,7 @@ func (s *Snapshotter) create(
 ) (_ []mount.Mount, err error) {
 	var snap storage.Snapshot
 	var info snapshots.Info
-	err = s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+	begin := func(ctx context.Context) (err error) {
 		if snap, err = storage.CreateSnapshot(ctx, kind, key, parent, opts...); err != nil {
 			return err
 		}
@@ -233,8 +237,8 @@ func (s *Snapshotter) create(
 			return err
 		}
 		return s.makeDirs(snap, info.Labels)
-	})
-	if err != nil {
+	}
+	if err := s.orRecover(ctx, parent, func() error { return s.store.WithTransaction(ctx, true, begin) }); err != nil {
 		return nil, err
 	}
 	switch {

@@ -27,6 +27,8 @@ func (noImages) Manifest(context.Context, digest.Digest, string) (snapshotter.Im
 	return snapshotter.Image{}, snapshotter.ErrNotLazy
 }
 
+func (noImages) Known(context.Context) ([]snapshotter.Image, error) { return nil, nil }
+
 func (noImages) Claims(context.Context, map[digest.Digest]bool) (map[digest.Digest][]snapshotter.Source, error) {
 	return nil, nil
 }

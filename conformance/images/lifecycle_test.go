@@ -318,7 +318,8 @@ func TestRestart(t *testing.T) {
 	})
 }
 
-// TestEmptiedRoot: a root that was deleted under the mounts of an earlier life is a clean start.
+// TestEmptiedRoot: a root that was deleted under the mounts of an earlier life is a clean start, and the images that containerd still
+// knows run and can be pulled again, by whichever client, without anything being removed.
 func TestEmptiedRoot(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{})
@@ -339,6 +340,13 @@ func TestEmptiedRoot(t *testing.T) {
 	}
 	_, err = s.Ctr(t.Context(), "tasks", "rm", "-f", "sleeper")
 	testbed.Must(t, err)
+	testbed.RunImage(t, s, lazy, "again", "remora", testbed.Python)
+	for _, client := range sortedKeys(clients) {
+		testbed.Must(t, clients[client](t.Context(), s, lazy, ""))
+	}
+	_, err = s.Snapctl(t.Context(), "pull", lazy)
+	testbed.Must(t, err)
+	testbed.RunImage(t, s, lazy, "pulled-again", "remora", testbed.Python)
 	_, err = s.Snapctl(t.Context(), "--namespace", "new", "pull", lazy)
 	testbed.Must(t, err)
 	_, err = s.Ctr(t.Context(), append([]string{"-n", "new", "run", "--rm", "--snapshotter", "remora", lazy, "c"}, testbed.Python.Args...)...)
