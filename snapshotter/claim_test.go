@@ -19,12 +19,14 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// formats are the ways in which layers come.
-var formats = []struct {
+// A format is a way in which layers come.
+type format struct {
 	name  string
 	make  func(testing.TB, ...member) layer
 	whole bool // the layer is read whole, since it has no index
-}{
+}
+
+var formats = []format{
 	{"estargz", estargzLayer, false},
 	{"zstdchunked", zstdChunkedLayer, false},
 	{"gzip", gzipLayer, true},

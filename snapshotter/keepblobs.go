@@ -63,17 +63,18 @@ func (s *Snapshotter) keepBlobOf(ctx context.Context, b *binding) error {
 }
 
 func (s *Snapshotter) pipeBlob(ctx context.Context, f *cache.File, src *Source) error {
-	ctx, cancel := context.WithCancel(ctx)
+	streaming, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r, w := io.Pipe()
 	streamed := make(chan struct{})
 	s.started.Go(func() {
 		defer close(streamed)
-		w.CloseWithError(f.Stream(ctx, src.DiffID, w, nil))
+		w.CloseWithError(f.Stream(streaming, src.DiffID, w, nil))
 	})
 	desc := ocispec.Descriptor{MediaType: src.Descriptor.MediaType, Digest: src.Descriptor.Digest, Size: src.Descriptor.Size}
 	err := s.layers.blobs.KeepBlob(ctx, src.Namespace, desc, src.Repo, src.DiffID, r)
-	r.CloseWithError(io.ErrClosedPipe) // a writer that goes on, although the store has enough or has failed, ends
+	cancel() // if the store has enough, or has failed
+	r.CloseWithError(io.ErrClosedPipe)
 	<-streamed
 	return err
 }

@@ -24,7 +24,7 @@ func TestProvenSideBySide(t *testing.T) {
 			}
 			im := newImage(t, "app", nil, all...)
 			o := newOrigin(t, im)
-			b := newBed(t, o, func(b *bed) { b.opts.ImportWait = claimWait })
+			b := newBed(t, o, func(b *bed) { b.opts.ImportWait = time.Millisecond })
 			defer o.hold("/blobs/")()
 			b.pull(im)
 		})
