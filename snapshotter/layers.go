@@ -156,8 +156,8 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		began := time.Now()
 		o.err = l.fill(ctx, o)
 		o.ended = time.Now()
-		l.failures.note(s.Repo, o.err)
 		if o.err != nil {
+			l.failures.note(s.Repo, o.err)
 			l.unreadable(&s)
 			l.log.Warn("layer not opened", "digest", s.Descriptor.Digest, "image", s.Image, "err", o.err)
 			return
