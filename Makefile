@@ -13,7 +13,10 @@ PREFIX      ?= /usr/local
 DESTDIR     ?=
 FUZZTIME    ?= 20s
 BENCH       ?=
-GO_UNIT      = $(shell go list ./... | grep -v -e /conformance/images -e /conformance/disks -e /conformance/volumes)
+# Those that take longest go first, so that no processor idles behind them.
+GO_LONGEST  := ./snapshotter ./volume ./cache ./volume/host
+GO_UNIT      = $(shell go list $(GO_LONGEST); go list ./... | grep -v -x -e '.*/conformance/\(images\|disks\|volumes\)' \
+  $(foreach p,$(GO_LONGEST),-e '$(PKG)$(p:.%=%)'))
 
 # What a part of the tests, or of the benchmarks, is run by name: make test ONLY=volumes.
 PARTS       := unit race images disks volumes measured
