@@ -19,9 +19,9 @@ var (
 	}
 	databaseKind = durable.Kind{
 		Name: databaseFile,
-		Lost: "all snapshots that containerd knows of: containers that run go on, and none can be started from an image that was pulled before",
-		Do: "remove the containers and images of this snapshotter in all of containerd's namespaces, with --sync, and pull the images again; " +
-			"then remove this file and restart remorad, which deletes the directories of the old snapshots that nothing uses",
+		Lost: "all snapshots that containerd knows of: containers that run go on, and others start from images all of whose layers were remora's",
+		Do: "remove the containers of before, and images that cannot be started, in all of containerd's namespaces, with --sync, and pull " +
+			"those again; then remove this file and restart remorad, which deletes the directories of the old snapshots that nothing uses",
 	}
 	instanceKind = durable.Kind{
 		Name: instanceFile,
