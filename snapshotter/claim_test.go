@@ -206,14 +206,18 @@ func TestClaimedByMany(t *testing.T) {
 	}
 }
 
-// TestSlowIndex: Prepare does not wait for an index that takes long, once it has begun to come; Mounts does.
-func TestSlowIndex(t *testing.T) {
-	body := noise(7, 1000)
-	all := []member{file("a", body)}
+// crowd adds so many files that the layer's index is more than origin.hold lets through.
+func crowd(all ...member) []member {
 	for i := range uint64(50) {
 		all = append(all, file(fmt.Sprintf("%x", noise(i, 20)), nil))
 	}
-	im := newImage(t, "app", nil, estargzLayer(t, all...))
+	return all
+}
+
+// TestSlowIndex: Prepare does not wait for an index that takes long, once it has begun to come; Mounts does.
+func TestSlowIndex(t *testing.T) {
+	body := noise(7, 1000)
+	im := newImage(t, "app", nil, estargzLayer(t, crowd(file("a", body))...))
 	b := newBed(t, newOrigin(t, im), nil)
 	release := b.origin.hold("/blobs/")
 	name := b.pull(im)

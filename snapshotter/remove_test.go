@@ -100,7 +100,7 @@ func TestRemoveOneOfTwo(t *testing.T) {
 func TestRemoveWhileOpening(t *testing.T) {
 	for _, f := range formats {
 		t.Run(f.name, func(t *testing.T) {
-			im := newImage(t, "app", nil, f.make(t, file("a", noise(4, 10_000))))
+			im := newImage(t, "app", nil, f.make(t, crowd(file("a", noise(4, 10_000)))...))
 			b := newBed(t, newOrigin(t, im), nil)
 			release := b.origin.hold("/blobs/")
 			name := b.pull(im)
