@@ -156,53 +156,63 @@ func (c *ContentImages) Manifest(ctx context.Context, manifest digest.Digest, re
 }
 
 // Known implements Images.
-func (c *ContentImages) Known(ctx context.Context) ([]Image, error) {
+func (c *ContentImages) Known(ctx context.Context) (all []Image, err error) {
+	err = c.each(ctx, func(_ *knownManifest, images func() []Image) { all = append(all, images()...) })
+	return all, err
+}
+
+// Claims implements Images.
+func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error) {
+	claims := map[digest.Digest][]Source{}
+	err := c.each(ctx, func(m *knownManifest, images func() []Image) {
+		if !slices.ContainsFunc(m.chainIDs, func(id digest.Digest) bool { return chainIDs[id] }) {
+			return // most images
+		}
+		for _, img := range images() {
+			for i, id := range m.chainIDs {
+				if chainIDs[id] {
+					claims[id] = append(claims[id], img.Layers[i])
+				}
+			}
+		}
+	})
+	return claims, err
+}
+
+// each calls use for the manifests of a namespace whose configurations are in the store. images returns what a manifest is in each of
+// the repositories that it came from.
+func (c *ContentImages) each(ctx context.Context, use func(m *knownManifest, images func() []Image)) error {
 	ctx, err := forward(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	names, err := c.names(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var all []Image
 	err = c.store.Walk(ctx, func(info content.Info) error {
 		m, err := c.load(ctx, info.Digest, true)
 		if err != nil {
 			return nil // no image, or not all of one
 		}
-		for _, bare := range repositories(info.Labels) {
-			for _, repo := range c.withPorts(bare, hostsOf(names[bare])...) {
-				ref := ""
-				if of := names[bare]; len(of) == 1 && of[0].repo == repo {
-					ref = of[0].ref
+		use(m, func() (all []Image) {
+			for _, bare := range repositories(info.Labels) {
+				for _, repo := range c.withPorts(bare, hostsOf(names[bare])...) {
+					ref := ""
+					if of := names[bare]; len(of) == 1 && of[0].repo == repo {
+						ref = of[0].ref
+					}
+					all = append(all, imageIn(ctx, repo, ref, info, m))
 				}
-				all = append(all, imageIn(ctx, repo, ref, info, m))
 			}
-		}
+			return all
+		})
 		return nil
 	}, fmt.Sprintf("labels.%q", configRefLabel))
 	if err != nil {
-		return nil, fmt.Errorf("walk content store: %w", err)
+		return fmt.Errorf("walk content store: %w", err)
 	}
-	return all, nil
-}
-
-// Claims implements Images.
-func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error) {
-	all, err := c.Known(ctx)
-	if err != nil {
-		return nil, err
-	}
-	claims := map[digest.Digest][]Source{}
-	for i := range all {
-		for k, id := range chainIDsOf(&all[i]) {
-			if chainIDs[id] {
-				claims[id] = append(claims[id], all[i].Layers[k])
-			}
-		}
-	}
-	return claims, nil
+	return nil
 }
 
 // chainIDsOf returns the chainIDs of an image's layers, whose diffIDs are known.
