@@ -134,21 +134,6 @@ func (a *comparison) start(ctx context.Context, i int, v *version, w way, p test
 	return err
 }
 
-// peakMemory returns the most memory that a process had resident, in KiB.
-func peakMemory(pid int) (int64, error) {
-	p, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(p)) {
-		var kb int64
-		if n, _ := fmt.Sscanf(line, "VmHWM: %d kB", &kb); n == 1 {
-			return kb, nil
-		}
-	}
-	return 0, errors.New("no VmHWM")
-}
-
 // nbd measures reads and writes of the NBD server on memory.
 func (a *comparison) nbd(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)

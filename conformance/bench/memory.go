@@ -127,16 +127,22 @@ func readAll(dir string) error {
 }
 
 // rssAnon returns a process's own memory in KiB.
-func rssAnon(pid int) (int64, error) {
+func rssAnon(pid int) (int64, error) { return memoryOf(pid, "RssAnon") }
+
+// peakMemory returns the most memory that a process had resident, in KiB.
+func peakMemory(pid int) (int64, error) { return memoryOf(pid, "VmHWM") }
+
+// memoryOf returns what /proc/PID/status says of a process's memory, in KiB.
+func memoryOf(pid int, field string) (int64, error) {
 	p, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(p)) {
 		var kb int64
-		if n, _ := fmt.Sscanf(line, "RssAnon: %d kB", &kb); n == 1 {
+		if n, _ := fmt.Sscanf(line, field+": %d kB", &kb); n == 1 {
 			return kb, nil
 		}
 	}
-	return 0, errors.New("no RssAnon")
+	return 0, errors.New("no " + field)
 }
