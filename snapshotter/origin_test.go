@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -193,7 +194,7 @@ func (o *origin) wholly(l layer) bool {
 	})
 }
 
-// askedFrom returns the first byte of a layer's blob that was asked for, by requests for more than one.
+// askedFrom returns the first byte of a layer's blob that was asked for, by requests for more than what proves a layer.
 func (o *origin) askedFrom(l layer) int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -203,7 +204,7 @@ func (o *origin) askedFrom(l layer) int64 {
 		if a.what != l.digest().String() {
 			continue
 		}
-		if n, err := fmt.Sscanf(a.ranged, "bytes=%d-%d", &from, &to); n == 2 && err == nil && to > from {
+		if n, err := fmt.Sscanf(a.ranged, "bytes=%d-%d", &from, &to); n == 2 && err == nil && to-from >= scan.HeadSize {
 			first = min(first, from)
 		}
 	}
