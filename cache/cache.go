@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/remora-storage/remora/cache/budget"
 	"github.com/remora-storage/remora/cache/fetch"
@@ -35,7 +36,7 @@ type Options struct {
 	Memory *memory.Budget
 	// Held returns a descriptor of the image file called id, opened in an earlier life, or nil.
 	// It is used instead of opening the file, and belongs to the cache.
-	Held func(id string) *os.File
+	Held func(id string) (*os.File, error)
 	Log  *slog.Logger
 
 	fdatasync func(fd int) error // of image files; nil for the system's
@@ -53,6 +54,7 @@ type Cache struct {
 	mu    sync.Mutex // guards files, whose images are those that images lists; taken before all others of one image
 	files map[string]*File
 
+	loads   singleflight.Group // by id
 	stop    context.CancelFunc
 	started sync.WaitGroup
 }
@@ -144,24 +146,31 @@ func (c *Cache) add(f *File) *File {
 // File opens the file called id, or returns the one that is open. An error that wraps
 // ErrNotFound or ErrCorrupt says that it must be created again.
 func (c *Cache) File(id string, src Source) (*File, error) {
-	if f := c.opened(id); f != nil {
+	// Once, whoever asks: where the kernel reports reads of it, a second descriptor could not be written through.
+	f, err, _ := c.loads.Do(id, func() (any, error) {
+		if f := c.opened(id); f != nil {
+			return f, nil
+		}
+		img, err := c.images.Load(id)
+		if err != nil {
+			return nil, err
+		}
+		f := c.newFile(img, src)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if other := c.files[id]; other != nil { // made anew meanwhile
+			img.Close()
+			return other, nil
+		}
+		c.budget.Add(img.Disk())
+		c.files[id] = f
+		c.images.Add(img)
 		return f, nil
-	}
-	img, err := c.images.Load(id)
+	})
 	if err != nil {
 		return nil, err
 	}
-	f := c.newFile(img, src)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if other := c.files[id]; other != nil {
-		img.Close()
-		return other, nil
-	}
-	c.budget.Add(img.Disk())
-	c.files[id] = f
-	c.images.Add(img)
-	return f, nil
+	return f.(*File), nil
 }
 
 // opened returns the open file called id, or nil.

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -153,5 +155,45 @@ func prefetchJoinsAnAbandonedFetch(t *testing.T) {
 	<-left
 	if err := f.PrefetchAll(t.Context()); err != nil || !f.Complete() {
 		t.Errorf("complete %v, %v", f.Complete(), err)
+	}
+}
+
+// TestOpenedOnce: whoever asks for a file at the same time gets the same one, by the descriptor that was left.
+func TestOpenedOnce(t *testing.T) {
+	dir, im := t.TempDir(), newImage(t, 1, 20, 5000)
+	c := open(t, dir, cache.Options{})
+	create(t, c, "a", im, &source{blob: im.blob})
+	closeAndCheck(t, c)
+	left, err := os.OpenFile(filepath.Join(dir, "a", "image"), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	synctest.Test(t, func(t *testing.T) {
+		c := open(t, dir, cache.Options{Held: func(string) (*os.File, error) {
+			time.Sleep(time.Second)
+			asked++
+			return left, nil
+		}})
+		var all [8]*cache.File
+		var opening sync.WaitGroup
+		for i := range all {
+			opening.Go(func() {
+				var err error
+				if all[i], err = c.File("a", &source{blob: im.blob}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		opening.Wait()
+		for _, f := range all {
+			if f == nil || f != all[0] || f.Image() != left {
+				t.Errorf("%p beside %p", f, all[0])
+			}
+		}
+		closeAndCheck(t, c)
+	})
+	if asked != 1 {
+		t.Errorf("the descriptor was asked for %d times", asked)
 	}
 }

@@ -152,14 +152,14 @@ func (e *Exports) inPlace(use func(export.InPlace) error) error {
 
 // Held returns the descriptor of an image file that the kernel reports reads of, if an earlier
 // process left one.
-func (e *Exports) Held(id string) (held *os.File) {
-	_ = e.inPlace(func(p export.InPlace) error { // which returns no error
+func (e *Exports) Held(id string) (held *os.File, err error) {
+	err = e.inPlace(func(p export.InPlace) (err error) {
 		if held == nil {
-			held = p.Held(id)
+			held, err = p.Held(id)
 		}
-		return nil
+		return err
 	})
-	return held
+	return held, err
 }
 
 // start serves what was taken over. All bindings have been told of before.

@@ -85,8 +85,8 @@ type Block struct {
 type InPlace interface {
 	Exporter
 
-	// Held returns the descriptor that an earlier process had of an image and gives it away, or nil.
-	Held(image string) *os.File
+	// Held returns a copy of the descriptor that an earlier process had of an image, or nil if it had none.
+	Held(image string) (*os.File, error)
 
 	// Marked reports whether an earlier process had the kernel ask about an image, and Held was asked for it.
 	Marked(image string) bool

@@ -47,8 +47,8 @@ func reserve(mem *slots.Slots, slot int) (fd int, ok bool) {
 	return fd, true
 }
 
-// dup duplicates a descriptor that stays.
-func dup(f *os.File) (*os.File, error) {
+// Dup duplicates a descriptor that stays.
+func Dup(f *os.File) (*os.File, error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err

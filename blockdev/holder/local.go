@@ -44,11 +44,11 @@ func (l *Local) Drop(name string) error {
 func (l *Local) Watch(name string, mem *slots.Slots, emit func(slot int)) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	group, err := dup(l.groups[name])
+	group, err := Dup(l.groups[name])
 	if err != nil {
 		return err
 	}
-	file, err := dup(mem.File())
+	file, err := Dup(mem.File())
 	if err != nil {
 		group.Close()
 		return err

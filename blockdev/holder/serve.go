@@ -219,11 +219,11 @@ func (h *server) watch(c *net.UnixConn, name string) error {
 	if len(files) != 2 {
 		return fmt.Errorf("watch %q: want a group and its memory, have %d files", name, len(files))
 	}
-	group, err := dup(files[0])
+	group, err := Dup(files[0])
 	if err != nil {
 		return err
 	}
-	memFile, err := dup(files[1])
+	memFile, err := Dup(files[1])
 	if err != nil {
 		group.Close()
 		return err

@@ -23,7 +23,7 @@ type Options struct {
 	Log    *slog.Logger
 	// Held returns a descriptor of the image file called id, opened in an earlier life, or nil.
 	// It is used instead of opening the file, and belongs to the Dir.
-	Held func(id string) *os.File
+	Held func(id string) (*os.File, error)
 	// Lost is told of a pinned image that lost bytes which a disk did not take. It must not wait.
 	Lost func(m *Image)
 	// Fdatasync syncs image files; nil for the system's.
@@ -35,7 +35,7 @@ type Dir struct {
 	path      string
 	log       *slog.Logger
 	budget    *budget.Budget
-	openHeld  func(id string) *os.File
+	openHeld  func(id string) (*os.File, error)
 	lost      func(m *Image)
 	fdatasync func(fd int) error
 	residues  residueCodec
@@ -56,7 +56,7 @@ var ErrNoRoom = errors.New("no room in the cache: raise [cache] limit or remove 
 // Open opens the directory at path and counts what imports have left in it. Images are opened by Load.
 func Open(path string, o Options) (*Dir, error) {
 	if o.Held == nil {
-		o.Held = func(string) *os.File { return nil }
+		o.Held = func(string) (*os.File, error) { return nil, nil }
 	}
 	if o.Fdatasync == nil {
 		o.Fdatasync = unix.Fdatasync

@@ -188,7 +188,10 @@ func (m *Image) load() error {
 // kernel reports reads of the file, only one that was opened before that may be written through.
 func (d *Dir) openFile(id string) (*os.File, error) {
 	path := filepath.Join(d.file(id), imageFile)
-	held := d.openHeld(id)
+	held, err := d.openHeld(id)
+	if err != nil {
+		return nil, err
+	}
 	if held == nil {
 		return os.OpenFile(path, os.O_RDWR, 0)
 	}

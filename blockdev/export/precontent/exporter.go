@@ -169,11 +169,11 @@ func (e *Exporter) Made(m mounts.Mount) export.Made {
 }
 
 // Held implements export.InPlace.
-func (e *Exporter) Held(image string) *os.File {
+func (e *Exporter) Held(image string) (*os.File, error) {
 	if g := e.has(); g != nil {
 		return g.Held(image)
 	}
-	return nil
+	return nil, nil
 }
 
 // Marked implements export.InPlace.

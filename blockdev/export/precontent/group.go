@@ -44,8 +44,8 @@ type Group struct {
 	mu     sync.Mutex // guards the fields below
 	images map[inode]marked
 	ids    map[string]inode
-	kept   map[string]*os.File // adopted descriptors that nobody has asked for yet, by id
-	taken  map[string]bool     // ids that Held gave a descriptor of
+	kept   map[string]*os.File // adopted descriptors of images that are not known yet, by id
+	taken  map[string]bool     // ids whose descriptors Held has given copies of
 	busy   map[uint64]*reader  // by the sequence numbers of events that are being answered
 	crowd  fair.Shares[inode]  // events that are being answered, by image
 	over   bool
@@ -125,15 +125,19 @@ func newGroup(keeper holder.Keeper, name string, file *os.File, mem *slots.Slots
 // Start answers events from now on. Of an adopted group, all images must be known: events of
 // others are denied.
 func (g *Group) Start() error {
+	var left []string // of images that are no more
 	g.mu.Lock()
-	left := g.kept
-	g.kept = nil
+	for id := range g.kept {
+		if !g.taken[id] {
+			left = append(left, id)
+		}
+	}
 	g.mu.Unlock()
-	for id, f := range left { // of images that are no more
+	for _, id := range left {
 		if err := g.keeper.Drop(g.item(id)); err != nil {
 			g.log.Warn("descriptor of an image stays with the holder", "digest", id, "err", err)
 		}
-		f.Close()
+		g.let(id)
 	}
 	g.started.Go(g.watchReaders)
 	return g.keeper.Watch(eventsName+g.name, g.mem, g.emit)
@@ -146,6 +150,12 @@ func (g *Group) Stop() error {
 	g.mu.Unlock()
 	g.stop()
 	g.started.Wait()
+	g.mu.Lock()
+	for id, f := range g.kept {
+		f.Close() // only a reference
+		delete(g.kept, id)
+	}
+	g.mu.Unlock()
 	return errors.Join(g.group.Close(), g.mem.Close())
 }
 
@@ -167,20 +177,34 @@ func (g *Group) Close() error {
 
 func (g *Group) item(id string) string { return imageName + g.name + "/" + id }
 
-// Held returns the descriptor that an earlier process had of an image and gives it away, or nil if
-// the image was not marked.
-func (g *Group) Held(id string) *os.File {
+// let closes an adopted descriptor, if there is one.
+func (g *Group) let(id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if f := g.kept[id]; f != nil {
+		f.Close() // only a reference
+		delete(g.kept, id)
+	}
+}
+
+// Held returns the descriptor that an earlier process had of an image, or nil if the image was not marked: a copy, and another one
+// each time until the image is known, for whoever fails to open the image may try again, and no other descriptor will do.
+func (g *Group) Held(id string) (*os.File, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	f := g.kept[id]
-	delete(g.kept, id)
-	if f != nil {
-		g.taken[id] = true
+	if f == nil {
+		return nil, nil
 	}
-	return f
+	own, err := holder.Dup(f)
+	if err != nil {
+		return nil, fmt.Errorf("copy the descriptor of image %s: %w", id, err)
+	}
+	g.taken[id] = true
+	return own, nil
 }
 
-// Taken reports whether Held gave an image's descriptor away: its mark is there.
+// Taken reports whether Held has given an image's descriptor: its mark is there.
 func (g *Group) Taken(id string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -219,6 +243,7 @@ func (g *Group) Know(id string, img Image) error {
 	if err := g.keeper.Put(g.item(id), img.Image()); err != nil {
 		return fmt.Errorf("give the descriptor of image %s to the holder: %w", id, err)
 	}
+	g.let(id) // the image's own takes its place
 	return nil
 }
 
@@ -240,6 +265,7 @@ func (g *Group) Forget(id string) error {
 		delete(g.ids, id)
 	}
 	g.mu.Unlock()
+	defer g.let(id)
 	return g.keeper.Drop(g.item(id))
 }
 

@@ -472,23 +472,81 @@ func fdOf(t *testing.T, f *os.File) (fd int) {
 	return fd
 }
 
-// TestCrowd: an image for whose bytes many readers wait for ever leaves room for the readers of others. What exceeds its share
-// fails.
-func TestCrowd(t *testing.T) {
+// newEvents makes a fanotify group and the memory of its events.
+func newEvents(t *testing.T, n int) (group *os.File, mem *slots.Slots) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("fanotify needs root")
 	}
-	const slotsThere, reportFDError = 32, 0x2000
+	const reportFDError = 0x2000
 	fd, err := unix.FanotifyInit(unix.FAN_CLASS_PRE_CONTENT|unix.FAN_UNLIMITED_QUEUE|unix.FAN_CLOEXEC|unix.FAN_NONBLOCK|reportFDError,
 		unix.O_RDONLY|unix.O_LARGEFILE|unix.O_CLOEXEC)
 	if err != nil {
 		t.Skip("no pre-content events here: ", err)
 	}
-	mem, err := slots.New("events", slotsThere, 128)
+	if mem, err = slots.New("events", n, 128); err != nil {
+		t.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "fanotify"), mem
+}
+
+// TestHeldAgain: who fails to open an image that an earlier process has marked gets its descriptor again, and can write through it
+// without being asked for what it writes.
+func TestHeldAgain(t *testing.T) {
+	group, mem := newEvents(t, 8)
+	keeper, img := holder.NewLocal(), newImage(t, t.TempDir(), 1<<20)
+	before, err := holder.Dup(img.f)
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, keeper := os.NewFile(uintptr(fd), "fanotify"), holder.NewLocal()
+	if err := unix.FanotifyMark(fdOf(t, group), unix.FAN_MARK_ADD, 0x00100000, unix.AT_FDCWD, img.f.Name()); err != nil {
+		t.Fatal(err)
+	}
+	gone, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := map[string][]*os.File{"events/test": {group, mem.File()}, "image/test/a": {before}, "image/test/gone": {gone}}
+	g, err := precontent.Adopt(keeper, "test", kept, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		f, err := g.Held("a")
+		if err != nil || f == nil {
+			t.Fatal(f, err)
+		}
+		if _, err := f.WriteAt(make([]byte, block), 0); err != nil { // for ever through another one
+			t.Error(err)
+		}
+		f.Close()
+	}
+	if err := errors.Join(keeper.Put("events/test", group, mem.File()), g.Start()); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := g.Held("a"); err != nil || f == nil {
+		t.Errorf("after the start: %v, %v", f, err)
+	}
+	if err := g.Know("a", img); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"a", "gone", "never"} {
+		if f, err := g.Held(id); err != nil || f != nil {
+			t.Errorf("%s: %v, %v", id, f, err)
+		}
+	}
+	<-readBlock(t, img, 16)
+	if err := errors.Join(g.Close(), keeper.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestCrowd: an image for whose bytes many readers wait for ever leaves room for the readers of others. What exceeds its share
+// fails.
+func TestCrowd(t *testing.T) {
+	const slotsThere = 32
+	file, mem := newEvents(t, slotsThere)
+	keeper := holder.NewLocal()
 	g, err := precontent.Adopt(keeper, "test", map[string][]*os.File{"events/test": {file, mem.File()}}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
