@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -139,7 +140,7 @@ func (r *Registry) registryHosts(ctx context.Context, host string) ([]docker.Reg
 		UpdateClient: func(c *http.Client) error {
 			if t, ok := c.Transport.(*http.Transport); ok {
 				t.ResponseHeaderTimeout = r.opts.Stall
-				t.MaxIdleConnsPerHost = 32
+				t.MaxIdleConns, t.MaxIdleConnsPerHost = maxAsked, maxAskedOfOne // each other request would pay a handshake
 				guard(t)
 			}
 			return nil
@@ -151,6 +152,9 @@ func (r *Registry) registryHosts(ctx context.Context, host string) ([]docker.Reg
 	hosts, err := config.ConfigureHosts(context.WithoutCancel(ctx), options)(host)
 	if err != nil {
 		return nil, fmt.Errorf("hosts of registry %s: %w", host, err)
+	}
+	for i := range hosts { // containerd's resolver cleans the paths of its requests
+		hosts[i].Path = strings.TrimSuffix(path.Join("/", hosts[i].Path), "/")
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
