@@ -98,35 +98,22 @@ func (r *rangeReader) connect() error {
 		if err != nil {
 			return err
 		}
-		err = nil
-		tried := 0
-		for i := range hosts {
-			host := hosts[(i+r.try)%len(hosts)]
-			if !host.Capabilities.Has(docker.HostCapabilityPull) {
-				continue
-			}
+		t := turn{hosts: hosts, first: r.try, needs: docker.HostCapabilityPull, repo: r.b.repo, blob: r.b.digest.String()}
+		tried, err := reg.ask(r.ctx, t, r.ask)
+		if r.body != nil {
+			return nil
+		}
+		if cause := context.Cause(r.ctx); cause != nil {
+			return cause
+		}
+		for _, u := range r.b.urls {
 			tried++
-			body, e := r.ask(host)
+			body, e := r.askURL(u)
 			if e == nil {
 				r.body = body
 				return nil
 			}
-			if cause := context.Cause(r.ctx); cause != nil {
-				return cause
-			}
-			reg.opts.Log.Debug("host did not serve a range", "host", host.Host, "digest", r.b.digest, "err", e)
 			err = keep(err, e)
-		}
-		if err != nil || tried == 0 {
-			for _, u := range r.b.urls {
-				tried++
-				body, e := r.askURL(u)
-				if e == nil {
-					r.body = body
-					return nil
-				}
-				err = keep(err, e)
-			}
 		}
 		if tried == 0 {
 			return fmt.Errorf("no host is configured to pull from %s", r.b.repo.Host)
@@ -153,11 +140,18 @@ func keep(a, b error) error {
 	return a
 }
 
-// ask makes one request for the rest of the range and checks the answer's form.
-func (r *rangeReader) ask(host docker.RegistryHost) (*stallReader, error) {
-	return r.askBy(host.Host, func(ctx context.Context, rng string) (*http.Response, error) {
+// ask makes one request for the rest of the range, checks the answer's form, and has its body read next.
+func (r *rangeReader) ask(ctx context.Context, host docker.RegistryHost) error {
+	began := time.Now()
+	body, err := r.askBy(ctx, host.Host, func(ctx context.Context, rng string) (*http.Response, error) {
 		return r.b.r.request(ctx, host, r.b.repo, r.b.digest.String(), rng)
 	})
+	if err != nil {
+		return err
+	}
+	body.began, body.health = began, r.b.r.healthOf(host.Scheme, host.Host)
+	r.body = body
+	return nil
 }
 
 // askURL does so at a place outside the registry.
@@ -166,7 +160,7 @@ func (r *rangeReader) askURL(place string) (*stallReader, error) {
 	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
 		return nil, fmt.Errorf("layer's URL %.200q is not one of HTTP: %w", place, ErrNotFound)
 	}
-	return r.askBy(u.Host, func(ctx context.Context, rng string) (*http.Response, error) {
+	return r.askBy(r.ctx, u.Host, func(ctx context.Context, rng string) (*http.Response, error) {
 		ctx, err := r.b.r.outside(ctx, u)
 		if err != nil {
 			return nil, err
@@ -176,9 +170,11 @@ func (r *rangeReader) askURL(place string) (*stallReader, error) {
 	})
 }
 
-func (r *rangeReader) askBy(name string, request func(ctx context.Context, rng string) (*http.Response, error)) (*stallReader, error) {
+func (r *rangeReader) askBy(
+	ctx context.Context, name string, request func(ctx context.Context, rng string) (*http.Response, error),
+) (*stallReader, error) {
 	reg := r.b.r
-	ctx, cancel := context.WithCancelCause(r.ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
 	rng := fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)
 	if r.whole && r.off == 0 {
 		rng = ""
@@ -247,6 +243,7 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 		r.off += int64(n)
 		if n > 0 {
 			r.broken = 0
+			r.body.serves()
 			r.meter.received(n, time.Now())
 			return n, nil
 		}
@@ -256,10 +253,14 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF // the body is shorter than the range
 		}
-		r.body.Close()
+		body := r.body
+		body.Close()
 		r.body = nil
 		if cause := context.Cause(r.ctx); cause != nil {
 			return 0, cause
+		}
+		if body.health != nil {
+			r.b.r.judge(r.ctx, body.host, body.health, body.began, hide(err))
 		}
 		if r.broken++; r.broken >= r.b.r.opts.Retry.Attempts || !Retryable(err) || errors.Is(err, errDrips) {
 			return 0, fmt.Errorf("read %s of %s at %d: %w", r.b.digest, r.b.repo, r.off, hide(err))
@@ -294,9 +295,20 @@ type stallReader struct {
 	ctx    context.Context // of the request, to tell why it ended
 	stall  time.Duration
 	host   string
+	began  time.Time // of the request
+	health *health   // of the host that was asked; nil if it is no registry's
+	served bool      // a byte came
 	// Of this window: what was waited for the server, and what came. What the reader does in between does not count.
 	waited time.Duration
 	came   int64
+}
+
+// serves notes that bytes came.
+func (s *stallReader) serves() {
+	if s.health != nil && !s.served {
+		s.served = true
+		s.health.served()
+	}
 }
 
 func (s *stallReader) Read(p []byte) (int, error) {

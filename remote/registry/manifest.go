@@ -88,6 +88,12 @@ func (r *Registry) Warm(ctx context.Context, registry string, connections int) {
 		return // the requests themselves will say why
 	}
 	host := hosts[0]
+	for _, other := range hosts[1:] { // the first that is not left out
+		if r.healthOf(host.Scheme, host.Host).peek() == nil {
+			break
+		}
+		host = other
+	}
 	host.Authorizer = nil // any answer will do
 	var all sync.WaitGroup
 	for range connections {
@@ -108,20 +114,20 @@ func (r *Registry) document(
 	if err != nil {
 		return nil, "", err
 	}
-	for _, host := range hosts {
-		if !host.Capabilities.Has(needs) {
-			continue
+	asked, err := r.ask(ctx, turn{hosts: hosts, needs: needs, repo: repo}, func(ctx context.Context, host docker.RegistryHost) error {
+		var e error
+		if doc, mediaType, e = r.documentFrom(ctx, host, repo, what, accept); e == nil {
+			r.healthOf(host.Scheme, host.Host).served()
 		}
-		doc, mediaType, e := r.documentFrom(ctx, host, repo, what, accept)
-		if e == nil {
-			return doc, mediaType, nil
-		}
-		err = keep(err, e)
-	}
-	if err == nil {
+		return e
+	})
+	if asked == 0 {
 		err = fmt.Errorf("no host is configured to pull from %s", repo.Host)
 	}
-	return nil, "", err
+	if err != nil {
+		return nil, "", err
+	}
+	return doc, mediaType, nil
 }
 
 func (r *Registry) documentFrom(

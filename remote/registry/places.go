@@ -70,13 +70,13 @@ func guarded(next dial) dial {
 
 const dialTimeout = 30 * time.Second
 
-// guard has a transport make its connections by guarded.
+// guard has a transport make its connections by guarded and hurried.
 func guard(t *http.Transport) {
 	next := t.DialContext
 	if next == nil {
 		next = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
-	t.DialContext = guarded(next)
+	t.DialContext = hurried(guarded(next))
 }
 
 var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598

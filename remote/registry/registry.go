@@ -47,12 +47,15 @@ type Registry struct {
 	redirects *lru.Cache // redirect by blob URL
 	meters    *lru.Cache // *meter by registry host
 	paces     *lru.Cache // *pace by the host that is asked
+	healths   *lru.Cache // *health by scheme and host
+	lacking   *lru.Cache // lack by blob URL
 }
 
 // What is remembered of registries: more than a node uses. Manifests name registries and layers as they like.
 const (
 	knownHosts     = 1024
 	knownRedirects = 4096
+	knownLacks     = 4096
 )
 
 // cachedHosts keeps connections and tokens of one registry's hosts together.
@@ -78,7 +81,7 @@ func New(opts Options) *Registry {
 	return &Registry{
 		opts: opts, elsewhere: &http.Client{Transport: elsewhere},
 		hosts: lru.New(knownHosts), redirects: lru.New(knownRedirects), meters: lru.New(knownHosts),
-		paces: lru.New(knownHosts),
+		paces: lru.New(knownHosts), healths: lru.New(knownHosts), lacking: lru.New(knownLacks),
 	}
 }
 
