@@ -172,7 +172,7 @@ func (l *layers) probe(ctx context.Context, o *opening) {
 }
 
 func (l *layers) firstBytes(ctx context.Context, s *Source) error {
-	r, err := l.importSource(s).Open(ctx, 0, min(scan.HeadSize, s.Descriptor.Size), 0)
+	r, err := l.importSource(s).Open(registry.BeforeBulk(ctx), 0, min(scan.HeadSize, s.Descriptor.Size), 0)
 	if err != nil {
 		return err
 	}

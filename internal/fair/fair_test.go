@@ -77,6 +77,54 @@ func TestTurns(t *testing.T) {
 	})
 }
 
+// TestFirst: those that go first get the next place, and hold up the others by three places at most.
+func TestFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fair.NewPool[string](1, 1)
+		release, err := p.Acquire(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var mu sync.Mutex // guards order
+		var order []byte
+		var all sync.WaitGroup
+		wait := func(mark byte, acquire func(context.Context, string) (func(), error), who string) {
+			all.Go(func() {
+				release, err := acquire(t.Context(), who)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				order = append(order, mark)
+				mu.Unlock()
+				release()
+			})
+			synctest.Wait()
+		}
+		for _, who := range []string{"a", "b", "a"} {
+			wait('w', p.Acquire, who)
+		}
+		for i := range 8 {
+			wait('f', p.AcquireFirst, []string{"a", "b"}[i%2])
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		all.Go(func() {
+			if _, err := p.AcquireFirst(ctx, "c"); !errors.Is(err, context.Canceled) {
+				t.Errorf("it left the line: %v", err)
+			}
+		})
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		release()
+		all.Wait()
+		if want := "fffwfffwffw"; string(order) != want {
+			t.Errorf("they went as %s, want %s", order, want)
+		}
+	})
+}
+
 // TestHog: a user that never gives anything back leaves places, and those that leave the line hold up nobody.
 func TestHog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -127,7 +175,11 @@ func TestPool(t *testing.T) {
 				if r.IntN(4) == 0 {
 					go cancel()
 				}
-				if release, err := p.Acquire(ctx, who); err == nil {
+				acquire := p.Acquire
+				if r.IntN(3) == 0 {
+					acquire = p.AcquireFirst
+				}
+				if release, err := acquire(ctx, who); err == nil {
 					if n := used.Add(1); n > 10 {
 						t.Errorf("%d places are taken", n)
 					}

@@ -10,7 +10,12 @@ type Pool[K comparable] struct {
 	mu      sync.Mutex // guards the fields below
 	shares  Shares[K]
 	waiting Line[K, *place]
+	first   Line[K, *place] // go before those
+	inRow   int             // of first that got a place since one of waiting did
 }
+
+// mostInRow is how many of first get places before one of waiting does.
+const mostInRow = 3
 
 type place struct{ ready chan struct{} }
 
@@ -29,9 +34,19 @@ func (p *Pool[K]) Resize(limit, most int) {
 
 // Acquire waits for a place. release must be called once.
 func (p *Pool[K]) Acquire(ctx context.Context, who K) (release func(), err error) {
+	return p.acquire(ctx, who, &p.waiting)
+}
+
+// AcquireFirst waits for a place before those in Acquire, for what is soon done. Of four places that become free, those in Acquire
+// get one all the same.
+func (p *Pool[K]) AcquireFirst(ctx context.Context, who K) (release func(), err error) {
+	return p.acquire(ctx, who, &p.first)
+}
+
+func (p *Pool[K]) acquire(ctx context.Context, who K, line *Line[K, *place]) (release func(), err error) {
 	w := &place{make(chan struct{})}
 	p.mu.Lock()
-	p.waiting.Push(who, w)
+	line.Push(who, w)
 	p.grantLocked()
 	p.mu.Unlock()
 	select {
@@ -40,7 +55,7 @@ func (p *Pool[K]) Acquire(ctx context.Context, who K) (release func(), err error
 	case <-ctx.Done():
 	}
 	p.mu.Lock()
-	gone := p.waiting.Remove(who, w)
+	gone := line.Remove(who, w)
 	p.mu.Unlock()
 	if !gone { // granted meanwhile
 		p.release(who)
@@ -59,6 +74,13 @@ func (p *Pool[K]) Try(who K) (release func(), ok bool) {
 	return func() { p.release(who) }, true
 }
 
+// Waiting returns how many wait in Acquire, and how many in AcquireFirst.
+func (p *Pool[K]) Waiting() (waiting, first int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.waiting.Len(), p.first.Len()
+}
+
 func (p *Pool[K]) release(who K) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -68,12 +90,26 @@ func (p *Pool[K]) release(who K) {
 
 func (p *Pool[K]) grantLocked() {
 	for {
-		who, w, ok := p.waiting.First(p.shares.Of, func(who K, _ *place) bool { return p.shares.Room(who, 1) })
-		if !ok {
+		before, after := &p.first, &p.waiting
+		if p.inRow >= mostInRow {
+			before, after = after, before
+		}
+		if !p.grantOneLocked(before) && !p.grantOneLocked(after) {
 			return
 		}
-		p.waiting.Served(who)
-		p.shares.Add(who, 1)
-		close(w.ready)
 	}
+}
+
+func (p *Pool[K]) grantOneLocked(line *Line[K, *place]) bool {
+	who, w, ok := line.First(p.shares.Of, func(who K, _ *place) bool { return p.shares.Room(who, 1) })
+	if !ok {
+		return false
+	}
+	line.Served(who)
+	p.shares.Add(who, 1)
+	close(w.ready)
+	if p.inRow++; line == &p.waiting {
+		p.inRow = 0
+	}
+	return true
 }

@@ -141,7 +141,7 @@ func (r *Registry) documentFrom(
 		}
 		u += sep + url.Values{"ns": {repo.Host}}.Encode()
 	}
-	resp, err := r.requestOrigin(ctx, host, repo, u, "", accept)
+	resp, err := r.requestOrigin(BeforeBulk(ctx), host, repo, u, "", accept)
 	if err != nil {
 		return nil, "", err
 	}

@@ -36,6 +36,14 @@ const (
 	maxAfter   = time.Minute     // where it does
 )
 
+type beforeBulkKey struct{}
+
+// BeforeBulk returns a context whose requests get the next place at a host that has as many requests as it gets. It is for small
+// ones that somebody waits for, such as a layer's proof.
+func BeforeBulk(ctx context.Context) context.Context {
+	return context.WithValue(ctx, beforeBulkKey{}, true)
+}
+
 func newPace() *pace {
 	return &pace{pool: fair.NewPool[string](maxAsked, maxAskedOfOne), limit: maxAsked, pause: firstPause}
 }
@@ -46,7 +54,11 @@ func (p *pace) enter(ctx context.Context, registry string) (release func(), err 
 		if err := p.rest(ctx); err != nil {
 			return nil, err
 		}
-		release, err := p.pool.Acquire(ctx, registry)
+		acquire := p.pool.Acquire
+		if ctx.Value(beforeBulkKey{}) != nil {
+			acquire = p.pool.AcquireFirst
+		}
+		release, err := acquire(ctx, registry)
 		if err != nil {
 			return nil, err
 		}
