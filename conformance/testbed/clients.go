@@ -22,12 +22,12 @@ import (
 
 // Ctr runs ctr and returns its stdout.
 func (s *Stack) Ctr(ctx context.Context, args ...string) (string, error) {
-	return Output(ctx, s.ctrEnv(), "ctr", args...)
+	return Output(ctx, s.ctrEnv(), s.ofContainerd("ctr"), args...)
 }
 
 // CtrCommand returns a command that runs ctr.
 func (s *Stack) CtrCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
-	c, err := Command(ctx, "ctr", args...)
+	c, err := Command(ctx, s.ofContainerd("ctr"), args...)
 	if err != nil {
 		return nil, err
 	}

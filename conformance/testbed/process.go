@@ -48,8 +48,12 @@ func Env() []string {
 	env := slices.DeleteFunc(os.Environ(), func(kv string) bool {
 		return slices.ContainsFunc(callers, func(prefix string) bool { return strings.HasPrefix(kv, prefix) })
 	})
-	path := filepath.Join(Repo(), "bin") + ":" + filepath.Join(Work(), "tools") + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"
-	return append(env, "PATH="+path)
+	return append(env, "PATH="+searchPath())
+}
+
+// searchPath is Env's PATH.
+func searchPath() string {
+	return filepath.Join(Repo(), "bin") + ":" + filepath.Join(Work(), "tools") + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"
 }
 
 // lookPath finds a program as Env's PATH has it.
@@ -57,14 +61,10 @@ func lookPath(name string) (string, error) {
 	if filepath.IsAbs(name) {
 		return name, nil
 	}
-	for _, kv := range Env() {
-		if dirs, ok := strings.CutPrefix(kv, "PATH="); ok {
-			for _, dir := range filepath.SplitList(dirs) {
-				p := filepath.Join(dir, name)
-				if st, err := os.Stat(p); err == nil && !st.IsDir() {
-					return p, nil
-				}
-			}
+	for _, dir := range filepath.SplitList(searchPath()) {
+		p := filepath.Join(dir, name)
+		if st, err := os.Stat(p); err == nil && !st.IsDir() {
+			return p, nil
 		}
 	}
 	return "", fmt.Errorf("%s is not installed: run make tools", name)

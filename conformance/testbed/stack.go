@@ -25,6 +25,9 @@ type Options struct {
 	LogLevel string // remorad's; default debug
 	Auth     bool   // the registry wants User and Password
 	Bare     bool   // remorad alone, without a registry and containerd: what volumes and disks need
+	// Containerd is the line of containerd that runs, OldestContainerd for one. The default is what REMORA_CONTAINERD names;
+	// without that, the newest.
+	Containerd string
 }
 
 // Credentials of a registry with Options.Auth; the hash is the password's, by bcrypt.
@@ -48,6 +51,8 @@ type Stack struct {
 	remorad    *Process
 	opts       Options
 	program    string // instead of remorad
+	// containerdDir has the programs of a containerd that is not PATH's.
+	containerdDir string
 }
 
 // UseRemorad has another program started as remorad from now on.
@@ -75,6 +80,9 @@ func NewStack(dir string, opts Options) (_ *Stack, err error) {
 	}()
 	if opts.Bare {
 		return s, s.StartRemorad()
+	}
+	if s.containerdDir, err = containerdDir(opts.Containerd); err != nil {
+		return nil, err
 	}
 	if err := s.startRegistry(); err != nil {
 		return nil, err
@@ -218,8 +226,8 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
 		}
 	}
 	var err error
-	s.containerd, err = Start(filepath.Join(s.Dir, "containerd.log"), accepts("unix", s.Socket), nil, "containerd",
-		"--config", s.ContainerdConfig())
+	s.containerd, err = Start(filepath.Join(s.Dir, "containerd.log"), accepts("unix", s.Socket), s.containerdEnv(),
+		s.ofContainerd("containerd"), "--config", s.ContainerdConfig())
 	return err
 }
 
