@@ -27,6 +27,7 @@ MEASURED    := ^TestMeasured
 
 # Programs built from Go modules, pinned.
 CONTAINERD  := v2.4.2
+CONTAINERD_OLDEST := v2.1.9
 STATICCHECK := v0.8.2
 CRANE       := v0.14.0
 MINIO       := v0.0.0-20260212201848-7aac2a2c5b7c
@@ -46,7 +47,8 @@ PACKAGES_bench   := $(PACKAGES_measured)
 
 TOOLS_demo       := $(TOOLS)/containerd-$(CONTAINERD)
 TOOLS_lint       := $(TOOLS)/staticcheck-$(STATICCHECK)
-TOOLS_images     := $(TOOLS_demo) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked
+TOOLS_images     := $(TOOLS_demo) $(TOOLS)/crane-$(CRANE) $(TOOLS)/podman-chunked \
+  $(TOOLS)/containerd-2.1/$(CONTAINERD_OLDEST)
 TOOLS_disks      := $(TOOLS_demo)
 TOOLS_volumes    := $(TOOLS_demo) $(TOOLS)/minio-$(MINIO) $(TOOLS)/versitygw-$(VERSITYGW) $(TOOLS)/promtool
 TOOLS_measured   := $(TOOLS_images) $(TOOLS_volumes)
@@ -113,7 +115,7 @@ measured: deps-measured tools-measured build ## tests that measure time or memor
 	  $$(grep -rl 'func TestMeasured' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
 # The parts of make soak: those tests that do more with REMORA_SOAK, in groups that end within 45 minutes on two cores each.
-SOAK        := sim outlive kill odd kinds disks volumes cuts outages fuzz
+SOAK        := sim oldest outlive kill odd kinds disks volumes cuts outages fuzz
 SOAK_outlive := images TestSurvive|TestBothKilled
 SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone
 SOAK_odd     := images TestOddImage|TestHugeFile|TestRootElsewhere
@@ -128,6 +130,10 @@ soak: ## full counts, in parts of at most 45 minutes; SOAK="disks cuts" for some
 
 soak-sim:
 	REMORA_SOAK=1 go test -count=1 -timeout 45m -run Simulation ./volume
+
+# As make images, with the oldest containerd. Its time goes into another containerd instead of higher counts.
+soak-oldest: deps-images tools-images build
+	REMORA_CONTAINERD=2.1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/images
 
 soak-outlive soak-kill soak-odd soak-kinds soak-disks soak-volumes soak-cuts soak-outages: soak-%: deps-measured tools-measured build
 	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -run '^($(word 2,$(SOAK_$*)))$$' \
@@ -187,10 +193,20 @@ deps-%:
 tools-%: $$(TOOLS_$$*) ;
 
 # The tests speak to containerd by its socket and by ctr; CRI, btrfs, zfs and device mapper are left out, which are half of it.
+CONTAINERD_TAGS := -tags 'no_cri no_btrfs no_zfs no_devmapper no_tracing'
+CONTAINERD_CMDS := {containerd,ctr,containerd-shim-runc-v2}
 $(TOOLS)/containerd-$(CONTAINERD):
 	@echo "building containerd $(CONTAINERD), ctr and the shim for runc (once, kept in .work/tools)"
-	@$(GOTOOL) -tags 'no_cri no_btrfs no_zfs no_devmapper no_tracing' \
-	  github.com/containerd/containerd/v2/cmd/{containerd,ctr,containerd-shim-runc-v2}@$(CONTAINERD)
+	@$(GOTOOL) $(CONTAINERD_TAGS) github.com/containerd/containerd/v2/cmd/$(CONTAINERD_CMDS)@$(CONTAINERD)
+	@touch $@
+
+# The oldest line that README.md promises, in a directory of its own. Its go.mod excludes versions, which go install takes of the
+# main module alone: so Go builds it where it keeps the module.
+$(TOOLS)/containerd-2.1/$(CONTAINERD_OLDEST):
+	@echo "building containerd $(CONTAINERD_OLDEST) (once, kept in .work/tools/containerd-2.1)"
+	@go mod download github.com/containerd/containerd/v2@$(CONTAINERD_OLDEST)
+	@cd "$$(go list -m -f '{{.Dir}}' github.com/containerd/containerd/v2@$(CONTAINERD_OLDEST))" && \
+	  GOBIN=$(@D) go install -ldflags '-s -w' $(CONTAINERD_TAGS) ./cmd/$(CONTAINERD_CMDS)
 	@touch $@
 
 $(TOOLS)/staticcheck-$(STATICCHECK):
