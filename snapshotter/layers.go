@@ -242,7 +242,7 @@ func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeInd
 	counted := &countedBlob{Blob: l.blob(&o.src), served: func() { l.prove(o) }}
 	began := time.Now()
 	x, err := l.inMemory(ctx, o, indexMemory, func(limits layout.Limits) (*madeIndex, error) {
-		return openIndex(ctx, counted, p, &o.src, limits)
+		return openIndex(registry.BeforeBulk(ctx), counted, p, &o.src, limits)
 	})
 	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
 	return x, err

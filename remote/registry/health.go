@@ -105,7 +105,7 @@ func (r *Registry) judge(ctx context.Context, host string, h *health, began time
 
 // healthOf returns a host's health, whichever registry it is asked for.
 func (r *Registry) healthOf(scheme, host string) *health {
-	key := scheme + "://" + host
+	key := healthKey(scheme, host)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if h, ok := r.healths.Get(key); ok {
@@ -115,6 +115,8 @@ func (r *Registry) healthOf(scheme, host string) *health {
 	r.healths.Add(key, h)
 	return h
 }
+
+func healthKey(scheme, host string) string { return scheme + "://" + host }
 
 // lackHolds is how long a mirror is believed that it has no such blob.
 const lackHolds = time.Minute

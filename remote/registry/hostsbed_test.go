@@ -51,6 +51,7 @@ func newHostsBed(t *testing.T) *hostsBed {
 	ca := b.certificate(t, "authority", nil)
 	server := b.certificate(t, "server", &ca)
 	b.certificate(t, "client", &ca)
+	b.certificate(t, "second", &ca)
 	b.certificate(t, "other", nil)
 	b.pems["both"] = append(slices.Clone(b.pems["client"]), b.pems["client.key"]...)
 	for _, name := range []string{"A", "B", "T", "U"} {

@@ -2,13 +2,11 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
-	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -16,9 +14,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/containerd/v2/pkg/reference"
-	"github.com/containerd/errdefs"
 	"github.com/golang/groupcache/lru"
 )
 
@@ -57,14 +53,6 @@ const (
 	knownRedirects = 4096
 	knownLacks     = 4096
 )
-
-// cachedHosts keeps connections and tokens of one registry's hosts together.
-type cachedHosts struct {
-	hosts []docker.RegistryHost
-	until time.Time
-}
-
-const hostsTTL = 10 * time.Minute // hosts.toml may change
 
 // New returns a Registry. It opens no connection.
 func New(opts Options) *Registry {
@@ -126,56 +114,6 @@ func (r *Registry) Resolver(ctx context.Context) remotes.Resolver {
 	}})
 }
 
-// registryHosts returns the hosts that serve a registry, mirrors first.
-func (r *Registry) registryHosts(ctx context.Context, host string) ([]docker.RegistryHost, error) {
-	r.mu.Lock()
-	known, ok := r.hosts.Get(host)
-	r.mu.Unlock()
-	if c, _ := known.(cachedHosts); ok && time.Now().Before(c.until) {
-		return c.hosts, nil
-	}
-	login := r.opts.Logins.Get(host)
-	options := config.HostOptions{
-		HostDir: r.hostDir,
-		Credentials: func(asked string) (string, string, error) {
-			return r.credentials(context.WithoutCancel(ctx), host, asked)
-		},
-		UpdateClient: func(c *http.Client) error {
-			if t, ok := c.Transport.(*http.Transport); ok {
-				t.ResponseHeaderTimeout = r.opts.Stall
-				t.MaxIdleConns, t.MaxIdleConnsPerHost = maxAsked, maxAskedOfOne // each other request would pay a handshake
-				guard(t)
-			}
-			return nil
-		},
-	}
-	if login.PlainHTTP {
-		options.DefaultScheme = "http"
-	}
-	hosts, err := config.ConfigureHosts(context.WithoutCancel(ctx), options)(host)
-	if err != nil {
-		return nil, fmt.Errorf("hosts of registry %s: %w", host, err)
-	}
-	for i := range hosts { // containerd's resolver cleans the paths of its requests
-		hosts[i].Path = strings.TrimSuffix(path.Join("/", hosts[i].Path), "/")
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.hosts.Add(host, cachedHosts{hosts: hosts, until: time.Now().Add(hostsTTL)})
-	return hosts, nil
-}
-
-// hostDir finds a registry's directory in the first ConfigPath that has one.
-func (r *Registry) hostDir(host string) (string, error) {
-	for _, root := range r.opts.ConfigPath {
-		dir, err := config.HostDirFromRoot(root)(host)
-		if err == nil || !errors.Is(err, errdefs.ErrNotFound) {
-			return dir, err
-		}
-	}
-	return "", nil
-}
-
 // Configured returns the registries on a host, with their ports, that a configuration directory
 // or a login names.
 func (r *Registry) Configured(hostname string) []string {
@@ -216,11 +154,4 @@ func (r *Registry) credentials(ctx context.Context, registry, asked string) (use
 		}
 	}
 	return dockerCredentials(ctx, r.opts.DockerConfig, asked)
-}
-
-// forget drops what is cached of a registry, so that credentials and hosts are read again.
-func (r *Registry) forget(host string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.hosts.Remove(host)
 }
