@@ -11,33 +11,32 @@ import (
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
-// TestOldestContainerd is a sample of what matters, on the oldest containerd that Remora promises to work with: lazy pulls by each
-// client, an import, layers that containerd unpacks itself, a container that outlives remorad, and removal. make soak runs the
+// TestOldestContainerd is a sample of what matters, on the oldest containerd that Remora promises to work with: lazy pulls by ctr
+// and by snapctl, an import, layers that containerd unpacks itself, a container that outlives remorad, and removal. make soak runs the
 // other tests on it too.
 func TestOldestContainerd(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{Containerd: testbed.OldestContainerd})
 	s.Configure(fmt.Sprintf("[import.for.%q]\nmode = \"ordinary\"\n", s.Ref("ordinary")))
 	testbed.Must(t, s.RestartRemorad(syscall.SIGTERM))
-	_, lazy := testbed.Pushed(t, s, testbed.Python)
-	plain, ordinary := plainImage(t, s, testbed.Python), s.Ref("ordinary/python:src")
-	layout, err := testbed.Python.Layout(t.Context())
+	layout, err := testbed.Python.LazyLayout(t.Context())
 	testbed.Must(t, err)
-	testbed.Must(t, s.Push(t.Context(), layout, "src", "ordinary/python:src"))
+	testbed.Must(t, s.Push(t.Context(), layout, "lazy", "python:lazy"))
+	layout, small := smallImage(t)
+	lazy, plain, ordinary := s.Ref("python:lazy"), s.Ref("small:src"), s.Ref("ordinary/small:src")
+	for _, name := range []string{"small:src", "ordinary/small:src"} {
+		testbed.Must(t, s.Push(t.Context(), layout, "src", name))
+	}
 	fds := len(openFiles(t, s))
 
-	for _, client := range append(sortedKeys(clients), "snapctl") {
-		pull := func(ref string) {
-			t.Helper()
-			if client == "snapctl" {
-				_, err = s.Snapctl(t.Context(), "pull", ref)
-			} else {
-				err = clients[client](t.Context(), s, ref, "")
-			}
-			testbed.Must(t, err)
-		}
+	for _, client := range []string{"ctr", "snapctl"} {
 		t.Run(client, func(t *testing.T) {
-			pull(lazy)
+			if client == "snapctl" {
+				_, err := s.Snapctl(t.Context(), "pull", lazy)
+				testbed.Must(t, err)
+			} else {
+				testbed.Must(t, clients[client](t.Context(), s, lazy, ""))
+			}
 			lazyLayers(t, s, 3, testbed.BestBackend)
 			testbed.RunImage(t, s, lazy, "lazily", "remora", testbed.Python)
 			st, err := s.Status(t.Context())
@@ -55,13 +54,13 @@ func TestOldestContainerd(t *testing.T) {
 	t.Run("import", func(t *testing.T) {
 		testbed.Must(t, clients["ctr"](t.Context(), s, plain, ""))
 		onlyFormat(t, s, plain, "import")
-		testbed.RunImage(t, s, plain, "imported", "remora", testbed.Python)
+		testbed.RunImage(t, s, plain, "imported", "remora", small)
 		removeAll(t, s, plain)
 	})
 	t.Run("unpacked by containerd", func(t *testing.T) {
 		testbed.Must(t, clients["ctr"](t.Context(), s, ordinary, ""))
 		lazyLayers(t, s, 0, "")
-		testbed.RunImage(t, s, ordinary, "unpacked", "remora", testbed.Python)
+		testbed.RunImage(t, s, ordinary, "unpacked", "remora", small)
 		removeAll(t, s, ordinary)
 	})
 	wantNothingLeft(t, s, fds)
