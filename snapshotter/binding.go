@@ -231,7 +231,7 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 	if saved.Quarantined != "" {
 		return fmt.Errorf("quarantined: %s", saved.Quarantined)
 	}
-	f, err := s.image(ctx, b, &saved)
+	f, src, err := s.imageOf(ctx, b, &saved)
 	if err != nil {
 		return err
 	}
@@ -246,9 +246,9 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 		return errors.New("snapshot was removed")
 	}
 	b.file = f
-	s.found(&b.saved.Source, f)
-	if b.saved.CacheID != f.ID() {
-		b.saved.CacheID = f.ID()
+	s.found(&src, f)
+	if b.saved.CacheID != f.ID() || b.saved.Source.Repo != src.Repo {
+		b.saved.Source, b.saved.CacheID, b.key = src, f.ID(), ""
 		if err := b.saved.write(b.dir); err != nil {
 			return err
 		}

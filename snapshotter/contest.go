@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 
@@ -49,20 +47,13 @@ func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding]
 	if _, ok := namespaces.Namespace(ctx); !ok {
 		return nil, nil // our own doing: no container sees what comes of it
 	}
-	chains := map[*binding]digest.Digest{}
-	wanted := map[digest.Digest]bool{}
-	if err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
-		for _, b := range all {
-			_, info, _, err := storage.GetInfo(ctx, b.name())
-			if err != nil {
-				return err
-			}
-			d := digest.Digest(info.Labels[snapshots.LabelSnapshotRef])
-			chains[b], wanted[d] = d, true
-		}
-		return nil
-	}); err != nil {
+	chains, err := s.chainsOf(ctx, all)
+	if err != nil {
 		return nil, err
+	}
+	wanted := map[digest.Digest]bool{}
+	for _, id := range chains {
+		wanted[id] = true
 	}
 	claims, err := s.images.Claims(ctx, wanted)
 	if err != nil {

@@ -80,6 +80,8 @@ type layers struct {
 	built func(s *Source, f *cache.File, landmark []uint32)
 	// unclaimed is told of layers that were imported a while ago, whether somebody came for them or not.
 	unclaimed func(s *Source, f *cache.File)
+	// places returns where the blob of an image in the cache may be, beyond the repositories that it is read from.
+	places func(ctx context.Context, image string) []Source
 	// unreadable is told of layers that could not be opened.
 	unreadable func(s *Source)
 

@@ -77,7 +77,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = &layers{
 		registry: reg, cache: c, memory: opts.Memory, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
-		built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed,
+		built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed, places: s.placesOf,
 		indexes: &indexes{
 			dir: filepath.Join(root, indexesDir), log: opts.Log,
 			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},

@@ -16,10 +16,19 @@ import (
 // sources are the repositories of all images that use one image in the cache. What is missing of it comes from whichever
 // answers: no image depends on the repository of another.
 type sources struct {
+	more func(ctx context.Context) []repositorySource // other places that may have the blob
+
+	looking sync.Mutex // guards the fields below; taken before mu
+	asked   time.Time  // when more was called last
+	found   bool       // whether it had any
+
 	mu  sync.Mutex // guards the fields below
 	all []repositorySource
 	now int // the one that is asked first
 }
+
+// moreAgain is how long nobody looks for more places that may have a blob, after somebody has.
+const moreAgain = 10 * time.Second
 
 // A repositorySource is one repository's blob, or what has come of it ahead.
 type repositorySource struct {
@@ -43,8 +52,14 @@ func (l *layers) shared(f *cache.File, s *Source) *cache.File {
 	defer l.mu.Unlock()
 	all := l.sources[f.ID()]
 	if all == nil || f.Removed() {
-		all = &sources{}
-		l.sources[f.ID()] = all
+		id := f.ID()
+		all = &sources{more: func(ctx context.Context) (more []repositorySource) {
+			for _, s := range l.places(ctx, id) {
+				more = append(more, repositorySource{s.Repo, l.importSource(&s)})
+			}
+			return more
+		}}
+		l.sources[id] = all
 	}
 	all.add(repositorySource{s.Repo, from})
 	f.SetSource(all)
@@ -99,6 +114,33 @@ func (x *sources) current() repositorySource {
 
 // Open implements cache.Source.
 func (x *sources) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	began := time.Now()
+	r, err := x.openAny(ctx, off, n, try)
+	if err != nil && ctx.Err() == nil && x.look(ctx, began) {
+		return x.openAny(ctx, off, n, 0)
+	}
+	return r, err
+}
+
+// look adds other places that may have the blob. It reports whether some were added since a time.
+func (x *sources) look(ctx context.Context, since time.Time) bool {
+	x.looking.Lock()
+	defer x.looking.Unlock()
+	if x.asked.After(since) {
+		return x.found
+	}
+	if time.Since(x.asked) < moreAgain {
+		return false
+	}
+	more := x.more(ctx)
+	x.asked, x.found = time.Now(), len(more) > 0
+	for _, one := range slices.Backward(more) { // the one that is added last is asked first
+		x.add(one)
+	}
+	return x.found
+}
+
+func (x *sources) openAny(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
 	x.mu.Lock()
 	all, first := slices.Clone(x.all), x.now
 	x.mu.Unlock()

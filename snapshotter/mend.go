@@ -1,0 +1,111 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+)
+
+// A layer that was claimed must come from somewhere: nobody else downloads it any more. Where its own repository no longer gives it,
+// because the blob was deleted, access was withdrawn or other bytes are served, whatever else is known to have it is asked: containerd's
+// content store, and the repositories of other images that containerd says are made of the same layer.
+
+// imageOf returns an image that shows what a binding promises, with the source that it is read from: the binding's own, or one of
+// elsewhere if that fails.
+func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, Source, error) {
+	f, err := s.image(ctx, b, saved)
+	if err == nil || ctx.Err() != nil {
+		return f, saved.Source, err
+	}
+	others, lerr := s.elsewhere(ctx, b)
+	errs := []error{err, lerr}
+	for i := range others {
+		src := &others[i]
+		if known := s.layers.failures.of(src.Repo); known != nil {
+			errs = append(errs, fmt.Errorf("as %s has it: %w", src.Image, known))
+			continue
+		}
+		s.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", src.Descriptor.Digest, "repository", src.Repo, "err", err)
+		f, err := s.prove(ctx, b, src)
+		if err == nil {
+			return f, *src, nil
+		}
+		s.dropUnused(f)
+		errs = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err))
+	}
+	return nil, saved.Source, errors.Join(errs...)
+}
+
+// elsewhere returns the layers, other than the binding's own, by which images of containerd say that the binding's snapshot can be
+// made: those of the namespace that claimed it, and of the request's.
+func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []Source, err error) {
+	chains, err := s.chainsOf(ctx, []*binding{b})
+	if err != nil {
+		return nil, err
+	}
+	ours := b.source()
+	all := []string{ours.Namespace}
+	if asked, ok := namespaces.Namespace(ctx); ok && asked != ours.Namespace {
+		all = append(all, asked)
+	}
+	known := map[string]bool{s.layers.keyOf(&ours): true}
+	for _, ns := range all {
+		if ns == "" {
+			continue
+		}
+		claims, err := s.images.Claims(namespaces.WithNamespace(ctx, ns), map[digest.Digest]bool{chains[b]: true})
+		if err != nil {
+			return others, fmt.Errorf("which images of namespace %s have layer %s: %w", ns, ours.Descriptor.Digest, err)
+		}
+		for _, src := range claims[chains[b]] {
+			if key := s.layers.keyOf(&src); !known[key] {
+				known[key] = true
+				others = append(others, src)
+			}
+		}
+	}
+	return others, nil
+}
+
+// chainsOf returns the chainIDs that snapshots were claimed for.
+func (s *Snapshotter) chainsOf(ctx context.Context, all []*binding) (map[*binding]digest.Digest, error) {
+	chains := map[*binding]digest.Digest{}
+	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		for _, b := range all {
+			_, info, _, err := storage.GetInfo(ctx, b.name())
+			if err != nil {
+				return err
+			}
+			chains[b] = digest.Digest(info.Labels[snapshots.LabelSnapshotRef])
+		}
+		return nil
+	})
+	return chains, err
+}
+
+// placesOf returns where the blob that an image in the cache was made of may be, beyond the repositories that it is read from:
+// what containerd's content store has, and the repositories of others that have it.
+func (s *Snapshotter) placesOf(ctx context.Context, image string) (all []Source) {
+	for _, b := range s.allBindings() {
+		if b.cacheID() != image {
+			continue
+		}
+		ours := b.source()
+		others, err := s.elsewhere(ctx, b)
+		if err != nil {
+			s.log.Warn("where else a layer is was not found out", "digest", ours.Descriptor.Digest, "err", err)
+		}
+		all = append(append(all, ours), slices.DeleteFunc(others, func(o Source) bool {
+			return o.Descriptor.Digest != ours.Descriptor.Digest
+		})...)
+	}
+	return all
+}

@@ -1,0 +1,79 @@
+package snapshotter
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// goneBlobs has the repository at a path serve the first bytes of its layers alone, until release is called; from then on they are
+// gone.
+func goneBlobs(o *origin, path string) (release func()) {
+	held := make(chan struct{})
+	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, "/v2/"+path+"/blobs/") {
+			return false
+		}
+		select {
+		case <-held:
+			w.WriteHeader(http.StatusNotFound)
+		default:
+			_, _, what := split(r.URL.Path)
+			o.blob(&stoppedAnswer{ResponseWriter: w, r: r, left: 512, held: held, cut: true}, r, digest.Digest(what))
+		}
+		return true
+	})
+	return func() { close(held) }
+}
+
+// TestElsewhere: a layer that was claimed, and whose repository has it no longer, comes from another image's.
+func TestElsewhere(t *testing.T) {
+	body := noise(21, 400_000)
+	for _, f := range formats {
+		l := f.make(t, file("a", honest), file("z", body))
+		t.Run(f.name+", not opened yet", func(t *testing.T) {
+			app, twin := newImage(t, "app", []string{"app"}, l), newImage(t, "twin", []string{"twin"}, l)
+			o := newOrigin(t, app, twin)
+			release := goneBlobs(o, "app")
+			b := newBed(t, o, nil)
+			b.fetch(app)
+			name := b.claim(app, 0, "")
+			release()
+			if _, err := b.Prepare(b.ctx, "alone", name); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.Mounts(b.ctx, "alone"); err == nil {
+				t.Error("mounted, and nobody has the layer")
+			}
+			b.fetch(twin)
+			b.sees(b.run("container", name), "z", body)
+			b.restart()
+			b.sees(b.run("again", name), "a", honest)
+		})
+		if f.whole {
+			continue
+		}
+		t.Run(f.name+", read by parts", func(t *testing.T) {
+			app, twin := newImage(t, "app", []string{"app"}, l), newImage(t, "twin", []string{"twin"}, l)
+			o := newOrigin(t, app, twin)
+			b := newBed(t, o, nil)
+			mounts := b.run("container", b.pull(app))
+			b.sees(mounts, "a", honest)
+			b.fetch(twin)
+			o.answer("/v2/app/blobs/", http.StatusNotFound)
+			b.sees(mounts, "z", body)
+		})
+		t.Run(f.name+", containerd has it", func(t *testing.T) {
+			app := newImage(t, "app", nil, l)
+			o := newOrigin(t, app)
+			b := newBed(t, o, withBlobs)
+			mounts := b.run("container", b.pull(app))
+			b.sees(mounts, "a", honest)
+			o.answer("/v2/app/blobs/", http.StatusNotFound)
+			b.put(l.desc, l.blob, nil)
+			b.sees(mounts, "z", body)
+		})
+	}
+}
