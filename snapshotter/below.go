@@ -19,16 +19,9 @@ import (
 // below returns a function that gives the attributes of a directory as the snapshots with the
 // given ids, the nearest first, show it together. It waits until they are mounted.
 func (s *Snapshotter) below(ctx context.Context, parents []string) (func(string) (layout.Attributes, bool, error), error) {
-	for _, id := range parents {
-		if b := s.binding(id); b != nil {
-			if err := s.ensure(ctx, b); err != nil {
-				return nil, fmt.Errorf("below it, %w", err)
-			}
-		}
-	}
-	roots := make([]string, len(parents))
-	for i, id := range parents {
-		roots[i] = s.upperPath(id)
+	roots, err := s.mounted(ctx, parents)
+	if err != nil {
+		return nil, err
 	}
 	return func(p string) (layout.Attributes, bool, error) {
 		if err := context.Cause(ctx); err != nil { // a layer may have very many directories to ask for
@@ -36,6 +29,19 @@ func (s *Snapshotter) below(ctx context.Context, parents []string) (func(string)
 		}
 		return lookBelow(roots, p)
 	}, nil
+}
+
+// mounted returns the directories of snapshots once what they show is there.
+func (s *Snapshotter) mounted(ctx context.Context, ids []string) (dirs []string, err error) {
+	for _, id := range ids {
+		if b := s.binding(id); b != nil {
+			if err := s.ensure(ctx, b); err != nil {
+				return nil, fmt.Errorf("below it, %w", err)
+			}
+		}
+		dirs = append(dirs, s.upperPath(id))
+	}
+	return dirs, nil
 }
 
 // lookBelow finds p in the topmost root that has it, heeding whiteouts and opaque directories.

@@ -44,6 +44,8 @@ type savedBinding struct {
 	CacheID string `json:"cache_id,omitempty"`
 	// Parents are the ids of the snapshots below, the nearest first.
 	Parents []string `json:"parents,omitempty"`
+	// Unpacked says that the layer was unpacked beside the snapshot's directory: no image can be made of it.
+	Unpacked bool `json:"unpacked,omitempty"`
 	// Quarantined says why the layer must not be used.
 	Quarantined string `json:"quarantined,omitempty"`
 }
@@ -231,7 +233,15 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 	if saved.Quarantined != "" {
 		return fmt.Errorf("quarantined: %s", saved.Quarantined)
 	}
+	if saved.Unpacked {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return s.showUnpackedLocked(b)
+	}
 	f, src, err := s.imageOf(ctx, b, &saved)
+	if mayUnpack(err) && ctx.Err() == nil {
+		return s.unpack(ctx, b, err)
+	}
 	if err != nil {
 		return err
 	}

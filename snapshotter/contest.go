@@ -21,7 +21,7 @@ import (
 func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
 	open := slices.DeleteFunc(slices.Clone(all), func(b *binding) bool {
 		f, src := b.image(), b.source()
-		return src.DiffID == "" || f != nil && f.Verified(src.DiffID) && b.quarantined() == "" // the first has a damaged record
+		return src.DiffID == "" || b.isUnpacked() || f != nil && f.Verified(src.DiffID) && b.quarantined() == "" // the first has a damaged record
 	})
 	if len(open) == 0 {
 		return nil
@@ -151,7 +151,7 @@ func (s *Snapshotter) refill(b *binding, src Source, f *cache.File) error {
 	was := b.file
 	err := s.unmountLocked(b)
 	b.file, b.key = f, ""
-	b.saved.Source, b.saved.CacheID, b.saved.Quarantined = src, f.ID(), ""
+	b.saved.Source, b.saved.CacheID, b.saved.Quarantined, b.saved.Unpacked = src, f.ID(), "", false
 	err = errors.Join(err, b.saved.write(b.dir))
 	b.mu.Unlock()
 	if was != f {

@@ -49,7 +49,8 @@ type mounted struct {
 	id  uint64
 	dev blockdev.Device // what the kernel asks; nil while nobody serves it
 
-	bound bool // it is another one's, at a second place
+	bound bool   // it is another one's, at a second place
+	plain string // the directory that it shows; "" for an image's
 }
 
 // elsewhere is a mount of another mount namespace.
@@ -145,6 +146,18 @@ func (k *double) kill() {
 	}
 }
 
+// reboot ends it with all that is mounted.
+func (k *double) reboot() {
+	k.kill()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	clear(k.kept)
+	clear(k.marks)
+	for len(k.table) > 0 {
+		k.dropLocked(k.table[0].Dir)
+	}
+}
+
 // close ends the kernel.
 func (k *double) close() {
 	k.mu.Lock()
@@ -216,7 +229,8 @@ func (k *double) Bind(from, to string) error {
 			return k.fails["bind"]
 		}
 	}
-	return unix.EINVAL
+	k.table = append(k.table, mounted{Mount: mounts.Mount{Dir: to, Type: "ext4", Source: "/dev/root"}, plain: from})
+	return k.fails["bind"]
 }
 
 // doubleGates are autofs mounts in the table.

@@ -307,6 +307,9 @@ func (b *bed) look(mounts []mount.Mount, path string) ([]byte, error) {
 			}
 		}
 		on := b.kernel.on(dir)
+		if n := len(on); n > 0 && on[n-1].plain != "" {
+			dir, on = on[n-1].plain, nil
+		}
 		if len(on) == 0 {
 			p, err := os.ReadFile(filepath.Join(dir, path))
 			if !errors.Is(err, os.ErrNotExist) {

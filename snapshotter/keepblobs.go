@@ -54,7 +54,7 @@ func (s *Snapshotter) keepBlobs(ctx context.Context) {
 func (s *Snapshotter) keepBlobOf(ctx context.Context, b *binding) error {
 	b.mu.Lock()
 	f, src := b.file, b.saved.Source
-	ready := b.how != notMounted && b.saved.Quarantined == ""
+	ready := b.how != notMounted && f != nil && b.saved.Quarantined == ""
 	b.mu.Unlock()
 	if !ready || src.Namespace == "" || s.layers.stored(ctx, &src) {
 		return nil

@@ -29,7 +29,7 @@ type Kernel interface {
 	// Gates has whoever enters a directory wait until answer returns, which mounts something there or says why it cannot. It
 	// fails where the kernel has nothing of the kind.
 	Gates(answer func(dir string) error) (Gates, error)
-	// Bind shows what is mounted on a directory on another one, too.
+	// Bind shows a directory, or what is mounted on it, on another one, too.
 	Bind(from, to string) error
 	// Own returns the mounts of this process's namespace, the oldest first.
 	Own() ([]mounts.Mount, error)

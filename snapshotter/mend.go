@@ -22,7 +22,7 @@ import (
 // elsewhere if that fails.
 func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, Source, error) {
 	f, err := s.image(ctx, b, saved)
-	if err == nil || ctx.Err() != nil {
+	if err == nil || mayUnpack(err) || ctx.Err() != nil {
 		return f, saved.Source, err
 	}
 	others, lerr := s.elsewhere(ctx, b)

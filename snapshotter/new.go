@@ -280,6 +280,15 @@ func (s *Snapshotter) openImage(b *binding) *cache.File {
 // adoptBinding takes over what an earlier process has mounted on a binding's directory, the oldest
 // first, or takes it away if it cannot be served any more.
 func (s *Snapshotter) adoptBinding(b *binding, left []mounts.Mount) {
+	if b.isUnpacked() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if len(left) > 0 {
+			b.how = mountedUnpacked
+			s.finishAttemptLocked(b)
+		}
+		return
+	}
 	f := s.openImage(b)
 	b.mu.Lock()
 	defer b.mu.Unlock()

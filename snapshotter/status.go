@@ -75,8 +75,8 @@ func (s *Snapshotter) layerStatus(b *binding) LayerStatus {
 	switch b.how {
 	case mountedLazy:
 		l.State, l.Backend = "mounted", string(b.way())
-	case mountedDirect:
-		l.State, l.Backend = "mounted", "direct"
+	case mountedDirect, mountedUnpacked:
+		l.State, l.Backend = "mounted", string(b.how)
 	}
 	if b.how == notMounted && b.attempt != nil {
 		select {
@@ -205,9 +205,9 @@ func (s *Snapshotter) Layers(ctx context.Context, manifest digest.Digest, ref st
 			if err := s.ensure(ctx, b); err != nil {
 				return nil, img, err
 			}
-			b.mu.Lock()
-			files[src.Descriptor.Digest] = b.file
-			b.mu.Unlock()
+			if f := b.image(); f != nil { // else it was unpacked
+				files[src.Descriptor.Digest] = f
+			}
 		}
 	}
 	return files, img, nil
