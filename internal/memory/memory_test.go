@@ -31,12 +31,14 @@ func TestOrder(t *testing.T) {
 		first := acquire(t, b, 60)
 		var mu sync.Mutex // guards got: two of them go on together
 		var got []int64
+		enough := make(chan struct{})
 		for _, n := range []int64{30, 5, 70} { // 5 would fit, but came later
 			go func() {
 				s := acquire(t, b, n)
 				mu.Lock()
 				got = append(got, n)
 				mu.Unlock()
+				<-enough
 				s.Release()
 			}()
 			synctest.Wait()
@@ -49,7 +51,12 @@ func TestOrder(t *testing.T) {
 		}
 		first.Release()
 		synctest.Wait()
-		if len(got) != 3 || got[2] != 70 {
+		if len(got) != 2 || got[0]+got[1] != 35 {
+			t.Errorf("the first two went on as %v", got)
+		}
+		close(enough)
+		synctest.Wait()
+		if len(got) != 3 {
 			t.Errorf("they went on as %v", got)
 		}
 	})
