@@ -1,0 +1,154 @@
+package images_test
+
+import (
+	"archive/tar"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// entries is a layer of such entries. All have content.
+func entries(all ...tar.Header) func(*tar.Writer) error {
+	return func(tw *tar.Writer) error {
+		for i := range all {
+			h, body := all[i], ""
+			if h.Typeflag == tar.TypeReg {
+				body = h.Name
+				h.Size = int64(len(body))
+			}
+			if err := tw.WriteHeader(&h); err != nil {
+				return err
+			}
+			if _, err := tw.Write([]byte(body)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+func then(parts ...func(*tar.Writer) error) func(*tar.Writer) error {
+	return func(tw *tar.Writer) error {
+		for _, part := range parts {
+			if err := part(tw); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// TestRefusedLate: a layer that was claimed by its first bytes, and of which no image can be made for what comes later, shows what
+// containerd unpacks of it: between others, with whiteouts, and with directories that only the layers below have. It does so after
+// remorad was killed, too, and leaves nothing behind.
+func TestRefusedLate(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
+	layout := filepath.Join(t.TempDir(), "layout")
+	testbed.Must(t, testbed.WriteTars(layout, "src",
+		entries(tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o711, Uid: 7}, tar.Header{Name: "d/gone", Typeflag: tar.TypeReg, Mode: 0o600},
+			tar.Header{Name: "d/kept", Typeflag: tar.TypeReg, Mode: 0o4755}, tar.Header{Name: "hidden/", Typeflag: tar.TypeDir, Mode: 0o755},
+			tar.Header{Name: "hidden/below", Typeflag: tar.TypeReg, Mode: 0o644}),
+		then(randomLayer(3, 4<<20), entries(
+			tar.Header{Name: "d/new", Typeflag: tar.TypeReg, Mode: 0o640, Gid: 9, PAXRecords: map[string]string{"SCHILY.xattr.user.a": "b"}},
+			tar.Header{Name: "d/same", Typeflag: tar.TypeLink, Linkname: "d/new"}, tar.Header{Name: "d/.wh.gone", Typeflag: tar.TypeReg},
+			tar.Header{Name: "hidden/", Typeflag: tar.TypeDir, Mode: 0o700}, tar.Header{Name: "hidden/.wh..wh..opq", Typeflag: tar.TypeReg},
+			tar.Header{Name: "hidden/link", Typeflag: tar.TypeSymlink, Linkname: "../d"},
+			tar.Header{Name: "odd", Typeflag: tar.TypeChar, Mode: 0o600, Devmajor: 5000, Devminor: 1})),
+		entries(tar.Header{Name: "d/top", Typeflag: tar.TypeReg, Mode: 0o644})))
+	testbed.Must(t, s.Push(t.Context(), layout, "src", "odd:1"))
+	ordinaryTree(t, s, s.Ref("odd:1"))
+	p := newFaultyProxy(t, s)
+	for name, pull := range map[string]func(ref string) error{
+		"ctr": func(ref string) error {
+			_, err := s.Ctr(t.Context(), "images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", ref)
+			return err
+		},
+		"a client of its library": func(ref string) error { return outsideClient(t.Context(), s, ref, "", true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			repo := strings.ReplaceAll(name, " ", "-") + ":1" // another one, since it is known for a while that the layer is refused
+			testbed.Must(t, s.Push(t.Context(), layout, "src", repo))
+			ref := p.Listener.Addr().String() + "/" + repo
+			hold := make(chan struct{})
+			held := holding(hold)
+			p.fault.Store(&held)
+			testbed.Must(t, pull(ref))
+			for try := 1; try < 3 && layerState(t, s, 1) == ""; try++ { // on a busy machine a proof may come late
+				removeAll(t, s, ref)
+				testbed.Must(t, pull(ref))
+			}
+			close(hold)
+			same := func(t *testing.T) {
+				sameTree(t, s, ref, s.Ref("odd:1"), func(path string) bool { return path == "d" })
+				if state := layerState(t, s, 1); state != "mounted unpacked" {
+					t.Errorf("the layer is %q", state)
+				}
+			}
+			t.Run("now", same)
+			testbed.Must(t, s.RestartRemorad(syscall.SIGKILL))
+			t.Run("after a kill", same)
+			removeAll(t, s, ref)
+			waitNoLayers(t, s)
+		})
+	}
+}
+
+// layerState is what status says of an image's layer, counted from the lowest; "" if remorad does not supply it.
+func layerState(t *testing.T, s *testbed.Stack, i int) string {
+	t.Helper()
+	st, err := s.Status(t.Context())
+	testbed.Must(t, err)
+	if len(st.Layers) <= i {
+		return ""
+	}
+	return strings.TrimSpace(st.Layers[i].State + " " + st.Layers[i].Backend)
+}
+
+// TestBlobGone: a container that runs reads what its repository has no longer from another image's, once containerd has that.
+func TestBlobGone(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
+	layout, err := testbed.Python.LazyLayout(t.Context())
+	testbed.Must(t, err)
+	for _, name := range []string{"first:1", "second:1"} {
+		testbed.Must(t, s.Push(t.Context(), layout, "lazy", name))
+	}
+	first, second := s.Ref("first:1"), s.Ref("second:1")
+	_, err = s.Snapctl(t.Context(), "pull", first)
+	testbed.Must(t, err)
+	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", first, "sleeper", "sleep", "1000")
+	testbed.Must(t, err)
+	m, err := testbed.ManifestOf(layout, "lazy")
+	testbed.Must(t, err)
+	for _, l := range m.Layers {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+s.Addr+"/v2/first/blobs/"+l.Digest.String(), nil)
+		testbed.Must(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		testbed.Must(t, err)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusAccepted {
+			t.Fatalf("delete blob: %s", resp.Status)
+		}
+	}
+	readAll := func(id string) error {
+		_, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", id, "sleeper", "python3", "-c",
+			"import os\nfor d, _, names in os.walk('/usr'):\n for n in names:\n  if os.path.isfile(os.path.join(d, n)): open(os.path.join(d, n), 'rb').read()")
+		return err
+	}
+	if err := readAll("first"); err == nil {
+		t.Error("what nobody has was read")
+	}
+	_, err = s.Ctr(t.Context(), "images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", second)
+	testbed.Must(t, err)
+	try := 0
+	testbed.WaitFor(t, "the container to read on", func() bool {
+		try++
+		return readAll(fmt.Sprint("again-", try)) == nil
+	})
+}
