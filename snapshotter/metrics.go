@@ -9,7 +9,8 @@ func (s *Snapshotter) Register(r prometheus.Registerer) { r.MustRegister(layerCo
 type layerCollector struct{ s *Snapshotter }
 
 var layersDesc = prometheus.NewDesc("remora_snapshotter_layers",
-	`Remote layers by back end: "direct" for complete ones that the kernel reads itself, "unpacked" for directories, "none" for those not mounted.`,
+	`Remote layers by back end: "direct" for complete ones that the kernel reads itself, "unpacked" for directories, `+
+		`"none" for those not mounted.`,
 	[]string{"backend"}, nil)
 
 // Describe implements prometheus.Collector.

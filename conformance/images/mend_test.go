@@ -51,7 +51,8 @@ func TestRefusedLate(t *testing.T) {
 	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
 	layout := filepath.Join(t.TempDir(), "layout")
 	testbed.Must(t, testbed.WriteTars(layout, "src",
-		entries(tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o711, Uid: 7}, tar.Header{Name: "d/gone", Typeflag: tar.TypeReg, Mode: 0o600},
+		entries(tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o711, Uid: 7},
+			tar.Header{Name: "d/gone", Typeflag: tar.TypeReg, Mode: 0o600},
 			tar.Header{Name: "d/kept", Typeflag: tar.TypeReg, Mode: 0o4755}, tar.Header{Name: "hidden/", Typeflag: tar.TypeDir, Mode: 0o755},
 			tar.Header{Name: "hidden/below", Typeflag: tar.TypeReg, Mode: 0o644}),
 		then(randomLayer(3, 4<<20), entries(
@@ -138,7 +139,7 @@ func TestBlobGone(t *testing.T) {
 	}
 	readAll := func(id string) error {
 		_, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", id, "sleeper", "python3", "-c",
-			"import os\nfor d, _, names in os.walk('/usr'):\n for n in names:\n  if os.path.isfile(os.path.join(d, n)): open(os.path.join(d, n), 'rb').read()")
+			"import os\nfor d, _, names in os.walk('/usr'):\n for n in names:\n  p = os.path.join(d, n)\n  if os.path.isfile(p): open(p, 'rb').read()")
 		return err
 	}
 	if err := readAll("first"); err == nil {
