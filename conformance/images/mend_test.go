@@ -139,7 +139,8 @@ func TestBlobGone(t *testing.T) {
 	}
 	readAll := func(id string) error {
 		_, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", id, "sleeper", "python3", "-c",
-			"import os\nfor d, _, names in os.walk('/usr'):\n for n in names:\n  p = os.path.join(d, n)\n  if os.path.isfile(p): open(p, 'rb').read()")
+			"import os\nfor d, _, names in os.walk('/usr'):\n for n in names:\n"+
+				"  p = os.path.join(d, n)\n  if os.path.isfile(p): open(p, 'rb').read()")
 		return err
 	}
 	if err := readAll("first"); err == nil {
