@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// health is what the last requests to one host say of it. A host that failed twice in a row is left out where another one follows:
-// for firstHold, which doubles up to maxHold with each request that fails after that. Then one request at a time tries it.
+// health is what the last requests to one host say of it. A host that failed twice in a row is left out where one follows that did
+// not: for firstHold, which doubles up to maxHold with each request that fails after that. Then one request at a time tries it.
 type health struct {
 	mu       sync.Mutex // guards the fields below
 	failures int        // in a row
@@ -25,35 +25,36 @@ const (
 	maxHold      = time.Minute
 )
 
-// enter returns nil if the host is to be asked now, by one request, or else why it is left out. leave must be called after it.
-func (h *health) enter() error {
+// enter returns nil if the host is to be asked now, by one request, which leave ends; or else why it is left out.
+func (h *health) enter() (leave func(), err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.failures < failuresHold {
-		return nil
+	if err := h.outLocked(); err != nil {
+		return nil, err
 	}
-	if h.probing || time.Now().Before(h.until) {
-		return h.err
+	if h.failures < failuresHold {
+		return func() {}, nil
 	}
 	h.probing = true
-	return nil
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.probing = false
+	}, nil
 }
 
-// peek returns why the host is left out, or nil.
-func (h *health) peek() error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.failures >= failuresHold && time.Now().Before(h.until) {
+func (h *health) outLocked() error {
+	if h.failures >= failuresHold && (h.probing || time.Now().Before(h.until)) {
 		return h.err
 	}
 	return nil
 }
 
-// leave ends what enter began.
-func (h *health) leave() {
+// out returns why the host is left out, or nil.
+func (h *health) out() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.probing = false
+	return h.outLocked()
 }
 
 // served notes that the host does what it is for.

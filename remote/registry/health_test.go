@@ -123,7 +123,7 @@ func TestProbe(t *testing.T) {
 		}
 		close(release)
 		all.Wait()
-		if err := h.enter(); err != nil || h.failures != 0 {
+		if err := h.out(); err != nil || h.failures != 0 {
 			t.Errorf("it has served, and is left out: %v", err)
 		}
 	})
@@ -176,6 +176,40 @@ func TestWhatFails(t *testing.T) {
 		}
 		if r.healthOf("https", "mirror.test").failures != 0 {
 			t.Error("a call that was ended counts against the host")
+		}
+	})
+}
+
+// TestNoOtherHost: a host that failed is asked all the same where what follows fails, too: behind a mirror that fails for one image
+// there may be a registry that this network does not reach.
+func TestNoOtherHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := New(Options{})
+		bad := &answers{errs: map[string]error{"mirror.test": &StatusError{Status: 500}, "origin.test": refused}}
+		good := &answers{errs: map[string]error{"origin.test": refused}}
+		for range 3 {
+			if _, err := r.ask(t.Context(), turnOf("sha256:bad", "mirror.test", "origin.test"), bad.ask); !Retryable(err) {
+				t.Errorf("got %v", err)
+			}
+			for range 5 { // nothing but headers came yet
+				if _, err := r.ask(t.Context(), turnOf("sha256:good", "mirror.test", "origin.test"), good.ask); err != nil {
+					t.Errorf("the mirror serves: %v", err)
+				}
+			}
+		}
+		if good.asked["mirror.test"] != 15 || good.asked["origin.test"] > 2 {
+			t.Errorf("asked %v: want the mirror, and the registry while nothing is known of it", good.asked)
+		}
+		// The mirror alone fails: what the registry says of the blob counts, with no word from the mirror.
+		r = New(Options{})
+		lack := &answers{errs: map[string]error{"mirror.test": refused, "origin.test": &StatusError{Status: 404}}}
+		for range 6 {
+			if _, err := r.ask(t.Context(), turnOf("sha256:none", "mirror.test", "origin.test"), lack.ask); err == nil {
+				t.Error("served by nobody")
+			}
+		}
+		if lack.asked["mirror.test"] != 2 || lack.asked["origin.test"] != 6 {
+			t.Errorf("asked %v", lack.asked)
 		}
 	})
 }

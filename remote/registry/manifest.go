@@ -89,7 +89,7 @@ func (r *Registry) Warm(ctx context.Context, registry string, connections int) {
 	}
 	host := hosts[0]
 	for _, other := range hosts[1:] { // the first that is not left out
-		if r.healthOf(host.Scheme, host.Host).peek() == nil {
+		if r.healthOf(host.Scheme, host.Host).out() == nil {
 			break
 		}
 		host = other
@@ -153,5 +153,17 @@ func (r *Registry) documentFrom(
 	if err == nil && len(doc) > maxDocument {
 		err = errors.New("document is too large")
 	}
+	if want, ok := strings.CutPrefix(what, "manifests/"); ok && err == nil {
+		err = checkManifest(host.Host, doc, want)
+	}
 	return doc, resp.Header.Get("Content-Type"), err
+}
+
+// checkManifest insists on the bytes that a digest names. A tag names none.
+func checkManifest(host string, doc []byte, reference string) error {
+	want, err := digest.Parse(reference)
+	if err == nil && want.Algorithm().FromBytes(doc) != want {
+		return fmt.Errorf("%s serves other bytes", host)
+	}
+	return nil
 }
