@@ -253,6 +253,7 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF // the body is shorter than the range
 		}
+		err = &brokenError{hide(err)}
 		body := r.body
 		body.Close()
 		r.body = nil
@@ -260,10 +261,10 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 			return 0, cause
 		}
 		if body.health != nil {
-			r.b.r.judge(r.ctx, body.host, body.health, body.began, hide(err))
+			r.b.r.judge(r.ctx, body.host, body.health, body.began, err)
 		}
-		if r.broken++; r.broken >= r.b.r.opts.Retry.Attempts || !Retryable(err) || errors.Is(err, errDrips) {
-			return 0, fmt.Errorf("read %s of %s at %d: %w", r.b.digest, r.b.repo, r.off, hide(err))
+		if r.broken++; r.broken >= r.b.r.opts.Retry.Attempts || errors.Is(err, errDrips) {
+			return 0, fmt.Errorf("read %s of %s at %d: %w", r.b.digest, r.b.repo, r.off, err)
 		}
 	}
 }

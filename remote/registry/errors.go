@@ -79,7 +79,10 @@ func Retryable(err error) bool {
 		}
 		return status.Status >= 500 && status.Status != http.StatusNotImplemented
 	}
+	var broken *brokenError
 	switch {
+	case errors.As(err, &broken):
+		return true
 	case errors.Is(err, ErrRange), errors.Is(err, docker.ErrInvalidAuthorization):
 		return false
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, errStalled), errors.Is(err, errDrips),
@@ -94,11 +97,27 @@ func Retryable(err error) bool {
 	return errors.As(err, &network) && network.Timeout() || isTransport(err)
 }
 
+// A brokenError is one of an answer that ended before its end. Those of HTTP/2 are of types that no other package can name.
+type brokenError struct{ error }
+
+func (e *brokenError) Unwrap() error { return e.error }
+
 // isTransport reports whether err came from under HTTP: a connection that broke. Certificate
 // errors come that way too, and no retry helps them.
 func isTransport(err error) bool {
 	var op *net.OpError
-	return errors.As(err, &op)
+	return errors.As(err, &op) || isHTTP2(err)
+}
+
+// isHTTP2 reports whether a request failed by HTTP/2: a server that sends its clients away (GOAWAY), or resets a stream. net/http
+// has types of its own for that, and sends a request again only where it surely was not looked at.
+func isHTTP2(err error) bool {
+	var u *url.Error
+	if !errors.As(err, &u) {
+		return false
+	}
+	says := u.Err.Error()
+	return strings.HasPrefix(says, "http2: ") || strings.HasPrefix(says, "stream error: stream ID ")
 }
 
 // hide takes the query out of the URLs that net/http puts into its errors: it may be signed.

@@ -38,10 +38,12 @@ type hostsBed struct {
 	mu    sync.Mutex // guards the fields below
 	saw   []string
 	fault map[string]int // statuses by site
+	odd   func(site string, w http.ResponseWriter, r *http.Request) (handled bool)
 }
 
 var (
 	bedManifest = []byte(`{"schemaVersion":2,"mediaType":"` + ocispec.MediaTypeImageManifest + `"}`)
+	bedDigest   = digest.FromBytes(bedManifest)
 	bedBlob     = data[:1000]
 )
 
@@ -106,9 +108,10 @@ func (b *hostsBed) certificate(t *testing.T, name string, by *tls.Certificate) t
 func (b *hostsBed) serve(site string, w http.ResponseWriter, r *http.Request) {
 	b.mu.Lock()
 	b.saw = append(b.saw, b.describe(site, r))
-	status := b.fault[site]
+	status, odd := b.fault[site], b.odd
 	b.mu.Unlock()
 	switch {
+	case odd != nil && odd(site, w, r):
 	case status != 0:
 		w.WriteHeader(status)
 	case strings.Contains(r.URL.Path, "/manifests/"):
@@ -121,7 +124,7 @@ func (b *hostsBed) serve(site string, w http.ResponseWriter, r *http.Request) {
 }
 
 // chosen are headers that every client chooses for itself.
-var chosen = []string{"Accept", "Accept-Encoding", "Range", "User-Agent"}
+var chosen = []string{"Accept", "Accept-Encoding", "Range", "Referer", "User-Agent"}
 
 // describe says what is to be compared of a request.
 func (b *hostsBed) describe(site string, r *http.Request) string {

@@ -2,11 +2,14 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
 	"oras.land/oras-go/v2/registry"
 	oras "oras.land/oras-go/v2/registry/remote"
 )
@@ -53,10 +56,41 @@ func (c *pushClient) Do(req *http.Request) (*http.Response, error) {
 	}
 	client := clientOf(c.host)
 	resp, err := client.Do(req)
+	if err == nil && resp.StatusCode == http.StatusMethodNotAllowed && asksForManifest(req) {
+		resp.Body.Close()
+		resp, err = headByGet(&client, req)
+	}
 	if err != nil {
 		return nil, clean(err)
 	}
 	keepScheme(req, resp)
+	return resp, nil
+}
+
+func asksForManifest(req *http.Request) bool {
+	return req.Method == http.MethodHead && strings.Contains(req.URL.Path, "/manifests/")
+}
+
+// headByGet asks for a manifest where a registry does not know HEAD, as containerd does, and returns what HEAD would have.
+func headByGet(client *http.Client, req *http.Request) (*http.Response, error) {
+	get := req.Clone(req.Context())
+	get.Method = http.MethodGet
+	resp, err := client.Do(get)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return resp, err
+	}
+	defer resp.Body.Close()
+	doc, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
+	if err == nil && len(doc) > maxDocument {
+		err = errors.New("document is too large")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("manifest of %s: %w", req.URL.Host, err)
+	}
+	resp.Body, resp.ContentLength = http.NoBody, int64(len(doc))
+	if resp.Header.Get("Docker-Content-Digest") == "" {
+		resp.Header.Set("Docker-Content-Digest", digest.FromBytes(doc).String())
+	}
 	return resp, nil
 }
 

@@ -6,14 +6,17 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"path"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/opencontainers/go-digest"
 )
 
 const (
-	maxRedirects = 10
+	maxRedirects = 9               // as containerd follows
 	maxURL       = 16 << 10        // bytes of one that is remembered: signed ones have one or two KiB
 	redirectTTL  = 5 * time.Minute // signed URLs commonly live longer; one that does not is dropped when it fails
 )
@@ -86,7 +89,7 @@ func (r *Registry) follow(
 		if err != nil {
 			return nil, fmt.Errorf("redirect by %s: %w", resp.Request.URL.Host, err)
 		}
-		if to.Scheme != "https" && (to.Scheme != "http" || resp.Request.URL.Scheme == "https") {
+		if !mayLead(from, resp.Request.URL, to) {
 			return nil, fmt.Errorf("redirect by %s from %s to %s is refused", resp.Request.URL.Host, resp.Request.URL.Scheme, to.Scheme)
 		}
 		if resp, err = r.getElsewhere(ctx, host, repo, to.String(), rng, accept); err != nil {
@@ -95,6 +98,28 @@ func (r *Registry) follow(
 	}
 	drain(resp)
 	return nil, fmt.Errorf("%s redirects more than %d times", host.Host, maxRedirects)
+}
+
+// mayLead reports whether a redirect of a request that began at a URL may be followed. From HTTPS it may lead to plain HTTP, as for
+// containerd, if a digest says what must come: nobody on the way can change it unseen.
+func mayLead(from string, by, to *url.URL) bool {
+	switch to.Scheme {
+	case "https":
+		return true
+	case "http":
+		return by.Scheme == "http" || namesDigest(from)
+	}
+	return false
+}
+
+// namesDigest reports whether a URL is a blob's or a manifest's by its digest.
+func namesDigest(u string) bool {
+	parsed, err := url.Parse(u)
+	if err != nil {
+		return false
+	}
+	dir, name := path.Split(parsed.Path)
+	return (strings.HasSuffix(dir, "/blobs/") || strings.HasSuffix(dir, "/manifests/")) && digest.Digest(name).Validate() == nil
 }
 
 // getElsewhere makes one request where a host has sent us.

@@ -9,9 +9,9 @@ import (
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 )
 
-// A transport sends requests to one host that serves a registry, and to wherever that host redirects them. The host
-// alone gets its headers and credentials. A request that the host answers with 401 is sent again, with what
-// the answer asked for.
+// A transport sends requests to one host that serves a registry, and to wherever that host redirects them. The host alone gets its
+// headers and credentials, and not by plain HTTP if it is one of HTTPS. A request that the host answers with 401 is sent again,
+// with what the answer asked for.
 type transport struct {
 	host docker.RegistryHost
 	base http.RoundTripper
@@ -36,7 +36,7 @@ func clientOf(host docker.RegistryHost) http.Client {
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL.Host != t.host.Host {
+	if req.URL.Host != t.host.Host || req.URL.Scheme == "http" && t.host.Scheme == "https" {
 		return t.base.RoundTrip(req)
 	}
 	var refused []*http.Response
