@@ -64,7 +64,10 @@ type Options struct {
 	Pod bool
 	// NotOurs are directories under the root on which others mount something.
 	NotOurs []string
-	Log     *slog.Logger
+	// MapsMounts says why containerd, as it runs now, shows a container in a user namespace nothing that is mounted on its layers. It
+	// returns nil if containerd shows that, and so does a nil MapsMounts.
+	MapsMounts func(ctx context.Context) error
+	Log        *slog.Logger
 }
 
 // A Snapshotter is containerd's interface of that name. New makes one.
@@ -250,6 +253,9 @@ func (s *Snapshotter) create(
 	default:
 		err = s.settle(ctx, s.bindingsOf(snap.ParentIDs))
 	}
+	if err == nil {
+		err = mapsLayers(ctx, info.Labels, len(s.bindingsOf(snap.ParentIDs)), s.opts.MapsMounts)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
 	}
@@ -318,6 +324,9 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 		return err
 	}); err != nil {
 		return nil, err
+	}
+	if err := mapsLayers(ctx, info.Labels, len(s.bindingsOf(snap.ParentIDs)), s.opts.MapsMounts); err != nil {
+		return nil, fmt.Errorf("mounts of %s: %w", key, err)
 	}
 	for {
 		if err := s.ensureAll(ctx, snap.ParentIDs); err != nil {

@@ -1,8 +1,10 @@
 package snapshotter
 
 import (
+	"context"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 )
@@ -18,6 +20,20 @@ func idMapping(labels map[string]string) (options []string) {
 		options = append(options, "gidmap="+v)
 	}
 	return options
+}
+
+// versionWait bounds how long a container waits for containerd to say what it can.
+const versionWait = 5 * time.Second
+
+// mapsLayers insists that containerd can map remote layers, by what can says, if a snapshot with labels needs that. remote is how many
+// remote layers are below it.
+func mapsLayers(ctx context.Context, labels map[string]string, remote int, can func(context.Context) error) error {
+	if can == nil || remote == 0 || len(idMapping(labels)) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, versionWait)
+	defer cancel()
+	return can(ctx)
 }
 
 // mappedRoot returns the host's ids of a user namespace's root, if a snapshot is for one.

@@ -17,6 +17,7 @@ import (
 	snapshotsapi "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
+	"github.com/containerd/errdefs"
 	containerdlog "github.com/containerd/log"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
@@ -27,6 +28,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cmd/internal/cli"
+	"github.com/remora-storage/remora/cmd/internal/version"
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
@@ -147,7 +149,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
 		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Kernel: f.kernel, Pod: inPod(),
-		NotOurs: []string{disk.Dir(f.root)}, Log: log,
+		NotOurs: []string{disk.Dir(f.root)}, MapsMounts: mapsMounts(containerd), Log: log,
 	})
 	if err != nil {
 		return err
@@ -168,6 +170,21 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	sn.Register(metrics)
 	owned.Register(metrics)
 	return listen(ctx, addresses{f.address, cfg.Metrics.Address, cfg.Pprof.Address}, server, metrics, log)
+}
+
+// mapsMounts is snapshotter.Options.MapsMounts. It asks containerd for its version each time, as another may run then.
+func mapsMounts(c *client.Client) func(context.Context) error {
+	return func(ctx context.Context) error {
+		v, err := c.Version(ctx)
+		if err != nil {
+			return fmt.Errorf("version of containerd: %w", err)
+		}
+		if !version.MapsMounts(v.Version) {
+			return fmt.Errorf("containerd %s shows a container in a user namespace remote layers as empty: use containerd 2.3 or later: %w",
+				v.Version, errdefs.ErrFailedPrecondition)
+		}
+		return nil
+	}
 }
 
 // mayAnswerLater tells the errors of a registry that pass from those that do not. Credentials may

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/cmd/internal/version"
 )
 
 // finding is one check's result.
@@ -178,14 +179,14 @@ func (a *app) containerdFindings(ctx context.Context, name string, st *control.S
 			Fix: "systemctl start containerd, or --address SOCKET"}}
 	}
 	all := []finding{{Check: "containerd", Result: ok, Detail: v.Version}}
-	all = append(all, pluginFindings(ctx, c, name, st)...)
+	all = append(all, pluginFindings(ctx, c, name, v.Version, st)...)
 	if st != nil {
 		all = append(all, proxyFinding(a.containerd, a.remora))
 	}
 	return append(all, a.exportFinding(ctx, c))
 }
 
-func pluginFindings(ctx context.Context, c *client.Client, name string, st *control.StatusReply) []finding {
+func pluginFindings(ctx context.Context, c *client.Client, name, containerd string, st *control.StatusReply) []finding {
 	reply, err := c.IntrospectionService().Plugins(ctx, "type==io.containerd.snapshotter.v1,id=="+name)
 	if err != nil {
 		return []finding{{Check: "containerd's plugins", Result: failure, Detail: err.Error()}}
@@ -214,7 +215,7 @@ func pluginFindings(ctx context.Context, c *client.Client, name string, st *cont
 				Fix: "remove \"rebase\" from the plugin's capabilities: lazy layers need their parents"})
 		}
 		if st != nil {
-			all = append(all, idmapFinding(p.Capabilities, name, st.Backend))
+			all = append(all, idmapFinding(p.Capabilities, name, containerd, st.Backend))
 		}
 		return all
 	}
@@ -222,8 +223,11 @@ func pluginFindings(ctx context.Context, c *client.Client, name string, st *cont
 }
 
 // idmapFinding checks what containerd does for containers in user namespaces against what the back
-// end can.
-func idmapFinding(declared []string, name string, b control.Backend) finding {
+// end can, and this version of containerd.
+func idmapFinding(declared []string, name, containerd string, b control.Backend) finding {
+	if b.IDMap && !version.MapsMounts(containerd) {
+		b.IDMap, b.IDMapReason = false, "containerd "+containerd+" shows them remote layers as empty; 2.3 and later do not"
+	}
 	f := finding{Check: "user namespaces", Result: ok, Detail: "layers are shared by idmapped mounts"}
 	want := "remap-ids"
 	if !b.IDMap {
@@ -240,7 +244,7 @@ func idmapFinding(declared []string, name string, b control.Backend) finding {
 		f.Detail = "containerd copies the whole image for each container in a user namespace: remap-ids is not declared"
 	case slices.Contains(declared, "remap-ids"):
 		f.Result = failure
-		f.Detail = "remap-ids is declared, and the back end cannot do it: " + b.IDMapReason
+		f.Detail = "remap-ids is declared, and cannot be done: " + b.IDMapReason
 	default:
 		f.Detail = "containerd copies the whole image for each container in a user namespace, since nothing is declared: " + b.IDMapReason
 	}

@@ -112,16 +112,19 @@ func TestDoctorRemorad(t *testing.T) {
 // TestIDMapFinding compares what containerd was told with what the back end can.
 func TestIDMapFinding(t *testing.T) {
 	for _, c := range []struct {
-		declared string
-		idmap    bool
-		want     string
+		declared   string
+		containerd string
+		idmap      bool
+		want       string
 	}{
-		{"remap-ids", true, ok}, {"only-remap-ids", false, ok}, {"", true, warning}, {"", false, warning}, {"only-remap-ids", true, warning},
-		{"remap-ids", false, failure}, {"remap-ids only-remap-ids", false, failure},
+		{"remap-ids", "v2.4.2", true, ok}, {"only-remap-ids", "v2.4.2", false, ok}, {"", "v2.4.2", true, warning},
+		{"", "v2.4.2", false, warning}, {"only-remap-ids", "v2.4.2", true, warning}, {"remap-ids", "v2.4.2", false, failure},
+		{"remap-ids only-remap-ids", "v2.4.2", false, failure},
+		{"remap-ids", "v2.1.9", true, failure}, {"only-remap-ids", "v2.1.9", true, ok}, {"", "v2.1.9", true, warning},
 	} {
-		got := idmapFinding(strings.Fields(c.declared), "remora", control.Backend{IDMap: c.idmap, IDMapReason: "too old"})
+		got := idmapFinding(strings.Fields(c.declared), "remora", c.containerd, control.Backend{IDMap: c.idmap, IDMapReason: "too old"})
 		if got.Result != c.want || (got.Fix == "") != (c.want == ok) {
-			t.Errorf("%q, %v: %+v, want %s", c.declared, c.idmap, got, c.want)
+			t.Errorf("%q, %s, %v: %+v, want %s", c.declared, c.containerd, c.idmap, got, c.want)
 		}
 	}
 }

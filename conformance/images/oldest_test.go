@@ -46,6 +46,7 @@ func TestOldestContainerd(t *testing.T) {
 			}
 			if client == "snapctl" {
 				outlivesRemorad(t, s, lazy)
+				refusesUserNamespace(t, s, lazy)
 			}
 			removeAll(t, s, lazy)
 			waitNoLayers(t, s)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // OldestContainerd is the oldest line of containerd that Remora promises to work with; the Makefile pins which of it runs.
@@ -43,3 +44,6 @@ func (s *Stack) containerdEnv() []string {
 	}
 	return []string{"PATH=" + s.containerdDir + ":" + searchPath()}
 }
+
+// MapsNoMounts reports whether the stack's containerd shows a container in a user namespace nothing that is mounted on its layers.
+func (s *Stack) MapsNoMounts() bool { return strings.HasSuffix(s.containerdDir, "-"+OldestContainerd) }
