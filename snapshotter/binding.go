@@ -32,7 +32,8 @@ type binding struct {
 	pinned  int                // pins of file that direct mounts have
 	dead    string             // why what an earlier process had mounted could not be taken over
 	removed bool
-	gated   bool // there is a gate, with the layer on it or without
+	gone    time.Time // since when it is nowhere any more; zero if it is not
+	gated   bool      // there is a gate, with the layer on it or without
 }
 
 // savedBinding is a binding on disk, as JSON in layer.json.
@@ -217,7 +218,9 @@ func (s *Snapshotter) startAttemptLocked(b *binding) *attempt {
 	s.started.Go(func() {
 		defer close(a.done)
 		defer cancel()
-		if a.err = s.mountBinding(ctx, b); a.err != nil {
+		a.err = s.mountBinding(ctx, b)
+		s.noteAttempt(b, a.err)
+		if a.err != nil {
 			a.err = fmt.Errorf("%s: %w", describe(&b.saved.Source), a.err)
 			s.log.Error("layer not mounted", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", a.err)
 		}

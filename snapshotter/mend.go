@@ -27,10 +27,11 @@ func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBindi
 	}
 	others, lerr := s.elsewhere(ctx, b)
 	errs := []error{err, lerr}
+	gone := isGone(err) && lerr == nil
 	for i := range others {
 		src := &others[i]
 		if known := s.layers.failures.of(src.Repo); known != nil {
-			errs = append(errs, fmt.Errorf("as %s has it: %w", src.Image, known))
+			errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, known)), false
 			continue
 		}
 		s.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", src.Descriptor.Digest, "repository", src.Repo, "err", err)
@@ -39,9 +40,12 @@ func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBindi
 			return f, *src, nil
 		}
 		s.dropUnused(f)
-		errs = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err))
+		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err)), gone && isGone(err)
 	}
-	return nil, saved.Source, errors.Join(errs...)
+	if err = errors.Join(errs...); gone {
+		err = &goneError{err}
+	}
+	return nil, saved.Source, err
 }
 
 // elsewhere returns the layers, other than the binding's own, by which images of containerd say that the binding's snapshot can be

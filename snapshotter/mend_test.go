@@ -8,9 +8,9 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
-// goneBlobs has the repository at a path serve the first bytes of its layers alone, until release is called; from then on they are
-// gone.
-func goneBlobs(o *origin, path string) (release func()) {
+// goneBlobs has the repository at a path serve the first bytes of its layers alone, until release is called; from then on it answers
+// with a status.
+func goneBlobs(o *origin, path string, status int) (release func()) {
 	held := make(chan struct{})
 	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, "/v2/"+path+"/blobs/") {
@@ -18,7 +18,7 @@ func goneBlobs(o *origin, path string) (release func()) {
 		}
 		select {
 		case <-held:
-			w.WriteHeader(http.StatusNotFound)
+			w.WriteHeader(status)
 		default:
 			_, _, what := split(r.URL.Path)
 			o.blob(&stoppedAnswer{ResponseWriter: w, r: r, left: 512, held: held, cut: true}, r, digest.Digest(what))
@@ -36,7 +36,7 @@ func TestElsewhere(t *testing.T) {
 		t.Run(f.name+", not opened yet", func(t *testing.T) {
 			app, twin := newImage(t, "app", []string{"app"}, l), newImage(t, "twin", []string{"twin"}, l)
 			o := newOrigin(t, app, twin)
-			release := goneBlobs(o, "app")
+			release := goneBlobs(o, "app", http.StatusNotFound)
 			b := newBed(t, o, nil)
 			b.fetch(app)
 			name := b.claim(app, 0, "")

@@ -65,6 +65,9 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	if opts.IndexOf == nil {
 		opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{} }
 	}
+	if opts.GoneFor == 0 {
+		opts.GoneFor = goneFor
+	}
 	if opts.ImportWait == 0 {
 		opts.ImportWait = importWait
 	}

@@ -52,6 +52,10 @@ type Options struct {
 	IndexOf func(registry.Repository) IndexPolicy
 	// Blobs are those in containerd's content store; nil for none.
 	Blobs Blobs
+	// Releases removes images of which a layer is nowhere any more; nil for never.
+	Releases Releases
+	// GoneFor is how long a layer must have been nowhere before that; 0 for the default.
+	GoneFor time.Duration
 	// Learn has the first starts of an image recorded and merged into its profile.
 	Learn bool
 	// Background says when incomplete layers are completed.

@@ -54,6 +54,9 @@ type config struct {
 		Backend string            `toml:"backend"`
 		For     map[string]string `toml:"for"`
 	} `toml:"mount"`
+	Images struct {
+		Release string `toml:"release"`
+	} `toml:"images"`
 	Import struct {
 		importConfig
 		Wait duration                `toml:"wait"`
@@ -229,6 +232,9 @@ func (c *config) check() error {
 		if err := p.or(c.Fetch.policyConfig).check(fmt.Sprintf("[fetch.for.%q]", where)); err != nil {
 			return err
 		}
+	}
+	if r := c.Images.Release; r != releaseAuto && r != releaseAsk {
+		return fmt.Errorf("[images] release = %q: want %s or %s", r, releaseAuto, releaseAsk)
 	}
 	if err := c.Import.check("[import]"); err != nil {
 		return err

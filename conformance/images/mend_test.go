@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -125,18 +126,7 @@ func TestBlobGone(t *testing.T) {
 	testbed.Must(t, err)
 	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", first, "sleeper", "sleep", "1000")
 	testbed.Must(t, err)
-	m, err := testbed.ManifestOf(layout, "lazy")
-	testbed.Must(t, err)
-	for _, l := range m.Layers {
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, "http://"+s.Addr+"/v2/first/blobs/"+l.Digest.String(), nil)
-		testbed.Must(t, err)
-		resp, err := http.DefaultClient.Do(req)
-		testbed.Must(t, err)
-		resp.Body.Close()
-		if resp.StatusCode != http.StatusAccepted {
-			t.Fatalf("delete blob: %s", resp.Status)
-		}
-	}
+	deleteBlobs(t, s, layout, "lazy", "first")
 	readAll := func(id string) error {
 		_, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", id, "sleeper", "python3", "-c",
 			"import os\nfor d, _, names in os.walk('/usr'):\n for n in names:\n"+
@@ -153,4 +143,85 @@ func TestBlobGone(t *testing.T) {
 		try++
 		return readAll(fmt.Sprint("again-", try)) == nil
 	})
+}
+
+// deleteBlobs deletes the layers of an image from a repository.
+func deleteBlobs(t *testing.T, s *testbed.Stack, layout, tag, repo string) {
+	t.Helper()
+	m, err := testbed.ManifestOf(layout, tag)
+	testbed.Must(t, err)
+	for _, l := range m.Layers {
+		at := "http://" + s.Addr + "/v2/" + repo + "/blobs/" + l.Digest.String()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, at, nil)
+		testbed.Must(t, err)
+		resp, err := http.DefaultClient.Do(req)
+		testbed.Must(t, err)
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusAccepted {
+			t.Fatalf("delete blob: %s", resp.Status)
+		}
+	}
+}
+
+// TestReleased: an image whose layer was claimed, and then deleted from the only registry that had it, is removed from containerd by all
+// its names, once that has been so for a while; a pull brings it back as soon as it can be had. A pinned image stays.
+func TestReleased(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
+	p := newFaultyProxy(t, s)
+	hold := make(chan struct{})
+	held := holding(hold)
+	p.fault.Store(&held)
+	dir, repos := t.TempDir(), []string{"lost", "pinned"}
+	refs := map[string]string{}
+	pull := func(ref string) {
+		t.Helper()
+		_, err := s.Ctr(t.Context(), "images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", ref)
+		testbed.Must(t, err)
+	}
+	for i, repo := range repos {
+		layout := filepath.Join(dir, repo)
+		testbed.Must(t, testbed.WriteTars(layout, "src", randomLayer(uint64(30+i), 4<<20)))
+		testbed.Must(t, s.Push(t.Context(), layout, "src", repo+":1"))
+		refs[repo] = p.Listener.Addr().String() + "/" + repo + ":1"
+		pull(refs[repo])
+		for try := 1; try < 3 && layerState(t, s, i) == ""; try++ { // on a busy machine a proof may come late
+			removeAll(t, s, refs[repo])
+			pull(refs[repo])
+		}
+	}
+	_, err := s.Ctr(t.Context(), "images", "label", refs["pinned"], "io.cri-containerd.pinned=pinned")
+	testbed.Must(t, err)
+	_, err = s.Ctr(t.Context(), "images", "tag", refs["lost"], "another.test/name:1")
+	testbed.Must(t, err)
+	for _, repo := range repos {
+		deleteBlobs(t, s, filepath.Join(dir, repo), "src", repo)
+	}
+	p.CloseClientConnections()
+	try := 0
+	start := func(repo string) error { // it fails, as a kubelet tries it again and again
+		try++
+		_, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", refs[repo], fmt.Sprint("c", try), "true")
+		return err
+	}
+	testbed.WaitFor(t, "the image to be removed", func() bool {
+		time.Sleep(time.Second) // as a kubelet waits
+		for _, repo := range repos {
+			if start(repo) == nil {
+				t.Fatal("it runs")
+			}
+		}
+		names, err := s.Ctr(t.Context(), "images", "ls", "-q")
+		testbed.Must(t, err)
+		return !strings.Contains(names, "lost") && !strings.Contains(names, "another")
+	})
+	names, err := s.Ctr(t.Context(), "images", "ls", "-q")
+	testbed.Must(t, err)
+	if !strings.Contains(names, "pinned") {
+		t.Errorf("a pinned image was removed: %s", names)
+	}
+	close(hold)
+	testbed.Must(t, s.Push(t.Context(), filepath.Join(dir, "lost"), "src", "lost:1"))
+	pull(refs["lost"])
+	sameTree(t, s, refs["lost"], s.Ref("lost:1"), func(string) bool { return false })
 }

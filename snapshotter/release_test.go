@@ -1,0 +1,91 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// released notes which images are removed.
+type released struct {
+	all []ImageName
+
+	mu   sync.Mutex // guards gone
+	gone []ImageName
+}
+
+func (r *released) Using(context.Context, digest.Digest) ([]ImageName, error) { return r.all, nil }
+
+func (r *released) Release(_ context.Context, name ImageName) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gone = append(r.gone, name)
+	return nil
+}
+
+func (r *released) names() []ImageName {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.gone)
+}
+
+// TestReleased: images whose layer is nowhere any more are removed by all their names once that has been so for a while, and not where
+// it may end by itself, where something uses the layer, or where an image must stay.
+func TestReleased(t *testing.T) {
+	names := []ImageName{
+		{Namespace: "default", Name: "app:1"}, {Namespace: "default", Name: "app@sha256:1"}, {Namespace: "other", Name: "twin"},
+	}
+	for name, c := range map[string]struct {
+		status  int
+		all     []ImageName
+		used    bool
+		goneFor time.Duration
+		want    bool
+	}{
+		"gone":       {status: http.StatusNotFound, all: names, want: true},
+		"once":       {status: http.StatusNotFound, all: names, goneFor: time.Hour},
+		"refused":    {status: http.StatusForbidden, all: names},
+		"an outage":  {status: http.StatusServiceUnavailable, all: names},
+		"used":       {status: http.StatusNotFound, all: names, used: true},
+		"one pinned": {status: http.StatusNotFound, all: append(slices.Clone(names), ImageName{Name: "infra", Stays: "it is pinned"})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(1, 300_000))))
+			o := newOrigin(t, im)
+			release := goneBlobs(o, "app", c.status)
+			r := &released{all: c.all}
+			b := newBed(t, o, func(b *bed) { b.opts.Releases, b.opts.GoneFor = r, max(c.goneFor, time.Nanosecond) })
+			layer := b.pull(im)
+			release()
+			if c.used {
+				if _, err := b.Prepare(b.ctx, "user", layer); err != nil {
+					t.Fatal(err)
+				}
+			}
+			binding := b.binding(b.id(layer))
+			for range 3 {
+				if err := b.ensure(b.ctx, binding); err == nil {
+					t.Fatal("the layer is there")
+				}
+			}
+			if !c.want {
+				b.restart() // nothing is under way any more
+				if got := r.names(); len(got) > 0 {
+					t.Errorf("removed %v", got)
+				}
+				return
+			}
+			eventually(t, "all names are removed", func() bool { return slices.Equal(r.names(), c.all) })
+			if err := errors.Join(b.Remove(b.ctx, layer), b.Cleanup(b.ctx)); err != nil {
+				t.Fatal(err)
+			}
+			b.decline(im, 0, "")
+		})
+	}
+}
