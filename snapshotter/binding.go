@@ -45,8 +45,9 @@ type savedBinding struct {
 	CacheID string `json:"cache_id,omitempty"`
 	// Parents are the ids of the snapshots below, the nearest first.
 	Parents []string `json:"parents,omitempty"`
-	// Unpacked says that the layer was unpacked beside the snapshot's directory: no image can be made of it.
-	Unpacked bool `json:"unpacked,omitempty"`
+	// Unpacked is what the layer takes on disk where it was unpacked beside the snapshot's directory, since no image can be made of
+	// it; nil where it was not.
+	Unpacked *unpackedUsage `json:"unpacked,omitempty"`
 	// Quarantined says why the layer must not be used.
 	Quarantined string `json:"quarantined,omitempty"`
 }
@@ -236,7 +237,7 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 	if saved.Quarantined != "" {
 		return fmt.Errorf("quarantined: %s", saved.Quarantined)
 	}
-	if saved.Unpacked {
+	if saved.Unpacked != nil {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		return s.showUnpackedLocked(b)

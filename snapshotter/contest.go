@@ -151,7 +151,7 @@ func (s *Snapshotter) refill(b *binding, src Source, f *cache.File) error {
 	was := b.file
 	err := s.unmountLocked(b)
 	b.file, b.key = f, ""
-	b.saved.Source, b.saved.CacheID, b.saved.Quarantined, b.saved.Unpacked = src, f.ID(), "", false
+	b.saved.Source, b.saved.CacheID, b.saved.Quarantined, b.saved.Unpacked = src, f.ID(), "", nil
 	err = errors.Join(err, b.saved.write(b.dir))
 	b.mu.Unlock()
 	if was != f {

@@ -180,8 +180,11 @@ const inodesOfImage = 5 // its directory and the files in it
 
 func (s *Snapshotter) bindingUsage(b *binding) snapshots.Usage {
 	b.mu.Lock()
-	f := b.file
+	f, unpacked := b.file, b.saved.Unpacked
 	b.mu.Unlock()
+	if unpacked != nil {
+		return snapshots.Usage{Size: unpacked.Bytes, Inodes: unpacked.Inodes}
+	}
 	if f == nil || s.firstWith(f) != b {
 		return snapshots.Usage{}
 	}

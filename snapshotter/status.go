@@ -68,6 +68,9 @@ func (s *Snapshotter) layerStatus(b *binding) LayerStatus {
 		Snapshot: b.saved.Name, Image: b.saved.Source.Image, Digest: b.saved.Source.Descriptor.Digest,
 		Format: s.layers.formatOf(&b.saved.Source, b.file), State: "opening",
 	}
+	if u := b.saved.Unpacked; u != nil { // and its diffID was checked
+		l.Verified, l.Data, l.Present, l.Disk = true, u.Bytes, u.Bytes, u.Bytes
+	}
 	if b.file != nil {
 		l.Stats = b.file.Stats()
 		l.Verified = b.file.Verified(b.saved.Source.DiffID)

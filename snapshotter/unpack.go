@@ -12,6 +12,7 @@ import (
 
 	ctrarchive "github.com/containerd/containerd/v2/pkg/archive"
 	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/continuity/fs"
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -34,10 +35,16 @@ func mayUnpack(refused error) bool {
 	return errors.Is(refused, ErrNotLazy) && !errors.Is(refused, scan.ErrBomb) && !errors.Is(refused, errWrongBlob)
 }
 
+// unpackedUsage is what a directory takes on disk.
+type unpackedUsage struct {
+	Bytes  int64 `json:"bytes"`
+	Inodes int64 `json:"inodes"`
+}
+
 func (b *binding) isUnpacked() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.saved.Unpacked
+	return b.saved.Unpacked != nil
 }
 
 // unpack has a binding show its layer as containerd unpacks it, since it was refused otherwise.
@@ -56,6 +63,10 @@ func (s *Snapshotter) unpack(ctx context.Context, b *binding, refused error) err
 	if err := s.layers.unpackInto(ctx, &src, dir, lowers); err != nil {
 		return errors.Join(fmt.Errorf("unpack it, since it was refused: %w", err), refused, os.RemoveAll(dir))
 	}
+	takes, err := fs.DiskUsage(ctx, dir)
+	if err != nil {
+		return err
+	}
 	s.mounting.RLock()
 	defer s.mounting.RUnlock()
 	b.mu.Lock()
@@ -63,7 +74,7 @@ func (s *Snapshotter) unpack(ctx context.Context, b *binding, refused error) err
 	if b.removed {
 		return errors.New("snapshot was removed")
 	}
-	b.saved.Unpacked, b.saved.CacheID, b.file = true, "", nil
+	b.saved.Unpacked, b.saved.CacheID, b.file = &unpackedUsage{takes.Size, takes.Inodes}, "", nil
 	if err := b.saved.write(b.dir); err != nil {
 		return err
 	}

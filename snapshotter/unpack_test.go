@@ -67,8 +67,11 @@ func TestUnpackedInPlace(t *testing.T) {
 				if err := unix.Lstat(filepath.Join(shown, "gone"), &white); err != nil || white.Mode&unix.S_IFMT != unix.S_IFCHR || white.Rdev != 0 {
 					t.Errorf("whiteout: %o, %v", white.Mode, err)
 				}
-				if st := b.statusOf(odd); st.State != "mounted" || st.Backend != "unpacked" {
-					t.Errorf("state %s, back end %s, %s", st.State, st.Backend, st.Reason)
+				if st := b.statusOf(odd); st.State != "mounted" || st.Backend != "unpacked" || !st.Verified || st.Present < 300_000 {
+					t.Errorf("%+v", st)
+				}
+				if u, err := b.Usage(b.ctx, middle); err != nil || u.Size < 300_000 || u.Inodes < 4 {
+					t.Errorf("usage %+v, %v", u, err)
 				}
 				for _, key := range []string{"container", "first", name, middle, lowest} {
 					if err := b.Remove(b.ctx, key); err != nil {
