@@ -67,11 +67,7 @@ func TestMountedWhileImported(t *testing.T) {
 	held := holding(hold)
 	p.fault.Store(&held)
 	ref := p.Listener.Addr().String() + "/never:src"
-	testbed.Must(t, pulls[0](ref))
-	for try := 1; try < 3 && !claims(t, s); try++ { // on a busy machine a proof may come late
-		removeAll(t, s, ref)
-		testbed.Must(t, pulls[0](ref))
-	}
+	pullClaimed(t, s, ref, 1, func() { testbed.Must(t, pulls[0](ref)) })
 	p.CloseClientConnections()
 	p.Close() // for good
 	root := filepath.Join(dir, "root")
@@ -81,12 +77,30 @@ func TestMountedWhileImported(t *testing.T) {
 	}
 }
 
-// claims reports whether remorad supplies any layer.
-func claims(t *testing.T, s *testbed.Stack) bool {
+// claimed returns how many layers remorad supplies.
+func claimed(t *testing.T, s *testbed.Stack) int {
 	t.Helper()
 	st, err := s.Status(t.Context())
 	testbed.Must(t, err)
-	return len(st.Layers) > 0
+	return len(st.Layers)
+}
+
+// pullClaimed pulls an image until remorad supplies so many layers, of all images: on a busy machine a proof may come late, and then
+// the host has little credit for a while.
+func pullClaimed(t *testing.T, s *testbed.Stack, ref string, layers int, pull func()) {
+	t.Helper()
+	for try := 0; ; try++ {
+		pull()
+		n := claimed(t, s)
+		if n >= layers {
+			return
+		}
+		if try == 20 {
+			t.Fatalf("after %s was pulled, %d layers are claimed, not %d", ref, n, layers)
+		}
+		removeAll(t, s, ref)
+		time.Sleep(time.Second)
+	}
 }
 
 // clientCalls are what clients of containerd do with an image's snapshot by the mounts that they are answered. Each returns the names of

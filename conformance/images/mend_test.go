@@ -80,11 +80,7 @@ func TestRefusedLate(t *testing.T) {
 			hold := make(chan struct{})
 			held := holding(hold)
 			p.fault.Store(&held)
-			testbed.Must(t, pull(ref))
-			for try := 1; try < 3 && layerState(t, s, 1) == ""; try++ { // on a busy machine a proof may come late
-				removeAll(t, s, ref)
-				testbed.Must(t, pull(ref))
-			}
+			pullClaimed(t, s, ref, 3, func() { testbed.Must(t, pull(ref)) })
 			close(hold)
 			same := func(t *testing.T) {
 				sameTree(t, s, ref, s.Ref("odd:1"), func(path string) bool { return path == "d" })
@@ -184,11 +180,7 @@ func TestReleased(t *testing.T) {
 		testbed.Must(t, testbed.WriteTars(layout, "src", randomLayer(uint64(30+i), 4<<20)))
 		testbed.Must(t, s.Push(t.Context(), layout, "src", repo+":1"))
 		refs[repo] = p.Listener.Addr().String() + "/" + repo + ":1"
-		pull(refs[repo])
-		for try := 1; try < 3 && layerState(t, s, i) == ""; try++ { // on a busy machine a proof may come late
-			removeAll(t, s, refs[repo])
-			pull(refs[repo])
-		}
+		pullClaimed(t, s, refs[repo], i+1, func() { pull(refs[repo]) })
 	}
 	_, err := s.Ctr(t.Context(), "images", "label", refs["pinned"], "io.cri-containerd.pinned=pinned")
 	testbed.Must(t, err)
