@@ -60,9 +60,13 @@ func (s *Snapshotter) Keep(image string, keep bool) (layers int, err error) {
 		layers++
 	}
 	if layers == 0 {
-		return 0, fmt.Errorf("no lazy layer was pulled for %s; snapctl status lists the images", image)
+		return 0, noLazyLayer(image)
 	}
 	return layers, nil
+}
+
+func noLazyLayer(image string) error {
+	return fmt.Errorf("no lazy layer was pulled for %s; snapctl status lists the images", image)
 }
 
 func (b *binding) image() *cache.File {

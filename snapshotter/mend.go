@@ -26,26 +26,37 @@ func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBindi
 		return f, saved.Source, err
 	}
 	others, lerr := s.elsewhere(ctx, b)
-	errs := []error{err, lerr}
-	gone := isGone(err) && lerr == nil
 	for i := range others {
-		src := &others[i]
-		if known := s.layers.failures.of(src.Repo); known != nil {
-			errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, known)), false
-			continue
-		}
-		s.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", src.Descriptor.Digest, "repository", src.Repo, "err", err)
-		f, err := s.prove(ctx, b, src)
+		s.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", others[i].Descriptor.Digest,
+			"repository", others[i].Repo, "err", err)
+	}
+	f, src, err := s.firstProven(ctx, b, others, []error{err, lerr}, isGone(err) && lerr == nil)
+	if err != nil {
+		return nil, saved.Source, err
+	}
+	return f, src, nil
+}
+
+// firstProven returns the image of the first source whose bytes are proven to be what a binding promises. The error has those of all,
+// and others that were there before; if all say that the layer is gone, and it was before, it is a goneError.
+func (s *Snapshotter) firstProven(
+	ctx context.Context, b *binding, all []Source, before []error, gone bool,
+) (f *cache.File, src Source, err error) {
+	errs := before
+	for _, src := range all {
+		err := s.layers.failures.of(src.Repo)
 		if err == nil {
-			return f, *src, nil
+			if f, err = s.prove(ctx, b, &src); err == nil {
+				return f, src, nil
+			}
+			s.dropUnused(f)
 		}
-		s.dropUnused(f)
 		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err)), gone && isGone(err)
 	}
 	if err = errors.Join(errs...); gone {
 		err = &goneError{err}
 	}
-	return nil, saved.Source, err
+	return nil, Source{}, err
 }
 
 // elsewhere returns the layers, other than the binding's own, by which images of containerd say that the binding's snapshot can be

@@ -69,15 +69,16 @@ func (s *Snapshotter) noteAttempt(b *binding, err error) {
 	case time.Since(b.gone) >= s.opts.GoneFor && s.opts.Releases != nil:
 		b.gone = time.Time{} // else the next attempt would do it, too
 		s.started.Go(func() {
-			if err := s.release(s.life, b); err != nil {
+			if err := s.release(s.life, b, s.opts.ReleaseAsk, func(ImageName) {}); err != nil {
 				s.log.Error("images of which a layer is nowhere any more stay", "key", b.name(), "digest", b.source().Descriptor.Digest, "err", err)
 			}
 		})
 	}
 }
 
-// release removes the images that have a binding's layer, unless something uses it.
-func (s *Snapshotter) release(ctx context.Context, b *binding) error {
+// release removes the images that have a binding's layer, unless something uses it, or says what an operator is to do who wants to be
+// asked. It tells of each.
+func (s *Snapshotter) release(ctx context.Context, b *binding, ask bool, tell func(ImageName)) error {
 	chains, err := s.chainsOf(ctx, []*binding{b})
 	if err != nil {
 		return err
@@ -94,12 +95,16 @@ func (s *Snapshotter) release(ctx context.Context, b *binding) error {
 			return fmt.Errorf("image %s: %s", img, img.Stays)
 		}
 	}
+	if ask && len(images) > 0 {
+		return fmt.Errorf("remove them by snapctl repair --release %s, and pull again", b.source().Image)
+	}
 	for _, img := range images {
 		if err := s.opts.Releases.Release(ctx, img); err != nil {
 			return fmt.Errorf("remove image %s: %w", img, err)
 		}
 		s.log.Warn("image was removed from containerd, since a layer of it is nowhere any more: pull it again", "image", img.Name,
 			"namespace", img.Namespace, "digest", b.source().Descriptor.Digest)
+		tell(img)
 	}
 	return nil
 }

@@ -54,6 +54,8 @@ type Options struct {
 	Blobs Blobs
 	// Releases removes images of which a layer is nowhere any more; nil for never.
 	Releases Releases
+	// ReleaseAsk leaves that to the operator; see Repair.
+	ReleaseAsk bool
 	// GoneFor is how long a layer must have been nowhere before that; 0 for the default.
 	GoneFor time.Duration
 	// Learn has the first starts of an image recorded and merged into its profile.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -118,6 +119,20 @@ func cacheEntryMessage(l snapshotter.CachedLayer) *controlv1.CacheEntry {
 func (n *nodeService) Pin(_ context.Context, req *controlv1.PinRequest) (*controlv1.PinResponse, error) {
 	layers, err := n.sn.Keep(req.GetImage(), req.GetPin())
 	return &controlv1.PinResponse{Layers: int64(layers)}, err
+}
+
+// Repair implements controlv1.NodeServer.
+func (n *nodeService) Repair(req *controlv1.RepairRequest, stream grpc.ServerStreamingServer[controlv1.RepairResponse]) error {
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	send := func(m *controlv1.RepairResponse) {
+		if err := stream.Send(m); err != nil {
+			cancel(err)
+		}
+	}
+	return n.sn.Repair(ctx, req.GetImage(), req.GetRelease(), func(l snapshotter.Repaired) {
+		send(&controlv1.RepairResponse{Digest: l.Digest.String(), Reason: text(l.Reason), Gone: l.Gone})
+	}, func(img snapshotter.ImageName) { send(&controlv1.RepairResponse{Removed: text(img.String())}) })
 }
 
 // Prune implements controlv1.NodeServer.

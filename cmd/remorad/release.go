@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
@@ -23,7 +22,6 @@ const (
 type releases struct {
 	containerd *client.Client
 	known      *snapshotter.ContentImages
-	ask        bool // an operator removes them
 }
 
 // Using implements snapshotter.Releases.
@@ -38,12 +36,6 @@ func (r *releases) Using(ctx context.Context, chainID digest.Digest) (all []snap
 			return nil, err
 		}
 		all = append(all, some...)
-	}
-	for i := range all {
-		if r.ask && all[i].Stays == "" {
-			all[i].Stays = fmt.Sprintf("[images] release is %q: remove it (ctr -n %s images rm %s), and what else has the layer, and pull it again",
-				releaseAsk, all[i].Namespace, all[i].Name)
-		}
 	}
 	return all, nil
 }

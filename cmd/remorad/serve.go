@@ -149,8 +149,8 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
 		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Kernel: f.kernel, Pod: inPod(),
-		Releases: &releases{containerd, known, cfg.Images.Release == releaseAsk},
-		NotOurs:  []string{disk.Dir(f.root)}, MapsMounts: mapsMounts(containerd), Log: log,
+		Releases: &releases{containerd, known}, ReleaseAsk: cfg.Images.Release == releaseAsk,
+		NotOurs: []string{disk.Dir(f.root)}, MapsMounts: mapsMounts(containerd), Log: log,
 	})
 	if err != nil {
 		return err

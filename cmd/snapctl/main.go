@@ -71,8 +71,9 @@ store.
 	f.StringVar(&a.remora, "remora", envOr("REMORA_ADDRESS", "/run/remora/remora.sock"), "remorad's `socket`")
 	f.StringVar(&a.namespace, "namespace", envOr("CONTAINERD_NAMESPACE", "default"), "containerd's `namespace` (k8s.io for Kubernetes)")
 	f.BoolVar(&a.json, "json", false, "print one JSON object on stdout")
-	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.statusCommand(), a.cacheCommand(), a.detachCommand(),
-		a.doctorCommand(), a.recordCommand(), a.profileCommand(), a.indexCommand(), a.traceCommand(), a.devCommand(), a.volumeCommand())
+	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.repairCommand(), a.statusCommand(), a.cacheCommand(),
+		a.detachCommand(), a.doctorCommand(), a.recordCommand(), a.profileCommand(), a.indexCommand(), a.traceCommand(),
+		a.devCommand(), a.volumeCommand())
 	err := cmd.ExecuteContext(ctx)
 	if err != nil && strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
 		return cli.Usage(err)

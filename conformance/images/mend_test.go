@@ -112,7 +112,8 @@ func layerState(t *testing.T, s *testbed.Stack, i int) string {
 func TestBlobGone(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
-	layout, err := testbed.Python.LazyLayout(t.Context())
+	redis := testbed.Programs[1]
+	layout, err := redis.LazyLayout(t.Context())
 	testbed.Must(t, err)
 	for _, name := range []string{"first:1", "second:1"} {
 		testbed.Must(t, s.Push(t.Context(), layout, "lazy", name))
@@ -124,9 +125,7 @@ func TestBlobGone(t *testing.T) {
 	testbed.Must(t, err)
 	deleteBlobs(t, s, layout, "lazy", "first")
 	readAll := func(id string) error {
-		_, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", id, "sleeper", "python3", "-c",
-			"import os\nfor d, _, names in os.walk('/usr'):\n for n in names:\n"+
-				"  p = os.path.join(d, n)\n  if os.path.isfile(p): open(p, 'rb').read()")
+		_, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", id, "sleeper", "sh", "-c", "find /usr/bin -type f -exec cat {} + >/dev/null")
 		return err
 	}
 	if err := readAll("first"); err == nil {
@@ -139,6 +138,13 @@ func TestBlobGone(t *testing.T) {
 		try++
 		return readAll(fmt.Sprint("again-", try)) == nil
 	})
+	out, err := s.Snapctl(t.Context(), "repair", first)
+	testbed.Must(t, err)
+	if !strings.Contains(out, "layers whole, 0 broken") {
+		t.Error(out)
+	}
+	testbed.Must(t, s.StopRegistry())
+	testbed.RunImage(t, s, first, "offline", "remora", redis)
 }
 
 // deleteBlobs deletes the layers of an image from a repository.
@@ -211,6 +217,9 @@ func TestReleased(t *testing.T) {
 	testbed.Must(t, err)
 	if !strings.Contains(names, "pinned") {
 		t.Errorf("a pinned image was removed: %s", names)
+	}
+	if out, err := s.Snapctl(t.Context(), "repair", "--release", refs["pinned"]); err == nil || !strings.Contains(err.Error(), "pinned") {
+		t.Errorf("%s, %v", out, err)
 	}
 	close(hold)
 	testbed.Must(t, s.Push(t.Context(), filepath.Join(dir, "lost"), "src", "lost:1"))

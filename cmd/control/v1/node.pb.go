@@ -1226,6 +1226,126 @@ func (x *PinResponse) GetLayers() int64 {
 	return 0
 }
 
+type RepairRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`      // as Layer.image has it
+	Release       bool                   `protobuf:"varint,2,opt,name=release,proto3" json:"release,omitempty"` // remove the images of which a layer is nowhere any more
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairRequest) Reset() {
+	*x = RepairRequest{}
+	mi := &file_cmd_control_v1_node_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairRequest) ProtoMessage() {}
+
+func (x *RepairRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_node_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairRequest.ProtoReflect.Descriptor instead.
+func (*RepairRequest) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *RepairRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *RepairRequest) GetRelease() bool {
+	if x != nil {
+		return x.Release
+	}
+	return false
+}
+
+type RepairResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`   // of a layer
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`   // why it is not whole; "" if it is
+	Gone          bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"`      // nobody has it any more
+	Removed       string                 `protobuf:"bytes,4,opt,name=removed,proto3" json:"removed,omitempty"` // an image, as NAMESPACE/NAME
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RepairResponse) Reset() {
+	*x = RepairResponse{}
+	mi := &file_cmd_control_v1_node_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RepairResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RepairResponse) ProtoMessage() {}
+
+func (x *RepairResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_node_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RepairResponse.ProtoReflect.Descriptor instead.
+func (*RepairResponse) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *RepairResponse) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *RepairResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RepairResponse) GetGone() bool {
+	if x != nil {
+		return x.Gone
+	}
+	return false
+}
+
+func (x *RepairResponse) GetRemoved() string {
+	if x != nil {
+		return x.Removed
+	}
+	return ""
+}
+
 type PruneRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1234,7 +1354,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[17]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1366,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[17]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1379,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{17}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{19}
 }
 
 type PruneResponse struct {
@@ -1271,7 +1391,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_cmd_control_v1_node_proto_msgTypes[18]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1283,7 +1403,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_node_proto_msgTypes[18]
+	mi := &file_cmd_control_v1_node_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1296,7 +1416,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{18}
+	return file_cmd_control_v1_node_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PruneResponse) GetBytes() int64 {
@@ -1407,15 +1527,24 @@ const file_cmd_control_v1_node_proto_rawDesc = "" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x10\n" +
 	"\x03pin\x18\x02 \x01(\bR\x03pin\"%\n" +
 	"\vPinResponse\x12\x16\n" +
-	"\x06layers\x18\x01 \x01(\x03R\x06layers\"\x0e\n" +
+	"\x06layers\x18\x01 \x01(\x03R\x06layers\"?\n" +
+	"\rRepairRequest\x12\x14\n" +
+	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
+	"\arelease\x18\x02 \x01(\bR\arelease\"n\n" +
+	"\x0eRepairResponse\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04gone\x18\x03 \x01(\bR\x04gone\x12\x18\n" +
+	"\aremoved\x18\x04 \x01(\tR\aremoved\"\x0e\n" +
 	"\fPruneRequest\"%\n" +
 	"\rPruneResponse\x12\x14\n" +
-	"\x05bytes\x18\x01 \x01(\x03R\x05bytes2\x8e\x03\n" +
+	"\x05bytes\x18\x01 \x01(\x03R\x05bytes2\xdf\x03\n" +
 	"\x04Node\x12M\n" +
 	"\x06Status\x12 .remora.control.v1.StatusRequest\x1a!.remora.control.v1.StatusResponse\x12M\n" +
 	"\x06Detach\x12 .remora.control.v1.DetachRequest\x1a!.remora.control.v1.DetachResponse\x12V\n" +
 	"\tListCache\x12#.remora.control.v1.ListCacheRequest\x1a$.remora.control.v1.ListCacheResponse\x12D\n" +
-	"\x03Pin\x12\x1d.remora.control.v1.PinRequest\x1a\x1e.remora.control.v1.PinResponse\x12J\n" +
+	"\x03Pin\x12\x1d.remora.control.v1.PinRequest\x1a\x1e.remora.control.v1.PinResponse\x12O\n" +
+	"\x06Repair\x12 .remora.control.v1.RepairRequest\x1a!.remora.control.v1.RepairResponse0\x01\x12J\n" +
 	"\x05Prune\x12\x1f.remora.control.v1.PruneRequest\x1a .remora.control.v1.PruneResponseB;Z9github.com/remora-storage/remora/cmd/control/v1;controlv1b\x06proto3"
 
 var (
@@ -1430,7 +1559,7 @@ func file_cmd_control_v1_node_proto_rawDescGZIP() []byte {
 	return file_cmd_control_v1_node_proto_rawDescData
 }
 
-var file_cmd_control_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_cmd_control_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_cmd_control_v1_node_proto_goTypes = []any{
 	(*StatusRequest)(nil),         // 0: remora.control.v1.StatusRequest
 	(*StatusResponse)(nil),        // 1: remora.control.v1.StatusResponse
@@ -1449,10 +1578,12 @@ var file_cmd_control_v1_node_proto_goTypes = []any{
 	(*CacheEntry)(nil),            // 14: remora.control.v1.CacheEntry
 	(*PinRequest)(nil),            // 15: remora.control.v1.PinRequest
 	(*PinResponse)(nil),           // 16: remora.control.v1.PinResponse
-	(*PruneRequest)(nil),          // 17: remora.control.v1.PruneRequest
-	(*PruneResponse)(nil),         // 18: remora.control.v1.PruneResponse
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*RepairRequest)(nil),         // 17: remora.control.v1.RepairRequest
+	(*RepairResponse)(nil),        // 18: remora.control.v1.RepairResponse
+	(*PruneRequest)(nil),          // 19: remora.control.v1.PruneRequest
+	(*PruneResponse)(nil),         // 20: remora.control.v1.PruneResponse
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_cmd_control_v1_node_proto_depIdxs = []int32{
 	2,  // 0: remora.control.v1.StatusResponse.backend:type_name -> remora.control.v1.Backend
@@ -1463,23 +1594,25 @@ var file_cmd_control_v1_node_proto_depIdxs = []int32{
 	9,  // 5: remora.control.v1.StatusResponse.waiting:type_name -> remora.control.v1.Waiting
 	5,  // 6: remora.control.v1.StatusResponse.holder:type_name -> remora.control.v1.Holder
 	8,  // 7: remora.control.v1.StatusResponse.damaged:type_name -> remora.control.v1.DamagedFile
-	19, // 8: remora.control.v1.Layer.waited:type_name -> google.protobuf.Duration
-	20, // 9: remora.control.v1.DamagedFile.found:type_name -> google.protobuf.Timestamp
-	19, // 10: remora.control.v1.Waiting.waited:type_name -> google.protobuf.Duration
+	21, // 8: remora.control.v1.Layer.waited:type_name -> google.protobuf.Duration
+	22, // 9: remora.control.v1.DamagedFile.found:type_name -> google.protobuf.Timestamp
+	21, // 10: remora.control.v1.Waiting.waited:type_name -> google.protobuf.Duration
 	3,  // 11: remora.control.v1.ListCacheResponse.usage:type_name -> remora.control.v1.CacheUsage
 	14, // 12: remora.control.v1.ListCacheResponse.entries:type_name -> remora.control.v1.CacheEntry
 	0,  // 13: remora.control.v1.Node.Status:input_type -> remora.control.v1.StatusRequest
 	10, // 14: remora.control.v1.Node.Detach:input_type -> remora.control.v1.DetachRequest
 	12, // 15: remora.control.v1.Node.ListCache:input_type -> remora.control.v1.ListCacheRequest
 	15, // 16: remora.control.v1.Node.Pin:input_type -> remora.control.v1.PinRequest
-	17, // 17: remora.control.v1.Node.Prune:input_type -> remora.control.v1.PruneRequest
-	1,  // 18: remora.control.v1.Node.Status:output_type -> remora.control.v1.StatusResponse
-	11, // 19: remora.control.v1.Node.Detach:output_type -> remora.control.v1.DetachResponse
-	13, // 20: remora.control.v1.Node.ListCache:output_type -> remora.control.v1.ListCacheResponse
-	16, // 21: remora.control.v1.Node.Pin:output_type -> remora.control.v1.PinResponse
-	18, // 22: remora.control.v1.Node.Prune:output_type -> remora.control.v1.PruneResponse
-	18, // [18:23] is the sub-list for method output_type
-	13, // [13:18] is the sub-list for method input_type
+	17, // 17: remora.control.v1.Node.Repair:input_type -> remora.control.v1.RepairRequest
+	19, // 18: remora.control.v1.Node.Prune:input_type -> remora.control.v1.PruneRequest
+	1,  // 19: remora.control.v1.Node.Status:output_type -> remora.control.v1.StatusResponse
+	11, // 20: remora.control.v1.Node.Detach:output_type -> remora.control.v1.DetachResponse
+	13, // 21: remora.control.v1.Node.ListCache:output_type -> remora.control.v1.ListCacheResponse
+	16, // 22: remora.control.v1.Node.Pin:output_type -> remora.control.v1.PinResponse
+	18, // 23: remora.control.v1.Node.Repair:output_type -> remora.control.v1.RepairResponse
+	20, // 24: remora.control.v1.Node.Prune:output_type -> remora.control.v1.PruneResponse
+	19, // [19:25] is the sub-list for method output_type
+	13, // [13:19] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -1496,7 +1629,7 @@ func file_cmd_control_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cmd_control_v1_node_proto_rawDesc), len(file_cmd_control_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

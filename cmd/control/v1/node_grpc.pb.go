@@ -54,6 +54,7 @@ const (
 	Node_Detach_FullMethodName    = "/remora.control.v1.Node/Detach"
 	Node_ListCache_FullMethodName = "/remora.control.v1.Node/ListCache"
 	Node_Pin_FullMethodName       = "/remora.control.v1.Node/Pin"
+	Node_Repair_FullMethodName    = "/remora.control.v1.Node/Repair"
 	Node_Prune_FullMethodName     = "/remora.control.v1.Node/Prune"
 )
 
@@ -71,6 +72,9 @@ type NodeClient interface {
 	ListCache(ctx context.Context, in *ListCacheRequest, opts ...grpc.CallOption) (*ListCacheResponse, error)
 	// Pin keeps the layers of an image in the cache, or no longer.
 	Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallOption) (*PinResponse, error)
+	// Repair refills the layers of an image that cannot be read, from wherever they are, and completes all of them. It sends a message
+	// for each layer that it is done with, and for each image that it removes.
+	Repair(ctx context.Context, in *RepairRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairResponse], error)
 	// Prune evicts everything that may be evicted.
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
 }
@@ -123,6 +127,25 @@ func (c *nodeClient) Pin(ctx context.Context, in *PinRequest, opts ...grpc.CallO
 	return out, nil
 }
 
+func (c *nodeClient) Repair(ctx context.Context, in *RepairRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_Repair_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RepairRequest, RepairResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_RepairClient = grpc.ServerStreamingClient[RepairResponse]
+
 func (c *nodeClient) Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PruneResponse)
@@ -147,6 +170,9 @@ type NodeServer interface {
 	ListCache(context.Context, *ListCacheRequest) (*ListCacheResponse, error)
 	// Pin keeps the layers of an image in the cache, or no longer.
 	Pin(context.Context, *PinRequest) (*PinResponse, error)
+	// Repair refills the layers of an image that cannot be read, from wherever they are, and completes all of them. It sends a message
+	// for each layer that it is done with, and for each image that it removes.
+	Repair(*RepairRequest, grpc.ServerStreamingServer[RepairResponse]) error
 	// Prune evicts everything that may be evicted.
 	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
 	mustEmbedUnimplementedNodeServer()
@@ -170,6 +196,9 @@ func (UnimplementedNodeServer) ListCache(context.Context, *ListCacheRequest) (*L
 }
 func (UnimplementedNodeServer) Pin(context.Context, *PinRequest) (*PinResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Pin not implemented")
+}
+func (UnimplementedNodeServer) Repair(*RepairRequest, grpc.ServerStreamingServer[RepairResponse]) error {
+	return status.Error(codes.Unimplemented, "method Repair not implemented")
 }
 func (UnimplementedNodeServer) Prune(context.Context, *PruneRequest) (*PruneResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Prune not implemented")
@@ -267,6 +296,17 @@ func _Node_Pin_Handler(srv interface{}, ctx context.Context, dec func(interface{
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Repair_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RepairRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(NodeServer).Repair(m, &grpc.GenericServerStream[RepairRequest, RepairResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Node_RepairServer = grpc.ServerStreamingServer[RepairResponse]
+
 func _Node_Prune_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(PruneRequest)
 	if err := dec(in); err != nil {
@@ -313,6 +353,12 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Node_Prune_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Repair",
+			Handler:       _Node_Repair_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "cmd/control/v1/node.proto",
 }

@@ -43,9 +43,31 @@ type PinReply struct {
 	Layers int `json:"layers"`
 }
 
+// RepairRequest names an image whose layers are to be made whole.
+type RepairRequest struct {
+	Image   string `json:"image"`
+	Release bool   `json:"release,omitempty"` // remove the images of which a layer is nowhere any more
+}
+
+// RepairStep says what became of a layer, or that an image was removed.
+type RepairStep struct {
+	Digest  digest.Digest `json:"digest,omitempty"`
+	Reason  string        `json:"reason,omitempty"` // why the layer is not whole
+	Gone    bool          `json:"gone,omitempty"`   // nobody has it any more
+	Removed string        `json:"removed,omitempty"`
+}
+
 // PruneReply says how much was freed.
 type PruneReply struct {
 	Bytes int64 `json:"bytes"`
+}
+
+// Repair makes an image's layers whole, and tells of each.
+func (c *Client) Repair(ctx context.Context, req *RepairRequest, tell func(*RepairStep)) error {
+	stream, err := c.node.Repair(ctx, &controlv1.RepairRequest{Image: req.Image, Release: req.Release})
+	return receive(stream, err, func(m *controlv1.RepairResponse) {
+		tell(&RepairStep{Digest: digest.Digest(m.GetDigest()), Reason: m.GetReason(), Gone: m.GetGone(), Removed: m.GetRemoved()})
+	})
 }
 
 // Cache lists what the cache holds.

@@ -50,6 +50,7 @@ func nodeCalls() map[protoreflect.FullName]call {
 		"Node.Detach":      asked((*Client).Detach),
 		"Node.ListCache":   asked((*Client).Cache),
 		"Node.Pin":         plain((*Client).Pin),
+		"Node.Repair":      lasting((*Client).Repair),
 		"Node.Prune":       asked((*Client).Prune),
 		"Disks.AttachDisk": plain((*Client).AttachDisk),
 		"Disks.DetachDisk": plain((*Client).DetachDisk),

@@ -23,7 +23,7 @@ func main() {
 		{"snapctl", "volume", "inspect"}, {"snapctl", "volume", "attach"}, {"snapctl", "volume", "detach"}, {"snapctl",
 			"volume", "mount"}, {"snapctl", "volume", "umount"},
 		{"snapctl", "volume", "resize"}, {"snapctl", "volume", "rm"}, {"snapctl", "volume", "fsck"}, {"snapctl", "volume", "bench"},
-		{"snapctl", "fetch"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
+		{"snapctl", "fetch"}, {"snapctl", "repair"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
 		{"remorad"}, {"remorad", "holder"},
 	} {
 		out, err := testbed.Output(context.Background(), nil, args[0], append(args[1:], "--help")...)
