@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // A layer that was claimed must come from somewhere: nobody else downloads it any more. Where its own repository no longer gives it,
@@ -81,7 +82,7 @@ func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []Sourc
 			return others, fmt.Errorf("which images of namespace %s have layer %s: %w", ns, ours.Descriptor.Digest, err)
 		}
 		for _, src := range claims[chains[b]] {
-			if key := s.layers.keyOf(&src); !known[key] {
+			if key := s.layers.keyOf(&src); !known[key] && !samePlace(src.Repo, ours.Repo) {
 				known[key] = true
 				others = append(others, src)
 			}
@@ -89,6 +90,10 @@ func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []Sourc
 	}
 	return others, nil
 }
+
+// samePlace reports whether two repositories may be one: containerd notes where a blob came from without the port, so one record may
+// stand for a repository on each port that is known. That says nothing of another one's having the layer.
+func samePlace(a, b registry.Repository) bool { return a.Hostname() == b.Hostname() && a.Path == b.Path }
 
 // chainsOf returns the chainIDs that snapshots were claimed for.
 func (s *Snapshotter) chainsOf(ctx context.Context, all []*binding) (map[*binding]digest.Digest, error) {
@@ -118,9 +123,10 @@ func (s *Snapshotter) placesOf(ctx context.Context, image string) (all []Source)
 		if err != nil {
 			s.log.Warn("where else a layer is was not found out", "digest", ours.Descriptor.Digest, "err", err)
 		}
-		all = append(append(all, ours), slices.DeleteFunc(others, func(o Source) bool {
-			return o.Descriptor.Digest != ours.Descriptor.Digest
-		})...)
+		if s.layers.stored(ctx, &ours) {
+			all = append(all, ours)
+		}
+		all = append(all, slices.DeleteFunc(others, func(o Source) bool { return o.Descriptor.Digest != ours.Descriptor.Digest })...)
 	}
 	return all
 }
