@@ -93,7 +93,9 @@ func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []Sourc
 
 // samePlace reports whether two repositories may be one: containerd notes where a blob came from without the port, so one record may
 // stand for a repository on each port that is known. That says nothing of another one's having the layer.
-func samePlace(a, b registry.Repository) bool { return a.Hostname() == b.Hostname() && a.Path == b.Path }
+func samePlace(a, b registry.Repository) bool {
+	return a.Hostname() == b.Hostname() && a.Path == b.Path
+}
 
 // chainsOf returns the chainIDs that snapshots were claimed for.
 func (s *Snapshotter) chainsOf(ctx context.Context, all []*binding) (map[*binding]digest.Digest, error) {
