@@ -64,6 +64,8 @@ const (
 	notMounted    mountedAs = ""
 	mountedLazy   mountedAs = "lazy"   // reads may come to us
 	mountedDirect mountedAs = "direct" // the kernel reads the complete image file
+	// mountedUnpacked is a directory into which the layer was unpacked.
+	mountedUnpacked mountedAs = "unpacked"
 )
 
 // attempt is one try to mount a binding.
@@ -238,9 +240,7 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 		return fmt.Errorf("quarantined: %s", saved.Quarantined)
 	}
 	if saved.Unpacked != nil {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		return s.showUnpackedLocked(b)
+		return s.mountAs(b, func() error { return nil })
 	}
 	f, src, err := s.imageOf(ctx, b, &saved)
 	if mayUnpack(err) && ctx.Err() == nil {
@@ -252,6 +252,20 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 	if err := s.checkDiffID(ctx, b, f); err != nil {
 		return err
 	}
+	return s.mountAs(b, func() error {
+		b.file = f
+		s.found(&src, f)
+		if b.saved.CacheID == f.ID() && b.saved.Source.Repo == src.Repo {
+			return nil
+		}
+		b.saved.Source, b.saved.CacheID, b.key = src, f.ID(), ""
+		return b.saved.write(b.dir)
+	})
+}
+
+// mountAs mounts a binding's layer once note, which has the binding's lock, has noted what it is; nothing of a snapshot that was removed
+// meanwhile.
+func (s *Snapshotter) mountAs(b *binding, note func() error) error {
 	s.mounting.RLock()
 	defer s.mounting.RUnlock()
 	b.mu.Lock()
@@ -259,13 +273,8 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 	if b.removed {
 		return errors.New("snapshot was removed")
 	}
-	b.file = f
-	s.found(&src, f)
-	if b.saved.CacheID != f.ID() || b.saved.Source.Repo != src.Repo {
-		b.saved.Source, b.saved.CacheID, b.key = src, f.ID(), ""
-		if err := b.saved.write(b.dir); err != nil {
-			return err
-		}
+	if err := note(); err != nil {
+		return err
 	}
 	return s.mountLocked(b)
 }
@@ -318,10 +327,13 @@ func (s *Snapshotter) opened(ctx context.Context, src *Source) (*opening, error)
 	return &opening{}, errors.New("its image is removed again and again")
 }
 
-// mountLocked mounts b.file on the binding's directory, directly if it is complete and checked.
+// mountLocked mounts b.file on the binding's directory, directly if it is complete and checked, or what the layer was unpacked into.
 func (s *Snapshotter) mountLocked(b *binding) error {
 	if b.how != notMounted {
 		return nil
+	}
+	if b.saved.Unpacked != nil {
+		return s.mountUnpackedLocked(b)
 	}
 	if b.file.Verified(b.saved.Source.DiffID) && s.mountDirectLocked(b) == nil {
 		return nil

@@ -27,9 +27,6 @@ import (
 
 const unpackedDir = "unpacked"
 
-// mountUnpacked means that a binding's directory shows the directory into which its layer was unpacked.
-const mountedUnpacked mountedAs = "unpacked"
-
 // mayUnpack reports whether a layer that was refused may be one that can be unpacked. A bomb is none, and wrong bytes are not the layer.
 func mayUnpack(refused error) bool {
 	return errors.Is(refused, ErrNotLazy) && !errors.Is(refused, scan.ErrBomb) && !errors.Is(refused, errWrongBlob)
@@ -67,24 +64,13 @@ func (s *Snapshotter) unpack(ctx context.Context, b *binding, refused error) err
 	if err != nil {
 		return err
 	}
-	s.mounting.RLock()
-	defer s.mounting.RUnlock()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.removed {
-		return errors.New("snapshot was removed")
-	}
-	b.saved.Unpacked, b.saved.CacheID, b.file = &unpackedUsage{takes.Size, takes.Inodes}, "", nil
-	if err := b.saved.write(b.dir); err != nil {
-		return err
-	}
-	return s.showUnpackedLocked(b)
+	return s.mountAs(b, func() error {
+		b.saved.Unpacked, b.saved.CacheID, b.file = &unpackedUsage{takes.Size, takes.Inodes}, "", nil
+		return b.saved.write(b.dir)
+	})
 }
 
-func (s *Snapshotter) showUnpackedLocked(b *binding) error {
-	if b.how != notMounted {
-		return nil
-	}
+func (s *Snapshotter) mountUnpackedLocked(b *binding) error {
 	if err := s.kernel.Bind(filepath.Join(b.dir, unpackedDir), b.fsDir()); err != nil {
 		return fmt.Errorf("show what was unpacked: %w", err)
 	}
