@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,6 +40,30 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// queue notes in which order places are given to those that wait for one, and give it back.
+type queue struct {
+	all sync.WaitGroup
+
+	mu    sync.Mutex // guards order
+	order string     // of marks
+}
+
+// wait has somebody wait for a place.
+func (q *queue) wait(t *testing.T, mark string, acquire func(context.Context, string) (func(), error), who string) {
+	q.all.Go(func() {
+		release, err := acquire(t.Context(), who)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		q.mu.Lock()
+		q.order += mark
+		q.mu.Unlock()
+		release()
+	})
+	synctest.Wait()
+}
+
 // TestTurns: those that have least go first, those that have the same take turns, and each user's own go in order.
 func TestTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -49,30 +72,17 @@ func TestTurns(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var mu sync.Mutex // guards order
-		var order []string
-		var all sync.WaitGroup
+		var q queue
 		for _, who := range []string{"a", "a", "a", "b", "b", "c"} {
-			all.Go(func() {
-				release, err := p.Acquire(t.Context(), who)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				mu.Lock()
-				order = append(order, who)
-				mu.Unlock()
-				release()
-			})
-			synctest.Wait()
+			q.wait(t, who, p.Acquire, who)
 		}
 		if _, ok := p.Try("d"); ok {
 			t.Error("there was no place")
 		}
 		release()
-		all.Wait()
-		if want := []string{"a", "b", "c", "a", "b", "a"}; !slices.Equal(order, want) {
-			t.Errorf("they went as %v, want %v", order, want)
+		q.all.Wait()
+		if want := "abcaba"; q.order != want {
+			t.Errorf("they went as %s, want %s", q.order, want)
 		}
 	})
 }
@@ -85,31 +95,15 @@ func TestFirst(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var mu sync.Mutex // guards order
-		var order []byte
-		var all sync.WaitGroup
-		wait := func(mark byte, acquire func(context.Context, string) (func(), error), who string) {
-			all.Go(func() {
-				release, err := acquire(t.Context(), who)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				mu.Lock()
-				order = append(order, mark)
-				mu.Unlock()
-				release()
-			})
-			synctest.Wait()
-		}
+		var q queue
 		for _, who := range []string{"a", "b", "a"} {
-			wait('w', p.Acquire, who)
+			q.wait(t, "w", p.Acquire, who)
 		}
 		for i := range 8 {
-			wait('f', p.AcquireFirst, []string{"a", "b"}[i%2])
+			q.wait(t, "f", p.AcquireFirst, []string{"a", "b"}[i%2])
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		all.Go(func() {
+		q.all.Go(func() {
 			if _, err := p.AcquireFirst(ctx, "c"); !errors.Is(err, context.Canceled) {
 				t.Errorf("it left the line: %v", err)
 			}
@@ -118,9 +112,9 @@ func TestFirst(t *testing.T) {
 		cancel()
 		synctest.Wait()
 		release()
-		all.Wait()
-		if want := "fffwfffwffw"; string(order) != want {
-			t.Errorf("they went as %s, want %s", order, want)
+		q.all.Wait()
+		if want := "fffwfffwffw"; q.order != want {
+			t.Errorf("they went as %s, want %s", q.order, want)
 		}
 	})
 }
