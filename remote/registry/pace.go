@@ -48,17 +48,18 @@ func newPace() *pace {
 	return &pace{pool: fair.NewPool[string](maxAsked, maxAskedOfOne), limit: maxAsked, pause: firstPause}
 }
 
-// enter waits until the host may be asked once more for a registry. release must be called once.
+type briskKey struct{}
+
+// A busyError is why a host is not asked now by a request that may go to another one: it has said that it is asked too much.
+type busyError struct{ wait time.Duration } // at least
+
+func (e *busyError) Error() string { return "it has said that it is asked too much" }
+
+// enter waits until the host may be asked once more for a registry. release must be called once. A brisk request waits for no host
+// that has said that it is asked too much, and gets a busyError.
 func (p *pace) enter(ctx context.Context, registry string) (release func(), err error) {
 	for {
-		if err := p.rest(ctx); err != nil {
-			return nil, err
-		}
-		acquire := p.pool.Acquire
-		if ctx.Value(beforeBulkKey{}) != nil {
-			acquire = p.pool.AcquireFirst
-		}
-		release, err := acquire(ctx, registry)
+		release, err := p.place(ctx, registry)
 		if err != nil {
 			return nil, err
 		}
@@ -77,6 +78,32 @@ func (p *pace) enter(ctx context.Context, registry string) (release func(), err 
 			release()
 		}, nil
 	}
+}
+
+// place waits for one of the requests that the host gets, and until it is no longer left alone.
+func (p *pace) place(ctx context.Context, registry string) (release func(), err error) {
+	if ctx.Value(briskKey{}) != nil {
+		p.mu.Lock()
+		wait, fewer := time.Until(p.until), p.limit < maxAsked
+		p.mu.Unlock()
+		if wait > 0 {
+			return nil, &busyError{wait}
+		}
+		if fewer {
+			release, ok := p.pool.Try(registry)
+			if !ok {
+				return nil, &busyError{}
+			}
+			return release, nil
+		}
+	}
+	if err := p.rest(ctx); err != nil {
+		return nil, err
+	}
+	if ctx.Value(beforeBulkKey{}) != nil {
+		return p.pool.AcquireFirst(ctx, registry)
+	}
+	return p.pool.Acquire(ctx, registry)
 }
 
 // rest waits until the host is no longer left alone.

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -35,8 +36,8 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 	r.mu.Unlock()
 	if to, _ := known.(redirect); cached && time.Now().Before(to.until) {
 		resp, err := r.getElsewhere(ctx, host, repo, to.url, rng, "")
-		if err == nil && served(resp, rng) {
-			return resp, nil
+		if err == nil && served(resp, rng) || errors.As(err, new(*busyError)) {
+			return resp, err
 		}
 		if err == nil {
 			drain(resp)

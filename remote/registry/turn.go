@@ -1,9 +1,12 @@
 package registry
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -19,8 +22,9 @@ type turn struct {
 }
 
 // ask asks the hosts that may be asked. A host that fails is left out while one follows that does not, and is asked after all if
-// that one fails, too. A mirror that lacks the blob is left out: what it answered lately counts as its answer. asked is how many
-// hosts there are, and err the error that says most.
+// that one fails, too. So is one that has said that it is asked too much: only if the others fail is its time waited for. A mirror
+// that lacks the blob is left out: what it answered lately counts as its answer. asked is how many hosts there are, and err the
+// error that says most.
 func (r *Registry) ask(ctx context.Context, t turn, ask func(context.Context, docker.RegistryHost) error) (asked int, err error) {
 	hosts := make([]docker.RegistryHost, 0, len(t.hosts))
 	for i := range t.hosts {
@@ -31,39 +35,83 @@ func (r *Registry) ask(ctx context.Context, t turn, ask func(context.Context, do
 	if len(hosts) > 1 {
 		ctx = context.WithValue(ctx, hurriedKey{}, true)
 	}
-	asked = len(hosts)
-	var failed error // of those that were asked
-	for len(hosts) > 0 {
-		var left []docker.RegistryHost
-		for i, host := range hosts {
-			leave, out := r.claim(t, host, hosts[i+1:])
-			if out != nil {
-				err = keep(err, out.why)
-				if !out.lacks {
-					left = append(left, host)
-				}
-				continue
-			}
-			ctx := ctx
-			if i == len(hosts)-1 && len(left) == 0 {
-				ctx = context.WithValue(ctx, hurriedKey{}, nil)
-			}
-			e := r.askOne(ctx, t, host, ask)
-			leave()
-			if e == nil {
-				return asked, nil
-			}
-			if cause := context.Cause(ctx); cause != nil {
-				return asked, cause
-			}
-			failed, err = keep(failed, e), keep(err, e)
+	a := asking{r: r, turn: t, ask: ask}
+	for round, left := 0, hosts; len(left) > 0; round++ {
+		served := a.round(ctx, left, round == 0 && len(hosts) > 1)
+		if served {
+			return len(hosts), nil
 		}
-		if !faulty(failed) {
-			break
+		if cause := context.Cause(ctx); cause != nil {
+			return len(hosts), cause
 		}
-		hosts = left
+		left = a.later()
 	}
-	return asked, err
+	return len(hosts), a.err
+}
+
+// asking is what has come of a turn.
+type asking struct {
+	r    *Registry
+	turn turn
+	ask  func(context.Context, docker.RegistryHost) error
+
+	failed, err error // of the hosts that were asked, and of all
+	// Of the last round: hosts that were left out since they failed, and those that would have had to be waited for.
+	failing []docker.RegistryHost
+	busy    []busyHost
+}
+
+type busyHost struct {
+	host docker.RegistryHost
+	*busyError
+}
+
+// round asks hosts until one serves. In a brisk one, no host is waited for that has said that it is asked too much.
+func (a *asking) round(ctx context.Context, hosts []docker.RegistryHost, brisk bool) (served bool) {
+	a.failing, a.busy = nil, nil
+	for i, host := range hosts {
+		leave, out := a.r.claim(a.turn, host, hosts[i+1:])
+		if out != nil {
+			a.err = keep(a.err, out.why)
+			if !out.lacks {
+				a.failing = append(a.failing, host)
+			}
+			continue
+		}
+		ctx := ctx
+		if last := i == len(hosts)-1 && len(a.failing)+len(a.busy) == 0; last {
+			ctx = context.WithValue(ctx, hurriedKey{}, nil)
+		} else if brisk {
+			ctx = context.WithValue(ctx, briskKey{}, true)
+		}
+		err := a.r.askOne(ctx, a.turn, host, a.ask)
+		leave()
+		var busy *busyError
+		switch {
+		case err == nil:
+			return true
+		case context.Cause(ctx) != nil:
+			return false
+		case errors.As(err, &busy):
+			a.busy = append(a.busy, busyHost{host, busy})
+		default:
+			a.failed, a.err = keep(a.failed, err), keep(a.err, err)
+		}
+	}
+	return false
+}
+
+// later returns the hosts that are to be asked after all: those that failed if the others do, too, and then those that must be waited
+// for, the soonest first.
+func (a *asking) later() (hosts []docker.RegistryHost) {
+	if a.failed == nil || faulty(a.failed) {
+		hosts = a.failing
+	}
+	slices.SortStableFunc(a.busy, func(x, y busyHost) int { return cmp.Compare(x.wait, y.wait) })
+	for _, b := range a.busy {
+		hosts = append(hosts, b.host)
+	}
+	return hosts
 }
 
 // leftOut is why a host is not asked.
@@ -104,7 +152,7 @@ func (r *Registry) askOne(
 ) error {
 	began := time.Now()
 	err := ask(ctx, host)
-	if err != nil {
+	if err != nil && !errors.As(err, new(*busyError)) {
 		r.judge(ctx, host.Host, r.healthOf(host.Scheme, host.Host), began, err)
 		r.opts.Log.Debug("host did not serve", "host", host.Host, "repository", t.repo, "digest", t.blob, "err", err)
 		if blob := t.mirrored(host); blob != "" {
