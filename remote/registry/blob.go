@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -83,6 +84,7 @@ type rangeReader struct {
 	b        *Blob
 	off, end int64
 	whole    bool // answers without a range will do
+	packed   bool // there was an encoding around the last answer: it serves no ranges
 	try      int
 	meter    *meter
 	body     *stallReader
@@ -176,7 +178,7 @@ func (r *rangeReader) askBy(
 	reg := r.b.r
 	ctx, cancel := context.WithCancelCause(ctx)
 	rng := fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)
-	if r.whole && r.off == 0 {
+	if r.whole && (r.off == 0 || r.packed) {
 		rng = ""
 	}
 	timer := time.AfterFunc(reg.opts.Stall, func() { cancel(errStalled) })
@@ -195,6 +197,7 @@ func (r *rangeReader) askBy(
 		cancel(nil)
 		return nil, err
 	}
+	r.packed = resp.Uncompressed
 	r.meter.answered(time.Since(began))
 	body := &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name}
 	if resp.StatusCode == http.StatusOK {
@@ -217,6 +220,9 @@ func (r *rangeReader) check(resp *http.Response) error {
 	}
 	if resp.StatusCode != http.StatusPartialContent {
 		return statusError(resp)
+	}
+	if around := encodings(resp); len(around) > 0 {
+		return fmt.Errorf("%w: %s answers with a range of the encoding %.80q", ErrRange, resp.Request.URL.Host, strings.Join(around, ", "))
 	}
 	c, ok := httprange.Parse(resp.Header.Get("Content-Range"))
 	if !ok || c.First != r.off || c.Last != r.end-1 || c.Size != -1 && c.Size != r.b.size {

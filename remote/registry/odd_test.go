@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -48,6 +49,44 @@ func relative(bed *hostsBed, site string, w http.ResponseWriter, r *http.Request
 	return !strings.HasPrefix(r.URL.Path, "/there") && leads("A", "", 307, anything)(bed, site, w, r)
 }
 
+// packs puts an encoding around each answer, as a proxy does that asks nobody.
+func packs(name string, pack func([]byte) []byte) func(*hostsBed, string, http.ResponseWriter, *http.Request) bool {
+	return func(_ *hostsBed, _ string, w http.ResponseWriter, r *http.Request) bool {
+		p := bedBlob
+		if !isBlob(r) {
+			p = bedManifest
+			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+			w.Header().Set("Docker-Content-Digest", bedDigest.String())
+		}
+		w.Header().Set("Content-Encoding", name)
+		_, _ = w.Write(pack(p)) // or the client is gone
+		return true
+	}
+}
+
+// noTags lacks all tags: containerd believes what a header says of one, and asks for its bytes later.
+func noTags(
+	odd func(*hostsBed, string, http.ResponseWriter, *http.Request) bool,
+) func(*hostsBed, string, http.ResponseWriter, *http.Request) bool {
+	return func(bed *hostsBed, site string, w http.ResponseWriter, r *http.Request) bool {
+		if strings.HasSuffix(r.URL.Path, "/latest") {
+			http.NotFound(w, r)
+			return true
+		}
+		return odd(bed, site, w, r)
+	}
+}
+
+func asIs(p []byte) []byte { return p }
+
+func gzipped(p []byte) []byte {
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	_, _ = w.Write(p) // it is memory
+	_ = w.Close()
+	return b.Bytes()
+}
+
 const ownHeaders = "the host alone gets its headers: one may be a secret"
 
 var oddities = []oddity{
@@ -92,6 +131,11 @@ var oddities = []oddity{
 		_, _ = w.Write(p) // or the client is gone
 		return true
 	}, false, nil},
+	{"gzip around each answer", "A", packs("gzip", gzipped), false, nil},
+	{"gzip around each answer, in capitals", "A", packs("GZIP", gzipped), false, nil},
+	{"an encoding that is none", "A", packs("identity", asIs), false, nil},
+	{"gzip around each answer, which is not there", "A", noTags(packs("gzip", asIs)), true, nil},
+	{"an encoding that nobody knows", "A", noTags(packs("x-remora", asIs)), true, nil},
 	{"a token for nothing", "A", func(bed *hostsBed, site string, w http.ResponseWriter, r *http.Request) bool {
 		switch {
 		case site == "B":

@@ -168,6 +168,10 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repos
 	}
 	pace.answered(resp, began)
 	resp.Body = &countedBody{ReadCloser: resp.Body, release: sync.OnceFunc(release)}
+	if err := unpack(resp); err != nil {
+		resp.Body.Close() // nothing of it is of use
+		return nil, err
+	}
 	return resp, nil
 }
 
