@@ -118,7 +118,7 @@ measured: deps-measured tools-measured build ## tests that measure time or memor
 SOAK        := sim oldest outlive kill odd kinds disks volumes cuts outages fuzz
 SOAK_outlive := images TestSurvive|TestBothKilled
 SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone
-SOAK_odd     := images TestOddImage|TestHugeFile|TestRootElsewhere
+SOAK_odd     := images TestOddImage|TestHugeFile|TestRootElsewhere|TestClientsAndRegistries
 SOAK_kinds   := images TestForgedLayer|TestLayersOfEveryKind|TestMountedWhileImported|TestDamagedFiles|TestDetachAndContainers
 SOAK_disks   := disks TestDisk.*
 SOAK_volumes := volumes TestVolumeKilled.*|TestVolumePostgres

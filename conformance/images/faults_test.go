@@ -3,6 +3,7 @@ package images_test
 import (
 	"bytes"
 	"encoding/json"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -24,23 +25,36 @@ type fault func(w http.ResponseWriter, r *http.Request, pass http.Handler)
 type faultyProxy struct {
 	*httptest.Server
 	fault atomic.Pointer[fault]
+	every atomic.Bool  // request gets the fault, whatever is asked for
 	delay atomic.Int64 // before each range, in nanoseconds
 	pass  http.Handler
 }
 
 func newFaultyProxy(t *testing.T, s *testbed.Stack) *faultyProxy {
 	t.Helper()
+	return newFaultyProxyOn(t, s, "127.0.0.1")
+}
+
+// newFaultyProxyOn has the proxy listen on an address of loopback.
+func newFaultyProxyOn(t *testing.T, s *testbed.Stack, ip string) *faultyProxy {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
+	testbed.Must(t, err)
 	p := &faultyProxy{pass: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.Addr})}
-	p.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	p.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") != "" {
 			time.Sleep(time.Duration(p.delay.Load()))
 		}
-		if f := p.fault.Load(); f != nil && strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") != "" {
+		of := strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") != "" || p.every.Load()
+		if f := p.fault.Load(); f != nil && of {
 			(*f)(w, r, p.pass)
 			return
 		}
 		p.pass.ServeHTTP(w, r)
 	}))
+	testbed.Must(t, p.Listener.Close())
+	p.Listener = l
+	p.Start()
 	t.Cleanup(p.Close)
 	testbed.Must(t, s.PlainHTTP(p.Listener.Addr().String(), p.Listener.Addr().String()))
 	return p

@@ -1,0 +1,181 @@
+package images_test
+
+import (
+	"compress/gzip"
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// packing is a registry behind a proxy that packs each answer, to the client, too.
+const packing = "gzip around answers"
+
+// registries misbehave towards remorad, or lack what the client has.
+var registries = func() map[string]fault {
+	all := maps.Clone(faults)
+	all["as it should be"] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) { pass.ServeHTTP(w, r) }
+	all["200 without a length"] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+		rec := recorded(withoutRange(r), pass)
+		w.WriteHeader(rec.Code)
+		w.(http.Flusher).Flush()
+		_, _ = w.Write(rec.Body.Bytes())
+	}
+	all[packing] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+		if r.Method != http.MethodGet {
+			pass.ServeHTTP(w, r)
+			return
+		}
+		rec := recorded(withoutRange(r), pass)
+		maps.Copy(w.Header(), rec.Header())
+		w.Header().Del("Content-Length")
+		w.Header().Set("Content-Encoding", "gzip")
+		w.WriteHeader(rec.Code)
+		zw := gzip.NewWriter(w)
+		_, _ = zw.Write(rec.Body.Bytes()) // or the client is gone
+		_ = zw.Close()
+	}
+	var bucket tokens
+	all["10 requests a second"] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+		if !bucket.take() {
+			w.WriteHeader(http.StatusTooManyRequests)
+			return
+		}
+		pass.ServeHTTP(w, r)
+	}
+	for _, code := range []int{http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
+		all[fmt.Sprintf("%d to itself", code)] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+			if r.URL.Query().Has("signed") {
+				pass.ServeHTTP(w, r)
+				return
+			}
+			http.Redirect(w, r, r.URL.Path+"?signed", code)
+		}
+	}
+	return all
+}()
+
+// tokens are ten a second, of which ten are kept.
+type tokens struct {
+	mu   sync.Mutex // guards the fields below
+	n    int
+	last time.Time
+}
+
+func (b *tokens) take() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if came := int(time.Since(b.last) / (time.Second / 10)); came > 0 {
+		b.n, b.last = min(b.n+came, 10), time.Now()
+	}
+	b.n--
+	return b.n >= 0
+}
+
+func withoutRange(r *http.Request) *http.Request {
+	r = r.Clone(r.Context())
+	r.Header.Del("Range")
+	return r
+}
+
+// matrixClients are all that pull, snapctl among them: it has remorad read the manifest first.
+var matrixClients = func() map[string]puller {
+	all := maps.Clone(clients)
+	all["snapctl"] = func(ctx context.Context, s *testbed.Stack, ref, _ string) error {
+		_, err := s.Snapctl(ctx, "pull", ref)
+		return err
+	}
+	return all
+}()
+
+// matrixKinds are ways to have an image, and what status calls the format of layers that remorad supplies.
+var matrixKinds = map[string]string{
+	"lazy":   "estargz", // converted
+	"import": "import",  // plain gzip
+	"index":  "index",   // plain gzip, whose index is published beside the image
+}
+
+// A matrixRow is one place of {registry} x {client} x {kind}. Each try of one has an image of its own: nothing of it is on the node.
+type matrixRow struct {
+	registry, client, kind string
+	proxy                  *faultyProxy
+}
+
+// A matrix makes images of which no two share a layer.
+type matrix struct {
+	s     *testbed.Stack
+	seeds uint64 // that were used
+}
+
+// try has the row's client pull a new image, and returns how its layers are supplied.
+func (m *matrix) try(t *testing.T, row matrixRow) (how string) {
+	t.Helper()
+	m.seeds += 2
+	large, small := m.seeds-1, m.seeds
+	layers := map[uint64]int64{large: 5 << 20, small: 100 << 10}
+	layout := filepath.Join(t.TempDir(), "layout")
+	testbed.Must(t, testbed.WriteTars(layout, "src", randomLayer(large, layers[large]), randomLayer(small, layers[small])))
+	name := fmt.Sprintf("by%d:1", m.seeds)
+	if row.kind == "lazy" {
+		convert(t, m.s, "oci:"+layout+":src", m.s.Ref(name))
+	} else {
+		testbed.Must(t, m.s.Push(t.Context(), layout, "src", name))
+	}
+	if row.kind == "index" {
+		_, err := m.s.Snapctl(t.Context(), "index", "push", m.s.Ref(name))
+		testbed.Must(t, err)
+	}
+	ref := row.proxy.Listener.Addr().String() + "/" + name
+	return pulledBy(t, m.s, matrixClients[row.client], ref, "", layers)
+}
+
+// TestClientsAndRegistries: whatever a registry does to remorad, and whatever only the client has, an image that its client can pull is
+// whole, by each client, for layers with an index of their own, for those without, and for those whose index is published beside the
+// image. Where nothing is odd, remorad supplies the layers, in the way that is meant.
+func TestClientsAndRegistries(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
+	all := testbed.Combinations(sortedKeys(registries), sortedKeys(matrixClients), sortedKeys(matrixKinds))
+	var rows []matrixRow
+	proxies := map[string]*faultyProxy{} // remorad remembers of each host what it is like
+	var trusted []string
+	for _, c := range testbed.Covering(t, all) {
+		p := proxies[c[0]]
+		if p == nil {
+			// Who names no port is placed by the host's name, so each has an address of its own.
+			p = newFaultyProxyOn(t, s, fmt.Sprintf("127.0.1.%d", len(proxies)+1))
+			f := registries[c[0]]
+			p.fault.Store(&f)
+			p.every.Store(c[0] == packing)
+			proxies[c[0]] = p
+			trusted = append(trusted, fmt.Sprintf("%q", p.Listener.Addr()))
+		}
+		rows = append(rows, matrixRow{c[0], c[1], c[2], p})
+	}
+	s.Configure(fmt.Sprintf("[index]\ntrust = [%s]\n", strings.Join(trusted, ", ")))
+	testbed.Must(t, s.RestartRemorad(syscall.SIGTERM))
+	m := &matrix{s: s}
+	var table strings.Builder
+	for _, row := range rows {
+		how := m.try(t, row)
+		good := row.registry == "as it should be"
+		want := matrixKinds[row.kind]
+		for try := 1; good && how != want && try < 20; try++ { // on a busy machine a proof, or an index, may come late
+			time.Sleep(time.Second)
+			how = m.try(t, row)
+		}
+		fmt.Fprintf(&table, "%-22s %-10s %-7s %s\n", row.registry, row.client, row.kind, how)
+		if good && how != want {
+			t.Errorf("%s by %s: layers are %s, want %s", row.kind, row.client, how, want)
+		}
+	}
+	t.Log("\n" + table.String())
+}
