@@ -60,7 +60,7 @@ func (a *aheads) add(l *layers, s *Source) *ahead {
 	if a.all[key] != nil || a.bytes+n > maxAheadBytes {
 		return nil
 	}
-	share, ok := l.memory.Try(s.Repo.Host, n)
+	share, ok := l.opts.Memory.Try(s.Repo.Host, n)
 	if !ok {
 		return nil // it would only save time
 	}
@@ -74,6 +74,12 @@ func (a *aheads) add(l *layers, s *Source) *ahead {
 	a.bytes += n
 	return one
 }
+
+// ahead makes room for the beginning of a layer's blob if the manifest says how much of it a start needs; nil otherwise.
+func (l *layers) ahead(s *Source) *ahead { return l.aheads.add(l, s) }
+
+// dropAhead lets go of a layer's beginning, if there is one, and returns how many bytes of it came that nobody wanted.
+func (l *layers) dropAhead(s *Source) (wasted int64, ok bool) { return l.aheads.drop(l.keyOf(s)) }
 
 // source returns what a layer's image is filled from.
 func (a *aheads) source(key string, otherwise Blob) placedSource {

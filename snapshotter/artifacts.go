@@ -29,7 +29,7 @@ func (l *layers) artifact(
 ) (data []byte, share *memory.Share, err error) {
 	take := func(ctx context.Context, n int64) (err error) {
 		share.Release() // of what was wrong
-		share, err = l.memory.Acquire(ctx, img.Repo.Host, n+more(n))
+		share, err = l.opts.Memory.Acquire(ctx, img.Repo.Host, n+more(n))
 		return err
 	}
 	data, err = reg.Artifact(ctx, img.Repo, img.Target.Digest, kind, take)

@@ -48,7 +48,7 @@ func (s *Snapshotter) completeLayers(ctx context.Context) {
 			if f == nil || ctx.Err() != nil || !notBefore[f].IsZero() {
 				continue
 			}
-			if s.opts.Background == BackgroundIdle && s.layers.cache.Busy(idleAfter) {
+			if s.opts.Background == BackgroundIdle && s.cache.Busy(idleAfter) {
 				break
 			}
 			if err := s.completeOne(ctx, f); err != nil {
@@ -86,7 +86,7 @@ func (s *Snapshotter) completeOne(ctx context.Context, f *cache.File) error {
 				case <-done:
 					return
 				case <-watch.C:
-					if s.layers.cache.Busy(backgroundCheck) {
+					if s.cache.Busy(backgroundCheck) {
 						stop(errBusy)
 					}
 				}

@@ -344,7 +344,7 @@ func (s *Snapshotter) mountLocked(b *binding) error {
 	}
 	began := time.Now()
 	err := s.exports.mount(way, b.number(), b.file, b.fsDir())
-	s.layers.tracer.end(began, Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
+	s.layers.spent(began, Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ func TestPull(t *testing.T) {
 			im := newImage(t, "app", nil, l)
 			b := newBed(t, o, nil)
 			mounts := b.run("container", b.pull(im))
-			if !f.whole && o.wholly(l) {
+			if !f.whole && o.Wholly(l) {
 				t.Error("all of the layer was fetched though it has an index")
 			}
 			b.sees(mounts, "etc/small", small)
@@ -85,7 +85,7 @@ func TestLayersInOrder(t *testing.T) {
 	if err != nil || len(view) != 1 || view[0].Type != "overlay" || strings.Contains(strings.Join(view[0].Options, ","), "upperdir") {
 		t.Errorf("view: %v, %v", view, err)
 	}
-	one, err := b.View(b.ctx, "view of one", b.named(im.chainIDs[0], ""))
+	one, err := b.View(b.ctx, "view of one", b.named(im.ChainIDs[0], ""))
 	if err != nil || len(one) != 1 || one[0].Type != "bind" || one[0].Options[0] != "ro" {
 		t.Errorf("view of one layer: %v, %v", one, err)
 	}
@@ -95,7 +95,7 @@ func TestLayersInOrder(t *testing.T) {
 func TestDeclined(t *testing.T) {
 	good := estargzLayer(t, file("a", noise(2, 1000)))
 	foreign := good
-	foreign.desc.MediaType = "application/vnd.example.layer"
+	foreign.Desc.MediaType = "application/vnd.example.layer"
 	for name, c := range map[string]struct {
 		layer  layer
 		change func(*bed)
@@ -103,13 +103,13 @@ func TestDeclined(t *testing.T) {
 	}{
 		"a media type that is not known": {layer: foreign},
 		"the configuration wants it": {layer: good, change: func(b *bed) {
-			b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{Mode: ImportOrdinary} }
+			b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{Mode: ImportOrdinary} }
 		}},
 		"a kernel that cannot mount incomplete images": {layer: good, change: func(b *bed) { clear(b.kernel.found.Ways) }},
-		"no such blob":            {layer: good, ahead: func(b *bed) { b.origin.answer("/blobs/", http.StatusNotFound) }},
-		"no access":               {layer: good, ahead: func(b *bed) { b.origin.answer("/blobs/", http.StatusUnauthorized) }},
-		"forbidden":               {layer: good, ahead: func(b *bed) { b.origin.answer("/blobs/", http.StatusForbidden) }},
-		"a registry that fails":   {layer: good, ahead: func(b *bed) { b.origin.answer("/blobs/", http.StatusInternalServerError) }},
+		"no such blob":            {layer: good, ahead: func(b *bed) { b.origin.Answer("/blobs/", http.StatusNotFound) }},
+		"no access":               {layer: good, ahead: func(b *bed) { b.origin.Answer("/blobs/", http.StatusUnauthorized) }},
+		"forbidden":               {layer: good, ahead: func(b *bed) { b.origin.Answer("/blobs/", http.StatusForbidden) }},
+		"a registry that fails":   {layer: good, ahead: func(b *bed) { b.origin.Answer("/blobs/", http.StatusInternalServerError) }},
 		"a registry that is gone": {layer: good, ahead: func(b *bed) { b.origin.Close() }},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -136,7 +136,7 @@ func TestUnknownImage(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(3, 1000))))
 	b := newBed(t, newOrigin(t, im), nil)
 	b.decline(im, 0, "")
-	if n := b.origin.requests("blobs", im.layers[0].digest().String()); n != 0 {
+	if n := b.origin.Requests("blobs", im.Layers[0].Digest().String()); n != 0 {
 		t.Errorf("%d requests", n)
 	}
 }
@@ -146,13 +146,13 @@ func TestUnknownImage(t *testing.T) {
 func TestFailedLayerIsNotAskedAgain(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(4, 1000))))
 	b := newBed(t, newOrigin(t, im), nil)
-	b.origin.answer("/blobs/", http.StatusNotFound)
+	b.origin.Answer("/blobs/", http.StatusNotFound)
 	b.fetch(im)
 	b.resolve(im)
-	d := im.layers[0].digest().String()
-	asked := b.origin.requests("blobs", d)
+	d := im.Layers[0].Digest().String()
+	asked := b.origin.Requests("blobs", d)
 	b.decline(im, 0, "")
-	if again := b.origin.requests("blobs", d); asked == 0 || again != asked {
+	if again := b.origin.Requests("blobs", d); asked == 0 || again != asked {
 		t.Errorf("%d requests, then %d", asked, again)
 	}
 }
@@ -162,7 +162,7 @@ func TestWithoutItsParent(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(5, 1000))))
 	b := newBed(t, newOrigin(t, im), nil)
 	_, err := b.Prepare(b.ctx, "k", "", snapshots.WithLabels(map[string]string{
-		snapshots.LabelSnapshotRef: im.chainIDs[0].String(), parentChainLabel: "sha256:abc",
+		snapshots.LabelSnapshotRef: im.ChainIDs[0].String(), parentChainLabel: "sha256:abc",
 	}))
 	if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "rebase") {
 		t.Errorf("got %v", err)
@@ -184,7 +184,7 @@ func TestClaimedByMany(t *testing.T) {
 				return
 			}
 			key := fmt.Sprint("container ", i)
-			_, err := b.Prepare(b.ctx, key, b.named(im.chainIDs[0], ""))
+			_, err := b.Prepare(b.ctx, key, b.named(im.ChainIDs[0], ""))
 			if err != nil {
 				t.Errorf("got %v", err)
 				return
@@ -201,12 +201,12 @@ func TestClaimedByMany(t *testing.T) {
 	if n := len(b.Status().Layers); n != 1 {
 		t.Errorf("%d snapshots", n)
 	}
-	if n := b.origin.requests("blobs", im.layers[0].digest().String()); n > 2 { // the index, and what a start needs
+	if n := b.origin.Requests("blobs", im.Layers[0].Digest().String()); n > 2 { // the index, and what a start needs
 		t.Errorf("%d requests for one small layer", n)
 	}
 }
 
-// crowd adds so many files that the layer's index is more than origin.hold lets through.
+// crowd adds so many files that the layer's index is more than Origin.Hold lets through.
 func crowd(all ...member) []member {
 	for i := range uint64(50) {
 		all = append(all, file(fmt.Sprintf("%x", noise(i, 20)), nil))
@@ -219,9 +219,9 @@ func TestSlowIndex(t *testing.T) {
 	body := noise(7, 1000)
 	im := newImage(t, "app", nil, estargzLayer(t, crowd(file("a", body))...))
 	b := newBed(t, newOrigin(t, im), nil)
-	release := b.origin.hold("/blobs/")
+	release := b.origin.Hold("/blobs/")
 	name := b.pull(im)
-	if st := b.statusOf(im.layers[0]); st.State != "opening" || st.Backend != "" {
+	if st := b.statusOf(im.Layers[0]); st.State != "opening" || st.Backend != "" {
 		t.Errorf("status: %+v", st)
 	}
 	if _, err := b.Prepare(b.ctx, "container", name); err != nil {
@@ -244,13 +244,13 @@ func TestSlowIndex(t *testing.T) {
 func TestPrepareCancelled(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(8, 1000))))
 	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.ImportWait = time.Hour })
-	release := b.origin.silence("/blobs/")
+	release := b.origin.Silence("/blobs/")
 	defer release()
 	b.fetch(im)
 	ctx, cancel := context.WithCancel(b.ctx)
 	b.ctx = ctx
 	go func() {
-		b.origin.await(im.layers[0])
+		b.origin.Await(im.Layers[0])
 		cancel()
 	}()
 	if _, err := b.prepare(im, 0, ""); !errors.Is(err, context.Canceled) {
@@ -274,7 +274,7 @@ func TestMountFails(t *testing.T) {
 	if _, err := b.Mounts(b.ctx, "container"); err == nil || !strings.Contains(err.Error(), "no such device") {
 		t.Errorf("got %v", err)
 	}
-	if st := b.statusOf(im.layers[0]); st.State != "failed" || !strings.Contains(st.Reason, "no such device") {
+	if st := b.statusOf(im.Layers[0]); st.State != "failed" || !strings.Contains(st.Reason, "no such device") {
 		t.Errorf("status: %+v", st)
 	}
 	b.kernel.fail("mount", nil)
@@ -289,20 +289,20 @@ func TestMountFails(t *testing.T) {
 func TestUnpackedOnSupplied(t *testing.T) {
 	lazy := estargzLayer(t, dir("d", 0o755), file("d/lazy", []byte("lazy")))
 	odd := gzipLayer(t, file("d/odd", []byte("odd")))
-	odd.desc.MediaType = "application/vnd.example.layer"
+	odd.Desc.MediaType = "application/vnd.example.layer"
 	im := newImage(t, "app", nil, lazy, odd)
 	b := newBed(t, newOrigin(t, im), nil)
 	b.fetch(im)
 	below := b.claim(im, 0, "")
 	mounts, err := b.Prepare(b.ctx, "unpack", below, snapshots.WithLabels(map[string]string{
-		snapshots.LabelSnapshotRef: im.chainIDs[1].String(),
+		snapshots.LabelSnapshotRef: im.ChainIDs[1].String(),
 	}))
 	if err != nil {
 		t.Fatal(err)
 	}
 	b.sees(mounts, "d/lazy", []byte("lazy"))
-	b.unpack("unpack", im.chainIDs[1].String(), mounts, file("d/odd", []byte("odd")))
-	mounts = b.run("container", im.chainIDs[1].String())
+	b.unpack("unpack", im.ChainIDs[1].String(), mounts, file("d/odd", []byte("odd")))
+	mounts = b.run("container", im.ChainIDs[1].String())
 	b.sees(mounts, "d/lazy", []byte("lazy"))
 	b.sees(mounts, "d/odd", []byte("odd"))
 }
@@ -312,10 +312,10 @@ func TestUnpackedOnSupplied(t *testing.T) {
 func TestUnpackedOnSlow(t *testing.T) {
 	lazy := gzipLayer(t, dir("d", 0o755), file("d/lazy", []byte("lazy")), file("large", noise(1, 100_000)))
 	odd := gzipLayer(t, file("d/odd", []byte("odd")))
-	odd.desc.MediaType = "application/vnd.example.layer"
+	odd.Desc.MediaType = "application/vnd.example.layer"
 	im := newImage(t, "app", nil, lazy, odd)
 	b := newBed(t, newOrigin(t, im), nil)
-	release := b.origin.hold("/blobs/" + lazy.digest().String())
+	release := b.origin.Hold("/blobs/" + lazy.Digest().String())
 	defer release()
 	b.fetch(im)
 	below := b.claim(im, 0, "")
@@ -340,7 +340,7 @@ func TestIndexIsNotWhatTheManifestSays(t *testing.T) {
 	body := noise(10, 50_000)
 	l := estargzLayer(t, file("a", body))
 	other := estargzLayer(t, file("b", body))
-	l.desc.Annotations = map[string]string{estargz.TOCDigest: other.desc.Annotations[estargz.TOCDigest]}
+	l.Desc.Annotations = map[string]string{estargz.TOCDigest: other.Desc.Annotations[estargz.TOCDigest]}
 	im := newImage(t, "app", nil, l)
 	b := newBed(t, newOrigin(t, im), nil)
 	mounts := b.run("container", b.pull(im))
@@ -360,11 +360,11 @@ func TestDamagedLayer(t *testing.T) {
 				l := f.make(t, file("a", body), file("z", noise(12, 1000)))
 				im := newImage(t, "app", nil, l)
 				o := newOrigin(t, im)
-				bad := bytes.Clone(l.blob)
+				bad := bytes.Clone(l.Blob)
 				for i := range 16 {
 					bad[min(int(at*float64(len(bad)))+i, len(bad)-1)] ^= 0x5a
 				}
-				o.serve(l.digest(), bad)
+				o.Serve(l.Digest(), bad)
 				b := newBed(t, o, nil)
 				b.fetch(im)
 				mounts, err := b.prepare(im, 0, "")
@@ -374,7 +374,7 @@ func TestDamagedLayer(t *testing.T) {
 					}
 					return // containerd finds it out itself
 				}
-				if _, err := b.Prepare(b.ctx, "container", b.named(im.chainIDs[0], "")); err != nil {
+				if _, err := b.Prepare(b.ctx, "container", b.named(im.ChainIDs[0], "")); err != nil {
 					t.Fatal(err)
 				}
 				if mounts, err = b.Mounts(b.ctx, "container"); err != nil {
@@ -395,15 +395,15 @@ func TestTruncatedIndex(t *testing.T) {
 	for _, f := range formats {
 		t.Run(f.name, func(t *testing.T) {
 			l := f.make(t, file("a", noise(13, 50_000)))
-			short := l.blob[:len(l.blob)/2]
-			l.desc.Size = int64(len(short))
+			short := l.Blob[:len(l.Blob)/2]
+			l.Desc.Size = int64(len(short))
 			im := newImage(t, "app", nil, l)
 			o := newOrigin(t, im)
-			o.serve(l.digest(), short)
+			o.Serve(l.Digest(), short)
 			b := newBed(t, o, nil)
 			b.fetch(im)
 			if _, err := b.prepare(im, 0, ""); errdefs.IsAlreadyExists(err) { // what is wrong was not known in time
-				name := b.named(im.chainIDs[0], "")
+				name := b.named(im.ChainIDs[0], "")
 				if _, err := b.Prepare(b.ctx, "container", name); err != nil {
 					t.Fatal(err)
 				}
@@ -421,8 +421,8 @@ func TestTruncatedIndex(t *testing.T) {
 func TestForeignLayer(t *testing.T) {
 	body := noise(14, 20_000)
 	l := estargzLayer(t, file("a", body))
-	l.desc.URLs = []string{"ftp://elsewhere.test/layer"}
-	l.desc.MediaType = ocispec.MediaTypeImageLayerGzip
+	l.Desc.URLs = []string{"ftp://elsewhere.test/layer"}
+	l.Desc.MediaType = ocispec.MediaTypeImageLayerGzip
 	im := newImage(t, "app", nil, l)
 	b := newBed(t, newOrigin(t, im), nil)
 	mounts := b.run("container", b.pull(im))

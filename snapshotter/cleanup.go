@@ -10,7 +10,6 @@ import (
 	"strconv"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
-
 	"github.com/containerd/errdefs"
 
 	"github.com/remora-storage/remora/cache"
@@ -89,7 +88,7 @@ func (s *Snapshotter) removeImage(id string) error {
 	if err := s.exports.forget(id); err != nil {
 		return err
 	}
-	if err := s.layers.cache.Remove(id); err != nil && !errors.Is(err, cache.ErrNotFound) {
+	if err := s.cache.Remove(id); err != nil && !errors.Is(err, cache.ErrNotFound) {
 		return err
 	}
 	return nil
@@ -156,13 +155,13 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 		}
 		b.mu.Unlock()
 	}
-	ids, err := s.layers.cache.IDs()
+	ids, err := s.cache.IDs()
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
 	for _, id := range ids {
 		if !shown[id] && !coming[cache.ParseName(id).Blob] {
-			errs = append(errs, s.exports.forget(id), s.layers.cache.Remove(id))
+			errs = append(errs, s.exports.forget(id), s.cache.Remove(id))
 		}
 	}
 	return errors.Join(errs...)

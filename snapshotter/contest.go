@@ -72,15 +72,6 @@ func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding]
 	return rivals, nil
 }
 
-// contentOf describes what decides a layer's content: the blob and the table, whatever the repository.
-func (l *layers) contentOf(s *Source) string {
-	p, err := l.promiseOf(s)
-	if err != nil {
-		p = promise{format: formatImport} // containerd reads all of it
-	}
-	return blobName(s) + " " + p.vouchedBy(s)
-}
-
 // decide has a contested binding show the first of its claimants' layers that is proven.
 func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []Source) error {
 	ours := b.source()

@@ -33,11 +33,6 @@ var (
 		Lost: "an image's profile of this node: its next first start is slower, and is learned again",
 		Do:   "record it again if it was recorded by hand (snapctl record); then remove this file",
 	}
-	indexKind = durable.Kind{
-		Name: "*" + indexSuffix,
-		Lost: "a layer's index that was made on this node: the layer is imported when it is pulled next, which makes it again",
-		Do:   "remove this file",
-	}
 )
 
 // ListDamaged returns what was set aside below a root of what this package keeps there.
@@ -55,7 +50,8 @@ func ListDamaged(root string) ([]durable.Damage, error) {
 		all, err = append(all, some...), errors.Join(err, lerr)
 	}
 	add(profilesDir, profileKind)
-	add(indexesDir, indexKind)
+	indexes, lerr := listDamaged(root)
+	all, err = append(all, indexes...), errors.Join(err, lerr)
 	for _, e := range snapshots {
 		add(filepath.Join(filepath.Base(snapshotsOf(root)), e.Name()), bindingKind)
 	}

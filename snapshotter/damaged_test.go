@@ -202,19 +202,19 @@ func TestDamagedNotes(t *testing.T) {
 			h.Do(t, path)
 			b.open()
 			b.mustRemove(b.mustName(path))
-			if _, err := b.AddProfile(im.target.Digest, profile.New(im.target.Digest, "r", nil)); err != nil {
+			if _, err := b.AddProfile(im.Target.Digest, profile.New(im.Target.Digest, "r", nil)); err != nil {
 				t.Fatal(err)
 			}
-			path = b.profiles.path(im.target.Digest)
+			path = b.profiles.path(im.Target.Digest)
 			h.Do(t, path)
-			if _, err := b.AddProfile(im.target.Digest, profile.New(im.target.Digest, "r", nil)); err != nil {
+			if _, err := b.AddProfile(im.Target.Digest, profile.New(im.Target.Digest, "r", nil)); err != nil {
 				t.Errorf("a profile is not kept: %v", err)
 			}
 			b.mustRemove(b.mustName(path))
-			if err := b.layers.indexes.put(l.digest(), indexOf(t, l)); err != nil {
+			if err := b.layers.indexes.put(l.Digest(), indexOf(t, l)); err != nil {
 				t.Fatal(err)
 			}
-			h.Do(t, b.layers.indexes.path(l.digest()))
+			h.Do(t, b.layers.indexes.path(l.Digest()))
 			b.close()
 			b.mustRemove(filepath.Join(b.root, "cache"))
 			b.open()

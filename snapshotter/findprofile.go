@@ -17,7 +17,7 @@ const profileAskFor = 20 * time.Second
 func (st *start) askProfile(ctx context.Context) {
 	began := time.Now()
 	p, share, from := st.findProfile(ctx)
-	st.s.layers.tracer.end(began, Span{Kind: "profile", What: from})
+	st.s.layers.spent(began, Span{Kind: "profile", What: from})
 	if p != nil {
 		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Target.Digest,
 			"from", from, "runs", p.Runs, "entries", len(p.Entries))
@@ -35,7 +35,7 @@ func (st *start) findProfile(ctx context.Context) (*profile.Profile, *memory.Sha
 	} else if !errors.Is(err, ErrNoProfile) && ctx.Err() == nil {
 		st.s.log.Warn("profile ignored", "manifest", st.img.Target.Digest, "err", err)
 	}
-	if published, ok := st.s.layers.registry.(Artifacts); ok {
+	if published, ok := st.s.registry.(Artifacts); ok {
 		ctx, cancel := context.WithTimeout(ctx, profileAskFor)
 		defer cancel()
 		if p, share, err := st.publishedProfile(ctx, published); err == nil {
@@ -52,7 +52,7 @@ func (st *start) findProfile(ctx context.Context) (*profile.Profile, *memory.Sha
 
 func (st *start) profileHere(ctx context.Context) (*profile.Profile, *memory.Share, error) {
 	image := st.img.Target.Digest
-	share, err := st.s.layers.memory.Acquire(ctx, st.img.Repo.Host, st.s.profiles.memory(image))
+	share, err := st.s.opts.Layers.Memory.Acquire(ctx, st.img.Repo.Host, st.s.profiles.memory(image))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -72,7 +72,7 @@ func (st *start) publishedProfile(ctx context.Context, reg Artifacts) (*profile.
 func (st *start) profileOfRepository(ctx context.Context) (p *profile.Profile, share *memory.Share, err error) {
 	p, err = st.s.profiles.ofRepository(st.img.Repo.String(), func(path string, size int64) (*profile.Profile, error) {
 		share.Release() // that one was of another repository
-		if share, err = st.s.layers.memory.Acquire(ctx, st.img.Repo.Host, size+profile.Memory(size)); err != nil {
+		if share, err = st.s.opts.Layers.Memory.Acquire(ctx, st.img.Repo.Host, size+profile.Memory(size)); err != nil {
 			return nil, err
 		}
 		data, err := os.ReadFile(path)

@@ -41,9 +41,9 @@ func TestGates(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			for _, layers := range []int{1, 2} {
 				im := newImage(t, "app", nil, f.make(t, file("a", honest)), f.make(t, file("b", []byte("other"))))
-				im = newImage(t, "app", nil, im.layers[:layers]...)
+				im = newImage(t, "app", nil, im.Layers[:layers]...)
 				o := newOrigin(t, im)
-				release := o.hold("/blobs/")
+				release := o.Hold("/blobs/")
 				b := newBed(t, o, nil)
 				top := b.pull(im)
 				prepared, err := b.Prepare(b.ctx, "container", top)
@@ -73,7 +73,7 @@ func TestGateOfWhatCannotBeHad(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
 	o := newOrigin(t, im)
 	gone := make(chan struct{})
-	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		_, kind, what := split(r.URL.Path)
 		if kind != "blobs" {
 			return false
@@ -84,7 +84,7 @@ func TestGateOfWhatCannotBeHad(t *testing.T) {
 			return true
 		default:
 		}
-		o.blob(&stoppedAnswer{ResponseWriter: w, r: r, left: 512, held: gone, cut: true}, r, digest.Digest(what))
+		o.Blob(&stoppedAnswer{ResponseWriter: w, R: r, Left: 512, Held: gone, Cut: true}, r, digest.Digest(what))
 		panic(http.ErrAbortHandler)
 	})
 	b := newBed(t, o, nil)
@@ -94,7 +94,7 @@ func TestGateOfWhatCannotBeHad(t *testing.T) {
 	if err := <-ended; err == nil {
 		t.Error("mounted without its layer")
 	}
-	o.setFault(nil)
+	o.SetFault(nil)
 	b.sees(b.view("later", top), "a", honest)
 }
 
@@ -106,7 +106,7 @@ func TestGatesStay(t *testing.T) {
 	o := newOrigin(t, im, other)
 	b := newBed(t, o, func(b *bed) { b.kernel.outlive = true })
 	b.sees(b.run("runs", b.pull(other)), "c", honest)
-	release := o.hold("/blobs/")
+	release := o.Hold("/blobs/")
 	mounts := b.view("view", b.pull(im))
 	b.close()
 	b.kernel.kill()
@@ -145,7 +145,7 @@ func TestNoGates(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
 	o := newOrigin(t, im)
 	b := newBed(t, o, func(b *bed) { b.kernel.fail("gates", errors.New("as the test says")) })
-	release := o.hold("/blobs/")
+	release := o.Hold("/blobs/")
 	top := b.pull(im)
 	answered := make(chan struct{})
 	go func() {

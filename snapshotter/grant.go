@@ -43,13 +43,16 @@ func (g *grants) has(s *Source) bool {
 	return ok
 }
 
+// noteGranted notes that a layer's repository has let us have it.
+func (l *layers) noteGranted(s *Source) { l.granted.note(s) }
+
 // grant fails unless a layer's own repository lets us have it: it has said so before, or containerd has had the blob from
 // there, or it serves a byte of it now.
 func (l *layers) grant(ctx context.Context, s *Source) error {
-	if l.trustOf(s.Repo).Shared || l.granted.has(s) {
+	if l.opts.TrustOf(s.Repo).Shared || l.granted.has(s) {
 		return nil
 	}
-	if l.blobs == nil || s.Namespace == "" || !l.blobs.From(ctx, s.Namespace, s.Descriptor.Digest, s.Repo) {
+	if l.opts.Blobs == nil || s.Namespace == "" || !l.opts.Blobs.From(ctx, s.Namespace, s.Descriptor.Digest, s.Repo) {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
 		if err := l.tryRange(ctx, s); err != nil && !errors.Is(err, registry.ErrRange) { // that serves it, but whole

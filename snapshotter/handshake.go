@@ -45,14 +45,14 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 		return err
 	}
 	src := img.Layers[index]
-	name := remoteName(parent, chainID, s.layers.keyOf(&src))
+	key := s.layers.keyOf(&src)
+	name := remoteName(parent, chainID, key)
 	s.answers.note(ctx, chainID, parent, name)
 	if known, err := s.claimed(ctx, name); known || err != nil {
 		return err
 	}
 	s.startAll(img)
-	p, err := s.layers.promiseOf(&src)
-	if err != nil {
+	if err := s.layers.refuses(&src); err != nil {
 		return err
 	}
 	if s.caps.Lazy == "" {
@@ -60,11 +60,11 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 	}
 	o := s.layers.open(src, failureHolds)
 	soon := claimWait
-	if p.format == formatImport {
+	if s.layers.whole(&src) {
 		soon = s.opts.ImportWait
 	}
 	if err := s.layers.awaitProof(ctx, o, soon); err != nil {
-		if errors.Is(err, errUnproven) && !s.boundKeys()[o.key] {
+		if errors.Is(err, errUnproven) && !s.boundKeys()[key] {
 			s.layers.abandon(o) // containerd downloads the layer
 		}
 		return err
@@ -131,7 +131,7 @@ func (s *Snapshotter) startAll(img Image) {
 	s.begin(img)
 	bound := s.boundKeys()
 	for i := range img.Layers {
-		if _, err := s.layers.promiseOf(&img.Layers[i]); err == nil && !bound[s.layers.keyOf(&img.Layers[i])] {
+		if s.layers.refuses(&img.Layers[i]) == nil && !bound[s.layers.keyOf(&img.Layers[i])] {
 			s.layers.open(img.Layers[i], failureHolds)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,7 +57,7 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 		t: t, ctx: namespaces.WithNamespace(t.Context(), "default"), root: filepath.Join(t.TempDir(), "root"), origin: o,
 	}
 	if o != nil {
-		b.registry = Sources{o.client(t)}
+		b.registry = Sources{o.Client(t)}
 	}
 	b.kernel = newDouble(b.root)
 	contents := filepath.Join(t.TempDir(), "content")
@@ -70,7 +69,7 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 		t.Fatal(err)
 	}
 	b.store = store
-	b.opts = Options{Log: logOf(t), ProofWait: time.Minute} // however busy the machine is
+	b.opts = Options{Log: logOf(t), Layers: LayerOptions{ProofWait: time.Minute}} // however busy the machine is
 	if change != nil {
 		change(b)
 	}
@@ -87,10 +86,6 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 	return b
 }
 
-func logOf(t testing.TB) *slog.Logger {
-	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
-}
-
 // open opens the Snapshotter as a new process does.
 func (b *bed) open() {
 	b.t.Helper()
@@ -105,13 +100,13 @@ func (b *bed) tryOpen() (err error) {
 		return err
 	}
 	b.cached, err = cache.Open(filepath.Join(b.root, "cache"), cache.Options{
-		Limit: b.limit, Policy: cache.Policy{Deadline: patience}, Memory: b.opts.Memory, Log: b.opts.Log,
+		Limit: b.limit, Policy: cache.Policy{Deadline: patience}, Memory: b.opts.Layers.Memory, Log: b.opts.Log,
 	})
 	if err != nil {
 		return errors.Join(err, b.lock.Close())
 	}
 	b.opts.Exports, b.opts.Kernel = b.kernel, b.kernel
-	b.Snapshotter, err = New(b.root, b.cached, b.registry, NewContentImages(b.store, nil, b.registries, b.opts.Memory), b.opts)
+	b.Snapshotter, err = New(b.root, b.cached, b.registry, NewContentImages(b.store, nil, b.registries, b.opts.Layers.Memory), b.opts)
 	if err != nil {
 		return errors.Join(err, b.cached.Close(), b.lock.Close())
 	}
@@ -172,17 +167,17 @@ func (l labels) Update(d digest.Digest, some map[string]string) (map[string]stri
 }
 
 // ref is how a client names an image.
-func (b *bed) ref(im *image) string { return b.host() + "/" + im.path + ":" + im.tag }
+func (b *bed) ref(im *image) string { return b.host() + "/" + im.Path + ":" + im.Tag }
 
 func (b *bed) host() string {
 	if b.origin == nil {
 		return "reg.test"
 	}
-	return b.origin.host()
+	return b.origin.Host()
 }
 
 func (b *bed) repo(im *image) registry.Repository {
-	return registry.Repository{Host: b.host(), Path: im.path}
+	return registry.Repository{Host: b.host(), Path: im.Path}
 }
 
 // fetch puts an image's manifest and configuration into the content store, as containerd does before it
@@ -190,9 +185,9 @@ func (b *bed) repo(im *image) registry.Repository {
 func (b *bed) fetch(im *image) {
 	b.t.Helper()
 	repo := b.repo(im)
-	b.put(im.configDesc, im.config, nil)
-	b.put(im.target, im.manifest, map[string]string{
-		sourceLabelPrefix + repo.Hostname(): im.path, configRefLabel: im.configDesc.Digest.String(),
+	b.put(im.ConfigDesc, im.Config, nil)
+	b.put(im.Target, im.Manifest, map[string]string{
+		sourceLabelPrefix + repo.Hostname(): im.Path, configRefLabel: im.ConfigDesc.Digest.String(),
 	})
 }
 
@@ -207,9 +202,9 @@ func (b *bed) put(desc ocispec.Descriptor, data []byte, labels map[string]string
 // prepare is containerd's request for an image's i-th layer on a parent.
 func (b *bed) prepare(im *image, i int, parent string) ([]mount.Mount, error) {
 	return b.Prepare(b.ctx, "extract-"+uniqueSuffix(), parent, snapshots.WithLabels(map[string]string{
-		snapshots.LabelSnapshotRef:             im.chainIDs[i].String(),
+		snapshots.LabelSnapshotRef:             im.ChainIDs[i].String(),
 		snapshotters.TargetRefLabel:            b.ref(im),
-		snapshotters.TargetManifestDigestLabel: im.target.Digest.String(),
+		snapshotters.TargetManifestDigestLabel: im.Target.Digest.String(),
 	}))
 }
 
@@ -219,7 +214,7 @@ func (b *bed) claim(im *image, i int, parent string) string {
 	if mounts, err := b.prepare(im, i, parent); !errdefs.IsAlreadyExists(err) {
 		b.t.Fatalf("layer %d: got %v, %v, want that it exists", i, mounts, err)
 	}
-	return b.named(im.chainIDs[i], parent)
+	return b.named(im.ChainIDs[i], parent)
 }
 
 // decline prepares a layer that containerd must unpack itself.
@@ -235,7 +230,7 @@ func (b *bed) decline(im *image, i int, parent string) []mount.Mount {
 // resolve returns when all layers of an image are open or have failed, with the reasons of those that have.
 func (b *bed) resolve(im *image) map[digest.Digest]string {
 	b.t.Helper()
-	reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {})
+	reasons, err := b.Resolve(b.ctx, im.Target.Digest, b.ref(im), func([]Progress) {})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -261,7 +256,7 @@ func (b *bed) named(chainID digest.Digest, parent string) (name string) {
 func (b *bed) pull(im *image) (top string) {
 	b.t.Helper()
 	b.fetch(im)
-	for i := range im.layers {
+	for i := range im.Layers {
 		top = b.claim(im, i, top)
 	}
 	return top
@@ -400,11 +395,11 @@ func (r readerAt) ReadAt(p []byte, off int64) (int, error) {
 func (b *bed) statusOf(l layer) LayerStatus {
 	b.t.Helper()
 	for _, st := range b.Status().Layers {
-		if st.Digest == l.digest() {
+		if st.Digest == l.Digest() {
 			return st
 		}
 	}
-	b.t.Fatalf("status does not name layer %s", l.digest())
+	b.t.Fatalf("status does not name layer %s", l.Digest())
 	return LayerStatus{}
 }
 
@@ -427,7 +422,7 @@ func (b *bed) unpack(key, name string, mounts []mount.Mount, members ...member) 
 	upper := dirs(mounts)[0]
 	for _, m := range members {
 		path := filepath.Join(upper, m.Name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, m.body, 0o644)); err != nil {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, m.Body, 0o644)); err != nil {
 			b.t.Fatal(err)
 		}
 	}

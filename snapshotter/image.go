@@ -1,7 +1,6 @@
 package snapshotter
 
 import (
-	"context"
 	"errors"
 	"fmt"
 
@@ -19,8 +18,8 @@ type Image struct {
 	Layers []Source // lowest first
 }
 
-// id tells images apart: two repositories may have the same manifest.
-func (img *Image) id() string { return img.Repo.String() + "@" + img.Target.Digest.String() }
+// ID tells images apart: two repositories may have the same manifest.
+func (img *Image) ID() string { return img.Repo.String() + "@" + img.Target.Digest.String() }
 
 // A Source is where one layer's bytes are. It is kept with the snapshot.
 type Source struct {
@@ -31,34 +30,10 @@ type Source struct {
 	Namespace  string              `json:"namespace,omitempty"` // of containerd, that of the first request
 }
 
-// A Query asks for the image that a layer belongs to. Empty fields are unknown.
-type Query struct {
-	ChainID  digest.Digest
-	Manifest digest.Digest // as a label says; a hint
-	Ref      string        // likewise
-}
-
-// Images finds images in containerd's content store.
-type Images interface {
-	// Find returns the image that has a layer with the chainID, and the layer's index. The
-	// image's repository is one that containerd fetched its manifest from. An error that
-	// wraps ErrNotLazy says why there is no such image, or none that is certain.
-	Find(ctx context.Context, q Query) (Image, int, error)
-
-	// Manifest returns the image with the given manifest, without diffIDs if the
-	// configuration is not in the store yet.
-	Manifest(ctx context.Context, manifest digest.Digest, ref string) (Image, error)
-
-	// Known returns the images of a namespace whose configurations are in the store, in every repository that they came from.
-	Known(ctx context.Context) ([]Image, error)
-
-	// Claims returns the layers by which the images of a namespace claim chainIDs, in every repository that they came from.
-	Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error)
-}
-
 // ErrNotLazy says that a layer takes containerd's ordinary path. Its text is the reason.
 var ErrNotLazy = errors.New("layer cannot be lazy")
 
+// notLazy returns an error that wraps ErrNotLazy, with a reason.
 func notLazy(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrNotLazy, fmt.Errorf(format, args...))
 }

@@ -45,7 +45,7 @@ func (s stored) KeepBlob(
 	return err
 }
 
-func withBlobs(b *bed) { b.opts.Blobs = stored{store: b.store} }
+func withBlobs(b *bed) { b.opts.Layers.Blobs = stored{store: b.store} }
 
 // TestImportGoesOn: an import that broke off goes on where it was, for the next who asks, and after a restart.
 func TestImportGoesOn(t *testing.T) {
@@ -54,8 +54,8 @@ func TestImportGoesOn(t *testing.T) {
 		im := newImage(t, "app", nil, tarLayer(t, file("a", body)))
 		b := newBed(t, newOrigin(t, im), nil)
 		half := int64(len(body) / 2)
-		b.origin.setFault(func(w http.ResponseWriter, r *http.Request) bool {
-			if _, kind, what := split(r.URL.Path); kind != "blobs" || what != im.layers[0].digest().String() {
+		b.origin.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+			if _, kind, what := split(r.URL.Path); kind != "blobs" || what != im.Layers[0].Digest().String() {
 				return false
 			}
 			if r.Method != http.MethodGet || !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") {
@@ -64,23 +64,23 @@ func TestImportGoesOn(t *testing.T) {
 			}
 			w.Header().Set("Content-Range", strings.Replace(strings.Replace(r.Header.Get("Range"), "=", " ", 1), "bytes=", "", 1)+"/*")
 			w.WriteHeader(http.StatusPartialContent)
-			_, _ = w.Write(im.layers[0].blob[:half]) // the client may have left
+			_, _ = w.Write(im.Layers[0].Blob[:half]) // the client may have left
 			panic(http.ErrAbortHandler)
 		})
 		b.fetch(im)
-		if reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {}); err != nil || len(reasons) != 1 {
+		if reasons, err := b.Resolve(b.ctx, im.Target.Digest, b.ref(im), func([]Progress) {}); err != nil || len(reasons) != 1 {
 			t.Fatalf("got %v, %v", reasons, err)
 		}
-		b.origin.setFault(nil)
+		b.origin.SetFault(nil)
 		if restart {
 			b.restart()
 		}
-		b.origin.forget()
-		if reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {}); err != nil || len(reasons) != 0 {
+		b.origin.Forget()
+		if reasons, err := b.Resolve(b.ctx, im.Target.Digest, b.ref(im), func([]Progress) {}); err != nil || len(reasons) != 0 {
 			t.Fatalf("got %v, %v", reasons, err)
 		}
-		if b.origin.wholly(im.layers[0]) || b.origin.askedFrom(im.layers[0]) < half/2 {
-			t.Errorf("restart %v: asked again from %d, of %d that had come", restart, b.origin.askedFrom(im.layers[0]), half)
+		if b.origin.Wholly(im.Layers[0]) || b.origin.AskedFrom(im.Layers[0]) < half/2 {
+			t.Errorf("restart %v: asked again from %d, of %d that had come", restart, b.origin.AskedFrom(im.Layers[0]), half)
 		}
 		b.sees(b.run("container", b.pull(im)), "a", body)
 	}
@@ -110,11 +110,9 @@ func TestWithoutRanges(t *testing.T) {
 				body := noise(5, 6<<20)
 				one, two := newImage(t, "one", nil, f.make(t, file("a", body))), newImage(t, "two", nil, f.make(t, file("b", body)))
 				o := newOrigin(t, one, two)
-				o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+				o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 					_, kind, what := split(r.URL.Path)
-					o.mu.Lock()
-					p := o.blobs[digest.Digest(what)]
-					o.mu.Unlock()
+					p := o.Bytes(digest.Digest(what))
 					if kind != "blobs" || r.Method != http.MethodGet || len(p) == 0 {
 						return false
 					}
@@ -128,7 +126,7 @@ func TestWithoutRanges(t *testing.T) {
 				b.fetch(two)
 				b.resolve(two)
 				b.sees(b.run("two", b.pull(two)), "b", body)
-				if n := o.requests("blobs", two.layers[0].digest().String()); name != "breaks" && n != 1 {
+				if n := o.Requests("blobs", two.Layers[0].Digest().String()); name != "breaks" && n != 1 {
 					t.Errorf("%d requests for a layer of a host that is known to serve no ranges", n)
 				}
 			})
@@ -144,10 +142,10 @@ func TestStoredOffline(t *testing.T) {
 			im := newImage(t, "app", nil, l)
 			o := newOrigin(t, im)
 			b := newBed(t, o, withBlobs)
-			b.put(l.desc, l.blob, map[string]string{sourceLabelPrefix + b.repo(im).Hostname(): im.path})
-			o.setFault(func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) })
+			b.put(l.Desc, l.Blob, map[string]string{sourceLabelPrefix + b.repo(im).Hostname(): im.Path})
+			o.SetFault(func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) })
 			b.sees(b.run("container", b.pull(im)), "a", honest)
-			if n := o.requests("blobs", l.digest().String()); n != 0 {
+			if n := o.Requests("blobs", l.Digest().String()); n != 0 {
 				t.Errorf("the registry was asked %d times", n)
 			}
 		})
@@ -159,14 +157,14 @@ func TestImportAsksThrice(t *testing.T) {
 	l := gzipLayer(t, file("a", noise(2, 10_000)))
 	im := newImage(t, "app", nil, l)
 	o := newOrigin(t, im)
-	o.serve(l.digest(), gzipLayer(t, file("b", noise(3, 10_000))).blob[:l.desc.Size])
+	o.Serve(l.Digest(), gzipLayer(t, file("b", noise(3, 10_000))).Blob[:l.Desc.Size])
 	b := newBed(t, o, nil)
 	b.fetch(im)
-	reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {})
-	if err != nil || len(reasons) != 1 || reasons[l.digest()] == "" {
+	reasons, err := b.Resolve(b.ctx, im.Target.Digest, b.ref(im), func([]Progress) {})
+	if err != nil || len(reasons) != 1 || reasons[l.Digest()] == "" {
 		t.Errorf("got %v, %v", reasons, err)
 	}
-	if n := o.requests("blobs", l.digest().String()); n < importTries {
+	if n := o.Requests("blobs", l.Digest().String()); n < importTries {
 		t.Errorf("asked %d times", n)
 	}
 }
@@ -176,13 +174,13 @@ func TestImportBeyondLimits(t *testing.T) {
 	l := gzipLayer(t, file("a", honest), file("b", honest), file("c", honest), file("d", honest))
 	im := newImage(t, "app", nil, l)
 	o := newOrigin(t, im)
-	b := newBed(t, o, func(b *bed) { b.opts.Limits.Nodes = 3 })
+	b := newBed(t, o, func(b *bed) { b.opts.Layers.Limits.Nodes = 3 })
 	b.fetch(im)
 	reasons := b.resolve(im)
-	if !strings.Contains(reasons[l.digest()], "files and directories") {
+	if !strings.Contains(reasons[l.Digest()], "files and directories") {
 		t.Errorf("got %v", reasons)
 	}
-	if n := o.requests("blobs", l.digest().String()); n > 2 { // one of them may only try whether there are ranges
+	if n := o.Requests("blobs", l.Digest().String()); n > 2 { // one of them may only try whether there are ranges
 		t.Errorf("asked %d times", n)
 	}
 }
@@ -193,11 +191,11 @@ func TestImportRightAtLast(t *testing.T) {
 	l := gzipLayer(t, file("a", body))
 	im := newImage(t, "app", nil, l)
 	o := newOrigin(t, im)
-	bad := bytes.Clone(l.blob)
+	bad := bytes.Clone(l.Blob)
 	bad[len(bad)/2] ^= 1
 	var asked atomic.Int32
-	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
-		if !strings.Contains(r.URL.Path, l.digest().String()) || r.Method != http.MethodGet || len(r.Header.Get("Range")) < len("bytes=0-100") {
+	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, l.Digest().String()) || r.Method != http.MethodGet || len(r.Header.Get("Range")) < len("bytes=0-100") {
 			return false
 		}
 		if asked.Add(1) > 1 {
@@ -215,10 +213,10 @@ func TestImportRightAtLast(t *testing.T) {
 // TestBomb: a layer that decodes to more than the limit is not imported.
 func TestBomb(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("zeros", make([]byte, 1<<20))))
-	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Limits = layout.Limits{Plain: 100_000} })
+	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Layers.Limits = layout.Limits{Plain: 100_000} })
 	b.fetch(im)
-	reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {})
-	if err != nil || !strings.Contains(reasons[im.layers[0].digest()], "[limits] plain") {
+	reasons, err := b.Resolve(b.ctx, im.Target.Digest, b.ref(im), func([]Progress) {})
+	if err != nil || !strings.Contains(reasons[im.Layers[0].Digest()], "[limits] plain") {
 		t.Errorf("got %v, %v", reasons, err)
 	}
 	b.decline(im, 0, "")
@@ -229,12 +227,12 @@ func TestEager(t *testing.T) {
 	body := noise(5, 100_000)
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", body)))
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
-		b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{Mode: ImportEager} }
+		b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{Mode: ImportEager} }
 	})
 	mounts := b.run("container", b.pull(im))
 	b.origin.Close()
 	b.sees(mounts, "a", body)
-	if st := b.statusOf(im.layers[0]); st.Format != formatImport || st.Present != st.Data || !st.Verified {
+	if st := b.statusOf(im.Layers[0]); st.Format != formatImport || st.Present != st.Data || !st.Verified {
 		t.Errorf("status: %+v", st)
 	}
 }
@@ -245,10 +243,10 @@ func TestKeepBlobs(t *testing.T) {
 	im := newImage(t, "app", nil, l)
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
 		withBlobs(b)
-		b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+		b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
 	})
 	b.run("container", b.pull(im))
-	if p, err := content.ReadBlob(b.ctx, b.store, l.desc); err != nil || !bytes.Equal(p, l.blob) {
+	if p, err := content.ReadBlob(b.ctx, b.store, l.Desc); err != nil || !bytes.Equal(p, l.Blob) {
 		t.Errorf("got %d bytes, %v", len(p), err)
 	}
 }
@@ -260,15 +258,15 @@ func TestKeepBlobsOfIndexed(t *testing.T) {
 	im := newImage(t, "app", nil, one, two)
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
 		withBlobs(b)
-		b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+		b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
 	})
 	b.run("container", b.pull(im))
-	for _, l := range im.layers {
+	for _, l := range im.Layers {
 		eventually(t, "the blob is kept", func() bool {
-			_, err := b.store.Info(b.ctx, l.digest())
+			_, err := b.store.Info(b.ctx, l.Digest())
 			return err == nil
 		})
-		if p, err := content.ReadBlob(b.ctx, b.store, l.desc); err != nil || !bytes.Equal(p, l.blob) {
+		if p, err := content.ReadBlob(b.ctx, b.store, l.Desc); err != nil || !bytes.Equal(p, l.Blob) {
 			t.Errorf("got %d bytes, %v", len(p), err)
 		}
 	}
@@ -279,8 +277,8 @@ func TestKeepBlobFails(t *testing.T) {
 	body := noise(7, 10_000)
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", body)))
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
-		b.opts.Blobs = noBlobs{}
-		b.opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+		b.opts.Layers.Blobs = noBlobs{}
+		b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
 	})
 	b.sees(b.run("container", b.pull(im)), "a", body)
 }
@@ -306,9 +304,9 @@ func TestStoredBlob(t *testing.T) {
 			l := f.make(t, file("a", body))
 			im := newImage(t, "app", nil, l)
 			b := newBed(t, newOrigin(t, im), withBlobs)
-			b.put(l.desc, l.blob, nil)
+			b.put(l.Desc, l.Blob, nil)
 			mounts := b.run("container", b.pull(im))
-			if n := b.origin.requests("blobs", l.digest().String()); n != 0 {
+			if n := b.origin.Requests("blobs", l.Digest().String()); n != 0 {
 				t.Errorf("the registry was asked %d times", n)
 			}
 			b.sees(mounts, "a", body)
@@ -321,7 +319,7 @@ func TestImplicitDirectories(t *testing.T) {
 	for _, f := range formats {
 		t.Run(f.name, func(t *testing.T) {
 			below := gzipLayer(t, file("private/x", nil))
-			below.desc.MediaType = "application/vnd.example.layer"
+			below.Desc.MediaType = "application/vnd.example.layer"
 			im := newImage(t, "app", nil, below, f.make(t, file("private/a", []byte("body")), file("new/a", nil)))
 			b := newBed(t, newOrigin(t, im), nil)
 			b.fetch(im)
@@ -351,19 +349,19 @@ func TestProgress(t *testing.T) {
 	b.fetch(im)
 	told := make(chan []Progress, 1)
 	release := make(chan struct{})
-	b.origin.setFault(func(w http.ResponseWriter, r *http.Request) bool {
-		if !strings.Contains(r.URL.Path, im.layers[0].digest().String()) || !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") {
+	b.origin.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.Contains(r.URL.Path, im.Layers[0].Digest().String()) || !strings.HasPrefix(r.Header.Get("Range"), "bytes=0-") {
 			return false
 		}
 		w.Header().Set("Content-Range", strings.Replace(r.Header.Get("Range"), "=", " ", 1)+"/*")
 		w.WriteHeader(http.StatusPartialContent)
-		_, _ = w.Write(im.layers[0].blob[:50_000])
+		_, _ = w.Write(im.Layers[0].Blob[:50_000])
 		w.(http.Flusher).Flush()
 		<-release
-		_, _ = w.Write(im.layers[0].blob[50_000:])
+		_, _ = w.Write(im.Layers[0].Blob[50_000:])
 		return true
 	})
-	reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func(p []Progress) {
+	reasons, err := b.Resolve(b.ctx, im.Target.Digest, b.ref(im), func(p []Progress) {
 		select {
 		case told <- p:
 			if len(p) > 0 {
@@ -378,7 +376,7 @@ func TestProgress(t *testing.T) {
 		t.Fatalf("got %v, %v", reasons, err)
 	}
 	p := <-told
-	if len(p) != 1 || p[0].Digest != im.layers[0].digest() || p[0].Came <= 0 || p[0].Came > 50_000 || p[0].Total != im.layers[0].desc.Size {
+	if len(p) != 1 || p[0].Digest != im.Layers[0].Digest() || p[0].Came <= 0 || p[0].Came > 50_000 || p[0].Total != im.Layers[0].Desc.Size {
 		t.Errorf("got %+v", p)
 	}
 }

@@ -139,7 +139,7 @@ func (l *layers) importOnce(
 	if layer.Blob != desc.Digest {
 		return nil, fmt.Errorf("%w: its digest is %s", errWrongBlob, layer.Blob)
 	}
-	if l.importOf(o.src.Repo).KeepBlobs {
+	if l.opts.ImportOf(o.src.Repo).KeepBlobs {
 		l.keepBlob(ctx, o, im, layer.DiffID)
 	}
 	l.keepIndex(&o.src, layer)
@@ -173,9 +173,9 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 func (l *layers) keepBlob(ctx context.Context, o *opening, im *cache.Import, diffID digest.Digest) {
 	r, n, ok := im.Whole()
 	err := errors.New("there was no room for its packed bytes")
-	if ok && l.blobs != nil {
+	if ok && l.opts.Blobs != nil {
 		desc := ocispec.Descriptor{MediaType: o.src.Descriptor.MediaType, Digest: o.src.Descriptor.Digest, Size: n}
-		err = l.blobs.KeepBlob(ctx, o.src.Namespace, desc, o.src.Repo, diffID, r)
+		err = l.opts.Blobs.KeepBlob(ctx, o.src.Namespace, desc, o.src.Repo, diffID, r)
 	}
 	if err != nil {
 		l.log.Warn("blob not kept in containerd's content store", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
@@ -185,20 +185,20 @@ func (l *layers) keepBlob(ctx context.Context, o *opening, im *cache.Import, dif
 // importSource returns where a whole layer is read from: containerd's content store if it has the blob,
 // or gets it meanwhile, and the registry otherwise.
 func (l *layers) importSource(s *Source) Blob {
-	if l.blobs == nil || s.Namespace == "" {
+	if l.opts.Blobs == nil || s.Namespace == "" {
 		return l.blob(s)
 	}
-	return &storedBlob{Blob: l.blob(s), blobs: l.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
+	return &storedBlob{Blob: l.blob(s), blobs: l.opts.Blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
 }
 
 // stored reports whether containerd's content store has a layer's blob: then an import moves nothing.
 func (l *layers) stored(ctx context.Context, s *Source) bool {
-	if l.blobs == nil || s.Namespace == "" {
+	if l.opts.Blobs == nil || s.Namespace == "" {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, storeWait)
 	defer cancel()
-	r, err := l.blobs.Blob(ctx, s.Namespace, s.Descriptor.Digest)
+	r, err := l.opts.Blobs.Blob(ctx, s.Namespace, s.Descriptor.Digest)
 	if err != nil {
 		return false
 	}

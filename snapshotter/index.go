@@ -45,7 +45,7 @@ const (
 // promiseOf says how a layer is read: by its index, or else whole. An error that wraps ErrNotLazy says
 // why containerd is to unpack it.
 func (l *layers) promiseOf(s *Source) (promise, error) {
-	mode := l.importOf(s.Repo).Mode
+	mode := l.opts.ImportOf(s.Repo).Mode
 	if mode == ImportOrdinary {
 		return promise{}, notLazy("[import] mode is %s for %s", ImportOrdinary, s.Repo)
 	}
@@ -56,7 +56,7 @@ func (l *layers) promiseOf(s *Source) (promise, error) {
 	} else if err := s.Descriptor.Digest.Validate(); err != nil || s.Descriptor.Digest.Algorithm() != digest.SHA256 {
 		noImport = fmt.Sprintf("digest %q", s.Descriptor.Digest)
 	}
-	p, err := l.trust.indexOf(s)
+	p, err := l.opts.Trust.indexOf(s)
 	if err != nil || mode == ImportEager {
 		p = promise{format: formatImport}
 		if noImport != "" {
@@ -65,6 +65,18 @@ func (l *layers) promiseOf(s *Source) (promise, error) {
 	}
 	p.codec, p.noImport, p.eager = codec, noImport, mode == ImportEager
 	return p, nil
+}
+
+// refuses says why containerd is to unpack a layer; nil if it is read here. The error wraps ErrNotLazy.
+func (l *layers) refuses(s *Source) error {
+	_, err := l.promiseOf(s)
+	return err
+}
+
+// whole reports whether a layer that is read here is read whole before it is used.
+func (l *layers) whole(s *Source) bool {
+	p, err := l.promiseOf(s)
+	return err == nil && p.format == formatImport
 }
 
 // indexOf says by which index a layer can be read lazily.

@@ -3,40 +3,16 @@ package snapshotter
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
 
 	fsindex "github.com/remora-storage/remora/fs/index"
-	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// indexOf makes the index of a layer as an import does.
-func indexOf(t *testing.T, l layer) []byte {
-	t.Helper()
-	codec, _ := scan.CodecOf(l.desc.MediaType)
-	found, err := scan.Scan(t.Context(), strings.NewReader(string(l.blob)), codec, scan.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, ok := found.Index()
-	if !ok {
-		t.Fatal("the layer cannot be read by parts")
-	}
-	return data
-}
-
 func trusting(b *bed) {
-	b.opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{Trust: true} }
-}
-
-// large is a layer of which an index saves most.
-func large(t testing.TB, make func(testing.TB, ...member) layer) (l layer, small, rest []byte) {
-	t.Helper()
-	small, rest = noise(1, 4000), noise(2, 6<<20)
-	return make(t, file("small", small), file("rest", rest)), small, rest
+	b.opts.Layers.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{Trust: true} }
 }
 
 // TestIndexOfImport: a layer that was imported once is read by parts the next time, by the index that was made of it,
@@ -51,7 +27,7 @@ func TestIndexOfImport(t *testing.T) {
 			b.run("container", name)
 			b.remove("container", name)
 			b.restart() // has the index written now
-			b.origin.forget()
+			b.origin.Forget()
 			mounts := b.run("container", b.pull(im))
 			b.sees(mounts, "small", small)
 			st := b.statusOf(l)
@@ -78,7 +54,7 @@ func TestDamagedIndex(t *testing.T) {
 				if err := os.MkdirAll(dir, 0o700); err != nil {
 					t.Fatal(err)
 				}
-				if err := os.WriteFile(filepath.Join(dir, l.digest().Encoded()+indexSuffix), data, 0o600); err != nil {
+				if err := os.WriteFile(filepath.Join(dir, l.Digest().Encoded()+indexSuffix), data, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			})
@@ -87,15 +63,6 @@ func TestDamagedIndex(t *testing.T) {
 				t.Errorf("format %s", st.Format)
 			}
 		})
-	}
-}
-
-// publish publishes what belongs to an image.
-func publish(t *testing.T, o *origin, im *image, kind registry.ArtifactKind, data []byte) {
-	t.Helper()
-	repo := registry.Repository{Host: o.host(), Path: im.path}
-	if _, err := o.client(t).PushArtifact(t.Context(), repo, im.target, kind, data); err != nil {
-		t.Fatal(err)
 	}
 }
 
@@ -132,13 +99,13 @@ func TestPublishIndexes(t *testing.T) {
 	l, small, _ := large(t, gzipLayer)
 	im := newImage(t, "app", nil, l)
 	o := newOrigin(t, im)
-	tag := registry.ArtifactTag(im.target.Digest, fsindex.Artifact.Tag)
+	tag := registry.ArtifactTag(im.Target.Digest, fsindex.Artifact.Tag)
 	publishing := func(b *bed) {
-		b.opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{Publish: true} }
+		b.opts.Layers.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{Publish: true} }
 	}
 	first := newBed(t, o, publishing)
 	first.run("container", first.pull(im))
-	eventually(t, "the index is published", func() bool { return o.has(im.path + ":" + tag) })
+	eventually(t, "the index is published", func() bool { return o.Has(im.Path + ":" + tag) })
 	second := newBed(t, o, trusting)
 	second.sees(second.run("container", second.pull(im)), "small", small)
 	if st := second.statusOf(l); st.Format != formatIndex {

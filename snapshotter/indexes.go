@@ -36,7 +36,7 @@ type indexes struct {
 	log *slog.Logger
 
 	mu        sync.Mutex                      // guards the fields below, and changes of dir
-	published map[string]*publication         // by Image.id
+	published map[string]*publication         // by Image.ID
 	making    map[digest.Digest]chan struct{} // layers whose index is being made; closed when it is there
 }
 
@@ -58,6 +58,24 @@ const (
 	// indexLater has the index of a layer wait until the container that the import was for has begun.
 	indexLater = time.Second
 )
+
+var indexKind = durable.Kind{
+	Name: "*" + indexSuffix,
+	Lost: "a layer's index that was made on this node: the layer is imported when it is pulled next, which makes it again",
+	Do:   "remove this file",
+}
+
+// listDamaged returns what was set aside below a root of what this package keeps there.
+func listDamaged(root string) ([]durable.Damage, error) {
+	return durable.ListDamaged(filepath.Join(root, indexesDir), indexKind)
+}
+
+// clean deletes what replacements of files that a power cut ended have left.
+func (x *indexes) clean() {
+	if err := durable.Sweep(x.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		x.log.Warn("files that were never finished stay", "dir", x.dir, "err", err)
+	}
+}
 
 func (x *indexes) path(layer digest.Digest) string {
 	return filepath.Join(x.dir, layer.Encoded()+indexSuffix)
@@ -173,12 +191,12 @@ func (x *indexes) made(ctx context.Context, layer digest.Digest) (int64, error) 
 // one.
 func (l *layers) expectIndexes(img Image) {
 	reg, ok := l.registry.(Artifacts)
-	if !ok || !l.indexOf(img.Repo).Trust || img.Target.Digest == "" {
+	if !ok || !l.opts.IndexOf(img.Repo).Trust || img.Target.Digest == "" {
 		return
 	}
 	x := l.indexes
 	x.mu.Lock()
-	asked := x.published[img.id()] != nil
+	asked := x.published[img.ID()] != nil
 	x.mu.Unlock()
 	if asked { // by an earlier layer's Prepare
 		return
@@ -195,10 +213,10 @@ func (l *layers) expectIndexes(img Image) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if len(p.wants) == 0 || x.published[img.id()] != nil {
+	if len(p.wants) == 0 || x.published[img.ID()] != nil {
 		return
 	}
-	x.published[img.id()] = p
+	x.published[img.ID()] = p
 	l.started.Go(func() {
 		defer close(p.done)
 		ctx, cancel := context.WithTimeout(l.life, indexAskFor)
@@ -241,6 +259,9 @@ func (l *layers) askIndexes(ctx context.Context, reg Artifacts, img Image) (map[
 	}
 	return layers, int64(len(data)), share, nil
 }
+
+// sweepIndexes forgets the indexes that were published of images whose first start is over; keep says which is not.
+func (l *layers) sweepIndexes(keep func(image string) bool) { l.indexes.sweep(keep) }
 
 // sweep forgets what was published of images that were asked for a while ago.
 func (x *indexes) sweep(keep func(image string) bool) {

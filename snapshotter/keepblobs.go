@@ -2,12 +2,7 @@ package snapshotter
 
 import (
 	"context"
-	"io"
 	"time"
-
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/remora-storage/remora/cache"
 )
 
 // What reads an image from containerd's content store misses layers that were never downloaded whole: exports, pushes to other
@@ -16,7 +11,7 @@ import (
 
 // keepBlobs completes containerd's content store until ctx ends.
 func (s *Snapshotter) keepBlobs(ctx context.Context) {
-	if s.layers.blobs == nil {
+	if s.opts.Layers.Blobs == nil {
 		return
 	}
 	tick := time.NewTicker(backgroundCheck)
@@ -34,10 +29,10 @@ func (s *Snapshotter) keepBlobs(ctx context.Context) {
 			}
 		}
 		for _, b := range s.allBindings() {
-			if ctx.Err() != nil || s.layers.cache.Busy(backgroundCheck) {
+			if ctx.Err() != nil || s.cache.Busy(backgroundCheck) {
 				break
 			}
-			if !notBefore[b].IsZero() || !s.layers.importOf(b.source().Repo).KeepBlobs {
+			if src := b.source(); !notBefore[b].IsZero() || !s.layers.keepsBlob(&src) {
 				continue
 			}
 			notBefore[b] = time.Now().Add(completeAgain)
@@ -59,22 +54,5 @@ func (s *Snapshotter) keepBlobOf(ctx context.Context, b *binding) error {
 	if !ready || src.Namespace == "" || s.layers.stored(ctx, &src) {
 		return nil
 	}
-	return s.pipeBlob(ctx, f, &src)
-}
-
-func (s *Snapshotter) pipeBlob(ctx context.Context, f *cache.File, src *Source) error {
-	streaming, cancel := context.WithCancel(ctx)
-	defer cancel()
-	r, w := io.Pipe()
-	streamed := make(chan struct{})
-	s.started.Go(func() {
-		defer close(streamed)
-		w.CloseWithError(f.Stream(streaming, src.DiffID, w, nil))
-	})
-	desc := ocispec.Descriptor{MediaType: src.Descriptor.MediaType, Digest: src.Descriptor.Digest, Size: src.Descriptor.Size}
-	err := s.layers.blobs.KeepBlob(ctx, src.Namespace, desc, src.Repo, src.DiffID, r)
-	cancel() // if the store has enough, or has failed
-	r.CloseWithError(io.ErrClosedPipe)
-	<-streamed
-	return err
+	return s.layers.fileBlob(ctx, f, &src)
 }

@@ -24,7 +24,6 @@ import (
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/internal/fair"
-	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -69,45 +68,26 @@ const (
 type layers struct {
 	registry Registry
 	cache    *cache.Cache
-	trust    Trust
-	limits   layout.Limits
-	policyOf func(registry.Repository) cache.Policy
+	opts     LayerOptions
+	hooks    Hooks
 	log      *slog.Logger
 	tracer   tracer
 	aheads   aheads
-	// built is told of images that are new in the cache, with the units that the layer's author wants
-	// prefetched.
-	built func(s *Source, f *cache.File, landmark []uint32)
-	// unclaimed is told of layers that were imported a while ago, whether somebody came for them or not.
-	unclaimed func(s *Source, f *cache.File)
-	// places returns where the blob of an image in the cache may be, beyond the repositories that it is read from.
-	places func(ctx context.Context, image string) []Source
-	// unreadable is told of layers that could not be opened.
-	unreadable func(s *Source)
 
-	// life ends when the snapshotter closes; started waits for what runs until then.
+	// life ends when Close is to come; started waits for what runs until then.
 	life    context.Context
-	started *sync.WaitGroup
+	started sync.WaitGroup
 
 	building singleflight.Group // by the image's name
 
 	// What registries share, by their hosts.
-	memory  *memory.Budget     // of what is decoded; nil for no end
-	slots   *fair.Pool[string] // bounds how many indexes are read at once, and with that memory
-	imports *fair.Pool[string] // and how many layers are imported
-	// importOf says how a repository's layers are imported.
-	importOf func(registry.Repository) ImportPolicy
-	blobs    Blobs // containerd's content store; may be nil
-	trustOf  func(registry.Repository) TrustPolicy
+	slots    *fair.Pool[string] // bounds how many indexes are read at once, and with that memory
+	imports  *fair.Pool[string] // and how many layers are imported
 	granted  grants
 	failures failures
-	// proofWait is Options.ProofWait.
-	proofWait time.Duration
-	indexes   *indexes
-	// indexOf says what becomes of the indexes of a repository's layers.
-	indexOf func(registry.Repository) IndexPolicy
+	indexes  *indexes
 
-	mu       sync.Mutex          // guards the fields below; taken after Snapshotter.mu
+	mu       sync.Mutex          // guards the fields below; taken after those of who calls
 	openings map[string]*opening // by keyOf
 	sources  map[string]*sources // of images in the cache, by their names
 	active   int                 // openings under way
@@ -160,7 +140,7 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		o.ended = time.Now()
 		if o.err != nil {
 			l.failures.note(s.Repo, o.err)
-			l.unreadable(&s)
+			l.hooks.Unreadable(&s)
 			l.log.Warn("layer not opened", "digest", s.Descriptor.Digest, "image", s.Image, "err", o.err)
 			return
 		}
@@ -303,14 +283,14 @@ func (l *layers) build(s *Source, index *madeIndex, below string) (_ *cache.File
 	f := l.shared(v.(*cache.File), s)
 	f.AddFetched(index.fetched)
 	l.setPolicy(f, s)
-	l.built(s, f, index.layout.Prefetch)
+	l.hooks.Built(s, f, index.layout.Prefetch)
 	return f, nil
 }
 
 // buildOn builds the image of a layer with implicit directories, given what lies below it.
 func (l *layers) buildOn(s *Source, index *madeIndex, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
 	taken := sha256.New()
-	if err := index.layout.Fill(l.limits, func(path string) (layout.Attributes, bool, error) {
+	if err := index.layout.Fill(l.opts.Limits, func(path string) (layout.Attributes, bool, error) {
 		a, found, err := below(path)
 		if found {
 			enc, err := json.Marshal(struct {
@@ -372,7 +352,7 @@ func (l *layers) sweep() {
 	dropped := l.dropOldLocked()
 	l.mu.Unlock()
 	for _, o := range dropped {
-		l.unclaimed(&o.src, o.file)
+		l.hooks.Unclaimed(&o.src, o.file)
 	}
 	if idle {
 		debug.FreeOSMemory()
@@ -414,8 +394,8 @@ func (l *layers) cached(s *Source) bool {
 }
 
 func (l *layers) setPolicy(f *cache.File, s *Source) {
-	if l.policyOf != nil {
-		f.SetPolicy(l.policyOf(s.Repo))
+	if l.opts.PolicyOf != nil {
+		f.SetPolicy(l.opts.PolicyOf(s.Repo))
 	}
 }
 

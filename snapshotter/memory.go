@@ -28,15 +28,15 @@ func importMemoryOf(c blob.Codec) int64 {
 func (l *layers) inMemory(
 	ctx context.Context, o *opening, base int64, decode func(layout.Limits) (*madeIndex, error),
 ) (*madeIndex, error) {
-	share, ok := l.memory.Try(o.src.Repo.Host, base)
+	share, ok := l.opts.Memory.Try(o.src.Repo.Host, base)
 	if !ok {
 		l.probe(ctx, o)
 		var err error
-		if share, err = l.memory.Acquire(ctx, o.src.Repo.Host, base); err != nil {
+		if share, err = l.opts.Memory.Acquire(ctx, o.src.Repo.Host, base); err != nil {
 			return nil, fmt.Errorf("decode layer: %w", err)
 		}
 	}
-	limits := l.limits
+	limits := l.opts.Limits
 	limits.Grow = func(n int64) error { return share.Grow(ctx, n) }
 	x, err := decode(limits)
 	if err == nil && x == nil {

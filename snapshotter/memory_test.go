@@ -32,7 +32,7 @@ func TestMemoryIsShared(t *testing.T) {
 	}
 	im := newImage(t, "app", nil, layers...)
 	m := memory.New(48 << 20)
-	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Memory = m })
+	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Layers.Memory = m })
 	top := b.run("container", b.pull(im))
 	for name, body := range bodies {
 		b.sees(top, name, body)
@@ -59,9 +59,9 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			im := newImage(t, "app", nil, c.layer)
 			m := memory.New(c.memory)
-			b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Memory = m })
+			b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Layers.Memory = m })
 			b.fetch(im)
-			why := b.resolve(im)[c.layer.digest()]
+			why := b.resolve(im)[c.layer.Digest()]
 			if !strings.Contains(why, "[limits] memory") {
 				t.Errorf("got %q", why)
 			}

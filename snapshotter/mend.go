@@ -45,7 +45,7 @@ func (s *Snapshotter) firstProven(
 ) (f *cache.File, src Source, err error) {
 	errs := before
 	for _, src := range all {
-		err := s.layers.failures.of(src.Repo)
+		err := s.layers.failing(src.Repo)
 		if err == nil {
 			if f, err = s.prove(ctx, b, &src); err == nil {
 				return f, src, nil

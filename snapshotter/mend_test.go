@@ -12,7 +12,7 @@ import (
 // with a status.
 func goneBlobs(o *origin, path string, status int) (release func()) {
 	held := make(chan struct{})
-	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, "/v2/"+path+"/blobs/") {
 			return false
 		}
@@ -21,7 +21,7 @@ func goneBlobs(o *origin, path string, status int) (release func()) {
 			w.WriteHeader(status)
 		default:
 			_, _, what := split(r.URL.Path)
-			o.blob(&stoppedAnswer{ResponseWriter: w, r: r, left: 512, held: held, cut: true}, r, digest.Digest(what))
+			o.Blob(&stoppedAnswer{ResponseWriter: w, R: r, Left: 512, Held: held, Cut: true}, r, digest.Digest(what))
 		}
 		return true
 	})
@@ -62,7 +62,7 @@ func TestElsewhere(t *testing.T) {
 			mounts := b.run("container", b.pull(app))
 			b.sees(mounts, "a", honest)
 			b.fetch(twin)
-			o.answer("/v2/app/blobs/", http.StatusNotFound)
+			o.Answer("/v2/app/blobs/", http.StatusNotFound)
 			b.sees(mounts, "z", body)
 		})
 		t.Run(f.name+", containerd has it", func(t *testing.T) {
@@ -71,8 +71,8 @@ func TestElsewhere(t *testing.T) {
 			b := newBed(t, o, withBlobs)
 			mounts := b.run("container", b.pull(app))
 			b.sees(mounts, "a", honest)
-			o.answer("/v2/app/blobs/", http.StatusNotFound)
-			b.put(l.desc, l.blob, nil)
+			o.Answer("/v2/app/blobs/", http.StatusNotFound)
+			b.put(l.Desc, l.Blob, nil)
 			b.sees(mounts, "z", body)
 		})
 	}

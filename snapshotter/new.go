@@ -14,7 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -26,8 +25,6 @@ import (
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/internal/durable"
-	"github.com/remora-storage/remora/internal/fair"
-	"github.com/remora-storage/remora/remote/registry"
 )
 
 // Lock takes a root directory for this process. It fails if another remorad has it.
@@ -48,6 +45,9 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
+	if opts.Layers.Log == nil {
+		opts.Layers.Log = opts.Log
+	}
 	if opts.Exports == nil {
 		if opts.Exports, err = OpenExports(root, nil, nil, nil, opts.Log); err != nil {
 			return nil, err
@@ -55,15 +55,6 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	}
 	if opts.Kernel == nil {
 		opts.Kernel = machine{opts.Log}
-	}
-	if opts.ImportOf == nil {
-		opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{} }
-	}
-	if opts.TrustOf == nil {
-		opts.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{} }
-	}
-	if opts.IndexOf == nil {
-		opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{} }
 	}
 	if opts.GoneFor == 0 {
 		opts.GoneFor = goneFor
@@ -73,23 +64,15 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 	}
 	s := &Snapshotter{
 		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel,
+		cache: c, registry: reg,
 		bindings: map[string]*binding{}, answered: map[string]time.Time{}, broken: map[string]string{}, starts: map[string]*start{},
 		recordings: map[string]*Recording{},
 		profiles:   profiles{dir: filepath.Join(root, profilesDir), log: opts.Log},
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
-	s.layers = &layers{
-		registry: reg, cache: c, memory: opts.Memory, trust: opts.Trust, limits: opts.Limits, policyOf: opts.PolicyOf, log: opts.Log,
-		built: s.built, unreadable: s.unreadable, unclaimed: s.unclaimed, places: s.placesOf,
-		indexes: &indexes{
-			dir: filepath.Join(root, indexesDir), log: opts.Log,
-			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
-		},
-		indexOf: opts.IndexOf, trustOf: opts.TrustOf,
-		importOf: opts.ImportOf, blobs: opts.Blobs, imports: fair.NewPool[string](importAtOnce, importAtOnceOfOne),
-		life: s.life, started: &s.started, openings: map[string]*opening{}, sources: map[string]*sources{},
-		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne), proofWait: opts.ProofWait,
-	}
+	s.layers = newLayers(s.life, root, c, reg, opts.Layers, Hooks{
+		Built: s.built, Unreadable: s.unreadable, Unclaimed: s.unclaimed, Places: s.placesOf,
+	})
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -110,9 +93,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 		return nil, err
 	}
 	removeProbes(root)
-	for _, dir := range []string{s.profiles.dir, s.layers.indexes.dir} {
-		s.sweep(dir)
-	}
+	s.sweep(s.profiles.dir)
 	if s.caps, err = s.kernel.Probe(root, opts.Backend, s.exports.Outlive() && !opts.Pod); err != nil {
 		return nil, err
 	}
@@ -157,7 +138,7 @@ func (s *Snapshotter) sweep(dir string) {
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.started.Wait()
-	s.layers.indexes.sweep(func(string) bool { return false })
+	s.layers.close()
 	errs := []error{s.endRecordings(), s.closeGates()}
 	if s.exports.Outlive() {
 		if n := s.countLazy(); n > 0 {
@@ -271,7 +252,7 @@ func (s *Snapshotter) openImage(b *binding) *cache.File {
 	if saved.Quarantined != "" || saved.CacheID == "" {
 		return nil
 	}
-	s.layers.granted.note(&saved.Source) // by an earlier life
+	s.layers.noteGranted(&saved.Source) // by an earlier life
 	f, err := s.layers.file(saved.CacheID, &saved.Source)
 	if err != nil {
 		s.log.Warn("image not in the cache", "digest", saved.Source.Descriptor.Digest, "err", err)

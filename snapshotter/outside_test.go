@@ -5,63 +5,20 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
-	"github.com/opencontainers/image-spec/specs-go"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	fsindex "github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/profile"
 	"github.com/remora-storage/remora/internal/memory"
-	"github.com/remora-storage/remora/remote/registry"
 )
-
-// waitsForMemory wants do to wait while a budget is spent, and to end once there is memory. meanwhile is called while it waits.
-func waitsForMemory(t *testing.T, m *memory.Budget, meanwhile func(), do func() error) {
-	t.Helper()
-	hold, err := m.Acquire(t.Context(), "others", m.Limit()-m.Limit()/4) // the rest is for those that grow
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer hold.Release()
-	ended := make(chan error, 1)
-	go func() { ended <- do() }()
-	for {
-		one, free := m.Try("one", 0)
-		if one.Release(); !free {
-			break
-		}
-		select {
-		case err := <-ended:
-			t.Fatalf("it did not wait for memory: %v", err)
-		case <-time.After(time.Millisecond):
-		}
-	}
-	meanwhile()
-	hold.Release()
-	if err := <-ended; err != nil {
-		t.Error(err)
-	}
-}
-
-// publishApart publishes what belongs to an image as a blob of its own, however small it is.
-func publishApart(t *testing.T, o *origin, im *image, kind registry.ArtifactKind, data []byte) {
-	t.Helper()
-	d := digest.FromBytes(data)
-	o.serve(d, data)
-	o.document(im.path, registry.ArtifactTag(im.target.Digest, kind.Tag), ocispec.MediaTypeImageManifest, encode(t, ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: kind.Type,
-		Layers: []ocispec.Descriptor{{MediaType: kind.MediaType, Digest: d, Size: int64(len(data))}}, Subject: &im.target,
-	}))
-}
 
 // TestPublishedTakesMemory: an index and a profile that are published beside an image are not asked for before there is memory
 // for them.
 func TestPublishedTakesMemory(t *testing.T) {
 	l, _, _ := large(t, gzipLayer)
 	im := newImage(t, "app", nil, l)
-	packed, err := profile.New(im.target.Digest, "app", []profile.Entry{entry("/small", []byte("small"))}).Encode()
+	packed, err := profile.New(im.Target.Digest, "app", []profile.Entry{entry("/small", []byte("small"))}).Encode()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,8 +27,8 @@ func TestPublishedTakesMemory(t *testing.T) {
 	publishApart(t, o, im, profile.Artifact, packed)
 	publishApart(t, o, im, fsindex.Artifact, joined)
 	m := memory.New(128 << 20)
-	b := newBed(t, o, func(b *bed) { b.opts.Memory = m })
-	img := Image{Ref: b.ref(im), Target: im.target, Repo: b.repo(im)}
+	b := newBed(t, o, func(b *bed) { b.opts.Layers.Memory = m })
+	img := Image{Ref: b.ref(im), Target: im.Target, Repo: b.repo(im)}
 	reg := b.registry.(Artifacts)
 	for name, c := range map[string]struct {
 		content []byte
@@ -87,7 +44,7 @@ func TestPublishedTakesMemory(t *testing.T) {
 		}},
 		"index": {joined, func(ctx context.Context) (*memory.Share, error) {
 			layers, _, share, err := b.layers.askIndexes(ctx, reg, img)
-			if err == nil && layers[l.digest()] == nil {
+			if err == nil && layers[l.Digest()] == nil {
 				t.Error("the index has not the layer")
 			}
 			return share, err
@@ -95,9 +52,9 @@ func TestPublishedTakesMemory(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			sum := digest.FromBytes(c.content).String()
-			o.forget()
+			o.Forget()
 			waitsForMemory(t, m, func() {
-				if n := o.requests("blobs", sum); n > 0 {
+				if n := o.Requests("blobs", sum); n > 0 {
 					t.Errorf("asked for %d times before there was memory", n)
 				}
 			}, func() error {
@@ -105,7 +62,7 @@ func TestPublishedTakesMemory(t *testing.T) {
 				share.Release()
 				return err
 			})
-			if n := o.requests("blobs", sum); n != 1 {
+			if n := o.Requests("blobs", sum); n != 1 {
 				t.Errorf("asked for %d times", n)
 			}
 		})
@@ -123,10 +80,10 @@ func TestLargePublications(t *testing.T) {
 	publish(t, o, im, profile.Artifact, noise(3, profile.MaxPacked))
 	m := memory.New(64 << 20)
 	b := newBed(t, o, func(b *bed) {
-		b.opts.Memory = m
+		b.opts.Layers.Memory = m
 		trusting(b)
 	})
-	img := Image{Ref: b.ref(im), Target: im.target, Repo: b.repo(im)}
+	img := Image{Ref: b.ref(im), Target: im.Target, Repo: b.repo(im)}
 	_, _, _, err := b.layers.askIndexes(b.ctx, b.registry.(Artifacts), img)
 	if !errors.Is(err, memory.ErrBeyond) {
 		t.Errorf("index: %v", err)
@@ -144,11 +101,11 @@ func TestMadeIndexTakesMemory(t *testing.T) {
 	l, small, _ := large(t, gzipLayer)
 	im := newImage(t, "app", nil, l)
 	m := memory.New(64 << 20)
-	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Memory = m })
-	if err := b.layers.indexes.put(l.digest(), indexOf(t, l)); err != nil {
+	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Layers.Memory = m })
+	if err := b.layers.indexes.put(l.Digest(), indexOf(t, l)); err != nil {
 		t.Fatal(err)
 	}
-	o := &opening{src: Source{Image: b.ref(im), Repo: b.repo(im), Descriptor: l.desc, DiffID: l.diffID}, proof: newProof()}
+	o := &opening{src: Source{Image: b.ref(im), Repo: b.repo(im), Descriptor: l.Desc, DiffID: l.DiffID}, proof: newProof()}
 	waitsForMemory(t, m, func() {}, func() error {
 		x, err := b.layers.byMadeIndex(b.ctx, o)
 		if err == nil {
@@ -167,16 +124,16 @@ func TestLargeConfigTakesMemory(t *testing.T) {
 	usual := newImage(t, "usual", nil, l)
 	im := newImage(t, "app", []string{strings.Repeat("x", 1<<20)}, l)
 	m := memory.New(16 << 20)
-	b := newBed(t, newOrigin(t, usual, im), func(b *bed) { b.opts.Memory = m })
+	b := newBed(t, newOrigin(t, usual, im), func(b *bed) { b.opts.Layers.Memory = m })
 	b.fetch(usual)
 	b.fetch(im)
 	images := NewContentImages(b.store, nil, b.registries, m)
 	waitsForMemory(t, m, func() {
-		if _, err := images.Manifest(b.ctx, usual.target.Digest, b.ref(usual)); err != nil {
+		if _, err := images.Manifest(b.ctx, usual.Target.Digest, b.ref(usual)); err != nil {
 			t.Error(err)
 		}
 	}, func() error {
-		_, err := images.Manifest(b.ctx, im.target.Digest, b.ref(im))
+		_, err := images.Manifest(b.ctx, im.Target.Digest, b.ref(im))
 		return err
 	})
 }

@@ -38,7 +38,7 @@ func (st *start) predict(ctx context.Context) {
 		st.s.log.Debug("nothing foretold", "image", st.img.Ref, "err", err)
 		return
 	}
-	p := &prediction{ctx: ctx, cache: st.s.layers.cache, seen: map[string]bool{}, env: config.Config.Env}
+	p := &prediction{ctx: ctx, cache: st.s.cache, seen: map[string]bool{}, env: config.Config.Env}
 	st.mu.Lock()
 	for i := len(st.img.Layers) - 1; i >= 0; i-- {
 		if f := st.files[st.img.Layers[i].Descriptor.Digest]; f != nil {
@@ -59,7 +59,7 @@ func (st *start) predict(ctx context.Context) {
 
 // config reads the image's configuration.
 func (st *start) config(ctx context.Context) (*ocispec.Image, error) {
-	reader, ok := st.s.layers.registry.(Manifests)
+	reader, ok := st.s.registry.(Manifests)
 	if !ok {
 		return nil, errors.New("this registry gives no manifests")
 	}
@@ -75,7 +75,7 @@ func (st *start) config(ctx context.Context) (*ocispec.Image, error) {
 		return nil, errors.New("no configuration")
 	}
 	p := make([]byte, m.Config.Size)
-	if _, err := st.s.layers.registry.Blob(st.img.Repo, m.Config).ReadAt(ctx, p, 0); err != nil {
+	if _, err := st.s.registry.Blob(st.img.Repo, m.Config).ReadAt(ctx, p, 0); err != nil {
 		return nil, err
 	}
 	if m.Config.Digest.Algorithm().FromBytes(p) != m.Config.Digest {

@@ -35,7 +35,7 @@ const warmConnections = 8 // for the layers' indexes, the configuration, the pro
 // has the layers opened, for a namespace of containerd. It returns what containerd will ask the registry for, the document that the
 // reference names first.
 func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Document, error) {
-	reg, ok := s.layers.registry.(Manifests)
+	reg, ok := s.registry.(Manifests)
 	if !ok {
 		return nil, errors.New("this registry gives no manifests")
 	}
@@ -69,7 +69,7 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 		}
 		name = one.Digest.String()
 	}
-	s.layers.tracer.end(began, Span{Kind: "resolve", What: ref})
+	s.layers.spent(began, Span{Kind: "resolve", What: ref})
 	last := docs[len(docs)-1]
 	var m ocispec.Manifest
 	if err := json.Unmarshal(last.Data, &m); err != nil {
@@ -85,7 +85,7 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 	}
 	s.startAll(img)
 	config := make([]byte, m.Config.Size)
-	if _, err := s.layers.registry.Blob(repo, m.Config).ReadAt(ctx, config, 0); err != nil {
+	if _, err := s.registry.Blob(repo, m.Config).ReadAt(ctx, config, 0); err != nil {
 		return docs, nil // containerd asks for it itself, and says what is wrong
 	}
 	if m.Config.Digest.Algorithm().FromBytes(config) == m.Config.Digest {

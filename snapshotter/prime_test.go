@@ -14,12 +14,12 @@ import (
 // indexed puts an image under an index, and that under a tag.
 func indexed(t *testing.T, o *origin, im *image, platform ocispec.Platform, tag string) []byte {
 	t.Helper()
-	desc := im.target
+	desc := im.Target
 	desc.Platform = &platform
 	doc := encode(t, ocispec.Index{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{desc},
 	})
-	o.document(im.path, tag, ocispec.MediaTypeImageIndex, doc)
+	o.Document(im.Path, tag, ocispec.MediaTypeImageIndex, doc)
 	return doc
 }
 
@@ -31,12 +31,12 @@ func TestPrime(t *testing.T) {
 	o := newOrigin(t, im)
 	list := indexed(t, o, im, platforms.DefaultSpec(), "multi")
 	for tag, want := range map[string][][]byte{
-		"1":                              {im.manifest, im.config},
-		"multi":                          {list, im.manifest, im.config},
-		"1@" + im.target.Digest.String(): {im.manifest, im.config},
+		"1":                              {im.Manifest, im.Config},
+		"multi":                          {list, im.Manifest, im.Config},
+		"1@" + im.Target.Digest.String(): {im.Manifest, im.Config},
 	} {
 		b := newBed(t, o, nil)
-		docs, err := b.Prime(b.ctx, "default", o.host()+"/app:"+tag)
+		docs, err := b.Prime(b.ctx, "default", o.Host()+"/app:"+tag)
 		if err != nil || len(docs) != len(want) {
 			t.Fatalf("%s: %d documents, %v", tag, len(docs), err)
 		}
@@ -58,14 +58,14 @@ func TestPrimeFails(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", nil)))
 	o := newOrigin(t, im)
 	indexed(t, o, im, ocispec.Platform{OS: "plan9", Architecture: "mips"}, "foreign")
-	o.document("app", "empty", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion": 2}`))
-	o.document("app", "text", ocispec.MediaTypeImageManifest, []byte(`hello`))
+	o.Document("app", "empty", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion": 2}`))
+	o.Document("app", "text", ocispec.MediaTypeImageManifest, []byte(`hello`))
 	b := newBed(t, o, nil)
 	for ref, want := range map[string]string{
-		o.host() + "/app:none":    "404",
-		o.host() + "/app:foreign": "no manifest for",
-		o.host() + "/app:empty":   "not an image with layers",
-		o.host() + "/app:text":    "invalid",
+		o.Host() + "/app:none":    "404",
+		o.Host() + "/app:foreign": "no manifest for",
+		o.Host() + "/app:empty":   "not an image with layers",
+		o.Host() + "/app:text":    "invalid",
 		"::":                      "",
 		"app":                     "",
 	} {
@@ -74,7 +74,7 @@ func TestPrimeFails(t *testing.T) {
 			t.Errorf("%s: %d documents, %v, want %q", ref, len(docs), err, want)
 		}
 	}
-	o.answer("/manifests/", http.StatusInternalServerError)
+	o.Answer("/manifests/", http.StatusInternalServerError)
 	if _, err := b.Prime(b.ctx, "default", b.ref(im)); err == nil || !strings.Contains(err.Error(), "500") {
 		t.Errorf("got %v", err)
 	}
@@ -83,12 +83,12 @@ func TestPrimeFails(t *testing.T) {
 // TestPrimeWithoutConfiguration: containerd asks for a configuration itself that cannot be had, or is wrong.
 func TestPrimeWithoutConfiguration(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", nil)))
-	for name, data := range map[string][]byte{"none": nil, "another": []byte(strings.Repeat("x", len(im.config)))} {
+	for name, data := range map[string][]byte{"none": nil, "another": []byte(strings.Repeat("x", len(im.Config)))} {
 		o := newOrigin(t, im)
-		o.serve(im.configDesc.Digest, data)
+		o.Serve(im.ConfigDesc.Digest, data)
 		b := newBed(t, o, nil)
 		docs, err := b.Prime(b.ctx, "default", b.ref(im))
-		if err != nil || len(docs) != 1 || string(docs[0].Data) != string(im.manifest) {
+		if err != nil || len(docs) != 1 || string(docs[0].Data) != string(im.Manifest) {
 			t.Errorf("%s: %d documents, %v", name, len(docs), err)
 		}
 	}
@@ -99,7 +99,7 @@ func TestHostileManifest(t *testing.T) {
 	good := estargzLayer(t, file("a", nil))
 	for _, d := range []digest.Digest{"", "x", "sha256:", "sha256:../../../etc/passwd", "sha512:abc", ":", "sha256:zz"} {
 		bad := good
-		bad.desc.Digest = d
+		bad.Desc.Digest = d
 		im := newImage(t, "app", nil, good, bad)
 		b := newBed(t, newOrigin(t, im), nil)
 		if docs, err := b.Prime(b.ctx, "default", b.ref(im)); err != nil || len(docs) != 2 {

@@ -137,8 +137,11 @@ func (f *failures) forgive() {
 	f.all.Clear()
 }
 
-// CredentialsChanged has registries asked again that would not let us in.
-func (s *Snapshotter) CredentialsChanged() { s.layers.failures.forgive() }
+// forgive has registries asked again that would not let us in: credentials have changed.
+func (l *layers) forgive() { l.failures.forgive() }
+
+// failing returns why proofs of a repository's layers fail now, or nil.
+func (l *layers) failing(repo registry.Repository) error { return l.failures.of(repo) }
 
 // prove notes that an opening has shown that its layer can be read.
 func (l *layers) prove(o *opening) {
@@ -192,8 +195,8 @@ func (l *layers) abandon(o *opening) {
 
 // patience is how long a layer's proof may take.
 func (l *layers) patience(s *Source) time.Duration {
-	if l.proofWait > 0 {
-		return l.proofWait
+	if l.opts.ProofWait > 0 {
+		return l.opts.ProofWait
 	}
 	latency, _ := l.blob(s).Link()
 	if latency == 0 { // nothing was measured yet

@@ -25,7 +25,7 @@ func TestProvenSideBySide(t *testing.T) {
 			im := newImage(t, "app", nil, all...)
 			o := newOrigin(t, im)
 			b := newBed(t, o, func(b *bed) { b.opts.ImportWait = time.Millisecond })
-			defer o.hold("/blobs/")()
+			defer o.Hold("/blobs/")()
 			b.pull(im)
 		})
 	}
@@ -38,8 +38,8 @@ func TestUnproven(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			one, other := newImage(t, "one", nil, f.make(t, file("a", honest))), newImage(t, "other", nil, f.make(t, file("b", honest)))
 			o := newOrigin(t, one, other)
-			b := newBed(t, o, func(b *bed) { b.opts.ProofWait = claimWait })
-			release := o.silence("/blobs/")
+			b := newBed(t, o, func(b *bed) { b.opts.Layers.ProofWait = claimWait })
+			release := o.Silence("/blobs/")
 			defer release()
 			b.fetch(one)
 			b.decline(one, 0, "")
@@ -108,7 +108,7 @@ func TestLabelsThatLie(t *testing.T) {
 	} {
 		t.Run(c.is+" as "+c.says, func(t *testing.T) {
 			l := c.make(t, file("a", honest), file("b", noise(3, 100_000)))
-			l.desc.MediaType = c.says
+			l.Desc.MediaType = c.says
 			im := newImage(t, "app", nil, l)
 			b := newBed(t, newOrigin(t, im), nil)
 			b.sees(b.run("container", b.pull(im)), "a", honest)
@@ -116,7 +116,7 @@ func TestLabelsThatLie(t *testing.T) {
 	}
 	t.Run("gzip as OCI's plain archive", func(t *testing.T) { // which containerd does not unpack either
 		l := gzipLayer(t, file("a", honest))
-		l.desc.MediaType = ocispec.MediaTypeImageLayer
+		l.Desc.MediaType = ocispec.MediaTypeImageLayer
 		im := newImage(t, "app", nil, l)
 		b := newBed(t, newOrigin(t, im), nil)
 		b.fetch(im)
@@ -130,11 +130,11 @@ func TestLabelsThatLie(t *testing.T) {
 func TestNoLayer(t *testing.T) {
 	l := gzipLayer(t, file("a", honest))
 	o := newOrigin(t)
-	l.blob = []byte(strings.Repeat("<html>please log in</html>", 1000))
-	l.desc.Size = int64(len(l.blob))
+	l.Blob = []byte(strings.Repeat("<html>please log in</html>", 1000))
+	l.Desc.Size = int64(len(l.Blob))
 	im := newImage(t, "app", nil, l)
-	o.add(im)
-	defer o.hold("/blobs/")()
+	o.Add(im)
+	defer o.Hold("/blobs/")()
 	b := newBed(t, o, nil)
 	b.fetch(im)
 	b.decline(im, 0, "")

@@ -12,13 +12,12 @@ import (
 
 // publishIndexes publishes the indexes that were made here of an image's layers, if that is wanted. That it
 // fails is no error.
-func (s *Snapshotter) publishIndexes(img Image) {
-	l := s.layers
+func (l *layers) publishIndexes(img Image) {
 	reg, ok := l.registry.(Artifacts)
-	if !ok || !l.indexOf(img.Repo).Publish || img.Target.Digest == "" {
+	if !ok || !l.opts.IndexOf(img.Repo).Publish || img.Target.Digest == "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.life, indexAskFor)
+	ctx, cancel := context.WithTimeout(l.life, indexAskFor)
 	defer cancel()
 	var all []digest.Digest
 	bytes := int64(0)
@@ -41,15 +40,15 @@ func (s *Snapshotter) publishIndexes(img Image) {
 	}
 	done, err := l.publish(ctx, reg, img, all, bytes)
 	if err != nil {
-		s.log.Warn("index not published", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
+		l.log.Warn("index not published", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
 		return
 	}
-	s.log.Info("index published", "image", img.Ref, "manifest", img.Target.Digest, "tag", done.Tag, "layers", len(all))
+	l.log.Info("index published", "image", img.Ref, "manifest", img.Target.Digest, "tag", done.Tag, "layers", len(all))
 }
 
 // publish publishes the indexes of some layers, which have so many bytes together, once there is memory for them.
 func (l *layers) publish(ctx context.Context, reg Artifacts, img Image, all []digest.Digest, bytes int64) (registry.Published, error) {
-	share, err := l.memory.Acquire(ctx, img.Repo.Host, 2*bytes) // each of them, and all together
+	share, err := l.opts.Memory.Acquire(ctx, img.Repo.Host, 2*bytes) // each of them, and all together
 	if err != nil {
 		return registry.Published{}, err
 	}

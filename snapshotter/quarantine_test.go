@@ -20,7 +20,7 @@ func lying(t *testing.T, path string, l layer) *image {
 
 // beforeUse has every layer checked before its first mount.
 func beforeUse(b *bed) {
-	b.opts.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{BeforeUse: true} }
+	b.opts.Layers.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{BeforeUse: true} }
 }
 
 // TestQuarantine: a layer that is not what the image's configuration promises is never mounted for that image, over

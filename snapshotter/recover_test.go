@@ -16,7 +16,7 @@ func TestLostRoot(t *testing.T) {
 			im := newImage(t, "app", nil, f.make(t, dir("d", 0o755), file("d/low", honest)), f.make(t, file("d/top", honest)))
 			b := newBed(t, newOrigin(t, im), nil)
 			top := b.pull(im)
-			low := b.named(im.chainIDs[0], "")
+			low := b.named(im.ChainIDs[0], "")
 			b.sees(b.run("before", top), "d/low", honest)
 			b.close()
 			if err := os.RemoveAll(b.root); err != nil {
@@ -50,7 +50,7 @@ func TestLostForGood(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", honest)))
 	b := newBed(t, newOrigin(t, im), nil)
 	b.fetch(im)
-	for _, name := range []string{remotePrefix + "00112233445566778899aabbccddeeff", "default/7/" + im.chainIDs[0].String()} {
+	for _, name := range []string{remotePrefix + "00112233445566778899aabbccddeeff", "default/7/" + im.ChainIDs[0].String()} {
 		if _, err := b.Prepare(b.ctx, "container", name); !errdefs.IsNotFound(err) {
 			t.Errorf("%s: got %v", name, err)
 		}

@@ -11,8 +11,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/opencontainers/go-digest"
-
-	"github.com/remora-storage/remora/remote/registry"
 )
 
 // While containerd has an image whose claimed layer is nowhere any more, every pull of it ends in "already exists", and no container
@@ -49,12 +47,6 @@ type goneError struct{ err error }
 
 func (e *goneError) Error() string { return "it is nowhere any more: " + e.err.Error() }
 func (e *goneError) Unwrap() error { return e.err }
-
-// isGone reports whether a place has answered that it has not the layer, for good.
-func isGone(err error) bool {
-	return (errors.Is(err, registry.ErrNotFound) || errors.Is(err, errWrongBlob)) &&
-		!errors.Is(err, registry.ErrUnauthorized) && !registry.Retryable(err)
-}
 
 // noteAttempt has a layer's images released if an attempt to open it failed since it is nowhere any more, and another one a while ago.
 func (s *Snapshotter) noteAttempt(b *binding, err error) {

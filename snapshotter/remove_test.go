@@ -89,7 +89,7 @@ func TestRemoveOneOfTwo(t *testing.T) {
 		t.Errorf("the layer's bytes are counted as %d and %d", a, b)
 	}
 	b.remove("first", first)
-	b.origin.answer("/blobs/", http.StatusInternalServerError)
+	b.origin.Answer("/blobs/", http.StatusInternalServerError)
 	b.sees(mounts, "a", noise(2, 50_000))
 	if n := uses(second); n < 50_000 {
 		t.Errorf("the layer's bytes are counted as %d", n)
@@ -102,7 +102,7 @@ func TestRemoveWhileOpening(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			im := newImage(t, "app", nil, f.make(t, crowd(file("a", noise(4, 10_000)))...))
 			b := newBed(t, newOrigin(t, im), nil)
-			release := b.origin.hold("/blobs/")
+			release := b.origin.Hold("/blobs/")
 			name := b.pull(im)
 			b.remove(name)
 			release()

@@ -28,8 +28,8 @@ func TestRepair(t *testing.T) {
 		if layers, _, err := b.repaired(im, false); err != nil || len(layers) != 1 || layers[0].Reason != "" {
 			t.Fatalf("%+v, %v", layers, err)
 		}
-		b.origin.answer("/blobs/", http.StatusNotFound)
-		b.sees(b.run("again", b.named(im.chainIDs[0], "")), "b", noise(2, 200_000))
+		b.origin.Answer("/blobs/", http.StatusNotFound)
+		b.sees(b.run("again", b.named(im.ChainIDs[0], "")), "b", noise(2, 200_000))
 	})
 	t.Run("failed", func(t *testing.T) {
 		im := newImage(t, "app", nil, gzipLayer(t, file("a", body)))
@@ -40,7 +40,7 @@ func TestRepair(t *testing.T) {
 		if layers, _, err := b.repaired(im, true); err == nil || len(layers) != 1 || layers[0].Reason == "" || layers[0].Gone {
 			t.Errorf("during the outage: %+v, %v", layers, err)
 		}
-		b.origin.setFault(nil)
+		b.origin.SetFault(nil)
 		if layers, _, err := b.repaired(im, true); err != nil || len(layers) != 1 || layers[0].Reason != "" {
 			t.Errorf("after it: %+v, %v", layers, err)
 		}
@@ -49,7 +49,7 @@ func TestRepair(t *testing.T) {
 	t.Run("quarantined", func(t *testing.T) {
 		right, wrong := gzipLayer(t, file("a", body)), gzipLayer(t, file("a", noise(3, 300_000)))
 		config := ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"liar"}}}
-		config.RootFS.Type, config.RootFS.DiffIDs = "layers", []digest.Digest{right.diffID}
+		config.RootFS.Type, config.RootFS.DiffIDs = "layers", []digest.Digest{right.DiffID}
 		liar := imageOf(t, "liar", config, wrong)
 		honest := newImage(t, "honest", nil, right)
 		b := newBed(t, newOrigin(t, liar, honest), nil)

@@ -36,7 +36,7 @@ func TestRestartOffline(t *testing.T) {
 			b.close()
 			b.origin.Close()
 			b.open()
-			if st := b.statusOf(im.layers[0]); st.State != "mounted" {
+			if st := b.statusOf(im.Layers[0]); st.State != "mounted" {
 				t.Errorf("status: %+v", st)
 			}
 			mounts, err := b.Mounts(b.ctx, "container")
@@ -65,7 +65,7 @@ func TestTakeOver(t *testing.T) {
 			if on := b.kernel.on(dir); len(on) != 1 || on[0].way != way {
 				t.Fatalf("mounted: %+v", on)
 			}
-			if st := b.statusOf(im.layers[0]); st.State != "mounted" || st.Backend != string(way) {
+			if st := b.statusOf(im.Layers[0]); st.State != "mounted" || st.Backend != string(way) {
 				t.Errorf("status: %+v", st)
 			}
 			b.sees(mounts, "a", body)
@@ -153,7 +153,7 @@ func TestTakeOverComplete(t *testing.T) {
 	b.kernel.kill()
 	b.kernel.outlive = true
 	b.open()
-	if st := b.statusOf(im.layers[0]); st.State != "mounted" || st.Backend != "direct" || !st.Verified {
+	if st := b.statusOf(im.Layers[0]); st.State != "mounted" || st.Backend != "direct" || !st.Verified {
 		t.Errorf("status: %+v", st)
 	}
 	if broken := b.Status().Broken; len(broken) != 0 {
@@ -231,7 +231,7 @@ func TestStrays(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(9, 1000))))
 	b := newBed(t, newOrigin(t, im), nil)
 	b.fetch(im)
-	if _, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), nil); err != nil {
+	if _, err := b.Resolve(b.ctx, im.Target.Digest, b.ref(im), nil); err != nil {
 		t.Fatal(err)
 	}
 	if ids, err := b.cached.IDs(); err != nil || len(ids) != 1 {
@@ -303,15 +303,15 @@ func TestRestartWhileRegistryIsAway(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(b.root, "cache")); err != nil {
 		t.Fatal(err)
 	}
-	b.origin.answer("/blobs/", http.StatusServiceUnavailable)
+	b.origin.Answer("/blobs/", http.StatusServiceUnavailable)
 	b.open()
 	if _, err := b.Mounts(b.ctx, "container"); err == nil || !strings.Contains(err.Error(), "503") {
 		t.Errorf("got %v", err)
 	}
-	if st := b.statusOf(im.layers[0]); st.State != "failed" || !strings.Contains(st.Reason, "503") {
+	if st := b.statusOf(im.Layers[0]); st.State != "failed" || !strings.Contains(st.Reason, "503") {
 		t.Errorf("status: %+v", st)
 	}
-	b.origin.setFault(nil)
+	b.origin.SetFault(nil)
 	mounts, err := b.Mounts(b.ctx, "container")
 	if err != nil {
 		t.Fatal(err)

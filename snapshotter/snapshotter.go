@@ -22,36 +22,19 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
-	"github.com/remora-storage/remora/fs/layout"
-	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
 // Options of a Snapshotter. The zero value works.
 type Options struct {
-	Trust  Trust
-	Limits layout.Limits
-	// TrustOf says what is proven of a repository's layers before they are used; nil takes the zero policy for all.
-	TrustOf func(registry.Repository) TrustPolicy
-	// Memory is shared by all that is decoded; nil for no bound.
-	Memory *memory.Budget
+	// Layers say how layers are read.
+	Layers LayerOptions
 	// Backend is the only way to mount incomplete layers; "" for the best. BackendOf says so
 	// for single repositories; nil for none.
 	Backend   blockdev.Backend
 	BackendOf func(registry.Repository) blockdev.Backend
-	// PolicyOf says what becomes of reads while a repository does not answer; nil takes the
-	// cache's own policy for all.
-	PolicyOf func(registry.Repository) cache.Policy
-	// ImportOf says how a repository's layers are imported; nil takes the zero policy for all.
-	ImportOf func(registry.Repository) ImportPolicy
 	// ImportWait bounds how long a Prepare waits for a layer that is imported; 0 for the default.
 	ImportWait time.Duration
-	// ProofWait is how long a Prepare waits until a layer is proven; 0 for ten measured round trips, but no more than a second.
-	ProofWait time.Duration
-	// IndexOf says what becomes of the indexes of a repository's layers; nil takes the zero policy for all.
-	IndexOf func(registry.Repository) IndexPolicy
-	// Blobs are those in containerd's content store; nil for none.
-	Blobs Blobs
 	// Releases removes images of which a layer is nowhere any more; nil for never.
 	Releases Releases
 	// ReleaseAsk leaves that to the operator; see Repair.
@@ -78,16 +61,18 @@ type Options struct {
 
 // A Snapshotter is containerd's interface of that name. New makes one.
 type Snapshotter struct {
-	root    string
-	opts    Options
-	log     *slog.Logger
-	store   *storage.MetaStore
-	images  Images
-	layers  *layers
-	exports Mounter
-	kernel  Kernel
-	caps    Capabilities
-	extra   []string // options of every overlay mount
+	root     string
+	opts     Options
+	log      *slog.Logger
+	store    *storage.MetaStore
+	images   Images
+	layers   *layers
+	cache    *cache.Cache
+	registry Registry
+	exports  Mounter
+	kernel   Kernel
+	caps     Capabilities
+	extra    []string // options of every overlay mount
 
 	profiles profiles
 	answers  answers
@@ -112,7 +97,7 @@ type Snapshotter struct {
 	answered map[string]time.Time // snapshots whose mounts were told of late, by id
 	broken   map[string]string    // active snapshots that lost their lower layers, and why
 	garbage  []string             // directories of removed snapshots
-	starts   map[string]*start    // by Image.id
+	starts   map[string]*start    // by Image.ID
 
 	recordings map[string]*Recording // by ID
 	recorded   atomic.Uint64         // layers so far

@@ -54,7 +54,7 @@ func (l *layers) shared(f *cache.File, s *Source) *cache.File {
 	if all == nil || f.Removed() {
 		id := f.ID()
 		all = &sources{more: func(ctx context.Context) (more []repositorySource) {
-			for _, s := range l.places(ctx, id) {
+			for _, s := range l.hooks.Places(ctx, id) {
 				more = append(more, repositorySource{s.Repo, l.importSource(&s)})
 			}
 			return more

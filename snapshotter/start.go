@@ -64,13 +64,13 @@ func (s *Snapshotter) begin(img Image) {
 		files: map[digest.Digest]*cache.File{}, landmarks: map[digest.Digest][]uint32{},
 	}
 	for i := range img.Layers {
-		if _, err := s.layers.promiseOf(&img.Layers[i]); err == nil {
+		if s.layers.refuses(&img.Layers[i]) == nil {
 			st.waiting[img.Layers[i].Descriptor.Digest] = true
 		}
 	}
 	known := s.filesOf(img)
 	s.mu.Lock()
-	old := s.starts[img.id()]
+	old := s.starts[img.ID()]
 	if old != nil && !old.over() && !old.gone() || len(known) >= len(st.waiting) {
 		s.mu.Unlock()
 		stop()
@@ -79,7 +79,7 @@ func (s *Snapshotter) begin(img Image) {
 	if old != nil {
 		old.stop()
 	}
-	s.starts[img.id()] = st
+	s.starts[img.ID()] = st
 	s.mu.Unlock()
 	var beginnings []*ahead // before any layer is opened, so that its image is filled from there
 	for i := range img.Layers {
@@ -87,7 +87,7 @@ func (s *Snapshotter) begin(img Image) {
 		if !st.waiting[l.Descriptor.Digest] || known[l.Descriptor.Digest] != nil || s.layers.cached(l) {
 			continue
 		}
-		if a := s.layers.aheads.add(s.layers, l); a != nil {
+		if a := s.layers.ahead(l); a != nil {
 			beginnings = append(beginnings, a)
 		}
 	}
@@ -103,7 +103,7 @@ func (s *Snapshotter) begin(img Image) {
 		asking.Wait()
 		st.dropAheads()
 		st.end()
-		s.publishIndexes(img)
+		s.layers.publishIndexes(img)
 		st.learn(s.life)
 	})
 }
@@ -123,7 +123,7 @@ func (st *start) dropAheads() {
 	defer st.mu.Unlock()
 	for i := range st.img.Layers {
 		l := &st.img.Layers[i]
-		wasted, ok := st.s.layers.aheads.drop(st.s.layers.keyOf(l))
+		wasted, ok := st.s.layers.dropAhead(l)
 		if f := st.files[l.Descriptor.Digest]; f != nil && ok {
 			f.AddFetched(wasted)
 			st.s.layers.shared(f, l)
@@ -282,7 +282,7 @@ func (st *start) run(ctx context.Context) {
 			return
 		}
 		st.awaitProfile(ctx)
-		if err := st.s.layers.cache.Prefetch(ctx, st.next); err != nil {
+		if err := st.s.cache.Prefetch(ctx, st.next); err != nil {
 			st.s.log.Warn("prefetch ended early", "image", st.img.Ref, "err", err)
 		}
 		st.mu.Lock()
@@ -431,7 +431,7 @@ func locate(e *profile.Entry, files []*cache.File, trees map[*cache.File]*erofs.
 
 // bound keeps a list from taking more than a quarter of the cache.
 func (st *start) bound(list []cache.Piece) []cache.Piece {
-	_, limit := st.s.layers.cache.Usage()
+	_, limit := st.s.cache.Usage()
 	if limit == 0 {
 		return list
 	}

@@ -22,7 +22,7 @@ func (b *bed) settled(im *image) {
 		b.mu.Lock()
 		var ids []string
 		for id, st := range b.starts {
-			if st.img.Target.Digest == im.target.Digest {
+			if st.img.Target.Digest == im.Target.Digest {
 				ids = append(ids, id)
 			}
 		}
@@ -37,7 +37,7 @@ func (b *bed) prefetched(im *image, here map[string][]byte, missing ...string) {
 	b.t.Helper()
 	mounts := b.run("container", b.pull(im))
 	b.settled(im)
-	b.origin.answer("/blobs/", http.StatusForbidden)
+	b.origin.Answer("/blobs/", http.StatusForbidden)
 	for path, body := range here {
 		b.sees(mounts, path, body)
 	}
@@ -75,7 +75,7 @@ func TestStartByProfile(t *testing.T) {
 		} {
 			t.Run(f.name+", "+name, func(t *testing.T) {
 				b := newBed(t, newOrigin(t, im), nil)
-				add(b, profile.New(im.target.Digest, b.repo(im).String(), []profile.Entry{entry("/wanted", body)}))
+				add(b, profile.New(im.Target.Digest, b.repo(im).String(), []profile.Entry{entry("/wanted", body)}))
 				b.prefetched(im, map[string][]byte{"wanted": body}, "first", "last")
 			})
 		}
@@ -84,7 +84,7 @@ func TestStartByProfile(t *testing.T) {
 
 func (b *bed) addProfile(im *image, p *profile.Profile) {
 	b.t.Helper()
-	if _, err := b.AddProfile(im.target.Digest, p); err != nil {
+	if _, err := b.AddProfile(im.Target.Digest, p); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -96,7 +96,7 @@ func TestStaleProfile(t *testing.T) {
 	im := newImage(t, "app", []string{"/wanted"}, l)
 	t.Run("another image's", func(t *testing.T) {
 		b := newBed(t, newOrigin(t, im), nil)
-		b.addProfile(im, profile.New(im.target.Digest, "r", []profile.Entry{entry("/gone", []byte("gone"))}))
+		b.addProfile(im, profile.New(im.Target.Digest, "r", []profile.Entry{entry("/gone", []byte("gone"))}))
 		b.prefetched(im, map[string][]byte{"wanted": body}, "first", "last")
 	})
 	t.Run("damaged", func(t *testing.T) {
@@ -114,13 +114,13 @@ func TestStartByLandmark(t *testing.T) {
 			l, body := wanted(t, func(t testing.TB, members ...member) layer {
 				return converted(t, convert.Options{Format: f, First: []string{"wanted"}}, members...)
 			})
-			if l.desc.Annotations[convert.StartSize] == "" {
+			if l.Desc.Annotations[convert.StartSize] == "" {
 				t.Fatal("the layer does not say how much a start needs")
 			}
 			im := newImage(t, "app", nil, l)
 			b := newBed(t, newOrigin(t, im), nil)
 			b.prefetched(im, map[string][]byte{"wanted": body}, "first")
-			if from := b.origin.askedFrom(l); from != 0 {
+			if from := b.origin.AskedFrom(l); from != 0 {
 				t.Errorf("the blob was asked for from %d", from)
 			}
 		})
@@ -140,7 +140,7 @@ func TestStartOfProgram(t *testing.T) {
 	top := estargzLayer(t, dir("usr", 0o755), dir("usr/bin", 0o755), program("usr/bin/env", env), dir("opt", 0o755),
 		program("opt/interp", interp), program("opt/run", script), file("zz", noise(7, 1<<20)))
 	config := ocispec.Image{Config: ocispec.ImageConfig{Cmd: []string{"run"}, Env: []string{"PATH=/nowhere:/opt"}}}
-	config.RootFS.DiffIDs = []digest.Digest{low.diffID, top.diffID}
+	config.RootFS.DiffIDs = []digest.Digest{low.DiffID, top.DiffID}
 	im := imageOf(t, "app", config, low, top)
 	b := newBed(t, newOrigin(t, im), nil)
 	b.prefetched(im, map[string][]byte{

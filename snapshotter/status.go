@@ -105,7 +105,7 @@ func (s *Snapshotter) waiting() []WaitingReader {
 		images[b.cacheID()] = b.source()
 	}
 	var all []WaitingReader
-	for _, w := range s.layers.cache.Waiting(longWait) {
+	for _, w := range s.cache.Waiting(longWait) {
 		r := WaitingReader{PID: w.PID, Since: w.Since, Image: images[w.ID].Image, Digest: images[w.ID].Descriptor.Digest}
 		r.Command, r.Container = processOf(w.PID)
 		if w.Trouble != nil {
@@ -160,7 +160,7 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 		if bound[s.layers.keyOf(&img.Layers[i])] {
 			continue
 		}
-		if _, err := s.layers.promiseOf(&img.Layers[i]); err != nil {
+		if err := s.layers.refuses(&img.Layers[i]); err != nil {
 			reasons[img.Layers[i].Descriptor.Digest] = err.Error()
 			continue
 		}
@@ -215,3 +215,6 @@ func (s *Snapshotter) Layers(ctx context.Context, manifest digest.Digest, ref st
 	}
 	return files, img, nil
 }
+
+// CredentialsChanged has registries asked again that would not let us in.
+func (s *Snapshotter) CredentialsChanged() { s.layers.forgive() }

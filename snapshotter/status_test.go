@@ -31,7 +31,7 @@ func TestCachedAndKept(t *testing.T) {
 	b.run("two", b.pull(two))
 	find := func() CachedLayer {
 		all := b.Cached()
-		i := slices.IndexFunc(all, func(c CachedLayer) bool { return c.Digest == l.digest() })
+		i := slices.IndexFunc(all, func(c CachedLayer) bool { return c.Digest == l.Digest() })
 		if i < 0 || len(all) != 2 {
 			t.Fatalf("got %+v", all)
 		}
@@ -105,7 +105,7 @@ func TestTrace(t *testing.T) {
 	stop()
 	mu.Lock()
 	for _, kind := range kinds {
-		if s, ok := spans[kind]; !ok || s.Digest != im.layers[0].digest() || s.Began.IsZero() || s.Err != nil {
+		if s, ok := spans[kind]; !ok || s.Digest != im.Layers[0].Digest() || s.Began.IsZero() || s.Err != nil {
 			t.Errorf("%s: %+v, %v", kind, s, ok)
 		}
 	}
@@ -128,7 +128,7 @@ func TestWaiting(t *testing.T) {
 	b := newBed(t, newOrigin(t, im), nil)
 	mounts := b.run("container", b.pull(im))
 	b.settled(im)
-	release := b.origin.hold("/blobs/")
+	release := b.origin.Hold("/blobs/")
 	var reader sync.WaitGroup
 	reader.Go(func() {
 		if _, err := b.readAs(mounts, "a", os.Getpid()); err != nil {
@@ -137,7 +137,7 @@ func TestWaiting(t *testing.T) {
 	})
 	eventually(t, "the reader is named", func() bool { return len(b.Status().Waiting) > 0 })
 	w := b.Status().Waiting[0]
-	if w.PID != os.Getpid() || w.Command == "" || w.Image != b.ref(im) || w.Digest != im.layers[0].digest() || time.Since(w.Since) < longWait {
+	if w.PID != os.Getpid() || w.Command == "" || w.Image != b.ref(im) || w.Digest != im.Layers[0].Digest() || time.Since(w.Since) < longWait {
 		t.Errorf("got %+v", w)
 	}
 	release()
@@ -152,20 +152,20 @@ func TestExpose(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(1, 1000))))
 	b := newBed(t, newOrigin(t, im), nil)
 	b.pull(im)
-	path, end, err := b.Expose(b.ctx, im.target.Digest, im.layers[0].digest(), b.ref(im))
+	path, end, err := b.Expose(b.ctx, im.Target.Digest, im.Layers[0].Digest(), b.ref(im))
 	if err != nil || !strings.HasPrefix(path, b.root) {
 		t.Fatalf("got %q, %v", path, err)
 	}
 	end()
-	_, _, err = b.Expose(b.ctx, im.target.Digest, digest.FromString("x"), b.ref(im))
+	_, _, err = b.Expose(b.ctx, im.Target.Digest, digest.FromString("x"), b.ref(im))
 	if err == nil || !strings.Contains(err.Error(), "no lazy layer") {
 		t.Errorf("a layer that is not the image's: %v", err)
 	}
-	if _, _, err := b.Expose(b.ctx, digest.FromString("x"), im.layers[0].digest(), ""); err == nil {
+	if _, _, err := b.Expose(b.ctx, digest.FromString("x"), im.Layers[0].Digest(), ""); err == nil {
 		t.Error("an image that is not there")
 	}
 	b.kernel.fail("expose", errors.New("no FUSE"))
-	_, _, err = b.Expose(b.ctx, im.target.Digest, im.layers[0].digest(), b.ref(im))
+	_, _, err = b.Expose(b.ctx, im.Target.Digest, im.Layers[0].Digest(), b.ref(im))
 	if err == nil || !strings.Contains(err.Error(), "no FUSE") {
 		t.Errorf("got %v", err)
 	}
@@ -177,7 +177,7 @@ func TestRecord(t *testing.T) {
 	b := newBed(t, newOrigin(t, im), nil)
 	name := b.pull(im)
 	others := b.run("other", name)
-	r, err := b.Record(b.ctx, im.target.Digest, b.ref(im))
+	r, err := b.Record(b.ctx, im.Target.Digest, b.ref(im))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +189,7 @@ func TestRecord(t *testing.T) {
 	b.sees(others, "c", noise(3, 1000))
 	b.sees(mounts, "a", noise(1, 1000))
 	p, err := b.Recorded(r.ID)
-	if err != nil || !slices.Equal(p.Paths(), []string{"/b", "/a"}) || p.Image != im.target.Digest {
+	if err != nil || !slices.Equal(p.Paths(), []string{"/b", "/a"}) || p.Image != im.Target.Digest {
 		t.Errorf("got %+v, %v", p, err)
 	}
 	for range 2 {
@@ -211,23 +211,23 @@ func TestRecordFails(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", nil)))
 	b := newBed(t, newOrigin(t, im), nil)
 	b.fetch(im)
-	if _, err := b.Record(b.ctx, im.target.Digest, b.ref(im)); err == nil || !strings.Contains(err.Error(), "nothing can be recorded") {
+	if _, err := b.Record(b.ctx, im.Target.Digest, b.ref(im)); err == nil || !strings.Contains(err.Error(), "nothing can be recorded") {
 		t.Errorf("got %v", err)
 	}
 	b.run("container", b.pull(im))
 	b.kernel.fail("mount", errors.New("no room"))
-	if _, err := b.Record(b.ctx, im.target.Digest, b.ref(im)); err == nil || !strings.Contains(err.Error(), "no room") {
+	if _, err := b.Record(b.ctx, im.Target.Digest, b.ref(im)); err == nil || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("got %v", err)
 	}
 	b.kernel.fail("mount", nil)
-	if _, err := b.Record(b.ctx, im.target.Digest, b.ref(im)); err != nil { // Close ends it
+	if _, err := b.Record(b.ctx, im.Target.Digest, b.ref(im)); err != nil { // Close ends it
 		t.Error(err)
 	}
 	b.close()
 	b.kernel.found.Ways = map[blockdev.Backend]probe.Result{blockdev.Precontent: {OK: true}}
 	b.opts.Backend = blockdev.Precontent
 	b.open()
-	if _, err := b.Record(b.ctx, im.target.Digest, b.ref(im)); err == nil || !strings.Contains(err.Error(), "no back end") {
+	if _, err := b.Record(b.ctx, im.Target.Digest, b.ref(im)); err == nil || !strings.Contains(err.Error(), "no back end") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -256,7 +256,7 @@ func TestDetach(t *testing.T) {
 	if on := b.kernel.on(dir); len(on) != 0 {
 		t.Errorf("still mounted: %+v", on)
 	}
-	if st := b.statusOf(im.layers[0]); st.Backend != "" {
+	if st := b.statusOf(im.Layers[0]); st.Backend != "" {
 		t.Errorf("status: %+v", st)
 	}
 	mounts, err := b.Mounts(b.ctx, "container")
@@ -301,8 +301,8 @@ func TestNoRoom(t *testing.T) {
 			im := newImage(t, "app", nil, f.make(t, file("a", noise(1, 10_000))))
 			b := newBed(t, newOrigin(t, im), func(b *bed) { b.limit = 4096 })
 			b.fetch(im)
-			reasons, err := b.Resolve(b.ctx, im.target.Digest, b.ref(im), func([]Progress) {})
-			if err != nil || !strings.Contains(reasons[im.layers[0].digest()], cache.ErrNoRoom.Error()) {
+			reasons, err := b.Resolve(b.ctx, im.Target.Digest, b.ref(im), func([]Progress) {})
+			if err != nil || !strings.Contains(reasons[im.Layers[0].Digest()], cache.ErrNoRoom.Error()) {
 				t.Errorf("got %v, %v", reasons, err)
 			}
 			b.decline(im, 0, "")
@@ -324,7 +324,7 @@ func TestBackendOf(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := b.Mounts(b.ctx, "container")
-		if st := b.statusOf(im.layers[0]); works && (err != nil || st.Backend != string(blockdev.FuseTree)) ||
+		if st := b.statusOf(im.Layers[0]); works && (err != nil || st.Backend != string(blockdev.FuseTree)) ||
 			!works && (err == nil || !strings.Contains(err.Error(), "the configuration wants fuse-tree")) {
 			t.Errorf("works %v: %+v, %v", works, st, err)
 		}

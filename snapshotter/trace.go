@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
-	"github.com/remora-storage/remora/cache"
 )
 
 // A Span is something that was done for an image and has taken time. Off and Len are bytes: of the
@@ -55,6 +53,12 @@ func (t *tracer) end(began time.Time, s Span) {
 	t.tell(s)
 }
 
+// spent tells those who trace of what was done since began.
+func (l *layers) spent(began time.Time, s Span) { l.tracer.end(began, s) }
+
+// listen calls fn with every span from now on until stop is called.
+func (l *layers) listen(fn func(Span)) (stop func()) { return l.tracer.listen(fn) }
+
 func (t *tracer) tell(s Span) {
 	t.mu.Lock()
 	all := slices.Clone(t.all)
@@ -62,26 +66,4 @@ func (t *tracer) tell(s Span) {
 	for _, fn := range all {
 		(*fn)(s)
 	}
-}
-
-// Trace calls fn with everything that is done from now on until stop is called. fn must return soon
-// and may be called by several goroutines at once.
-func (s *Snapshotter) Trace(fn func(Span)) (stop func()) {
-	end := s.layers.tracer.listen(fn)
-	unobserve := s.layers.cache.Observe(func(e cache.Event) {
-		span := Span{
-			Kind: "fetch", Digest: layerOf(e.ID), For: e.For, Off: e.Off, Len: e.Len, PID: e.PID, Began: e.Began, Took: e.Took, Err: e.Err,
-		}
-		if e.Kind == cache.Waited {
-			span.Kind = "wait"
-			span.What, _ = processOf(e.PID)
-		}
-		fn(span)
-	})
-	return func() { unobserve(); end() }
-}
-
-// layerOf returns the digest of a cached image's layer.
-func layerOf(id string) digest.Digest {
-	return digest.NewDigestFromEncoded(digest.SHA256, cache.ParseName(id).Blob)
 }

@@ -1,24 +1,13 @@
 package snapshotter
 
 import (
-	"bufio"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
-	ctrarchive "github.com/containerd/containerd/v2/pkg/archive"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/continuity/fs"
-	"github.com/klauspost/compress/zstd"
-	"github.com/opencontainers/go-digest"
-	"golang.org/x/sys/unix"
-
-	"github.com/remora-storage/remora/cache/blob"
-	"github.com/remora-storage/remora/fs/scan"
 )
 
 // Of some layers it is known only at their end that no image of ours can show them, though containerd unpacks them: the names, owners
@@ -26,11 +15,6 @@ import (
 // here, by containerd's own package, into a directory beside the snapshot's, which is mounted in the place of an image.
 
 const unpackedDir = "unpacked"
-
-// mayUnpack reports whether a layer that was refused may be one that can be unpacked. A bomb is none, and wrong bytes are not the layer.
-func mayUnpack(refused error) bool {
-	return errors.Is(refused, ErrNotLazy) && !errors.Is(refused, scan.ErrBomb) && !errors.Is(refused, errWrongBlob)
-}
 
 // unpackedUsage is what a directory takes on disk.
 type unpackedUsage struct {
@@ -75,126 +59,5 @@ func (s *Snapshotter) mountUnpackedLocked(b *binding) error {
 		return fmt.Errorf("show what was unpacked: %w", err)
 	}
 	b.how = mountedUnpacked
-	return nil
-}
-
-// unpackInto unpacks a whole layer into a directory that it makes. lowers are the directories of the layers below, the nearest first.
-// What is there afterwards has the digests that were promised, and is on stable storage.
-func (l *layers) unpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
-	release, err := l.imports.Acquire(ctx, src.Repo.Host)
-	if err != nil {
-		return err
-	}
-	defer release()
-	if err := os.RemoveAll(dir); err != nil { // what a killed process has left
-		return err
-	}
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return err
-	}
-	whole := l.restOf(ctx, src, 0, 0, l.failures.rangeless(src.Repo.Host))
-	defer whole.Close() // only read
-	packedSum, plainSum := sha256.New(), sha256.New()
-	packed := bufio.NewReaderSize(io.TeeReader(whole, packedSum), scan.HeadSize)
-	plain, end, err := l.decode(ctx, src, packed)
-	if err != nil {
-		return err
-	}
-	defer end()
-	most := l.limits.WithDefaults().Plain
-	plain = io.TeeReader(&bounded{r: plain, left: most, most: most}, plainSum)
-	opts := []ctrarchive.ApplyOpt{ctrarchive.WithConvertWhiteout(ctrarchive.OverlayConvertWhiteout)}
-	if len(lowers) > 0 {
-		opts = append(opts, ctrarchive.WithParents(lowers))
-	}
-	if _, err := ctrarchive.Apply(ctx, dir, plain, opts...); err != nil {
-		return err
-	}
-	for _, rest := range []io.Reader{plain, packed} {
-		if _, err := io.Copy(io.Discard, rest); err != nil {
-			return err
-		}
-	}
-	if d := digest.NewDigest(digest.SHA256, packedSum); d != src.Descriptor.Digest {
-		return fmt.Errorf("%w: its digest is %s", errWrongBlob, d)
-	}
-	if d := digest.NewDigest(digest.SHA256, plainSum); src.DiffID != "" && d != src.DiffID {
-		return fmt.Errorf("its diffID is %s, and the image promises %s", d, src.DiffID)
-	}
-	return syncFS(dir)
-}
-
-// usualWindow is what frames of zstd without a word of their own may need.
-const usualWindow = 8 << 20
-
-// decode returns a reader of a layer's plain bytes, within the memory that decoding may take.
-func (l *layers) decode(ctx context.Context, src *Source, packed *bufio.Reader) (plain io.Reader, end func(), err error) {
-	codec, err := scan.Detect(src.Descriptor.MediaType, packed)
-	if err != nil {
-		return nil, nil, err
-	}
-	window := uint64(0)
-	if codec == blob.Zstd {
-		head, err := packed.Peek(zstd.HeaderMaxSize)
-		if err != nil && err != io.EOF {
-			return nil, nil, err
-		}
-		var h zstd.Header
-		if err := h.Decode(head); err != nil {
-			return nil, nil, err
-		}
-		if window = h.WindowSize; h.SingleSegment {
-			window = h.FrameContentSize
-		}
-		if window = max(window, usualWindow); window > zstd.MaxWindowSize {
-			return nil, nil, fmt.Errorf("a zstd window of %d bytes: more than %d is not decoded", window, zstd.MaxWindowSize)
-		}
-	}
-	share, err := l.memory.Acquire(ctx, src.Repo.Host, importMemoryOf(codec)+int64(2*window))
-	if err != nil {
-		return nil, nil, err
-	}
-	switch codec {
-	case blob.Zstd:
-		d, err := zstd.NewReader(packed, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(window))
-		if err != nil {
-			share.Release()
-			return nil, nil, err
-		}
-		return d, func() { d.Close(); share.Release() }, nil
-	case blob.Gzip:
-		d, err := compression.DecompressStream(packed)
-		if err != nil {
-			share.Release()
-			return nil, nil, err
-		}
-		return d, func() { d.Close(); share.Release() }, nil
-	}
-	return packed, share.Release, nil
-}
-
-// bounded is a reader of no more than some bytes.
-type bounded struct {
-	r          io.Reader
-	left, most int64
-}
-
-func (b *bounded) Read(p []byte) (int, error) {
-	n, err := b.r.Read(p)
-	if b.left -= int64(n); b.left < 0 {
-		return 0, fmt.Errorf("%w (%d bytes)", scan.ErrBomb, b.most)
-	}
-	return n, err
-}
-
-func syncFS(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer f.Close() // only read
-	if err := unix.Syncfs(int(f.Fd())); err != nil {
-		return &os.PathError{Op: "syncfs", Path: dir, Err: err}
-	}
 	return nil
 }

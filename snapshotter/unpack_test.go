@@ -13,13 +13,13 @@ import (
 
 // device is an entry that no image of ours can hold, and that containerd unpacks.
 func device(name string) member {
-	return member{tar.Header{Name: name, Mode: 0o600, Typeflag: tar.TypeChar, Devmajor: 5000, Devminor: 1}, nil}
+	return member{Header: tar.Header{Name: name, Mode: 0o600, Typeflag: tar.TypeChar, Devmajor: 5000, Devminor: 1}}
 }
 
 // refusedLate claims an image's layers while the first bytes of them are all that the origin serves, and lets the rest come then.
 func refusedLate(b *bed, im *image) (top string) {
 	b.t.Helper()
-	release := b.origin.hold("/blobs/")
+	release := b.origin.Hold("/blobs/")
 	top = b.pull(im)
 	release()
 	return top
@@ -60,8 +60,8 @@ func TestUnpackedInPlace(t *testing.T) {
 				b.sees(mounts, "d/new", honest)
 				b.sees(mounts, "d/kept", noise(1, 5000))
 				b.sees(mounts, "d/top", noise(3, 4000))
-				lowest := b.named(im.chainIDs[0], "")
-				middle := b.named(im.chainIDs[1], lowest)
+				lowest := b.named(im.ChainIDs[0], "")
+				middle := b.named(im.ChainIDs[1], lowest)
 				shown := filepath.Join(b.snapshotDir(b.id(middle)), unpackedDir, "d")
 				var white unix.Stat_t
 				if err := unix.Lstat(filepath.Join(shown, "gone"), &white); err != nil || white.Mode&unix.S_IFMT != unix.S_IFCHR || white.Rdev != 0 {
@@ -93,11 +93,11 @@ func TestUnpackedInPlace(t *testing.T) {
 // TestNotUnpacked: what is a bomb, or no longer the layer that was claimed, is not unpacked either.
 func TestNotUnpacked(t *testing.T) {
 	for name, spoil := range map[string]func(*bed, layer){
-		"a bomb": func(b *bed, _ layer) { b.opts.Limits.Plain = 100_000 },
+		"a bomb": func(b *bed, _ layer) { b.opts.Layers.Limits.Plain = 100_000 },
 		"other bytes": func(b *bed, l layer) {
-			bad := bytes.Clone(l.blob)
+			bad := bytes.Clone(l.Blob)
 			bad[len(bad)-1] ^= 1
-			b.origin.serve(l.digest(), bad)
+			b.origin.Serve(l.Digest(), bad)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -87,3 +87,12 @@ func (l *layers) cachedImage(s *Source, below, by string) *cache.File {
 	}
 	return nil
 }
+
+// contentOf describes what decides a layer's content: the blob and the table, whatever the repository.
+func (l *layers) contentOf(s *Source) string {
+	p, err := l.promiseOf(s)
+	if err != nil {
+		p = promise{format: formatImport} // containerd reads all of it
+	}
+	return blobName(s) + " " + p.vouchedBy(s)
+}

@@ -42,21 +42,21 @@ func forge(t *testing.T, o *origin, victim *image, lie, cut bool) *forgery {
 	t.Helper()
 	l := estargzLayer(t, file("a", forged), file("b", noise(9, 300_000)))
 	f := &forgery{layer: l, cut: cut}
-	l.desc.Digest = victim.layers[0].digest()
+	l.Desc.Digest = victim.Layers[0].Digest()
 	if lie {
 		var config ocispec.Image
-		for _, l := range victim.layers {
-			config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.diffID)
+		for _, l := range victim.Layers {
+			config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, l.DiffID)
 		}
 		f.image = imageOf(t, "evil", config, l)
 	} else {
 		f.image = newImage(t, "evil", nil, l)
 	}
-	o.add(f.image)
-	o.add(victim) // under the digest there is the right blob, but in the one repository
-	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+	o.Add(f.image)
+	o.Add(victim) // under the digest there is the right blob, but in the one repository
+	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		repo, kind, what := split(r.URL.Path)
-		if kind != "blobs" || digest.Digest(what) != l.desc.Digest {
+		if kind != "blobs" || digest.Digest(what) != l.Desc.Digest {
 			return false
 		}
 		if repo != "evil" {
@@ -65,11 +65,11 @@ func forge(t *testing.T, o *origin, victim *image, lie, cut bool) *forgery {
 		}
 		var from int
 		_, _ = fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from) // none is from the start
-		if f.cut && from > 0 && from < len(l.blob)/2 {
+		if f.cut && from > 0 && from < len(l.Blob)/2 {
 			w.WriteHeader(http.StatusServiceUnavailable)
 			return true
 		}
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(l.blob))
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(l.Blob))
 		return true
 	})
 	return f
@@ -217,12 +217,12 @@ func TestHeldRegistry(t *testing.T) {
 			l := f.make(t, file("a", honest))
 			slow, quick := newImage(t, "slow", []string{"slow"}, l), newImage(t, "quick", []string{"quick"}, l)
 			o := newOrigin(t, slow, quick)
-			release := o.silence("/v2/slow/blobs/")
+			release := o.Silence("/v2/slow/blobs/")
 			defer release()
-			b := newBed(t, o, func(b *bed) { b.opts.ProofWait = claimWait })
+			b := newBed(t, o, func(b *bed) { b.opts.Layers.ProofWait = claimWait })
 			b.fetch(slow)
 			b.decline(slow, 0, "")
-			o.await(l)
+			o.Await(l)
 			b.ctx = namespaces.WithNamespace(t.Context(), "other")
 			b.fetch(quick)
 			b.resolve(quick) // else its Prepare has little patience, since nothing of the host has been seen to work
@@ -238,7 +238,7 @@ func TestKnownDigest(t *testing.T) {
 			l := f.make(t, file("a", honest))
 			owner, thief := newImage(t, "owner", []string{"owner"}, l), newImage(t, "thief", []string{"thief"}, l)
 			o := newOrigin(t, owner, thief)
-			o.answer("/v2/thief/blobs/", http.StatusNotFound)
+			o.Answer("/v2/thief/blobs/", http.StatusNotFound)
 			b := newBed(t, o, nil)
 			b.sees(b.run("owner", b.pull(owner)), "a", honest)
 			b.fetch(thief)
@@ -258,17 +258,17 @@ func TestGranted(t *testing.T) {
 	}{
 		"verify": {nil, 1},
 		"open": {func(b *bed) {
-			b.opts.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{Shared: true} }
+			b.opts.Layers.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{Shared: true} }
 		}, 0},
-		"in containerd too": {func(b *bed) { b.opts.Blobs = stored{store: b.store, labelled: true} }, 0},
+		"in containerd too": {func(b *bed) { b.opts.Layers.Blobs = stored{store: b.store, labelled: true} }, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := gzipLayer(t, file("a", honest))
 			first, second := newImage(t, "first", []string{"first"}, l), newImage(t, "second", []string{"second"}, l)
 			o := newOrigin(t, first, second)
 			asks := atomic.Int32{}
-			o.setFault(func(_ http.ResponseWriter, r *http.Request) bool {
-				if repo, kind, what := split(r.URL.Path); repo == "second" && kind == "blobs" && digest.Digest(what) == l.digest() {
+			o.SetFault(func(_ http.ResponseWriter, r *http.Request) bool {
+				if repo, kind, what := split(r.URL.Path); repo == "second" && kind == "blobs" && digest.Digest(what) == l.Digest() {
 					asks.Add(1)
 				}
 				return false

@@ -29,7 +29,7 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		}
 		s.layers.sweep()
 		s.sweepStarts()
-		s.layers.indexes.sweep(s.starting)
+		s.layers.sweepIndexes(s.starting)
 		if time.Since(dropped) > dropEvery {
 			s.dropPages()
 			dropped = time.Now()
@@ -71,8 +71,9 @@ func (s *Snapshotter) dropPages() {
 // checkDiffID checks a layer before it is mounted, if what it decodes to is known, as it is of one that
 // was imported, or is to be known before its first use.
 func (s *Snapshotter) checkDiffID(ctx context.Context, b *binding, f *cache.File) error {
+	src := b.source()
 	if !f.Known() {
-		if !s.opts.TrustOf(b.source().Repo).BeforeUse {
+		if !s.layers.proveBeforeUse(&src) {
 			return nil
 		}
 		if err := f.PrefetchAll(ctx); err != nil {

@@ -145,9 +145,11 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	defer containerd.Close()
 	known := snapshotter.NewContentImages(containerd.ContentStore(), containerd.ImageService(), reg.Configured, decoding)
 	sn, err := snapshotter.New(f.root, images, sources{reg}, known, snapshotter.Options{
-		Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Memory: decoding,
-		Backend: cfg.backend(), BackendOf: cfg.backendFor, PolicyOf: cfg.policyOf,
-		ImportOf: cfg.importOf, IndexOf: cfg.indexOf, ImportWait: time.Duration(cfg.Import.Wait), Blobs: &storedBlobs{containerd},
+		Layers: snapshotter.LayerOptions{
+			Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Memory: decoding, PolicyOf: cfg.policyOf,
+			ImportOf: cfg.importOf, IndexOf: cfg.indexOf, Blobs: &storedBlobs{containerd},
+		},
+		Backend: cfg.backend(), BackendOf: cfg.backendFor, ImportWait: time.Duration(cfg.Import.Wait),
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Kernel: f.kernel, Pod: inPod(),
 		Releases: &releases{containerd, known}, ReleaseAsk: cfg.Images.Release == releaseAsk,
 		NotOurs: []string{disk.Dir(f.root)}, MapsMounts: mapsMounts(containerd), Log: log,

@@ -1,4 +1,4 @@
-package snapshotter
+package imagetest
 
 import (
 	"bytes"
@@ -22,9 +22,9 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// An origin is a registry in this process: the parts of the distribution API by which images are pulled
+// An Origin is a registry in this process: the parts of the distribution API by which images are pulled
 // and artifacts published. It fails as a test says, since no registry does on command.
-type origin struct {
+type Origin struct {
 	*httptest.Server
 
 	mu    sync.Mutex // guards the fields below
@@ -45,53 +45,55 @@ type ask struct {
 	method, kind, what, ranged string
 }
 
-func newOrigin(t testing.TB, images ...*image) *origin {
+// NewOrigin starts an origin that serves images. It ends with the test.
+func NewOrigin(t testing.TB, images ...*Image) *Origin {
 	t.Helper()
-	o := &origin{blobs: map[digest.Digest][]byte{}, docs: map[string]document{}}
+	o := &Origin{blobs: map[digest.Digest][]byte{}, docs: map[string]document{}}
 	o.Server = httptest.NewServer(o)
 	t.Cleanup(o.Close)
 	for _, im := range images {
-		o.add(im)
+		o.Add(im)
 	}
 	return o
 }
 
-func (o *origin) host() string { return o.Listener.Addr().String() }
+// Host returns the origin's host and port.
+func (o *Origin) Host() string { return o.Listener.Addr().String() }
 
-// client returns a client of the origin, which tries everything twice.
-func (o *origin) client(t testing.TB) *registry.Registry {
+// Client returns a client of the origin, which tries everything twice.
+func (o *Origin) Client(t testing.TB) *registry.Registry {
 	t.Helper()
 	var logins registry.Logins
-	if _, err := logins.Set(o.host(), registry.Login{PlainHTTP: true}); err != nil {
+	if _, err := logins.Set(o.Host(), registry.Login{PlainHTTP: true}); err != nil {
 		t.Fatal(err)
 	}
 	return registry.New(registry.Options{
-		Logins: &logins, Retry: registry.Retry{Attempts: 2, First: time.Millisecond}, Log: logOf(t),
+		Logins: &logins, Retry: registry.Retry{Attempts: 2, First: time.Millisecond}, Log: LogOf(t),
 	})
 }
 
-// add has the origin serve an image.
-func (o *origin) add(im *image) {
+// Add has the origin serve an image.
+func (o *Origin) Add(im *Image) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, l := range im.layers {
-		o.blobs[l.digest()] = l.blob
+	for _, l := range im.Layers {
+		o.blobs[l.Digest()] = l.Blob
 	}
-	o.blobs[im.configDesc.Digest] = im.config
-	doc := document{im.target.MediaType, im.manifest}
-	o.docs[im.path+":"+im.tag], o.docs[im.path+"@"+im.target.Digest.String()] = doc, doc
+	o.blobs[im.ConfigDesc.Digest] = im.Config
+	doc := document{im.Target.MediaType, im.Manifest}
+	o.docs[im.Path+":"+im.Tag], o.docs[im.Path+"@"+im.Target.Digest.String()] = doc, doc
 }
 
-// setFault has the origin answer some requests otherwise from now on; nil for none.
-func (o *origin) setFault(fault func(w http.ResponseWriter, r *http.Request) bool) {
+// SetFault has the origin answer some requests otherwise from now on; nil for none.
+func (o *Origin) SetFault(fault func(w http.ResponseWriter, r *http.Request) bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.fault = fault
 }
 
-// answer has the origin answer requests whose path contains a text with a status.
-func (o *origin) answer(text string, status int) {
-	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+// Answer has the origin answer requests whose path contains a text with a status.
+func (o *Origin) Answer(text string, status int) {
+	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, text) {
 			return false
 		}
@@ -100,27 +102,34 @@ func (o *origin) answer(text string, status int) {
 	})
 }
 
-// serve has the origin serve other bytes under a digest.
-func (o *origin) serve(d digest.Digest, p []byte) {
+// Serve has the origin serve other bytes under a digest.
+func (o *Origin) Serve(d digest.Digest, p []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.blobs[d] = p
 }
 
-// silence has requests whose path contains a text wait until release is called, or their clients leave.
-func (o *origin) silence(text string) (release func()) { return o.stop(text, 0) }
+// Bytes returns what the origin serves under a digest; nil for nothing.
+func (o *Origin) Bytes(d digest.Digest) []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.blobs[d]
+}
 
-// hold has answers to requests whose path contains a text stop after the first bytes, likewise: enough to show what a layer is.
+// Silence has requests whose path contains a text wait until release is called, or their clients leave.
+func (o *Origin) Silence(text string) (release func()) { return o.stop(text, 0) }
+
+// Hold has answers to requests whose path contains a text stop after the first bytes, likewise: enough to show what a layer is.
 // Answers of no more bytes come whole.
-func (o *origin) hold(text string) (release func()) { return o.stop(text, 512) }
+func (o *Origin) Hold(text string) (release func()) { return o.stop(text, 512) }
 
-func (o *origin) stop(text string, after int) (release func()) {
+func (o *Origin) stop(text string, after int) (release func()) {
 	held := make(chan struct{})
-	o.setFault(func(w http.ResponseWriter, r *http.Request) bool {
+	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		if !strings.Contains(r.URL.Path, text) {
 			return false
 		}
-		_, kind, what := split(r.URL.Path)
+		_, kind, what := SplitPath(r.URL.Path)
 		if after == 0 || kind != "blobs" {
 			select {
 			case <-held:
@@ -128,52 +137,53 @@ func (o *origin) stop(text string, after int) (release func()) {
 			}
 			return false
 		}
-		o.blob(&stoppedAnswer{ResponseWriter: w, r: r, left: after, held: held}, r, digest.Digest(what))
+		o.Blob(&StoppedAnswer{ResponseWriter: w, R: r, Left: after, Held: held}, r, digest.Digest(what))
 		return true
 	})
 	return sync.OnceFunc(func() { close(held) })
 }
 
-// stoppedAnswer is an answer of which all but the first bytes come later.
-type stoppedAnswer struct {
+// StoppedAnswer is an answer of which all but the first bytes come later.
+type StoppedAnswer struct {
 	http.ResponseWriter
-	r    *http.Request
-	left int
-	held chan struct{}
-	cut  bool // they never come
+	R    *http.Request
+	Left int
+	Held chan struct{}
+	Cut  bool // they never come
 }
 
-func (s *stoppedAnswer) Write(p []byte) (int, error) {
-	if len(p) <= s.left {
+// Write implements http.ResponseWriter.
+func (s *StoppedAnswer) Write(p []byte) (int, error) {
+	if len(p) <= s.Left {
 		return s.ResponseWriter.Write(p)
 	}
-	now := s.left
-	s.left = 0
+	now := s.Left
+	s.Left = 0
 	n, err := s.ResponseWriter.Write(p[:now])
 	if err != nil {
 		return n, err
 	}
 	s.ResponseWriter.(http.Flusher).Flush()
 	select {
-	case <-s.held:
-	case <-s.r.Context().Done():
+	case <-s.Held:
+	case <-s.R.Context().Done():
 	}
-	if s.cut {
+	if s.Cut {
 		return n, http.ErrAbortHandler
 	}
 	k, err := s.ResponseWriter.Write(p[n:])
 	return n + k, err
 }
 
-// await returns when a layer's blob was asked for.
-func (o *origin) await(l layer) {
-	for o.requests("blobs", l.digest().String()) == 0 {
+// Await returns when a layer's blob was asked for.
+func (o *Origin) Await(l Layer) {
+	for o.Requests("blobs", l.Digest().String()) == 0 {
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// requests returns how often something was asked for.
-func (o *origin) requests(kind string, what string) (n int) {
+// Requests returns how often something was asked for.
+func (o *Origin) Requests(kind string, what string) (n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, a := range o.asked {
@@ -184,24 +194,24 @@ func (o *origin) requests(kind string, what string) (n int) {
 	return n
 }
 
-// wholly reports whether a blob was asked for from its first byte to its last by one request.
-func (o *origin) wholly(l layer) bool {
+// Wholly reports whether a blob was asked for from its first byte to its last by one request.
+func (o *Origin) Wholly(l Layer) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return slices.ContainsFunc(o.asked, func(a ask) bool {
-		return a.kind == "blobs" && a.what == l.digest().String() &&
-			(a.ranged == "" || a.ranged == fmt.Sprintf("bytes=0-%d", len(l.blob)-1))
+		return a.kind == "blobs" && a.what == l.Digest().String() &&
+			(a.ranged == "" || a.ranged == fmt.Sprintf("bytes=0-%d", len(l.Blob)-1))
 	})
 }
 
-// askedFrom returns the first byte of a layer's blob that was asked for, by requests for more than what proves a layer.
-func (o *origin) askedFrom(l layer) int64 {
+// AskedFrom returns the first byte of a layer's blob that was asked for, by requests for more than what proves a layer.
+func (o *Origin) AskedFrom(l Layer) int64 {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	first := int64(len(l.blob))
+	first := int64(len(l.Blob))
 	for _, a := range o.asked {
 		var from, to int64
-		if a.what != l.digest().String() {
+		if a.what != l.Digest().String() {
 			continue
 		}
 		if n, err := fmt.Sscanf(a.ranged, "bytes=%d-%d", &from, &to); n == 2 && err == nil && to-from >= scan.HeadSize {
@@ -211,31 +221,32 @@ func (o *origin) askedFrom(l layer) int64 {
 	return first
 }
 
-// document has the origin serve a manifest under a tag and its digest.
-func (o *origin) document(repo, tag, mediaType string, data []byte) {
+// Document has the origin serve a manifest under a tag and its digest.
+func (o *Origin) Document(repo, tag, mediaType string, data []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	doc := document{mediaType, data}
 	o.docs[repo+":"+tag], o.docs[repo+"@"+digest.FromBytes(data).String()] = doc, doc
 }
 
-// has reports whether a manifest is there.
-func (o *origin) has(name string) bool {
+// Has reports whether a manifest is there.
+func (o *Origin) Has(name string) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	_, ok := o.docs[name]
 	return ok
 }
 
-// forget drops what was asked so far.
-func (o *origin) forget() {
+// Forget drops what was asked so far.
+func (o *Origin) Forget() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.asked = nil
 }
 
-func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	repo, kind, what := split(r.URL.Path)
+// ServeHTTP implements http.Handler.
+func (o *Origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	repo, kind, what := SplitPath(r.URL.Path)
 	o.mu.Lock()
 	o.asked = append(o.asked, ask{r.Method, kind, what, r.Header.Get("Range")})
 	fault := o.fault
@@ -248,7 +259,7 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case kind == "" && read:
 		w.WriteHeader(http.StatusOK)
 	case kind == "blobs" && read:
-		o.blob(w, r, digest.Digest(what))
+		o.Blob(w, r, digest.Digest(what))
 	case kind == "blobs":
 		o.upload(w, r)
 	case kind == "manifests" && read:
@@ -262,8 +273,8 @@ func (o *origin) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// split takes apart a path like /v2/some/app/blobs/sha256:….
-func split(path string) (repo, kind, what string) {
+// SplitPath takes apart a path like /v2/some/app/blobs/sha256:….
+func SplitPath(path string) (repo, kind, what string) {
 	for _, kind := range []string{"blobs", "manifests", "referrers"} {
 		if repo, what, ok := strings.Cut(path, "/"+kind+"/"); ok {
 			return strings.TrimPrefix(repo, "/v2/"), kind, what
@@ -272,7 +283,8 @@ func split(path string) (repo, kind, what string) {
 	return "", "", ""
 }
 
-func (o *origin) blob(w http.ResponseWriter, r *http.Request, d digest.Digest) {
+// Blob answers a request for a blob, by range or whole.
+func (o *Origin) Blob(w http.ResponseWriter, r *http.Request, d digest.Digest) {
 	o.mu.Lock()
 	p, ok := o.blobs[d]
 	o.mu.Unlock()
@@ -285,7 +297,7 @@ func (o *origin) blob(w http.ResponseWriter, r *http.Request, d digest.Digest) {
 }
 
 // upload takes a blob by POST and PUT.
-func (o *origin) upload(w http.ResponseWriter, r *http.Request) {
+func (o *Origin) upload(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost {
 		w.Header().Set("Location", (&url.URL{Path: r.URL.Path + "one"}).String())
 		w.WriteHeader(http.StatusAccepted)
@@ -303,7 +315,7 @@ func (o *origin) upload(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusCreated)
 }
 
-func (o *origin) manifest(w http.ResponseWriter, r *http.Request, repo, ref string) {
+func (o *Origin) manifest(w http.ResponseWriter, r *http.Request, repo, ref string) {
 	o.mu.Lock()
 	doc, ok := o.docs[repo+":"+ref]
 	if _, err := digest.Parse(ref); err == nil {
@@ -319,7 +331,7 @@ func (o *origin) manifest(w http.ResponseWriter, r *http.Request, repo, ref stri
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(doc.data))
 }
 
-func (o *origin) put(w http.ResponseWriter, r *http.Request, repo, ref string) {
+func (o *Origin) put(w http.ResponseWriter, r *http.Request, repo, ref string) {
 	p, err := io.ReadAll(r.Body)
 	var m ocispec.Manifest
 	if err == nil {
@@ -342,7 +354,7 @@ func (o *origin) put(w http.ResponseWriter, r *http.Request, repo, ref string) {
 }
 
 // referrers lists the manifests that name another one as their subject.
-func (o *origin) referrers(w http.ResponseWriter, repo string, subject digest.Digest) {
+func (o *Origin) referrers(w http.ResponseWriter, repo string, subject digest.Digest) {
 	list := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex}
 	o.mu.Lock()
 	for name, doc := range o.docs {
@@ -360,4 +372,24 @@ func (o *origin) referrers(w http.ResponseWriter, repo string, subject digest.Di
 	if err := json.NewEncoder(w).Encode(list); err != nil {
 		return // the client is gone
 	}
+}
+
+// Publish publishes what belongs to an image.
+func Publish(t *testing.T, o *Origin, im *Image, kind registry.ArtifactKind, data []byte) {
+	t.Helper()
+	repo := registry.Repository{Host: o.Host(), Path: im.Path}
+	if _, err := o.Client(t).PushArtifact(t.Context(), repo, im.Target, kind, data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// PublishApart publishes what belongs to an image as a blob of its own, however small it is.
+func PublishApart(t *testing.T, o *Origin, im *Image, kind registry.ArtifactKind, data []byte) {
+	t.Helper()
+	d := digest.FromBytes(data)
+	o.Serve(d, data)
+	o.Document(im.Path, registry.ArtifactTag(im.Target.Digest, kind.Tag), ocispec.MediaTypeImageManifest, Encode(t, ocispec.Manifest{
+		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, ArtifactType: kind.Type,
+		Layers: []ocispec.Descriptor{{MediaType: kind.MediaType, Digest: d, Size: int64(len(data))}}, Subject: &im.Target,
+	}))
 }

@@ -1,0 +1,104 @@
+package snapshotter
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/internal/fair"
+	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// LayerOptions say how layers are read. The zero value works.
+type LayerOptions struct {
+	Trust  Trust
+	Limits layout.Limits
+	// TrustOf says what is proven of a repository's layers before they are used; nil takes the zero policy for all.
+	TrustOf func(registry.Repository) TrustPolicy
+	// Memory is shared by all that is decoded; nil for no bound.
+	Memory *memory.Budget
+	// PolicyOf says what becomes of reads while a repository does not answer; nil takes the
+	// cache's own policy for all.
+	PolicyOf func(registry.Repository) cache.Policy
+	// ImportOf says how a repository's layers are imported; nil takes the zero policy for all.
+	ImportOf func(registry.Repository) ImportPolicy
+	// ProofWait is how long a Prepare waits until a layer is proven; 0 for ten measured round trips, but no more than a second.
+	ProofWait time.Duration
+	// IndexOf says what becomes of the indexes of a repository's layers; nil takes the zero policy for all.
+	IndexOf func(registry.Repository) IndexPolicy
+	// Blobs are those in containerd's content store; nil for none.
+	Blobs Blobs
+	// Log is told what becomes of layers; nil for nobody.
+	Log *slog.Logger
+}
+
+// Hooks are what the owner of layers is told and asked. They must return soon, but for Places; any may be nil.
+type Hooks struct {
+	// Built is told of images that are new in the cache, with the units that the layer's author wants prefetched.
+	Built func(s *Source, f *cache.File, landmark []uint32)
+	// Unclaimed is told of layers that were imported a while ago, whether somebody came for them or not.
+	Unclaimed func(s *Source, f *cache.File)
+	// Places returns where the blob of an image in the cache may be, beyond the repositories that it is read from.
+	Places func(ctx context.Context, image string) []Source
+	// Unreadable is told of layers that could not be opened.
+	Unreadable func(s *Source)
+}
+
+// newLayers returns the layers of a root, whose indexes are kept below it. What is under way ends when life does; Close waits for it.
+func newLayers(life context.Context, root string, c *cache.Cache, reg Registry, opts LayerOptions, hooks Hooks) *layers {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.TrustOf == nil {
+		opts.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{} }
+	}
+	if opts.ImportOf == nil {
+		opts.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{} }
+	}
+	if opts.IndexOf == nil {
+		opts.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{} }
+	}
+	if hooks.Built == nil {
+		hooks.Built = func(*Source, *cache.File, []uint32) {}
+	}
+	if hooks.Unclaimed == nil {
+		hooks.Unclaimed = func(*Source, *cache.File) {}
+	}
+	if hooks.Places == nil {
+		hooks.Places = func(context.Context, string) []Source { return nil }
+	}
+	if hooks.Unreadable == nil {
+		hooks.Unreadable = func(*Source) {}
+	}
+	l := &layers{
+		registry: reg, cache: c, opts: opts, hooks: hooks, log: opts.Log, life: life,
+		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne), imports: fair.NewPool[string](importAtOnce, importAtOnceOfOne),
+		indexes: &indexes{
+			dir: filepath.Join(root, indexesDir), log: opts.Log,
+			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
+		},
+		openings: map[string]*opening{}, sources: map[string]*sources{},
+	}
+	l.indexes.clean()
+	return l
+}
+
+// close returns when nothing is under way any more; life has ended before.
+func (l *layers) close() {
+	l.started.Wait()
+	l.sweepIndexes(func(string) bool { return false })
+}
+
+// proveBeforeUse reports whether a layer is to be complete, and its diffID checked, before its first mount.
+func (l *layers) proveBeforeUse(s *Source) bool { return l.opts.TrustOf(s.Repo).BeforeUse }
+
+// keepsBlob reports whether a layer's blob is to be in containerd's content store.
+func (l *layers) keepsBlob(s *Source) bool {
+	return l.opts.Blobs != nil && l.opts.ImportOf(s.Repo).KeepBlobs
+}

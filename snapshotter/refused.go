@@ -1,0 +1,19 @@
+package snapshotter
+
+import (
+	"errors"
+
+	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// mayUnpack reports whether a layer that was refused may be one that can be unpacked. A bomb is none, and wrong bytes are not the layer.
+func mayUnpack(refused error) bool {
+	return errors.Is(refused, ErrNotLazy) && !errors.Is(refused, scan.ErrBomb) && !errors.Is(refused, errWrongBlob)
+}
+
+// isGone reports whether a place has answered that it has not the layer, for good.
+func isGone(err error) bool {
+	return (errors.Is(err, registry.ErrNotFound) || errors.Is(err, errWrongBlob)) &&
+		!errors.Is(err, registry.ErrUnauthorized) && !registry.Retryable(err)
+}
