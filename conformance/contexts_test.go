@@ -19,7 +19,7 @@ var keepContexts = map[string]string{
 	"precontent.Group":        "life: Close",
 	"nbd.conn":                "life: the end of the client's connection",
 	"snapshotter.Snapshotter": "life: Close",
-	"snapshotter.layers":      "life: the Snapshotter's Close",
+	"layers.Layers":           "life: ends before Close",
 	"main.imageSession":       "one command of snapctl",
 	"main.mergedContext":      "is a context itself",
 	"fetch.wholeReader":       "one Read of a whole blob",
@@ -29,7 +29,7 @@ var keepContexts = map[string]string{
 	"convert.limiter":         "one layer's conversion",
 	"registry.rangeReader":    "one range",
 	"registry.stallReader":    "one request",
-	"snapshotter.aheadReader": "one range",
+	"layers.aheadReader":      "one range",
 	"snapshotter.prediction":  "one prediction",
 }
 

@@ -42,6 +42,7 @@ var arrows = []struct{ from, may string }{
 	// The engine: a Store's contract is all that it knows of the network.
 	{"volume", "blockdev remote/store internal/backoff internal/durable internal/wire"},
 	{"volume/...", "volume/... blockdev remote/store internal/backoff internal/durable internal/wire"},
+	{"snapshotter/layers", "fs/... cache cache/blob remote/registry internal/..."}, // no snapshots, no mounts
 	{"snapshotter/...", "snapshotter/... fs/... cache cache/blob blockdev/... remote/registry internal/..."},
 	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache blockdev/... remote/... internal/durable internal/memory internal/wire"},
 	// The suites of contracts, and benchmarks: tests alone import it.

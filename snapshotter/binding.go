@@ -14,6 +14,7 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // A binding ties a committed snapshot to a remote layer. It lies beside the snapshot's
@@ -38,9 +39,9 @@ type binding struct {
 
 // savedBinding is a binding on disk, as JSON in layer.json.
 type savedBinding struct {
-	Version int    `json:"version"`
-	Name    string `json:"name"` // of the snapshot
-	Source  Source `json:"source"`
+	Version int           `json:"version"`
+	Name    string        `json:"name"` // of the snapshot
+	Source  layers.Source `json:"source"`
 	// CacheID is the image's name in the cache, once it is known.
 	CacheID string `json:"cache_id,omitempty"`
 	// Parents are the ids of the snapshots below, the nearest first.
@@ -157,12 +158,12 @@ func (b *binding) quarantined() string {
 	return b.saved.Quarantined
 }
 
-// keyOf is layers.keyOf of a binding's source.
+// keyOf is Layers.KeyOf of a binding's source.
 func (s *Snapshotter) keyOf(b *binding) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.key == "" {
-		b.key = s.layers.keyOf(&b.saved.Source)
+		b.key = s.layers.KeyOf(&b.saved.Source)
 	}
 	return b.key
 }
@@ -174,7 +175,7 @@ func (b *binding) name() string {
 	return b.saved.Name
 }
 
-func (b *binding) source() Source {
+func (b *binding) source() layers.Source {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.saved.Source
@@ -187,7 +188,7 @@ func (s *Snapshotter) ensure(ctx context.Context, b *binding) error {
 	select {
 	case <-a.done:
 	case <-ctx.Done():
-		return fmt.Errorf("wait for %s: %w", describe(&b.saved.Source), context.Cause(ctx))
+		return fmt.Errorf("wait for %s: %w", b.saved.Source.Describe(), context.Cause(ctx))
 	}
 	if a.err != nil {
 		return a.err
@@ -224,7 +225,7 @@ func (s *Snapshotter) startAttemptLocked(b *binding) *attempt {
 		a.err = s.mountBinding(ctx, b)
 		s.noteAttempt(b, a.err)
 		if a.err != nil {
-			a.err = fmt.Errorf("%s: %w", describe(&b.saved.Source), a.err)
+			a.err = fmt.Errorf("%s: %w", b.saved.Source.Describe(), a.err)
 			s.log.Error("layer not mounted", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", a.err)
 		}
 	})
@@ -243,7 +244,7 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 		return s.mountAs(b, func() error { return nil })
 	}
 	f, src, err := s.imageOf(ctx, b, &saved)
-	if mayUnpack(err) && ctx.Err() == nil {
+	if layers.MayUnpack(err) && ctx.Err() == nil {
 		return s.unpack(ctx, b, err)
 	}
 	if err != nil {
@@ -282,49 +283,21 @@ func (s *Snapshotter) mountAs(b *binding, note func() error) error {
 // image returns the layer's image: from the cache, or built from the index.
 func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, error) {
 	if saved.CacheID != "" {
-		f, err := s.layers.file(saved.CacheID, &saved.Source)
+		f, err := s.layers.File(saved.CacheID, &saved.Source)
 		if err == nil {
-			return s.layers.shared(f, &saved.Source), nil
+			return s.layers.Shared(f, &saved.Source), nil
 		}
 		s.log.Warn("image not in the cache, opening the layer again", "digest", saved.Source.Descriptor.Digest, "err", err)
 	}
-	o, err := s.opened(ctx, &saved.Source)
-	if err != nil || o.file != nil {
-		return o.file, err
+	f, tree, err := s.layers.Image(ctx, &saved.Source)
+	if err != nil || f != nil {
+		return f, err
 	}
 	below, err := s.below(ctx, saved.Parents)
 	if err != nil {
 		return nil, err
 	}
-	s.buildMu.Lock() // Fill changes the index, which other bindings may share
-	defer s.buildMu.Unlock()
-	f, err := s.layers.buildOn(&saved.Source, o.index, below)
-	if err == nil {
-		// The index is large and another base for the same layer is rare.
-		s.layers.forget(&saved.Source)
-	}
-	return f, err
-}
-
-// opened returns a layer's opening with its index, or with an image that is in the cache.
-func (s *Snapshotter) opened(ctx context.Context, src *Source) (*opening, error) {
-	for range 3 {
-		o := s.layers.open(*src, tryAgain)
-		select {
-		case <-o.done:
-		case <-ctx.Done():
-			return &opening{}, context.Cause(ctx)
-		}
-		if o.err != nil || o.file == nil {
-			return o, o.err
-		}
-		// The image may have gone with the last snapshot that used it.
-		if f, err := s.layers.file(o.file.ID(), src); err == nil {
-			return &opening{file: f}, nil
-		}
-		s.layers.forget(src)
-	}
-	return &opening{}, errors.New("its image is removed again and again")
+	return s.layers.BuildOn(&saved.Source, tree, below)
 }
 
 // mountLocked mounts b.file on the binding's directory, directly if it is complete and checked, or what the layer was unpacked into.
@@ -344,7 +317,7 @@ func (s *Snapshotter) mountLocked(b *binding) error {
 	}
 	began := time.Now()
 	err := s.exports.mount(way, b.number(), b.file, b.fsDir())
-	s.layers.spent(began, Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
+	s.layers.Spent(began, layers.Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
 	if err != nil {
 		return err
 	}

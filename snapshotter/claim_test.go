@@ -17,6 +17,7 @@ import (
 
 	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // A format is a way in which layers come.
@@ -58,7 +59,7 @@ func TestPull(t *testing.T) {
 			}
 			want := f.name
 			if f.whole {
-				want = formatImport
+				want = "import"
 			}
 			if st.Format != want {
 				t.Errorf("status: format %s, want %s", st.Format, want)
@@ -103,7 +104,7 @@ func TestDeclined(t *testing.T) {
 	}{
 		"a media type that is not known": {layer: foreign},
 		"the configuration wants it": {layer: good, change: func(b *bed) {
-			b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{Mode: ImportOrdinary} }
+			b.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{Mode: layers.ImportOrdinary} }
 		}},
 		"a kernel that cannot mount incomplete images": {layer: good, change: func(b *bed) { clear(b.kernel.found.Ways) }},
 		"no such blob":            {layer: good, ahead: func(b *bed) { b.origin.Answer("/blobs/", http.StatusNotFound) }},
@@ -345,7 +346,7 @@ func TestIndexIsNotWhatTheManifestSays(t *testing.T) {
 	b := newBed(t, newOrigin(t, im), nil)
 	mounts := b.run("container", b.pull(im))
 	b.sees(mounts, "a", body)
-	if st := b.statusOf(l); st.Format != formatImport || !st.Verified {
+	if st := b.statusOf(l); st.Format != "import" || !st.Verified {
 		t.Errorf("status: %+v", st)
 	}
 }
@@ -427,7 +428,7 @@ func TestForeignLayer(t *testing.T) {
 	b := newBed(t, newOrigin(t, im), nil)
 	mounts := b.run("container", b.pull(im))
 	b.sees(mounts, "a", body)
-	if st := b.statusOf(l); st.Format != formatImport {
+	if st := b.statusOf(l); st.Format != "import" {
 		t.Errorf("format %s", st.Format)
 	}
 }

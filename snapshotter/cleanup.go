@@ -71,11 +71,11 @@ func (s *Snapshotter) dropImage(b *binding) error {
 		same = same || with == id && other.source().Repo == src.Repo
 	}
 	if !wanted {
-		s.layers.forget(&src)
+		s.layers.Forget(&src)
 	}
 	if id == "" || wanted || used {
 		if used && !same {
-			s.layers.unshared(id, src.Repo)
+			s.layers.Unshared(id, src.Repo)
 		}
 		return nil
 	}
@@ -84,7 +84,7 @@ func (s *Snapshotter) dropImage(b *binding) error {
 
 // removeImage removes an image from the cache.
 func (s *Snapshotter) removeImage(id string) error {
-	s.layers.unsourced(id)
+	s.layers.Unsourced(id)
 	if err := s.exports.forget(id); err != nil {
 		return err
 	}
@@ -151,7 +151,7 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 		b.mu.Lock()
 		shown[b.saved.CacheID] = true
 		if b.file == nil { // its image may have come just before the end, or comes now under another name
-			coming[blobName(&b.saved.Source)] = true
+			coming[b.saved.Source.BlobName()] = true
 		}
 		b.mu.Unlock()
 	}

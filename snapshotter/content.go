@@ -19,6 +19,7 @@ import (
 
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // A Content is the part of containerd's content store that we read. The namespace is in the
@@ -76,10 +77,10 @@ func NewContentImages(store Content, named ImageLister, configured func(hostname
 
 // Find implements Images. With a manifest in the query only that one is looked at; otherwise
 // all manifests that have the layer must have come from one repository.
-func (c *ContentImages) Find(ctx context.Context, q Query) (Image, int, error) {
+func (c *ContentImages) Find(ctx context.Context, q Query) (layers.Image, int, error) {
 	ctx, err := forward(ctx)
 	if err != nil {
-		return Image{}, 0, err
+		return layers.Image{}, 0, err
 	}
 	if q.Manifest != "" {
 		if img, i, err := c.inManifest(ctx, q.Manifest, q); err == nil {
@@ -88,7 +89,7 @@ func (c *ContentImages) Find(ctx context.Context, q Query) (Image, int, error) {
 		// The label may be the image author's own; look further.
 	}
 	type found struct {
-		img   Image
+		img   layers.Image
 		index int
 	}
 	var all []found
@@ -103,15 +104,15 @@ func (c *ContentImages) Find(ctx context.Context, q Query) (Image, int, error) {
 		return nil
 	}, fmt.Sprintf("labels.%q", configRefLabel))
 	if err != nil {
-		return Image{}, 0, fmt.Errorf("walk content store: %w", err)
+		return layers.Image{}, 0, fmt.Errorf("walk content store: %w", err)
 	}
 	if len(all) == 0 {
-		return Image{}, 0, notLazy("no manifest in containerd's content store has it (%v)", last)
+		return layers.Image{}, 0, layers.NotLazy("no manifest in containerd's content store has it (%v)", last)
 	}
 	slices.SortFunc(all, func(a, b found) int { return cmp.Compare(a.img.Target.Digest, b.img.Target.Digest) })
 	for _, f := range all[1:] {
 		if f.img.Repo != all[0].img.Repo || f.img.Layers[f.index].Descriptor.Digest != all[0].img.Layers[all[0].index].Descriptor.Digest {
-			return Image{}, 0, notLazy("it may come from %s or %s, and no label says which", all[0].img.Repo, f.img.Repo)
+			return layers.Image{}, 0, layers.NotLazy("it may come from %s or %s, and no label says which", all[0].img.Repo, f.img.Repo)
 		}
 	}
 	return all[0].img, all[0].index, nil
@@ -127,44 +128,44 @@ func forward(ctx context.Context) (context.Context, error) {
 }
 
 // inManifest returns the image of a manifest if it has the layer.
-func (c *ContentImages) inManifest(ctx context.Context, manifest digest.Digest, q Query) (Image, int, error) {
+func (c *ContentImages) inManifest(ctx context.Context, manifest digest.Digest, q Query) (layers.Image, int, error) {
 	m, err := c.load(ctx, manifest, true)
 	if err != nil {
-		return Image{}, 0, err
+		return layers.Image{}, 0, err
 	}
 	i := slices.Index(m.chainIDs, q.ChainID)
 	if i < 0 {
-		return Image{}, 0, fmt.Errorf("manifest %s has no layer %s", manifest, q.ChainID)
+		return layers.Image{}, 0, fmt.Errorf("manifest %s has no layer %s", manifest, q.ChainID)
 	}
 	img, err := c.image(ctx, manifest, m, q.Ref)
 	return img, i, err
 }
 
 // Manifest implements Images.
-func (c *ContentImages) Manifest(ctx context.Context, manifest digest.Digest, ref string) (Image, error) {
+func (c *ContentImages) Manifest(ctx context.Context, manifest digest.Digest, ref string) (layers.Image, error) {
 	ctx, err := forward(ctx)
 	if err != nil {
-		return Image{}, err
+		return layers.Image{}, err
 	}
 	m, err := c.load(ctx, manifest, true)
 	if err != nil { // the configuration may be on its way
 		if m, err = c.load(ctx, manifest, false); err != nil {
-			return Image{}, err
+			return layers.Image{}, err
 		}
 	}
 	return c.image(ctx, manifest, m, ref)
 }
 
 // Known implements Images.
-func (c *ContentImages) Known(ctx context.Context) (all []Image, err error) {
-	err = c.each(ctx, func(_ *knownManifest, images func() []Image) { all = append(all, images()...) })
+func (c *ContentImages) Known(ctx context.Context) (all []layers.Image, err error) {
+	err = c.each(ctx, func(_ *knownManifest, images func() []layers.Image) { all = append(all, images()...) })
 	return all, err
 }
 
 // Claims implements Images.
-func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]Source, error) {
-	claims := map[digest.Digest][]Source{}
-	err := c.each(ctx, func(m *knownManifest, images func() []Image) {
+func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]layers.Source, error) {
+	claims := map[digest.Digest][]layers.Source{}
+	err := c.each(ctx, func(m *knownManifest, images func() []layers.Image) {
 		if !slices.ContainsFunc(m.chainIDs, func(id digest.Digest) bool { return chainIDs[id] }) {
 			return // most images
 		}
@@ -181,7 +182,7 @@ func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]b
 
 // each calls use for the manifests of a namespace whose configurations are in the store. images returns what a manifest is in each of
 // the repositories that it came from.
-func (c *ContentImages) each(ctx context.Context, use func(m *knownManifest, images func() []Image)) error {
+func (c *ContentImages) each(ctx context.Context, use func(m *knownManifest, images func() []layers.Image)) error {
 	ctx, err := forward(ctx)
 	if err != nil {
 		return err
@@ -195,7 +196,7 @@ func (c *ContentImages) each(ctx context.Context, use func(m *knownManifest, ima
 		if err != nil {
 			return nil // no image, or not all of one
 		}
-		use(m, func() (all []Image) {
+		use(m, func() (all []layers.Image) {
 			for _, bare := range repositories(info.Labels) {
 				for _, repo := range c.withPorts(bare, hostsOf(names[bare])...) {
 					ref := ""
@@ -216,7 +217,7 @@ func (c *ContentImages) each(ctx context.Context, use func(m *knownManifest, ima
 }
 
 // chainIDsOf returns the chainIDs of an image's layers, whose diffIDs are known.
-func chainIDsOf(img *Image) []digest.Digest {
+func chainIDsOf(img *layers.Image) []digest.Digest {
 	var all []digest.Digest
 	for i := range img.Layers {
 		all = append(all, img.Layers[i].DiffID)
@@ -224,15 +225,15 @@ func chainIDsOf(img *Image) []digest.Digest {
 	return identity.ChainIDs(all)
 }
 
-func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *knownManifest, ref string) (Image, error) {
+func (c *ContentImages) image(ctx context.Context, manifest digest.Digest, m *knownManifest, ref string) (layers.Image, error) {
 	info, err := c.store.Info(ctx, manifest)
 	if err != nil {
-		return Image{}, err
+		return layers.Image{}, err
 	}
 	ref = clientRef(ref, m.layers)
 	repo, err := c.chooseRepository(info.Labels, ref)
 	if err != nil {
-		return Image{}, err
+		return layers.Image{}, err
 	}
 	return imageIn(ctx, repo, ref, info, m), nil
 }
@@ -270,13 +271,13 @@ func hostsOf(names []namedImage) (hosts []string) {
 }
 
 // imageIn is the image of a manifest in a repository.
-func imageIn(ctx context.Context, repo registry.Repository, ref string, info content.Info, m *knownManifest) Image {
+func imageIn(ctx context.Context, repo registry.Repository, ref string, info content.Info, m *knownManifest) layers.Image {
 	target := ocispec.Descriptor{MediaType: m.mediaType, Digest: info.Digest, Size: info.Size}
-	img := Image{Ref: ref, Target: target, Repo: repo}
+	img := layers.Image{Ref: ref, Target: target, Repo: repo}
 	name := cmp.Or(ref, repo.String()+"@"+info.Digest.String())
 	namespace, _ := namespaces.Namespace(ctx) // load has it
 	for i, d := range m.layers {
-		s := Source{Image: name, Repo: repo, Descriptor: d, Namespace: namespace}
+		s := layers.Source{Image: name, Repo: repo, Descriptor: d, Namespace: namespace}
 		if m.diffIDs != nil {
 			s.DiffID = m.diffIDs[i]
 		}
@@ -299,11 +300,11 @@ func (c *ContentImages) chooseRepository(labels map[string]string, ref string) (
 	}
 	switch len(all) {
 	case 0:
-		return registry.Repository{}, notLazy("containerd did not record where the manifest came from")
+		return registry.Repository{}, layers.NotLazy("containerd did not record where the manifest came from")
 	case 1:
 		return c.withConfiguredPort(all[0])
 	}
-	return registry.Repository{}, notLazy("it may come from %s or %s, and no label says which", all[0], all[1])
+	return registry.Repository{}, layers.NotLazy("it may come from %s or %s, and no label says which", all[0], all[1])
 }
 
 // repositories are those that containerd fetched a blob from, without their ports, sorted.
@@ -326,7 +327,7 @@ func repositories(labels map[string]string) (all []registry.Repository) {
 func (c *ContentImages) withConfiguredPort(r registry.Repository) (registry.Repository, error) {
 	all := c.withPorts(r)
 	if len(all) > 1 {
-		return r, notLazy("it may come from %s or %s, and no label says which", all[0].Host, all[1].Host)
+		return r, layers.NotLazy("it may come from %s or %s, and no label says which", all[0].Host, all[1].Host)
 	}
 	return all[0], nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // containerd has one snapshot of a chainID for all images of a namespace, and does not ask us about the second image that
@@ -43,7 +44,7 @@ func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
 
 // rivals returns, for each binding, the other layers and tables by which images of the request's namespace claim the same
 // chainID.
-func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding][]Source, error) {
+func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding][]layers.Source, error) {
 	if _, ok := namespaces.Namespace(ctx); !ok {
 		return nil, nil // our own doing: no container sees what comes of it
 	}
@@ -59,12 +60,12 @@ func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding]
 	if err != nil {
 		return nil, err
 	}
-	rivals := map[*binding][]Source{}
+	rivals := map[*binding][]layers.Source{}
 	for _, b := range all {
 		src := b.source()
-		ours := s.layers.contentOf(&src)
+		ours := s.layers.ContentOf(&src)
 		for _, theirs := range claims[chains[b]] {
-			if s.layers.contentOf(&theirs) != ours {
+			if s.layers.ContentOf(&theirs) != ours {
 				rivals[b] = append(rivals[b], theirs)
 			}
 		}
@@ -73,19 +74,19 @@ func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding]
 }
 
 // decide has a contested binding show the first of its claimants' layers that is proven.
-func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []Source) error {
+func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []layers.Source) error {
 	ours := b.source()
 	s.log.Info("layer is contested: it is not used before its diffID is proven", "key", b.name(), "digest", ours.Descriptor.Digest,
 		"image", ours.Image, "by", rivals[0].Image)
 	type outcome struct {
-		src Source
+		src layers.Source
 		f   *cache.File
 		err error
 	}
 	proving, cancel := context.WithCancel(ctx)
 	defer cancel()
 	outcomes := make(chan outcome)
-	claimants := append([]Source{ours}, rivals...)
+	claimants := append([]layers.Source{ours}, rivals...)
 	for _, src := range claimants {
 		s.started.Go(func() {
 			f, err := s.prove(proving, b, &src)
@@ -116,11 +117,11 @@ func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []Source) e
 			"image", o.src.Image, "instead_of", ours.Image)
 		return s.refill(b, o.src, o.f)
 	}
-	return fmt.Errorf("%s is claimed by several images, and none has its bytes: %w", describe(&ours), errors.Join(errs...))
+	return fmt.Errorf("%s is claimed by several images, and none has its bytes: %w", ours.Describe(), errors.Join(errs...))
 }
 
 // prove returns a layer's image once its diffID is proven; with an error there may be an image, too.
-func (s *Snapshotter) prove(ctx context.Context, b *binding, src *Source) (*cache.File, error) {
+func (s *Snapshotter) prove(ctx context.Context, b *binding, src *layers.Source) (*cache.File, error) {
 	b.mu.Lock()
 	saved := savedBinding{Source: *src, Parents: b.saved.Parents}
 	b.mu.Unlock()
@@ -132,7 +133,7 @@ func (s *Snapshotter) prove(ctx context.Context, b *binding, src *Source) (*cach
 }
 
 // refill has a binding show another layer's image, and what was built on it look again.
-func (s *Snapshotter) refill(b *binding, src Source, f *cache.File) error {
+func (s *Snapshotter) refill(b *binding, src layers.Source, f *cache.File) error {
 	b.endAttempt()
 	b.mu.Lock()
 	if b.removed {

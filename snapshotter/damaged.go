@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // What damaged files cost.
@@ -50,7 +51,7 @@ func ListDamaged(root string) ([]durable.Damage, error) {
 		all, err = append(all, some...), errors.Join(err, lerr)
 	}
 	add(profilesDir, profileKind)
-	indexes, lerr := listDamaged(root)
+	indexes, lerr := layers.ListDamaged(root)
 	all, err = append(all, indexes...), errors.Join(err, lerr)
 	for _, e := range snapshots {
 		add(filepath.Join(filepath.Base(snapshotsOf(root)), e.Name()), bindingKind)

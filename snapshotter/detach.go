@@ -102,7 +102,7 @@ func (s *Snapshotter) detachOne(b *binding) (int, error) {
 	}
 	if err := s.kernel.UnmountUnused(b.fsDir()); err != nil {
 		return 0, fmt.Errorf("%s is in use by something that is not a container (try fuser -vm %s): %w",
-			describe(&b.saved.Source), b.fsDir(), err)
+			b.saved.Source.Describe(), b.fsDir(), err)
 	}
 	return 1, s.unmountLocked(b)
 }

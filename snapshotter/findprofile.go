@@ -9,6 +9,7 @@ import (
 	"github.com/remora-storage/remora/fs/profile"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 const profileAskFor = 20 * time.Second
@@ -17,7 +18,7 @@ const profileAskFor = 20 * time.Second
 func (st *start) askProfile(ctx context.Context) {
 	began := time.Now()
 	p, share, from := st.findProfile(ctx)
-	st.s.layers.spent(began, Span{Kind: "profile", What: from})
+	st.s.layers.Spent(began, layers.Span{Kind: "profile", What: from})
 	if p != nil {
 		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Target.Digest,
 			"from", from, "runs", p.Runs, "entries", len(p.Entries))
@@ -35,7 +36,7 @@ func (st *start) findProfile(ctx context.Context) (*profile.Profile, *memory.Sha
 	} else if !errors.Is(err, ErrNoProfile) && ctx.Err() == nil {
 		st.s.log.Warn("profile ignored", "manifest", st.img.Target.Digest, "err", err)
 	}
-	if published, ok := st.s.registry.(Artifacts); ok {
+	if published, ok := st.s.registry.(layers.Artifacts); ok {
 		ctx, cancel := context.WithTimeout(ctx, profileAskFor)
 		defer cancel()
 		if p, share, err := st.publishedProfile(ctx, published); err == nil {
@@ -60,8 +61,8 @@ func (st *start) profileHere(ctx context.Context) (*profile.Profile, *memory.Sha
 	return kept(p, share, err)
 }
 
-func (st *start) publishedProfile(ctx context.Context, reg Artifacts) (*profile.Profile, *memory.Share, error) {
-	data, share, err := st.s.layers.artifact(ctx, reg, st.img, profile.Artifact, profile.Memory)
+func (st *start) publishedProfile(ctx context.Context, reg layers.Artifacts) (*profile.Profile, *memory.Share, error) {
+	data, share, err := st.s.layers.Artifact(ctx, reg, st.img, profile.Artifact, profile.Memory)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 const (
@@ -45,27 +46,27 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 		return err
 	}
 	src := img.Layers[index]
-	key := s.layers.keyOf(&src)
+	key := s.layers.KeyOf(&src)
 	name := remoteName(parent, chainID, key)
 	s.answers.note(ctx, chainID, parent, name)
 	if known, err := s.claimed(ctx, name); known || err != nil {
 		return err
 	}
 	s.startAll(img)
-	if err := s.layers.refuses(&src); err != nil {
+	if err := s.layers.Refuses(&src); err != nil {
 		return err
 	}
 	if s.caps.Lazy == "" {
-		return notLazy("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
+		return layers.NotLazy("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
 	}
-	o := s.layers.open(src, failureHolds)
+	o := s.layers.Open(src)
 	soon := claimWait
-	if s.layers.whole(&src) {
+	if s.layers.Whole(&src) {
 		soon = s.opts.ImportWait
 	}
-	if err := s.layers.awaitProof(ctx, o, soon); err != nil {
-		if errors.Is(err, errUnproven) && !s.boundKeys()[key] {
-			s.layers.abandon(o) // containerd downloads the layer
+	if err := s.layers.AwaitProof(ctx, o, soon); err != nil {
+		if errors.Is(err, layers.ErrUnproven) && !s.boundKeys()[key] {
+			s.layers.Abandon(o) // containerd downloads the layer
 		}
 		return err
 	}
@@ -116,7 +117,7 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 			return err
 		}
 		if b := s.binding(id); b != nil && b.quarantined() != "" {
-			return notLazy("its snapshot is quarantined: %s", b.quarantined())
+			return layers.NotLazy("its snapshot is quarantined: %s", b.quarantined())
 		}
 		known = true
 		return nil
@@ -126,13 +127,13 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 
 // startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
 // their indexes come while containerd still works its way up.
-func (s *Snapshotter) startAll(img Image) {
-	s.layers.expectIndexes(img)
+func (s *Snapshotter) startAll(img layers.Image) {
+	s.layers.ExpectIndexes(img)
 	s.begin(img)
 	bound := s.boundKeys()
 	for i := range img.Layers {
-		if s.layers.refuses(&img.Layers[i]) == nil && !bound[s.layers.keyOf(&img.Layers[i])] {
-			s.layers.open(img.Layers[i], failureHolds)
+		if s.layers.Refuses(&img.Layers[i]) == nil && !bound[s.layers.KeyOf(&img.Layers[i])] {
+			s.layers.Open(img.Layers[i])
 		}
 	}
 }
@@ -147,7 +148,7 @@ func (s *Snapshotter) boundKeys() map[string]bool {
 }
 
 // commitRemote makes a committed snapshot of a layer that is on its way.
-func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, labels map[string]string, src Source) error {
+func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, labels map[string]string, src layers.Source) error {
 	key := name + "-claim-" + uniqueSuffix()
 	b := &binding{saved: savedBinding{Version: bindingVersion, Name: name, Source: src}}
 	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {

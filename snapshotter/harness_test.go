@@ -26,6 +26,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // A bed is a Snapshotter over a directory, with what it needs: a registry, containerd's content store,
@@ -41,7 +42,7 @@ type bed struct {
 	cached *cache.Cache
 
 	// What the next Snapshotter is opened with.
-	registry Registry
+	registry layers.Registry
 	opts     Options
 	limit    int64
 	lock     *os.File
@@ -57,7 +58,7 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 		t: t, ctx: namespaces.WithNamespace(t.Context(), "default"), root: filepath.Join(t.TempDir(), "root"), origin: o,
 	}
 	if o != nil {
-		b.registry = Sources{o.Client(t)}
+		b.registry = layers.Remote{Registry: o.Client(t)}
 	}
 	b.kernel = newDouble(b.root)
 	contents := filepath.Join(t.TempDir(), "content")
@@ -69,7 +70,7 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 		t.Fatal(err)
 	}
 	b.store = store
-	b.opts = Options{Log: logOf(t), Layers: LayerOptions{ProofWait: time.Minute}} // however busy the machine is
+	b.opts = Options{Log: logOf(t), Layers: layers.Options{ProofWait: time.Minute}} // however busy the machine is
 	if change != nil {
 		change(b)
 	}

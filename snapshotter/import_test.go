@@ -19,6 +19,7 @@ import (
 
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // stored are the blobs of a content store.
@@ -164,7 +165,7 @@ func TestImportAsksThrice(t *testing.T) {
 	if err != nil || len(reasons) != 1 || reasons[l.Digest()] == "" {
 		t.Errorf("got %v, %v", reasons, err)
 	}
-	if n := o.Requests("blobs", l.Digest().String()); n < importTries {
+	if n := o.Requests("blobs", l.Digest().String()); n < 3 {
 		t.Errorf("asked %d times", n)
 	}
 }
@@ -227,12 +228,12 @@ func TestEager(t *testing.T) {
 	body := noise(5, 100_000)
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", body)))
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
-		b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{Mode: ImportEager} }
+		b.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{Mode: layers.ImportEager} }
 	})
 	mounts := b.run("container", b.pull(im))
 	b.origin.Close()
 	b.sees(mounts, "a", body)
-	if st := b.statusOf(im.Layers[0]); st.Format != formatImport || st.Present != st.Data || !st.Verified {
+	if st := b.statusOf(im.Layers[0]); st.Format != "import" || st.Present != st.Data || !st.Verified {
 		t.Errorf("status: %+v", st)
 	}
 }
@@ -243,7 +244,7 @@ func TestKeepBlobs(t *testing.T) {
 	im := newImage(t, "app", nil, l)
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
 		withBlobs(b)
-		b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+		b.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{KeepBlobs: true} }
 	})
 	b.run("container", b.pull(im))
 	if p, err := content.ReadBlob(b.ctx, b.store, l.Desc); err != nil || !bytes.Equal(p, l.Blob) {
@@ -258,7 +259,7 @@ func TestKeepBlobsOfIndexed(t *testing.T) {
 	im := newImage(t, "app", nil, one, two)
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
 		withBlobs(b)
-		b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+		b.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{KeepBlobs: true} }
 	})
 	b.run("container", b.pull(im))
 	for _, l := range im.Layers {
@@ -278,7 +279,7 @@ func TestKeepBlobFails(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", body)))
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
 		b.opts.Layers.Blobs = noBlobs{}
-		b.opts.Layers.ImportOf = func(registry.Repository) ImportPolicy { return ImportPolicy{KeepBlobs: true} }
+		b.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{KeepBlobs: true} }
 	})
 	b.sees(b.run("container", b.pull(im)), "a", body)
 }

@@ -5,14 +5,18 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/opencontainers/go-digest"
-
 	fsindex "github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
+// indexOf is where a layer's index is kept.
+func (b *bed) indexOf(l layer) string {
+	return filepath.Join(b.root, "indexes", l.Digest().Encoded()+".index")
+}
+
 func trusting(b *bed) {
-	b.opts.Layers.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{Trust: true} }
+	b.opts.Layers.IndexOf = func(registry.Repository) layers.IndexPolicy { return layers.IndexPolicy{Trust: true} }
 }
 
 // TestIndexOfImport: a layer that was imported once is read by parts the next time, by the index that was made of it,
@@ -31,7 +35,7 @@ func TestIndexOfImport(t *testing.T) {
 			mounts := b.run("container", b.pull(im))
 			b.sees(mounts, "small", small)
 			st := b.statusOf(l)
-			if st.Format != formatIndex || st.Fetched > st.Data/2 {
+			if st.Format != "index" || st.Fetched > st.Data/2 {
 				t.Errorf("status: %+v", st)
 			}
 			b.sees(mounts, "rest", rest)
@@ -50,16 +54,16 @@ func TestDamagedIndex(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			im := newImage(t, "app", nil, l)
 			b := newBed(t, newOrigin(t, im), func(b *bed) {
-				dir := filepath.Join(b.root, "indexes")
-				if err := os.MkdirAll(dir, 0o700); err != nil {
+				path := b.indexOf(l)
+				if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 					t.Fatal(err)
 				}
-				if err := os.WriteFile(filepath.Join(dir, l.Digest().Encoded()+indexSuffix), data, 0o600); err != nil {
+				if err := os.WriteFile(path, data, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			})
 			b.sees(b.run("container", b.pull(im)), "a", body)
-			if st := b.statusOf(l); st.Format != formatImport {
+			if st := b.statusOf(l); st.Format != "import" {
 				t.Errorf("format %s", st.Format)
 			}
 		})
@@ -75,10 +79,10 @@ func TestPublishedIndex(t *testing.T) {
 		change func(*bed)
 		format string
 	}{
-		"trusted":     {fsindex.Join([][]byte{indexOf(t, l)}), trusting, formatIndex},
-		"not trusted": {fsindex.Join([][]byte{indexOf(t, l)}), nil, formatImport},
-		"no index":    {[]byte("hello"), trusting, formatImport},
-		"another's":   {fsindex.Join([][]byte{indexOf(t, gzipLayer(t, file("b", nil)))}), trusting, formatImport},
+		"trusted":     {fsindex.Join([][]byte{indexOf(t, l)}), trusting, "index"},
+		"not trusted": {fsindex.Join([][]byte{indexOf(t, l)}), nil, "import"},
+		"no index":    {[]byte("hello"), trusting, "import"},
+		"another's":   {fsindex.Join([][]byte{indexOf(t, gzipLayer(t, file("b", nil)))}), trusting, "import"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			im := newImage(t, "app", nil, l)
@@ -101,38 +105,14 @@ func TestPublishIndexes(t *testing.T) {
 	o := newOrigin(t, im)
 	tag := registry.ArtifactTag(im.Target.Digest, fsindex.Artifact.Tag)
 	publishing := func(b *bed) {
-		b.opts.Layers.IndexOf = func(registry.Repository) IndexPolicy { return IndexPolicy{Publish: true} }
+		b.opts.Layers.IndexOf = func(registry.Repository) layers.IndexPolicy { return layers.IndexPolicy{Publish: true} }
 	}
 	first := newBed(t, o, publishing)
 	first.run("container", first.pull(im))
 	eventually(t, "the index is published", func() bool { return o.Has(im.Path + ":" + tag) })
 	second := newBed(t, o, trusting)
 	second.sees(second.run("container", second.pull(im)), "small", small)
-	if st := second.statusOf(l); st.Format != formatIndex {
+	if st := second.statusOf(l); st.Format != "index" {
 		t.Errorf("format %s", st.Format)
-	}
-}
-
-// TestIndexesAreBounded: the oldest indexes go when they are too many.
-func TestIndexesAreBounded(t *testing.T) {
-	x := indexes{dir: filepath.Join(t.TempDir(), "indexes"), log: logOf(t)}
-	old, young := digest.FromString("old"), digest.FromString("young")
-	if err := x.put(old, []byte("old")); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(x.path(old), maxIndexBytes); err != nil { // sparse
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(x.path(old), epoch, epoch); err != nil {
-		t.Fatal(err)
-	}
-	if err := x.put(young, []byte("young")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := x.get(old); err == nil {
-		t.Error("the oldest is still there")
-	}
-	if p, err := x.get(young); err != nil || string(p) != "young" {
-		t.Errorf("got %q, %v", p, err)
 	}
 }

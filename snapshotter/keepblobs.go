@@ -32,7 +32,7 @@ func (s *Snapshotter) keepBlobs(ctx context.Context) {
 			if ctx.Err() != nil || s.cache.Busy(backgroundCheck) {
 				break
 			}
-			if src := b.source(); !notBefore[b].IsZero() || !s.layers.keepsBlob(&src) {
+			if src := b.source(); !notBefore[b].IsZero() || !s.layers.KeepsBlob(&src) {
 				continue
 			}
 			notBefore[b] = time.Now().Add(completeAgain)
@@ -51,8 +51,8 @@ func (s *Snapshotter) keepBlobOf(ctx context.Context, b *binding) error {
 	f, src := b.file, b.saved.Source
 	ready := b.how != notMounted && f != nil && b.saved.Quarantined == ""
 	b.mu.Unlock()
-	if !ready || src.Namespace == "" || s.layers.stored(ctx, &src) {
+	if !ready || src.Namespace == "" || s.layers.Stored(ctx, &src) {
 		return nil
 	}
-	return s.layers.fileBlob(ctx, f, &src)
+	return s.layers.FileBlob(ctx, f, &src)
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // A layer that was claimed must come from somewhere: nobody else downloads it any more. Where its own repository no longer gives it,
@@ -21,9 +22,9 @@ import (
 
 // imageOf returns an image that shows what a binding promises, with the source that it is read from: the binding's own, or one of
 // elsewhere if that fails.
-func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, Source, error) {
+func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, layers.Source, error) {
 	f, err := s.image(ctx, b, saved)
-	if err == nil || mayUnpack(err) || ctx.Err() != nil {
+	if err == nil || layers.MayUnpack(err) || ctx.Err() != nil {
 		return f, saved.Source, err
 	}
 	others, lerr := s.elsewhere(ctx, b)
@@ -31,7 +32,7 @@ func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBindi
 		s.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", others[i].Descriptor.Digest,
 			"repository", others[i].Repo, "err", err)
 	}
-	f, src, err := s.firstProven(ctx, b, others, []error{err, lerr}, isGone(err) && lerr == nil)
+	f, src, err := s.firstProven(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
 	if err != nil {
 		return nil, saved.Source, err
 	}
@@ -41,28 +42,28 @@ func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBindi
 // firstProven returns the image of the first source whose bytes are proven to be what a binding promises. The error has those of all,
 // and others that were there before; if all say that the layer is gone, and it was before, it is a goneError.
 func (s *Snapshotter) firstProven(
-	ctx context.Context, b *binding, all []Source, before []error, gone bool,
-) (f *cache.File, src Source, err error) {
+	ctx context.Context, b *binding, all []layers.Source, before []error, gone bool,
+) (f *cache.File, src layers.Source, err error) {
 	errs := before
 	for _, src := range all {
-		err := s.layers.failing(src.Repo)
+		err := s.layers.Failing(src.Repo)
 		if err == nil {
 			if f, err = s.prove(ctx, b, &src); err == nil {
 				return f, src, nil
 			}
 			s.dropUnused(f)
 		}
-		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err)), gone && isGone(err)
+		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err)), gone && layers.IsGone(err)
 	}
 	if err = errors.Join(errs...); gone {
 		err = &goneError{err}
 	}
-	return nil, Source{}, err
+	return nil, layers.Source{}, err
 }
 
 // elsewhere returns the layers, other than the binding's own, by which images of containerd say that the binding's snapshot can be
 // made: those of the namespace that claimed it, and of the request's.
-func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []Source, err error) {
+func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []layers.Source, err error) {
 	chains, err := s.chainsOf(ctx, []*binding{b})
 	if err != nil {
 		return nil, err
@@ -72,7 +73,7 @@ func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []Sourc
 	if asked, ok := namespaces.Namespace(ctx); ok && asked != ours.Namespace {
 		all = append(all, asked)
 	}
-	known := map[string]bool{s.layers.keyOf(&ours): true}
+	known := map[string]bool{s.layers.KeyOf(&ours): true}
 	for _, ns := range all {
 		if ns == "" {
 			continue
@@ -82,7 +83,7 @@ func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []Sourc
 			return others, fmt.Errorf("which images of namespace %s have layer %s: %w", ns, ours.Descriptor.Digest, err)
 		}
 		for _, src := range claims[chains[b]] {
-			if key := s.layers.keyOf(&src); !known[key] && !samePlace(src.Repo, ours.Repo) {
+			if key := s.layers.KeyOf(&src); !known[key] && !samePlace(src.Repo, ours.Repo) {
 				known[key] = true
 				others = append(others, src)
 			}
@@ -115,7 +116,7 @@ func (s *Snapshotter) chainsOf(ctx context.Context, all []*binding) (map[*bindin
 
 // placesOf returns where the blob that an image in the cache was made of may be, beyond the repositories that it is read from:
 // what containerd's content store has, and the repositories of others that have it.
-func (s *Snapshotter) placesOf(ctx context.Context, image string) (all []Source) {
+func (s *Snapshotter) placesOf(ctx context.Context, image string) (all []layers.Source) {
 	for _, b := range s.allBindings() {
 		if b.cacheID() != image {
 			continue
@@ -125,10 +126,10 @@ func (s *Snapshotter) placesOf(ctx context.Context, image string) (all []Source)
 		if err != nil {
 			s.log.Warn("where else a layer is was not found out", "digest", ours.Descriptor.Digest, "err", err)
 		}
-		if s.layers.stored(ctx, &ours) {
+		if s.layers.Stored(ctx, &ours) {
 			all = append(all, ours)
 		}
-		all = append(all, slices.DeleteFunc(others, func(o Source) bool { return o.Descriptor.Digest != ours.Descriptor.Digest })...)
+		all = append(all, slices.DeleteFunc(others, func(o layers.Source) bool { return o.Descriptor.Digest != ours.Descriptor.Digest })...)
 	}
 	return all
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // Lock takes a root directory for this process. It fails if another remorad has it.
@@ -41,7 +42,7 @@ func Lock(root string) (*os.File, error) {
 
 // New opens the snapshotter in root, which the caller has locked, and mounts again what was
 // mounted before. Close must be called.
-func New(root string, c *cache.Cache, reg Registry, images Images, opts Options) (_ *Snapshotter, err error) {
+func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts Options) (_ *Snapshotter, err error) {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -70,7 +71,7 @@ func New(root string, c *cache.Cache, reg Registry, images Images, opts Options)
 		profiles:   profiles{dir: filepath.Join(root, profilesDir), log: opts.Log},
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
-	s.layers = newLayers(s.life, root, c, reg, opts.Layers, Hooks{
+	s.layers = layers.New(s.life, root, c, reg, opts.Layers, layers.Hooks{
 		Built: s.built, Unreadable: s.unreadable, Unclaimed: s.unclaimed, Places: s.placesOf,
 	})
 	defer func() {
@@ -138,7 +139,7 @@ func (s *Snapshotter) sweep(dir string) {
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.started.Wait()
-	s.layers.close()
+	s.layers.Close()
 	errs := []error{s.endRecordings(), s.closeGates()}
 	if s.exports.Outlive() {
 		if n := s.countLazy(); n > 0 {
@@ -252,13 +253,13 @@ func (s *Snapshotter) openImage(b *binding) *cache.File {
 	if saved.Quarantined != "" || saved.CacheID == "" {
 		return nil
 	}
-	s.layers.noteGranted(&saved.Source) // by an earlier life
-	f, err := s.layers.file(saved.CacheID, &saved.Source)
+	s.layers.NoteGranted(&saved.Source) // by an earlier life
+	f, err := s.layers.File(saved.CacheID, &saved.Source)
 	if err != nil {
 		s.log.Warn("image not in the cache", "digest", saved.Source.Descriptor.Digest, "err", err)
 		return nil
 	}
-	return s.layers.shared(f, &saved.Source)
+	return s.layers.Shared(f, &saved.Source)
 }
 
 // adoptBinding takes over what an earlier process has mounted on a binding's directory, the oldest

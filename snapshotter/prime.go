@@ -13,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // Manifests are what images are made of. A Registry may offer them.
@@ -69,7 +70,7 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 		}
 		name = one.Digest.String()
 	}
-	s.layers.spent(began, Span{Kind: "resolve", What: ref})
+	s.layers.Spent(began, layers.Span{Kind: "resolve", What: ref})
 	last := docs[len(docs)-1]
 	var m ocispec.Manifest
 	if err := json.Unmarshal(last.Data, &m); err != nil {
@@ -79,9 +80,9 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 		m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
 		return nil, fmt.Errorf("%s is not an image with layers", ref)
 	}
-	img := Image{Ref: ref, Target: last.Descriptor, Repo: repo}
+	img := layers.Image{Ref: ref, Target: last.Descriptor, Repo: repo}
 	for _, d := range m.Layers {
-		img.Layers = append(img.Layers, Source{Image: ref, Repo: repo, Descriptor: d, Namespace: namespace})
+		img.Layers = append(img.Layers, layers.Source{Image: ref, Repo: repo, Descriptor: d, Namespace: namespace})
 	}
 	s.startAll(img)
 	config := make([]byte, m.Config.Size)

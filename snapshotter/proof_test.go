@@ -10,7 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // TestProvenSideBySide: an image of more layers than are read at once is claimed whole though none of them ever ends: each is proven
@@ -31,7 +31,7 @@ func TestProvenSideBySide(t *testing.T) {
 	}
 }
 
-// TestUnproven: what a registry does not show is declined, its opening ends, and the next layers have little time. Once it serves us,
+// TestUnproven: what a registry does not show is declined, and the next layers have little time. Once it serves us,
 // layers are claimed again.
 func TestUnproven(t *testing.T) {
 	for _, f := range formats {
@@ -43,50 +43,15 @@ func TestUnproven(t *testing.T) {
 			defer release()
 			b.fetch(one)
 			b.decline(one, 0, "")
-			l := b.layers
-			if known := l.failures.of(b.repo(other)); !errors.Is(known, errUnproven) {
+			if known := b.layers.Failing(b.repo(other)); !errors.Is(known, layers.ErrUnproven) {
 				t.Errorf("of the host is known: %v", known)
-			}
-			l.mu.Lock()
-			left := len(l.openings)
-			l.mu.Unlock()
-			if left != 0 {
-				t.Errorf("%d openings go on", left)
 			}
 			release()
 			b.fetch(other)
 			b.resolve(other)
 			b.sees(b.run("container", b.pull(other)), "b", honest)
-			if known := l.failures.of(b.repo(one)); known != nil {
+			if known := b.layers.Failing(b.repo(one)); known != nil {
 				t.Errorf("the host serves again, but of it is known: %v", known)
-			}
-		})
-	}
-}
-
-// TestFailures: what failed is known of the repository or of the host, and only what is not the layer's own fault.
-func TestFailures(t *testing.T) {
-	here, there := registry.Repository{Host: "reg.test", Path: "a"}, registry.Repository{Host: "reg.test", Path: "b"}
-	refused, down := &registry.StatusError{Host: "reg.test", Status: 403}, &registry.StatusError{Host: "reg.test", Status: 503}
-	for name, c := range map[string]struct {
-		do          func(*failures)
-		here, there bool
-	}{
-		"no access":          {func(f *failures) { f.note(here, refused) }, true, false},
-		"an outage":          {func(f *failures) { f.note(here, down) }, true, true},
-		"a bad layer":        {func(f *failures) { f.note(here, notLazy("bad")) }, false, false},
-		"no such layer":      {func(f *failures) { f.note(here, registry.ErrNotFound) }, false, false},
-		"silence":            {func(f *failures) { f.slow(here, errUnproven) }, true, true},
-		"silence of one":     {func(f *failures) { f.note(there, nil); f.slow(here, errUnproven) }, true, false},
-		"served again":       {func(f *failures) { f.note(here, down); f.note(there, nil) }, false, false},
-		"others' access":     {func(f *failures) { f.note(here, refused); f.note(there, nil) }, true, false},
-		"credentials change": {func(f *failures) { f.note(here, refused); f.note(here, down); f.forgive() }, false, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var f failures
-			c.do(&f)
-			if h, th := f.of(here) != nil, f.of(there) != nil; h != c.here || th != c.there {
-				t.Errorf("known of the repository: %v, of its neighbour: %v; want %v, %v", h, th, c.here, c.there)
 			}
 		})
 	}
@@ -138,28 +103,4 @@ func TestNoLayer(t *testing.T) {
 	b := newBed(t, o, nil)
 	b.fetch(im)
 	b.decline(im, 0, "")
-}
-
-// way is a registry of which only the way there is known.
-type way struct{ latency time.Duration }
-
-func (w way) Blob(registry.Repository, ocispec.Descriptor) Blob { return linked{latency: w.latency} }
-
-type linked struct {
-	Blob
-	latency time.Duration
-}
-
-func (l linked) Link() (time.Duration, int64) { return l.latency, 0 }
-
-// TestPatience: a proof gets as many round trips as it may take, within bounds.
-func TestPatience(t *testing.T) {
-	for latency, want := range map[time.Duration]time.Duration{
-		0: proofMost, time.Millisecond: proofLeast, 80 * time.Millisecond: 800 * time.Millisecond, time.Second: proofMost,
-	} {
-		l := &layers{registry: way{latency: latency}}
-		if got := l.patience(&Source{}); got != want {
-			t.Errorf("at %s: %s, want %s", latency, got, want)
-		}
-	}
 }

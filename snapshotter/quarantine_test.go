@@ -8,6 +8,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // lying makes an image whose configuration promises other content than its only layer has.
@@ -20,7 +21,7 @@ func lying(t *testing.T, path string, l layer) *image {
 
 // beforeUse has every layer checked before its first mount.
 func beforeUse(b *bed) {
-	b.opts.Layers.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{BeforeUse: true} }
+	b.opts.Layers.TrustOf = func(registry.Repository) layers.TrustPolicy { return layers.TrustPolicy{BeforeUse: true} }
 }
 
 // TestQuarantine: a layer that is not what the image's configuration promises is never mounted for that image, over

@@ -18,6 +18,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/export/fusefile"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/profile"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // RecordLabel on an active snapshot names the Recording whose mounts it is to have.
@@ -30,7 +31,7 @@ type Recording struct {
 	ID string
 
 	s    *Snapshotter
-	img  Image
+	img  layers.Image
 	dir  string
 	way  blockdev.Backend
 	ends sync.Once

@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // containerd knows snapshots that we have not, once our root was lost: on a new data disk, or by somebody's rm. It would answer every
@@ -37,10 +39,10 @@ func (s *Snapshotter) recover(ctx context.Context, name string) (bool, error) {
 
 // namesOf returns the names that the snapshots of an image's layers have, with their chainIDs, up to the wanted one; nothing if that is
 // not among them.
-func (s *Snapshotter) namesOf(img *Image, want string) (names []string, chainIDs []digest.Digest) {
+func (s *Snapshotter) namesOf(img *layers.Image, want string) (names []string, chainIDs []digest.Digest) {
 	parent := ""
 	for i, id := range chainIDsOf(img) {
-		parent = remoteName(parent, id.String(), s.layers.keyOf(&img.Layers[i]))
+		parent = remoteName(parent, id.String(), s.layers.KeyOf(&img.Layers[i]))
 		names, chainIDs = append(names, parent), append(chainIDs, id)
 		if parent == want {
 			return names, chainIDs
@@ -49,7 +51,7 @@ func (s *Snapshotter) namesOf(img *Image, want string) (names []string, chainIDs
 	return nil, nil
 }
 
-func (s *Snapshotter) makeAnew(ctx context.Context, img *Image, names []string, chainIDs []digest.Digest) error {
+func (s *Snapshotter) makeAnew(ctx context.Context, img *layers.Image, names []string, chainIDs []digest.Digest) error {
 	parent := ""
 	for i, name := range names {
 		labels := map[string]string{snapshots.LabelSnapshotRef: chainIDs[i].String()}

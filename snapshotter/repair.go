@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // Repaired is what became of a layer.
@@ -28,7 +30,7 @@ func (s *Snapshotter) Repair(ctx context.Context, image string, release bool, te
 	if len(all) == 0 {
 		return noLazyLayer(image)
 	}
-	s.layers.forgive()
+	s.layers.Forgive()
 	var errs []error
 	for _, b := range all {
 		one := Repaired{Digest: b.source().Descriptor.Digest}
@@ -68,7 +70,7 @@ func (s *Snapshotter) repair(ctx context.Context, b *binding) error {
 	if err == nil {
 		err = f.Verify(ctx, b.source().DiffID)
 	}
-	if isGone(err) {
+	if layers.IsGone(err) {
 		return &goneError{err}
 	}
 	return err
@@ -80,10 +82,10 @@ func (s *Snapshotter) fillAnew(ctx context.Context, b *binding, why string) erro
 	if ours.Descriptor.Digest == "" {
 		return errors.New(why) // nobody knows what it was
 	}
-	s.layers.forget(&ours)
+	s.layers.Forget(&ours)
 	s.dropUnused(b.image()) // what is wrong
 	others, err := s.elsewhere(ctx, b)
-	f, src, err := s.firstProven(ctx, b, append([]Source{ours}, others...), []error{errors.New(why), err}, err == nil)
+	f, src, err := s.firstProven(ctx, b, append([]layers.Source{ours}, others...), []error{errors.New(why), err}, err == nil)
 	if err != nil {
 		return err
 	}

@@ -23,12 +23,13 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // Options of a Snapshotter. The zero value works.
 type Options struct {
 	// Layers say how layers are read.
-	Layers LayerOptions
+	Layers layers.Options
 	// Backend is the only way to mount incomplete layers; "" for the best. BackendOf says so
 	// for single repositories; nil for none.
 	Backend   blockdev.Backend
@@ -66,9 +67,9 @@ type Snapshotter struct {
 	log      *slog.Logger
 	store    *storage.MetaStore
 	images   Images
-	layers   *layers
+	layers   *layers.Layers
 	cache    *cache.Cache
-	registry Registry
+	registry layers.Registry
 	exports  Mounter
 	kernel   Kernel
 	caps     Capabilities
@@ -83,8 +84,6 @@ type Snapshotter struct {
 	started sync.WaitGroup
 
 	recovering sync.Mutex // snapshots that were lost are made anew one after the other
-
-	buildMu sync.Mutex // one image that depends on the layers below is built at a time
 
 	// mounting is held shared by who mounts a layer or tells a container its mounts, and exclusively by Detach. It is taken
 	// before every other lock.
@@ -193,7 +192,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 		if err == nil {
 			return nil, fmt.Errorf("prepare %s on %q: layer %s is supplied remotely: %w", key, parent, chainID, errdefs.ErrAlreadyExists)
 		}
-		if !errors.Is(err, ErrNotLazy) {
+		if !errors.Is(err, layers.ErrNotLazy) {
 			return nil, fmt.Errorf("prepare %s on %q: %w", key, parent, err)
 		}
 		s.log.Info("layer takes the ordinary path", "key", key, "reason", err)

@@ -14,6 +14,7 @@ import (
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/profile"
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // A start is the first start of an image: from the moment its layers become known, what its program
@@ -25,7 +26,7 @@ import (
 // is known to need.
 type start struct {
 	s    *Snapshotter
-	img  Image
+	img  layers.Image
 	keys map[string]bool // of the layers
 	// stop ends it before its time.
 	stop context.CancelFunc
@@ -56,7 +57,7 @@ const (
 )
 
 // begin starts the start of an image, once while its layers are new.
-func (s *Snapshotter) begin(img Image) {
+func (s *Snapshotter) begin(img layers.Image) {
 	ctx, stop := context.WithTimeout(s.life, startEnds)
 	st := &start{
 		s: s, img: img, keys: s.keysOf(img), stop: stop,
@@ -64,7 +65,7 @@ func (s *Snapshotter) begin(img Image) {
 		files: map[digest.Digest]*cache.File{}, landmarks: map[digest.Digest][]uint32{},
 	}
 	for i := range img.Layers {
-		if s.layers.refuses(&img.Layers[i]) == nil {
+		if s.layers.Refuses(&img.Layers[i]) == nil {
 			st.waiting[img.Layers[i].Descriptor.Digest] = true
 		}
 	}
@@ -81,13 +82,13 @@ func (s *Snapshotter) begin(img Image) {
 	}
 	s.starts[img.ID()] = st
 	s.mu.Unlock()
-	var beginnings []*ahead // before any layer is opened, so that its image is filled from there
+	var beginnings []*layers.Ahead // before any layer is opened, so that its image is filled from there
 	for i := range img.Layers {
 		l := &img.Layers[i]
-		if !st.waiting[l.Descriptor.Digest] || known[l.Descriptor.Digest] != nil || s.layers.cached(l) {
+		if !st.waiting[l.Descriptor.Digest] || known[l.Descriptor.Digest] != nil || s.layers.Cached(l) {
 			continue
 		}
-		if a := s.layers.ahead(l); a != nil {
+		if a := s.layers.Ahead(l); a != nil {
 			beginnings = append(beginnings, a)
 		}
 	}
@@ -97,13 +98,13 @@ func (s *Snapshotter) begin(img Image) {
 	s.started.Go(func() {
 		defer stop()
 		var asking sync.WaitGroup
-		asking.Go(func() { s.layers.fetchAhead(ctx, beginnings, st.opened) })
+		asking.Go(func() { s.layers.FetchAhead(ctx, beginnings, st.opened) })
 		asking.Go(func() { st.askProfile(ctx) })
 		st.run(ctx)
 		asking.Wait()
 		st.dropAheads()
 		st.end()
-		s.layers.publishIndexes(img)
+		s.layers.PublishIndexes(img)
 		st.learn(s.life)
 	})
 }
@@ -123,10 +124,10 @@ func (st *start) dropAheads() {
 	defer st.mu.Unlock()
 	for i := range st.img.Layers {
 		l := &st.img.Layers[i]
-		wasted, ok := st.s.layers.dropAhead(l)
+		wasted, ok := st.s.layers.DropAhead(l)
 		if f := st.files[l.Descriptor.Digest]; f != nil && ok {
 			f.AddFetched(wasted)
-			st.s.layers.shared(f, l)
+			st.s.layers.Shared(f, l)
 		}
 	}
 }
@@ -179,13 +180,13 @@ func (s *Snapshotter) sweepStarts() {
 }
 
 // filesOf returns the images in the cache, of layers that have a snapshot, which an image's own layers may be read from.
-func (s *Snapshotter) filesOf(img Image) map[digest.Digest]*cache.File {
+func (s *Snapshotter) filesOf(img layers.Image) map[digest.Digest]*cache.File {
 	keys := s.keysOf(img)
 	known := map[digest.Digest]*cache.File{}
 	for _, b := range s.allBindings() {
 		src := b.source()
-		i := slices.IndexFunc(img.Layers, func(l Source) bool { return l.Descriptor.Digest == src.Descriptor.Digest })
-		if f := b.image(); f != nil && i >= 0 && (proven(f, &img.Layers[i]) || keys[s.keyOf(b)]) {
+		i := slices.IndexFunc(img.Layers, func(l layers.Source) bool { return l.Descriptor.Digest == src.Descriptor.Digest })
+		if f := b.image(); f != nil && i >= 0 && (layers.Proven(f, &img.Layers[i]) || keys[s.keyOf(b)]) {
 			known[src.Descriptor.Digest] = f
 		}
 	}
@@ -193,23 +194,23 @@ func (s *Snapshotter) filesOf(img Image) map[digest.Digest]*cache.File {
 }
 
 // keysOf returns the keys of an image's layers.
-func (s *Snapshotter) keysOf(img Image) map[string]bool {
+func (s *Snapshotter) keysOf(img layers.Image) map[string]bool {
 	keys := map[string]bool{}
 	for i := range img.Layers {
-		keys[s.layers.keyOf(&img.Layers[i])] = true
+		keys[s.layers.KeyOf(&img.Layers[i])] = true
 	}
 	return keys
 }
 
 // built tells the starts of a layer's image that was made now.
-func (s *Snapshotter) built(src *Source, f *cache.File, landmark []uint32) {
+func (s *Snapshotter) built(src *layers.Source, f *cache.File, landmark []uint32) {
 	s.tell(src, f, landmark, true)
 }
 
 // found tells the starts of a layer's image that was in the cache.
-func (s *Snapshotter) found(src *Source, f *cache.File) { s.tell(src, f, nil, false) }
+func (s *Snapshotter) found(src *layers.Source, f *cache.File) { s.tell(src, f, nil, false) }
 
-func (s *Snapshotter) tell(src *Source, f *cache.File, landmark []uint32, fresh bool) {
+func (s *Snapshotter) tell(src *layers.Source, f *cache.File, landmark []uint32, fresh bool) {
 	for _, st := range s.startsWith(src) {
 		st.add(src.Descriptor.Digest, f, landmark, fresh)
 	}
@@ -217,8 +218,8 @@ func (s *Snapshotter) tell(src *Source, f *cache.File, landmark []uint32, fresh 
 
 // startsWith returns the starts of images that have a layer from this source, and not from somebody else's under the same
 // digest.
-func (s *Snapshotter) startsWith(src *Source) (all []*start) {
-	key := s.layers.keyOf(src)
+func (s *Snapshotter) startsWith(src *layers.Source) (all []*start) {
+	key := s.layers.KeyOf(src)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, st := range s.starts {
@@ -244,7 +245,7 @@ func (st *start) add(d digest.Digest, f *cache.File, landmark []uint32, fresh bo
 }
 
 // unreadable tells the starts of a layer that will not be read here.
-func (s *Snapshotter) unreadable(src *Source) {
+func (s *Snapshotter) unreadable(src *layers.Source) {
 	d := src.Descriptor.Digest
 	for _, st := range s.startsWith(src) {
 		st.mu.Lock()

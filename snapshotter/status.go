@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // Status is what the snapshotter does now.
@@ -66,7 +67,7 @@ func (s *Snapshotter) layerStatus(b *binding) LayerStatus {
 	defer b.mu.Unlock()
 	l := LayerStatus{
 		Snapshot: b.saved.Name, Image: b.saved.Source.Image, Digest: b.saved.Source.Descriptor.Digest,
-		Format: s.layers.formatOf(&b.saved.Source, b.file), State: "opening",
+		Format: s.layers.FormatOf(&b.saved.Source, b.file), State: "opening",
 	}
 	if u := b.saved.Unpacked; u != nil { // and its diffID was checked
 		l.Verified, l.Data, l.Present, l.Disk = true, u.Bytes, u.Bytes, u.Bytes
@@ -100,7 +101,7 @@ const longWait = time.Second
 
 // waiting returns the processes whose reads wait for long.
 func (s *Snapshotter) waiting() []WaitingReader {
-	images := map[string]Source{}
+	images := map[string]layers.Source{}
 	for _, b := range s.allBindings() {
 		images[b.cacheID()] = b.source()
 	}
@@ -151,29 +152,29 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 	if err != nil {
 		return nil, err
 	}
-	s.layers.expectIndexes(img)
+	s.layers.ExpectIndexes(img)
 	s.begin(img)
 	reasons = map[digest.Digest]string{}
-	var all []*opening
+	var all []*layers.Opening
 	bound := s.boundKeys()
 	for i := range img.Layers {
-		if bound[s.layers.keyOf(&img.Layers[i])] {
+		if bound[s.layers.KeyOf(&img.Layers[i])] {
 			continue
 		}
-		if err := s.layers.refuses(&img.Layers[i]); err != nil {
+		if err := s.layers.Refuses(&img.Layers[i]); err != nil {
 			reasons[img.Layers[i].Descriptor.Digest] = err.Error()
 			continue
 		}
-		all = append(all, s.layers.open(img.Layers[i], tryAgain))
+		all = append(all, s.layers.OpenAgain(img.Layers[i]))
 	}
 	tick := time.NewTicker(progressEvery)
 	defer tick.Stop()
 	for i := 0; i < len(all); {
 		o := all[i]
 		select {
-		case <-o.done:
-			if o.err != nil {
-				reasons[o.src.Descriptor.Digest] = o.err.Error()
+		case <-o.Done():
+			if err := o.Err(); err != nil {
+				reasons[o.Source().Descriptor.Digest] = err.Error()
 			}
 			i++
 		case <-tick.C:
@@ -185,10 +186,11 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 	return reasons, nil
 }
 
-func progressOf(all []*opening) (p []Progress) {
+func progressOf(all []*layers.Opening) (p []Progress) {
 	for _, o := range all {
-		if n := o.got.Load(); n > 0 {
-			p = append(p, Progress{o.src.Descriptor.Digest, n, o.src.Descriptor.Size})
+		if n := o.Came(); n > 0 {
+			desc := o.Source().Descriptor
+			p = append(p, Progress{desc.Digest, n, desc.Size})
 		}
 	}
 	return p
@@ -196,15 +198,15 @@ func progressOf(all []*opening) (p []Progress) {
 
 // Layers returns the images of a manifest's layers that are in the cache, with their sources.
 // Layers that are not supplied here are left out.
-func (s *Snapshotter) Layers(ctx context.Context, manifest digest.Digest, ref string) (map[digest.Digest]*cache.File, Image, error) {
+func (s *Snapshotter) Layers(ctx context.Context, manifest digest.Digest, ref string) (map[digest.Digest]*cache.File, layers.Image, error) {
 	img, err := s.images.Manifest(ctx, manifest, ref)
 	if err != nil {
-		return nil, Image{}, err
+		return nil, layers.Image{}, err
 	}
 	files := map[digest.Digest]*cache.File{}
 	for _, b := range s.allBindings() {
 		src := b.source()
-		if slices.ContainsFunc(img.Layers, func(l Source) bool { return l.Descriptor.Digest == src.Descriptor.Digest }) {
+		if slices.ContainsFunc(img.Layers, func(l layers.Source) bool { return l.Descriptor.Digest == src.Descriptor.Digest }) {
 			if err := s.ensure(ctx, b); err != nil {
 				return nil, img, err
 			}
@@ -217,4 +219,4 @@ func (s *Snapshotter) Layers(ctx context.Context, manifest digest.Digest, ref st
 }
 
 // CredentialsChanged has registries asked again that would not let us in.
-func (s *Snapshotter) CredentialsChanged() { s.layers.forgive() }
+func (s *Snapshotter) CredentialsChanged() { s.layers.Forgive() }

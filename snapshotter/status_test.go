@@ -20,6 +20,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/probe"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // TestCachedAndKept: the images in the cache are listed with the images that they are of, and an operator may pin them.
@@ -85,8 +86,8 @@ func TestTrace(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(1, 1<<20)), file("b", noise(2, 1<<20))))
 	b := newBed(t, newOrigin(t, im), nil)
 	var mu sync.Mutex
-	spans := map[string]Span{}
-	stop := b.Trace(func(s Span) {
+	spans := map[string]layers.Span{}
+	stop := b.Trace(func(s layers.Span) {
 		mu.Lock()
 		defer mu.Unlock()
 		spans[s.Kind] = s

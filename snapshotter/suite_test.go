@@ -14,22 +14,23 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // noImages is a content store without images.
 type noImages struct{}
 
-func (noImages) Find(context.Context, snapshotter.Query) (snapshotter.Image, int, error) {
-	return snapshotter.Image{}, 0, snapshotter.ErrNotLazy
+func (noImages) Find(context.Context, snapshotter.Query) (layers.Image, int, error) {
+	return layers.Image{}, 0, layers.ErrNotLazy
 }
 
-func (noImages) Manifest(context.Context, digest.Digest, string) (snapshotter.Image, error) {
-	return snapshotter.Image{}, snapshotter.ErrNotLazy
+func (noImages) Manifest(context.Context, digest.Digest, string) (layers.Image, error) {
+	return layers.Image{}, layers.ErrNotLazy
 }
 
-func (noImages) Known(context.Context) ([]snapshotter.Image, error) { return nil, nil }
+func (noImages) Known(context.Context) ([]layers.Image, error) { return nil, nil }
 
-func (noImages) Claims(context.Context, map[digest.Digest]bool) (map[digest.Digest][]snapshotter.Source, error) {
+func (noImages) Claims(context.Context, map[digest.Digest]bool) (map[digest.Digest][]layers.Source, error) {
 	return nil, nil
 }
 
@@ -43,7 +44,7 @@ func open(t testing.TB, root string, images snapshotter.Images) (*snapshotter.Sn
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := snapshotter.New(root, c, snapshotter.Sources{Registry: registry.New(registry.Options{})}, images, snapshotter.Options{})
+	s, err := snapshotter.New(root, c, layers.Remote{Registry: registry.New(registry.Options{})}, images, snapshotter.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

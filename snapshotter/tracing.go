@@ -4,14 +4,15 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // Trace calls fn with everything that is done from now on until stop is called. fn must return soon
 // and may be called by several goroutines at once.
-func (s *Snapshotter) Trace(fn func(Span)) (stop func()) {
-	end := s.layers.listen(fn)
+func (s *Snapshotter) Trace(fn func(layers.Span)) (stop func()) {
+	end := s.layers.Listen(fn)
 	unobserve := s.cache.Observe(func(e cache.Event) {
-		span := Span{
+		span := layers.Span{
 			Kind: "fetch", Digest: layerOf(e.ID), For: e.For, Off: e.Off, Len: e.Len, PID: e.PID, Began: e.Began, Took: e.Took, Err: e.Err,
 		}
 		if e.Kind == cache.Waited {

@@ -18,6 +18,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // A forgery is an image of somebody who names another image's layer beside a table of his own, in a repository that serves
@@ -258,7 +259,7 @@ func TestGranted(t *testing.T) {
 	}{
 		"verify": {nil, 1},
 		"open": {func(b *bed) {
-			b.opts.Layers.TrustOf = func(registry.Repository) TrustPolicy { return TrustPolicy{Shared: true} }
+			b.opts.Layers.TrustOf = func(registry.Repository) layers.TrustPolicy { return layers.TrustPolicy{Shared: true} }
 		}, 0},
 		"in containerd too": {func(b *bed) { b.opts.Layers.Blobs = stored{store: b.store, labelled: true} }, 0},
 	} {

@@ -7,11 +7,13 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 const (
-	verifyAgain = time.Minute      // after the registry could not be reached
-	dropEvery   = 10 * time.Second // second copies in the page cache
+	verifyAgain   = time.Minute // after the registry could not be reached
+	completeCheck = time.Second
+	dropEvery     = 10 * time.Second // second copies in the page cache
 )
 
 // watch checks the diffID of layers that have become complete, hands them to the kernel, and
@@ -27,9 +29,9 @@ func (s *Snapshotter) watch(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		s.layers.sweep()
+		s.layers.Sweep()
 		s.sweepStarts()
-		s.layers.sweepIndexes(s.starting)
+		s.layers.SweepIndexes(s.starting)
 		if time.Since(dropped) > dropEvery {
 			s.dropPages()
 			dropped = time.Now()
@@ -73,7 +75,7 @@ func (s *Snapshotter) dropPages() {
 func (s *Snapshotter) checkDiffID(ctx context.Context, b *binding, f *cache.File) error {
 	src := b.source()
 	if !f.Known() {
-		if !s.layers.proveBeforeUse(&src) {
+		if !s.layers.ProveBeforeUse(&src) {
 			return nil
 		}
 		if err := f.PrefetchAll(ctx); err != nil {
@@ -106,7 +108,7 @@ func (s *Snapshotter) dropUnused(f *cache.File) {
 	}
 	for _, b := range s.allBindings() {
 		if src := b.source(); b.image() == f {
-			s.layers.forget(&src)
+			s.layers.Forget(&src)
 		}
 	}
 	if err := s.removeImage(f.ID()); err != nil {
@@ -115,7 +117,7 @@ func (s *Snapshotter) dropUnused(f *cache.File) {
 }
 
 // unclaimed removes what was imported and no snapshot wants.
-func (s *Snapshotter) unclaimed(src *Source, f *cache.File) {
+func (s *Snapshotter) unclaimed(src *layers.Source, f *cache.File) {
 	for _, b := range s.allBindings() {
 		if theirs := b.source(); b.cacheID() == f.ID() || b.cacheID() == "" && theirs.Descriptor.Digest == src.Descriptor.Digest {
 			return
@@ -139,7 +141,7 @@ func (s *Snapshotter) quarantine(f *cache.File, why error) {
 		b.saved.Quarantined = fmt.Sprintf("%v; image %s brought it: remove that image, and what shares the layer, and pull again",
 			why, b.saved.Source.Image)
 		err := b.saved.write(b.dir)
-		failed := &attempt{done: make(chan struct{}), err: fmt.Errorf("%s is quarantined: %s", describe(&b.saved.Source), b.saved.Quarantined)}
+		failed := &attempt{done: make(chan struct{}), err: fmt.Errorf("%s is quarantined: %s", b.saved.Source.Describe(), b.saved.Quarantined)}
 		close(failed.done)
 		stays := s.unmountLocked(b)
 		b.attempt = failed

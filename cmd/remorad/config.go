@@ -22,6 +22,7 @@ import (
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // sampleConfig has every key with its default; config_test.go keeps it so.
@@ -138,15 +139,15 @@ func (t trustConfig) or(all trustConfig) trustConfig {
 }
 
 // trustOf returns what holds for a repository.
-func (c *config) trustOf(repo registry.Repository) snapshotter.TrustPolicy {
+func (c *config) trustOf(repo registry.Repository) layers.TrustPolicy {
 	t, _ := mostSpecific(c.Trust.For, repo)
 	t = t.or(c.Trust.trustConfig)
-	return snapshotter.TrustPolicy{BeforeUse: t.DiffID == "before_use", Shared: t.Shared == "open"}
+	return layers.TrustPolicy{BeforeUse: t.DiffID == "before_use", Shared: t.Shared == "open"}
 }
 
 func (i importConfig) check(section string) error {
-	switch snapshotter.ImportMode(i.Mode) {
-	case snapshotter.ImportLazy, snapshotter.ImportEager, snapshotter.ImportOrdinary:
+	switch layers.ImportMode(i.Mode) {
+	case layers.ImportLazy, layers.ImportEager, layers.ImportOrdinary:
 		return nil
 	}
 	return fmt.Errorf("%s mode = %q: want lazy, eager or ordinary", section, i.Mode)
@@ -164,20 +165,20 @@ func (i importConfig) or(all importConfig) importConfig {
 }
 
 // importOf returns what holds for a repository.
-func (c *config) importOf(repo registry.Repository) snapshotter.ImportPolicy {
+func (c *config) importOf(repo registry.Repository) layers.ImportPolicy {
 	i, _ := mostSpecific(c.Import.For, repo)
 	i = i.or(c.Import.importConfig)
-	return snapshotter.ImportPolicy{Mode: snapshotter.ImportMode(i.Mode), KeepBlobs: i.KeepBlobs != nil && *i.KeepBlobs}
+	return layers.ImportPolicy{Mode: layers.ImportMode(i.Mode), KeepBlobs: i.KeepBlobs != nil && *i.KeepBlobs}
 }
 
 // indexOf returns what holds for a repository.
-func (c *config) indexOf(repo registry.Repository) snapshotter.IndexPolicy {
+func (c *config) indexOf(repo registry.Repository) layers.IndexPolicy {
 	trusted := map[string]bool{}
 	for _, t := range c.Index.Trust {
 		trusted[t] = true
 	}
 	_, trust := mostSpecific(trusted, repo)
-	return snapshotter.IndexPolicy{Trust: trust, Publish: c.Index.Publish}
+	return layers.IndexPolicy{Trust: trust, Publish: c.Index.Publish}
 }
 
 type duration time.Duration
@@ -348,8 +349,8 @@ func (c *config) backgroundRate() (int64, error) {
 	return n, nil
 }
 
-func (c *config) trust() snapshotter.Trust {
-	return snapshotter.Trust{Unverified: c.Trust.Unverified}
+func (c *config) trust() layers.Trust {
+	return layers.Trust{Unverified: c.Trust.Unverified}
 }
 
 func (c *config) limits() (layout.Limits, error) {

@@ -15,7 +15,7 @@ import (
 
 	"github.com/remora-storage/remora/cache"
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
-	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 const progressEvery = 200 * time.Millisecond
@@ -68,7 +68,7 @@ func (i *imagesService) Fetch(req *controlv1.FetchRequest, stream grpc.ServerStr
 
 // fetchLayer makes one layer complete. f is nil if the layer took the ordinary path.
 func (i *imagesService) fetchLayer(
-	ctx context.Context, f *cache.File, src *snapshotter.Source, img snapshotter.Image, cacheOnly bool, progress func(int64),
+	ctx context.Context, f *cache.File, src *layers.Source, img layers.Image, cacheOnly bool, progress func(int64),
 ) error {
 	if cacheOnly {
 		if f == nil {

@@ -15,6 +15,7 @@ import (
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/snapshotter/layers"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
 )
@@ -84,7 +85,7 @@ func TestMessagesHaveEverything(t *testing.T) {
 		"cache entry":     {message: cacheEntryMessage(filled[snapshotter.CachedLayer]())},
 		"document":        {message: documentMessage(filled[snapshotter.Document]())},
 		"import":          {message: importMessage(snapshotter.Progress{Digest: "d", Came: 1, Total: 2}), others: []protoreflect.Name{"done"}},
-		"span":            {message: spanMessage(filled[snapshotter.Span]())},
+		"span":            {message: spanMessage(filled[layers.Span]())},
 		"disk":            {message: diskMessage(filled[disk.Disk]())},
 		"head": {message: headMessage("file:/store", &head, head.Owner.Node),
 			others: []protoreflect.Name{"device", "failed", "error"}},
@@ -143,7 +144,7 @@ func TestTextIsUTF8(t *testing.T) {
 		"mount":   brokenMessage(snapshotter.BrokenSnapshot{Mounted: "/mnt/\xff"}),
 		"damaged": damagedMessage(durable.Damage{File: "\xff", Aside: "\xff"}),
 		"file":    diskMessage(disk.Disk{Source: fileSource + "/\xff", Reason: "\xfe"}),
-		"span":    spanMessage(snapshotter.Span{What: "\xff", Err: errors.New("\xff")}),
+		"span":    spanMessage(layers.Span{What: "\xff", Err: errors.New("\xff")}),
 		"problem": reportMessage(&volume.Report{Problems: []string{"\xff"}}, ""),
 	} {
 		if _, err := proto.Marshal(m); err != nil {

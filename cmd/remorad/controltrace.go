@@ -6,15 +6,15 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
-	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 const traceBuffer = 4096 // events that wait for a slow listener; more are dropped
 
 // Trace sends what happens for as long as the caller stays.
 func (i *imagesService) Trace(_ *controlv1.TraceRequest, stream grpc.ServerStreamingServer[controlv1.TraceResponse]) error {
-	events := make(chan snapshotter.Span, traceBuffer)
-	stop := i.sn.Trace(func(s snapshotter.Span) {
+	events := make(chan layers.Span, traceBuffer)
+	stop := i.sn.Trace(func(s layers.Span) {
 		select {
 		case events <- s:
 		default:
@@ -36,7 +36,7 @@ func (i *imagesService) Trace(_ *controlv1.TraceRequest, stream grpc.ServerStrea
 	}
 }
 
-func spanMessage(s snapshotter.Span) *controlv1.TraceResponse {
+func spanMessage(s layers.Span) *controlv1.TraceResponse {
 	m := &controlv1.TraceResponse{
 		Kind: s.Kind, Digest: s.Digest.String(), Purpose: s.For, Off: s.Off, Len: s.Len, Pid: int32(s.PID), What: text(s.What),
 		Began: timestamppb.New(s.Began), Took: durationpb.New(s.Took),

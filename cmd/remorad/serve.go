@@ -33,6 +33,7 @@ import (
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // serve runs the daemon until ctx ends.
@@ -144,8 +145,8 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	}
 	defer containerd.Close()
 	known := snapshotter.NewContentImages(containerd.ContentStore(), containerd.ImageService(), reg.Configured, decoding)
-	sn, err := snapshotter.New(f.root, images, sources{reg}, known, snapshotter.Options{
-		Layers: snapshotter.LayerOptions{
+	sn, err := snapshotter.New(f.root, images, layers.Remote{Registry: reg}, known, snapshotter.Options{
+		Layers: layers.Options{
 			Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Memory: decoding, PolicyOf: cfg.policyOf,
 			ImportOf: cfg.importOf, IndexOf: cfg.indexOf, Blobs: &storedBlobs{containerd},
 		},

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"bufio"
@@ -56,21 +56,21 @@ const (
 var errWrongBlob = errors.New("the registry serves another blob under this digest")
 
 // importLayer reads all of a layer: its data into the cache, its tree into the index.
-func (l *layers) importLayer(ctx context.Context, o *opening, codec blob.Codec) (*madeIndex, error) {
+func (l *Layers) importLayer(ctx context.Context, o *Opening, codec blob.Codec) (*Tree, error) {
 	release, err := l.place(ctx, l.imports, o)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	began := time.Now()
-	x, err := l.inMemory(ctx, o, importMemoryOf(codec), func(limits layout.Limits) (*madeIndex, error) {
+	x, err := l.inMemory(ctx, o, importMemoryOf(codec), func(limits layout.Limits) (*Tree, error) {
 		return l.tryImport(ctx, o, codec, limits)
 	})
 	l.tracer.end(began, Span{Kind: "import", Digest: o.src.Descriptor.Digest, Len: o.src.Descriptor.Size, Err: err})
 	return x, err
 }
 
-func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec, limits layout.Limits) (*madeIndex, error) {
+func (l *Layers) tryImport(ctx context.Context, o *Opening, codec blob.Codec, limits layout.Limits) (*Tree, error) {
 	whole := l.failures.rangeless(o.src.Repo.Host)
 	for try := 0; ; try++ {
 		im, err := l.cache.Import(ctx, o.key) // another repository's is another import: it may never end
@@ -89,7 +89,7 @@ func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec, li
 			l.log.Warn("layer has wrong bytes, asking again", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 			whole = whole || try+2 == importTries // who spoils ranges may serve the whole
 		case wrong || beyond:
-			return nil, notLazy("%w", err)
+			return nil, NotLazy("%w", err)
 		case !whole && ctx.Err() == nil && (errors.Is(err, registry.ErrRange) || registry.Retryable(err)):
 			l.failures.noteRange(o.src.Repo.Host, err)
 			l.log.Info("layer is asked for without ranges", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
@@ -100,9 +100,9 @@ func (l *layers) tryImport(ctx context.Context, o *opening, codec blob.Codec, li
 	}
 }
 
-func (l *layers) importOnce(
-	ctx context.Context, o *opening, codec blob.Codec, limits layout.Limits, im *cache.Import, try int, whole bool,
-) (*madeIndex, error) {
+func (l *Layers) importOnce(
+	ctx context.Context, o *Opening, codec blob.Codec, limits layout.Limits, im *cache.Import, try int, whole bool,
+) (*Tree, error) {
 	desc := o.src.Descriptor
 	if im.Held > desc.Size {
 		return nil, fmt.Errorf("%w: more of it was kept than it has", errWrongBlob)
@@ -143,11 +143,11 @@ func (l *layers) importOnce(
 		l.keepBlob(ctx, o, im, layer.DiffID)
 	}
 	l.keepIndex(&o.src, layer)
-	return &madeIndex{layout: layer.Layout, imported: im, diffID: layer.DiffID, fetched: came}, nil
+	return &Tree{layout: layer.Layout, imported: im, diffID: layer.DiffID, fetched: came}, nil
 }
 
 // restOf reads a layer's blob from off on, by several ranges side by side, or whole as containerd does.
-func (l *layers) restOf(ctx context.Context, s *Source, off int64, try int, whole bool) io.ReadCloser {
+func (l *Layers) restOf(ctx context.Context, s *Source, off int64, try int, whole bool) io.ReadCloser {
 	src := l.importSource(s)
 	if !whole {
 		return l.cache.Read(ctx, src, off, s.Descriptor.Size, try)
@@ -170,7 +170,7 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // keepBlob puts the packed bytes into containerd's content store. That it fails is no reason to fail the
 // import.
-func (l *layers) keepBlob(ctx context.Context, o *opening, im *cache.Import, diffID digest.Digest) {
+func (l *Layers) keepBlob(ctx context.Context, o *Opening, im *cache.Import, diffID digest.Digest) {
 	r, n, ok := im.Whole()
 	err := errors.New("there was no room for its packed bytes")
 	if ok && l.opts.Blobs != nil {
@@ -184,15 +184,15 @@ func (l *layers) keepBlob(ctx context.Context, o *opening, im *cache.Import, dif
 
 // importSource returns where a whole layer is read from: containerd's content store if it has the blob,
 // or gets it meanwhile, and the registry otherwise.
-func (l *layers) importSource(s *Source) Blob {
+func (l *Layers) importSource(s *Source) Blob {
 	if l.opts.Blobs == nil || s.Namespace == "" {
 		return l.blob(s)
 	}
 	return &storedBlob{Blob: l.blob(s), blobs: l.opts.Blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
 }
 
-// stored reports whether containerd's content store has a layer's blob: then an import moves nothing.
-func (l *layers) stored(ctx context.Context, s *Source) bool {
+// Stored reports whether containerd's content store has a layer's blob: then an import moves nothing.
+func (l *Layers) Stored(ctx context.Context, s *Source) bool {
 	if l.opts.Blobs == nil || s.Namespace == "" {
 		return false
 	}

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"bufio"
@@ -130,28 +130,28 @@ func (f *failures) slow(repo registry.Repository, err error) {
 	f.all.Add(repo, failure{time.Now().Add(slowHolds), err})
 }
 
-// forgive forgets all failures: credentials have changed.
+// Forgive forgets all failures: credentials have changed.
 func (f *failures) forgive() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.all.Clear()
 }
 
-// forgive has registries asked again that would not let us in: credentials have changed.
-func (l *layers) forgive() { l.failures.forgive() }
+// Forgive has registries asked again that would not let us in: credentials have changed.
+func (l *Layers) Forgive() { l.failures.forgive() }
 
-// failing returns why proofs of a repository's layers fail now, or nil.
-func (l *layers) failing(repo registry.Repository) error { return l.failures.of(repo) }
+// Failing returns why proofs of a repository's layers fail now, or nil.
+func (l *Layers) Failing(repo registry.Repository) error { return l.failures.of(repo) }
 
 // prove notes that an opening has shown that its layer can be read.
-func (l *layers) prove(o *opening) {
+func (l *Layers) prove(o *Opening) {
 	o.proof.show()
 	l.failures.note(o.src.Repo, nil)
 }
 
 // place waits for a place in a pool. Meanwhile the layer is proven by a request of its own: all layers of an image are proven side
 // by side, however few are read at once.
-func (l *layers) place(ctx context.Context, pool *fair.Pool[string], o *opening) (release func(), err error) {
+func (l *Layers) place(ctx context.Context, pool *fair.Pool[string], o *Opening) (release func(), err error) {
 	if release, ok := pool.Try(o.src.Repo.Host); ok {
 		return release, nil
 	}
@@ -160,7 +160,7 @@ func (l *layers) place(ctx context.Context, pool *fair.Pool[string], o *opening)
 }
 
 // probe proves a layer by a request for its first bytes.
-func (l *layers) probe(ctx context.Context, o *opening) {
+func (l *Layers) probe(ctx context.Context, o *Opening) {
 	o.proof.asked.Do(func() {
 		l.started.Go(func() {
 			err := l.firstBytes(ctx, &o.src)
@@ -174,7 +174,7 @@ func (l *layers) probe(ctx context.Context, o *opening) {
 	})
 }
 
-func (l *layers) firstBytes(ctx context.Context, s *Source) error {
+func (l *Layers) firstBytes(ctx context.Context, s *Source) error {
 	r, err := l.importSource(s).Open(registry.BeforeBulk(ctx), 0, min(scan.HeadSize, s.Descriptor.Size), 0)
 	if err != nil {
 		return err
@@ -184,8 +184,8 @@ func (l *layers) firstBytes(ctx context.Context, s *Source) error {
 	return err
 }
 
-// abandon ends an opening that nobody waits for.
-func (l *layers) abandon(o *opening) {
+// Abandon ends an opening that nobody waits for.
+func (l *Layers) Abandon(o *Opening) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.openings[o.key] == o {
@@ -194,7 +194,7 @@ func (l *layers) abandon(o *opening) {
 }
 
 // patience is how long a layer's proof may take.
-func (l *layers) patience(s *Source) time.Duration {
+func (l *Layers) patience(s *Source) time.Duration {
 	if l.opts.ProofWait > 0 {
 		return l.opts.ProofWait
 	}
@@ -205,11 +205,12 @@ func (l *layers) patience(s *Source) time.Duration {
 	return min(max(proofTrips*latency, proofLeast), proofMost)
 }
 
-var errUnproven = errors.New("its registry has not shown in time that the layer can be read")
+// ErrUnproven says that a layer was not proven in time.
+var ErrUnproven = errors.New("its registry has not shown in time that the layer can be read")
 
-// awaitProof waits until an opening has ended or the layer is proven. The end is waited for if it comes soon: then nobody need wait
+// AwaitProof waits until an opening has ended or the layer is proven. The end is waited for if it comes soon: then nobody need wait
 // in Mounts.
-func (l *layers) awaitProof(ctx context.Context, o *opening, soon time.Duration) error {
+func (l *Layers) AwaitProof(ctx context.Context, o *Opening, soon time.Duration) error {
 	known := l.failures.of(o.src.Repo)
 	most := max(l.patience(&o.src), soon)
 	if known != nil {
@@ -223,7 +224,7 @@ func (l *layers) awaitProof(ctx context.Context, o *opening, soon time.Duration)
 		select {
 		case <-o.done:
 			if o.err != nil {
-				return notLazy("%w", o.err)
+				return NotLazy("%w", o.err)
 			}
 			return nil
 		case <-end.C:
@@ -234,12 +235,12 @@ func (l *layers) awaitProof(ctx context.Context, o *opening, soon time.Duration)
 			if o.proof.isShown() {
 				return nil
 			}
-			err := fmt.Errorf("%w (%s)", errUnproven, most)
+			err := fmt.Errorf("%w (%s)", ErrUnproven, most)
 			if known != nil {
-				return notLazy("%w; lately: %w", err, known)
+				return NotLazy("%w; lately: %w", err, known)
 			}
 			l.failures.slow(o.src.Repo, err)
-			return notLazy("%w", err)
+			return NotLazy("%w", err)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

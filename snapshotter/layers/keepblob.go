@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"context"
@@ -9,8 +9,8 @@ import (
 	"github.com/remora-storage/remora/cache"
 )
 
-// fileBlob puts a layer's blob into containerd's content store. What the cache misses of the layer is filled on the way.
-func (l *layers) fileBlob(ctx context.Context, f *cache.File, src *Source) error {
+// FileBlob puts a layer's blob into containerd's content store. What the cache misses of the layer is filled on the way.
+func (l *Layers) FileBlob(ctx context.Context, f *cache.File, src *Source) error {
 	streaming, cancel := context.WithCancel(ctx)
 	defer cancel()
 	r, w := io.Pipe()

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"context"
@@ -44,10 +44,10 @@ const (
 
 // promiseOf says how a layer is read: by its index, or else whole. An error that wraps ErrNotLazy says
 // why containerd is to unpack it.
-func (l *layers) promiseOf(s *Source) (promise, error) {
+func (l *Layers) promiseOf(s *Source) (promise, error) {
 	mode := l.opts.ImportOf(s.Repo).Mode
 	if mode == ImportOrdinary {
-		return promise{}, notLazy("[import] mode is %s for %s", ImportOrdinary, s.Repo)
+		return promise{}, NotLazy("[import] mode is %s for %s", ImportOrdinary, s.Repo)
 	}
 	codec, known := scan.CodecOf(s.Descriptor.MediaType)
 	noImport := ""
@@ -60,21 +60,21 @@ func (l *layers) promiseOf(s *Source) (promise, error) {
 	if err != nil || mode == ImportEager {
 		p = promise{format: formatImport}
 		if noImport != "" {
-			return p, notLazy("%s", noImport)
+			return p, NotLazy("%s", noImport)
 		}
 	}
 	p.codec, p.noImport, p.eager = codec, noImport, mode == ImportEager
 	return p, nil
 }
 
-// refuses says why containerd is to unpack a layer; nil if it is read here. The error wraps ErrNotLazy.
-func (l *layers) refuses(s *Source) error {
+// Refuses says why containerd is to unpack a layer; nil if it is read here. The error wraps ErrNotLazy.
+func (l *Layers) Refuses(s *Source) error {
 	_, err := l.promiseOf(s)
 	return err
 }
 
-// whole reports whether a layer that is read here is read whole before it is used.
-func (l *layers) whole(s *Source) bool {
+// Whole reports whether a layer that is read here is read whole before it is used.
+func (l *Layers) Whole(s *Source) bool {
 	p, err := l.promiseOf(s)
 	return err == nil && p.format == formatImport
 }
@@ -88,28 +88,28 @@ func (t Trust) indexOf(s *Source) (promise, error) {
 	case zstdchunked.MediaType:
 		p.format = formatZstdChunked
 	default:
-		return p, notLazy("media type %s has no index that we read", d.MediaType)
+		return p, NotLazy("media type %s has no index that we read", d.MediaType)
 	}
 	if len(d.URLs) > 0 {
-		return p, notLazy("foreign layer")
+		return p, NotLazy("foreign layer")
 	}
 	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 {
-		return p, notLazy("digest %q", d.Digest)
+		return p, NotLazy("digest %q", d.Digest)
 	}
 	toc, hasTOC := d.Annotations[estargz.TOCDigest]
 	if hasTOC {
 		sum, err := digest.Parse(toc)
 		if err != nil || sum.Algorithm() != digest.SHA256 {
-			return p, notLazy("digest of the table of contents %.80q", toc)
+			return p, NotLazy("digest of the table of contents %.80q", toc)
 		}
 		p.toc = sum
 	}
 	table, named, err := zstdchunked.Named(d.Annotations)
 	if err != nil {
-		return p, notLazy("%w", err)
+		return p, NotLazy("%w", err)
 	}
 	if p.format == formatEstargz && named {
-		return p, notLazy("an index of zstd:chunked on a layer that is not zstd")
+		return p, NotLazy("an index of zstd:chunked on a layer that is not zstd")
 	}
 	p.table = table
 	p.landmarks = d.Annotations[convert.Landmarks] != ""
@@ -120,11 +120,11 @@ func (t Trust) indexOf(s *Source) (promise, error) {
 		p.unverified = true
 		return p, nil
 	}
-	return p, notLazy("the manifest has no index for this layer")
+	return p, NotLazy("the manifest has no index for this layer")
 }
 
-// A madeIndex is an opened layer.
-type madeIndex struct {
+// A Tree is an opened layer.
+type Tree struct {
 	by      string // describes the table that it is read by; "" if it was read whole
 	layout  *layout.Layout
 	tail    []byte        // what is known of the blob's last unit, packed, or nil
@@ -137,7 +137,7 @@ type madeIndex struct {
 }
 
 // take returns the layer's data, once.
-func (x *madeIndex) take() *cache.Import {
+func (x *Tree) take() *cache.Import {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	im := x.imported
@@ -146,7 +146,7 @@ func (x *madeIndex) take() *cache.Import {
 }
 
 // openIndex reads a layer's index.
-func openIndex(ctx context.Context, blob *countedBlob, p promise, s *Source, limits layout.Limits) (*madeIndex, error) {
+func openIndex(ctx context.Context, blob *countedBlob, p promise, s *Source, limits layout.Limits) (*Tree, error) {
 	if p.format == formatZstdChunked {
 		x, err := zstdchunked.Open(ctx, blob, zstdchunked.Options{
 			Table: p.table, Unverified: p.unverified, JSONDigest: p.toc, Landmarks: p.landmarks, Limits: limits,
@@ -154,26 +154,26 @@ func openIndex(ctx context.Context, blob *countedBlob, p promise, s *Source, lim
 		if err != nil {
 			return nil, refusal(err)
 		}
-		return &madeIndex{by: p.vouchedBy(s), layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
+		return &Tree{by: p.vouchedBy(s), layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
 	}
 	hint, _ := strconv.ParseInt(s.Descriptor.Annotations[estargz.TOCOffset], 10, 64) // 0 where there is none
 	x, err := estargz.Open(ctx, blob, estargz.Options{TOCDigest: p.toc, Unverified: p.unverified, OffsetHint: hint, Limits: limits})
 	if err != nil {
 		return nil, refusal(err)
 	}
-	return &madeIndex{by: p.vouchedBy(s), layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
+	return &Tree{by: p.vouchedBy(s), layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
 }
 
 // refusal marks the errors for which a layer takes the ordinary path.
 func refusal(err error) error {
 	if errors.Is(err, layout.ErrInvalid) || errors.Is(err, registry.ErrRange) || errors.Is(err, registry.ErrNotFound) {
-		return notLazy("%w", err)
+		return NotLazy("%w", err)
 	}
 	return err
 }
 
-// formatOf names the format of a layer that is read here.
-func (l *layers) formatOf(s *Source, f *cache.File) string {
+// FormatOf names the format of a layer that is read here.
+func (l *Layers) FormatOf(s *Source, f *cache.File) string {
 	if f != nil && f.Imported() {
 		return formatImport
 	}

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"context"
@@ -22,9 +22,9 @@ type Artifacts interface {
 		content []byte) (registry.Published, error)
 }
 
-// artifact returns what is published beside an image, with the memory that it takes and more(n) of its n bytes. It waits for that
+// Artifact returns what is published beside an image, with the memory that it takes and more(n) of its n bytes. It waits for that
 // before it reads them.
-func (l *layers) artifact(
+func (l *Layers) Artifact(
 	ctx context.Context, reg Artifacts, img Image, kind registry.ArtifactKind, more func(int64) int64,
 ) (data []byte, share *memory.Share, err error) {
 	take := func(ctx context.Context, n int64) (err error) {

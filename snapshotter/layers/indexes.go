@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"cmp"
@@ -65,8 +65,8 @@ var indexKind = durable.Kind{
 	Do:   "remove this file",
 }
 
-// listDamaged returns what was set aside below a root of what this package keeps there.
-func listDamaged(root string) ([]durable.Damage, error) {
+// ListDamaged returns what was set aside below a root of what this package keeps there.
+func ListDamaged(root string) ([]durable.Damage, error) {
 	return durable.ListDamaged(filepath.Join(root, indexesDir), indexKind)
 }
 
@@ -145,7 +145,7 @@ func (x *indexes) pruneLocked() error {
 }
 
 // keepIndex makes a layer's index, soon.
-func (l *layers) keepIndex(s *Source, layer *scan.Layer) {
+func (l *Layers) keepIndex(s *Source, layer *scan.Layer) {
 	x, d := l.indexes, s.Descriptor.Digest
 	made := make(chan struct{})
 	x.mu.Lock()
@@ -187,9 +187,9 @@ func (x *indexes) made(ctx context.Context, layer digest.Digest) (int64, error) 
 	return x.size(layer)
 }
 
-// expectIndexes has the published indexes of an image asked for, if they are trusted and a layer needs
+// ExpectIndexes has the published indexes of an image asked for, if they are trusted and a layer needs
 // one.
-func (l *layers) expectIndexes(img Image) {
+func (l *Layers) ExpectIndexes(img Image) {
 	reg, ok := l.registry.(Artifacts)
 	if !ok || !l.opts.IndexOf(img.Repo).Trust || img.Target.Digest == "" {
 		return
@@ -204,7 +204,7 @@ func (l *layers) expectIndexes(img Image) {
 	p := &publication{repo: img.Repo, wants: map[digest.Digest]bool{}, done: make(chan struct{})}
 	for i := range img.Layers {
 		s := &img.Layers[i]
-		if promised, err := l.promiseOf(s); err != nil || promised.format != formatImport || l.cached(s) {
+		if promised, err := l.promiseOf(s); err != nil || promised.format != formatImport || l.Cached(s) {
 			continue
 		}
 		if _, err := os.Stat(l.indexes.path(s.Descriptor.Digest)); err != nil {
@@ -240,8 +240,8 @@ func (l *layers) expectIndexes(img Image) {
 
 // askIndexes returns the indexes that are published of an image's layers, how many bytes they have, and the memory that they
 // take, which is to be released with an error, too.
-func (l *layers) askIndexes(ctx context.Context, reg Artifacts, img Image) (map[digest.Digest][]byte, int64, *memory.Share, error) {
-	data, share, err := l.artifact(ctx, reg, img, index.Artifact, func(int64) int64 { return 0 })
+func (l *Layers) askIndexes(ctx context.Context, reg Artifacts, img Image) (map[digest.Digest][]byte, int64, *memory.Share, error) {
+	data, share, err := l.Artifact(ctx, reg, img, index.Artifact, func(int64) int64 { return 0 })
 	if err != nil {
 		return nil, 0, nil, err
 	}
@@ -260,10 +260,10 @@ func (l *layers) askIndexes(ctx context.Context, reg Artifacts, img Image) (map[
 	return layers, int64(len(data)), share, nil
 }
 
-// sweepIndexes forgets the indexes that were published of images whose first start is over; keep says which is not.
-func (l *layers) sweepIndexes(keep func(image string) bool) { l.indexes.sweep(keep) }
+// SweepIndexes forgets the indexes that were published of images whose first start is over; keep says which is not.
+func (l *Layers) SweepIndexes(keep func(image string) bool) { l.indexes.sweep(keep) }
 
-// sweep forgets what was published of images that were asked for a while ago.
+// Sweep forgets what was published of images that were asked for a while ago.
 func (x *indexes) sweep(keep func(image string) bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -287,7 +287,7 @@ type foundIndex struct {
 }
 
 // findIndex returns a layer's index, or nil.
-func (l *layers) findIndex(ctx context.Context, s *Source) *foundIndex {
+func (l *Layers) findIndex(ctx context.Context, s *Source) *foundIndex {
 	x, d := l.indexes, s.Descriptor.Digest
 	if n, err := x.size(d); err == nil {
 		return &foundIndex{n, func() ([]byte, error) { return x.get(d) }, madeHere}
@@ -317,7 +317,7 @@ func (l *layers) findIndex(ctx context.Context, s *Source) *foundIndex {
 
 // byMadeIndex makes a layer's tree of the index that was made of it, here or elsewhere. It returns nothing if
 // there is none.
-func (l *layers) byMadeIndex(ctx context.Context, o *opening) (*madeIndex, error) {
+func (l *Layers) byMadeIndex(ctx context.Context, o *Opening) (*Tree, error) {
 	s := &o.src
 	// Whether the layer can be read by parts shows while the index comes.
 	able := make(chan error, 1)
@@ -337,7 +337,7 @@ func (l *layers) byMadeIndex(ctx context.Context, o *opening) (*madeIndex, error
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return l.inMemory(ctx, o, indexMemory+found.size, func(limits layout.Limits) (*madeIndex, error) {
+	return l.inMemory(ctx, o, indexMemory+found.size, func(limits layout.Limits) (*Tree, error) {
 		data, err := found.read()
 		if err != nil {
 			return nil, err
@@ -347,7 +347,7 @@ func (l *layers) byMadeIndex(ctx context.Context, o *opening) (*madeIndex, error
 }
 
 // tryRange reads a byte of a layer.
-func (l *layers) tryRange(ctx context.Context, s *Source) error {
+func (l *Layers) tryRange(ctx context.Context, s *Source) error {
 	r, err := l.blob(s).Open(ctx, s.Descriptor.Size-1, 1, 0)
 	if err != nil {
 		return err
@@ -357,7 +357,7 @@ func (l *layers) tryRange(ctx context.Context, s *Source) error {
 }
 
 // byIndex makes a layer's tree of an index that is not in the layer.
-func (l *layers) byIndex(ctx context.Context, s *Source, data []byte, by string, limits layout.Limits) (*madeIndex, error) {
+func (l *Layers) byIndex(ctx context.Context, s *Source, data []byte, by string, limits layout.Limits) (*Tree, error) {
 	h, err := index.ReadHead(data)
 	if err != nil {
 		return nil, err
@@ -369,5 +369,5 @@ func (l *layers) byIndex(ctx context.Context, s *Source, data []byte, by string,
 	if err != nil {
 		return nil, err
 	}
-	return &madeIndex{by: by, layout: lay}, nil
+	return &Tree{by: by, layout: lay}, nil
 }

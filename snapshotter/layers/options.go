@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// LayerOptions say how layers are read. The zero value works.
-type LayerOptions struct {
+// Options say how layers are read. The zero value works.
+type Options struct {
 	Trust  Trust
 	Limits layout.Limits
 	// TrustOf says what is proven of a repository's layers before they are used; nil takes the zero policy for all.
@@ -50,8 +50,8 @@ type Hooks struct {
 	Unreadable func(s *Source)
 }
 
-// newLayers returns the layers of a root, whose indexes are kept below it. What is under way ends when life does; Close waits for it.
-func newLayers(life context.Context, root string, c *cache.Cache, reg Registry, opts LayerOptions, hooks Hooks) *layers {
+// New returns the layers of a root, whose indexes are kept below it. What is under way ends when life does; Close waits for it.
+func New(life context.Context, root string, c *cache.Cache, reg Registry, opts Options, hooks Hooks) *Layers {
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
@@ -76,29 +76,29 @@ func newLayers(life context.Context, root string, c *cache.Cache, reg Registry, 
 	if hooks.Unreadable == nil {
 		hooks.Unreadable = func(*Source) {}
 	}
-	l := &layers{
+	l := &Layers{
 		registry: reg, cache: c, opts: opts, hooks: hooks, log: opts.Log, life: life,
 		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne), imports: fair.NewPool[string](importAtOnce, importAtOnceOfOne),
 		indexes: &indexes{
 			dir: filepath.Join(root, indexesDir), log: opts.Log,
 			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
 		},
-		openings: map[string]*opening{}, sources: map[string]*sources{},
+		openings: map[string]*Opening{}, sources: map[string]*sources{},
 	}
 	l.indexes.clean()
 	return l
 }
 
-// close returns when nothing is under way any more; life has ended before.
-func (l *layers) close() {
+// Close returns when nothing is under way any more; life has ended before.
+func (l *Layers) Close() {
 	l.started.Wait()
-	l.sweepIndexes(func(string) bool { return false })
+	l.SweepIndexes(func(string) bool { return false })
 }
 
-// proveBeforeUse reports whether a layer is to be complete, and its diffID checked, before its first mount.
-func (l *layers) proveBeforeUse(s *Source) bool { return l.opts.TrustOf(s.Repo).BeforeUse }
+// ProveBeforeUse reports whether a layer is to be complete, and its diffID checked, before its first mount.
+func (l *Layers) ProveBeforeUse(s *Source) bool { return l.opts.TrustOf(s.Repo).BeforeUse }
 
-// keepsBlob reports whether a layer's blob is to be in containerd's content store.
-func (l *layers) keepsBlob(s *Source) bool {
+// KeepsBlob reports whether a layer's blob is to be in containerd's content store.
+func (l *Layers) KeepsBlob(s *Source) bool {
 	return l.opts.Blobs != nil && l.opts.ImportOf(s.Repo).KeepBlobs
 }

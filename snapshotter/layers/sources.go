@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"context"
@@ -45,9 +45,9 @@ type placedSource interface {
 // stalled is how long a repository may send nothing before another one is asked, if there is another one.
 const stalled = 5 * time.Second
 
-// shared adds the repository of s to those that an image in the cache is read from, as the first, and returns the image.
-func (l *layers) shared(f *cache.File, s *Source) *cache.File {
-	from := l.aheads.source(l.keyOf(s), l.blob(s))
+// Shared adds the repository of s to those that an image in the cache is read from, as the first, and returns the image.
+func (l *Layers) Shared(f *cache.File, s *Source) *cache.File {
+	from := l.aheads.source(l.KeyOf(s), l.blob(s))
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	all := l.sources[f.ID()]
@@ -66,8 +66,8 @@ func (l *layers) shared(f *cache.File, s *Source) *cache.File {
 	return f
 }
 
-// unshared takes a repository away from those that an image is read from.
-func (l *layers) unshared(id string, repo registry.Repository) {
+// Unshared takes a repository away from those that an image is read from.
+func (l *Layers) Unshared(id string, repo registry.Repository) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if all := l.sources[id]; all != nil {
@@ -75,8 +75,8 @@ func (l *layers) unshared(id string, repo registry.Repository) {
 	}
 }
 
-// unsourced forgets where an image that is removed was read from.
-func (l *layers) unsourced(id string) {
+// Unsourced forgets where an image that is removed was read from.
+func (l *Layers) Unsourced(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.sources, id)

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"bufio"
@@ -18,9 +18,9 @@ import (
 	"github.com/remora-storage/remora/fs/scan"
 )
 
-// unpackInto unpacks a whole layer into a directory that it makes. lowers are the directories of the layers below, the nearest first.
+// UnpackInto unpacks a whole layer into a directory that it makes. lowers are the directories of the layers below, the nearest first.
 // What is there afterwards has the digests that were promised, and is on stable storage.
-func (l *layers) unpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
+func (l *Layers) UnpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
 	release, err := l.imports.Acquire(ctx, src.Repo.Host)
 	if err != nil {
 		return err
@@ -68,7 +68,7 @@ func (l *layers) unpackInto(ctx context.Context, src *Source, dir string, lowers
 const usualWindow = 8 << 20
 
 // decode returns a reader of a layer's plain bytes, within the memory that decoding may take.
-func (l *layers) decode(ctx context.Context, src *Source, packed *bufio.Reader) (plain io.Reader, end func(), err error) {
+func (l *Layers) decode(ctx context.Context, src *Source, packed *bufio.Reader) (plain io.Reader, end func(), err error) {
 	codec, err := scan.Detect(src.Descriptor.MediaType, packed)
 	if err != nil {
 		return nil, nil, err

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"context"
@@ -25,9 +25,9 @@ func importMemoryOf(c blob.Codec) int64 {
 // inMemory decodes a layer once there is memory for it, and asks for more as the tree grows. The share is held until an image
 // was made of the layer, or nobody wants it any more. What waits for the layers below is kept: nobody waits for its end,
 // because that may be behind whoever waits. A layer that waits for memory is proven meanwhile.
-func (l *layers) inMemory(
-	ctx context.Context, o *opening, base int64, decode func(layout.Limits) (*madeIndex, error),
-) (*madeIndex, error) {
+func (l *Layers) inMemory(
+	ctx context.Context, o *Opening, base int64, decode func(layout.Limits) (*Tree, error),
+) (*Tree, error) {
 	share, ok := l.opts.Memory.Try(o.src.Repo.Host, base)
 	if !ok {
 		l.probe(ctx, o)

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"cmp"
@@ -15,11 +15,11 @@ import (
 	"github.com/remora-storage/remora/internal/memory"
 )
 
-// An ahead is the beginning of a layer's blob on its way while the layer's index is, too: where a
+// An Ahead is the beginning of a layer's blob on its way while the layer's index is, too: where a
 // manifest says how much of the blob the program needs when it starts, a round trip and the decoding
 // of the index need not be waited for. The bytes are held packed; the cache decodes and checks them
 // once it knows what they are.
-type ahead struct {
+type Ahead struct {
 	digest digest.Digest // of the layer
 	blob   Blob
 	buf    []byte
@@ -43,18 +43,18 @@ const (
 // aheads are all of them.
 type aheads struct {
 	mu    sync.Mutex        // guards the fields below; taken before ahead.mu
-	all   map[string]*ahead // by layers.keyOf
+	all   map[string]*Ahead // by layers.keyOf
 	bytes int64
 }
 
 // add makes an ahead of a layer if the manifest says how much of it a start needs; nil otherwise.
-func (a *aheads) add(l *layers, s *Source) *ahead {
+func (a *aheads) add(l *Layers, s *Source) *Ahead {
 	n, err := strconv.ParseInt(s.Descriptor.Annotations[convert.StartSize], 10, 64)
 	if err != nil || n <= 0 || n >= s.Descriptor.Size {
 		return nil
 	}
 	n = min(n, maxAhead)
-	d, key := s.Descriptor.Digest, l.keyOf(s)
+	d, key := s.Descriptor.Digest, l.KeyOf(s)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.all[key] != nil || a.bytes+n > maxAheadBytes {
@@ -65,21 +65,21 @@ func (a *aheads) add(l *layers, s *Source) *ahead {
 		return nil // it would only save time
 	}
 	if a.all == nil {
-		a.all = map[string]*ahead{}
+		a.all = map[string]*Ahead{}
 	}
 	pieces := (n + aheadPiece - 1) / aheadPiece
-	one := &ahead{digest: d, blob: l.blob(s), buf: make([]byte, n), share: share, got: make([]int64, pieces), over: make([]bool, pieces)}
+	one := &Ahead{digest: d, blob: l.blob(s), buf: make([]byte, n), share: share, got: make([]int64, pieces), over: make([]bool, pieces)}
 	one.more = sync.NewCond(&one.mu)
 	a.all[key] = one
 	a.bytes += n
 	return one
 }
 
-// ahead makes room for the beginning of a layer's blob if the manifest says how much of it a start needs; nil otherwise.
-func (l *layers) ahead(s *Source) *ahead { return l.aheads.add(l, s) }
+// Ahead makes room for the beginning of a layer's blob if the manifest says how much of it a start needs; nil otherwise.
+func (l *Layers) Ahead(s *Source) *Ahead { return l.aheads.add(l, s) }
 
-// dropAhead lets go of a layer's beginning, if there is one, and returns how many bytes of it came that nobody wanted.
-func (l *layers) dropAhead(s *Source) (wasted int64, ok bool) { return l.aheads.drop(l.keyOf(s)) }
+// DropAhead lets go of a layer's beginning, if there is one, and returns how many bytes of it came that nobody wanted.
+func (l *Layers) DropAhead(s *Source) (wasted int64, ok bool) { return l.aheads.drop(l.KeyOf(s)) }
 
 // source returns what a layer's image is filled from.
 func (a *aheads) source(key string, otherwise Blob) placedSource {
@@ -110,11 +110,11 @@ func (a *aheads) drop(key string) (wasted int64, ok bool) {
 	return max(wasted-one.taken, 0), true
 }
 
-// fetchAhead fetches the beginnings of several layers, all of them at the same pace: what a program
+// FetchAhead fetches the beginnings of several layers, all of them at the same pace: what a program
 // reads first lies first in each. opened is closed when the indexes are here.
-func (l *layers) fetchAhead(ctx context.Context, all []*ahead, opened <-chan struct{}) {
+func (l *Layers) FetchAhead(ctx context.Context, all []*Ahead, opened <-chan struct{}) {
 	type piece struct {
-		a *ahead
+		a *Ahead
 		i int
 	}
 	var pieces []piece
@@ -153,7 +153,7 @@ func (l *layers) fetchAhead(ctx context.Context, all []*ahead, opened <-chan str
 }
 
 // fetch fetches a piece, as far as it comes.
-func (a *ahead) fetch(ctx context.Context, i int) (n int64, err error) {
+func (a *Ahead) fetch(ctx context.Context, i int) (n int64, err error) {
 	off := int64(i) * aheadPiece
 	p := a.buf[off:min(off+aheadPiece, int64(len(a.buf)))]
 	defer func() {
@@ -182,13 +182,13 @@ func (a *ahead) fetch(ctx context.Context, i int) (n int64, err error) {
 }
 
 // Place implements cache.Placed.
-func (a *ahead) Place() (host, user string) { return a.blob.Place() }
+func (a *Ahead) Place() (host, user string) { return a.blob.Place() }
 
 // Link implements cache.Measured.
-func (a *ahead) Link() (time.Duration, int64) { return a.blob.Link() }
+func (a *Ahead) Link() (time.Duration, int64) { return a.blob.Link() }
 
 // Open implements cache.Source.
-func (a *ahead) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+func (a *Ahead) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
 	if try > 0 || off >= int64(len(a.buf)) {
 		return a.blob.Open(ctx, off, n, try)
 	}
@@ -200,7 +200,7 @@ func (a *ahead) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser,
 // aheadReader reads what has come, waits for what comes, and asks for the rest.
 type aheadReader struct {
 	ctx      context.Context // of Open: the reader is one operation
-	a        *ahead
+	a        *Ahead
 	off, end int64
 	rest     io.ReadCloser
 	stop     func() bool

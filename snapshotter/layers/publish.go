@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"context"
@@ -10,9 +10,9 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// publishIndexes publishes the indexes that were made here of an image's layers, if that is wanted. That it
+// PublishIndexes publishes the indexes that were made here of an image's layers, if that is wanted. That it
 // fails is no error.
-func (l *layers) publishIndexes(img Image) {
+func (l *Layers) PublishIndexes(img Image) {
 	reg, ok := l.registry.(Artifacts)
 	if !ok || !l.opts.IndexOf(img.Repo).Publish || img.Target.Digest == "" {
 		return
@@ -47,7 +47,7 @@ func (l *layers) publishIndexes(img Image) {
 }
 
 // publish publishes the indexes of some layers, which have so many bytes together, once there is memory for them.
-func (l *layers) publish(ctx context.Context, reg Artifacts, img Image, all []digest.Digest, bytes int64) (registry.Published, error) {
+func (l *Layers) publish(ctx context.Context, reg Artifacts, img Image, all []digest.Digest, bytes int64) (registry.Published, error) {
 	share, err := l.opts.Memory.Acquire(ctx, img.Repo.Host, 2*bytes) // each of them, and all together
 	if err != nil {
 		return registry.Published{}, err

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"cmp"
@@ -54,21 +54,18 @@ const (
 	// A layer that has just failed to open takes the ordinary path: claimed, it would fail when
 	// it is mounted.
 	failureHolds = 30 * time.Second
-	tryAgain     = time.Duration(0)
 
 	// Of all registries, and of one alone.
 	openAtOnce, openAtOnceOfOne     = 48, 16
 	importAtOnce, importAtOnceOfOne = 36, 12
-
-	completeCheck = time.Second
 )
 
-// layers opens the indexes of remote layers, builds their images, and keeps both while they are
+// Layers opens the indexes of remote layers, builds their images, and keeps both while they are
 // of use.
-type layers struct {
+type Layers struct {
 	registry Registry
 	cache    *cache.Cache
-	opts     LayerOptions
+	opts     Options
 	hooks    Hooks
 	log      *slog.Logger
 	tracer   tracer
@@ -79,6 +76,7 @@ type layers struct {
 	started sync.WaitGroup
 
 	building singleflight.Group // by the image's name
+	fillMu   sync.Mutex         // one image that depends on the layers below is built at a time
 
 	// What registries share, by their hosts.
 	slots    *fair.Pool[string] // bounds how many indexes are read at once, and with that memory
@@ -88,15 +86,15 @@ type layers struct {
 	indexes  *indexes
 
 	mu       sync.Mutex          // guards the fields below; taken after those of who calls
-	openings map[string]*opening // by keyOf
+	openings map[string]*Opening // by keyOf
 	sources  map[string]*sources // of images in the cache, by their names
 	active   int                 // openings under way
 	idle     time.Time           // when there was none any more
 	garbage  bool                // something was opened since memory was given back
 }
 
-// An opening is one layer's index on its way here.
-type opening struct {
+// An Opening is one layer's index on its way here.
+type Opening struct {
 	src   Source
 	key   string
 	done  chan struct{}
@@ -106,15 +104,33 @@ type opening struct {
 	gone  atomic.Bool  // the image was removed: what arrived is not kept
 	// after done
 	err   error
-	index *madeIndex  // nil if the image is built already; it may hold data
+	index *Tree       // nil if the image is built already; it may hold data
 	file  *cache.File // set if the image does not depend on the layers below
 	ended time.Time
 }
 
+// Source returns where the layer is.
+func (o *Opening) Source() Source { return o.src }
+
+// Done is closed when the opening has ended.
+func (o *Opening) Done() <-chan struct{} { return o.done }
+
+// Err returns why the opening failed, once it is done; nil if it did not.
+func (o *Opening) Err() error { return o.err }
+
+// Came returns how many packed bytes of a layer that is imported are here.
+func (o *Opening) Came() int64 { return o.got.Load() }
+
+// Open starts opening a layer, or joins who does. An opening that failed a moment ago is returned as it is.
+func (l *Layers) Open(s Source) *Opening { return l.open(s, failureHolds) }
+
+// OpenAgain is Open for somebody who cannot do without: what has failed is tried again.
+func (l *Layers) OpenAgain(s Source) *Opening { return l.open(s, 0) }
+
 // open starts opening a layer, or joins who does. An opening that failed less than failedFor
 // ago is returned as it is.
-func (l *layers) open(s Source, failedFor time.Duration) *opening {
-	key := l.keyOf(&s)
+func (l *Layers) open(s Source, failedFor time.Duration) *Opening {
+	key := l.KeyOf(&s)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if o := l.openings[key]; o != nil {
@@ -128,7 +144,7 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 		}
 	}
 	ctx, cancel := context.WithCancel(l.life)
-	o := &opening{src: s, key: key, done: make(chan struct{}), stop: cancel, proof: newProof()}
+	o := &Opening{src: s, key: key, done: make(chan struct{}), stop: cancel, proof: newProof()}
 	l.openings[key] = o
 	l.active++
 	l.started.Go(func() {
@@ -150,7 +166,7 @@ func (l *layers) open(s Source, failedFor time.Duration) *opening {
 }
 
 // opened notes the end of an opening.
-func (l *layers) opened() {
+func (l *Layers) opened() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.active--; l.active == 0 {
@@ -161,7 +177,7 @@ func (l *layers) opened() {
 
 // fill reads the layer, its index or all of it, and builds the image unless it depends on the layers
 // below.
-func (l *layers) fill(ctx context.Context, o *opening) error {
+func (l *Layers) fill(ctx context.Context, o *Opening) error {
 	promised, err := l.promiseOf(&o.src)
 	if err != nil {
 		return err
@@ -170,7 +186,7 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 		if err := l.grant(ctx, &o.src); err != nil {
 			return err
 		}
-		o.file = l.shared(f, &o.src)
+		o.file = l.Shared(f, &o.src)
 		return nil
 	}
 	x, err := l.read(ctx, o, promised)
@@ -187,9 +203,9 @@ func (l *layers) fill(ctx context.Context, o *opening) error {
 }
 
 // read reads a layer's index, and if there is none that can be used, all of the layer.
-func (l *layers) read(ctx context.Context, o *opening, p promise) (*madeIndex, error) {
+func (l *Layers) read(ctx context.Context, o *Opening, p promise) (*Tree, error) {
 	// What containerd has is not fetched, and a host that serves no ranges is not asked for them.
-	stored := p.noImport == "" && l.stored(ctx, &o.src)
+	stored := p.noImport == "" && l.Stored(ctx, &o.src)
 	rangeless := p.noImport == "" && l.failures.rangeless(o.src.Repo.Host)
 	if p.format != formatImport && !rangeless && !stored {
 		x, err := l.readIndex(ctx, o, p)
@@ -213,7 +229,7 @@ func (l *layers) read(ctx context.Context, o *opening, p promise) (*madeIndex, e
 	return l.importLayer(ctx, o, p.codec)
 }
 
-func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeIndex, error) {
+func (l *Layers) readIndex(ctx context.Context, o *Opening, p promise) (*Tree, error) {
 	release, err := l.place(ctx, l.slots, o)
 	if err != nil {
 		return nil, err
@@ -223,7 +239,7 @@ func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeInd
 	defer cancel()
 	counted := &countedBlob{Blob: l.blob(&o.src), served: func() { l.prove(o) }}
 	began := time.Now()
-	x, err := l.inMemory(ctx, o, indexMemory, func(limits layout.Limits) (*madeIndex, error) {
+	x, err := l.inMemory(ctx, o, indexMemory, func(limits layout.Limits) (*Tree, error) {
 		return openIndex(registry.BeforeBulk(ctx), counted, p, &o.src, limits)
 	})
 	l.tracer.end(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
@@ -231,12 +247,12 @@ func (l *layers) readIndex(ctx context.Context, o *opening, p promise) (*madeInd
 }
 
 // build writes a layer's image into the cache and tells who wants to know. below is part of the image's name.
-func (l *layers) build(s *Source, index *madeIndex, below string) (_ *cache.File, err error) {
+func (l *Layers) build(s *Source, index *Tree, below string) (_ *cache.File, err error) {
 	im, by := index.take(), index.by
 	if im == nil && by == "" {
 		by = madeHere // the data went into an image on other layers, and the rest comes by parts
 	}
-	name := cache.Name{Blob: blobName(s), Voucher: cache.Whole, Below: below}
+	name := cache.Name{Blob: s.BlobName(), Voucher: cache.Whole, Below: below}
 	if by != "" {
 		name.Voucher = cache.ByTable(by)
 	}
@@ -253,17 +269,17 @@ func (l *layers) build(s *Source, index *madeIndex, below string) (_ *cache.File
 	began := time.Now()
 	plan, err := erofs.NewPlan(index.layout, uuid)
 	if err != nil {
-		return nil, notLazy("%w", err)
+		return nil, NotLazy("%w", err)
 	}
 	spec, err := plan.Spec(index.tail)
 	if err != nil {
-		return nil, notLazy("%w", err)
+		return nil, NotLazy("%w", err)
 	}
 	if im == nil && index.layout.Codec == blob.Whole {
 		return nil, errors.New("its data went into another image, and it cannot be read by parts")
 	}
 	v, err, _ := l.building.Do(id, func() (any, error) {
-		if f, err := l.file(id, s); err == nil { // an opening from another repository has made it
+		if f, err := l.File(id, s); err == nil { // an opening from another repository has made it
 			return f, nil
 		}
 		if im == nil {
@@ -275,20 +291,54 @@ func (l *layers) build(s *Source, index *madeIndex, below string) (_ *cache.File
 	})
 	l.tracer.end(began, Span{Kind: "image", Digest: s.Descriptor.Digest, Len: plan.MetaSize, Err: err})
 	if errors.Is(err, cache.ErrNoRoom) {
-		return nil, notLazy("%w", err)
+		return nil, NotLazy("%w", err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	f := l.shared(v.(*cache.File), s)
+	f := l.Shared(v.(*cache.File), s)
 	f.AddFetched(index.fetched)
 	l.setPolicy(f, s)
 	l.hooks.Built(s, f, index.layout.Prefetch)
 	return f, nil
 }
 
-// buildOn builds the image of a layer with implicit directories, given what lies below it.
-func (l *layers) buildOn(s *Source, index *madeIndex, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
+// Image opens a layer and returns its image. Where that depends on the layers below it returns the layer's tree instead, for BuildOn. It
+// waits for an opening that is under way, and starts one anew that has failed.
+func (l *Layers) Image(ctx context.Context, s *Source) (*cache.File, *Tree, error) {
+	for range 3 {
+		o := l.OpenAgain(*s)
+		select {
+		case <-o.done:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+		if o.err != nil || o.file == nil {
+			return nil, o.index, o.err
+		}
+		// The image may have gone with the last snapshot that used it.
+		if f, err := l.File(o.file.ID(), s); err == nil {
+			return f, nil, nil
+		}
+		l.Forget(s)
+	}
+	return nil, nil, errors.New("its image is removed again and again")
+}
+
+// BuildOn builds the image of a layer whose tree has implicit directories, given what lies below it: the attributes of a directory by
+// its path, and whether there is one.
+func (l *Layers) BuildOn(s *Source, tree *Tree, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
+	l.fillMu.Lock() // Fill changes the tree, which others may share
+	defer l.fillMu.Unlock()
+	f, err := l.fillAndBuild(s, tree, below)
+	if err == nil {
+		// The tree is large and another base for the same layer is rare.
+		l.Forget(s)
+	}
+	return f, err
+}
+
+func (l *Layers) fillAndBuild(s *Source, index *Tree, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
 	taken := sha256.New()
 	if err := index.layout.Fill(l.opts.Limits, func(path string) (layout.Attributes, bool, error) {
 		a, found, err := below(path)
@@ -308,14 +358,14 @@ func (l *layers) buildOn(s *Source, index *madeIndex, below func(string) (layout
 	}
 	name := hex.EncodeToString(taken.Sum(nil)[:8])
 	if f := l.cachedImage(s, name, cmp.Or(index.by, madeHere)); f != nil { // that it may be read shows the index
-		return l.shared(f, s), nil
+		return l.Shared(f, s), nil
 	}
 	return l.build(s, index, name)
 }
 
-// forget drops what is kept of an opening, so that its index can be collected.
-func (l *layers) forget(s *Source) {
-	key := l.keyOf(s)
+// Forget drops what is kept of an opening, so that its index can be collected.
+func (l *Layers) Forget(s *Source) {
+	key := l.KeyOf(s)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if o := l.openings[key]; o != nil {
@@ -326,7 +376,7 @@ func (l *layers) forget(s *Source) {
 }
 
 // dropLocked lets go of an opening. One under way ends; data that no image was made of goes.
-func (l *layers) dropLocked(o *opening) {
+func (l *Layers) dropLocked(o *Opening) {
 	delete(l.openings, o.key)
 	o.stop()
 	l.started.Go(func() {
@@ -341,9 +391,9 @@ func (l *layers) dropLocked(o *opening) {
 	})
 }
 
-// sweep drops openings that nobody came for, and gives back the memory that decoding indexes
+// Sweep drops openings that nobody came for, and gives back the memory that decoding indexes
 // took, which is many times what stays.
-func (l *layers) sweep() {
+func (l *Layers) Sweep() {
 	l.mu.Lock()
 	idle := l.garbage && l.active == 0
 	if idle {
@@ -360,7 +410,7 @@ func (l *layers) sweep() {
 }
 
 // dropOldLocked drops openings, and returns those whose layers were imported.
-func (l *layers) dropOldLocked() (unclaimed []*opening) {
+func (l *Layers) dropOldLocked() (unclaimed []*Opening) {
 	for _, o := range l.openings {
 		select {
 		case <-o.done:
@@ -378,8 +428,8 @@ func (l *layers) dropOldLocked() (unclaimed []*opening) {
 	return unclaimed
 }
 
-// file opens a layer's image in the cache.
-func (l *layers) file(id string, s *Source) (*cache.File, error) {
+// File opens a layer's image in the cache.
+func (l *Layers) File(id string, s *Source) (*cache.File, error) {
 	f, err := l.cache.File(id, l.blob(s))
 	if err == nil {
 		l.setPolicy(f, s)
@@ -387,19 +437,19 @@ func (l *layers) file(id string, s *Source) (*cache.File, error) {
 	return f, err
 }
 
-// cached reports whether a layer's image is in the cache.
-func (l *layers) cached(s *Source) bool {
+// Cached reports whether a layer's image is in the cache.
+func (l *Layers) Cached(s *Source) bool {
 	p, err := l.promiseOf(s)
 	return err == nil && l.cachedImage(s, "", p.tableOf(s)) != nil
 }
 
-func (l *layers) setPolicy(f *cache.File, s *Source) {
+func (l *Layers) setPolicy(f *cache.File, s *Source) {
 	if l.opts.PolicyOf != nil {
 		f.SetPolicy(l.opts.PolicyOf(s.Repo))
 	}
 }
 
-func (l *layers) blob(s *Source) Blob { return l.registry.Blob(s.Repo, s.Descriptor) }
+func (l *Layers) blob(s *Source) Blob { return l.registry.Blob(s.Repo, s.Descriptor) }
 
 // countedBlob is a layer's blob as the front end wants it.
 type countedBlob struct {
@@ -419,4 +469,7 @@ func (b *countedBlob) Open(ctx context.Context, off, n int64) (io.ReadCloser, er
 
 var _ toc.Blob = (*countedBlob)(nil)
 
-func describe(s *Source) string { return fmt.Sprintf("layer %s of %s", s.Descriptor.Digest, s.Image) }
+// Describe names the layer in errors.
+func (s *Source) Describe() string {
+	return fmt.Sprintf("layer %s of %s", s.Descriptor.Digest, s.Image)
+}

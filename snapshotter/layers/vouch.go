@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"fmt"
@@ -17,8 +17,8 @@ import (
 // repository says which table is right, that is one for each repository. Once the diffID of such an image is proven it
 // serves all images whose configuration promises that diffID.
 
-// blobName is cache.Name.Blob of a layer; "" where the record of a snapshot is damaged.
-func blobName(s *Source) string {
+// BlobName is cache.Name.Blob of a layer; "" where the record of a snapshot is damaged.
+func (s *Source) BlobName() string {
 	_, hex, _ := strings.Cut(string(s.Descriptor.Digest), ":")
 	return hex
 }
@@ -51,48 +51,48 @@ func publishedBy(index []byte, s *Source) string {
 	return fmt.Sprintf("index %s of %s", digest.FromBytes(index), s.Repo)
 }
 
-// keyOf tells openings apart: of two images that name the same layer, only those share one that read it by the same table
+// KeyOf tells openings apart: of two images that name the same layer, only those share one that read it by the same table
 // from the same repository, since that may never answer.
-func (l *layers) keyOf(s *Source) string {
+func (l *Layers) KeyOf(s *Source) string {
 	p, err := l.promiseOf(s)
 	if err != nil {
 		p = promise{format: formatImport} // it is not opened
 	}
-	return cache.Name{Blob: blobName(s), Voucher: cache.ByTable(p.vouchedBy(s) + " from " + s.Repo.String())}.String()
+	return cache.Name{Blob: s.BlobName(), Voucher: cache.ByTable(p.vouchedBy(s) + " from " + s.Repo.String())}.String()
 }
 
-// proven reports whether an image is known to be the layer that an image promises: the whole blob was read and had the
+// Proven reports whether an image is known to be the layer that an image promises: the whole blob was read and had the
 // digest by which s names it, or its plain bytes have the promised diffID.
-func proven(f *cache.File, s *Source) bool {
+func Proven(f *cache.File, s *Source) bool {
 	return f.Imported() || s.DiffID != "" && f.Verified(s.DiffID)
 }
 
 // cachedImage returns an image in the cache that may show a layer, or nil: one that is proven goes first, and the other
 // is the one that s names. by describes its table; below is part of the image's name.
-func (l *layers) cachedImage(s *Source, below, by string) *cache.File {
-	blob := blobName(s)
+func (l *Layers) cachedImage(s *Source, below, by string) *cache.File {
+	blob := s.BlobName()
 	for _, voucher := range []cache.Voucher{cache.Whole, ""} { // the second is of earlier versions
 		// It may not be open yet.
-		if f, err := l.file(cache.Name{Blob: blob, Voucher: voucher, Below: below}.String(), s); err == nil && proven(f, s) {
+		if f, err := l.File(cache.Name{Blob: blob, Voucher: voucher, Below: below}.String(), s); err == nil && Proven(f, s) {
 			return f
 		}
 	}
 	for _, f := range l.cache.Opened(blob) {
-		if cache.ParseName(f.ID()).Below == below && proven(f, s) {
+		if cache.ParseName(f.ID()).Below == below && Proven(f, s) {
 			return f
 		}
 	}
-	if f, err := l.file(cache.Name{Blob: blob, Voucher: cache.ByTable(by), Below: below}.String(), s); err == nil {
+	if f, err := l.File(cache.Name{Blob: blob, Voucher: cache.ByTable(by), Below: below}.String(), s); err == nil {
 		return f
 	}
 	return nil
 }
 
-// contentOf describes what decides a layer's content: the blob and the table, whatever the repository.
-func (l *layers) contentOf(s *Source) string {
+// ContentOf describes what decides a layer's content: the blob and the table, whatever the repository.
+func (l *Layers) ContentOf(s *Source) string {
 	p, err := l.promiseOf(s)
 	if err != nil {
 		p = promise{format: formatImport} // containerd reads all of it
 	}
-	return blobName(s) + " " + p.vouchedBy(s)
+	return s.BlobName() + " " + p.vouchedBy(s)
 }

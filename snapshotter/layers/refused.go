@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"errors"
@@ -7,13 +7,13 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// mayUnpack reports whether a layer that was refused may be one that can be unpacked. A bomb is none, and wrong bytes are not the layer.
-func mayUnpack(refused error) bool {
+// MayUnpack reports whether a layer that was refused may be one that can be unpacked. A bomb is none, and wrong bytes are not the layer.
+func MayUnpack(refused error) bool {
 	return errors.Is(refused, ErrNotLazy) && !errors.Is(refused, scan.ErrBomb) && !errors.Is(refused, errWrongBlob)
 }
 
-// isGone reports whether a place has answered that it has not the layer, for good.
-func isGone(err error) bool {
+// IsGone reports whether a place has answered that it has not the layer, for good.
+func IsGone(err error) bool {
 	return (errors.Is(err, registry.ErrNotFound) || errors.Is(err, errWrongBlob)) &&
 		!errors.Is(err, registry.ErrUnauthorized) && !registry.Retryable(err)
 }

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"context"
@@ -43,12 +43,12 @@ func (g *grants) has(s *Source) bool {
 	return ok
 }
 
-// noteGranted notes that a layer's repository has let us have it.
-func (l *layers) noteGranted(s *Source) { l.granted.note(s) }
+// NoteGranted notes that a layer's repository has let us have it.
+func (l *Layers) NoteGranted(s *Source) { l.granted.note(s) }
 
 // grant fails unless a layer's own repository lets us have it: it has said so before, or containerd has had the blob from
 // there, or it serves a byte of it now.
-func (l *layers) grant(ctx context.Context, s *Source) error {
+func (l *Layers) grant(ctx context.Context, s *Source) error {
 	if l.opts.TrustOf(s.Repo).Shared || l.granted.has(s) {
 		return nil
 	}
@@ -59,7 +59,7 @@ func (l *layers) grant(ctx context.Context, s *Source) error {
 			err = fmt.Errorf("it is in the cache, but its own repository does not serve it "+
 				"([trust] shared = \"open\" gives it all the same): %w", err)
 			if errors.Is(err, registry.ErrNotFound) {
-				return notLazy("%w", err)
+				return NotLazy("%w", err)
 			}
 			return err
 		}

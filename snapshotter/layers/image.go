@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"errors"
@@ -33,8 +33,8 @@ type Source struct {
 // ErrNotLazy says that a layer takes containerd's ordinary path. Its text is the reason.
 var ErrNotLazy = errors.New("layer cannot be lazy")
 
-// notLazy returns an error that wraps ErrNotLazy, with a reason.
-func notLazy(format string, args ...any) error {
+// NotLazy returns an error that wraps ErrNotLazy, with a reason.
+func NotLazy(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", ErrNotLazy, fmt.Errorf(format, args...))
 }
 

@@ -1,4 +1,4 @@
-package snapshotter
+package layers
 
 import (
 	"slices"
@@ -53,11 +53,11 @@ func (t *tracer) end(began time.Time, s Span) {
 	t.tell(s)
 }
 
-// spent tells those who trace of what was done since began.
-func (l *layers) spent(began time.Time, s Span) { l.tracer.end(began, s) }
+// Spent tells those who trace of what was done since began.
+func (l *Layers) Spent(began time.Time, s Span) { l.tracer.end(began, s) }
 
-// listen calls fn with every span from now on until stop is called.
-func (l *layers) listen(fn func(Span)) (stop func()) { return l.tracer.listen(fn) }
+// Listen calls fn with every span from now on until stop is called.
+func (l *Layers) Listen(fn func(Span)) (stop func()) { return l.tracer.listen(fn) }
 
 func (t *tracer) tell(s Span) {
 	t.mu.Lock()

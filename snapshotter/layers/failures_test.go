@@ -1,0 +1,62 @@
+package layers
+
+import (
+	"testing"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// TestFailures: what failed is known of the repository or of the host, and only what is not the layer's own fault.
+func TestFailures(t *testing.T) {
+	here, there := registry.Repository{Host: "reg.test", Path: "a"}, registry.Repository{Host: "reg.test", Path: "b"}
+	refused, down := &registry.StatusError{Host: "reg.test", Status: 403}, &registry.StatusError{Host: "reg.test", Status: 503}
+	for name, c := range map[string]struct {
+		do          func(*failures)
+		here, there bool
+	}{
+		"no access":          {func(f *failures) { f.note(here, refused) }, true, false},
+		"an outage":          {func(f *failures) { f.note(here, down) }, true, true},
+		"a bad layer":        {func(f *failures) { f.note(here, NotLazy("bad")) }, false, false},
+		"no such layer":      {func(f *failures) { f.note(here, registry.ErrNotFound) }, false, false},
+		"silence":            {func(f *failures) { f.slow(here, ErrUnproven) }, true, true},
+		"silence of one":     {func(f *failures) { f.note(there, nil); f.slow(here, ErrUnproven) }, true, false},
+		"served again":       {func(f *failures) { f.note(here, down); f.note(there, nil) }, false, false},
+		"others' access":     {func(f *failures) { f.note(here, refused); f.note(there, nil) }, true, false},
+		"credentials change": {func(f *failures) { f.note(here, refused); f.note(here, down); f.forgive() }, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var f failures
+			c.do(&f)
+			if h, th := f.of(here) != nil, f.of(there) != nil; h != c.here || th != c.there {
+				t.Errorf("known of the repository: %v, of its neighbour: %v; want %v, %v", h, th, c.here, c.there)
+			}
+		})
+	}
+}
+
+// way is a registry of which only the way there is known.
+type way struct{ latency time.Duration }
+
+func (w way) Blob(registry.Repository, ocispec.Descriptor) Blob { return linked{latency: w.latency} }
+
+type linked struct {
+	Blob
+	latency time.Duration
+}
+
+func (l linked) Link() (time.Duration, int64) { return l.latency, 0 }
+
+// TestPatience: a proof gets as many round trips as it may take, within bounds.
+func TestPatience(t *testing.T) {
+	for latency, want := range map[time.Duration]time.Duration{
+		0: proofMost, time.Millisecond: proofLeast, 80 * time.Millisecond: 800 * time.Millisecond, time.Second: proofMost,
+	} {
+		l := &Layers{registry: way{latency: latency}}
+		if got := l.patience(&Source{}); got != want {
+			t.Errorf("at %s: %s, want %s", latency, got, want)
+		}
+	}
+}
