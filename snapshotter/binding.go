@@ -25,7 +25,7 @@ type binding struct {
 
 	mu      sync.Mutex // guards the fields below
 	saved   savedBinding
-	key     string   // of saved.Source, by layers.keyOf; "" until it is asked for
+	key     string   // of saved.Source, by Layers.KeyOf; "" until it is asked for
 	attempt *attempt // to mount it; the last one
 	file    *cache.File
 	how     mountedAs
@@ -158,7 +158,7 @@ func (b *binding) quarantined() string {
 	return b.saved.Quarantined
 }
 
-// keyOf is Layers.KeyOf of a binding's source.
+// keyOf is promises.KeyOf of a binding's source.
 func (s *Snapshotter) keyOf(b *binding) string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -285,7 +285,7 @@ func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding
 	if saved.CacheID != "" {
 		f, err := s.layers.File(saved.CacheID, &saved.Source)
 		if err == nil {
-			return s.layers.Shared(f, &saved.Source), nil
+			return s.layers.Sources.Add(f, &saved.Source), nil
 		}
 		s.log.Warn("image not in the cache, opening the layer again", "digest", saved.Source.Descriptor.Digest, "err", err)
 	}
@@ -317,7 +317,7 @@ func (s *Snapshotter) mountLocked(b *binding) error {
 	}
 	began := time.Now()
 	err := s.exports.mount(way, b.number(), b.file, b.fsDir())
-	s.layers.Spent(began, layers.Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
+	s.layers.Tracer.Ended(began, layers.Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
 	if err != nil {
 		return err
 	}

@@ -75,7 +75,7 @@ func (s *Snapshotter) dropImage(b *binding) error {
 	}
 	if id == "" || wanted || used {
 		if used && !same {
-			s.layers.Unshared(id, src.Repo)
+			s.layers.Sources.Remove(id, src.Repo)
 		}
 		return nil
 	}
@@ -84,7 +84,7 @@ func (s *Snapshotter) dropImage(b *binding) error {
 
 // removeImage removes an image from the cache.
 func (s *Snapshotter) removeImage(id string) error {
-	s.layers.Unsourced(id)
+	s.layers.Sources.Forget(id)
 	if err := s.exports.forget(id); err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ const profileAskFor = 20 * time.Second
 func (st *start) askProfile(ctx context.Context) {
 	began := time.Now()
 	p, share, from := st.findProfile(ctx)
-	st.s.layers.Spent(began, layers.Span{Kind: "profile", What: from})
+	st.s.layers.Tracer.Ended(began, layers.Span{Kind: "profile", What: from})
 	if p != nil {
 		st.s.log.Info("start by profile", "image", st.img.Ref, "manifest", st.img.Target.Digest,
 			"from", from, "runs", p.Runs, "entries", len(p.Entries))
@@ -62,7 +62,7 @@ func (st *start) profileHere(ctx context.Context) (*profile.Profile, *memory.Sha
 }
 
 func (st *start) publishedProfile(ctx context.Context, reg layers.Artifacts) (*profile.Profile, *memory.Share, error) {
-	data, share, err := st.s.layers.Artifact(ctx, reg, st.img, profile.Artifact, profile.Memory)
+	data, share, err := st.s.layers.Places.Artifact(ctx, reg, st.img, profile.Artifact, profile.Memory)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -64,7 +64,7 @@ func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels 
 	if s.layers.Whole(&src) {
 		soon = s.opts.ImportWait
 	}
-	if err := s.layers.AwaitProof(ctx, o, soon); err != nil {
+	if err := s.layers.Proofs.Await(ctx, o, soon); err != nil {
 		if errors.Is(err, layers.ErrUnproven) && !s.boundKeys()[key] {
 			s.layers.Abandon(o) // containerd downloads the layer
 		}
@@ -128,7 +128,7 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 // startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
 // their indexes come while containerd still works its way up.
 func (s *Snapshotter) startAll(img layers.Image) {
-	s.layers.ExpectIndexes(img)
+	s.layers.Indexes.Expect(img)
 	s.begin(img)
 	bound := s.boundKeys()
 	for i := range img.Layers {

@@ -51,8 +51,8 @@ func (s *Snapshotter) keepBlobOf(ctx context.Context, b *binding) error {
 	f, src := b.file, b.saved.Source
 	ready := b.how != notMounted && f != nil && b.saved.Quarantined == ""
 	b.mu.Unlock()
-	if !ready || src.Namespace == "" || s.layers.Stored(ctx, &src) {
+	if !ready || src.Namespace == "" || s.layers.Places.Stored(ctx, &src) {
 		return nil
 	}
-	return s.layers.FileBlob(ctx, f, &src)
+	return s.layers.Imports.FileBlob(ctx, f, &src)
 }

@@ -46,7 +46,7 @@ func (s *Snapshotter) firstProven(
 ) (f *cache.File, src layers.Source, err error) {
 	errs := before
 	for _, src := range all {
-		err := s.layers.Failing(src.Repo)
+		err := s.layers.Proofs.Failing(src.Repo)
 		if err == nil {
 			if f, err = s.prove(ctx, b, &src); err == nil {
 				return f, src, nil
@@ -126,7 +126,7 @@ func (s *Snapshotter) placesOf(ctx context.Context, image string) (all []layers.
 		if err != nil {
 			s.log.Warn("where else a layer is was not found out", "digest", ours.Descriptor.Digest, "err", err)
 		}
-		if s.layers.Stored(ctx, &ours) {
+		if s.layers.Places.Stored(ctx, &ours) {
 			all = append(all, ours)
 		}
 		all = append(all, slices.DeleteFunc(others, func(o layers.Source) bool { return o.Descriptor.Digest != ours.Descriptor.Digest })...)

@@ -253,13 +253,13 @@ func (s *Snapshotter) openImage(b *binding) *cache.File {
 	if saved.Quarantined != "" || saved.CacheID == "" {
 		return nil
 	}
-	s.layers.NoteGranted(&saved.Source) // by an earlier life
+	s.layers.Granted.Note(&saved.Source) // by an earlier life
 	f, err := s.layers.File(saved.CacheID, &saved.Source)
 	if err != nil {
 		s.log.Warn("image not in the cache", "digest", saved.Source.Descriptor.Digest, "err", err)
 		return nil
 	}
-	return s.layers.Shared(f, &saved.Source)
+	return s.layers.Sources.Add(f, &saved.Source)
 }
 
 // adoptBinding takes over what an earlier process has mounted on a binding's directory, the oldest

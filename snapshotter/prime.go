@@ -70,7 +70,7 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 		}
 		name = one.Digest.String()
 	}
-	s.layers.Spent(began, layers.Span{Kind: "resolve", What: ref})
+	s.layers.Tracer.Ended(began, layers.Span{Kind: "resolve", What: ref})
 	last := docs[len(docs)-1]
 	var m ocispec.Manifest
 	if err := json.Unmarshal(last.Data, &m); err != nil {

@@ -43,14 +43,14 @@ func TestUnproven(t *testing.T) {
 			defer release()
 			b.fetch(one)
 			b.decline(one, 0, "")
-			if known := b.layers.Failing(b.repo(other)); !errors.Is(known, layers.ErrUnproven) {
+			if known := b.layers.Proofs.Failing(b.repo(other)); !errors.Is(known, layers.ErrUnproven) {
 				t.Errorf("of the host is known: %v", known)
 			}
 			release()
 			b.fetch(other)
 			b.resolve(other)
 			b.sees(b.run("container", b.pull(other)), "b", honest)
-			if known := b.layers.Failing(b.repo(one)); known != nil {
+			if known := b.layers.Proofs.Failing(b.repo(one)); known != nil {
 				t.Errorf("the host serves again, but of it is known: %v", known)
 			}
 		})

@@ -30,7 +30,7 @@ func (s *Snapshotter) Repair(ctx context.Context, image string, release bool, te
 	if len(all) == 0 {
 		return noLazyLayer(image)
 	}
-	s.layers.Forgive()
+	s.layers.Proofs.Forgive()
 	var errs []error
 	for _, b := range all {
 		one := Repaired{Digest: b.source().Descriptor.Digest}

@@ -88,7 +88,7 @@ func (s *Snapshotter) begin(img layers.Image) {
 		if !st.waiting[l.Descriptor.Digest] || known[l.Descriptor.Digest] != nil || s.layers.Cached(l) {
 			continue
 		}
-		if a := s.layers.Ahead(l); a != nil {
+		if a := s.layers.Aheads.Add(l); a != nil {
 			beginnings = append(beginnings, a)
 		}
 	}
@@ -98,13 +98,13 @@ func (s *Snapshotter) begin(img layers.Image) {
 	s.started.Go(func() {
 		defer stop()
 		var asking sync.WaitGroup
-		asking.Go(func() { s.layers.FetchAhead(ctx, beginnings, st.opened) })
+		asking.Go(func() { s.layers.Aheads.Fetch(ctx, beginnings, st.opened) })
 		asking.Go(func() { st.askProfile(ctx) })
 		st.run(ctx)
 		asking.Wait()
 		st.dropAheads()
 		st.end()
-		s.layers.PublishIndexes(img)
+		s.layers.Indexes.Publish(img)
 		st.learn(s.life)
 	})
 }
@@ -124,10 +124,10 @@ func (st *start) dropAheads() {
 	defer st.mu.Unlock()
 	for i := range st.img.Layers {
 		l := &st.img.Layers[i]
-		wasted, ok := st.s.layers.DropAhead(l)
+		wasted, ok := st.s.layers.Aheads.Drop(l)
 		if f := st.files[l.Descriptor.Digest]; f != nil && ok {
 			f.AddFetched(wasted)
-			st.s.layers.Shared(f, l)
+			st.s.layers.Sources.Add(f, l)
 		}
 	}
 }

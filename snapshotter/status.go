@@ -152,7 +152,7 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 	if err != nil {
 		return nil, err
 	}
-	s.layers.ExpectIndexes(img)
+	s.layers.Indexes.Expect(img)
 	s.begin(img)
 	reasons = map[digest.Digest]string{}
 	var all []*layers.Opening
@@ -219,4 +219,4 @@ func (s *Snapshotter) Layers(ctx context.Context, manifest digest.Digest, ref st
 }
 
 // CredentialsChanged has registries asked again that would not let us in.
-func (s *Snapshotter) CredentialsChanged() { s.layers.Forgive() }
+func (s *Snapshotter) CredentialsChanged() { s.layers.Proofs.Forgive() }

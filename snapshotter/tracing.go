@@ -10,7 +10,7 @@ import (
 // Trace calls fn with everything that is done from now on until stop is called. fn must return soon
 // and may be called by several goroutines at once.
 func (s *Snapshotter) Trace(fn func(layers.Span)) (stop func()) {
-	end := s.layers.Listen(fn)
+	end := s.layers.Tracer.Listen(fn)
 	unobserve := s.cache.Observe(func(e cache.Event) {
 		span := layers.Span{
 			Kind: "fetch", Digest: layerOf(e.ID), For: e.For, Off: e.Off, Len: e.Len, PID: e.PID, Began: e.Began, Took: e.Took, Err: e.Err,

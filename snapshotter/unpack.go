@@ -41,7 +41,7 @@ func (s *Snapshotter) unpack(ctx context.Context, b *binding, refused error) err
 	s.log.Warn("layer is unpacked, since no image can be made of it", "key", b.name(), "digest", src.Descriptor.Digest,
 		"image", src.Image, "err", refused)
 	dir := filepath.Join(b.dir, unpackedDir)
-	if err := s.layers.UnpackInto(ctx, &src, dir, lowers); err != nil {
+	if err := s.layers.Imports.UnpackInto(ctx, &src, dir, lowers); err != nil {
 		return errors.Join(fmt.Errorf("unpack it, since it was refused: %w", err), refused, os.RemoveAll(dir))
 	}
 	takes, err := fs.DiskUsage(ctx, dir)

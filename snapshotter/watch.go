@@ -31,7 +31,7 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		}
 		s.layers.Sweep()
 		s.sweepStarts()
-		s.layers.SweepIndexes(s.starting)
+		s.layers.Indexes.Sweep(s.starting)
 		if time.Since(dropped) > dropEvery {
 			s.dropPages()
 			dropped = time.Now()

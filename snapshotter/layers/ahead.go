@@ -40,49 +40,47 @@ const (
 	aheadBesides  = 4 // while indexes are on their way, which everything else waits for
 )
 
-// aheads are all of them.
-type aheads struct {
+// Aheads are all of them.
+type Aheads struct {
+	promises *promises
+	places   *Places
+	memory   *memory.Budget
+	tracer   *Tracer
+
 	mu    sync.Mutex        // guards the fields below; taken before ahead.mu
-	all   map[string]*Ahead // by layers.keyOf
+	all   map[string]*Ahead // by promises.KeyOf
 	bytes int64
 }
 
-// add makes an ahead of a layer if the manifest says how much of it a start needs; nil otherwise.
-func (a *aheads) add(l *Layers, s *Source) *Ahead {
+// Add makes an Ahead of a layer if the manifest says how much of it a start needs; nil otherwise.
+func (a *Aheads) Add(s *Source) *Ahead {
 	n, err := strconv.ParseInt(s.Descriptor.Annotations[convert.StartSize], 10, 64)
 	if err != nil || n <= 0 || n >= s.Descriptor.Size {
 		return nil
 	}
 	n = min(n, maxAhead)
-	d, key := s.Descriptor.Digest, l.KeyOf(s)
+	d, key := s.Descriptor.Digest, a.promises.KeyOf(s)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.all[key] != nil || a.bytes+n > maxAheadBytes {
 		return nil
 	}
-	share, ok := l.opts.Memory.Try(s.Repo.Host, n)
+	share, ok := a.memory.Try(s.Repo.Host, n)
 	if !ok {
 		return nil // it would only save time
 	}
-	if a.all == nil {
-		a.all = map[string]*Ahead{}
-	}
 	pieces := (n + aheadPiece - 1) / aheadPiece
-	one := &Ahead{digest: d, blob: l.blob(s), buf: make([]byte, n), share: share, got: make([]int64, pieces), over: make([]bool, pieces)}
+	one := &Ahead{
+		digest: d, blob: a.places.blob(s), buf: make([]byte, n), share: share, got: make([]int64, pieces), over: make([]bool, pieces),
+	}
 	one.more = sync.NewCond(&one.mu)
 	a.all[key] = one
 	a.bytes += n
 	return one
 }
 
-// Ahead makes room for the beginning of a layer's blob if the manifest says how much of it a start needs; nil otherwise.
-func (l *Layers) Ahead(s *Source) *Ahead { return l.aheads.add(l, s) }
-
-// DropAhead lets go of a layer's beginning, if there is one, and returns how many bytes of it came that nobody wanted.
-func (l *Layers) DropAhead(s *Source) (wasted int64, ok bool) { return l.aheads.drop(l.KeyOf(s)) }
-
 // source returns what a layer's image is filled from.
-func (a *aheads) source(key string, otherwise Blob) placedSource {
+func (a *Aheads) source(key string, otherwise Blob) placedSource {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if one := a.all[key]; one != nil {
@@ -91,8 +89,9 @@ func (a *aheads) source(key string, otherwise Blob) placedSource {
 	return otherwise
 }
 
-// drop lets go of a layer's beginning, if there is one, and returns how many bytes of it came that nobody wanted.
-func (a *aheads) drop(key string) (wasted int64, ok bool) {
+// Drop lets go of a layer's beginning, if there is one, and returns how many bytes of it came that nobody wanted.
+func (a *Aheads) Drop(s *Source) (wasted int64, ok bool) {
+	key := a.promises.KeyOf(s)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	one := a.all[key]
@@ -110,9 +109,9 @@ func (a *aheads) drop(key string) (wasted int64, ok bool) {
 	return max(wasted-one.taken, 0), true
 }
 
-// FetchAhead fetches the beginnings of several layers, all of them at the same pace: what a program
+// Fetch fetches the beginnings of several layers, all of them at the same pace: what a program
 // reads first lies first in each. opened is closed when the indexes are here.
-func (l *Layers) FetchAhead(ctx context.Context, all []*Ahead, opened <-chan struct{}) {
+func (a *Aheads) Fetch(ctx context.Context, all []*Ahead, opened <-chan struct{}) {
 	type piece struct {
 		a *Ahead
 		i int
@@ -147,7 +146,7 @@ func (l *Layers) FetchAhead(ctx context.Context, all []*Ahead, opened <-chan str
 			began := time.Now()
 			// Who needs the bytes asks for them again, and sees why they do not come.
 			n, err := p.a.fetch(ctx, p.i)
-			l.tracer.end(began, Span{Kind: "ahead", Digest: p.a.digest, Off: int64(p.i) * aheadPiece, Len: n, Err: err})
+			a.tracer.Ended(began, Span{Kind: "ahead", Digest: p.a.digest, Off: int64(p.i) * aheadPiece, Len: n, Err: err})
 		})
 	}
 }

@@ -24,12 +24,12 @@ type Artifacts interface {
 
 // Artifact returns what is published beside an image, with the memory that it takes and more(n) of its n bytes. It waits for that
 // before it reads them.
-func (l *Layers) Artifact(
+func (p *Places) Artifact(
 	ctx context.Context, reg Artifacts, img Image, kind registry.ArtifactKind, more func(int64) int64,
 ) (data []byte, share *memory.Share, err error) {
 	take := func(ctx context.Context, n int64) (err error) {
 		share.Release() // of what was wrong
-		share, err = l.opts.Memory.Acquire(ctx, img.Repo.Host, n+more(n))
+		share, err = p.memory.Acquire(ctx, img.Repo.Host, n+more(n))
 		return err
 	}
 	data, err = reg.Artifact(ctx, img.Repo, img.Target.Digest, kind, take)

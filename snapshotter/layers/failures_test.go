@@ -54,7 +54,7 @@ func TestPatience(t *testing.T) {
 	for latency, want := range map[time.Duration]time.Duration{
 		0: proofMost, time.Millisecond: proofLeast, 80 * time.Millisecond: 800 * time.Millisecond, time.Second: proofMost,
 	} {
-		l := &Layers{registry: way{latency: latency}}
+		l := &Proofs{places: &Places{registry: way{latency: latency}}}
 		if got := l.patience(&Source{}); got != want {
 			t.Errorf("at %s: %s, want %s", latency, got, want)
 		}

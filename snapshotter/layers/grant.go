@@ -16,8 +16,11 @@ import (
 // only once that has let us have the layer, by the credentials of this image. containerd asks as little of a registry
 // when it has a blob, but it asks.
 
-// grants are the layers that repositories have let us have.
-type grants struct {
+// Grants are the layers that repositories have let us have.
+type Grants struct {
+	opts   *Options
+	places *Places
+
 	mu  sync.Mutex // guards all
 	all lru.Cache  // of granted
 }
@@ -29,33 +32,31 @@ type granted struct {
 
 const maxGrants = 1 << 16 // of which each may be asked for again
 
-func (g *grants) note(s *Source) {
+// Note notes that a layer's repository has let us have it.
+func (g *Grants) Note(s *Source) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.all.MaxEntries = maxGrants
 	g.all.Add(granted{s.Repo, s.Descriptor.Digest}, nil)
 }
 
-func (g *grants) has(s *Source) bool {
+func (g *Grants) has(s *Source) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	_, ok := g.all.Get(granted{s.Repo, s.Descriptor.Digest})
 	return ok
 }
 
-// NoteGranted notes that a layer's repository has let us have it.
-func (l *Layers) NoteGranted(s *Source) { l.granted.note(s) }
-
-// grant fails unless a layer's own repository lets us have it: it has said so before, or containerd has had the blob from
+// Ask fails unless a layer's own repository lets us have it: it has said so before, or containerd has had the blob from
 // there, or it serves a byte of it now.
-func (l *Layers) grant(ctx context.Context, s *Source) error {
-	if l.opts.TrustOf(s.Repo).Shared || l.granted.has(s) {
+func (g *Grants) Ask(ctx context.Context, s *Source) error {
+	if g.opts.TrustOf(s.Repo).Shared || g.has(s) {
 		return nil
 	}
-	if l.opts.Blobs == nil || s.Namespace == "" || !l.opts.Blobs.From(ctx, s.Namespace, s.Descriptor.Digest, s.Repo) {
+	if g.opts.Blobs == nil || s.Namespace == "" || !g.opts.Blobs.From(ctx, s.Namespace, s.Descriptor.Digest, s.Repo) {
 		ctx, cancel := context.WithTimeout(ctx, openTimeout)
 		defer cancel()
-		if err := l.tryRange(ctx, s); err != nil && !errors.Is(err, registry.ErrRange) { // that serves it, but whole
+		if err := g.places.TryRange(ctx, s); err != nil && !errors.Is(err, registry.ErrRange) { // that serves it, but whole
 			err = fmt.Errorf("it is in the cache, but its own repository does not serve it "+
 				"([trust] shared = \"open\" gives it all the same): %w", err)
 			if errors.Is(err, registry.ErrNotFound) {
@@ -64,6 +65,6 @@ func (l *Layers) grant(ctx context.Context, s *Source) error {
 			return err
 		}
 	}
-	l.granted.note(s)
+	g.Note(s)
 	return nil
 }

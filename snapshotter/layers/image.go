@@ -3,6 +3,7 @@ package layers
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -52,4 +53,15 @@ type TrustPolicy struct {
 	BeforeUse bool
 	// Shared gives layers in the cache to the repository's images without asking it.
 	Shared bool
+}
+
+// Describe names the layer in errors.
+func (s *Source) Describe() string {
+	return fmt.Sprintf("layer %s of %s", s.Descriptor.Digest, s.Image)
+}
+
+// BlobName is cache.Name.Blob of a layer; "" where the record of a snapshot is damaged.
+func (s *Source) BlobName() string {
+	_, hex, _ := strings.Cut(string(s.Descriptor.Digest), ":")
+	return hex
 }

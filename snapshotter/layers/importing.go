@@ -6,9 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -36,48 +38,51 @@ type ImportPolicy struct {
 	KeepBlobs bool
 }
 
-// Blobs are the blobs in containerd's content store, in a namespace.
-type Blobs interface {
-	// Blob opens a blob, or fails.
-	Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error)
-	// From reports whether a blob is there that containerd had from a repository.
-	From(ctx context.Context, namespace string, d digest.Digest, repo registry.Repository) bool
-	// KeepBlob adds a layer's blob.
-	KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, r io.Reader) error
-}
-
 const (
 	// importTries is how often a layer is asked for whose bytes are wrong, each time elsewhere if there
 	// are several places.
 	importTries = 3
-	storeWait   = time.Second // for containerd to say whether it has a blob
 )
+
+// Imports are how layers are read whole.
+type Imports struct {
+	opts    *Options
+	places  *Places
+	proofs  *Proofs
+	decoder *decoder
+	indexes *Indexes
+	cache   *cache.Cache
+	tracer  *Tracer
+	pool    *fair.Pool[string] // bounds how many layers are imported
+	log     *slog.Logger
+	started *sync.WaitGroup
+}
 
 var errWrongBlob = errors.New("the registry serves another blob under this digest")
 
-// importLayer reads all of a layer: its data into the cache, its tree into the index.
-func (l *Layers) importLayer(ctx context.Context, o *Opening, codec blob.Codec) (*Tree, error) {
-	release, err := l.place(ctx, l.imports, o)
+// layer reads all of a layer: its data into the cache, its tree into the index.
+func (i *Imports) layer(ctx context.Context, o *Opening, codec blob.Codec) (*Tree, error) {
+	release, err := i.proofs.place(ctx, i.pool, o)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
 	began := time.Now()
-	x, err := l.inMemory(ctx, o, importMemoryOf(codec), func(limits layout.Limits) (*Tree, error) {
-		return l.tryImport(ctx, o, codec, limits)
+	x, err := i.decoder.inMemory(ctx, o, importMemoryOf(codec), func(limits layout.Limits) (*Tree, error) {
+		return i.tryImport(ctx, o, codec, limits)
 	})
-	l.tracer.end(began, Span{Kind: "import", Digest: o.src.Descriptor.Digest, Len: o.src.Descriptor.Size, Err: err})
+	i.tracer.Ended(began, Span{Kind: "import", Digest: o.src.Descriptor.Digest, Len: o.src.Descriptor.Size, Err: err})
 	return x, err
 }
 
-func (l *Layers) tryImport(ctx context.Context, o *Opening, codec blob.Codec, limits layout.Limits) (*Tree, error) {
-	whole := l.failures.rangeless(o.src.Repo.Host)
+func (i *Imports) tryImport(ctx context.Context, o *Opening, codec blob.Codec, limits layout.Limits) (*Tree, error) {
+	whole := i.proofs.failures.rangeless(o.src.Repo.Host)
 	for try := 0; ; try++ {
-		im, err := l.cache.Import(ctx, o.key) // another repository's is another import: it may never end
+		im, err := i.cache.Import(ctx, o.key) // another repository's is another import: it may never end
 		if err != nil {
 			return nil, err
 		}
-		x, err := l.importOnce(ctx, o, codec, limits, im, try, whole)
+		x, err := i.importOnce(ctx, o, codec, limits, im, try, whole)
 		if err == nil {
 			return x, nil
 		}
@@ -86,13 +91,13 @@ func (l *Layers) tryImport(ctx context.Context, o *Opening, codec blob.Codec, li
 		im.Stop(!wrong && !beyond && !o.gone.Load())
 		switch {
 		case wrong && try+1 < importTries:
-			l.log.Warn("layer has wrong bytes, asking again", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+			i.log.Warn("layer has wrong bytes, asking again", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 			whole = whole || try+2 == importTries // who spoils ranges may serve the whole
 		case wrong || beyond:
 			return nil, NotLazy("%w", err)
 		case !whole && ctx.Err() == nil && (errors.Is(err, registry.ErrRange) || registry.Retryable(err)):
-			l.failures.noteRange(o.src.Repo.Host, err)
-			l.log.Info("layer is asked for without ranges", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+			i.proofs.failures.noteRange(o.src.Repo.Host, err)
+			i.log.Info("layer is asked for without ranges", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 			whole = true
 		default:
 			return nil, err
@@ -100,7 +105,7 @@ func (l *Layers) tryImport(ctx context.Context, o *Opening, codec blob.Codec, li
 	}
 }
 
-func (l *Layers) importOnce(
+func (i *Imports) importOnce(
 	ctx context.Context, o *Opening, codec blob.Codec, limits layout.Limits, im *cache.Import, try int, whole bool,
 ) (*Tree, error) {
 	desc := o.src.Descriptor
@@ -109,9 +114,9 @@ func (l *Layers) importOnce(
 	}
 	o.got.Store(im.Held)
 	if im.Held > 0 {
-		l.log.Info("import goes on", "digest", desc.Digest, "image", o.src.Image, "bytes", im.Held, "of", desc.Size)
+		i.log.Info("import goes on", "digest", desc.Digest, "image", o.src.Image, "bytes", im.Held, "of", desc.Size)
 	}
-	rest := l.restOf(ctx, &o.src, im.Held, try, whole)
+	rest := i.restOf(ctx, &o.src, im.Held, try, whole)
 	defer rest.Close()
 	came := int64(0)
 	tee := readerFunc(func(p []byte) (int, error) {
@@ -131,7 +136,7 @@ func (l *Layers) importOnce(
 			return nil, err
 		}
 	}
-	l.prove(o)
+	i.proofs.prove(o)
 	layer, err := scan.Scan(ctx, packed, is, scan.Options{Data: im, DataStart: cache.DataStart, Limits: limits})
 	if err != nil {
 		return nil, err
@@ -139,20 +144,20 @@ func (l *Layers) importOnce(
 	if layer.Blob != desc.Digest {
 		return nil, fmt.Errorf("%w: its digest is %s", errWrongBlob, layer.Blob)
 	}
-	if l.opts.ImportOf(o.src.Repo).KeepBlobs {
-		l.keepBlob(ctx, o, im, layer.DiffID)
+	if i.opts.ImportOf(o.src.Repo).KeepBlobs {
+		i.keepBlob(ctx, o, im, layer.DiffID)
 	}
-	l.keepIndex(&o.src, layer)
+	i.indexes.keep(&o.src, layer)
 	return &Tree{layout: layer.Layout, imported: im, diffID: layer.DiffID, fetched: came}, nil
 }
 
 // restOf reads a layer's blob from off on, by several ranges side by side, or whole as containerd does.
-func (l *Layers) restOf(ctx context.Context, s *Source, off int64, try int, whole bool) io.ReadCloser {
-	src := l.importSource(s)
+func (i *Imports) restOf(ctx context.Context, s *Source, off int64, try int, whole bool) io.ReadCloser {
+	src := i.places.whole(s)
 	if !whole {
-		return l.cache.Read(ctx, src, off, s.Descriptor.Size, try)
+		return i.cache.Read(ctx, src, off, s.Descriptor.Size, try)
 	}
-	return l.cache.Stream(ctx, src, func(ctx context.Context) (io.ReadCloser, error) {
+	return i.cache.Stream(ctx, src, func(ctx context.Context) (io.ReadCloser, error) {
 		r, err := src.Whole(ctx)
 		if err != nil {
 			return nil, err
@@ -170,62 +175,14 @@ func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // keepBlob puts the packed bytes into containerd's content store. That it fails is no reason to fail the
 // import.
-func (l *Layers) keepBlob(ctx context.Context, o *Opening, im *cache.Import, diffID digest.Digest) {
+func (i *Imports) keepBlob(ctx context.Context, o *Opening, im *cache.Import, diffID digest.Digest) {
 	r, n, ok := im.Whole()
 	err := errors.New("there was no room for its packed bytes")
-	if ok && l.opts.Blobs != nil {
+	if ok && i.opts.Blobs != nil {
 		desc := ocispec.Descriptor{MediaType: o.src.Descriptor.MediaType, Digest: o.src.Descriptor.Digest, Size: n}
-		err = l.opts.Blobs.KeepBlob(ctx, o.src.Namespace, desc, o.src.Repo, diffID, r)
+		err = i.opts.Blobs.KeepBlob(ctx, o.src.Namespace, desc, o.src.Repo, diffID, r)
 	}
 	if err != nil {
-		l.log.Warn("blob not kept in containerd's content store", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
+		i.log.Warn("blob not kept in containerd's content store", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 	}
-}
-
-// importSource returns where a whole layer is read from: containerd's content store if it has the blob,
-// or gets it meanwhile, and the registry otherwise.
-func (l *Layers) importSource(s *Source) Blob {
-	if l.opts.Blobs == nil || s.Namespace == "" {
-		return l.blob(s)
-	}
-	return &storedBlob{Blob: l.blob(s), blobs: l.opts.Blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
-}
-
-// Stored reports whether containerd's content store has a layer's blob: then an import moves nothing.
-func (l *Layers) Stored(ctx context.Context, s *Source) bool {
-	if l.opts.Blobs == nil || s.Namespace == "" {
-		return false
-	}
-	ctx, cancel := context.WithTimeout(ctx, storeWait)
-	defer cancel()
-	r, err := l.opts.Blobs.Blob(ctx, s.Namespace, s.Descriptor.Digest)
-	if err != nil {
-		return false
-	}
-	return r.Close() == nil && r.Size() == s.Descriptor.Size
-}
-
-// storedBlob is a layer's blob that may be in containerd's content store.
-type storedBlob struct {
-	Blob
-	blobs     Blobs
-	namespace string
-	digest    digest.Digest
-}
-
-// Open implements cache.Source.
-func (b *storedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
-	if try == 0 {
-		r, err := b.blobs.Blob(ctx, b.namespace, b.digest) // which reads with this context, too
-		if err == nil {
-			if r.Size() == b.Size() {
-				return struct {
-					io.Reader
-					io.Closer
-				}{io.NewSectionReader(r, off, n), r}, nil
-			}
-			r.Close() // only read
-		}
-	}
-	return b.Blob.Open(ctx, off, n, try)
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -29,11 +28,20 @@ type IndexPolicy struct {
 	Publish bool // those that are made here are published
 }
 
-// indexes are those of layers that have none of their own: made on this node while a layer was imported,
+// Indexes are those of layers that have none of their own: made on this node while a layer was imported,
 // one file a layer, or published beside an image.
-type indexes struct {
-	dir string
-	log *slog.Logger
+type Indexes struct {
+	dir      string
+	opts     *Options
+	promises *promises
+	places   *Places
+	proofs   *Proofs
+	decoder  *decoder
+	tracer   *Tracer
+	cached   func(s *Source) bool // Layers.Cached
+	log      *slog.Logger
+	life     context.Context
+	started  *sync.WaitGroup
 
 	mu        sync.Mutex                      // guards the fields below, and changes of dir
 	published map[string]*publication         // by Image.ID
@@ -71,19 +79,19 @@ func ListDamaged(root string) ([]durable.Damage, error) {
 }
 
 // clean deletes what replacements of files that a power cut ended have left.
-func (x *indexes) clean() {
+func (x *Indexes) clean() {
 	if err := durable.Sweep(x.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
 		x.log.Warn("files that were never finished stay", "dir", x.dir, "err", err)
 	}
 }
 
-func (x *indexes) path(layer digest.Digest) string {
+func (x *Indexes) path(layer digest.Digest) string {
 	return filepath.Join(x.dir, layer.Encoded()+indexSuffix)
 }
 
 // size returns how many bytes a layer's index has that was made here. What is there and cannot be one is set aside; one that
 // turns out to be damaged when it is decoded is replaced after the import that follows.
-func (x *indexes) size(layer digest.Digest) (int64, error) {
+func (x *Indexes) size(layer digest.Digest) (int64, error) {
 	st, err := os.Stat(x.path(layer))
 	switch {
 	case err != nil:
@@ -96,7 +104,7 @@ func (x *indexes) size(layer digest.Digest) (int64, error) {
 }
 
 // get returns a layer's index that was made here. Who calls it has the memory.
-func (x *indexes) get(layer digest.Digest) ([]byte, error) {
+func (x *Indexes) get(layer digest.Digest) ([]byte, error) {
 	if _, err := x.size(layer); err != nil {
 		return nil, err
 	}
@@ -104,7 +112,7 @@ func (x *indexes) get(layer digest.Digest) ([]byte, error) {
 }
 
 // put keeps a layer's index.
-func (x *indexes) put(layer digest.Digest, data []byte) error {
+func (x *Indexes) put(layer digest.Digest, data []byte) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if err := os.MkdirAll(x.dir, 0o700); err != nil {
@@ -117,7 +125,7 @@ func (x *indexes) put(layer digest.Digest, data []byte) error {
 }
 
 // pruneLocked removes the oldest indexes while there are too many bytes of them.
-func (x *indexes) pruneLocked() error {
+func (x *Indexes) pruneLocked() error {
 	entries, err := os.ReadDir(x.dir)
 	if err != nil {
 		return err
@@ -144,14 +152,14 @@ func (x *indexes) pruneLocked() error {
 	return errors.Join(errs...)
 }
 
-// keepIndex makes a layer's index, soon.
-func (l *Layers) keepIndex(s *Source, layer *scan.Layer) {
-	x, d := l.indexes, s.Descriptor.Digest
+// keep makes a layer's index, soon.
+func (x *Indexes) keep(s *Source, layer *scan.Layer) {
+	d := s.Descriptor.Digest
 	made := make(chan struct{})
 	x.mu.Lock()
 	x.making[d] = made
 	x.mu.Unlock()
-	l.started.Go(func() {
+	x.started.Go(func() {
 		defer func() {
 			close(made)
 			x.mu.Lock()
@@ -160,20 +168,20 @@ func (l *Layers) keepIndex(s *Source, layer *scan.Layer) {
 		}()
 		select {
 		case <-time.After(indexLater):
-		case <-l.life.Done():
+		case <-x.life.Done():
 		}
 		data, ok := layer.Index()
 		if !ok {
 			return
 		}
 		if err := x.put(d, data); err != nil {
-			l.log.Warn("index not kept: the layer's next reader needs all of it", "digest", d, "err", err)
+			x.log.Warn("index not kept: the layer's next reader needs all of it", "digest", d, "err", err)
 		}
 	})
 }
 
 // made returns the size of a layer's index, once it is there if it is being made.
-func (x *indexes) made(ctx context.Context, layer digest.Digest) (int64, error) {
+func (x *Indexes) made(ctx context.Context, layer digest.Digest) (int64, error) {
 	x.mu.Lock()
 	making := x.making[layer]
 	x.mu.Unlock()
@@ -187,14 +195,13 @@ func (x *indexes) made(ctx context.Context, layer digest.Digest) (int64, error) 
 	return x.size(layer)
 }
 
-// ExpectIndexes has the published indexes of an image asked for, if they are trusted and a layer needs
+// Expect has the published indexes of an image asked for, if they are trusted and a layer needs
 // one.
-func (l *Layers) ExpectIndexes(img Image) {
-	reg, ok := l.registry.(Artifacts)
-	if !ok || !l.opts.IndexOf(img.Repo).Trust || img.Target.Digest == "" {
+func (x *Indexes) Expect(img Image) {
+	reg, ok := x.places.registry.(Artifacts)
+	if !ok || !x.opts.IndexOf(img.Repo).Trust || img.Target.Digest == "" {
 		return
 	}
-	x := l.indexes
 	x.mu.Lock()
 	asked := x.published[img.ID()] != nil
 	x.mu.Unlock()
@@ -204,10 +211,10 @@ func (l *Layers) ExpectIndexes(img Image) {
 	p := &publication{repo: img.Repo, wants: map[digest.Digest]bool{}, done: make(chan struct{})}
 	for i := range img.Layers {
 		s := &img.Layers[i]
-		if promised, err := l.promiseOf(s); err != nil || promised.format != formatImport || l.Cached(s) {
+		if promised, err := x.promises.promiseOf(s); err != nil || promised.format != formatImport || x.cached(s) {
 			continue
 		}
-		if _, err := os.Stat(l.indexes.path(s.Descriptor.Digest)); err != nil {
+		if _, err := os.Stat(x.path(s.Descriptor.Digest)); err != nil {
 			p.wants[s.Descriptor.Digest] = true
 		}
 	}
@@ -217,31 +224,31 @@ func (l *Layers) ExpectIndexes(img Image) {
 		return
 	}
 	x.published[img.ID()] = p
-	l.started.Go(func() {
+	x.started.Go(func() {
 		defer close(p.done)
-		ctx, cancel := context.WithTimeout(l.life, indexAskFor)
+		ctx, cancel := context.WithTimeout(x.life, indexAskFor)
 		defer cancel()
 		began := time.Now()
-		layers, n, share, err := l.askIndexes(ctx, reg, img)
+		layers, n, share, err := x.ask(ctx, reg, img)
 		if err == nil {
 			err = share.Keep(n)
 		}
-		l.tracer.end(began, Span{Kind: "index", What: "published", Len: n, Err: err})
+		x.tracer.Ended(began, Span{Kind: "index", What: "published", Len: n, Err: err})
 		if err == nil {
 			p.layers, p.share = layers, share
 			return
 		}
 		share.Release()
 		if !errors.Is(err, registry.ErrNotFound) && ctx.Err() == nil {
-			l.log.Warn("published index ignored", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
+			x.log.Warn("published index ignored", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
 		}
 	})
 }
 
-// askIndexes returns the indexes that are published of an image's layers, how many bytes they have, and the memory that they
+// ask returns the indexes that are published of an image's layers, how many bytes they have, and the memory that they
 // take, which is to be released with an error, too.
-func (l *Layers) askIndexes(ctx context.Context, reg Artifacts, img Image) (map[digest.Digest][]byte, int64, *memory.Share, error) {
-	data, share, err := l.Artifact(ctx, reg, img, index.Artifact, func(int64) int64 { return 0 })
+func (x *Indexes) ask(ctx context.Context, reg Artifacts, img Image) (map[digest.Digest][]byte, int64, *memory.Share, error) {
+	data, share, err := x.places.Artifact(ctx, reg, img, index.Artifact, func(int64) int64 { return 0 })
 	if err != nil {
 		return nil, 0, nil, err
 	}
@@ -260,11 +267,8 @@ func (l *Layers) askIndexes(ctx context.Context, reg Artifacts, img Image) (map[
 	return layers, int64(len(data)), share, nil
 }
 
-// SweepIndexes forgets the indexes that were published of images whose first start is over; keep says which is not.
-func (l *Layers) SweepIndexes(keep func(image string) bool) { l.indexes.sweep(keep) }
-
 // Sweep forgets what was published of images that were asked for a while ago.
-func (x *indexes) sweep(keep func(image string) bool) {
+func (x *Indexes) Sweep(keep func(image string) bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for m, p := range x.published {
@@ -286,9 +290,9 @@ type foundIndex struct {
 	by   string                 // describes it
 }
 
-// findIndex returns a layer's index, or nil.
-func (l *Layers) findIndex(ctx context.Context, s *Source) *foundIndex {
-	x, d := l.indexes, s.Descriptor.Digest
+// find returns a layer's index, or nil.
+func (x *Indexes) find(ctx context.Context, s *Source) *foundIndex {
+	d := s.Descriptor.Digest
 	if n, err := x.size(d); err == nil {
 		return &foundIndex{n, func() ([]byte, error) { return x.get(d) }, madeHere}
 	}
@@ -317,47 +321,37 @@ func (l *Layers) findIndex(ctx context.Context, s *Source) *foundIndex {
 
 // byMadeIndex makes a layer's tree of the index that was made of it, here or elsewhere. It returns nothing if
 // there is none.
-func (l *Layers) byMadeIndex(ctx context.Context, o *Opening) (*Tree, error) {
+func (x *Indexes) byMadeIndex(ctx context.Context, o *Opening) (*Tree, error) {
 	s := &o.src
 	// Whether the layer can be read by parts shows while the index comes.
 	able := make(chan error, 1)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	l.started.Go(func() {
-		err := l.firstBytes(ctx, s)
+	x.started.Go(func() {
+		err := x.places.firstBytes(ctx, s)
 		if err == nil {
-			l.prove(o)
+			x.proofs.prove(o)
 		}
 		able <- err
 	})
-	found := l.findIndex(ctx, s)
+	found := x.find(ctx, s)
 	if found == nil {
 		return nil, nil
 	}
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return l.inMemory(ctx, o, indexMemory+found.size, func(limits layout.Limits) (*Tree, error) {
+	return x.decoder.inMemory(ctx, o, indexMemory+found.size, func(limits layout.Limits) (*Tree, error) {
 		data, err := found.read()
 		if err != nil {
 			return nil, err
 		}
-		return l.byIndex(ctx, s, data, found.by, limits)
+		return x.byIndex(ctx, s, data, found.by, limits)
 	})
 }
 
-// tryRange reads a byte of a layer.
-func (l *Layers) tryRange(ctx context.Context, s *Source) error {
-	r, err := l.blob(s).Open(ctx, s.Descriptor.Size-1, 1, 0)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(io.Discard, r)
-	return errors.Join(err, r.Close())
-}
-
 // byIndex makes a layer's tree of an index that is not in the layer.
-func (l *Layers) byIndex(ctx context.Context, s *Source, data []byte, by string, limits layout.Limits) (*Tree, error) {
+func (x *Indexes) byIndex(ctx context.Context, s *Source, data []byte, by string, limits layout.Limits) (*Tree, error) {
 	h, err := index.ReadHead(data)
 	if err != nil {
 		return nil, err

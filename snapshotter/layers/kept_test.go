@@ -13,7 +13,7 @@ import (
 
 // TestIndexesAreBounded: the oldest indexes go when they are too many.
 func TestIndexesAreBounded(t *testing.T) {
-	x := indexes{dir: filepath.Join(t.TempDir(), "indexes"), log: imagetest.LogOf(t)}
+	x := Indexes{dir: filepath.Join(t.TempDir(), "indexes"), log: imagetest.LogOf(t)}
 	old, young := digest.FromString("old"), digest.FromString("young")
 	if err := x.put(old, []byte("old")); err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/layout"
+	"github.com/remora-storage/remora/internal/memory"
 )
 
 // What the decoding of a layer takes of memory besides its tree, in bytes.
@@ -14,6 +15,13 @@ const (
 	importMemory = 16 << 20 // requests under way, pieces, chunks, and a buffer of data
 	zstdMemory   = 16 << 20 // more for a window and its history
 )
+
+// A decoder decodes layers within the memory that all of them share.
+type decoder struct {
+	memory *memory.Budget // nil for no end
+	limits layout.Limits
+	proofs *Proofs
+}
 
 func importMemoryOf(c blob.Codec) int64 {
 	if c == blob.Zstd {
@@ -25,18 +33,18 @@ func importMemoryOf(c blob.Codec) int64 {
 // inMemory decodes a layer once there is memory for it, and asks for more as the tree grows. The share is held until an image
 // was made of the layer, or nobody wants it any more. What waits for the layers below is kept: nobody waits for its end,
 // because that may be behind whoever waits. A layer that waits for memory is proven meanwhile.
-func (l *Layers) inMemory(
+func (d *decoder) inMemory(
 	ctx context.Context, o *Opening, base int64, decode func(layout.Limits) (*Tree, error),
 ) (*Tree, error) {
-	share, ok := l.opts.Memory.Try(o.src.Repo.Host, base)
+	share, ok := d.memory.Try(o.src.Repo.Host, base)
 	if !ok {
-		l.probe(ctx, o)
+		d.proofs.probe(ctx, o)
 		var err error
-		if share, err = l.opts.Memory.Acquire(ctx, o.src.Repo.Host, base); err != nil {
+		if share, err = d.memory.Acquire(ctx, o.src.Repo.Host, base); err != nil {
 			return nil, fmt.Errorf("decode layer: %w", err)
 		}
 	}
-	limits := l.opts.Limits
+	limits := d.limits
 	limits.Grow = func(n int64) error { return share.Grow(ctx, n) }
 	x, err := decode(limits)
 	if err == nil && x == nil {

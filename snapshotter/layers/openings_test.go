@@ -60,7 +60,7 @@ func TestAbandoned(t *testing.T) {
 			defer o.Silence("/blobs/")()
 			src := sourceOf(o, im)
 			opening := l.Open(src)
-			if err := l.AwaitProof(t.Context(), opening, 0); !errors.Is(err, ErrUnproven) || !errors.Is(err, ErrNotLazy) {
+			if err := l.Proofs.Await(t.Context(), opening, 0); !errors.Is(err, ErrUnproven) || !errors.Is(err, ErrNotLazy) {
 				t.Errorf("got %v", err)
 			}
 			l.Abandon(opening)
@@ -71,7 +71,7 @@ func TestAbandoned(t *testing.T) {
 			if left != 0 {
 				t.Errorf("%d openings go on", left)
 			}
-			if err := l.Failing(src.Repo); !errors.Is(err, ErrUnproven) {
+			if err := l.Proofs.Failing(src.Repo); !errors.Is(err, ErrUnproven) {
 				t.Errorf("of the host is known: %v", err)
 			}
 		})
@@ -93,7 +93,7 @@ func TestPublishedIndexTakesMemory(t *testing.T) {
 			t.Errorf("asked for %d times before there was memory", n)
 		}
 	}, func() error {
-		all, _, share, err := l.askIndexes(t.Context(), l.registry.(Artifacts), imageOf(o, im))
+		all, _, share, err := l.Indexes.ask(t.Context(), l.Places.registry.(Artifacts), imageOf(o, im))
 		if err == nil && all[layer.Digest()] == nil {
 			t.Error("the index has not the layer")
 		}
@@ -111,7 +111,7 @@ func TestLargeIndex(t *testing.T) {
 	o := imagetest.NewOrigin(t, im)
 	imagetest.Publish(t, o, im, fsindex.Artifact, imagetest.Noise(2, 32<<20))
 	l := newOf(t, o, Options{Memory: memory.New(64 << 20)})
-	if _, _, _, err := l.askIndexes(t.Context(), l.registry.(Artifacts), imageOf(o, im)); !errors.Is(err, memory.ErrBeyond) {
+	if _, _, _, err := l.Indexes.ask(t.Context(), l.Places.registry.(Artifacts), imageOf(o, im)); !errors.Is(err, memory.ErrBeyond) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -123,11 +123,11 @@ func TestMadeIndexTakesMemory(t *testing.T) {
 	o := imagetest.NewOrigin(t, im)
 	m := memory.New(64 << 20)
 	l := newOf(t, o, Options{Memory: m})
-	if err := l.indexes.put(layer.Digest(), imagetest.IndexOf(t, layer)); err != nil {
+	if err := l.Indexes.put(layer.Digest(), imagetest.IndexOf(t, layer)); err != nil {
 		t.Fatal(err)
 	}
 	imagetest.WaitsForMemory(t, m, func() {}, func() error {
-		x, err := l.byMadeIndex(t.Context(), &Opening{src: sourceOf(o, im), proof: newProof()})
+		x, err := l.Indexes.byMadeIndex(t.Context(), &Opening{src: sourceOf(o, im), proof: newProof()})
 		if err == nil {
 			x.share.Release()
 		}

@@ -77,28 +77,31 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 		hooks.Unreadable = func(*Source) {}
 	}
 	l := &Layers{
-		registry: reg, cache: c, opts: opts, hooks: hooks, log: opts.Log, life: life,
-		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne), imports: fair.NewPool[string](importAtOnce, importAtOnceOfOne),
-		indexes: &indexes{
-			dir: filepath.Join(root, indexesDir), log: opts.Log,
-			published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
-		},
-		openings: map[string]*Opening{}, sources: map[string]*sources{},
+		promises: promises{&opts}, Tracer: new(Tracer), cache: c, hooks: hooks, log: opts.Log, life: life,
+		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne), openings: map[string]*Opening{},
 	}
-	l.indexes.clean()
+	how := &l.promises
+	l.Places = &Places{registry: reg, blobs: opts.Blobs, memory: opts.Memory}
+	l.Proofs = &Proofs{places: l.Places, wait: opts.ProofWait, started: &l.started}
+	l.decoder = &decoder{memory: opts.Memory, limits: opts.Limits, proofs: l.Proofs}
+	l.Aheads = &Aheads{promises: how, places: l.Places, memory: opts.Memory, tracer: l.Tracer, all: map[string]*Ahead{}}
+	l.Sources = &Sources{promises: how, places: l.Places, aheads: l.Aheads, more: hooks.Places, all: map[string]*repositories{}}
+	l.Granted = &Grants{opts: &opts, places: l.Places}
+	l.Indexes = &Indexes{
+		dir: filepath.Join(root, indexesDir), opts: &opts, promises: how, places: l.Places, proofs: l.Proofs, decoder: l.decoder,
+		tracer: l.Tracer, cached: l.Cached, log: opts.Log, life: life, started: &l.started,
+		published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
+	}
+	l.Imports = &Imports{
+		opts: &opts, places: l.Places, proofs: l.Proofs, decoder: l.decoder, indexes: l.Indexes, cache: c, tracer: l.Tracer,
+		pool: fair.NewPool[string](importAtOnce, importAtOnceOfOne), log: opts.Log, started: &l.started,
+	}
+	l.Indexes.clean()
 	return l
 }
 
 // Close returns when nothing is under way any more; life has ended before.
 func (l *Layers) Close() {
 	l.started.Wait()
-	l.SweepIndexes(func(string) bool { return false })
-}
-
-// ProveBeforeUse reports whether a layer is to be complete, and its diffID checked, before its first mount.
-func (l *Layers) ProveBeforeUse(s *Source) bool { return l.opts.TrustOf(s.Repo).BeforeUse }
-
-// KeepsBlob reports whether a layer's blob is to be in containerd's content store.
-func (l *Layers) KeepsBlob(s *Source) bool {
-	return l.opts.Blobs != nil && l.opts.ImportOf(s.Repo).KeepBlobs
+	l.Indexes.Sweep(func(string) bool { return false })
 }

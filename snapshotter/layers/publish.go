@@ -10,52 +10,52 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// PublishIndexes publishes the indexes that were made here of an image's layers, if that is wanted. That it
+// Publish publishes the indexes that were made here of an image's layers, if that is wanted. That it
 // fails is no error.
-func (l *Layers) PublishIndexes(img Image) {
-	reg, ok := l.registry.(Artifacts)
-	if !ok || !l.opts.IndexOf(img.Repo).Publish || img.Target.Digest == "" {
+func (x *Indexes) Publish(img Image) {
+	reg, ok := x.places.registry.(Artifacts)
+	if !ok || !x.opts.IndexOf(img.Repo).Publish || img.Target.Digest == "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(l.life, indexAskFor)
+	ctx, cancel := context.WithTimeout(x.life, indexAskFor)
 	defer cancel()
 	var all []digest.Digest
 	bytes := int64(0)
 	for i := range img.Layers {
-		p, err := l.promiseOf(&img.Layers[i])
+		p, err := x.promises.promiseOf(&img.Layers[i])
 		if err != nil || p.format != formatImport {
 			continue
 		}
-		if n, err := l.indexes.made(ctx, img.Layers[i].Descriptor.Digest); err == nil {
+		if n, err := x.made(ctx, img.Layers[i].Descriptor.Digest); err == nil {
 			all, bytes = append(all, img.Layers[i].Descriptor.Digest), bytes+n
 		}
 	}
 	if len(all) == 0 {
 		return
 	}
-	there, _, share, err := l.askIndexes(ctx, reg, img)
+	there, _, share, err := x.ask(ctx, reg, img)
 	share.Release()
 	if err == nil && len(there) >= len(all) {
 		return // another node was faster
 	}
-	done, err := l.publish(ctx, reg, img, all, bytes)
+	done, err := x.publish(ctx, reg, img, all, bytes)
 	if err != nil {
-		l.log.Warn("index not published", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
+		x.log.Warn("index not published", "image", img.Ref, "manifest", img.Target.Digest, "err", err)
 		return
 	}
-	l.log.Info("index published", "image", img.Ref, "manifest", img.Target.Digest, "tag", done.Tag, "layers", len(all))
+	x.log.Info("index published", "image", img.Ref, "manifest", img.Target.Digest, "tag", done.Tag, "layers", len(all))
 }
 
 // publish publishes the indexes of some layers, which have so many bytes together, once there is memory for them.
-func (l *Layers) publish(ctx context.Context, reg Artifacts, img Image, all []digest.Digest, bytes int64) (registry.Published, error) {
-	share, err := l.opts.Memory.Acquire(ctx, img.Repo.Host, 2*bytes) // each of them, and all together
+func (x *Indexes) publish(ctx context.Context, reg Artifacts, img Image, all []digest.Digest, bytes int64) (registry.Published, error) {
+	share, err := x.opts.Memory.Acquire(ctx, img.Repo.Host, 2*bytes) // each of them, and all together
 	if err != nil {
 		return registry.Published{}, err
 	}
 	defer share.Release()
 	var parts [][]byte
 	for _, d := range all {
-		data, err := l.indexes.get(d)
+		data, err := x.get(d)
 		if err != nil {
 			return registry.Published{}, fmt.Errorf("index of %s: %w", d, err)
 		}

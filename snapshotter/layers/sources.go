@@ -13,9 +13,9 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// sources are the repositories of all images that use one image in the cache. What is missing of it comes from whichever
+// repositories are those of all images that use one image in the cache. What is missing of it comes from whichever
 // answers: no image depends on the repository of another.
-type sources struct {
+type repositories struct {
 	more func(ctx context.Context) []repositorySource // other places that may have the blob
 
 	looking sync.Mutex // guards the fields below; taken before mu
@@ -45,48 +45,59 @@ type placedSource interface {
 // stalled is how long a repository may send nothing before another one is asked, if there is another one.
 const stalled = 5 * time.Second
 
-// Shared adds the repository of s to those that an image in the cache is read from, as the first, and returns the image.
-func (l *Layers) Shared(f *cache.File, s *Source) *cache.File {
-	from := l.aheads.source(l.KeyOf(s), l.blob(s))
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	all := l.sources[f.ID()]
+// Sources are where the images in the cache are read from, by their names.
+type Sources struct {
+	promises *promises
+	places   *Places
+	aheads   *Aheads
+	more     func(ctx context.Context, image string) []Source // Hooks.Places
+
+	mu  sync.Mutex // guards all
+	all map[string]*repositories
+}
+
+// Add adds the repository of s to those that an image in the cache is read from, as the first, and returns the image.
+func (x *Sources) Add(f *cache.File, s *Source) *cache.File {
+	from := x.aheads.source(x.promises.KeyOf(s), x.places.blob(s))
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	all := x.all[f.ID()]
 	if all == nil || f.Removed() {
 		id := f.ID()
-		all = &sources{more: func(ctx context.Context) (more []repositorySource) {
-			for _, s := range l.hooks.Places(ctx, id) {
-				more = append(more, repositorySource{s.Repo, l.importSource(&s)})
+		all = &repositories{more: func(ctx context.Context) (more []repositorySource) {
+			for _, s := range x.more(ctx, id) {
+				more = append(more, repositorySource{s.Repo, x.places.whole(&s)})
 			}
 			return more
 		}}
-		l.sources[id] = all
+		x.all[id] = all
 	}
 	all.add(repositorySource{s.Repo, from})
 	f.SetSource(all)
 	return f
 }
 
-// Unshared takes a repository away from those that an image is read from.
-func (l *Layers) Unshared(id string, repo registry.Repository) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if all := l.sources[id]; all != nil {
+// Remove takes a repository away from those that an image is read from.
+func (x *Sources) Remove(id string, repo registry.Repository) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if all := x.all[id]; all != nil {
 		all.remove(repo)
 	}
 }
 
-// Unsourced forgets where an image that is removed was read from.
-func (l *Layers) Unsourced(id string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.sources, id)
+// Forget forgets where an image that is removed was read from.
+func (x *Sources) Forget(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.all, id)
 }
 
-func (x *sources) index(repo registry.Repository) int {
+func (x *repositories) index(repo registry.Repository) int {
 	return slices.IndexFunc(x.all, func(one repositorySource) bool { return one.repo == repo })
 }
 
-func (x *sources) add(one repositorySource) {
+func (x *repositories) add(one repositorySource) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.now = x.index(one.repo); x.now >= 0 {
@@ -98,7 +109,7 @@ func (x *sources) add(one repositorySource) {
 }
 
 // remove keeps the last one: reads that are under way end by its error.
-func (x *sources) remove(repo registry.Repository) {
+func (x *repositories) remove(repo registry.Repository) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if i := x.index(repo); i >= 0 && len(x.all) > 1 {
@@ -106,14 +117,14 @@ func (x *sources) remove(repo registry.Repository) {
 	}
 }
 
-func (x *sources) current() repositorySource {
+func (x *repositories) current() repositorySource {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return x.all[x.now]
 }
 
 // Open implements cache.Source.
-func (x *sources) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+func (x *repositories) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
 	began := time.Now()
 	r, err := x.openAny(ctx, off, n, try)
 	if err != nil && ctx.Err() == nil && x.look(ctx, began) {
@@ -123,7 +134,7 @@ func (x *sources) Open(ctx context.Context, off, n int64, try int) (io.ReadClose
 }
 
 // look adds other places that may have the blob. It reports whether some were added since a time.
-func (x *sources) look(ctx context.Context, since time.Time) bool {
+func (x *repositories) look(ctx context.Context, since time.Time) bool {
 	x.looking.Lock()
 	defer x.looking.Unlock()
 	if x.asked.After(since) {
@@ -140,7 +151,7 @@ func (x *sources) look(ctx context.Context, since time.Time) bool {
 	return x.found
 }
 
-func (x *sources) openAny(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+func (x *repositories) openAny(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
 	x.mu.Lock()
 	all, first := slices.Clone(x.all), x.now
 	x.mu.Unlock()
@@ -163,7 +174,7 @@ func (x *sources) openAny(ctx context.Context, off, n int64, try int) (io.ReadCl
 	return nil, errors.Join(errs...)
 }
 
-func (x *sources) openOne(ctx context.Context, one repositorySource, off, n int64, try int) (io.ReadCloser, error) {
+func (x *repositories) openOne(ctx context.Context, one repositorySource, off, n int64, try int) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	watch := time.AfterFunc(stalled, func() { cancel(fmt.Errorf("%s has sent nothing for %s", one.repo, stalled)) })
 	r, err := one.Open(ctx, off, n, try)
@@ -176,7 +187,7 @@ func (x *sources) openOne(ctx context.Context, one repositorySource, off, n int6
 }
 
 // pass has another repository asked next, if this one is asked now.
-func (x *sources) pass(repo registry.Repository) {
+func (x *repositories) pass(repo registry.Repository) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.all[x.now].repo == repo {
@@ -187,7 +198,7 @@ func (x *sources) pass(repo registry.Repository) {
 // watchedReader reads from a repository of several.
 type watchedReader struct {
 	io.ReadCloser
-	x      *sources
+	x      *repositories
 	repo   registry.Repository
 	watch  *time.Timer
 	cancel context.CancelCauseFunc
@@ -210,7 +221,7 @@ func (r *watchedReader) Close() error {
 }
 
 // Place implements cache.Placed.
-func (x *sources) Place() (host, user string) { return x.current().Place() }
+func (x *repositories) Place() (host, user string) { return x.current().Place() }
 
 // Link implements cache.Measured.
-func (x *sources) Link() (time.Duration, int64) { return x.current().Link() }
+func (x *repositories) Link() (time.Duration, int64) { return x.current().Link() }

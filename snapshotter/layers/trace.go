@@ -23,14 +23,15 @@ type Span struct {
 	Err      error
 }
 
-// tracer hands spans to who listens. Without a listener nothing is measured for it.
-type tracer struct {
+// A Tracer hands spans to who listens. Without a listener nothing is measured for it.
+type Tracer struct {
 	n   atomic.Int32
 	mu  sync.Mutex // guards all
 	all []*func(Span)
 }
 
-func (t *tracer) listen(fn func(Span)) (stop func()) {
+// Listen calls fn with every span from now on until stop is called.
+func (t *Tracer) Listen(fn func(Span)) (stop func()) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := &fn
@@ -44,8 +45,8 @@ func (t *tracer) listen(fn func(Span)) (stop func()) {
 	}
 }
 
-// end tells of a span that has ended now.
-func (t *tracer) end(began time.Time, s Span) {
+// Ended tells of a span that has ended now.
+func (t *Tracer) Ended(began time.Time, s Span) {
 	if t.n.Load() == 0 {
 		return
 	}
@@ -53,13 +54,7 @@ func (t *tracer) end(began time.Time, s Span) {
 	t.tell(s)
 }
 
-// Spent tells those who trace of what was done since began.
-func (l *Layers) Spent(began time.Time, s Span) { l.tracer.end(began, s) }
-
-// Listen calls fn with every span from now on until stop is called.
-func (l *Layers) Listen(fn func(Span)) (stop func()) { return l.tracer.listen(fn) }
-
-func (t *tracer) tell(s Span) {
+func (t *Tracer) tell(s Span) {
 	t.mu.Lock()
 	all := slices.Clone(t.all)
 	t.mu.Unlock()

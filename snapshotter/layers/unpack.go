@@ -20,8 +20,8 @@ import (
 
 // UnpackInto unpacks a whole layer into a directory that it makes. lowers are the directories of the layers below, the nearest first.
 // What is there afterwards has the digests that were promised, and is on stable storage.
-func (l *Layers) UnpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
-	release, err := l.imports.Acquire(ctx, src.Repo.Host)
+func (i *Imports) UnpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
+	release, err := i.pool.Acquire(ctx, src.Repo.Host)
 	if err != nil {
 		return err
 	}
@@ -32,16 +32,16 @@ func (l *Layers) UnpackInto(ctx context.Context, src *Source, dir string, lowers
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	whole := l.restOf(ctx, src, 0, 0, l.failures.rangeless(src.Repo.Host))
+	whole := i.restOf(ctx, src, 0, 0, i.proofs.failures.rangeless(src.Repo.Host))
 	defer whole.Close() // only read
 	packedSum, plainSum := sha256.New(), sha256.New()
 	packed := bufio.NewReaderSize(io.TeeReader(whole, packedSum), scan.HeadSize)
-	plain, end, err := l.decode(ctx, src, packed)
+	plain, end, err := i.decode(ctx, src, packed)
 	if err != nil {
 		return err
 	}
 	defer end()
-	most := l.opts.Limits.WithDefaults().Plain
+	most := i.opts.Limits.WithDefaults().Plain
 	plain = io.TeeReader(&bounded{r: plain, left: most, most: most}, plainSum)
 	opts := []ctrarchive.ApplyOpt{ctrarchive.WithConvertWhiteout(ctrarchive.OverlayConvertWhiteout)}
 	if len(lowers) > 0 {
@@ -68,7 +68,7 @@ func (l *Layers) UnpackInto(ctx context.Context, src *Source, dir string, lowers
 const usualWindow = 8 << 20
 
 // decode returns a reader of a layer's plain bytes, within the memory that decoding may take.
-func (l *Layers) decode(ctx context.Context, src *Source, packed *bufio.Reader) (plain io.Reader, end func(), err error) {
+func (i *Imports) decode(ctx context.Context, src *Source, packed *bufio.Reader) (plain io.Reader, end func(), err error) {
 	codec, err := scan.Detect(src.Descriptor.MediaType, packed)
 	if err != nil {
 		return nil, nil, err
@@ -90,7 +90,7 @@ func (l *Layers) decode(ctx context.Context, src *Source, packed *bufio.Reader) 
 			return nil, nil, fmt.Errorf("a zstd window of %d bytes: more than %d is not decoded", window, zstd.MaxWindowSize)
 		}
 	}
-	share, err := l.opts.Memory.Acquire(ctx, src.Repo.Host, importMemoryOf(codec)+int64(2*window))
+	share, err := i.opts.Memory.Acquire(ctx, src.Repo.Host, importMemoryOf(codec)+int64(2*window))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -2,7 +2,6 @@ package layers
 
 import (
 	"fmt"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -16,12 +15,6 @@ import (
 // So what was read whole has one image for all, and what is read by a table has one for each table; where nobody but a
 // repository says which table is right, that is one for each repository. Once the diffID of such an image is proven it
 // serves all images whose configuration promises that diffID.
-
-// BlobName is cache.Name.Blob of a layer; "" where the record of a snapshot is damaged.
-func (s *Source) BlobName() string {
-	_, hex, _ := strings.Cut(string(s.Descriptor.Digest), ":")
-	return hex
-}
 
 // vouchedBy describes what a layer is read by: two that are read by equal tables have equal descriptions.
 func (p promise) vouchedBy(s *Source) string {
@@ -53,8 +46,8 @@ func publishedBy(index []byte, s *Source) string {
 
 // KeyOf tells openings apart: of two images that name the same layer, only those share one that read it by the same table
 // from the same repository, since that may never answer.
-func (l *Layers) KeyOf(s *Source) string {
-	p, err := l.promiseOf(s)
+func (r *promises) KeyOf(s *Source) string {
+	p, err := r.promiseOf(s)
 	if err != nil {
 		p = promise{format: formatImport} // it is not opened
 	}
@@ -89,8 +82,8 @@ func (l *Layers) cachedImage(s *Source, below, by string) *cache.File {
 }
 
 // ContentOf describes what decides a layer's content: the blob and the table, whatever the repository.
-func (l *Layers) ContentOf(s *Source) string {
-	p, err := l.promiseOf(s)
+func (r *promises) ContentOf(s *Source) string {
+	p, err := r.promiseOf(s)
 	if err != nil {
 		p = promise{format: formatImport} // containerd reads all of it
 	}

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,7 +18,6 @@ import (
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
-	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -42,10 +40,13 @@ const (
 	formatIndex       = "index"  // one that was made when the layer was imported
 )
 
+// promises say how layers are read, by their manifests and by what an operator allows.
+type promises struct{ opts *Options }
+
 // promiseOf says how a layer is read: by its index, or else whole. An error that wraps ErrNotLazy says
 // why containerd is to unpack it.
-func (l *Layers) promiseOf(s *Source) (promise, error) {
-	mode := l.opts.ImportOf(s.Repo).Mode
+func (r *promises) promiseOf(s *Source) (promise, error) {
+	mode := r.opts.ImportOf(s.Repo).Mode
 	if mode == ImportOrdinary {
 		return promise{}, NotLazy("[import] mode is %s for %s", ImportOrdinary, s.Repo)
 	}
@@ -56,7 +57,7 @@ func (l *Layers) promiseOf(s *Source) (promise, error) {
 	} else if err := s.Descriptor.Digest.Validate(); err != nil || s.Descriptor.Digest.Algorithm() != digest.SHA256 {
 		noImport = fmt.Sprintf("digest %q", s.Descriptor.Digest)
 	}
-	p, err := l.opts.Trust.indexOf(s)
+	p, err := r.opts.Trust.indexOf(s)
 	if err != nil || mode == ImportEager {
 		p = promise{format: formatImport}
 		if noImport != "" {
@@ -68,14 +69,14 @@ func (l *Layers) promiseOf(s *Source) (promise, error) {
 }
 
 // Refuses says why containerd is to unpack a layer; nil if it is read here. The error wraps ErrNotLazy.
-func (l *Layers) Refuses(s *Source) error {
-	_, err := l.promiseOf(s)
+func (r *promises) Refuses(s *Source) error {
+	_, err := r.promiseOf(s)
 	return err
 }
 
 // Whole reports whether a layer that is read here is read whole before it is used.
-func (l *Layers) Whole(s *Source) bool {
-	p, err := l.promiseOf(s)
+func (r *promises) Whole(s *Source) bool {
+	p, err := r.promiseOf(s)
 	return err == nil && p.format == formatImport
 }
 
@@ -123,28 +124,6 @@ func (t Trust) indexOf(s *Source) (promise, error) {
 	return p, NotLazy("the manifest has no index for this layer")
 }
 
-// A Tree is an opened layer.
-type Tree struct {
-	by      string // describes the table that it is read by; "" if it was read whole
-	layout  *layout.Layout
-	tail    []byte        // what is known of the blob's last unit, packed, or nil
-	diffID  digest.Digest // of the layer, if it was read whole
-	fetched int64         // bytes that came for it
-	share   *memory.Share // of what it takes until an image was made of it
-
-	mu       sync.Mutex    // guards imported
-	imported *cache.Import // the layer's data, if it was read whole; nil once an image was made of it
-}
-
-// take returns the layer's data, once.
-func (x *Tree) take() *cache.Import {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	im := x.imported
-	x.imported = nil
-	return im
-}
-
 // openIndex reads a layer's index.
 func openIndex(ctx context.Context, blob *countedBlob, p promise, s *Source, limits layout.Limits) (*Tree, error) {
 	if p.format == formatZstdChunked {
@@ -173,11 +152,11 @@ func refusal(err error) error {
 }
 
 // FormatOf names the format of a layer that is read here.
-func (l *Layers) FormatOf(s *Source, f *cache.File) string {
+func (r *promises) FormatOf(s *Source, f *cache.File) string {
 	if f != nil && f.Imported() {
 		return formatImport
 	}
-	if p, err := l.promiseOf(s); err == nil && (p.format != formatImport || f == nil) {
+	if p, err := r.promiseOf(s); err == nil && (p.format != formatImport || f == nil) {
 		return p.format
 	} else if err == nil {
 		return formatIndex
@@ -186,4 +165,12 @@ func (l *Layers) FormatOf(s *Source, f *cache.File) string {
 		return formatZstdChunked
 	}
 	return formatEstargz
+}
+
+// ProveBeforeUse reports whether a layer is to be complete, and its diffID checked, before its first mount.
+func (r *promises) ProveBeforeUse(s *Source) bool { return r.opts.TrustOf(s.Repo).BeforeUse }
+
+// KeepsBlob reports whether a layer's blob is to be in containerd's content store.
+func (r *promises) KeepsBlob(s *Source) bool {
+	return r.opts.Blobs != nil && r.opts.ImportOf(s.Repo).KeepBlobs
 }

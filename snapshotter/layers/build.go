@@ -1,0 +1,110 @@
+package layers
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"time"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/fs/erofs"
+	"github.com/remora-storage/remora/fs/layout"
+)
+
+// build writes a layer's image into the cache and tells who wants to know. below is part of the image's name.
+func (l *Layers) build(s *Source, index *Tree, below string) (_ *cache.File, err error) {
+	im, by := index.take(), index.by
+	if im == nil && by == "" {
+		by = madeHere // the data went into an image on other layers, and the rest comes by parts
+	}
+	name := cache.Name{Blob: s.BlobName(), Voucher: cache.Whole, Below: below}
+	if by != "" {
+		name.Voucher = cache.ByTable(by)
+	}
+	id := name.String()
+	defer func() {
+		index.share.Release()
+		if im != nil {
+			im.Stop(false) // no image can be made of it, or somebody else has
+		}
+	}()
+	var uuid [16]byte
+	sum := sha256.Sum256([]byte(id))
+	copy(uuid[:], sum[:])
+	began := time.Now()
+	plan, err := erofs.NewPlan(index.layout, uuid)
+	if err != nil {
+		return nil, NotLazy("%w", err)
+	}
+	spec, err := plan.Spec(index.tail)
+	if err != nil {
+		return nil, NotLazy("%w", err)
+	}
+	if im == nil && index.layout.Codec == blob.Whole {
+		return nil, errors.New("its data went into another image, and it cannot be read by parts")
+	}
+	v, err, _ := l.building.Do(id, func() (any, error) {
+		if f, err := l.File(id, s); err == nil { // an opening from another repository has made it
+			return f, nil
+		}
+		if im == nil {
+			return l.cache.Create(id, spec, l.Places.blob(s))
+		}
+		all := im
+		im = nil
+		return all.Finish(id, spec, index.diffID, l.Places.blob(s))
+	})
+	l.Tracer.Ended(began, Span{Kind: "image", Digest: s.Descriptor.Digest, Len: plan.MetaSize, Err: err})
+	if errors.Is(err, cache.ErrNoRoom) {
+		return nil, NotLazy("%w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	f := l.Sources.Add(v.(*cache.File), s)
+	f.AddFetched(index.fetched)
+	l.setPolicy(f, s)
+	l.hooks.Built(s, f, index.layout.Prefetch)
+	return f, nil
+}
+
+// BuildOn builds the image of a layer whose tree has implicit directories, given what lies below it: the attributes of a directory by
+// its path, and whether there is one.
+func (l *Layers) BuildOn(s *Source, tree *Tree, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
+	l.fillMu.Lock() // Fill changes the tree, which others may share
+	defer l.fillMu.Unlock()
+	f, err := l.fillAndBuild(s, tree, below)
+	if err == nil {
+		// The tree is large and another base for the same layer is rare.
+		l.Forget(s)
+	}
+	return f, err
+}
+
+func (l *Layers) fillAndBuild(s *Source, index *Tree, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
+	taken := sha256.New()
+	if err := index.layout.Fill(l.opts.Limits, func(path string) (layout.Attributes, bool, error) {
+		a, found, err := below(path)
+		if found {
+			enc, err := json.Marshal(struct {
+				Path string
+				A    layout.Attributes
+			}{path, a})
+			if err != nil {
+				return a, false, err
+			}
+			taken.Write(enc)
+		}
+		return a, found, err
+	}); err != nil {
+		return nil, err
+	}
+	name := hex.EncodeToString(taken.Sum(nil)[:8])
+	if f := l.cachedImage(s, name, cmp.Or(index.by, madeHere)); f != nil { // that it may be read shows the index
+		return l.Sources.Add(f, s), nil
+	}
+	return l.build(s, index, name)
+}

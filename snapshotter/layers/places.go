@@ -1,0 +1,137 @@
+package layers
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/remote/registry"
+)
+
+// Places are where the bytes of layers are: registries, and containerd's content store.
+type Places struct {
+	registry Registry
+	blobs    Blobs          // may be nil
+	memory   *memory.Budget // nil for no end
+}
+
+// A Registry gives access to blobs. Some are Manifests and Artifacts, too.
+type Registry interface {
+	// Blob returns a blob of a repository: a layer's, or a small one. It makes no request. The descriptor's URLs are places
+	// that have it, too.
+	Blob(repo registry.Repository, desc ocispec.Descriptor) Blob
+}
+
+// A Blob is bytes that are read by range, wherever they are: a Source of the cache that knows where its bytes come from, and
+// how long the way is.
+type Blob interface {
+	cache.Source
+	cache.Placed
+	cache.Measured
+	// ReadAt fills p from off or fails.
+	ReadAt(ctx context.Context, p []byte, off int64) (int, error)
+	// Size returns the blob's size in bytes, as its descriptor has it.
+	Size() int64
+	// Whole returns a reader of the whole blob, where no ranges are served, too.
+	Whole(ctx context.Context) (io.ReadCloser, error)
+}
+
+func (p *Places) blob(s *Source) Blob { return p.registry.Blob(s.Repo, s.Descriptor) }
+
+// Blobs are the blobs in containerd's content store, in a namespace.
+type Blobs interface {
+	// Blob opens a blob, or fails.
+	Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error)
+	// From reports whether a blob is there that containerd had from a repository.
+	From(ctx context.Context, namespace string, d digest.Digest, repo registry.Repository) bool
+	// KeepBlob adds a layer's blob.
+	KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, r io.Reader) error
+}
+
+const storeWait = time.Second // for containerd to say whether it has a blob
+
+// whole returns where a whole layer is read from: containerd's content store if it has the blob,
+// or gets it meanwhile, and the registry otherwise.
+func (p *Places) whole(s *Source) Blob {
+	if p.blobs == nil || s.Namespace == "" {
+		return p.blob(s)
+	}
+	return &storedBlob{Blob: p.blob(s), blobs: p.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
+}
+
+// Stored reports whether containerd's content store has a layer's blob: then an import moves nothing.
+func (p *Places) Stored(ctx context.Context, s *Source) bool {
+	if p.blobs == nil || s.Namespace == "" {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, storeWait)
+	defer cancel()
+	r, err := p.blobs.Blob(ctx, s.Namespace, s.Descriptor.Digest)
+	if err != nil {
+		return false
+	}
+	return r.Close() == nil && r.Size() == s.Descriptor.Size
+}
+
+// storedBlob is a layer's blob that may be in containerd's content store.
+type storedBlob struct {
+	Blob
+	blobs     Blobs
+	namespace string
+	digest    digest.Digest
+}
+
+// Open implements cache.Source.
+func (b *storedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	if try == 0 {
+		r, err := b.blobs.Blob(ctx, b.namespace, b.digest) // which reads with this context, too
+		if err == nil {
+			if r.Size() == b.Size() {
+				return struct {
+					io.Reader
+					io.Closer
+				}{io.NewSectionReader(r, off, n), r}, nil
+			}
+			r.Close() // only read
+		}
+	}
+	return b.Blob.Open(ctx, off, n, try)
+}
+
+// firstBytes fails unless a layer begins as what it is taken for.
+func (p *Places) firstBytes(ctx context.Context, s *Source) error {
+	r, err := p.whole(s).Open(registry.BeforeBulk(ctx), 0, min(scan.HeadSize, s.Descriptor.Size), 0)
+	if err != nil {
+		return err
+	}
+	defer r.Close() // only read
+	_, err = scan.Detect(s.Descriptor.MediaType, bufio.NewReaderSize(r, scan.HeadSize))
+	return err
+}
+
+// TryRange reads a byte of a layer.
+func (p *Places) TryRange(ctx context.Context, s *Source) error {
+	r, err := p.blob(s).Open(ctx, s.Descriptor.Size-1, 1, 0)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, r)
+	return errors.Join(err, r.Close())
+}
+
+// Remote is a registry as layers are read from it.
+type Remote struct{ *registry.Registry }
+
+// Blob implements Registry.
+func (r Remote) Blob(repo registry.Repository, desc ocispec.Descriptor) Blob {
+	return r.Registry.Blob(repo, desc.Digest, desc.Size).WithURLs(registry.ForeignURLs(desc))
+}
