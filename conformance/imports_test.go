@@ -38,7 +38,8 @@ var arrows = []struct{ from, may string }{
 	{"fs/...", "fs/... cache cache/blob cache/inflate blockdev remote/registry internal/durable internal/wire"},
 	{"fs/fuse", "fs/erofs fs/layout blockdev/..."}, // a way into the kernel
 	{"fs/layout", "cache/blob cache/inflate"},
-	{"fs/format/...", "fs/format/... fs/layout cache/blob"},
+	{"fs/annotation", ""},
+	{"fs/format/...", "fs/format/... fs/annotation fs/layout cache/blob"},
 	// The engine: a Store's contract is all that it knows of the network.
 	{"volume", "blockdev remote/store internal/backoff internal/durable internal/wire"},
 	{"volume/...", "volume/... blockdev remote/store internal/backoff internal/durable internal/wire"},
@@ -80,6 +81,7 @@ var clean = []struct{ packages, without string }{
 	{"remote/store/...", registryClients},
 	{"blockdev/...", registryClients},
 	{"cache/...", registryClients},
+	{"cmd/remorad", "github.com/containerd/stargz-snapshotter/"}, // which writes layers
 }
 
 // registryClients are the prefixes of what comes with a client of registries.

@@ -15,7 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
@@ -341,7 +341,7 @@ func TestIndexIsNotWhatTheManifestSays(t *testing.T) {
 	body := noise(10, 50_000)
 	l := estargzLayer(t, file("a", body))
 	other := estargzLayer(t, file("b", body))
-	l.Desc.Annotations = map[string]string{estargz.TOCDigest: other.Desc.Annotations[estargz.TOCDigest]}
+	l.Desc.Annotations = map[string]string{annotation.TOCDigest: other.Desc.Annotations[annotation.TOCDigest]}
 	im := newImage(t, "app", nil, l)
 	b := newBed(t, newOrigin(t, im), nil)
 	mounts := b.run("container", b.pull(im))

@@ -26,6 +26,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/internal/imagetest"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
@@ -70,7 +71,7 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 		t.Fatal(err)
 	}
 	b.store = store
-	b.opts = Options{Log: logOf(t), Layers: layers.Options{ProofWait: time.Minute}} // however busy the machine is
+	b.opts = Options{Log: logOf(t), Layers: layers.Options{Formats: imagetest.Formats, ProofWait: time.Minute}} // however busy the machine is
 	if change != nil {
 		change(b)
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/fs/convert"
 	"github.com/remora-storage/remora/fs/profile"
 )
@@ -114,7 +115,7 @@ func TestStartByLandmark(t *testing.T) {
 			l, body := wanted(t, func(t testing.TB, members ...member) layer {
 				return converted(t, convert.Options{Format: f, First: []string{"wanted"}}, members...)
 			})
-			if l.Desc.Annotations[convert.StartSize] == "" {
+			if l.Desc.Annotations[annotation.StartSize] == "" {
 				t.Fatal("the layer does not say how much a start needs")
 			}
 			im := newImage(t, "app", nil, l)

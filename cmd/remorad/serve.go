@@ -28,6 +28,7 @@ import (
 	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cmd/internal/cli"
+	"github.com/remora-storage/remora/cmd/internal/formats"
 	"github.com/remora-storage/remora/cmd/internal/version"
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/internal/memory"
@@ -147,7 +148,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	known := snapshotter.NewContentImages(containerd.ContentStore(), containerd.ImageService(), reg.Configured, decoding)
 	sn, err := snapshotter.New(f.root, images, layers.Remote{Registry: reg}, known, snapshotter.Options{
 		Layers: layers.Options{
-			Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Memory: decoding, PolicyOf: cfg.policyOf,
+			Formats: formats.All(), Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Memory: decoding, PolicyOf: cfg.policyOf,
 			ImportOf: cfg.importOf, IndexOf: cfg.indexOf, Blobs: &storedBlobs{containerd},
 		},
 		Backend: cfg.backend(), BackendOf: cfg.backendFor, ImportWait: time.Duration(cfg.Import.Wait),

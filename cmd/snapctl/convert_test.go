@@ -11,7 +11,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cmd/internal/cmdtest"
-	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 )
 
@@ -40,7 +40,7 @@ func TestConvertInARegistry(t *testing.T) {
 			}
 			for i, l := range m.Layers {
 				_, chunked, err := zstdchunked.Named(l.Annotations)
-				if err != nil || chunked != (format == "zstdchunked") || (l.Annotations[estargz.TOCDigest] != "") != (format == "estargz") {
+				if err != nil || chunked != (format == "zstdchunked") || (l.Annotations[annotation.TOCDigest] != "") != (format == "estargz") {
 					t.Errorf("layer %d has annotations %v (%v)", i, l.Annotations, err)
 				}
 			}

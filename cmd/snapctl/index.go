@@ -17,8 +17,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/remora-storage/remora/fs/format/estargz"
-	"github.com/remora-storage/remora/fs/format/zstdchunked"
+	"github.com/remora-storage/remora/cmd/internal/formats"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/remote/registry"
@@ -337,8 +336,7 @@ func (p *indexing) layer(ctx context.Context, i int, l ocispec.Descriptor) error
 		p.came.Add(l.Size)
 		return nil
 	}
-	_, chunked, err := zstdchunked.Named(l.Annotations)
-	if l.Annotations[estargz.TOCDigest] != "" || chunked || err != nil {
+	if formats.Indexed(l) {
 		return skip("it has an index of its own")
 	}
 	codec, known := scan.CodecOf(l.MediaType)

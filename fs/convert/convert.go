@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 )
 
@@ -48,14 +48,6 @@ func (f Format) Levels() (least, most, usual int) {
 	}
 	return 1, 9, 6
 }
-
-// StartSize is a descriptor annotation: how many bytes from the beginning of the blob hold what the
-// image's program reads when it starts, in decimal. Who reads it may fetch them before the index.
-const StartSize = "io.remora.start-size"
-
-// Landmarks is a descriptor annotation of zstd:chunked: the layer has eStargz's landmarks, small files
-// that say what comes first, and that are not shown.
-const Landmarks = "io.remora.landmarks"
 
 // DefaultChunkSize is the unit in which large files are read: a page fault costs a chunk.
 const DefaultChunkSize = 1 << 20
@@ -195,7 +187,7 @@ func Layer(ctx context.Context, src io.ReaderAt, size int64, o Options) (_ *Resu
 		return nil, err
 	}
 	if landmark := pack.landmark(); landmark > 0 {
-		annotations[StartSize] = strconv.FormatInt(landmark, 10)
+		annotations[annotation.StartSize] = strconv.FormatInt(landmark, 10)
 	}
 	annotations[lib.StoreUncompressedSizeAnnotation] = strconv.FormatInt(r.Plain, 10)
 	r.DiffID = blob.DiffID()
@@ -210,7 +202,7 @@ func Ready(desc ocispec.Descriptor, f Format) bool {
 	switch f {
 	case Estargz:
 		gz := desc.MediaType == ocispec.MediaTypeImageLayerGzip || desc.MediaType == "application/vnd.docker.image.rootfs.diff.tar.gzip"
-		return gz && desc.Annotations[estargz.TOCDigest] != ""
+		return gz && desc.Annotations[annotation.TOCDigest] != ""
 	case ZstdChunked:
 		_, named, err := zstdchunked.Named(desc.Annotations)
 		return desc.MediaType == zstdchunked.MediaType && named && err == nil

@@ -21,6 +21,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/fs/convert"
 	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
@@ -185,7 +186,7 @@ func TestStargzReads(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		verifier, err := opened.VerifyTOC(digest.Digest(r.Descriptor.Annotations[estargz.TOCDigest]))
+		verifier, err := opened.VerifyTOC(digest.Digest(r.Descriptor.Annotations[annotation.TOCDigest]))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,7 +245,7 @@ func TestRemoraReads(t *testing.T) {
 		if !convert.Ready(r.Descriptor, f) {
 			t.Error("the result is not in the format, so --reuse would convert it again")
 		}
-		toc := digest.Digest(r.Descriptor.Annotations[estargz.TOCDigest])
+		toc := digest.Digest(r.Descriptor.Annotations[annotation.TOCDigest])
 		var l *layout.Layout
 		var tail []byte
 		if f == convert.Estargz {
@@ -276,7 +277,7 @@ func TestRemoraReads(t *testing.T) {
 		if len(l.Prefetch) < 2 {
 			t.Errorf("prefetch %v", l.Prefetch)
 		}
-		if r.Descriptor.Annotations[convert.StartSize] == "" {
+		if r.Descriptor.Annotations[annotation.StartSize] == "" {
 			t.Error("the manifest does not say how much a start needs")
 		}
 	})

@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/fs/format/toc"
 )
 
@@ -111,7 +111,7 @@ func gzipFooter(tocOff int64) []byte {
 }
 
 func (g *gzipPacker) finish(int64) ([]byte, map[string]string, error) {
-	return nil, map[string]string{estargz.TOCDigest: g.toc.String(), estargz.TOCOffset: strconv.FormatInt(g.tocOff, 10)}, nil
+	return nil, map[string]string{annotation.TOCDigest: g.toc.String(), annotation.TOCOffset: strconv.FormatInt(g.tocOff, 10)}, nil
 }
 
 func (g *gzipPacker) mediaType() string { return ocispec.MediaTypeImageLayerGzip }

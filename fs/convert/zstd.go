@@ -15,7 +15,7 @@ import (
 	"github.com/vbatts/tar-split/tar/asm"
 	"github.com/vbatts/tar-split/tar/storage"
 
-	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 )
 
@@ -175,9 +175,9 @@ func (z *zstdPacker) finish(n int64) (tail []byte, annotations map[string]string
 		table.AddTarSplit(z.split.Bytes(), z.plain)
 	}
 	tail, annotations = table.Finish()
-	annotations[Landmarks] = "true"
+	annotations[annotation.Landmarks] = "true"
 	if !z.second {
-		annotations[estargz.TOCDigest] = digest.FromBytes(plain).String()
+		annotations[annotation.TOCDigest] = digest.FromBytes(plain).String()
 	}
 	return tail, annotations, nil
 }

@@ -11,7 +11,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/fs/convert"
+	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/internal/memory"
 )
 
@@ -54,7 +54,7 @@ type Aheads struct {
 
 // Add makes an Ahead of a layer if the manifest says how much of it a start needs; nil otherwise.
 func (a *Aheads) Add(s *Source) *Ahead {
-	n, err := strconv.ParseInt(s.Descriptor.Annotations[convert.StartSize], 10, 64)
+	n, err := strconv.ParseInt(s.Descriptor.Annotations[annotation.StartSize], 10, 64)
 	if err != nil || n <= 0 || n >= s.Descriptor.Size {
 		return nil
 	}

@@ -112,7 +112,11 @@ func (l *Layers) readIndex(ctx context.Context, o *Opening, p promise) (*Tree, e
 	counted := &countedBlob{Blob: l.Places.blob(&o.src), served: func() { l.Proofs.prove(o) }}
 	began := time.Now()
 	x, err := l.decoder.inMemory(ctx, o, indexMemory, func(limits layout.Limits) (*Tree, error) {
-		return openIndex(registry.BeforeBulk(ctx), counted, p, &o.src, limits)
+		x, err := p.index.Open(registry.BeforeBulk(ctx), counted, limits)
+		if err != nil {
+			return nil, refusal(err)
+		}
+		return &Tree{by: p.vouchedBy(&o.src), layout: x.Layout, tail: x.Tail, fetched: counted.n}, nil
 	})
 	l.Tracer.Ended(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
 	return x, err

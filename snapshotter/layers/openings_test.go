@@ -25,6 +25,9 @@ func newOf(t *testing.T, o *imagetest.Origin, opts Options) *Layers {
 		t.Fatal(err)
 	}
 	opts.Log = log
+	if opts.Formats == nil {
+		opts.Formats = imagetest.Formats
+	}
 	life, end := context.WithCancel(context.Background())
 	l := New(life, root, c, Remote{o.Client(t)}, opts, Hooks{})
 	t.Cleanup(func() {

@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/fs/format"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
@@ -17,8 +18,10 @@ import (
 
 // Options say how layers are read. The zero value works.
 type Options struct {
-	Trust  Trust
-	Limits layout.Limits
+	// Formats are those that layers may have. What none of them vouches for is imported.
+	Formats []format.Format
+	Trust   Trust
+	Limits  layout.Limits
 	// TrustOf says what is proven of a repository's layers before they are used; nil takes the zero policy for all.
 	TrustOf func(registry.Repository) TrustPolicy
 	// Memory is shared by all that is decoded; nil for no bound.

@@ -1,21 +1,15 @@
 package layers
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/blob"
-	"github.com/remora-storage/remora/fs/convert"
-	"github.com/remora-storage/remora/fs/format/estargz"
-	"github.com/remora-storage/remora/fs/format/zstdchunked"
+	"github.com/remora-storage/remora/fs/format"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/remote/registry"
@@ -23,21 +17,17 @@ import (
 
 // A promise is what a manifest says of how a layer can be read.
 type promise struct {
-	format     string // of the index, or formatImport
-	codec      blob.Codec
-	eager      bool              // no index is to be used
-	noImport   string            // why it cannot be imported, "" if it can
-	toc        digest.Digest     // eStargz: of the plain table; zstd:chunked: the same, if that is promised too
-	table      zstdchunked.Table // zstd:chunked
-	unverified bool              // the operator takes the index as it is
-	landmarks  bool              // zstd:chunked: our converter has put eStargz's landmarks into the layer
+	format   string        // of the index, or formatImport
+	index    format.Opener // nil if the layer is imported
+	codec    blob.Codec
+	eager    bool   // no index is to be used
+	noImport string // why it cannot be imported, "" if it can
 }
 
+// What layers without a format are said to be.
 const (
-	formatEstargz     = "estargz"
-	formatZstdChunked = "zstdchunked"
-	formatImport      = "import" // none: the layer is read once from start to end
-	formatIndex       = "index"  // one that was made when the layer was imported
+	formatImport = "import" // the layer is read once from start to end
+	formatIndex  = "index"  // it is read by an index that was made when it was imported
 )
 
 // promises say how layers are read, by their manifests and by what an operator allows.
@@ -57,7 +47,7 @@ func (r *promises) promiseOf(s *Source) (promise, error) {
 	} else if err := s.Descriptor.Digest.Validate(); err != nil || s.Descriptor.Digest.Algorithm() != digest.SHA256 {
 		noImport = fmt.Sprintf("digest %q", s.Descriptor.Digest)
 	}
-	p, err := r.opts.Trust.indexOf(s)
+	p, err := r.indexOf(s)
 	if err != nil || mode == ImportEager {
 		p = promise{format: formatImport}
 		if noImport != "" {
@@ -80,67 +70,38 @@ func (r *promises) Whole(s *Source) bool {
 	return err == nil && p.format == formatImport
 }
 
-// indexOf says by which index a layer can be read lazily.
-func (t Trust) indexOf(s *Source) (promise, error) {
+// indexOf says by which index a layer can be read lazily: the first that its manifest vouches for, or else the first that it may have,
+// if the operator trusts the registry.
+func (r *promises) indexOf(s *Source) (promise, error) {
 	d := s.Descriptor
-	p := promise{format: formatEstargz}
-	switch d.MediaType {
-	case ocispec.MediaTypeImageLayerGzip, "application/vnd.docker.image.rootfs.diff.tar.gzip":
-	case zstdchunked.MediaType:
-		p.format = formatZstdChunked
-	default:
-		return p, NotLazy("media type %s has no index that we read", d.MediaType)
-	}
 	if len(d.URLs) > 0 {
-		return p, NotLazy("foreign layer")
+		return promise{}, NotLazy("foreign layer")
 	}
 	if err := d.Digest.Validate(); err != nil || d.Digest.Algorithm() != digest.SHA256 {
-		return p, NotLazy("digest %q", d.Digest)
+		return promise{}, NotLazy("digest %q", d.Digest)
 	}
-	toc, hasTOC := d.Annotations[estargz.TOCDigest]
-	if hasTOC {
-		sum, err := digest.Parse(toc)
-		if err != nil || sum.Algorithm() != digest.SHA256 {
-			return p, NotLazy("digest of the table of contents %.80q", toc)
+	var vouched, possible promise
+	for _, f := range r.opts.Formats {
+		o, err := f.Claims(d)
+		switch {
+		case err != nil:
+			return promise{}, NotLazy("%w", err)
+		case o == nil:
+		case o.Vouched() != "" && vouched.index == nil:
+			vouched = promise{format: f.Name(), index: o}
+		case o.Vouched() == "" && possible.index == nil:
+			possible = promise{format: f.Name(), index: o}
 		}
-		p.toc = sum
 	}
-	table, named, err := zstdchunked.Named(d.Annotations)
-	if err != nil {
-		return p, NotLazy("%w", err)
+	switch {
+	case vouched.index != nil:
+		return vouched, nil
+	case possible.index == nil:
+		return promise{}, NotLazy("media type %s has no index that we read", d.MediaType)
+	case slices.Contains(r.opts.Trust.Unverified, s.Repo.Host):
+		return possible, nil
 	}
-	if p.format == formatEstargz && named {
-		return p, NotLazy("an index of zstd:chunked on a layer that is not zstd")
-	}
-	p.table = table
-	p.landmarks = d.Annotations[convert.Landmarks] != ""
-	if p.format == formatEstargz && hasTOC || named {
-		return p, nil
-	}
-	if slices.Contains(t.Unverified, s.Repo.Host) {
-		p.unverified = true
-		return p, nil
-	}
-	return p, NotLazy("the manifest has no index for this layer")
-}
-
-// openIndex reads a layer's index.
-func openIndex(ctx context.Context, blob *countedBlob, p promise, s *Source, limits layout.Limits) (*Tree, error) {
-	if p.format == formatZstdChunked {
-		x, err := zstdchunked.Open(ctx, blob, zstdchunked.Options{
-			Table: p.table, Unverified: p.unverified, JSONDigest: p.toc, Landmarks: p.landmarks, Limits: limits,
-		})
-		if err != nil {
-			return nil, refusal(err)
-		}
-		return &Tree{by: p.vouchedBy(s), layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
-	}
-	hint, _ := strconv.ParseInt(s.Descriptor.Annotations[estargz.TOCOffset], 10, 64) // 0 where there is none
-	x, err := estargz.Open(ctx, blob, estargz.Options{TOCDigest: p.toc, Unverified: p.unverified, OffsetHint: hint, Limits: limits})
-	if err != nil {
-		return nil, refusal(err)
-	}
-	return &Tree{by: p.vouchedBy(s), layout: x.Layout, tail: x.Tail, fetched: blob.n}, nil
+	return promise{}, NotLazy("the manifest has no index for this layer")
 }
 
 // refusal marks the errors for which a layer takes the ordinary path.
@@ -156,15 +117,19 @@ func (r *promises) FormatOf(s *Source, f *cache.File) string {
 	if f != nil && f.Imported() {
 		return formatImport
 	}
-	if p, err := r.promiseOf(s); err == nil && (p.format != formatImport || f == nil) {
+	p, err := r.promiseOf(s)
+	switch {
+	case err == nil && (p.format != formatImport || f == nil):
 		return p.format
-	} else if err == nil {
+	case err == nil:
 		return formatIndex
 	}
-	if strings.HasSuffix(s.Descriptor.MediaType, "+zstd") {
-		return formatZstdChunked
+	for _, f := range r.opts.Formats {
+		if o, err := f.Claims(s.Descriptor); o != nil || err != nil {
+			return f.Name()
+		}
 	}
-	return formatEstargz
+	return formatImport
 }
 
 // ProveBeforeUse reports whether a layer is to be complete, and its diffID checked, before its first mount.

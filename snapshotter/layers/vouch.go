@@ -18,13 +18,13 @@ import (
 
 // vouchedBy describes what a layer is read by: two that are read by equal tables have equal descriptions.
 func (p promise) vouchedBy(s *Source) string {
-	switch {
-	case p.format == formatImport:
+	if p.format == formatImport {
 		return "whole"
-	case p.unverified:
-		return fmt.Sprintf("%s of %s", p.format, s.Repo)
 	}
-	return fmt.Sprintf("%s %s %+v", p.format, p.toc, p.table)
+	if by := p.index.Vouched(); by != "" {
+		return p.format + " " + by
+	}
+	return fmt.Sprintf("%s of %s", p.format, s.Repo)
 }
 
 // tableOf describes the table by which an image in the cache may have been made for this promise. An image by a published

@@ -19,6 +19,7 @@ import (
 
 	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/erofs"
+	"github.com/remora-storage/remora/fs/format"
 	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -233,7 +234,7 @@ func FuzzTOC(f *testing.F) {
 		`{"name":".wh.c","type":"reg"},{"name":".wh..wh..opq","type":"reg"},{"name":"c","type":"char","devMajor":1,"devMinor":3}]}`)
 	f.Fuzz(func(t *testing.T, toc string) {
 		blob, d := fromString(t, toc)
-		var index *estargz.Index
+		var index *format.Index
 		var err error
 		taken := heap.Allocated(func() {
 			index, err = estargz.Open(t.Context(), &memBlob{data: blob}, estargz.Options{TOCDigest: d})

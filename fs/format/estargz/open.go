@@ -6,16 +6,10 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/fs/format"
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
 )
-
-// TOCDigest is the descriptor annotation that ties the table of contents to the manifest.
-const TOCDigest = "containerd.io/snapshot/stargz/toc.digest"
-
-// TOCOffset is a descriptor annotation that our converter adds: where the table starts, in
-// decimal. It is only a hint that saves bytes; the footer decides.
-const TOCOffset = "io.remora.stargz.toc-offset"
 
 // Options say what the caller knows of the layer.
 type Options struct {
@@ -26,19 +20,10 @@ type Options struct {
 	MinTailRead int64 // bytes of the first read if there is no hint; 0 for a guess by size
 }
 
-// An Index is an opened layer.
-type Index struct {
-	Layout *layout.Layout
-	// Tail is the blob from TailOff to its end, as it was read: the packed table and the
-	// footer. Its unit is the last one of the Layout.
-	Tail    []byte
-	TailOff int64
-}
-
 // Open reads a layer's footer and table, in one round trip unless the table is unusually long,
 // and returns what they say. Errors that wrap layout.ErrInvalid are the layer's fault; all
 // others come from blob.
-func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
+func Open(ctx context.Context, blob toc.Blob, opts Options) (*format.Index, error) {
 	limits := opts.Limits.WithDefaults()
 	if opts.TOCDigest == "" && !opts.Unverified {
 		return nil, fmt.Errorf("%w: no digest of the table of contents in the manifest", layout.ErrInvalid)
@@ -79,7 +64,7 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Index{Layout: l, Tail: tail, TailOff: tocOff}, nil
+	return &format.Index{Layout: l, Tail: tail, TailOff: tocOff}, nil
 }
 
 // tailStart says where the first read begins. A table takes roughly a hundred packed bytes a

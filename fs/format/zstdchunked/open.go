@@ -10,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/fs/format"
 	"github.com/remora-storage/remora/fs/format/toc"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -27,15 +28,6 @@ type Options struct {
 	Limits    layout.Limits
 }
 
-// An Index is an opened layer.
-type Index struct {
-	Layout *layout.Layout
-	// Tail is the blob from TailOff to its end if all of that was read, or nil. Its unit is the last
-	// one of the Layout.
-	Tail    []byte
-	TailOff int64
-}
-
 // newestTable is the highest version of the table that is read.
 const newestTable = 2
 
@@ -45,7 +37,7 @@ const smallTail = 4 << 10
 
 // Open reads a layer's table in one round trip, two where the manifest does not say where it lies.
 // Errors that wrap layout.ErrInvalid are the layer's fault; all others come from blob.
-func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
+func Open(ctx context.Context, blob toc.Blob, opts Options) (*format.Index, error) {
 	limits := opts.Limits.WithDefaults()
 	size := blob.Size()
 	t := opts.Table
@@ -89,7 +81,7 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	index := &Index{Layout: l, TailOff: tailOff}
+	index := &format.Index{Layout: l, TailOff: tailOff}
 	if n == size-tailOff {
 		index.Tail = got
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/erofs"
+	"github.com/remora-storage/remora/fs/format"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -159,7 +160,7 @@ func TestGenerations(t *testing.T) {
 	}
 }
 
-func cached(t *testing.T, blob []byte, x *zstdchunked.Index) *cache.File {
+func cached(t *testing.T, blob []byte, x *format.Index) *cache.File {
 	t.Helper()
 	c, err := cache.Open(t.TempDir(), cache.Options{})
 	if err != nil {
@@ -289,7 +290,7 @@ func FuzzTable(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var x *zstdchunked.Index
+		var x *format.Index
 		taken := heap.Allocated(func() {
 			x, err = zstdchunked.Open(t.Context(), memory(l.blob),
 				zstdchunked.Options{Table: at, Limits: layout.Limits{Image: 1 << 30, Extent: 1 << 24}})

@@ -20,6 +20,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/fs/convert"
+	"github.com/remora-storage/remora/fs/format"
+	"github.com/remora-storage/remora/fs/format/estargz"
+	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/scan"
 )
 
@@ -48,6 +51,9 @@ func Dir(name string, mode int64) Member {
 func Link(name, target string) Member {
 	return Member{tar.Header{Name: name, Linkname: target, Mode: 0o777, Typeflag: tar.TypeSymlink}, nil}
 }
+
+// Formats are those of the layers that are made here.
+var Formats = []format.Format{estargz.Format{}, zstdchunked.Format{}}
 
 // Noise returns n bytes that do not compress, the same for each seed.
 func Noise(seed uint64, n int) []byte {
