@@ -67,12 +67,12 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel,
 		cache: c, registry: reg,
 		bindings: map[string]*binding{}, answered: map[string]time.Time{}, broken: map[string]string{}, starts: map[string]*start{},
-		recordings: map[string]*Recording{},
-		profiles:   profiles{dir: filepath.Join(root, profilesDir), log: opts.Log},
+		recordings: map[string]*Recording{}, lostImages: map[string]bool{},
+		profiles: profiles{dir: filepath.Join(root, profilesDir), log: opts.Log},
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = layers.New(s.life, root, c, reg, opts.Layers, layers.Hooks{
-		Built: s.built, Unreadable: s.unreadable, Unclaimed: s.unclaimed, Places: s.placesOf,
+		Built: s.built, Unreadable: s.unreadable, Unclaimed: s.unclaimed, Places: s.placesOf, Lost: s.lost,
 	})
 	defer func() {
 		if err != nil {
@@ -112,6 +112,9 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 	s.started.Go(func() { s.watch(s.life) })
 	s.started.Go(func() { s.completeLayers(s.life) })
 	s.started.Go(func() { s.keepBlobs(s.life) })
+	if s.opts.Releases != nil {
+		s.started.Go(func() { s.releaseGone(s.life) })
+	}
 	return s, nil
 }
 

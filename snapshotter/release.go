@@ -11,6 +11,8 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // While containerd has an image whose claimed layer is nowhere any more, every pull of it ends in "already exists", and no container
@@ -40,6 +42,9 @@ const goneFor = 30 * time.Second
 const (
 	usersGo    = 10 * time.Second // how long a start that has failed may take to clean up
 	usersCheck = 50 * time.Millisecond
+	goneCheck  = time.Second // whether something can be released
+	// What could not be released is looked at again after as long as it has been gone, within these.
+	goneLeast, goneMost = 30 * time.Second, 10 * time.Minute
 )
 
 // A goneError says that no place that is known has a layer: neither is it an outage, nor do credentials matter.
@@ -48,24 +53,153 @@ type goneError struct{ err error }
 func (e *goneError) Error() string { return "it is nowhere any more: " + e.err.Error() }
 func (e *goneError) Unwrap() error { return e.err }
 
-// noteAttempt has a layer's images released if an attempt to open it failed since it is nowhere any more, and another one a while ago.
+// gone is what is known of a layer that is nowhere any more.
+type gone struct {
+	since time.Time // the first answer that said so
+	next  time.Time // when it may be released
+	why   string    // it is not yet; "" if nothing stands in the way
+}
+
+// describe says for status what is known, after why the layer failed, if it did.
+func (g *gone) describe(failed string) string {
+	said := fmt.Sprintf("what is missing has been nowhere since %s", g.since.Format(time.RFC3339))
+	if failed != "" {
+		said = failed
+	}
+	if g.why != "" {
+		said += "; its images stay: " + g.why
+	}
+	return said
+}
+
+// noteAttempt notes whether an attempt to open a layer failed since it is nowhere any more.
 func (s *Snapshotter) noteAttempt(b *binding, err error) {
-	gone := errors.As(err, new(*goneError))
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	switch {
-	case !gone:
-		b.gone = time.Time{}
-	case b.gone.IsZero():
-		b.gone = time.Now()
-	case time.Since(b.gone) >= s.opts.GoneFor && s.opts.Releases != nil:
-		b.gone = time.Time{} // else the next attempt would do it, too
-		s.started.Go(func() {
-			if err := s.release(s.life, b, s.opts.ReleaseAsk, func(ImageName) {}); err != nil {
-				s.log.Error("images of which a layer is nowhere any more stay", "key", b.name(), "digest", b.source().Descriptor.Digest, "err", err)
-			}
-		})
+	if errors.As(err, new(*goneError)) {
+		b.noteGoneLocked(s.opts.GoneFor)
+	} else {
+		b.gone = nil
 	}
+}
+
+func (b *binding) noteGoneLocked(wait time.Duration) {
+	if now := time.Now(); b.gone == nil {
+		b.gone = &gone{since: now, next: now.Add(wait)}
+	}
+}
+
+// lost notes that what an image in the cache misses is nowhere any more, as all places have answered a read.
+func (s *Snapshotter) lost(image string) {
+	s.lostMu.Lock()
+	defer s.lostMu.Unlock()
+	s.lostImages[image] = true
+}
+
+// noteLost has the layers of lost images released like those that cannot be opened. Reads that find an image lost have no locks to wait for.
+func (s *Snapshotter) noteLost() {
+	s.lostMu.Lock()
+	lost := s.lostImages
+	s.lostImages = map[string]bool{}
+	s.lostMu.Unlock()
+	if len(lost) == 0 {
+		return
+	}
+	for _, b := range s.allBindings() {
+		b.mu.Lock()
+		if lost[b.saved.CacheID] {
+			b.noteGoneLocked(s.opts.GoneFor)
+		}
+		b.mu.Unlock()
+	}
+}
+
+// releaseGone has images released whose layers are nowhere any more, once that has been so for a while and nothing uses them, until
+// ctx ends.
+func (s *Snapshotter) releaseGone(ctx context.Context) {
+	tick := time.NewTicker(min(goneCheck, max(s.opts.GoneFor, time.Millisecond)))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		s.noteLost()
+		for _, b := range s.allBindings() {
+			if !b.isGone(time.Now()) {
+				continue
+			}
+			users, err := s.usersOf(ctx, b.name())
+			if err == nil && len(users) > 0 {
+				s.noteStays(b, usedBy(users), true)
+				continue
+			}
+			if err == nil {
+				err = s.stillGone(ctx, b)
+			}
+			if err == nil {
+				err = s.release(ctx, b, s.opts.ReleaseAsk, func(ImageName) {})
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			s.noteStays(b, err, false)
+		}
+	}
+}
+
+// isGone reports whether a layer is known to be nowhere any more, and for so long that something is to be done.
+func (b *binding) isGone(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.gone != nil && !now.Before(b.gone.next)
+}
+
+// noteStays notes why a layer that is nowhere any more stays for now, or that nothing keeps it, and when it is looked at again.
+func (s *Snapshotter) noteStays(b *binding, err error, used bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.gone == nil {
+		return
+	}
+	now, why := time.Now(), ""
+	if !used {
+		b.gone.next = now.Add(min(max(now.Sub(b.gone.since), goneLeast), goneMost))
+	}
+	if err != nil {
+		why = err.Error()
+	}
+	if why != b.gone.why && why != "" {
+		s.log.Error("images of which a layer is nowhere any more stay", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
+	}
+	b.gone.why = why
+}
+
+// stillGone returns an error if a layer is somewhere, or may be: what is known of it may be old by now.
+func (s *Snapshotter) stillGone(ctx context.Context, b *binding) error {
+	ctx, cancel := context.WithTimeout(ctx, usersGo+goneLeast)
+	defer cancel()
+	ours := b.source()
+	others, err := s.elsewhere(ctx, b)
+	if err != nil {
+		return err
+	}
+	if b.mounted() {
+		err = s.layers.Places.AnyHas(ctx, append([]layers.Source{ours}, others...))
+	} else {
+		err = s.ensure(ctx, b)
+	}
+	if err == nil {
+		b.mu.Lock()
+		b.gone = nil
+		b.mu.Unlock()
+		return fmt.Errorf("layer %s can be had again", ours.Descriptor.Digest)
+	}
+	if layers.IsGone(err) {
+		return nil
+	}
+	return err
 }
 
 // release removes the images that have a binding's layer, unless something uses it, or says what an operator is to do who wants to be
@@ -76,6 +210,9 @@ func (s *Snapshotter) release(ctx context.Context, b *binding, ask bool, tell fu
 		return err
 	}
 	if err := s.awaitNoUsers(ctx, b.name()); err != nil {
+		return err
+	}
+	if err := s.allPresent(ctx, b); err != nil {
 		return err
 	}
 	images, err := s.opts.Releases.Using(ctx, chains[b])
@@ -94,9 +231,24 @@ func (s *Snapshotter) release(ctx context.Context, b *binding, ask bool, tell fu
 		if err := s.opts.Releases.Release(ctx, img); err != nil {
 			return fmt.Errorf("remove image %s: %w", img, err)
 		}
+		s.released.Add(1)
 		s.log.Warn("image was removed from containerd, since a layer of it is nowhere any more: pull it again", "image", img.Name,
 			"namespace", img.Namespace, "digest", b.source().Descriptor.Digest)
 		tell(img)
+	}
+	return nil
+}
+
+// allPresent returns an error if a registry that a layer comes from is none now: a host that knows no path at all has not lost a blob.
+func (s *Snapshotter) allPresent(ctx context.Context, b *binding) error {
+	others, err := s.elsewhere(ctx, b)
+	if err != nil {
+		return err
+	}
+	for _, src := range append(others, b.source()) {
+		if err := s.registry.Present(ctx, src.Repo.Host); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -115,9 +267,13 @@ func (s *Snapshotter) awaitNoUsers(ctx context.Context, name string) error {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("snapshots are made of it: remove their containers (%s)", strings.Join(users, ", "))
+			return usedBy(users)
 		}
 	}
+}
+
+func usedBy(users []string) error {
+	return fmt.Errorf("snapshots are made of it: remove their containers (%s)", strings.Join(users, ", "))
 }
 
 // usersOf returns the active snapshots and views that are made of a snapshot.

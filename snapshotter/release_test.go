@@ -3,8 +3,10 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,6 +45,7 @@ func TestReleased(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		status  int
+		nothing bool // is behind the registry's address: all that it is asked for is not there
 		all     []ImageName
 		used    bool
 		goneFor time.Duration
@@ -53,6 +56,7 @@ func TestReleased(t *testing.T) {
 		"refused":    {status: http.StatusForbidden, all: names},
 		"an outage":  {status: http.StatusServiceUnavailable, all: names},
 		"used":       {status: http.StatusNotFound, all: names, used: true},
+		"a balancer": {status: http.StatusNotFound, nothing: true, all: names},
 		"one pinned": {status: http.StatusNotFound, all: append(slices.Clone(names), ImageName{Name: "infra", Stays: "it is pinned"})},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -68,11 +72,17 @@ func TestReleased(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			if c.nothing {
+				o.Answer("/v2/", http.StatusNotFound)
+			}
 			binding := b.binding(b.id(layer))
 			for range 3 {
 				if err := b.ensure(b.ctx, binding); err == nil {
 					t.Fatal("the layer is there")
 				}
+			}
+			if c.used || c.nothing || len(c.all) > len(names) {
+				eventually(t, "status to say why they stay", func() bool { return strings.Contains(b.statusOf(im.Layers[0]).Reason, "images stay") })
 			}
 			if !c.want {
 				b.restart() // nothing is under way any more
@@ -86,6 +96,47 @@ func TestReleased(t *testing.T) {
 				t.Fatal(err)
 			}
 			b.decline(im, 0, "")
+		})
+	}
+}
+
+// TestReleasedMounted: a layer that is mounted, and of which something turns out to be nowhere any more when a container reads it, is
+// released once no container has it. If it comes back before, it is not.
+func TestReleasedMounted(t *testing.T) {
+	for _, back := range []bool{false, true} {
+		t.Run(fmt.Sprintf("back %v", back), func(t *testing.T) {
+			im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(1, 300_000)), file("b", noise(2, 300_000))))
+			r := &released{all: []ImageName{{Namespace: "default", Name: "app:1"}}}
+			b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Releases, b.opts.GoneFor = r, time.Nanosecond })
+			layer := b.pull(im)
+			mounts := b.run("container", layer)
+			b.origin.Answer("/blobs/", http.StatusNotFound)
+			if _, err := b.look(mounts, "b"); err == nil {
+				t.Fatal("it is there")
+			}
+			eventually(t, "status to say that the container keeps it", func() bool {
+				st := b.statusOf(im.Layers[0])
+				return st.State == "mounted" && strings.Contains(st.Reason, "container")
+			})
+			if n := b.values("remora_snapshotter_broken_layers")["gone"]; n != 1 {
+				t.Errorf("%v layers are gone", n)
+			}
+			if back {
+				b.origin.SetFault(nil)
+			}
+			b.remove("container")
+			if back {
+				eventually(t, "the layer to be whole again", func() bool { return b.values("remora_snapshotter_broken_layers")["gone"] == 0 })
+				b.restart()
+				if got := r.names(); len(got) > 0 {
+					t.Errorf("removed %v", got)
+				}
+				return
+			}
+			eventually(t, "the image to be removed", func() bool { return slices.Equal(r.names(), r.all) })
+			if n := b.values("remora_snapshotter_released_images_total")[""]; n < 1 {
+				t.Errorf("%v images were released", n)
+			}
 		})
 	}
 }

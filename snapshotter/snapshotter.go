@@ -98,6 +98,11 @@ type Snapshotter struct {
 	garbage  []string             // directories of removed snapshots
 	starts   map[string]*start    // by Image.ID
 
+	lostMu     sync.Mutex      // guards lostImages
+	lostImages map[string]bool // by name in the cache
+
+	released atomic.Uint64 // images
+
 	recordings map[string]*Recording // by ID
 	recorded   atomic.Uint64         // layers so far
 }

@@ -31,7 +31,7 @@ type LayerStatus struct {
 	Format   string
 	Backend  string // "" while it is not mounted
 	State    string // opening, mounted, failed, quarantined
-	Reason   string // for the last two
+	Reason   string // for the last two, and for mounted ones of which something is nowhere any more
 	Verified bool   // diffID checked
 	cache.Stats
 }
@@ -82,14 +82,11 @@ func (s *Snapshotter) layerStatus(b *binding) LayerStatus {
 	case mountedDirect, mountedUnpacked:
 		l.State, l.Backend = "mounted", string(b.how)
 	}
-	if b.how == notMounted && b.attempt != nil {
-		select {
-		case <-b.attempt.done:
-			if b.attempt.err != nil {
-				l.State, l.Reason = "failed", b.attempt.err.Error()
-			}
-		default:
-		}
+	if err := b.failedLocked(); err != nil {
+		l.State, l.Reason = "failed", err.Error()
+	}
+	if b.gone != nil {
+		l.Reason = b.gone.describe(l.Reason)
 	}
 	if b.saved.Quarantined != "" {
 		l.State, l.Reason = "quarantined", b.saved.Quarantined

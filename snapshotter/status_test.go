@@ -59,6 +59,31 @@ func TestCachedAndKept(t *testing.T) {
 	}
 }
 
+// values returns the values of a metric by their label, "" for none.
+func (b *bed) values(name string) map[string]float64 {
+	b.t.Helper()
+	r := prometheus.NewRegistry()
+	b.Register(r)
+	all, err := r.Gather()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, family := range all {
+		if family.GetName() != name {
+			continue
+		}
+		for _, m := range family.GetMetric() {
+			label := ""
+			if len(m.GetLabel()) > 0 {
+				label = m.GetLabel()[0].GetValue()
+			}
+			got[label] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+	}
+	return got
+}
+
 // TestMetrics: layers are counted by how they are mounted.
 func TestMetrics(t *testing.T) {
 	lazy := newImage(t, "lazy", nil, estargzLayer(t, file("a", noise(1, 100_000))))
@@ -66,17 +91,11 @@ func TestMetrics(t *testing.T) {
 	b := newBed(t, newOrigin(t, lazy, whole), nil)
 	b.run("lazy", b.pull(lazy))
 	b.run("whole", b.pull(whole))
-	r := prometheus.NewRegistry()
-	b.Register(r)
-	all, err := r.Gather()
-	if err != nil || len(all) != 1 || all[0].GetName() != "remora_snapshotter_layers" {
-		t.Fatalf("got %v, %v", all, err)
+	if got := b.values("remora_snapshotter_layers"); !maps.Equal(got, map[string]float64{"direct": 1, "fuse-file": 1}) {
+		t.Errorf("got %v", got)
 	}
-	got := map[string]float64{}
-	for _, m := range all[0].GetMetric() {
-		got[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
-	}
-	if !maps.Equal(got, map[string]float64{"direct": 1, "fuse-file": 1}) {
+	want := map[string]float64{"failed": 0, "gone": 0, "quarantined": 0}
+	if got := b.values("remora_snapshotter_broken_layers"); !maps.Equal(got, want) {
 		t.Errorf("got %v", got)
 	}
 }

@@ -196,6 +196,24 @@ func TestReleased(t *testing.T) {
 		deleteBlobs(t, s, filepath.Join(dir, repo), "src", repo)
 	}
 	p.CloseClientConnections()
+	redis := testbed.Programs[1]
+	layout, err := redis.LazyLayout(t.Context())
+	testbed.Must(t, err)
+	testbed.Must(t, s.Push(t.Context(), layout, "lazy", "mounted:1"))
+	pull(s.Ref("mounted:1"))
+	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", s.Ref("mounted:1"), "sleeper", "sleep", "1000")
+	testbed.Must(t, err)
+	deleteBlobs(t, s, layout, "lazy", "mounted")
+	if _, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "read", "sleeper", "sh", "-c",
+		"find /usr/bin -type f -exec cat {} + >/dev/null"); err == nil {
+		t.Error("what nobody has was read")
+	}
+	_, err = s.Ctr(t.Context(), "tasks", "kill", "-s", "KILL", "sleeper")
+	testbed.Must(t, err)
+	testbed.WaitFor(t, "the container to end", func() bool {
+		_, err := s.Ctr(t.Context(), "containers", "rm", "sleeper")
+		return err == nil
+	})
 	try := 0
 	start := func(repo string) error { // it fails, as a kubelet tries it again and again
 		try++
@@ -211,7 +229,7 @@ func TestReleased(t *testing.T) {
 		}
 		names, err := s.Ctr(t.Context(), "images", "ls", "-q")
 		testbed.Must(t, err)
-		return !strings.Contains(names, "lost") && !strings.Contains(names, "another")
+		return !strings.Contains(names, "lost") && !strings.Contains(names, "another") && !strings.Contains(names, "mounted")
 	})
 	names, err := s.Ctr(t.Context(), "images", "ls", "-q")
 	testbed.Must(t, err)

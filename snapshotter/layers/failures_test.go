@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -41,6 +42,8 @@ func TestFailures(t *testing.T) {
 type way struct{ latency time.Duration }
 
 func (w way) Blob(registry.Repository, ocispec.Descriptor) Blob { return linked{latency: w.latency} }
+
+func (w way) Present(context.Context, string) error { return nil }
 
 type linked struct {
 	Blob

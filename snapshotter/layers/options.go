@@ -49,6 +49,8 @@ type Hooks struct {
 	Unclaimed func(s *Source, f *cache.File)
 	// Places returns where the blob of an image in the cache may be, beyond the repositories that it is read from.
 	Places func(ctx context.Context, image string) []Source
+	// Lost is told of images of which no place has what a read wants. It is called in that read, so it must not wait.
+	Lost func(image string)
 	// Unreadable is told of layers that could not be opened.
 	Unreadable func(s *Source)
 }
@@ -76,6 +78,9 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	if hooks.Places == nil {
 		hooks.Places = func(context.Context, string) []Source { return nil }
 	}
+	if hooks.Lost == nil {
+		hooks.Lost = func(string) {}
+	}
 	if hooks.Unreadable == nil {
 		hooks.Unreadable = func(*Source) {}
 	}
@@ -88,7 +93,9 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	l.Proofs = &Proofs{places: l.Places, wait: opts.ProofWait, started: &l.started}
 	l.decoder = &decoder{memory: opts.Memory, limits: opts.Limits, proofs: l.Proofs}
 	l.Aheads = &Aheads{promises: how, places: l.Places, memory: opts.Memory, tracer: l.Tracer, all: map[string]*Ahead{}}
-	l.Sources = &Sources{promises: how, places: l.Places, aheads: l.Aheads, more: hooks.Places, all: map[string]*repositories{}}
+	l.Sources = &Sources{
+		promises: how, places: l.Places, aheads: l.Aheads, more: hooks.Places, lost: hooks.Lost, all: map[string]*repositories{},
+	}
 	l.Granted = &Grants{opts: &opts, places: l.Places}
 	l.Indexes = &Indexes{
 		dir: filepath.Join(root, indexesDir), opts: &opts, promises: how, places: l.Places, proofs: l.Proofs, decoder: l.decoder,

@@ -29,6 +29,8 @@ type Registry interface {
 	// Blob returns a blob of a repository: a layer's, or a small one. It makes no request. The descriptor's URLs are places
 	// that have it, too.
 	Blob(repo registry.Repository, desc ocispec.Descriptor) Blob
+	// Present reports by its error whether a registry is one now, rather than a host that answers 404 to everything.
+	Present(ctx context.Context, registry string) error
 }
 
 // A Blob is bytes that are read by range, wherever they are: a Source of the cache that knows where its bytes come from, and
@@ -134,4 +136,24 @@ type Remote struct{ *registry.Registry }
 // Blob implements Registry.
 func (r Remote) Blob(repo registry.Repository, desc ocispec.Descriptor) Blob {
 	return r.Registry.Blob(repo, desc.Digest, desc.Size).WithURLs(registry.ForeignURLs(desc))
+}
+
+// AnyHas returns nil if one of some layers has its blob where it is now, and otherwise an error of which IsGone says whether all have answered that
+// they have it no longer.
+func (p *Places) AnyHas(ctx context.Context, all []Source) error {
+	var errs []error
+	for i := range all {
+		if p.Stored(ctx, &all[i]) {
+			return nil
+		}
+		err := p.TryRange(ctx, &all[i])
+		if err == nil || errors.Is(err, registry.ErrRange) { // it serves all of it
+			return nil
+		}
+		if !IsGone(err) {
+			return err
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }

@@ -17,6 +17,7 @@ import (
 // answers: no image depends on the repository of another.
 type repositories struct {
 	more func(ctx context.Context) []repositorySource // other places that may have the blob
+	lost func()                                       // is called if no place has it
 
 	looking sync.Mutex // guards the fields below; taken before mu
 	asked   time.Time  // when more was called last
@@ -51,6 +52,7 @@ type Sources struct {
 	places   *Places
 	aheads   *Aheads
 	more     func(ctx context.Context, image string) []Source // Hooks.Places
+	lost     func(image string)                               // Hooks.Lost
 
 	mu  sync.Mutex // guards all
 	all map[string]*repositories
@@ -69,7 +71,7 @@ func (x *Sources) Add(f *cache.File, s *Source) *cache.File {
 				more = append(more, repositorySource{s.Repo, x.places.whole(&s)})
 			}
 			return more
-		}}
+		}, lost: func() { x.lost(id) }}
 		x.all[id] = all
 	}
 	all.add(repositorySource{s.Repo, from})
@@ -128,7 +130,10 @@ func (x *repositories) Open(ctx context.Context, off, n int64, try int) (io.Read
 	began := time.Now()
 	r, err := x.openAny(ctx, off, n, try)
 	if err != nil && ctx.Err() == nil && x.look(ctx, began) {
-		return x.openAny(ctx, off, n, 0)
+		r, err = x.openAny(ctx, off, n, 0)
+	}
+	if IsGone(err) {
+		x.lost()
 	}
 	return r, err
 }
