@@ -108,7 +108,7 @@ race: deps-race ## tests of the packages under the race detector, without contai
 	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT) -skip '$(MEASURED)|^($(ALONE))$$'
 
 images disks volumes: %: deps-% tools-% build ## end to end: real containerd, runc, registry, stores and kernel (root)
-	go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/$@
+	REMORA_ONE_EACH=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/$@
 
 measured: deps-measured tools-measured build ## tests that measure time or memory, each alone (root)
 	go test -count=1 -timeout 45m -p 1 -parallel 1 -run '$(MEASURED)' \
@@ -133,7 +133,7 @@ soak-sim:
 
 # As make images, with the oldest containerd. Its time goes into another containerd instead of higher counts.
 soak-oldest: deps-images tools-images build
-	REMORA_CONTAINERD=2.1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/images
+	REMORA_ONE_EACH=1 REMORA_CONTAINERD=2.1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/images
 
 soak-outlive soak-kill soak-odd soak-kinds soak-disks soak-volumes soak-cuts soak-outages: soak-%: deps-measured tools-measured build
 	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -run '^($(word 2,$(SOAK_$*)))$$' \

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -206,13 +207,14 @@ const (
 	layerHeader  = 136
 )
 
-var packer = func() *zstd.Encoder {
+// packer is made when it is first used: snapctl is started for many things, and this takes a tenth of its start.
+var packer = sync.OnceValue(func() *zstd.Encoder {
 	w, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBetterCompression), zstd.WithEncoderConcurrency(1))
 	if err != nil {
 		panic(err) // the options are right
 	}
 	return w
-}()
+})
 
 // Encode returns the index of a layer.
 func (w *Writer) Encode(b *Blob) []byte {
@@ -245,7 +247,7 @@ func (w *Writer) Encode(b *Blob) []byte {
 		le.PutUint32(out[124+4*i:], uint32(len(section)))
 		at := len(out)
 		if i < 2 {
-			out = packer.EncodeAll(section, out)
+			out = packer().EncodeAll(section, out)
 		} else {
 			out = append(out, section...)
 		}
