@@ -57,6 +57,24 @@ func TestUnproven(t *testing.T) {
 	}
 }
 
+// TestStoredProvesNothing: that a layer was read from containerd's content store says nothing of its registry: of one that hangs, the next
+// layers go on having little time.
+func TestStoredProvesNothing(t *testing.T) {
+	l := gzipLayer(t, file("a", honest))
+	one, here := newImage(t, "one", nil, l), newImage(t, "here", nil, gzipLayer(t, file("b", honest)))
+	o := newOrigin(t, one, here)
+	b := newBed(t, o, func(b *bed) { withBlobs(b); b.opts.Layers.ProofWait = claimWait })
+	defer o.Silence("/blobs/")()
+	b.fetch(one)
+	b.decline(one, 0, "")
+	b.fetch(here)
+	b.put(here.Layers[0].Desc, here.Layers[0].Blob, nil) // as containerd has downloaded it
+	b.sees(b.run("container", b.pull(here)), "b", honest)
+	if known := b.layers.Proofs.Failing(b.repo(one)); !errors.Is(known, layers.ErrUnproven) {
+		t.Errorf("of the host is known: %v", known)
+	}
+}
+
 // TestLabelsThatLie: a layer is read as what its bytes say that it is, as containerd does, whatever its media type says.
 func TestLabelsThatLie(t *testing.T) {
 	const docker = "application/vnd.docker.image.rootfs.diff.tar"

@@ -12,14 +12,19 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/containerd/v2/pkg/rootfs"
+	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -103,20 +108,53 @@ func pullClaimed(t *testing.T, s *testbed.Stack, ref string, layers int, pull fu
 	}
 }
 
-// clientCalls are what clients of containerd do with an image's snapshot by the mounts that they are answered. Each returns the names of
-// the files that it has seen.
-var clientCalls = map[string]func(ctx context.Context, c *client.Client, top, dir string) ([]string, error){
-	"prepare": func(ctx context.Context, c *client.Client, top, dir string) ([]string, error) {
-		mounts, err := c.SnapshotService("remora").Prepare(ctx, "client-prepares", top)
-		return seenBy(mounts, dir, err)
+// claimedDirMode is that of the directory d of a claimedImage.
+const claimedDirMode = 0o711
+
+// A claimedImage is one that is still on its way.
+type claimedImage struct {
+	top  string // snapshot of all of it
+	file string // one that it has
+	name string // for a snapshot on it
+	dir  string // empty, to mount something on
+}
+
+// clientCalls are what clients of containerd do with an image's snapshot by the mounts that they are answered. Each makes an active
+// snapshot or a view of a name, and returns the names of the files that it has seen.
+var clientCalls = map[string]func(ctx context.Context, c *client.Client, on claimedImage) ([]string, error){
+	// Mounts of what Prepare answers.
+	"prepare": func(ctx context.Context, c *client.Client, on claimedImage) ([]string, error) {
+		mounts, err := c.SnapshotService("remora").Prepare(ctx, on.name, on.top)
+		return seenBy(mounts, on.dir, err)
 	},
-	"view": func(ctx context.Context, c *client.Client, top, dir string) ([]string, error) {
-		mounts, err := c.SnapshotService("remora").View(ctx, "client-views", top)
-		return seenBy(mounts, dir, err)
+	// What images mount does, and CRI's and Docker's volumes that are images.
+	"view": func(ctx context.Context, c *client.Client, on claimedImage) ([]string, error) {
+		mounts, err := c.SnapshotService("remora").View(ctx, on.name, on.top)
+		return seenBy(mounts, on.dir, err)
 	},
-	"diff": func(ctx context.Context, c *client.Client, top, _ string) (names []string, err error) {
-		sn := c.SnapshotService("remora")
-		upper, err := sn.View(ctx, "client-diffs", top)
+	// A container's root.
+	"mounts": func(ctx context.Context, c *client.Client, on claimedImage) ([]string, error) {
+		if _, err := c.SnapshotService("remora").Prepare(ctx, on.name, on.top); err != nil {
+			return nil, err
+		}
+		mounts, err := c.SnapshotService("remora").Mounts(ctx, on.name)
+		return seenBy(mounts, on.dir, err)
+	},
+	// What CRI and nerdctl fill a volume by that an image declares.
+	"volume": func(ctx context.Context, c *client.Client, on claimedImage) (names []string, err error) {
+		mounts, err := c.SnapshotService("remora").Prepare(ctx, on.name, on.top)
+		if err != nil {
+			return nil, err
+		}
+		err = mount.WithReadonlyTempMount(ctx, mounts, func(root string) error {
+			names, err = namesIn(root)
+			return err
+		})
+		return names, err
+	},
+	// A whole image as one layer.
+	"diff": func(ctx context.Context, c *client.Client, on claimedImage) ([]string, error) {
+		upper, err := c.SnapshotService("remora").View(ctx, on.name, on.top)
 		if err != nil {
 			return nil, err
 		}
@@ -124,25 +162,100 @@ var clientCalls = map[string]func(ctx context.Context, c *client.Client, top, di
 		if err != nil {
 			return nil, err
 		}
-		blob, err := content.ReadBlob(ctx, c.ContentStore(), desc)
-		if err != nil {
-			return nil, err
-		}
-		z, err := gzip.NewReader(bytes.NewReader(blob))
-		if err != nil {
-			return nil, err
-		}
-		for tr := tar.NewReader(z); ; {
-			h, err := tr.Next()
-			if err == io.EOF {
-				return names, nil
-			}
-			if err != nil {
-				return nil, err
-			}
-			names = append(names, h.Name)
-		}
+		return namesOf(ctx, c, desc)
 	},
+	// What commit does, and BuildKit after each step: only what changed is a layer.
+	"commit": func(ctx context.Context, c *client.Client, on claimedImage) ([]string, error) {
+		sn := c.SnapshotService("remora")
+		mounts, err := sn.Prepare(ctx, on.name, on.top)
+		if err != nil {
+			return nil, err
+		}
+		if err := mount.WithTempMount(ctx, mounts, func(root string) error {
+			return os.Rename(filepath.Join(root, on.file), filepath.Join(root, "renamed"))
+		}); err != nil {
+			return nil, err
+		}
+		desc, err := rootfs.CreateDiff(ctx, on.name, sn, c.DiffService())
+		if err != nil {
+			return nil, err
+		}
+		return namesOf(ctx, c, desc)
+	},
+	// A layer that containerd unpacks on those that are claimed.
+	"unpack": func(ctx context.Context, c *client.Client, on claimedImage) ([]string, error) {
+		ref := map[string]string{snapshots.LabelSnapshotRef: "sha256:" + strings.Repeat("0", 64)}
+		return applied(ctx, c, on, snapshots.WithLabels(ref))
+	},
+	// What the restore of a checkpoint does with the changes that a container had made.
+	"restore": func(ctx context.Context, c *client.Client, on claimedImage) ([]string, error) {
+		return applied(ctx, c, on)
+	},
+}
+
+// applied has containerd unpack a file into the image's directory, which only the image says the mode of.
+func applied(ctx context.Context, c *client.Client, on claimedImage, opts ...snapshots.Opt) ([]string, error) {
+	var layer bytes.Buffer
+	tw := tar.NewWriter(&layer)
+	if err := errors.Join(tw.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "d/new", Mode: 0o644}), tw.Close()); err != nil {
+		return nil, err
+	}
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(layer.Bytes()), Size: int64(layer.Len())}
+	if err := content.WriteBlob(ctx, c.ContentStore(), on.name, &layer, desc); err != nil {
+		return nil, err
+	}
+	mounts, err := c.SnapshotService("remora").Prepare(ctx, on.name, on.top, opts...)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.DiffService().Apply(ctx, desc, mounts); err != nil {
+		return nil, err
+	}
+	if st, err := os.Stat(filepath.Join(upperOf(mounts), "d")); err != nil || st.Mode().Perm() != claimedDirMode {
+		return nil, fmt.Errorf("the directory is %v, %w", st, err)
+	}
+	mounts, err = c.SnapshotService("remora").Mounts(ctx, on.name)
+	return seenBy(mounts, on.dir, err)
+}
+
+// upperOf returns the upper directory of an overlay.
+func upperOf(mounts []mount.Mount) string {
+	for _, option := range mounts[0].Options {
+		if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
+			return dir
+		}
+	}
+	return ""
+}
+
+// namesOf returns the names in a packed layer of the content store.
+func namesOf(ctx context.Context, c *client.Client, desc ocispec.Descriptor) (names []string, err error) {
+	blob, err := content.ReadBlob(ctx, c.ContentStore(), desc)
+	if err != nil {
+		return nil, err
+	}
+	z, err := gzip.NewReader(bytes.NewReader(blob))
+	if err != nil {
+		return nil, err
+	}
+	for tr := tar.NewReader(z); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			return names, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, strings.TrimSuffix(h.Name, "/"))
+	}
+}
+
+func namesIn(dir string) (names []string, err error) {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, err
 }
 
 func seenBy(mounts []mount.Mount, dir string, err error) (names []string, _ error) {
@@ -152,10 +265,7 @@ func seenBy(mounts []mount.Mount, dir string, err error) (names []string, _ erro
 	if err := mount.All(mounts, dir); err != nil {
 		return nil, err
 	}
-	entries, err := os.ReadDir(dir)
-	for _, e := range entries {
-		names = append(names, e.Name())
-	}
+	names, err = namesIn(dir)
 	return names, errors.Join(err, mount.UnmountAll(dir, 0))
 }
 
@@ -174,8 +284,9 @@ func TestClientsWhileImported(t *testing.T) {
 	for name, call := range clientCalls {
 		t.Run(name, func(t *testing.T) {
 			layout, repo := filepath.Join(t.TempDir(), "layout"), "while-"+name
-			testbed.Must(t, testbed.WriteTars(layout, "src", randomLayer(seed, 4<<20), randomLayer(seed+1, 1<<20)))
-			want := []string{fmt.Sprint("file-", seed), fmt.Sprint("file-", seed+1)}
+			testbed.Must(t, testbed.WriteTars(layout, "src", then(randomLayer(seed, 4<<20),
+				entries(tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: claimedDirMode})), randomLayer(seed+1, 1<<20)))
+			want := []string{"d", fmt.Sprint("file-", seed), fmt.Sprint("file-", seed+1)}
 			seed += 2
 			testbed.Must(t, s.Push(ctx, layout, "src", repo+":src"))
 			hold := make(chan struct{})
@@ -188,16 +299,17 @@ func TestClientsWhileImported(t *testing.T) {
 			diffIDs, err := image.RootFS(ctx)
 			testbed.Must(t, err)
 			time.AfterFunc(500*time.Millisecond, func() { close(hold) }) // the call begins before that
-			dir := t.TempDir()
-			got, err := call(ctx, c, identity.ChainID(diffIDs).String(), dir)
+			on := claimedImage{top: identity.ChainID(diffIDs).String(), file: want[1], name: "client-" + name, dir: t.TempDir()}
+			got, err := call(ctx, c, on)
 			testbed.Must(t, err)
+			testbed.Must(t, c.SnapshotService("remora").Remove(ctx, on.name))
+			if name == "commit" {
+				want = []string{".wh." + on.file, "renamed"} // alone
+			}
 			if slices.Sort(got); !slices.Equal(got, want) {
 				t.Errorf("saw %v, want %v", got, want)
 			}
 		})
-	}
-	for _, key := range []string{"client-prepares", "client-views", "client-diffs"} {
-		testbed.Must(t, c.SnapshotService("remora").Remove(ctx, key))
 	}
 }
 

@@ -199,7 +199,7 @@ func TestMeasuredImportsAndOthers(t *testing.T) {
 			default:
 			}
 			for _, name := range []string{"remora", "overlayfs"} {
-				took, err := useSnapshots(ctx, c, name, i)
+				took, _, err := useSnapshots(ctx, c, name, i)
 				if err != nil {
 					t.Errorf("%s: %v", name, err)
 					return
@@ -228,23 +228,25 @@ func TestMeasuredImportsAndOthers(t *testing.T) {
 	}
 }
 
-// useSnapshots prepares, views and removes snapshots, and returns what the longest call took.
-func useSnapshots(ctx context.Context, c *client.Client, name string, i int) (longest time.Duration, err error) {
+// useSnapshots prepares, views and removes snapshots, and returns which call took longest, and how long.
+func useSnapshots(ctx context.Context, c *client.Client, name string, i int) (longest time.Duration, by string, err error) {
 	sn := c.SnapshotService(name)
-	timed := func(f func() error) {
-		began := time.Now()
-		if err == nil {
-			err = f()
+	timed := func(call string, f func() error) {
+		if err != nil {
+			return
 		}
-		longest = max(longest, time.Since(began))
+		began := time.Now()
+		if err = f(); time.Since(began) > longest {
+			longest, by = time.Since(began), call
+		}
 	}
 	active, base, view := fmt.Sprint("other-", i), fmt.Sprint("other-base-", i), fmt.Sprint("other-view-", i)
-	timed(func() error { _, err := sn.Prepare(ctx, active, ""); return err })
-	timed(func() error { return sn.Commit(ctx, base, active) })
-	timed(func() error { _, err := sn.View(ctx, view, base); return err })
-	timed(func() error { return sn.Remove(ctx, view) })
-	timed(func() error { return sn.Remove(ctx, base) })
-	return longest, err
+	timed("Prepare", func() error { _, err := sn.Prepare(ctx, active, ""); return err })
+	timed("Commit", func() error { return sn.Commit(ctx, base, active) })
+	timed("View", func() error { _, err := sn.View(ctx, view, base); return err })
+	timed("Remove", func() error { return sn.Remove(ctx, view) })
+	timed("Remove", func() error { return sn.Remove(ctx, base) })
+	return longest, by, err
 }
 
 // randomLayer is a layer of a file that does not pack.

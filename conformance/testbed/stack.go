@@ -27,7 +27,8 @@ type Options struct {
 	Bare     bool   // remorad alone, without a registry and containerd: what volumes and disks need
 	// Containerd is the line of containerd that runs, OldestContainerd for one. The default is what REMORA_CONTAINERD names;
 	// without that, the newest.
-	Containerd string
+	Containerd       string
+	ContainerdConfig string // beyond the proxy plugin and the transfer service
 }
 
 // Credentials of a registry with Options.Auth; the hash is the password's, by bcrypt.
@@ -215,7 +216,7 @@ disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", 
   snapshotter = "overlayfs"
 [plugins."io.containerd.transfer.v1.local"]
   config_path = %[6]q
-`, s.Dir, s.Socket, s.Remora, s.Root, runtime.GOARCH, s.HostsDir)
+%[7]s`, s.Dir, s.Socket, s.Remora, s.Root, runtime.GOARCH, s.HostsDir, s.opts.ContainerdConfig)
 	if err := os.WriteFile(s.ContainerdConfig(), []byte(config), 0o644); err != nil {
 		return err
 	}

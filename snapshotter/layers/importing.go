@@ -136,7 +136,7 @@ func (i *Imports) importOnce(
 			return nil, err
 		}
 	}
-	i.proofs.prove(o)
+	i.proofs.proveRead(ctx, o)
 	layer, err := scan.Scan(ctx, packed, is, scan.Options{Data: im, DataStart: cache.DataStart, Limits: limits})
 	if err != nil {
 		return nil, err

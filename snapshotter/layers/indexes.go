@@ -330,7 +330,7 @@ func (x *Indexes) byMadeIndex(ctx context.Context, o *Opening) (*Tree, error) {
 	x.started.Go(func() {
 		err := x.places.firstBytes(ctx, s)
 		if err == nil {
-			x.proofs.prove(o)
+			x.proofs.proveRead(ctx, o)
 		}
 		able <- err
 	})

@@ -62,10 +62,17 @@ func (p *Proofs) Forgive() { p.failures.forgive() }
 // Failing returns why proofs of a repository's layers fail now, or nil.
 func (p *Proofs) Failing(repo registry.Repository) error { return p.failures.of(repo) }
 
-// prove notes that an opening has shown that its layer can be read.
+// prove notes that an opening has shown that its registry serves the layer.
 func (p *Proofs) prove(o *Opening) {
 	o.proof.show()
 	p.failures.note(o.src.Repo, nil)
+}
+
+// proveRead is prove of a layer that can be read, of whichever place: a blob that containerd has says nothing of the registry.
+func (p *Proofs) proveRead(ctx context.Context, o *Opening) {
+	if o.proof.show(); !p.places.Stored(ctx, &o.src) {
+		p.prove(o)
+	}
 }
 
 // place waits for a place in a pool. Meanwhile the layer is proven by a request of its own: all layers of an image are proven side
@@ -85,7 +92,7 @@ func (p *Proofs) probe(ctx context.Context, o *Opening) {
 			err := p.places.firstBytes(ctx, &o.src)
 			switch {
 			case err == nil, errors.Is(err, registry.ErrRange): // it can be had whole
-				p.prove(o)
+				p.proveRead(ctx, o)
 			case ctx.Err() == nil:
 				p.failures.note(o.src.Repo, err)
 			}
