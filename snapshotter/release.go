@@ -96,7 +96,8 @@ func (s *Snapshotter) lost(image string) {
 	s.lostImages[image] = true
 }
 
-// noteLost has the layers of lost images released like those that cannot be opened. Reads that find an image lost have no locks to wait for.
+// noteLost has the layers of lost images released like those that cannot be opened. It is apart from lost since a read must not wait for
+// the locks of layers.
 func (s *Snapshotter) noteLost() {
 	s.lostMu.Lock()
 	lost := s.lostImages
@@ -171,7 +172,8 @@ func (s *Snapshotter) noteStays(b *binding, err error, used bool) {
 		why = err.Error()
 	}
 	if why != b.gone.why && why != "" {
-		s.log.Error("images of which a layer is nowhere any more stay", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
+		s.log.Error("images of which a layer is nowhere any more stay",
+			"key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
 	}
 	b.gone.why = why
 }
