@@ -138,8 +138,8 @@ func (r Remote) Blob(repo registry.Repository, desc ocispec.Descriptor) Blob {
 	return r.Registry.Blob(repo, desc.Digest, desc.Size).WithURLs(registry.ForeignURLs(desc))
 }
 
-// AnyHas returns nil if one of some layers has its blob where it is now, and otherwise an error of which IsGone says whether all have answered that
-// they have it no longer.
+// AnyHas returns nil if one of some layers has its blob where it is now, and otherwise an error of which IsGone says whether all places
+// have answered that they have it no longer.
 func (p *Places) AnyHas(ctx context.Context, all []Source) error {
 	var errs []error
 	for i := range all {
