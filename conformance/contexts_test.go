@@ -31,7 +31,8 @@ var keepContexts = map[string]string{
 	"registry.rangeReader":    "one range",
 	"registry.stallReader":    "one request",
 	"layers.aheadReader":      "one range",
-	"snapshotter.prediction":  "one prediction",
+	"start.prediction":        "one prediction",
+	"start.Starts":            "life: ends before Close",
 }
 
 // TestContextsInStructs: a context is a parameter, but for the structs above, and these do keep one.

@@ -44,6 +44,7 @@ var arrows = []struct{ from, may string }{
 	{"volume", "blockdev remote/store internal/backoff internal/durable internal/wire"},
 	{"volume/...", "volume/... blockdev remote/store internal/backoff internal/durable internal/wire"},
 	{"snapshotter/layers", "fs/... cache cache/blob remote/registry internal/..."}, // no snapshots, no mounts
+	{"snapshotter/start", "snapshotter/layers fs/... cache remote/registry internal/..."},
 	{"snapshotter/...", "snapshotter/... fs/... cache cache/blob blockdev/... remote/registry internal/..."},
 	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache blockdev/... remote/... internal/durable internal/memory internal/wire"},
 	// The suites of contracts, and benchmarks: tests alone import it.

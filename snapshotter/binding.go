@@ -255,7 +255,7 @@ func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
 	}
 	return s.mountAs(b, func() error {
 		b.file = f
-		s.found(&src, f)
+		s.starts.Found(&src, f)
 		if b.saved.CacheID == f.ID() && b.saved.Source.Repo == src.Repo {
 			return nil
 		}

@@ -38,8 +38,7 @@ type ImageLister interface {
 const (
 	sourceLabelPrefix = "containerd.io/distribution.source."
 	configRefLabel    = "containerd.io/gc.ref.content.config"
-	maxManifest       = 4 << 20 // bytes; containerd's own limit is the same
-	maxConfig         = 8 << 20
+	maxManifest       = 4 << 20  // bytes; containerd's own limit is the same
 	maxRemembered     = 16 << 20 // bytes of manifests kept in memory
 	// What is usual is read without waiting for others' memory; what is larger takes so many times its bytes, decoded.
 	usualDocument = 128 << 10
@@ -391,7 +390,7 @@ func (c *ContentImages) load(ctx context.Context, manifest digest.Digest, withCo
 	}
 	if withConfig {
 		var config ocispec.Image
-		if err := c.readJSON(ctx, doc.Config, maxConfig, &config); err != nil {
+		if err := c.readJSON(ctx, doc.Config, layers.MaxConfig, &config); err != nil {
 			return nil, err
 		}
 		if len(config.RootFS.DiffIDs) != len(doc.Layers) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/snapshotter/layers"
+	"github.com/remora-storage/remora/snapshotter/start"
 )
 
 // What damaged files cost.
@@ -29,11 +30,6 @@ var (
 		Lost: "the name of what the holder keeps, unless the holder still said so",
 		Do:   "start the containers again that snapctl status names as broken, if it names any; then remove this file",
 	}
-	profileKind = durable.Kind{
-		Name: "*" + profileSuffix,
-		Lost: "an image's profile of this node: its next first start is slower, and is learned again",
-		Do:   "record it again if it was recorded by hand (snapctl record); then remove this file",
-	}
 )
 
 // ListDamaged returns what was set aside below a root of what this package keeps there.
@@ -50,9 +46,10 @@ func ListDamaged(root string) ([]durable.Damage, error) {
 		some, lerr := durable.ListDamaged(filepath.Join(root, dir), k)
 		all, err = append(all, some...), errors.Join(err, lerr)
 	}
-	add(profilesDir, profileKind)
-	indexes, lerr := layers.ListDamaged(root)
-	all, err = append(all, indexes...), errors.Join(err, lerr)
+	profiles, lerr := start.ListDamaged(root)
+	all, err = append(all, profiles...), errors.Join(err, lerr)
+	indexes, ierr := layers.ListDamaged(root)
+	all, err = append(all, indexes...), errors.Join(err, ierr)
 	for _, e := range snapshots {
 		add(filepath.Join(filepath.Base(snapshotsOf(root)), e.Name()), bindingKind)
 	}

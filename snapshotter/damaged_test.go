@@ -206,7 +206,7 @@ func TestDamagedNotes(t *testing.T) {
 			if _, err := b.AddProfile(im.Target.Digest, profile.New(im.Target.Digest, "r", nil)); err != nil {
 				t.Fatal(err)
 			}
-			path = b.profiles.path(im.Target.Digest)
+			path = b.profileOf(im)
 			h.Do(t, path)
 			if _, err := b.AddProfile(im.Target.Digest, profile.New(im.Target.Digest, "r", nil)); err != nil {
 				t.Errorf("a profile is not kept: %v", err)

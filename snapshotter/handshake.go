@@ -129,7 +129,7 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 // their indexes come while containerd still works its way up.
 func (s *Snapshotter) startAll(img layers.Image) {
 	s.layers.Indexes.Expect(img)
-	s.begin(img)
+	s.starts.Begin(img)
 	bound := s.boundKeys()
 	for i := range img.Layers {
 		if s.layers.Refuses(&img.Layers[i]) == nil && !bound[s.layers.KeyOf(&img.Layers[i])] {

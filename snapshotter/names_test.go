@@ -28,7 +28,6 @@ var (
 	noise            = imagetest.Noise
 	program          = imagetest.Program
 	publish          = imagetest.Publish
-	publishApart     = imagetest.PublishApart
 	split            = imagetest.SplitPath
 	tarLayer         = imagetest.TarLayer
 	waitsForMemory   = imagetest.WaitsForMemory

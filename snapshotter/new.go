@@ -26,6 +26,7 @@ import (
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/snapshotter/layers"
+	"github.com/remora-storage/remora/snapshotter/start"
 )
 
 // Lock takes a root directory for this process. It fails if another remorad has it.
@@ -65,15 +66,18 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 	}
 	s := &Snapshotter{
 		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel,
-		cache: c, registry: reg,
-		bindings: map[string]*binding{}, answered: map[string]time.Time{}, broken: map[string]string{}, starts: map[string]*start{},
+		cache:    c,
+		bindings: map[string]*binding{}, answered: map[string]time.Time{}, broken: map[string]string{},
 		recordings: map[string]*Recording{}, lostImages: map[string]bool{},
-		profiles: profiles{dir: filepath.Join(root, profilesDir), log: opts.Log},
 	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = layers.New(s.life, root, c, reg, opts.Layers, layers.Hooks{
-		Built: s.built, Unreadable: s.unreadable, Unclaimed: s.unclaimed, Places: s.placesOf, Lost: s.lost,
+		Built:      func(src *layers.Source, f *cache.File, landmark []uint32) { s.starts.Built(src, f, landmark) },
+		Unreadable: func(src *layers.Source) { s.starts.Unreadable(src) },
+		Unclaimed:  s.unclaimed, Places: s.placesOf, Lost: s.lost,
 	})
+	first := start.Options{Memory: opts.Layers.Memory, Learn: opts.Learn, Log: opts.Log}
+	s.starts = start.New(s.life, root, c, reg, s.layers, first, start.Hooks{Known: s.filesOf, Open: s.startAll})
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -94,7 +98,6 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 		return nil, err
 	}
 	removeProbes(root)
-	s.sweep(s.profiles.dir)
 	if s.caps, err = s.kernel.Probe(root, opts.Backend, s.exports.Outlive() && !opts.Pod); err != nil {
 		return nil, err
 	}
@@ -142,6 +145,7 @@ func (s *Snapshotter) sweep(dir string) {
 func (s *Snapshotter) Close() error {
 	s.stop()
 	s.started.Wait()
+	s.starts.Close()
 	s.layers.Close()
 	errs := []error{s.endRecordings(), s.closeGates()}
 	if s.exports.Outlive() {

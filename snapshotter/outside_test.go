@@ -1,51 +1,13 @@
 package snapshotter
 
 import (
-	"errors"
 	"strings"
 	"testing"
-
-	"github.com/opencontainers/go-digest"
 
 	fsindex "github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/profile"
 	"github.com/remora-storage/remora/internal/memory"
-	"github.com/remora-storage/remora/snapshotter/layers"
 )
-
-// TestPublishedProfileTakesMemory: a profile that is published beside an image is not asked for before there is memory for it.
-func TestPublishedProfileTakesMemory(t *testing.T) {
-	l, _, _ := large(t, gzipLayer)
-	im := newImage(t, "app", nil, l)
-	packed, err := profile.New(im.Target.Digest, "app", []profile.Entry{entry("/small", []byte("small"))}).Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	o := newOrigin(t, im)
-	publishApart(t, o, im, profile.Artifact, packed)
-	m := memory.New(128 << 20)
-	b := newBed(t, o, func(b *bed) { b.opts.Layers.Memory = m })
-	img := layers.Image{Ref: b.ref(im), Target: im.Target, Repo: b.repo(im)}
-	reg := b.registry.(layers.Artifacts)
-	st := &start{s: b.Snapshotter, img: img}
-	sum := digest.FromBytes(packed).String()
-	waitsForMemory(t, m, func() {
-		if n := o.Requests("blobs", sum); n > 0 {
-			t.Errorf("asked for %d times before there was memory", n)
-		}
-	}, func() error {
-		p, share, err := st.publishedProfile(t.Context(), reg)
-		if err == nil && len(p.Entries) != 1 {
-			t.Errorf("got %+v", p)
-		}
-		share.Release()
-		return err
-	})
-	if n := o.Requests("blobs", sum); n != 1 {
-		t.Errorf("asked for %d times", n)
-	}
-	allBack(b, m)
-}
 
 // TestLargePublications: an index, or a profile, that takes more than all memory is ignored, and its image starts.
 func TestLargePublications(t *testing.T) {
@@ -60,11 +22,6 @@ func TestLargePublications(t *testing.T) {
 		b.opts.Layers.Memory = m
 		trusting(b)
 	})
-	img := layers.Image{Ref: b.ref(im), Target: im.Target, Repo: b.repo(im)}
-	st := &start{s: b.Snapshotter, img: img}
-	if _, _, err := st.publishedProfile(b.ctx, b.registry.(layers.Artifacts)); !errors.Is(err, memory.ErrBeyond) {
-		t.Errorf("profile: %v", err)
-	}
 	b.sees(b.run("container", b.pull(im)), "a", body)
 	allBack(b, m)
 }

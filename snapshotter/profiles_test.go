@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -11,6 +10,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/fs/profile"
+	"github.com/remora-storage/remora/snapshotter/start"
 )
 
 // epoch is long ago.
@@ -20,11 +20,16 @@ func entry(path string, body []byte) profile.Entry {
 	return profile.Entry{Path: path, Len: int64(len(body)), Digest: digest.FromBytes(body), Runs: 1}
 }
 
+// profileOf is where an image's profile is kept.
+func (b *bed) profileOf(im *image) string {
+	return filepath.Join(b.root, "profiles", im.Target.Digest.Encoded()+".profile")
+}
+
 // TestProfiles: profiles of a node are merged, given and removed by image, and stay over restarts.
 func TestProfiles(t *testing.T) {
 	b := newBed(t, newOrigin(t), nil)
 	image := digest.FromString("image")
-	if _, err := b.Profile(image); !errors.Is(err, ErrNoProfile) {
+	if _, err := b.Profile(image); !errors.Is(err, start.ErrNoProfile) {
 		t.Errorf("got %v", err)
 	}
 	for i, body := range []string{"a", "b"} {
@@ -42,7 +47,7 @@ func TestProfiles(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if _, err := b.Profile(image); !errors.Is(err, ErrNoProfile) {
+	if _, err := b.Profile(image); !errors.Is(err, start.ErrNoProfile) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -51,7 +56,7 @@ func TestProfiles(t *testing.T) {
 func TestProfilesOfNothing(t *testing.T) {
 	b := newBed(t, newOrigin(t), nil)
 	for _, image := range []digest.Digest{"", "x", "sha256:../../x"} {
-		if _, err := b.Profile(image); err == nil || errors.Is(err, ErrNoProfile) {
+		if _, err := b.Profile(image); err == nil || errors.Is(err, start.ErrNoProfile) {
 			t.Errorf("%q: %v", image, err)
 		}
 		if _, err := b.AddProfile(image, profile.New(image, "r", nil)); err == nil {
@@ -71,10 +76,10 @@ func TestDamagedProfile(t *testing.T) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, image.Encoded()+profileSuffix), []byte("hello"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, image.Encoded()+".profile"), []byte("hello"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.Profile(image); !errors.Is(err, ErrNoProfile) {
+	if _, err := b.Profile(image); !errors.Is(err, start.ErrNoProfile) {
 		t.Errorf("got %v", err)
 	}
 	if p, err := b.AddProfile(image, profile.New(image, "r", []profile.Entry{entry("/a", []byte("a"))})); err != nil || p.Runs != 1 {
@@ -82,36 +87,5 @@ func TestDamagedProfile(t *testing.T) {
 	}
 	if _, err := b.Profile(image); err != nil {
 		t.Errorf("got %v", err)
-	}
-}
-
-// TestProfilesAreBounded: the oldest profiles go when they are too many.
-func TestProfilesAreBounded(t *testing.T) {
-	s := profiles{dir: filepath.Join(t.TempDir(), "profiles"), log: logOf(t)}
-	first := digest.FromString("first")
-	if _, err := s.add(first, profile.New(first, "r", nil)); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(s.path(first), epoch, epoch); err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(s.path(first))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for i := range maxProfiles - 1 {
-		if err := os.WriteFile(s.path(digest.FromString(fmt.Sprint(i))), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	last := digest.FromString("last")
-	if _, err := s.add(last, profile.New(last, "r", nil)); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.get(first); !errors.Is(err, ErrNoProfile) {
-		t.Errorf("the oldest: %v", err)
-	}
-	if _, err := s.get(last); err != nil {
-		t.Errorf("the newest: %v", err)
 	}
 }

@@ -7,18 +7,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/export/fusefile"
-	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/profile"
 	"github.com/remora-storage/remora/snapshotter/layers"
+	"github.com/remora-storage/remora/snapshotter/start"
 )
 
 // RecordLabel on an active snapshot names the Recording whose mounts it is to have.
@@ -42,36 +40,14 @@ type Recording struct {
 // firstRecorded is where the numbers of recordings' exports begin: far behind those of snapshots.
 const firstRecorded = 1 << 31
 
-// recordedLayer is a device that notes what is read of it.
+// recordedLayer is a layer's mount.
 type recordedLayer struct {
-	*cache.File
+	*start.Recorder
 	number uint64
 	dir    string
-
-	mu   sync.Mutex // guards the fields below
-	seen map[int64]bool
-	uses []cache.Use
 }
 
-// Exact implements fusefile.Exact: what is read ahead of a program is not what the program reads.
-func (l *recordedLayer) Exact() {}
-
-var _ fusefile.Exact = (*recordedLayer)(nil)
-
-// ReadAt implements blockdev.Device.
-func (l *recordedLayer) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	now := time.Now()
-	l.Extents(off, int64(len(p)), func(e cache.Extent) bool {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if !l.seen[e.Off] {
-			l.seen[e.Off] = true
-			l.uses = append(l.uses, cache.Use{Extent: e, At: now})
-		}
-		return true
-	})
-	return l.File.ReadAt(ctx, p, off)
-}
+var _ fusefile.Exact = (*start.Recorder)(nil)
 
 // Record mounts an image's layers for one container whose reads are to be recorded. The image must
 // have been pulled. End must be called.
@@ -104,7 +80,7 @@ func (s *Snapshotter) Record(ctx context.Context, manifest digest.Digest, ref st
 		if f == nil || b.image() != f {
 			continue
 		}
-		l := &recordedLayer{File: f, number: firstRecorded + s.recorded.Add(1), seen: map[int64]bool{}}
+		l := &recordedLayer{Recorder: start.NewRecorder(f), number: firstRecorded + s.recorded.Add(1)}
 		l.dir = filepath.Join(r.dir, strconv.FormatUint(l.number, 10))
 		if err := os.MkdirAll(l.dir, 0o700); err != nil {
 			return nil, err
@@ -135,17 +111,11 @@ func (s *Snapshotter) lowerDir(id string, labels map[string]string) string {
 
 // Profile returns what was read so far.
 func (r *Recording) Profile() (*profile.Profile, error) {
-	used := map[*cache.File][]cache.Use{}
+	var all []*start.Recorder
 	for _, l := range r.layers {
-		l.mu.Lock()
-		used[l.File] = slices.Clone(l.uses)
-		l.mu.Unlock()
+		all = append(all, l.Recorder)
 	}
-	entries, err := entriesOf(used)
-	if err != nil {
-		return nil, err
-	}
-	return profile.New(r.img.Target.Digest, r.img.Repo.String(), entries), nil
+	return start.ProfileOf(&r.img, all)
 }
 
 // End takes the mounts away. The container has ended, or its reads fail.

@@ -248,7 +248,7 @@ func (s *Snapshotter) allPresent(ctx context.Context, b *binding) error {
 		return err
 	}
 	for _, src := range append(others, b.source()) {
-		if err := s.registry.Present(ctx, src.Repo.Host); err != nil {
+		if err := s.layers.Places.Present(ctx, src.Repo.Host); err != nil {
 			return err
 		}
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
+	"github.com/remora-storage/remora/snapshotter/start"
 )
 
 // Options of a Snapshotter. The zero value works.
@@ -62,21 +63,20 @@ type Options struct {
 
 // A Snapshotter is containerd's interface of that name. New makes one.
 type Snapshotter struct {
-	root     string
-	opts     Options
-	log      *slog.Logger
-	store    *storage.MetaStore
-	images   Images
-	layers   *layers.Layers
-	cache    *cache.Cache
-	registry layers.Registry
-	exports  Mounter
-	kernel   Kernel
-	caps     Capabilities
-	extra    []string // options of every overlay mount
+	root    string
+	opts    Options
+	log     *slog.Logger
+	store   *storage.MetaStore
+	images  Images
+	layers  *layers.Layers
+	starts  *start.Starts
+	cache   *cache.Cache
+	exports Mounter
+	kernel  Kernel
+	caps    Capabilities
+	extra   []string // options of every overlay mount
 
-	profiles profiles
-	answers  answers
+	answers answers
 
 	// life ends in Close; started waits for what runs until then.
 	life    context.Context
@@ -96,7 +96,6 @@ type Snapshotter struct {
 	answered map[string]time.Time // snapshots whose mounts were told of late, by id
 	broken   map[string]string    // active snapshots that lost their lower layers, and why
 	garbage  []string             // directories of removed snapshots
-	starts   map[string]*start    // by Image.ID
 
 	lostMu     sync.Mutex      // guards lostImages
 	lostImages map[string]bool // by name in the cache

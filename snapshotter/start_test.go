@@ -5,7 +5,6 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"net/http"
-	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -14,21 +13,15 @@ import (
 	"github.com/remora-storage/remora/fs/annotation"
 	"github.com/remora-storage/remora/fs/convert"
 	"github.com/remora-storage/remora/fs/profile"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // settled returns when an image's first start is over.
 func (b *bed) settled(im *image) {
 	b.t.Helper()
 	eventually(b.t, "the start is over", func() bool {
-		b.mu.Lock()
-		var ids []string
-		for id, st := range b.starts {
-			if st.img.Target.Digest == im.Target.Digest {
-				ids = append(ids, id)
-			}
-		}
-		b.mu.Unlock()
-		return !slices.ContainsFunc(ids, b.starting)
+		img := layers.Image{Repo: b.repo(im), Target: im.Target}
+		return !b.starts.Starting(img.ID())
 	})
 }
 

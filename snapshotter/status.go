@@ -150,7 +150,7 @@ func (s *Snapshotter) Resolve(ctx context.Context, manifest digest.Digest, ref s
 		return nil, err
 	}
 	s.layers.Indexes.Expect(img)
-	s.begin(img)
+	s.starts.Begin(img)
 	reasons = map[digest.Digest]string{}
 	var all []*layers.Opening
 	bound := s.boundKeys()

@@ -30,8 +30,8 @@ func (s *Snapshotter) watch(ctx context.Context) {
 		case <-tick.C:
 		}
 		s.layers.Sweep()
-		s.sweepStarts()
-		s.layers.Indexes.Sweep(s.starting)
+		s.starts.Sweep()
+		s.layers.Indexes.Sweep(s.starts.Starting)
 		if time.Since(dropped) > dropEvery {
 			s.dropPages()
 			dropped = time.Now()

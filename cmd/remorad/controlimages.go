@@ -11,6 +11,7 @@ import (
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/snapshotter/start"
 )
 
 // imagesService does what clients ask for images.
@@ -38,7 +39,7 @@ func (i *imagesService) Prime(ctx context.Context, req *controlv1.PrimeRequest) 
 	return &controlv1.PrimeResponse{Documents: list(docs, documentMessage)}, nil
 }
 
-func documentMessage(d snapshotter.Document) *controlv1.Document {
+func documentMessage(d start.Document) *controlv1.Document {
 	return &controlv1.Document{MediaType: text(d.Descriptor.MediaType), Digest: d.Descriptor.Digest.String(), Data: d.Data}
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/snapshotter"
 	"github.com/remora-storage/remora/snapshotter/layers"
+	"github.com/remora-storage/remora/snapshotter/start"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
 )
@@ -83,7 +84,7 @@ func TestMessagesHaveEverything(t *testing.T) {
 		"damaged file":    {message: damagedMessage(filled[durable.Damage]())},
 		"waiting reader":  {message: waitingMessage(filled[snapshotter.WaitingReader]())},
 		"cache entry":     {message: cacheEntryMessage(filled[snapshotter.CachedLayer]())},
-		"document":        {message: documentMessage(filled[snapshotter.Document]())},
+		"document":        {message: documentMessage(filled[start.Document]())},
 		"import":          {message: importMessage(snapshotter.Progress{Digest: "d", Came: 1, Total: 2}), others: []protoreflect.Name{"done"}},
 		"span":            {message: spanMessage(filled[layers.Span]())},
 		"disk":            {message: diskMessage(filled[disk.Disk]())},

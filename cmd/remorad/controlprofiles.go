@@ -11,6 +11,7 @@ import (
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/fs/profile"
 	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/snapshotter/start"
 )
 
 // Record keeps a recording until it is ended, or the caller goes.
@@ -45,7 +46,7 @@ func (i *imagesService) EndRecording(_ context.Context, req *controlv1.EndRecord
 // GetProfile implements controlv1.ImagesServer.
 func (i *imagesService) GetProfile(_ context.Context, req *controlv1.GetProfileRequest) (*controlv1.GetProfileResponse, error) {
 	p, err := i.sn.Profile(digest.Digest(req.GetManifest()))
-	if errors.Is(err, snapshotter.ErrNoProfile) {
+	if errors.Is(err, start.ErrNoProfile) {
 		return &controlv1.GetProfileResponse{}, nil
 	}
 	if err != nil {

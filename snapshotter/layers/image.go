@@ -19,6 +19,9 @@ type Image struct {
 	Layers []Source // lowest first
 }
 
+// MaxConfig is how large an image's configuration may be, in bytes.
+const MaxConfig = 8 << 20
+
 // ID tells images apart: two repositories may have the same manifest.
 func (img *Image) ID() string { return img.Repo.String() + "@" + img.Target.Digest.String() }
 

@@ -54,6 +54,15 @@ func (r *promises) KeyOf(s *Source) string {
 	return cache.Name{Blob: s.BlobName(), Voucher: cache.ByTable(p.vouchedBy(s) + " from " + s.Repo.String())}.String()
 }
 
+// KeysOf returns the keys of an image's layers.
+func (r *promises) KeysOf(img *Image) map[string]bool {
+	keys := map[string]bool{}
+	for i := range img.Layers {
+		keys[r.KeyOf(&img.Layers[i])] = true
+	}
+	return keys
+}
+
 // Proven reports whether an image is known to be the layer that an image promises: the whole blob was read and had the
 // digest by which s names it, or its plain bytes have the promised diffID.
 func Proven(f *cache.File, s *Source) bool {

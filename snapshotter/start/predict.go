@@ -1,4 +1,4 @@
-package snapshotter
+package start
 
 import (
 	"bytes"
@@ -17,6 +17,7 @@ import (
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/erofs"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // Without a profile and without a word of the layers' author, it is foretold what an image's program
@@ -71,7 +72,7 @@ func (st *start) config(ctx context.Context) (*ocispec.Image, error) {
 	if err := json.Unmarshal(doc, &m); err != nil {
 		return nil, err
 	}
-	if m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
+	if m.Config.Size <= 0 || m.Config.Size > layers.MaxConfig || m.Config.Digest.Validate() != nil {
 		return nil, errors.New("no configuration")
 	}
 	p := make([]byte, m.Config.Size)

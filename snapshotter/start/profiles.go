@@ -1,4 +1,4 @@
-package snapshotter
+package start
 
 import (
 	"cmp"
@@ -34,11 +34,29 @@ const (
 	maxProfiles   = 512 // kept on a node; the oldest go
 )
 
+var profileKind = durable.Kind{
+	Name: "*" + profileSuffix,
+	Lost: "an image's profile of this node: its next first start is slower, and is learned again",
+	Do:   "record it again if it was recorded by hand (snapctl record); then remove this file",
+}
+
+// ListDamaged returns what was set aside below a root of what this package keeps there.
+func ListDamaged(root string) ([]durable.Damage, error) {
+	return durable.ListDamaged(filepath.Join(root, profilesDir), profileKind)
+}
+
 // ErrNoProfile says that there is no profile.
 var ErrNoProfile = errors.New("no profile")
 
 func (s *profiles) path(image digest.Digest) string {
 	return filepath.Join(s.dir, image.Encoded()+profileSuffix)
+}
+
+// clean deletes what replacements of files that a power cut ended have left.
+func (s *profiles) clean() {
+	if err := durable.Sweep(s.dir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.log.Warn("files that were never finished stay", "dir", s.dir, "err", err)
+	}
 }
 
 // get returns an image's profile. A damaged one is set aside.
@@ -220,14 +238,14 @@ func entriesOf(used map[*cache.File][]cache.Use) ([]profile.Entry, error) {
 }
 
 // Profile returns the profile that was recorded of an image on this node.
-func (s *Snapshotter) Profile(image digest.Digest) (*profile.Profile, error) {
+func (s *Starts) Profile(image digest.Digest) (*profile.Profile, error) {
 	return s.profiles.get(image)
 }
 
 // AddProfile merges a profile into the image's on this node, and returns the result.
-func (s *Snapshotter) AddProfile(image digest.Digest, p *profile.Profile) (*profile.Profile, error) {
+func (s *Starts) AddProfile(image digest.Digest, p *profile.Profile) (*profile.Profile, error) {
 	return s.profiles.add(image, p)
 }
 
 // RemoveProfile deletes an image's profile from this node.
-func (s *Snapshotter) RemoveProfile(image digest.Digest) error { return s.profiles.remove(image) }
+func (s *Starts) RemoveProfile(image digest.Digest) error { return s.profiles.remove(image) }

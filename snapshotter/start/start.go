@@ -1,9 +1,10 @@
-package snapshotter
+package start
 
 import (
 	"context"
 	"encoding/hex"
-	"slices"
+	"log/slog"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ import (
 // the layers themselves say (the eStargz landmark), and without that what the program's entrypoint
 // is known to need.
 type start struct {
-	s    *Snapshotter
+	s    *Starts
 	img  layers.Image
 	keys map[string]bool // of the layers
 	// stop ends it before its time.
@@ -56,11 +57,62 @@ const (
 	leastMatch = 0.1
 )
 
-// begin starts the start of an image, once while its layers are new.
-func (s *Snapshotter) begin(img layers.Image) {
+// Starts are the first starts of images, and the profiles of this node.
+type Starts struct {
+	layers   *layers.Layers
+	registry layers.Registry
+	cache    *cache.Cache
+	profiles profiles
+	hooks    Hooks
+	memory   *memory.Budget
+	learn    bool
+	log      *slog.Logger
+
+	// life ends when Close is to come; started waits for what runs until then.
+	life    context.Context
+	started sync.WaitGroup
+
+	mu  sync.Mutex        // guards all
+	all map[string]*start // by Image.ID
+}
+
+// Hooks are what the owner of starts is asked.
+type Hooks struct {
+	// Known returns the images in the cache, of layers that have a snapshot, which an image's own layers may be read from.
+	Known func(img layers.Image) map[digest.Digest]*cache.File
+	// Open has all layers of an image opened that may be lazy and have no snapshot, and its start begun.
+	Open func(img layers.Image)
+}
+
+// Options of Starts.
+type Options struct {
+	// Memory is shared by all that is decoded; nil for no bound.
+	Memory *memory.Budget
+	// Learn has the first starts of an image recorded and merged into its profile.
+	Learn bool
+	Log   *slog.Logger
+}
+
+// New returns the starts of a root, whose profiles are kept below it. What is under way ends when life does; Close waits for it.
+func New(
+	life context.Context, root string, c *cache.Cache, reg layers.Registry, l *layers.Layers, opts Options, hooks Hooks,
+) *Starts {
+	s := &Starts{
+		layers: l, registry: reg, cache: c, hooks: hooks, memory: opts.Memory, learn: opts.Learn, log: opts.Log, life: life,
+		profiles: profiles{dir: filepath.Join(root, profilesDir), log: opts.Log}, all: map[string]*start{},
+	}
+	s.profiles.clean()
+	return s
+}
+
+// Close returns when nothing is under way any more; life has ended before.
+func (s *Starts) Close() { s.started.Wait() }
+
+// Begin starts the start of an image, once while its layers are new.
+func (s *Starts) Begin(img layers.Image) {
 	ctx, stop := context.WithTimeout(s.life, startEnds)
 	st := &start{
-		s: s, img: img, keys: s.keysOf(img), stop: stop,
+		s: s, img: img, keys: s.layers.KeysOf(&img), stop: stop,
 		changed: make(chan struct{}, 1), opened: make(chan struct{}), waiting: map[digest.Digest]bool{},
 		files: map[digest.Digest]*cache.File{}, landmarks: map[digest.Digest][]uint32{},
 	}
@@ -69,9 +121,9 @@ func (s *Snapshotter) begin(img layers.Image) {
 			st.waiting[img.Layers[i].Descriptor.Digest] = true
 		}
 	}
-	known := s.filesOf(img)
+	known := s.hooks.Known(img)
 	s.mu.Lock()
-	old := s.starts[img.ID()]
+	old := s.all[img.ID()]
 	if old != nil && !old.over() && !old.gone() || len(known) >= len(st.waiting) {
 		s.mu.Unlock()
 		stop()
@@ -80,7 +132,7 @@ func (s *Snapshotter) begin(img layers.Image) {
 	if old != nil {
 		old.stop()
 	}
-	s.starts[img.ID()] = st
+	s.all[img.ID()] = st
 	s.mu.Unlock()
 	var beginnings []*layers.Ahead // before any layer is opened, so that its image is filled from there
 	for i := range img.Layers {
@@ -152,10 +204,10 @@ func (st *start) over() bool {
 	return ended && (empty || st.gone())
 }
 
-// starting reports whether the first start of an image is under way.
-func (s *Snapshotter) starting(image string) bool {
+// Starting reports whether the first start of an image is under way.
+func (s *Starts) Starting(image string) bool {
 	s.mu.Lock()
-	st := s.starts[image]
+	st := s.all[image]
 	s.mu.Unlock()
 	if st == nil {
 		return false
@@ -165,52 +217,29 @@ func (s *Snapshotter) starting(image string) bool {
 	return !st.ended
 }
 
-// sweepStarts ends and forgets starts whose images are gone.
-func (s *Snapshotter) sweepStarts() {
+// Sweep ends and forgets starts whose images are gone.
+func (s *Starts) Sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for m, st := range s.starts {
+	for m, st := range s.all {
 		if st.gone() {
 			st.stop()
 		}
 		if st.over() {
-			delete(s.starts, m)
+			delete(s.all, m)
 		}
 	}
 }
 
-// filesOf returns the images in the cache, of layers that have a snapshot, which an image's own layers may be read from.
-func (s *Snapshotter) filesOf(img layers.Image) map[digest.Digest]*cache.File {
-	keys := s.keysOf(img)
-	known := map[digest.Digest]*cache.File{}
-	for _, b := range s.allBindings() {
-		src := b.source()
-		i := slices.IndexFunc(img.Layers, func(l layers.Source) bool { return l.Descriptor.Digest == src.Descriptor.Digest })
-		if f := b.image(); f != nil && i >= 0 && (layers.Proven(f, &img.Layers[i]) || keys[s.keyOf(b)]) {
-			known[src.Descriptor.Digest] = f
-		}
-	}
-	return known
-}
-
-// keysOf returns the keys of an image's layers.
-func (s *Snapshotter) keysOf(img layers.Image) map[string]bool {
-	keys := map[string]bool{}
-	for i := range img.Layers {
-		keys[s.layers.KeyOf(&img.Layers[i])] = true
-	}
-	return keys
-}
-
-// built tells the starts of a layer's image that was made now.
-func (s *Snapshotter) built(src *layers.Source, f *cache.File, landmark []uint32) {
+// Built tells the starts of a layer's image that was made now.
+func (s *Starts) Built(src *layers.Source, f *cache.File, landmark []uint32) {
 	s.tell(src, f, landmark, true)
 }
 
-// found tells the starts of a layer's image that was in the cache.
-func (s *Snapshotter) found(src *layers.Source, f *cache.File) { s.tell(src, f, nil, false) }
+// Found tells the starts of a layer's image that was in the cache.
+func (s *Starts) Found(src *layers.Source, f *cache.File) { s.tell(src, f, nil, false) }
 
-func (s *Snapshotter) tell(src *layers.Source, f *cache.File, landmark []uint32, fresh bool) {
+func (s *Starts) tell(src *layers.Source, f *cache.File, landmark []uint32, fresh bool) {
 	for _, st := range s.startsWith(src) {
 		st.add(src.Descriptor.Digest, f, landmark, fresh)
 	}
@@ -218,11 +247,11 @@ func (s *Snapshotter) tell(src *layers.Source, f *cache.File, landmark []uint32,
 
 // startsWith returns the starts of images that have a layer from this source, and not from somebody else's under the same
 // digest.
-func (s *Snapshotter) startsWith(src *layers.Source) (all []*start) {
+func (s *Starts) startsWith(src *layers.Source) (all []*start) {
 	key := s.layers.KeyOf(src)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, st := range s.starts {
+	for _, st := range s.all {
 		if st.keys[key] {
 			all = append(all, st)
 		}
@@ -238,14 +267,14 @@ func (st *start) add(d digest.Digest, f *cache.File, landmark []uint32, fresh bo
 		return
 	}
 	st.files[d], st.landmarks[d] = f, landmark
-	if fresh && st.s.opts.Learn {
+	if fresh && st.s.learn {
 		st.recordings = append(st.recordings, f.RecordUses())
 	}
 	st.kickLocked()
 }
 
-// unreadable tells the starts of a layer that will not be read here.
-func (s *Snapshotter) unreadable(src *layers.Source) {
+// Unreadable tells the starts of a layer that will not be read here.
+func (s *Starts) Unreadable(src *layers.Source) {
 	d := src.Descriptor.Digest
 	for _, st := range s.startsWith(src) {
 		st.mu.Lock()

@@ -1,4 +1,4 @@
-package snapshotter
+package start
 
 import (
 	"context"
@@ -32,7 +32,7 @@ func (st *start) learn(ctx context.Context) {
 	if !complete {
 		return
 	}
-	share, err := st.s.opts.Layers.Memory.Acquire(ctx, st.img.Repo.Host, 2*st.s.profiles.memory(st.img.Target.Digest)) // to merge it, too
+	share, err := st.s.memory.Acquire(ctx, st.img.Repo.Host, 2*st.s.profiles.memory(st.img.Target.Digest)) // to merge it, too
 	if err != nil {
 		return
 	}

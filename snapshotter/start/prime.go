@@ -1,4 +1,4 @@
-package snapshotter
+package start
 
 import (
 	"context"
@@ -35,7 +35,7 @@ const warmConnections = 8 // for the layers' indexes, the configuration, the pro
 // Prime makes an image's start begin before containerd knows of the image: it reads the manifest and
 // has the layers opened, for a namespace of containerd. It returns what containerd will ask the registry for, the document that the
 // reference names first.
-func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Document, error) {
+func (s *Starts) Prime(ctx context.Context, namespace, ref string) ([]Document, error) {
 	reg, ok := s.registry.(Manifests)
 	if !ok {
 		return nil, errors.New("this registry gives no manifests")
@@ -77,14 +77,14 @@ func (s *Snapshotter) Prime(ctx context.Context, namespace, ref string) ([]Docum
 		return nil, fmt.Errorf("%s: %w", ref, err)
 	}
 	if !images.IsManifestType(last.Descriptor.MediaType) || len(m.Layers) == 0 ||
-		m.Config.Size <= 0 || m.Config.Size > maxConfig || m.Config.Digest.Validate() != nil {
+		m.Config.Size <= 0 || m.Config.Size > layers.MaxConfig || m.Config.Digest.Validate() != nil {
 		return nil, fmt.Errorf("%s is not an image with layers", ref)
 	}
 	img := layers.Image{Ref: ref, Target: last.Descriptor, Repo: repo}
 	for _, d := range m.Layers {
 		img.Layers = append(img.Layers, layers.Source{Image: ref, Repo: repo, Descriptor: d, Namespace: namespace})
 	}
-	s.startAll(img)
+	s.hooks.Open(img)
 	config := make([]byte, m.Config.Size)
 	if _, err := s.registry.Blob(repo, m.Config).ReadAt(ctx, config, 0); err != nil {
 		return docs, nil // containerd asks for it itself, and says what is wrong

@@ -1,4 +1,4 @@
-package snapshotter
+package start
 
 import (
 	"context"
@@ -53,7 +53,7 @@ func (st *start) findProfile(ctx context.Context) (*profile.Profile, *memory.Sha
 
 func (st *start) profileHere(ctx context.Context) (*profile.Profile, *memory.Share, error) {
 	image := st.img.Target.Digest
-	share, err := st.s.opts.Layers.Memory.Acquire(ctx, st.img.Repo.Host, st.s.profiles.memory(image))
+	share, err := st.s.memory.Acquire(ctx, st.img.Repo.Host, st.s.profiles.memory(image))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -73,7 +73,7 @@ func (st *start) publishedProfile(ctx context.Context, reg layers.Artifacts) (*p
 func (st *start) profileOfRepository(ctx context.Context) (p *profile.Profile, share *memory.Share, err error) {
 	p, err = st.s.profiles.ofRepository(st.img.Repo.String(), func(path string, size int64) (*profile.Profile, error) {
 		share.Release() // that one was of another repository
-		if share, err = st.s.opts.Layers.Memory.Acquire(ctx, st.img.Repo.Host, size+profile.Memory(size)); err != nil {
+		if share, err = st.s.memory.Acquire(ctx, st.img.Repo.Host, size+profile.Memory(size)); err != nil {
 			return nil, err
 		}
 		data, err := os.ReadFile(path)
