@@ -33,8 +33,9 @@ type binding struct {
 	pinned  int                // pins of file that direct mounts have
 	dead    string             // why what an earlier process had mounted could not be taken over
 	removed bool
-	gone    *gone // nil unless it is nowhere any more
-	gated   bool  // there is a gate, with the layer on it or without
+	gone    *gone           // nil unless it is nowhere any more
+	rivals  []layers.Source // by which others were seen to claim its chainID; nil for none
+	gated   bool            // there is a gate, with the layer on it or without
 }
 
 // savedBinding is a binding on disk, as JSON in layer.json.

@@ -20,16 +20,10 @@ import (
 
 // settle proves the contested ones among bindings before a container sees them. Parents come before their children.
 func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
-	open := slices.DeleteFunc(slices.Clone(all), func(b *binding) bool {
-		f, src := b.image(), b.source()
-		return src.DiffID == "" || b.isUnpacked() || f != nil && f.Verified(src.DiffID) && b.quarantined() == "" // the first has a damaged record
-	})
-	if len(open) == 0 {
-		return nil
-	}
+	open := unproven(all)
 	rivals, err := s.rivals(ctx, open)
 	if err != nil {
-		return fmt.Errorf("which images claim these layers: %w", err)
+		return err
 	}
 	for _, b := range slices.Backward(open) { // the nearest to the container came first
 		if len(rivals[b]) == 0 {
@@ -42,11 +36,45 @@ func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
 	return nil
 }
 
+// contest notes which of some bindings are contested, for those who come to their gates.
+func (s *Snapshotter) contest(ctx context.Context, all []*binding) error {
+	open := unproven(all)
+	rivals, err := s.rivals(ctx, open)
+	if err != nil {
+		return err
+	}
+	for _, b := range open {
+		b.mu.Lock()
+		b.rivals = rivals[b]
+		b.mu.Unlock()
+	}
+	return nil
+}
+
+// settleNoted settles a binding that contest has found contested.
+func (s *Snapshotter) settleNoted(ctx context.Context, b *binding) error {
+	b.mu.Lock()
+	rivals := b.rivals
+	b.mu.Unlock()
+	if len(rivals) == 0 || len(unproven([]*binding{b})) == 0 {
+		return nil
+	}
+	return s.decide(ctx, b, rivals)
+}
+
+// unproven returns those of which it is not known that they have the right bytes.
+func unproven(all []*binding) []*binding {
+	return slices.DeleteFunc(slices.Clone(all), func(b *binding) bool {
+		f, src := b.image(), b.source()
+		return src.DiffID == "" || b.isUnpacked() || f != nil && f.Verified(src.DiffID) && b.quarantined() == "" // the first has a damaged record
+	})
+}
+
 // rivals returns, for each binding, the other layers and tables by which images of the request's namespace claim the same
 // chainID.
 func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding][]layers.Source, error) {
-	if _, ok := namespaces.Namespace(ctx); !ok {
-		return nil, nil // our own doing: no container sees what comes of it
+	if _, ok := namespaces.Namespace(ctx); !ok || len(all) == 0 {
+		return nil, nil // the first is our own doing: no container sees what comes of it
 	}
 	chains, err := s.chainsOf(ctx, all)
 	if err != nil {
@@ -58,7 +86,7 @@ func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding]
 	}
 	claims, err := s.images.Claims(ctx, wanted)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("which images claim these layers: %w", err)
 	}
 	rivals := map[*binding][]layers.Source{}
 	for _, b := range all {

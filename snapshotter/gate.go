@@ -32,11 +32,12 @@ func (s *Snapshotter) openGates() {
 	s.gates = gates
 }
 
-// gate returns a layer's directory for somebody who will not ask again: the layer's own if it is mounted, and its gate otherwise.
+// gate returns a layer's directory for somebody who will not ask again: the layer's own if it is mounted and nobody contests it, and its
+// gate otherwise.
 func (s *Snapshotter) gate(b *binding) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.how != notMounted || s.gates == nil {
+	if b.how != notMounted && len(b.rivals) == 0 || s.gates == nil {
 		return b.fsDir(), nil
 	}
 	if !b.gated {
@@ -66,6 +67,9 @@ func (s *Snapshotter) enter(dir string) error {
 		return errors.New("its snapshot is gone")
 	}
 	for {
+		if err := s.settleNoted(s.life, b); err != nil {
+			return err
+		}
 		if err := s.ensure(s.life, b); err != nil {
 			return err
 		}

@@ -242,7 +242,10 @@ func (s *Snapshotter) create(
 		return nil, err
 	}
 	switch {
-	case !unpack && kind != snapshots.KindView: // a container asks for its mounts
+	case !unpack && kind != snapshots.KindView: // a container asks for its mounts, but a client may mount these
+		if s.gates != nil {
+			err = s.contest(ctx, s.bindingsOf(snap.ParentIDs))
+		}
 	case s.gates == nil:
 		ctx, cancel := context.WithTimeout(ctx, ungatedWait)
 		defer cancel()

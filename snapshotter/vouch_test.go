@@ -176,6 +176,34 @@ func TestContestedChainID(t *testing.T) {
 	}
 }
 
+// TestContestedPrepare: who mounts what Prepare answers, and asks no more, does not see a contested layer before its diffID is proven,
+// though it is mounted for another container: he sees the right one, or fails.
+func TestContestedPrepare(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			victim := newImage(t, "app", nil, f.make(t, file("a", honest)))
+			o := newOrigin(t)
+			evil := forge(t, o, victim, true, false)
+			b := newBed(t, o, nil)
+			name := b.pull(evil.image)
+			b.sees(b.run("evil", name), "a", forged)
+			b.fetch(victim)
+			mounts, err := b.Prepare(b.ctx, "victim", name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := b.look(mounts, "a"); err == nil && string(got) != string(honest) {
+				t.Errorf("saw %d bytes that are not the right ones", len(got))
+			}
+			mounts, err = b.Prepare(b.ctx, "again", name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.sees(mounts, "a", honest)
+		})
+	}
+}
+
 // TestNamespacesApart: a namespace is not given the snapshot by which another one's image claims the same chainID.
 func TestNamespacesApart(t *testing.T) {
 	victim := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
