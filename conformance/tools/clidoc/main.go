@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/remora-storage/remora/conformance/testbed"
@@ -11,29 +12,32 @@ import (
 
 func main() {
 	fmt.Print("# Commands\n\nMade by `make generate` from the commands' own help.\n")
-	for _, args := range [][]string{
-		{"snapctl"}, {"snapctl", "pull"}, {"snapctl", "convert"}, {"snapctl", "record"},
-		{"snapctl", "profile"}, {"snapctl", "profile", "show"}, {"snapctl", "profile", "merge"}, {"snapctl", "profile", "push"},
-		{"snapctl", "profile", "pull"}, {"snapctl", "profile", "rm"}, {"snapctl", "trace"},
-		{"snapctl", "index"}, {"snapctl", "index", "create"}, {"snapctl", "index", "push"}, {"snapctl", "index", "ls"},
-		{"snapctl", "index", "show"}, {"snapctl", "index", "rm"}, {"snapctl", "dev"}, {"snapctl", "dev", "serve"},
-		{"snapctl", "dev", "attach"}, {"snapctl", "dev", "detach"}, {"snapctl", "dev", "ls"},
-		{"snapctl", "volume"}, {"snapctl", "volume", "init"}, {"snapctl", "volume", "probe"}, {"snapctl", "volume", "create"},
-		{"snapctl", "volume", "ls"},
-		{"snapctl", "volume", "inspect"}, {"snapctl", "volume", "attach"}, {"snapctl", "volume", "detach"}, {"snapctl",
-			"volume", "mount"}, {"snapctl", "volume", "umount"},
-		{"snapctl", "volume", "resize"}, {"snapctl", "volume", "rm"}, {"snapctl", "volume", "fsck"}, {"snapctl", "volume", "bench"},
-		{"snapctl", "fetch"}, {"snapctl", "repair"}, {"snapctl", "status"}, {"snapctl", "cache"}, {"snapctl", "detach"}, {"snapctl", "doctor"},
-		{"remorad"}, {"remorad", "holder"},
-	} {
-		out, err := testbed.Output(context.Background(), nil, args[0], append(args[1:], "--help")...)
-		if err != nil {
+	for _, program := range []string{"snapctl", "remorad"} {
+		if err := document(program); err != nil {
 			fmt.Fprintln(os.Stderr, "clidoc:", err)
 			os.Exit(1)
 		}
-		fmt.Printf("\n## %s\n\n```\n%s\n```\n", strings.Join(args, " "), strings.TrimSpace(out))
 	}
 	fmt.Print(exitCodes)
+}
+
+// document prints a command's help, and that of the commands below it, as the help lists them.
+func document(command ...string) error {
+	out, err := testbed.Output(context.Background(), nil, command[0], append(command[1:], "--help")...)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("\n## %s\n\n```\n%s\n```\n", strings.Join(command, " "), strings.TrimSpace(out))
+	_, list, _ := strings.Cut(out, "\nAvailable Commands:\n")
+	list, _, _ = strings.Cut(list, "\n\n")
+	for line := range strings.Lines(list) {
+		if name := strings.Fields(line)[0]; name != "help" {
+			if err := document(append(slices.Clone(command), name)...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 const exitCodes = `
