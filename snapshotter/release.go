@@ -165,13 +165,13 @@ func (s *Snapshotter) noteStays(b *binding, err error, used bool) {
 		return
 	}
 	now, why := time.Now(), ""
-	if !used {
+	if !used { // else it is looked at as soon as nothing uses it
 		b.gone.next = now.Add(min(max(now.Sub(b.gone.since), goneLeast), goneMost))
 	}
 	if err != nil {
 		why = err.Error()
 	}
-	if why != b.gone.why && why != "" {
+	if why != b.gone.why && why != "" && !used { // users may come and go each second
 		s.log.Error("images of which a layer is nowhere any more stay",
 			"key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
 	}
@@ -187,10 +187,13 @@ func (s *Snapshotter) stillGone(ctx context.Context, b *binding) error {
 	if err != nil {
 		return err
 	}
+	var isGone bool
 	if b.mounted() {
 		err = s.layers.Places.AnyHas(ctx, append([]layers.Source{ours}, others...))
+		isGone = layers.IsGone(err)
 	} else {
 		err = s.ensure(ctx, b)
+		isGone = errors.As(err, new(*goneError))
 	}
 	if err == nil {
 		b.mu.Lock()
@@ -198,7 +201,7 @@ func (s *Snapshotter) stillGone(ctx context.Context, b *binding) error {
 		b.mu.Unlock()
 		return fmt.Errorf("layer %s can be had again", ours.Descriptor.Digest)
 	}
-	if layers.IsGone(err) {
+	if isGone {
 		return nil
 	}
 	return err
