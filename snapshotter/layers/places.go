@@ -50,7 +50,9 @@ type Blob interface {
 func (p *Places) blob(s *Source) Blob { return p.registry.Blob(s.Repo, s.Descriptor) }
 
 // Present reports by its error whether a registry is one now, rather than a host that answers 404 to everything.
-func (p *Places) Present(ctx context.Context, registry string) error { return p.registry.Present(ctx, registry) }
+func (p *Places) Present(ctx context.Context, registry string) error {
+	return p.registry.Present(ctx, registry)
+}
 
 // Blobs are the blobs in containerd's content store, in a namespace.
 type Blobs interface {
