@@ -72,7 +72,7 @@ func pulledBy(t *testing.T, s *testbed.Stack, pull puller, ref, user string, lay
 		t.Errorf("%s: %v", ref, err)
 		return "not pulled"
 	}
-	how = suppliedBy(t, s, len(layers))
+	how = suppliedBy(t, s, ref, len(layers))
 	root := filepath.Join(t.TempDir(), "root")
 	testbed.Must(t, os.Mkdir(root, 0o755))
 	if out, err := s.Ctr(t.Context(), "images", "mount", "--snapshotter", "remora", ref, root); err != nil {
@@ -93,16 +93,19 @@ func pulledBy(t *testing.T, s *testbed.Stack, pull puller, ref, user string, lay
 	return how
 }
 
-// suppliedBy says how the layers of the only image are supplied.
-func suppliedBy(t *testing.T, s *testbed.Stack, layers int) string {
+// suppliedBy says how the layers of an image are supplied.
+func suppliedBy(t *testing.T, s *testbed.Stack, ref string, layers int) string {
 	t.Helper()
 	st, err := s.Status(t.Context())
 	testbed.Must(t, err)
+	repository := ref[:strings.LastIndex(ref, ":")]
 	var ways []string
 	for _, l := range st.Layers {
-		ways = append(ways, l.Format)
+		if l.Image == ref || strings.HasPrefix(l.Image, repository+"@") { // so it is called for who names no tag
+			ways = append(ways, l.Format)
+		}
 	}
-	if len(st.Layers) < layers {
+	if len(ways) < layers {
 		ways = append(ways, "unpacked")
 	}
 	slices.Sort(ways)

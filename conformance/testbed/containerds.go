@@ -39,10 +39,11 @@ func (s *Stack) ofContainerd(name string) string {
 
 // containerdEnv has containerd find its own shim before any other.
 func (s *Stack) containerdEnv() []string {
-	if s.containerdDir == "" {
-		return nil
+	env := s.opts.ContainerdEnv
+	if s.containerdDir != "" {
+		env = append(env[:len(env):len(env)], "PATH="+s.containerdDir+":"+searchPath())
 	}
-	return []string{"PATH=" + s.containerdDir + ":" + searchPath()}
+	return env
 }
 
 // MapsNoMounts reports whether the stack's containerd shows a container in a user namespace nothing that is mounted on its layers.

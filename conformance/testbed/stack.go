@@ -29,6 +29,8 @@ type Options struct {
 	// without that, the newest.
 	Containerd       string
 	ContainerdConfig string // beyond the proxy plugin and the transfer service
+	// ContainerdEnv and RemoradEnv go into the daemons' environments, each as NAME=VALUE.
+	ContainerdEnv, RemoradEnv []string
 }
 
 // Credentials of a registry with Options.Auth; the hash is the password's, by bcrypt.
@@ -277,7 +279,7 @@ func (s *Stack) StartRemoradOnly() error {
 		level = "debug"
 	}
 	var err error
-	s.remorad, err = Start(s.RemoradLog(), accepts("unix", s.Remora), nil, cmp.Or(s.program, "remorad"),
+	s.remorad, err = Start(s.RemoradLog(), accepts("unix", s.Remora), s.opts.RemoradEnv, cmp.Or(s.program, "remorad"),
 		"--config", path, "--root", s.Root, "--address", s.Remora, "--log-level", level)
 	return err
 }
