@@ -174,7 +174,8 @@ func TestFaultsWhileRunning(t *testing.T) {
 			if err == nil && !bytes.Equal(got, wanted) {
 				t.Fatal("wrong bytes were read")
 			}
-			if err == nil && name != "cuts every body" { // a third each time gets there in the end
+			// A third each time gets there in the end, and of whole answers the beginning is of use (TestRangesEnd).
+			if err == nil && name != "cuts every body" && name != "200 to a range" {
 				t.Error("the fault was not seen")
 			}
 			t.Log(err)

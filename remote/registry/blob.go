@@ -85,6 +85,9 @@ type rangeReader struct {
 	off, end int64
 	whole    bool // answers without a range will do
 	packed   bool // there was an encoding around the last answer: it serves no ranges
+	ranged   bool // the last answer was a range
+	lacking  bool // a host was asked that serves no ranges
+	skips    bool // the beginnings of answers without a range may be skipped
 	try      int
 	meter    *meter
 	body     *stallReader
@@ -100,8 +103,7 @@ func (r *rangeReader) connect() error {
 		if err != nil {
 			return err
 		}
-		t := turn{hosts: hosts, first: r.try, needs: docker.HostCapabilityPull, repo: r.b.repo, blob: r.b.digest.String()}
-		tried, err := reg.ask(r.ctx, t, r.ask)
+		tried, err := r.askHosts(hosts)
 		if r.body != nil {
 			return nil
 		}
@@ -148,6 +150,10 @@ func (r *rangeReader) ask(ctx context.Context, host docker.RegistryHost) error {
 	body, err := r.askBy(ctx, host.Host, func(ctx context.Context, rng string) (*http.Response, error) {
 		return r.b.r.request(ctx, host, r.b.repo, r.b.digest.String(), rng)
 	})
+	r.lacking = r.lacking || errors.Is(err, ErrRange)
+	if errors.Is(err, ErrRange) || err == nil && !r.whole {
+		r.b.r.noteRanges(host, r.ranged && err == nil, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -197,7 +203,7 @@ func (r *rangeReader) askBy(
 		cancel(nil)
 		return nil, err
 	}
-	r.packed = resp.Uncompressed
+	r.packed, r.ranged = resp.Uncompressed, resp.StatusCode == http.StatusPartialContent
 	r.meter.answered(time.Since(began))
 	body := &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name}
 	if resp.StatusCode == http.StatusOK {
@@ -213,10 +219,10 @@ func (r *rangeReader) askBy(
 func (r *rangeReader) check(resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
 		same := resp.ContentLength == r.b.size || resp.ContentLength < 0
-		if same && (r.whole || r.off == 0 && r.end == r.b.size) {
+		if same && (r.whole || r.skips || r.off == 0 && r.end == r.b.size) {
 			return nil // the whole blob is the range, or the rest of it
 		}
-		return fmt.Errorf("%w: %s answers 200 with the whole blob", ErrRange, resp.Request.URL.Host)
+		return fmt.Errorf("%w: %s answers 200 with the whole blob%s", ErrRange, resp.Request.URL.Host, r.beyond())
 	}
 	if resp.StatusCode != http.StatusPartialContent {
 		return statusError(resp)

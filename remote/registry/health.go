@@ -17,6 +17,9 @@ type health struct {
 	hold     time.Duration
 	until    time.Time // it is left out
 	probing  bool
+
+	rangeless      error     // its last answer to a request for a range was none; nil if it was one
+	rangelessUntil time.Time // that counts
 }
 
 const (

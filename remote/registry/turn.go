@@ -19,6 +19,8 @@ type turn struct {
 	needs docker.HostCapabilities
 	repo  Repository
 	blob  string // digest of the blob that is asked for, if it is one
+	// ranged says that a range is asked for: hosts that lately served none are left out where another one follows.
+	ranged bool
 }
 
 // ask asks the hosts that may be asked. A host that fails is left out while one follows that does not, and is asked after all if
@@ -69,10 +71,15 @@ type busyHost struct {
 // round asks hosts until one serves. In a brisk one, no host is waited for that has said that it is asked too much.
 func (a *asking) round(ctx context.Context, hosts []docker.RegistryHost, brisk bool) (served bool) {
 	a.failing, a.busy = nil, nil
+	var weak error
 	for i, host := range hosts {
 		leave, out := a.r.claim(a.turn, host, hosts[i+1:])
 		if out != nil {
-			a.err = keep(a.err, out.why)
+			if out.weak {
+				weak = keep(weak, out.why)
+			} else {
+				a.err = keep(a.err, out.why)
+			}
 			if !out.lacks {
 				a.failing = append(a.failing, host)
 			}
@@ -98,6 +105,9 @@ func (a *asking) round(ctx context.Context, hosts []docker.RegistryHost, brisk b
 			a.failed, a.err = keep(a.failed, err), keep(a.err, err)
 		}
 	}
+	if weak != nil {
+		a.err = keep(a.err, weak)
+	}
 	return false
 }
 
@@ -118,16 +128,21 @@ func (a *asking) later() (hosts []docker.RegistryHost) {
 type leftOut struct {
 	why   error
 	lacks bool // the blob
+	weak  bool // another host's answer says more
 }
 
 // claim returns why a host is not asked before those that follow, or else a function that must be called when it was asked.
 func (r *Registry) claim(t turn, host docker.RegistryHost, following []docker.RegistryHost) (leave func(), out *leftOut) {
 	if len(following) > 0 {
 		if err := r.lacks(t.mirrored(host)); err != nil {
-			return nil, &leftOut{err, true}
+			return nil, &leftOut{why: err, lacks: true}
 		}
 	}
-	leave, err := r.healthOf(host.Scheme, host.Host).enter()
+	h := r.healthOf(host.Scheme, host.Host)
+	if err := h.noRanges(); err != nil && t.ranged && len(following) > 0 {
+		return nil, &leftOut{why: err, weak: true}
+	}
+	leave, err := h.enter()
 	if err == nil {
 		return leave, nil
 	}

@@ -132,6 +132,9 @@ func (x *repositories) Open(ctx context.Context, off, n int64, try int) (io.Read
 	if err != nil && ctx.Err() == nil && x.look(ctx, began) {
 		r, err = x.openAny(ctx, off, n, 0)
 	}
+	if errors.Is(err, registry.ErrRange) && ctx.Err() == nil { // nobody else downloads what was claimed
+		r, err = x.openAny(registry.Skipping(ctx), off, n, 0)
+	}
 	if IsGone(err) {
 		x.lost()
 	}
