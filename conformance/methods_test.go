@@ -11,14 +11,22 @@ import (
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
-// TestMethodsAreFew: no type of the cache has more than 40 methods, exported and not. With more it has several duties, and its
+// mostMethods are as many as a type has, exported and not. With more it has several duties, and its
 // lock guards what nobody can list.
+const mostMethods = 40
+
+// manyMethods are the types that have more, by package, and how many they have at most.
+var manyMethods = map[string]int{
+	"cmd/snapctl.app": 97, // one for each command, and what several share
+	"volume.Volume":   59,
+}
+
+// TestMethodsAreFew: no type has more methods than mostMethods, but for the types above, and these do have more.
 func TestMethodsAreFew(t *testing.T) {
 	t.Parallel()
-	const most = 40
 	methods := map[string]int{}
-	for _, file := range tracked(t, "cache/*.go") {
-		if strings.HasSuffix(file, "_test.go") {
+	for _, file := range tracked(t, "*.go") {
+		if strings.HasSuffix(file, "_test.go") || strings.HasSuffix(file, ".pb.go") {
 			continue
 		}
 		f, err := parser.ParseFile(token.NewFileSet(), filepath.Join(testbed.Repo(), file), nil, parser.SkipObjectResolution)
@@ -30,11 +38,16 @@ func TestMethodsAreFew(t *testing.T) {
 		}
 	}
 	for name, n := range methods {
-		if n > most {
-			t.Errorf("%s has %d methods, the most are %d", name, n, most)
+		if n > max(mostMethods, manyMethods[name]) {
+			t.Errorf("%s has %d methods, the most are %d", name, n, max(mostMethods, manyMethods[name]))
 		}
 	}
-	for _, name := range []string{"cache.File", "cache/image.Image", "cache/fetch.Fetcher"} {
+	for name, most := range manyMethods {
+		if n := methods[name]; n <= mostMethods || n < most {
+			t.Errorf("%s has %d methods: say so in this test", name, n)
+		}
+	}
+	for _, name := range []string{"cache.File", "cache/image.Image", "cache/fetch.Fetcher", "snapshotter.Snapshotter", "volume.Volume"} {
 		if methods[name] == 0 {
 			t.Errorf("no method of %s was found", name)
 		}

@@ -80,11 +80,11 @@ func choose(r probe.Results, pinned blockdev.Backend, safe bool) Capabilities {
 
 // wayFor returns how a binding's layer is mounted while it is incomplete, and why. The caller
 // holds b.mu.
-func (s *Snapshotter) wayFor(b *binding) (blockdev.Backend, string) {
-	way, reason := s.caps.Lazy, s.caps.LazyReason
-	if s.opts.BackendOf != nil {
-		if pinned := s.opts.BackendOf(b.saved.Source.Repo); pinned != "" {
-			if r := s.caps.Ways[pinned]; !r.OK {
+func (m *mountings) wayFor(b *binding) (blockdev.Backend, string) {
+	way, reason := m.caps.Lazy, m.caps.LazyReason
+	if m.opts.BackendOf != nil {
+		if pinned := m.opts.BackendOf(b.saved.Source.Repo); pinned != "" {
+			if r := m.caps.Ways[pinned]; !r.OK {
 				return "", fmt.Sprintf("the configuration wants %s for %s: %s", pinned, b.saved.Source.Repo, r.Reason)
 			}
 			way, reason = pinned, "pinned for its repository"
@@ -93,7 +93,7 @@ func (s *Snapshotter) wayFor(b *binding) (blockdev.Backend, string) {
 	if way == blockdev.Precontent && !b.file.Fits() {
 		// What the kernel reads this way cannot be evicted.
 		for _, other := range order(false) {
-			if s.caps.Ways[other].OK {
+			if m.caps.Ways[other].OK {
 				return other, "the layer would not fit the cache whole"
 			}
 		}
@@ -102,8 +102,8 @@ func (s *Snapshotter) wayFor(b *binding) (blockdev.Backend, string) {
 }
 
 // countLazy returns how many layers need this process.
-func (s *Snapshotter) countLazy() (n int) {
-	for _, b := range s.allBindings() {
+func (m *mountings) countLazy() (n int) {
+	for _, b := range m.bindings.all() {
 		if b.isLazy() {
 			n++
 		}

@@ -25,8 +25,8 @@ const (
 )
 
 // completeLayers completes one layer after another until ctx ends.
-func (s *Snapshotter) completeLayers(ctx context.Context) {
-	if s.opts.Background != BackgroundIdle && s.opts.Background != BackgroundOn {
+func (c *chores) completeLayers(ctx context.Context) {
+	if c.opts.Background != BackgroundIdle && c.opts.Background != BackgroundOn {
 		return
 	}
 	tick := time.NewTicker(backgroundCheck)
@@ -43,24 +43,24 @@ func (s *Snapshotter) completeLayers(ctx context.Context) {
 				delete(notBefore, f)
 			}
 		}
-		for _, b := range s.allBindings() {
-			f := s.toComplete(b)
+		for _, b := range c.bindings.all() {
+			f := c.toComplete(b)
 			if f == nil || ctx.Err() != nil || !notBefore[f].IsZero() {
 				continue
 			}
-			if s.opts.Background == BackgroundIdle && s.cache.Busy(idleAfter) {
+			if c.opts.Background == BackgroundIdle && c.cache.Busy(idleAfter) {
 				break
 			}
-			if err := s.completeOne(ctx, f); err != nil {
+			if err := c.completeOne(ctx, f); err != nil {
 				notBefore[f] = time.Now().Add(completeAgain)
-				s.log.Debug("layer not completed yet", "digest", f.ID(), "err", err)
+				c.log.Debug("layer not completed yet", "digest", f.ID(), "err", err)
 			}
 		}
 	}
 }
 
 // toComplete returns a binding's image if it is mounted and misses something that would fit.
-func (s *Snapshotter) toComplete(b *binding) *cache.File {
+func (c *chores) toComplete(b *binding) *cache.File {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.how != mountedLazy || b.saved.Quarantined != "" || b.file.Complete() || !b.file.Fits() {
@@ -72,21 +72,21 @@ func (s *Snapshotter) toComplete(b *binding) *cache.File {
 var errBusy = errors.New("readers wait")
 
 // completeOne completes a layer, or stops when somebody waits for a read.
-func (s *Snapshotter) completeOne(ctx context.Context, f *cache.File) error {
+func (c *chores) completeOne(ctx context.Context, f *cache.File) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	if s.opts.Background == BackgroundIdle {
+	if c.opts.Background == BackgroundIdle {
 		watch := time.NewTicker(backgroundCheck)
 		defer watch.Stop()
 		done := make(chan struct{})
 		defer close(done)
-		s.started.Go(func() {
+		c.started.Go(func() {
 			for {
 				select {
 				case <-done:
 					return
 				case <-watch.C:
-					if s.cache.Busy(backgroundCheck) {
+					if c.cache.Busy(backgroundCheck) {
 						stop(errBusy)
 					}
 				}

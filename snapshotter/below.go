@@ -18,8 +18,8 @@ import (
 
 // below returns a function that gives the attributes of a directory as the snapshots with the
 // given ids, the nearest first, show it together. It waits until they are mounted.
-func (s *Snapshotter) below(ctx context.Context, parents []string) (func(string) (layout.Attributes, bool, error), error) {
-	roots, err := s.mounted(ctx, parents)
+func (m *mountings) below(ctx context.Context, parents []string) (func(string) (layout.Attributes, bool, error), error) {
+	roots, err := m.mounted(ctx, parents)
 	if err != nil {
 		return nil, err
 	}
@@ -32,14 +32,14 @@ func (s *Snapshotter) below(ctx context.Context, parents []string) (func(string)
 }
 
 // mounted returns the directories of snapshots once what they show is there.
-func (s *Snapshotter) mounted(ctx context.Context, ids []string) (dirs []string, err error) {
+func (m *mountings) mounted(ctx context.Context, ids []string) (dirs []string, err error) {
 	for _, id := range ids {
-		if b := s.binding(id); b != nil {
-			if err := s.ensure(ctx, b); err != nil {
+		if b := m.bindings.get(id); b != nil {
+			if err := m.ensure(ctx, b); err != nil {
 				return nil, fmt.Errorf("below it, %w", err)
 			}
 		}
-		dirs = append(dirs, s.upperPath(id))
+		dirs = append(dirs, m.upperPath(id))
 	}
 	return dirs, nil
 }

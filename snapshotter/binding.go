@@ -3,13 +3,11 @@ package snapshotter
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
@@ -159,16 +157,6 @@ func (b *binding) quarantined() string {
 	return b.saved.Quarantined
 }
 
-// keyOf is promises.KeyOf of a binding's source.
-func (s *Snapshotter) keyOf(b *binding) string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.key == "" {
-		b.key = s.layers.KeyOf(&b.saved.Source)
-	}
-	return b.key
-}
-
 // name is that of the snapshot.
 func (b *binding) name() string {
 	b.mu.Lock()
@@ -182,210 +170,10 @@ func (b *binding) source() layers.Source {
 	return b.saved.Source
 }
 
-// ensure returns when the binding's layer is mounted. Callers share an attempt; one that failed
-// is made again by the next caller.
-func (s *Snapshotter) ensure(ctx context.Context, b *binding) error {
-	a := s.startAttempt(b)
-	select {
-	case <-a.done:
-	case <-ctx.Done():
-		return fmt.Errorf("wait for %s: %w", b.saved.Source.Describe(), context.Cause(ctx))
-	}
-	if a.err != nil {
-		return a.err
-	}
-	s.goDirect(b)
-	return nil
-}
-
-// startAttempt returns the attempt that is under way or has succeeded, or starts one.
-func (s *Snapshotter) startAttempt(b *binding) *attempt {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return s.startAttemptLocked(b)
-}
-
-func (s *Snapshotter) startAttemptLocked(b *binding) *attempt {
-	if b.attempt != nil {
-		select {
-		case <-b.attempt.done:
-			if b.attempt.err == nil {
-				return b.attempt
-			}
-		default:
-			return b.attempt
-		}
-	}
-	a := &attempt{done: make(chan struct{})}
-	b.attempt = a
-	ctx, cancel := context.WithCancel(s.life)
-	a.stop = cancel
-	s.started.Go(func() {
-		defer close(a.done)
-		defer cancel()
-		a.err = s.mountBinding(ctx, b)
-		s.noteAttempt(b, a.err)
-		if a.err != nil {
-			a.err = fmt.Errorf("%s: %w", b.saved.Source.Describe(), a.err)
-			s.log.Error("layer not mounted", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", a.err)
-		}
-	})
-	return a
-}
-
-// mountBinding finds or builds the layer's image and mounts it.
-func (s *Snapshotter) mountBinding(ctx context.Context, b *binding) error {
-	b.mu.Lock()
-	saved := b.saved
-	b.mu.Unlock()
-	if saved.Quarantined != "" {
-		return fmt.Errorf("quarantined: %s", saved.Quarantined)
-	}
-	if saved.Unpacked != nil {
-		return s.mountAs(b, func() error { return nil })
-	}
-	f, src, err := s.imageOf(ctx, b, &saved)
-	if layers.MayUnpack(err) && ctx.Err() == nil {
-		return s.unpack(ctx, b, err)
-	}
-	if err != nil {
-		return err
-	}
-	if err := s.checkDiffID(ctx, b, f); err != nil {
-		return err
-	}
-	return s.mountAs(b, func() error {
-		b.file = f
-		s.starts.Found(&src, f)
-		if b.saved.CacheID == f.ID() && b.saved.Source.Repo == src.Repo {
-			return nil
-		}
-		b.saved.Source, b.saved.CacheID, b.key = src, f.ID(), ""
-		return b.saved.write(b.dir)
-	})
-}
-
-// mountAs mounts a binding's layer once note, which has the binding's lock, has noted what it is; nothing of a snapshot that was removed
-// meanwhile.
-func (s *Snapshotter) mountAs(b *binding, note func() error) error {
-	s.mounting.RLock()
-	defer s.mounting.RUnlock()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.removed {
-		return errors.New("snapshot was removed")
-	}
-	if err := note(); err != nil {
-		return err
-	}
-	return s.mountLocked(b)
-}
-
-// image returns the layer's image: from the cache, or built from the index.
-func (s *Snapshotter) image(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, error) {
-	if saved.CacheID != "" {
-		f, err := s.layers.File(saved.CacheID, &saved.Source)
-		if err == nil {
-			return s.layers.Sources.Add(f, &saved.Source), nil
-		}
-		s.log.Warn("image not in the cache, opening the layer again", "digest", saved.Source.Descriptor.Digest, "err", err)
-	}
-	f, tree, err := s.layers.Image(ctx, &saved.Source)
-	if err != nil || f != nil {
-		return f, err
-	}
-	below, err := s.below(ctx, saved.Parents)
-	if err != nil {
-		return nil, err
-	}
-	return s.layers.BuildOn(&saved.Source, tree, below)
-}
-
-// mountLocked mounts b.file on the binding's directory, directly if it is complete and checked, or what the layer was unpacked into.
-func (s *Snapshotter) mountLocked(b *binding) error {
-	if b.how != notMounted {
-		return nil
-	}
-	if b.saved.Unpacked != nil {
-		return s.mountUnpackedLocked(b)
-	}
-	if b.file.Verified(b.saved.Source.DiffID) && s.mountDirectLocked(b) == nil {
-		return nil
-	}
-	way, reason := s.wayFor(b)
-	if way == "" {
-		return fmt.Errorf("this kernel cannot mount an incomplete image: %s", reason)
-	}
-	began := time.Now()
-	err := s.exports.mount(way, b.number(), b.file, b.fsDir())
-	s.layers.Tracer.Ended(began, layers.Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
-	if err != nil {
-		return err
-	}
-	s.log.Debug("layer mounted", "digest", b.saved.Source.Descriptor.Digest, "backend", way, "reason", reason)
-	b.how, b.ways = mountedLazy, append(b.ways, way)
-	return nil
-}
-
 // way returns the back end of the topmost lazy mount.
 func (b *binding) way() blockdev.Backend {
 	if len(b.ways) == 0 {
 		return ""
 	}
 	return b.ways[len(b.ways)-1]
-}
-
-// mountDirectLocked mounts the complete image file on top of whatever is on the directory, so
-// that there is no moment without the layer.
-func (s *Snapshotter) mountDirectLocked(b *binding) error {
-	if !b.file.PinIfComplete() {
-		return errors.New("image is not complete")
-	}
-	err := s.exports.complete(b.file)
-	if err == nil && b.how == mountedLazy && b.way() == blockdev.Precontent {
-		// The image file itself is mounted already, and nothing of it is missing.
-		b.how, b.pinned = mountedDirect, b.pinned+1
-		return nil
-	}
-	if err == nil {
-		err = s.kernel.MountImage(b.file.Path(), b.fsDir(), !s.caps.Direct)
-	}
-	if err != nil {
-		b.file.Unpin()
-		return err
-	}
-	b.how, b.pinned = mountedDirect, b.pinned+1
-	return nil
-}
-
-// goDirect lets the kernel read a layer itself once that has become complete and its diffID is
-// right. Containers that run keep what they have.
-func (s *Snapshotter) goDirect(b *binding) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.how != mountedLazy || b.removed || !b.file.Verified(b.saved.Source.DiffID) || !b.file.Complete() {
-		return
-	}
-	if err := s.mountDirectLocked(b); err != nil {
-		s.log.Warn("complete layer stays behind its export", "digest", b.saved.Source.Descriptor.Digest, "err", err)
-	}
-}
-
-// unmount takes a binding's layer off its directory.
-func (s *Snapshotter) unmount(b *binding) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return s.unmountLocked(b)
-}
-
-func (s *Snapshotter) unmountLocked(b *binding) error {
-	err := errors.Join(s.dropGateLocked(b), s.kernel.Unmount(b.fsDir()))
-	for ; b.pinned > 0; b.pinned-- {
-		b.file.Unpin()
-	}
-	for _, way := range b.ways {
-		s.exports.release(way, b.number())
-	}
-	b.how, b.ways, b.attempt = notMounted, nil, nil
-	return err
 }

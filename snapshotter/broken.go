@@ -5,9 +5,20 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
+	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/internal/durable"
 )
+
+// breakage knows the active snapshots whose processes may see errors.
+type breakage struct {
+	*base
+	bindings *bindings
+
+	mu     sync.Mutex        // guards broken
+	broken map[string]string // active snapshots that lost their lower layers, and why
+}
 
 // BrokenFile keeps the broken snapshots over restarts: after the first, nothing else tells that a
 // container still has what was lost then.
@@ -17,55 +28,55 @@ var BrokenFile = durable.Kind{
 	Do:   "if remorad and its holder had ended together before, start the containers again that ran then; then remove this file",
 }
 
-func (s *Snapshotter) readBroken() map[string]string {
-	broken, _, err := durable.LoadJSON[map[string]string](filepath.Join(s.root, BrokenFile.Name), BrokenFile, s.log, nil)
+func (x *breakage) read() map[string]string {
+	broken, _, err := durable.LoadJSON[map[string]string](filepath.Join(x.root, BrokenFile.Name), BrokenFile, x.log, nil)
 	if err != nil {
-		s.log.Error("containers that an earlier life has named are not known any more", "err", err)
+		x.log.Error("containers that an earlier life has named are not known any more", "err", err)
 	}
 	return broken
 }
 
-// saveBrokenLocked writes the broken snapshots down. The caller holds mu.
-func (s *Snapshotter) saveBrokenLocked() {
-	path := filepath.Join(s.root, BrokenFile.Name)
-	p, err := json.Marshal(s.broken)
+// saveLocked writes the broken snapshots down. The caller holds mu.
+func (x *breakage) saveLocked() {
+	path := filepath.Join(x.root, BrokenFile.Name)
+	p, err := json.Marshal(x.broken)
 	if err == nil {
 		err = durable.Replace(path, p, 0o600)
 	}
 	if err != nil {
-		s.log.Error("the next start will not name these containers", "broken", s.broken, "err", err)
+		x.log.Error("the next start will not name these containers", "broken", x.broken, "err", err)
 	}
 }
 
-// findBroken names the active snapshots that are mounted over layers which could not be taken
+// find names the active snapshots that are mounted over layers which could not be taken
 // over, until their containers are started again. It is called before anybody else is there.
-func (s *Snapshotter) findBroken() {
-	all, err := s.kernel.Own()
+func (x *breakage) find() {
+	all, err := x.kernel.Own()
 	if err != nil {
-		s.log.Warn("mounts not read", "err", err)
+		x.log.Warn("mounts not read", "err", err)
 		return
 	}
-	earlier := s.readBroken()
+	earlier := x.read()
 	for _, m := range all {
-		id, ok := s.activeOf(m)
+		id, ok := x.activeOf(m)
 		if !ok {
 			continue
 		}
 		if why, was := earlier[id]; was {
-			s.broken[id] = why
+			x.broken[id] = why
 			continue
 		}
-		for _, lower := range s.lowersOf(m) {
-			if b := s.bindings[lower]; b != nil && b.dead != "" {
-				s.broken[id] = b.dead + "; start its container again"
-				s.log.Error("container may see errors or wrong data", "container", containerOf(m.Dir),
+		for _, lower := range x.lowersOf(m) {
+			if b := x.bindings.get(lower); b != nil && b.dead != "" {
+				x.broken[id] = b.dead + "; start its container again"
+				x.log.Error("container may see errors or wrong data", "container", containerOf(m.Dir),
 					"snapshot", id, "mounted", m.Dir, "reason", b.dead)
 				break
 			}
 		}
 	}
-	if len(s.broken)+len(earlier) > 0 {
-		s.saveBrokenLocked()
+	if len(x.broken)+len(earlier) > 0 {
+		x.saveLocked()
 	}
 }
 
@@ -79,44 +90,88 @@ func containerOf(dir string) string {
 	return ""
 }
 
+// forget drops a snapshot that was removed.
+func (x *breakage) forget(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.broken, id)
+}
+
 // forgetEnded drops broken snapshots that are no longer mounted. It is called before a container is
 // started: mounted again, its snapshot is whole.
-func (s *Snapshotter) forgetEnded() {
-	s.mu.Lock()
-	some := len(s.broken) > 0
-	s.mu.Unlock()
+func (x *breakage) forgetEnded() {
+	x.mu.Lock()
+	some := len(x.broken) > 0
+	x.mu.Unlock()
 	if some {
-		s.stillBroken()
+		x.still()
 	}
 }
 
-// stillBroken returns the broken snapshots that are still mounted.
-func (s *Snapshotter) stillBroken() []BrokenSnapshot {
-	left, err := s.kernel.Own()
+// still returns the broken snapshots that are still mounted.
+func (x *breakage) still() []BrokenSnapshot {
+	left, err := x.kernel.Own()
 	if err != nil {
-		s.log.Warn("mounts not read", "err", err)
+		x.log.Warn("mounts not read", "err", err)
 	}
 	mounted := map[string]string{}
 	for _, m := range left {
-		if id, ok := s.activeOf(m); ok {
+		if id, ok := x.activeOf(m); ok {
 			mounted[id] = m.Dir
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	var all []BrokenSnapshot
 	ended := false
-	for id, why := range s.broken {
+	for id, why := range x.broken {
 		if dir, ok := mounted[id]; ok {
 			all = append(all, BrokenSnapshot{ID: id, Mounted: dir, Reason: why, Container: containerOf(dir)})
 		} else {
-			delete(s.broken, id) // its container has ended
+			delete(x.broken, id) // its container has ended
 			ended = true
 		}
 	}
 	if ended {
-		s.saveBrokenLocked()
+		x.saveLocked()
 	}
 	slices.SortFunc(all, func(a, b BrokenSnapshot) int { return strings.Compare(a.ID, b.ID) })
 	return all
+}
+
+// inUse returns the snapshots that overlay mounts of containers are made of.
+func (x *breakage) inUse() (map[string]bool, error) {
+	all, err := x.kernel.Own()
+	used := map[string]bool{}
+	for _, m := range all {
+		if id, ok := x.activeOf(m); ok {
+			used[id] = true
+			for _, lower := range x.lowersOf(m) {
+				used[lower] = true
+			}
+		}
+	}
+	return used, err
+}
+
+// activeOf returns the snapshot whose upper directory an overlay mount has.
+func (x *breakage) activeOf(m mounts.Mount) (id string, ok bool) {
+	if m.Type != "overlay" {
+		return "", false
+	}
+	for opt := range strings.SplitSeq(m.Options, ",") {
+		if dir, is := strings.CutPrefix(opt, "upperdir="); is && strings.HasPrefix(dir, x.snapshotsDir()+"/") {
+			return filepath.Base(filepath.Dir(dir)), true
+		}
+	}
+	return "", false
+}
+
+// lowersOf returns the snapshots whose directories are an overlay mount's lower ones. containerd
+// shortens the paths, so only the parts "<id>/fs" are relied on.
+func (x *breakage) lowersOf(m mounts.Mount) (ids []string) {
+	for _, dir := range m.Lowers() {
+		ids = append(ids, filepath.Base(filepath.Dir(filepath.Clean(dir))))
+	}
+	return ids
 }

@@ -19,9 +19,9 @@ type CachedLayer struct {
 }
 
 // Cached lists the layers that are in the cache.
-func (s *Snapshotter) Cached() []CachedLayer {
+func (x *reports) Cached() []CachedLayer {
 	byFile := map[*cache.File]*CachedLayer{}
-	for _, b := range s.allBindings() {
+	for _, b := range x.bindings.all() {
 		f, src := b.image(), b.source()
 		if f == nil {
 			continue
@@ -48,8 +48,8 @@ func (s *Snapshotter) Cached() []CachedLayer {
 
 // Keep pins the layers of an image in the cache, or no longer, and returns how many they are. The
 // image is named as status names it.
-func (s *Snapshotter) Keep(image string, keep bool) (layers int, err error) {
-	for _, b := range s.allBindings() {
+func (x *reports) Keep(image string, keep bool) (layers int, err error) {
+	for _, b := range x.bindings.all() {
 		f := b.image()
 		if f == nil || b.source().Image != image {
 			continue

@@ -1,13 +1,10 @@
 package snapshotter
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strconv"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/errdefs"
@@ -36,19 +33,17 @@ func (s *Snapshotter) Cleanup(context.Context) error {
 // reclaim unmounts and deletes one removed snapshot, and its layer's image with the last that
 // used it.
 func (s *Snapshotter) reclaim(id string) error {
-	if b := s.binding(id); b != nil {
+	if b := s.bindings.get(id); b != nil {
 		b.mu.Lock()
 		b.removed = true
 		b.mu.Unlock()
 		b.endAttempt()
-		if err := s.unmount(b); err != nil {
+		if err := s.mountings.unmount(b); err != nil {
 			return err
 		}
-		s.mu.Lock()
-		delete(s.bindings, id)
-		s.mu.Unlock()
-		if err := s.dropImage(b); err != nil {
-			s.addBinding(b) // else the next try would forget the image
+		s.bindings.drop(b)
+		if err := s.mending.dropImage(b); err != nil {
+			s.bindings.add(b) // else the next try would forget the image
 			return err
 		}
 	} else if err := s.kernel.Unmount(s.upperPath(id)); err != nil {
@@ -60,52 +55,10 @@ func (s *Snapshotter) reclaim(id string) error {
 	return nil
 }
 
-// dropImage removes a binding's image from the cache unless another binding needs it.
-func (s *Snapshotter) dropImage(b *binding) error {
-	id, src, key := b.cacheID(), b.source(), s.keyOf(b)
-	wanted, used, same := false, false, false
-	for _, other := range s.allBindings() {
-		with := other.cacheID()
-		wanted = wanted || (with == id || with == "") && s.keyOf(other) == key
-		used = used || with == id
-		same = same || with == id && other.source().Repo == src.Repo
-	}
-	if !wanted {
-		s.layers.Forget(&src)
-	}
-	if id == "" || wanted || used {
-		if used && !same {
-			s.layers.Sources.Remove(id, src.Repo)
-		}
-		return nil
-	}
-	return s.removeImage(id)
-}
-
-// removeImage removes an image from the cache.
-func (s *Snapshotter) removeImage(id string) error {
-	s.layers.Sources.Forget(id)
-	if err := s.exports.forget(id); err != nil {
-		return err
-	}
-	if err := s.cache.Remove(id); err != nil && !errors.Is(err, cache.ErrNotFound) {
-		return err
-	}
-	return nil
-}
-
 func (b *binding) cacheID() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.saved.CacheID
-}
-
-func sortBindings(all []*binding) {
-	slices.SortFunc(all, func(a, b *binding) int {
-		x, _ := strconv.ParseUint(a.id, 10, 64) // the store's ids are numbers
-		y, _ := strconv.ParseUint(b.id, 10, 64)
-		return cmp.Compare(x, y)
-	})
 }
 
 // knownIDs maps the ids of all snapshots to their names. Its transaction is a writable one, so
@@ -136,7 +89,7 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	used, err := s.inUse()
+	used, err := s.breakage.inUse()
 	if err != nil {
 		return err
 	}
@@ -147,7 +100,7 @@ func (s *Snapshotter) removeStray(ctx context.Context) error {
 		}
 	}
 	shown, coming := map[string]bool{}, map[string]bool{}
-	for _, b := range s.allBindings() {
+	for _, b := range s.bindings.all() {
 		b.mu.Lock()
 		shown[b.saved.CacheID] = true
 		if b.file == nil { // its image may have come just before the end, or comes now under another name

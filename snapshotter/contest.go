@@ -18,10 +18,18 @@ import (
 // a chainID by different layers or tables, no container sees the snapshot before its diffID is proven, and it is filled by
 // the image whose bytes have that diffID, whichever came first.
 
+// mending decides what bindings show that are contested, wrong, or no longer where they were.
+type mending struct {
+	*base
+	bindings  *bindings
+	mountings *mountings
+	releasing *releasing
+}
+
 // settle proves the contested ones among bindings before a container sees them. Parents come before their children.
-func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
+func (m *mending) settle(ctx context.Context, all []*binding) error {
 	open := unproven(all)
-	rivals, err := s.rivals(ctx, open)
+	rivals, err := m.rivals(ctx, open)
 	if err != nil {
 		return err
 	}
@@ -29,7 +37,7 @@ func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
 		if len(rivals[b]) == 0 {
 			continue
 		}
-		if err := s.decide(ctx, b, rivals[b]); err != nil {
+		if err := m.decide(ctx, b, rivals[b]); err != nil {
 			return err
 		}
 	}
@@ -37,9 +45,9 @@ func (s *Snapshotter) settle(ctx context.Context, all []*binding) error {
 }
 
 // contest notes which of some bindings are contested, for those who come to their gates.
-func (s *Snapshotter) contest(ctx context.Context, all []*binding) error {
+func (m *mending) contest(ctx context.Context, all []*binding) error {
 	open := unproven(all)
-	rivals, err := s.rivals(ctx, open)
+	rivals, err := m.rivals(ctx, open)
 	if err != nil {
 		return err
 	}
@@ -52,14 +60,14 @@ func (s *Snapshotter) contest(ctx context.Context, all []*binding) error {
 }
 
 // settleNoted settles a binding that contest has found contested.
-func (s *Snapshotter) settleNoted(ctx context.Context, b *binding) error {
+func (m *mending) settleNoted(ctx context.Context, b *binding) error {
 	b.mu.Lock()
 	rivals := b.rivals
 	b.mu.Unlock()
 	if len(rivals) == 0 || len(unproven([]*binding{b})) == 0 {
 		return nil
 	}
-	return s.decide(ctx, b, rivals)
+	return m.decide(ctx, b, rivals)
 }
 
 // unproven returns those of which it is not known that they have the right bytes.
@@ -72,11 +80,11 @@ func unproven(all []*binding) []*binding {
 
 // rivals returns, for each binding, the other layers and tables by which images of the request's namespace claim the same
 // chainID.
-func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding][]layers.Source, error) {
+func (m *mending) rivals(ctx context.Context, all []*binding) (map[*binding][]layers.Source, error) {
 	if _, ok := namespaces.Namespace(ctx); !ok || len(all) == 0 {
 		return nil, nil // the first is our own doing: no container sees what comes of it
 	}
-	chains, err := s.chainsOf(ctx, all)
+	chains, err := m.bindings.chainsOf(ctx, all)
 	if err != nil {
 		return nil, err
 	}
@@ -84,16 +92,16 @@ func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding]
 	for _, id := range chains {
 		wanted[id] = true
 	}
-	claims, err := s.images.Claims(ctx, wanted)
+	claims, err := m.images.Claims(ctx, wanted)
 	if err != nil {
 		return nil, fmt.Errorf("which images claim these layers: %w", err)
 	}
 	rivals := map[*binding][]layers.Source{}
 	for _, b := range all {
 		src := b.source()
-		ours := s.layers.ContentOf(&src)
+		ours := m.layers.ContentOf(&src)
 		for _, theirs := range claims[chains[b]] {
-			if s.layers.ContentOf(&theirs) != ours {
+			if m.layers.ContentOf(&theirs) != ours {
 				rivals[b] = append(rivals[b], theirs)
 			}
 		}
@@ -102,9 +110,9 @@ func (s *Snapshotter) rivals(ctx context.Context, all []*binding) (map[*binding]
 }
 
 // decide has a contested binding show the first of its claimants' layers that is proven.
-func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []layers.Source) error {
+func (m *mending) decide(ctx context.Context, b *binding, rivals []layers.Source) error {
 	ours := b.source()
-	s.log.Info("layer is contested: it is not used before its diffID is proven", "key", b.name(), "digest", ours.Descriptor.Digest,
+	m.log.Info("layer is contested: it is not used before its diffID is proven", "key", b.name(), "digest", ours.Descriptor.Digest,
 		"image", ours.Image, "by", rivals[0].Image)
 	type outcome struct {
 		src layers.Source
@@ -116,12 +124,12 @@ func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []layers.So
 	outcomes := make(chan outcome)
 	claimants := append([]layers.Source{ours}, rivals...)
 	for _, src := range claimants {
-		s.started.Go(func() {
-			f, err := s.prove(proving, b, &src)
+		m.started.Go(func() {
+			f, err := m.prove(proving, b, &src)
 			select {
 			case outcomes <- outcome{src, f, err}:
 			case <-proving.Done():
-				s.dropUnused(f)
+				m.dropUnused(f)
 			}
 		})
 	}
@@ -135,25 +143,25 @@ func (s *Snapshotter) decide(ctx context.Context, b *binding, rivals []layers.So
 		}
 		if o.err != nil {
 			errs = append(errs, fmt.Errorf("as %s has it: %w", o.src.Image, o.err))
-			s.dropUnused(o.f)
+			m.dropUnused(o.f)
 			continue
 		}
 		if b.image() == o.f && b.quarantined() == "" {
 			return nil
 		}
-		s.log.Warn("layer is filled anew, from the image whose bytes are right", "key", b.name(), "digest", o.src.Descriptor.Digest,
+		m.log.Warn("layer is filled anew, from the image whose bytes are right", "key", b.name(), "digest", o.src.Descriptor.Digest,
 			"image", o.src.Image, "instead_of", ours.Image)
-		return s.refill(b, o.src, o.f)
+		return m.refill(b, o.src, o.f)
 	}
 	return fmt.Errorf("%s is claimed by several images, and none has its bytes: %w", ours.Describe(), errors.Join(errs...))
 }
 
 // prove returns a layer's image once its diffID is proven; with an error there may be an image, too.
-func (s *Snapshotter) prove(ctx context.Context, b *binding, src *layers.Source) (*cache.File, error) {
+func (m *mending) prove(ctx context.Context, b *binding, src *layers.Source) (*cache.File, error) {
 	b.mu.Lock()
 	saved := savedBinding{Source: *src, Parents: b.saved.Parents}
 	b.mu.Unlock()
-	f, err := s.image(ctx, b, &saved)
+	f, err := m.mountings.image(ctx, b, &saved)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +169,7 @@ func (s *Snapshotter) prove(ctx context.Context, b *binding, src *layers.Source)
 }
 
 // refill has a binding show another layer's image, and what was built on it look again.
-func (s *Snapshotter) refill(b *binding, src layers.Source, f *cache.File) error {
+func (m *mending) refill(b *binding, src layers.Source, f *cache.File) error {
 	b.endAttempt()
 	b.mu.Lock()
 	if b.removed {
@@ -169,16 +177,16 @@ func (s *Snapshotter) refill(b *binding, src layers.Source, f *cache.File) error
 		return errors.New("snapshot was removed")
 	}
 	was := b.file
-	err := s.unmountLocked(b)
+	err := m.mountings.unmountLocked(b)
 	b.file, b.key = f, ""
 	b.saved.Source, b.saved.CacheID, b.saved.Quarantined, b.saved.Unpacked = src, f.ID(), "", nil
 	err = errors.Join(err, b.saved.write(b.dir))
 	b.mu.Unlock()
 	if was != f {
-		s.dropUnused(was)
+		m.dropUnused(was)
 	}
 	// Their directories may have taken attributes from what this one showed.
-	for _, child := range s.allBindings() {
+	for _, child := range m.bindings.all() {
 		child.mu.Lock()
 		built := slices.Contains(child.saved.Parents, b.id) && cache.ParseName(child.saved.CacheID).Below != ""
 		child.mu.Unlock()
@@ -187,7 +195,7 @@ func (s *Snapshotter) refill(b *binding, src layers.Source, f *cache.File) error
 		}
 		child.endAttempt()
 		child.mu.Lock()
-		err = errors.Join(err, s.unmountLocked(child))
+		err = errors.Join(err, m.mountings.unmountLocked(child))
 		child.saved.CacheID, child.file = "", nil
 		err = errors.Join(err, child.saved.write(child.dir))
 		child.mu.Unlock()

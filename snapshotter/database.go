@@ -207,7 +207,7 @@ func (s *Snapshotter) strayBindings(known map[string]string, earlier earlierMoun
 			continue
 		}
 		b := &binding{id: id, dir: s.snapshotDir(id), saved: saved}
-		s.bindings[id] = b
+		s.bindings.add(b)
 		strays = append(strays, b)
 	}
 	return strays, nil
@@ -217,22 +217,7 @@ func (s *Snapshotter) strayBindings(known map[string]string, earlier earlierMoun
 func (s *Snapshotter) dropDead(strays []*binding) {
 	for _, b := range strays {
 		if !b.mounted() {
-			s.dropBinding(b)
+			s.bindings.drop(b)
 		}
 	}
-}
-
-// inUse returns the snapshots that overlay mounts of containers are made of.
-func (s *Snapshotter) inUse() (map[string]bool, error) {
-	all, err := s.kernel.Own()
-	used := map[string]bool{}
-	for _, m := range all {
-		if id, ok := s.activeOf(m); ok {
-			used[id] = true
-			for _, lower := range s.lowersOf(m) {
-				used[lower] = true
-			}
-		}
-	}
-	return used, err
 }

@@ -7,10 +7,24 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 
 	"github.com/remora-storage/remora/blockdev/mounts"
 )
+
+// detaching takes all mounts away.
+type detaching struct {
+	*base
+	bindings  *bindings
+	mountings *mountings
+	gating    *gating
+
+	mu       sync.Mutex           // guards answered
+	answered map[string]time.Time // snapshots whose mounts were told of late, by id
+}
 
 // Detach takes every layer's mount away and ends what the mounts depend on. It is refused while
 // anything goes on using one: the error names the containers. What is pulled stays pulled; the next start
@@ -18,11 +32,11 @@ import (
 //
 // No layer is mounted meanwhile, and no container is told where its layers are. One that was told a moment ago, and has not
 // mounted them yet, is waited for: it would read zeros where an image is incomplete.
-func (s *Snapshotter) Detach() (layers int, err error) {
-	if err := s.unused(); err != nil {
+func (d *detaching) Detach() (layers int, err error) {
+	if err := d.unused(); err != nil {
 		return 0, err
 	}
-	for _, b := range s.allBindings() {
+	for _, b := range d.bindings.all() {
 		b.mu.Lock()
 		a := b.attempt
 		b.mu.Unlock()
@@ -30,34 +44,34 @@ func (s *Snapshotter) Detach() (layers int, err error) {
 			<-a.done // it may be about to mount
 		}
 	}
-	s.mounting.Lock()
-	defer s.mounting.Unlock()
-	if err := s.awaitAnswered(); err != nil {
+	d.mountings.mounting.Lock()
+	defer d.mountings.mounting.Unlock()
+	if err := d.awaitAnswered(); err != nil {
 		return 0, err
 	}
-	for _, b := range s.allBindings() {
-		n, err := s.detachOne(b)
+	for _, b := range d.bindings.all() {
+		n, err := d.detachOne(b)
 		layers += n
 		if err != nil {
 			return layers, err
 		}
 	}
 	// An overlay that was mounted meanwhile goes on with what was there.
-	if err := s.unused(); err != nil {
+	if err := d.unused(); err != nil {
 		return layers, err
 	}
 	// Unmounted here, an image may still be mounted in a mount namespace that has a copy. If the
 	// kernel asks us for what it misses, we must not go.
-	if left, err := s.lasting(s.imageUsers); err != nil || len(left) > 0 {
+	if left, err := d.lasting(d.imageUsers); err != nil || len(left) > 0 {
 		return layers, errors.Join(err, fmt.Errorf("image files are still mounted in other mount namespaces: %s", strings.Join(left, ", ")))
 	}
-	s.log.Info("all layers detached", "layers", layers)
-	return layers, s.exports.end()
+	d.log.Info("all layers detached", "layers", layers)
+	return layers, d.exports.end()
 }
 
 // unused fails if a container has a layer mounted.
-func (s *Snapshotter) unused() error {
-	users, err := s.lasting(s.mountUsers)
+func (d *detaching) unused() error {
+	users, err := d.lasting(d.mountUsers)
 	if err == nil && len(users) > 0 {
 		err = fmt.Errorf("layers are in use; stop first: %s", strings.Join(users, ", "))
 	}
@@ -68,43 +82,50 @@ func (s *Snapshotter) unused() error {
 const mountSoon = 10 * time.Second
 
 // awaitAnswered returns when all that were told their mounts have mounted them, or will not.
-func (s *Snapshotter) awaitAnswered() error {
+func (d *detaching) awaitAnswered() error {
 	for {
-		s.mu.Lock()
-		s.forgetAnsweredLocked()
-		n := len(s.answered)
-		s.mu.Unlock()
-		if err := s.unused(); n == 0 || err != nil {
+		d.mu.Lock()
+		d.forgetAnsweredLocked()
+		n := len(d.answered)
+		d.mu.Unlock()
+		if err := d.unused(); n == 0 || err != nil {
 			return err
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
+// forget drops a snapshot that was removed.
+func (d *detaching) forget(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.answered, id)
+}
+
 // forgetAnsweredLocked forgets those who have mounted what they were told by now, or will not.
-func (s *Snapshotter) forgetAnsweredLocked() {
-	for id, at := range s.answered {
+func (d *detaching) forgetAnsweredLocked() {
+	for id, at := range d.answered {
 		if time.Since(at) > mountSoon {
-			delete(s.answered, id)
+			delete(d.answered, id)
 		}
 	}
 }
 
 // detachOne unmounts a binding's layer unless that is in use.
-func (s *Snapshotter) detachOne(b *binding) (int, error) {
+func (d *detaching) detachOne(b *binding) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.how == notMounted {
 		return 0, nil
 	}
-	if err := s.dropGateLocked(b); err != nil {
+	if err := d.gating.dropLocked(b); err != nil {
 		return 0, err
 	}
-	if err := s.kernel.UnmountUnused(b.fsDir()); err != nil {
+	if err := d.kernel.UnmountUnused(b.fsDir()); err != nil {
 		return 0, fmt.Errorf("%s is in use by something that is not a container (try fuser -vm %s): %w",
 			b.saved.Source.Describe(), b.fsDir(), err)
 	}
-	return 1, s.unmountLocked(b)
+	return 1, d.mountings.unmountLocked(b)
 }
 
 // A user is what goes on using a mount.
@@ -114,7 +135,7 @@ type user struct {
 }
 
 // lasting names the users that stay. Those in other namespaces alone may be on their way out.
-func (s *Snapshotter) lasting(users func() ([]user, error)) (names []string, err error) {
+func (d *detaching) lasting(users func() ([]user, error)) (names []string, err error) {
 	mounts.While(context.Background(), mounts.Passing, func() bool {
 		var all []user
 		all, err = users()
@@ -130,13 +151,13 @@ func (s *Snapshotter) lasting(users func() ([]user, error)) (names []string, err
 
 // mountUsers names what has our snapshots mounted, in any mount namespace: containers where
 // they can be told, mount points otherwise.
-func (s *Snapshotter) mountUsers() ([]user, error) {
+func (d *detaching) mountUsers() ([]user, error) {
 	var users, roots []user
-	err := s.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		if m.Type != "overlay" || !strings.Contains(m.Options, "="+s.snapshotsDir()+"/") && !strings.Contains(m.Options, "="+s.gatesDir()+"/") {
+	err := d.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
+		if m.Type != "overlay" || !strings.Contains(m.Options, "="+d.snapshotsDir()+"/") && !strings.Contains(m.Options, "="+d.gating.dir()+"/") {
 			return
 		}
-		s.seen(m.Options)
+		d.seen(m.Options)
 		name := containerOf(m.Dir)
 		switch {
 		case m.Dir == "/": // inside a container, whose root file system is mostly seen outside too
@@ -154,9 +175,9 @@ func (s *Snapshotter) mountUsers() ([]user, error) {
 }
 
 // imageUsers names the processes in whose mount namespaces our image files are mounted.
-func (s *Snapshotter) imageUsers() (users []user, err error) {
-	err = s.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		if m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(s.root, "cache")+"/") {
+func (d *detaching) imageUsers() (users []user, err error) {
+	err = d.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
+		if m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(d.root, "cache")+"/") {
 			users = append(users, user{fmt.Sprintf("%s on %s", n, m.Dir), n.Own})
 		}
 	})
@@ -164,12 +185,28 @@ func (s *Snapshotter) imageUsers() (users []user, err error) {
 }
 
 // seen notes that a snapshot is mounted, whose directory is among an overlay's options.
-func (s *Snapshotter) seen(options string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id := range s.answered {
-		if strings.Contains(options, "="+s.upperPath(id)) {
-			delete(s.answered, id)
+func (d *detaching) seen(options string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id := range d.answered {
+		if strings.Contains(options, "="+d.upperPath(id)) {
+			delete(d.answered, id)
 		}
 	}
+}
+
+// answer notes that a container is told its mounts, unless a Detach has taken a layer away since they were ensured.
+func (d *detaching) answer(snap storage.Snapshot) bool {
+	d.mountings.mounting.RLock()
+	defer d.mountings.mounting.RUnlock()
+	for _, b := range d.bindings.of(snap.ParentIDs) {
+		if !b.mounted() {
+			return false
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forgetAnsweredLocked()
+	d.answered[snap.ID] = time.Now()
+	return true
 }

@@ -18,42 +18,52 @@ import (
 //
 // Gates are not below the directory of the snapshots: containerd idmaps all that is mounted there together, and autofs cannot be.
 
-func (s *Snapshotter) gatesDir() string           { return filepath.Join(s.root, "gates") }
-func (s *Snapshotter) gateDir(b *binding) string  { return filepath.Join(s.gatesDir(), b.id, "fs") }
-func (s *Snapshotter) gateOf(dir string) *binding { return s.binding(filepath.Base(filepath.Dir(dir))) }
+// gating has who mounts a layer that is not there yet wait for it.
+type gating struct {
+	*base
+	bindings  *bindings
+	mountings *mountings
+	mending   *mending
 
-// openGates makes gates possible, where the kernel has them.
-func (s *Snapshotter) openGates() {
-	gates, err := s.kernel.Gates(s.enter)
+	gates Gates // on directories of layers; nil where the kernel has none
+}
+
+func (g *gating) dir() string             { return filepath.Join(g.root, "gates") }
+func (g *gating) dirOf(b *binding) string { return filepath.Join(g.dir(), b.id, "fs") }
+func (g *gating) of(dir string) *binding  { return g.bindings.get(filepath.Base(filepath.Dir(dir))) }
+
+// open makes gates possible, where the kernel has them.
+func (g *gating) open() {
+	gates, err := g.kernel.Gates(g.enter)
 	if err != nil {
-		s.log.Info("the kernel holds up nobody who mounts a layer that is not there yet: views wait for their layers", "reason", err)
+		g.log.Info("the kernel holds up nobody who mounts a layer that is not there yet: views wait for their layers", "reason", err)
 		return
 	}
-	s.gates = gates
+	g.gates = gates
 }
 
 // gate returns a layer's directory for somebody who will not ask again: the layer's own if it is mounted and nobody contests it, and its
 // gate otherwise.
-func (s *Snapshotter) gate(b *binding) (string, error) {
+func (g *gating) gate(b *binding) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.how != notMounted && len(b.rivals) == 0 || s.gates == nil {
+	if b.how != notMounted && len(b.rivals) == 0 || g.gates == nil {
 		return b.fsDir(), nil
 	}
 	if !b.gated {
-		if err := s.makeGateLocked(b); err != nil {
+		if err := g.makeLocked(b); err != nil {
 			return "", err
 		}
 	}
-	return s.gateDir(b) + "/", nil // the kernel stops only those who go on from there
+	return g.dirOf(b) + "/", nil // the kernel stops only those who go on from there
 }
 
-func (s *Snapshotter) makeGateLocked(b *binding) error {
-	dir := s.gateDir(b)
+func (g *gating) makeLocked(b *binding) error {
+	dir := g.dirOf(b)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	if err := s.gates.Mount(dir); err != nil {
+	if err := g.gates.Mount(dir); err != nil {
 		return errors.Join(fmt.Errorf("gate of a layer that is not there yet: %w", err), os.RemoveAll(filepath.Dir(dir)))
 	}
 	b.gated = true
@@ -61,26 +71,26 @@ func (s *Snapshotter) makeGateLocked(b *binding) error {
 }
 
 // enter mounts the layer whose gate somebody enters, and shows it there.
-func (s *Snapshotter) enter(dir string) error {
-	b := s.gateOf(dir)
+func (g *gating) enter(dir string) error {
+	b := g.of(dir)
 	if b == nil {
 		return errors.New("its snapshot is gone")
 	}
 	for {
-		if err := s.settleNoted(s.life, b); err != nil {
+		if err := g.mending.settleNoted(g.life, b); err != nil {
 			return err
 		}
-		if err := s.ensure(s.life, b); err != nil {
+		if err := g.mountings.ensure(g.life, b); err != nil {
 			return err
 		}
-		if done, err := s.showAt(b, dir); done || err != nil {
+		if done, err := g.showAt(b, dir); done || err != nil {
 			return err
 		}
 	}
 }
 
 // showAt shows a layer at its gate. done is false if the layer was unmounted meanwhile.
-func (s *Snapshotter) showAt(b *binding, dir string) (done bool, err error) {
+func (g *gating) showAt(b *binding, dir string) (done bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.gated || b.removed {
@@ -89,63 +99,63 @@ func (s *Snapshotter) showAt(b *binding, dir string) (done bool, err error) {
 	if b.how == notMounted {
 		return false, nil
 	}
-	return true, s.kernel.Bind(b.fsDir(), dir)
+	return true, g.kernel.Bind(b.fsDir(), dir)
 }
 
-// dropGateLocked takes a binding's gate away, with what is mounted on it. Containers that have it keep what they have.
-func (s *Snapshotter) dropGateLocked(b *binding) error {
+// dropLocked takes a binding's gate away, with what is mounted on it. Containers that have it keep what they have.
+func (g *gating) dropLocked(b *binding) error {
 	if !b.gated {
 		return nil
 	}
-	dir := s.gateDir(b)
-	if err := s.kernel.Unmount(dir); err != nil {
+	dir := g.dirOf(b)
+	if err := g.kernel.Unmount(dir); err != nil {
 		return err
 	}
 	b.gated = false
 	return os.RemoveAll(filepath.Dir(dir))
 }
 
-// renewGates replaces the gates that an earlier process has left. Who waits at one fails. What a reboot has left of others goes.
-func (s *Snapshotter) renewGates(left []mounts.Mount) {
-	defer s.removeStrayGates()
+// renew replaces the gates that an earlier process has left. Who waits at one fails. What a reboot has left of others goes.
+func (g *gating) renew(left []mounts.Mount) {
+	defer g.removeStray()
 	gated := map[string]bool{}
 	for _, m := range left {
-		if m.Type == autofs.Type && s.gates != nil {
-			if err := s.gates.Quiet(m); err != nil {
-				s.log.Warn("who waits for a layer since an earlier life may go on waiting", "gate", m.Dir, "err", err)
+		if m.Type == autofs.Type && g.gates != nil {
+			if err := g.gates.Quiet(m); err != nil {
+				g.log.Warn("who waits for a layer since an earlier life may go on waiting", "gate", m.Dir, "err", err)
 			}
 		}
 		gated[m.Dir] = true
 	}
 	for dir := range gated {
-		if err := s.kernel.Unmount(dir); err != nil {
-			s.log.Warn("gate of an earlier life stays", "gate", dir, "err", err)
+		if err := g.kernel.Unmount(dir); err != nil {
+			g.log.Warn("gate of an earlier life stays", "gate", dir, "err", err)
 			continue
 		}
-		b := s.gateOf(dir)
-		if b == nil || s.gates == nil {
+		b := g.of(dir)
+		if b == nil || g.gates == nil {
 			continue
 		}
 		b.mu.Lock()
-		if err := s.makeGateLocked(b); err != nil {
-			s.log.Warn("who was told of a layer before the restart cannot mount it", "gate", dir, "err", err)
+		if err := g.makeLocked(b); err != nil {
+			g.log.Warn("who was told of a layer before the restart cannot mount it", "gate", dir, "err", err)
 		}
 		b.mu.Unlock()
 	}
 }
 
-// removeStrayGates removes directories of gates on which nothing is mounted.
-func (s *Snapshotter) removeStrayGates() {
-	entries, err := os.ReadDir(s.gatesDir())
+// removeStray removes directories of gates on which nothing is mounted.
+func (g *gating) removeStray() {
+	entries, err := os.ReadDir(g.dir())
 	if err != nil {
 		return // there never was one
 	}
 	for _, e := range entries {
-		b := s.binding(e.Name())
+		b := g.bindings.get(e.Name())
 		if b != nil && b.hasGate() {
 			continue
 		}
-		dir := filepath.Join(s.gatesDir(), e.Name())
+		dir := filepath.Join(g.dir(), e.Name())
 		_ = os.Remove(filepath.Join(dir, "fs")) // not if something is mounted there
 		_ = os.Remove(dir)
 	}
@@ -157,20 +167,20 @@ func (b *binding) hasGate() bool {
 	return b.gated
 }
 
-// closeGates ends the waiting. Where mounts stay for the next process, the gates do, too, and who comes to one on which nothing is
+// close ends the waiting. Where mounts stay for the next process, the gates do, too, and who comes to one on which nothing is
 // mounted fails until then. Otherwise they are taken away.
-func (s *Snapshotter) closeGates() error {
-	if s.gates == nil {
+func (g *gating) close() error {
+	if g.gates == nil {
 		return nil
 	}
-	errs := []error{s.gates.Close()}
-	all := s.allBindings()
-	if s.exports.Outlive() && slices.ContainsFunc(all, (*binding).mounted) {
+	errs := []error{g.gates.Close()}
+	all := g.bindings.all()
+	if g.exports.Outlive() && slices.ContainsFunc(all, (*binding).mounted) {
 		return errs[0]
 	}
 	for _, b := range all {
 		b.mu.Lock()
-		errs = append(errs, s.dropGateLocked(b))
+		errs = append(errs, g.dropLocked(b))
 		b.mu.Unlock()
 	}
 	return errors.Join(errs...)

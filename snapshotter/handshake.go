@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -33,44 +34,54 @@ const (
 	stargzRefLabel = "containerd.io/snapshot/remote/stargz.reference"
 )
 
+// claims are the snapshots of layers that are supplied here.
+type claims struct {
+	*base
+	bindings  *bindings
+	mountings *mountings
+	answers   answers
+
+	recovering sync.Mutex // snapshots that were lost are made anew one after the other
+}
+
 // claim tries to supply the layer that a Prepare asks for. If it returns nil, a committed
 // snapshot with the label and the parent exists and Prepare answers "already exists". An error
 // that wraps ErrNotLazy sends the layer the ordinary way.
-func (s *Snapshotter) claim(ctx context.Context, chainID, parent string, labels map[string]string) error {
+func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[string]string) error {
 	if parent == "" && labels[parentChainLabel] != "" {
 		return fmt.Errorf("layer %s is prepared without its parent %s: %w (remora must not be declared with the capability \"rebase\")",
 			chainID, labels[parentChainLabel], errdefs.ErrInvalidArgument)
 	}
-	img, index, err := s.images.Find(ctx, query(chainID, labels))
+	img, index, err := c.images.Find(ctx, query(chainID, labels))
 	if err != nil {
 		return err
 	}
 	src := img.Layers[index]
-	key := s.layers.KeyOf(&src)
+	key := c.layers.KeyOf(&src)
 	name := remoteName(parent, chainID, key)
-	s.answers.note(ctx, chainID, parent, name)
-	if known, err := s.claimed(ctx, name); known || err != nil {
+	c.answers.note(ctx, chainID, parent, name)
+	if known, err := c.claimed(ctx, name); known || err != nil {
 		return err
 	}
-	s.startAll(img)
-	if err := s.layers.Refuses(&src); err != nil {
+	c.startAll(img)
+	if err := c.layers.Refuses(&src); err != nil {
 		return err
 	}
-	if s.caps.Lazy == "" {
-		return layers.NotLazy("this kernel cannot mount an incomplete image: %s", s.caps.LazyReason)
+	if c.caps.Lazy == "" {
+		return layers.NotLazy("this kernel cannot mount an incomplete image: %s", c.caps.LazyReason)
 	}
-	o := s.layers.Open(src)
+	o := c.layers.Open(src)
 	soon := claimWait
-	if s.layers.Whole(&src) {
-		soon = s.opts.ImportWait
+	if c.layers.Whole(&src) {
+		soon = c.opts.ImportWait
 	}
-	if err := s.layers.Proofs.Await(ctx, o, soon); err != nil {
-		if errors.Is(err, layers.ErrUnproven) && !s.boundKeys()[key] {
-			s.layers.Abandon(o) // containerd downloads the layer
+	if err := c.layers.Proofs.Await(ctx, o, soon); err != nil {
+		if errors.Is(err, layers.ErrUnproven) && !c.bindings.keys()[key] {
+			c.layers.Abandon(o) // containerd downloads the layer
 		}
 		return err
 	}
-	err = s.commitRemote(ctx, name, parent, labels, src)
+	err = c.commitRemote(ctx, name, parent, labels, src)
 	if errdefs.IsAlreadyExists(err) {
 		return nil // another namespace was faster
 	}
@@ -106,9 +117,9 @@ func isRemoteName(name string) bool {
 }
 
 // claimed reports whether the snapshot is there already.
-func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
+func (c *claims) claimed(ctx context.Context, name string) (bool, error) {
 	known := false
-	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+	err := c.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		id, _, _, err := storage.GetInfo(ctx, name)
 		if errdefs.IsNotFound(err) {
 			return nil
@@ -116,7 +127,7 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 		if err != nil {
 			return err
 		}
-		if b := s.binding(id); b != nil && b.quarantined() != "" {
+		if b := c.bindings.get(id); b != nil && b.quarantined() != "" {
 			return layers.NotLazy("its snapshot is quarantined: %s", b.quarantined())
 		}
 		known = true
@@ -127,37 +138,28 @@ func (s *Snapshotter) claimed(ctx context.Context, name string) (bool, error) {
 
 // startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
 // their indexes come while containerd still works its way up.
-func (s *Snapshotter) startAll(img layers.Image) {
-	s.layers.Indexes.Expect(img)
-	s.starts.Begin(img)
-	bound := s.boundKeys()
+func (c *claims) startAll(img layers.Image) {
+	c.layers.Indexes.Expect(img)
+	c.starts.Begin(img)
+	bound := c.bindings.keys()
 	for i := range img.Layers {
-		if s.layers.Refuses(&img.Layers[i]) == nil && !bound[s.layers.KeyOf(&img.Layers[i])] {
-			s.layers.Open(img.Layers[i])
+		if c.layers.Refuses(&img.Layers[i]) == nil && !bound[c.layers.KeyOf(&img.Layers[i])] {
+			c.layers.Open(img.Layers[i])
 		}
 	}
 }
 
-// boundKeys returns the keys of layers that have a snapshot.
-func (s *Snapshotter) boundKeys() map[string]bool {
-	bound := map[string]bool{}
-	for _, b := range s.allBindings() {
-		bound[s.keyOf(b)] = true
-	}
-	return bound
-}
-
 // commitRemote makes a committed snapshot of a layer that is on its way.
-func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, labels map[string]string, src layers.Source) error {
+func (c *claims) commitRemote(ctx context.Context, name, parent string, labels map[string]string, src layers.Source) error {
 	key := name + "-claim-" + uniqueSuffix()
 	b := &binding{saved: savedBinding{Version: bindingVersion, Name: name, Source: src}}
-	err := s.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
+	err := c.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
 		snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent)
 		if err != nil {
 			return err
 		}
 		b.id, b.saved.Parents = snap.ID, snap.ParentIDs
-		b.dir = s.snapshotDir(snap.ID)
+		b.dir = c.snapshotDir(snap.ID)
 		defer func() { err = removeUnlessMade(b.dir, err) }()
 		if err := os.MkdirAll(filepath.Join(b.dir, "fs"), 0o755); err != nil {
 			return err
@@ -169,20 +171,20 @@ func (s *Snapshotter) commitRemote(ctx context.Context, name, parent string, lab
 			return err
 		}
 		// The directory is on stable storage before the database says that the snapshot exists.
-		if err := durable.SyncDir(s.snapshotsDir()); err != nil {
+		if err := durable.SyncDir(c.snapshotsDir()); err != nil {
 			return err
 		}
 		if _, err = storage.CommitActive(ctx, key, name, snapshots.Usage{}, snapshots.WithLabels(labels)); err != nil {
 			return err
 		}
-		s.addBinding(b) // before anybody can find the snapshot: its mounts wait for the layer
+		c.bindings.add(b) // before anybody can find the snapshot: its mounts wait for the layer
 		return nil
 	})
 	if err != nil {
-		s.dropBinding(b)
+		c.bindings.drop(b)
 		return err
 	}
-	s.log.Info("layer claimed", "key", name, "digest", src.Descriptor.Digest, "image", src.Image)
-	s.startAttempt(b)
+	c.log.Info("layer claimed", "key", name, "digest", src.Descriptor.Digest, "image", src.Image)
+	c.mountings.startAttempt(b)
 	return nil
 }

@@ -10,8 +10,8 @@ import (
 // layers that are read by an index come here, one after another while no reader waits.
 
 // keepBlobs completes containerd's content store until ctx ends.
-func (s *Snapshotter) keepBlobs(ctx context.Context) {
-	if s.opts.Layers.Blobs == nil {
+func (c *chores) keepBlobs(ctx context.Context) {
+	if c.opts.Layers.Blobs == nil {
 		return
 	}
 	tick := time.NewTicker(backgroundCheck)
@@ -28,16 +28,16 @@ func (s *Snapshotter) keepBlobs(ctx context.Context) {
 				delete(notBefore, b)
 			}
 		}
-		for _, b := range s.allBindings() {
-			if ctx.Err() != nil || s.cache.Busy(backgroundCheck) {
+		for _, b := range c.bindings.all() {
+			if ctx.Err() != nil || c.cache.Busy(backgroundCheck) {
 				break
 			}
-			if src := b.source(); !notBefore[b].IsZero() || !s.layers.KeepsBlob(&src) {
+			if src := b.source(); !notBefore[b].IsZero() || !c.layers.KeepsBlob(&src) {
 				continue
 			}
 			notBefore[b] = time.Now().Add(completeAgain)
-			if err := s.keepBlobOf(ctx, b); err != nil && ctx.Err() == nil {
-				s.log.Warn("blob not kept in containerd's content store yet", "digest", b.source().Descriptor.Digest,
+			if err := c.keepBlobOf(ctx, b); err != nil && ctx.Err() == nil {
+				c.log.Warn("blob not kept in containerd's content store yet", "digest", b.source().Descriptor.Digest,
 					"image", b.source().Image, "err", err)
 			}
 		}
@@ -46,13 +46,13 @@ func (s *Snapshotter) keepBlobs(ctx context.Context) {
 
 // keepBlobOf puts a mounted layer's blob into containerd's content store, unless it is there. What the cache misses of the layer is
 // filled on the way.
-func (s *Snapshotter) keepBlobOf(ctx context.Context, b *binding) error {
+func (c *chores) keepBlobOf(ctx context.Context, b *binding) error {
 	b.mu.Lock()
 	f, src := b.file, b.saved.Source
 	ready := b.how != notMounted && f != nil && b.saved.Quarantined == ""
 	b.mu.Unlock()
-	if !ready || src.Namespace == "" || s.layers.Places.Stored(ctx, &src) {
+	if !ready || src.Namespace == "" || c.layers.Places.Stored(ctx, &src) {
 		return nil
 	}
-	return s.layers.Imports.FileBlob(ctx, f, &src)
+	return c.layers.Imports.FileBlob(ctx, f, &src)
 }

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/containerd/containerd/v2/core/snapshots"
-	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 
@@ -22,17 +20,17 @@ import (
 
 // imageOf returns an image that shows what a binding promises, with the source that it is read from: the binding's own, or one of
 // elsewhere if that fails.
-func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, layers.Source, error) {
-	f, err := s.image(ctx, b, saved)
+func (m *mending) imageOf(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, layers.Source, error) {
+	f, err := m.mountings.image(ctx, b, saved)
 	if err == nil || layers.MayUnpack(err) || ctx.Err() != nil {
 		return f, saved.Source, err
 	}
-	others, lerr := s.elsewhere(ctx, b)
+	others, lerr := m.elsewhere(ctx, b)
 	for i := range others {
-		s.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", others[i].Descriptor.Digest,
+		m.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", others[i].Descriptor.Digest,
 			"repository", others[i].Repo, "err", err)
 	}
-	f, src, err := s.firstProven(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
+	f, src, err := m.firstProven(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
 	if err != nil {
 		return nil, saved.Source, err
 	}
@@ -41,17 +39,17 @@ func (s *Snapshotter) imageOf(ctx context.Context, b *binding, saved *savedBindi
 
 // firstProven returns the image of the first source whose bytes are proven to be what a binding promises. The error has those of all,
 // and others that were there before; if all say that the layer is gone, and it was before, it is a goneError.
-func (s *Snapshotter) firstProven(
+func (m *mending) firstProven(
 	ctx context.Context, b *binding, all []layers.Source, before []error, gone bool,
 ) (f *cache.File, src layers.Source, err error) {
 	errs := before
 	for _, src := range all {
-		err := s.layers.Proofs.Failing(src.Repo)
+		err := m.layers.Proofs.Failing(src.Repo)
 		if err == nil {
-			if f, err = s.prove(ctx, b, &src); err == nil {
+			if f, err = m.prove(ctx, b, &src); err == nil {
 				return f, src, nil
 			}
-			s.dropUnused(f)
+			m.dropUnused(f)
 		}
 		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err)), gone && layers.IsGone(err)
 	}
@@ -63,8 +61,8 @@ func (s *Snapshotter) firstProven(
 
 // elsewhere returns the layers, other than the binding's own, by which images of containerd say that the binding's snapshot can be
 // made: those of the namespace that claimed it, and of the request's.
-func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []layers.Source, err error) {
-	chains, err := s.chainsOf(ctx, []*binding{b})
+func (m *mending) elsewhere(ctx context.Context, b *binding) (others []layers.Source, err error) {
+	chains, err := m.bindings.chainsOf(ctx, []*binding{b})
 	if err != nil {
 		return nil, err
 	}
@@ -73,17 +71,17 @@ func (s *Snapshotter) elsewhere(ctx context.Context, b *binding) (others []layer
 	if asked, ok := namespaces.Namespace(ctx); ok && asked != ours.Namespace {
 		all = append(all, asked)
 	}
-	known := map[string]bool{s.layers.KeyOf(&ours): true}
+	known := map[string]bool{m.layers.KeyOf(&ours): true}
 	for _, ns := range all {
 		if ns == "" {
 			continue
 		}
-		claims, err := s.images.Claims(namespaces.WithNamespace(ctx, ns), map[digest.Digest]bool{chains[b]: true})
+		claims, err := m.images.Claims(namespaces.WithNamespace(ctx, ns), map[digest.Digest]bool{chains[b]: true})
 		if err != nil {
 			return others, fmt.Errorf("which images of namespace %s have layer %s: %w", ns, ours.Descriptor.Digest, err)
 		}
 		for _, src := range claims[chains[b]] {
-			if key := s.layers.KeyOf(&src); !known[key] && !samePlace(src.Repo, ours.Repo) {
+			if key := m.layers.KeyOf(&src); !known[key] && !samePlace(src.Repo, ours.Repo) {
 				known[key] = true
 				others = append(others, src)
 			}
@@ -98,35 +96,19 @@ func samePlace(a, b registry.Repository) bool {
 	return a.Hostname() == b.Hostname() && a.Path == b.Path
 }
 
-// chainsOf returns the chainIDs that snapshots were claimed for.
-func (s *Snapshotter) chainsOf(ctx context.Context, all []*binding) (map[*binding]digest.Digest, error) {
-	chains := map[*binding]digest.Digest{}
-	err := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
-		for _, b := range all {
-			_, info, _, err := storage.GetInfo(ctx, b.name())
-			if err != nil {
-				return err
-			}
-			chains[b] = digest.Digest(info.Labels[snapshots.LabelSnapshotRef])
-		}
-		return nil
-	})
-	return chains, err
-}
-
 // placesOf returns where the blob that an image in the cache was made of may be, beyond the repositories that it is read from:
 // what containerd's content store has, and the repositories of others that have it.
-func (s *Snapshotter) placesOf(ctx context.Context, image string) (all []layers.Source) {
-	for _, b := range s.allBindings() {
+func (m *mending) placesOf(ctx context.Context, image string) (all []layers.Source) {
+	for _, b := range m.bindings.all() {
 		if b.cacheID() != image {
 			continue
 		}
 		ours := b.source()
-		others, err := s.elsewhere(ctx, b)
+		others, err := m.elsewhere(ctx, b)
 		if err != nil {
-			s.log.Warn("where else a layer is was not found out", "digest", ours.Descriptor.Digest, "err", err)
+			m.log.Warn("where else a layer is was not found out", "digest", ours.Descriptor.Digest, "err", err)
 		}
-		if s.layers.Places.Stored(ctx, &ours) {
+		if m.layers.Places.Stored(ctx, &ours) {
 			all = append(all, ours)
 		}
 		all = append(all, slices.DeleteFunc(others, func(o layers.Source) bool { return o.Descriptor.Digest != ours.Descriptor.Digest })...)

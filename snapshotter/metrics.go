@@ -31,7 +31,7 @@ func (c layerCollector) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (c layerCollector) Collect(ch chan<- prometheus.Metric) {
 	count, broken := map[string]int{}, map[string]int{"failed": 0, "gone": 0, "quarantined": 0}
-	for _, b := range c.s.allBindings() {
+	for _, b := range c.s.bindings.all() {
 		count[b.backend()]++
 		if state := b.brokenAs(); state != "" {
 			broken[state]++
@@ -40,7 +40,7 @@ func (c layerCollector) Collect(ch chan<- prometheus.Metric) {
 	for state, n := range broken {
 		ch <- prometheus.MustNewConstMetric(brokenDesc, prometheus.GaugeValue, float64(n), state)
 	}
-	ch <- prometheus.MustNewConstMetric(releasedDesc, prometheus.CounterValue, float64(c.s.released.Load()))
+	ch <- prometheus.MustNewConstMetric(releasedDesc, prometheus.CounterValue, float64(c.s.releasing.released.Load()))
 	for backend, n := range count {
 		ch <- prometheus.MustNewConstMetric(layersDesc, prometheus.GaugeValue, float64(n), backend)
 	}

@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -64,20 +62,16 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 	if opts.ImportWait == 0 {
 		opts.ImportWait = importWait
 	}
-	s := &Snapshotter{
-		root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel,
-		cache:    c,
-		bindings: map[string]*binding{}, answered: map[string]time.Time{}, broken: map[string]string{},
-		recordings: map[string]*Recording{}, lostImages: map[string]bool{},
-	}
+	s := &Snapshotter{}
+	s.wire(&base{root: root, opts: opts, log: opts.Log, images: images, exports: opts.Exports, kernel: opts.Kernel, cache: c})
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.layers = layers.New(s.life, root, c, reg, opts.Layers, layers.Hooks{
 		Built:      func(src *layers.Source, f *cache.File, landmark []uint32) { s.starts.Built(src, f, landmark) },
 		Unreadable: func(src *layers.Source) { s.starts.Unreadable(src) },
-		Unclaimed:  s.unclaimed, Places: s.placesOf, Lost: s.lost,
+		Unclaimed:  s.mending.unclaimed, Places: s.mending.placesOf, Lost: s.releasing.lost,
 	})
 	first := start.Options{Memory: opts.Layers.Memory, Learn: opts.Learn, Log: opts.Log}
-	s.starts = start.New(s.life, root, c, reg, s.layers, first, start.Hooks{Known: s.filesOf, Open: s.startAll})
+	s.starts = start.New(s.life, root, c, reg, s.layers, first, start.Hooks{Known: s.bindings.filesOf, Open: s.claims.startAll})
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -105,18 +99,18 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 	if _, err := os.Stat("/sys/module/overlay/parameters/index"); err == nil {
 		s.extra = []string{"index=off"}
 	}
-	s.openGates()
+	s.gating.open()
 	if s.store, err = openDatabase(root, opts.Log); err != nil {
 		return nil, err
 	}
 	if err := s.restore(earlier); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", root, err)
 	}
-	s.started.Go(func() { s.watch(s.life) })
-	s.started.Go(func() { s.completeLayers(s.life) })
-	s.started.Go(func() { s.keepBlobs(s.life) })
+	s.started.Go(func() { s.chores.watch(s.life) })
+	s.started.Go(func() { s.chores.completeLayers(s.life) })
+	s.started.Go(func() { s.chores.keepBlobs(s.life) })
 	if s.opts.Releases != nil {
-		s.started.Go(func() { s.releaseGone(s.life) })
+		s.started.Go(func() { s.releasing.releaseGone(s.life) })
 	}
 	return s, nil
 }
@@ -147,16 +141,16 @@ func (s *Snapshotter) Close() error {
 	s.started.Wait()
 	s.starts.Close()
 	s.layers.Close()
-	errs := []error{s.endRecordings(), s.closeGates()}
+	errs := []error{s.recordings.end(), s.gating.close()}
 	if s.exports.Outlive() {
-		if n := s.countLazy(); n > 0 {
+		if n := s.mountings.countLazy(); n > 0 {
 			s.log.Info("mounts stay: reads of what is missing wait until remorad starts again (snapctl detach --all ends the mounts)", "layers", n)
 		}
 		errs = append(errs, s.exports.leave())
 	} else {
-		for _, b := range s.allBindings() {
+		for _, b := range s.bindings.all() {
 			if b.isLazy() {
-				errs = append(errs, s.unmount(b))
+				errs = append(errs, s.mountings.unmount(b))
 			}
 		}
 		errs = append(errs, s.exports.end(), s.releaseScratch())
@@ -220,21 +214,21 @@ func (s *Snapshotter) restore(earlier earlierMounts) error {
 			continue
 		}
 		s.sweep(dir)
-		s.bindings[id] = &binding{id: id, dir: dir, saved: saved}
+		s.bindings.add(&binding{id: id, dir: dir, saved: saved})
 	}
 	strays, err := s.strayBindings(known, earlier)
 	if err != nil {
 		return err
 	}
 	// First what is mounted: the kernel is served again as soon as all of that is known.
-	eachOf(s.allBindings(), func(b *binding) { s.adoptBinding(b, earlier.layers[b.fsDir()]) })
-	s.findBroken()
+	eachOf(s.bindings.all(), func(b *binding) { s.mountings.adoptBinding(b, earlier.layers[b.fsDir()]) })
+	s.breakage.find()
 	s.dropDead(strays)
 	if err := s.exports.start(); err != nil {
 		return fmt.Errorf("take over what is mounted: %w", err)
 	}
-	s.renewGates(earlier.gates)
-	eachOf(s.allBindings(), s.restoreBinding)
+	s.gating.renew(earlier.gates)
+	eachOf(s.bindings.all(), s.mountings.restoreBinding)
 	if err := s.removeStray(ctx); err != nil {
 		s.log.Warn("strays of an earlier life not removed", "err", err)
 	}
@@ -250,100 +244,4 @@ func eachOf(all []*binding, do func(*binding)) {
 		running.Go(func() error { do(b); return nil })
 	}
 	_ = running.Wait() // none of them fails
-}
-
-// openImage opens a binding's image if it is in the cache.
-func (s *Snapshotter) openImage(b *binding) *cache.File {
-	b.mu.Lock()
-	saved := b.saved
-	b.mu.Unlock()
-	if saved.Quarantined != "" || saved.CacheID == "" {
-		return nil
-	}
-	s.layers.Granted.Note(&saved.Source) // by an earlier life
-	f, err := s.layers.File(saved.CacheID, &saved.Source)
-	if err != nil {
-		s.log.Warn("image not in the cache", "digest", saved.Source.Descriptor.Digest, "err", err)
-		return nil
-	}
-	return s.layers.Sources.Add(f, &saved.Source)
-}
-
-// adoptBinding takes over what an earlier process has mounted on a binding's directory, the oldest
-// first, or takes it away if it cannot be served any more.
-func (s *Snapshotter) adoptBinding(b *binding, left []mounts.Mount) {
-	if b.isUnpacked() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if len(left) > 0 {
-			b.how = mountedUnpacked
-			s.finishAttemptLocked(b)
-		}
-		return
-	}
-	f := s.openImage(b)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.file = f
-	if len(left) == 0 {
-		return
-	}
-	dead := ""
-	if f == nil {
-		dead = cmp.Or(b.saved.Quarantined, "its image is no longer in the cache")
-	}
-	for _, m := range left {
-		if dead == "" {
-			dead = s.adoptMountLocked(b, m)
-		}
-	}
-	if dead == "" {
-		s.finishAttemptLocked(b)
-		return
-	}
-	b.dead = dead
-	if err := s.unmountLocked(b); err != nil {
-		s.log.Warn("mount of an earlier life stays", "dir", b.fsDir(), "err", err)
-	}
-}
-
-// adoptMountLocked takes one mount over. It returns why that is not possible.
-func (s *Snapshotter) adoptMountLocked(b *binding, m mounts.Mount) (dead string) {
-	way, err := s.exports.adopt(m, b.number(), b.file)
-	if err != nil {
-		return err.Error()
-	}
-	if way == "" {
-		b.file.Pin()
-		b.pinned++
-		b.how = mountedDirect
-		return ""
-	}
-	b.how, b.ways = mountedLazy, append(b.ways, way)
-	return ""
-}
-
-// restoreBinding mounts a binding's layer unless it is mounted: at once if its image is here, in
-// the background otherwise.
-func (s *Snapshotter) restoreBinding(b *binding) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.saved.Quarantined != "", b.how != notMounted:
-		return
-	case b.file == nil:
-		s.startAttemptLocked(b)
-		return
-	}
-	if err := s.mountLocked(b); err != nil {
-		s.log.Error("layer not mounted", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
-		return // the next Mounts tries again
-	}
-	s.finishAttemptLocked(b)
-}
-
-// finishAttemptLocked notes that the binding is mounted.
-func (s *Snapshotter) finishAttemptLocked(b *binding) {
-	b.attempt = &attempt{done: make(chan struct{})}
-	close(b.attempt.done)
 }

@@ -22,7 +22,7 @@ func (s *Snapshotter) sortMounts(left []mounts.Mount) earlierMounts {
 		switch {
 		case m.Dir == s.snapshotsDir() && m.Type == "ext4":
 			e.scratch = true
-		case strings.HasPrefix(m.Dir, s.gatesDir()+"/"):
+		case strings.HasPrefix(m.Dir, s.gating.dir()+"/"):
 			e.gates = append(e.gates, m)
 		case s.exports.holds(m):
 		case strings.HasPrefix(m.Dir, s.snapshotsDir()+"/") && filepath.Base(m.Dir) == "fs":
@@ -36,26 +36,4 @@ func (s *Snapshotter) sortMounts(left []mounts.Mount) earlierMounts {
 		}
 	}
 	return e
-}
-
-// activeOf returns the snapshot whose upper directory an overlay mount has.
-func (s *Snapshotter) activeOf(m mounts.Mount) (id string, ok bool) {
-	if m.Type != "overlay" {
-		return "", false
-	}
-	for opt := range strings.SplitSeq(m.Options, ",") {
-		if dir, is := strings.CutPrefix(opt, "upperdir="); is && strings.HasPrefix(dir, s.snapshotsDir()+"/") {
-			return filepath.Base(filepath.Dir(dir)), true
-		}
-	}
-	return "", false
-}
-
-// lowersOf returns the snapshots whose directories are an overlay mount's lower ones. containerd
-// shortens the paths, so only the parts "<id>/fs" are relied on.
-func (s *Snapshotter) lowersOf(m mounts.Mount) (ids []string) {
-	for _, dir := range m.Lowers() {
-		ids = append(ids, filepath.Base(filepath.Dir(filepath.Clean(dir))))
-	}
-	return ids
 }

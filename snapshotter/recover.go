@@ -19,19 +19,19 @@ import (
 
 // recover makes a remote layer's snapshot that is not here anew, and those below it, from an image in the request's namespace. It
 // reports whether there is one that has it.
-func (s *Snapshotter) recover(ctx context.Context, name string) (bool, error) {
+func (c *claims) recover(ctx context.Context, name string) (bool, error) {
 	if _, ok := namespaces.Namespace(ctx); !ok || !isRemoteName(name) {
 		return false, nil
 	}
-	s.recovering.Lock()
-	defer s.recovering.Unlock()
-	all, err := s.images.Known(ctx)
+	c.recovering.Lock()
+	defer c.recovering.Unlock()
+	all, err := c.images.Known(ctx)
 	if err != nil {
 		return false, fmt.Errorf("which image has snapshot %s: %w", name, err)
 	}
 	for i := range all {
-		if names, chainIDs := s.namesOf(&all[i], name); names != nil {
-			return true, s.makeAnew(ctx, &all[i], names, chainIDs)
+		if names, chainIDs := c.namesOf(&all[i], name); names != nil {
+			return true, c.makeAnew(ctx, &all[i], names, chainIDs)
 		}
 	}
 	return false, nil
@@ -39,10 +39,10 @@ func (s *Snapshotter) recover(ctx context.Context, name string) (bool, error) {
 
 // namesOf returns the names that the snapshots of an image's layers have, with their chainIDs, up to the wanted one; nothing if that is
 // not among them.
-func (s *Snapshotter) namesOf(img *layers.Image, want string) (names []string, chainIDs []digest.Digest) {
+func (c *claims) namesOf(img *layers.Image, want string) (names []string, chainIDs []digest.Digest) {
 	parent := ""
 	for i, id := range chainIDsOf(img) {
-		parent = remoteName(parent, id.String(), s.layers.KeyOf(&img.Layers[i]))
+		parent = remoteName(parent, id.String(), c.layers.KeyOf(&img.Layers[i]))
 		names, chainIDs = append(names, parent), append(chainIDs, id)
 		if parent == want {
 			return names, chainIDs
@@ -51,16 +51,16 @@ func (s *Snapshotter) namesOf(img *layers.Image, want string) (names []string, c
 	return nil, nil
 }
 
-func (s *Snapshotter) makeAnew(ctx context.Context, img *layers.Image, names []string, chainIDs []digest.Digest) error {
+func (c *claims) makeAnew(ctx context.Context, img *layers.Image, names []string, chainIDs []digest.Digest) error {
 	parent := ""
 	for i, name := range names {
 		labels := map[string]string{snapshots.LabelSnapshotRef: chainIDs[i].String()}
-		err := s.commitRemote(ctx, name, parent, labels, img.Layers[i])
+		err := c.commitRemote(ctx, name, parent, labels, img.Layers[i])
 		if err != nil && !errdefs.IsAlreadyExists(err) {
 			return fmt.Errorf("make snapshot %s anew: %w", name, err)
 		}
 		if err == nil {
-			s.log.Warn("a snapshot that containerd knows was lost: it is made anew", "key", name, "image", img.Layers[i].Image)
+			c.log.Warn("a snapshot that containerd knows was lost: it is made anew", "key", name, "image", img.Layers[i].Image)
 		}
 		parent = name
 	}
@@ -68,19 +68,19 @@ func (s *Snapshotter) makeAnew(ctx context.Context, img *layers.Image, names []s
 }
 
 // orRecover does something that needs a snapshot, and once more if the snapshot was lost and could be made anew.
-func (s *Snapshotter) orRecover(ctx context.Context, name string, do func() error) error {
+func (c *claims) orRecover(ctx context.Context, name string, do func() error) error {
 	err := do()
 	if !errdefs.IsNotFound(err) {
 		return err
 	}
-	here := s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+	here := c.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		_, _, _, err := storage.GetInfo(ctx, name)
 		return err
 	})
 	if !errdefs.IsNotFound(here) {
 		return err
 	}
-	found, rerr := s.recover(ctx, name)
+	found, rerr := c.recover(ctx, name)
 	if rerr != nil {
 		return fmt.Errorf("%w; %w", err, rerr)
 	}

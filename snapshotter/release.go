@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -18,6 +20,19 @@ import (
 // While containerd has an image whose claimed layer is nowhere any more, every pull of it ends in "already exists", and no container
 // starts. So such an image is released: its names go, with those of the other images that have the layer, and containerd drops the
 // snapshots. The next pull begins anew.
+
+// releasing has images removed whose layers are nowhere any more.
+type releasing struct {
+	*base
+	bindings  *bindings
+	mountings *mountings
+	mending   *mending
+
+	lostMu     sync.Mutex      // guards lostImages
+	lostImages map[string]bool // by name in the cache
+
+	released atomic.Uint64 // images
+}
 
 // Releases is how images are released. All namespaces of containerd are meant.
 type Releases interface {
@@ -73,11 +88,11 @@ func (g *gone) describe(failed string) string {
 }
 
 // noteAttempt notes whether an attempt to open a layer failed since it is nowhere any more.
-func (s *Snapshotter) noteAttempt(b *binding, err error) {
+func (r *releasing) noteAttempt(b *binding, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if errors.As(err, new(*goneError)) {
-		b.noteGoneLocked(s.opts.GoneFor)
+		b.noteGoneLocked(r.opts.GoneFor)
 	} else {
 		b.gone = nil
 	}
@@ -90,26 +105,26 @@ func (b *binding) noteGoneLocked(wait time.Duration) {
 }
 
 // lost notes that what an image in the cache misses is nowhere any more, as all places have answered a read.
-func (s *Snapshotter) lost(image string) {
-	s.lostMu.Lock()
-	defer s.lostMu.Unlock()
-	s.lostImages[image] = true
+func (r *releasing) lost(image string) {
+	r.lostMu.Lock()
+	defer r.lostMu.Unlock()
+	r.lostImages[image] = true
 }
 
 // noteLost has the layers of lost images released like those that cannot be opened. It is apart from lost since a read must not wait for
 // the locks of layers.
-func (s *Snapshotter) noteLost() {
-	s.lostMu.Lock()
-	lost := s.lostImages
-	s.lostImages = map[string]bool{}
-	s.lostMu.Unlock()
+func (r *releasing) noteLost() {
+	r.lostMu.Lock()
+	lost := r.lostImages
+	r.lostImages = map[string]bool{}
+	r.lostMu.Unlock()
 	if len(lost) == 0 {
 		return
 	}
-	for _, b := range s.allBindings() {
+	for _, b := range r.bindings.all() {
 		b.mu.Lock()
 		if lost[b.saved.CacheID] {
-			b.noteGoneLocked(s.opts.GoneFor)
+			b.noteGoneLocked(r.opts.GoneFor)
 		}
 		b.mu.Unlock()
 	}
@@ -117,8 +132,8 @@ func (s *Snapshotter) noteLost() {
 
 // releaseGone has images released whose layers are nowhere any more, once that has been so for a while and nothing uses them, until
 // ctx ends.
-func (s *Snapshotter) releaseGone(ctx context.Context) {
-	tick := time.NewTicker(min(goneCheck, max(s.opts.GoneFor, time.Millisecond)))
+func (r *releasing) releaseGone(ctx context.Context) {
+	tick := time.NewTicker(min(goneCheck, max(r.opts.GoneFor, time.Millisecond)))
 	defer tick.Stop()
 	for {
 		select {
@@ -126,26 +141,26 @@ func (s *Snapshotter) releaseGone(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		s.noteLost()
-		for _, b := range s.allBindings() {
+		r.noteLost()
+		for _, b := range r.bindings.all() {
 			if !b.isGone(time.Now()) {
 				continue
 			}
-			users, err := s.usersOf(ctx, b.name())
+			users, err := r.usersOf(ctx, b.name())
 			if err == nil && len(users) > 0 {
-				s.noteStays(b, usedBy(users), true)
+				r.noteStays(b, usedBy(users), true)
 				continue
 			}
 			if err == nil {
-				err = s.stillGone(ctx, b)
+				err = r.stillGone(ctx, b)
 			}
 			if err == nil {
-				err = s.release(ctx, b, s.opts.ReleaseAsk, func(ImageName) {})
+				err = r.release(ctx, b, r.opts.ReleaseAsk, func(ImageName) {})
 			}
 			if ctx.Err() != nil {
 				return
 			}
-			s.noteStays(b, err, false)
+			r.noteStays(b, err, false)
 		}
 	}
 }
@@ -158,7 +173,7 @@ func (b *binding) isGone(now time.Time) bool {
 }
 
 // noteStays notes why a layer that is nowhere any more stays for now, or that nothing keeps it, and when it is looked at again.
-func (s *Snapshotter) noteStays(b *binding, err error, used bool) {
+func (r *releasing) noteStays(b *binding, err error, used bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.gone == nil {
@@ -172,27 +187,27 @@ func (s *Snapshotter) noteStays(b *binding, err error, used bool) {
 		why = err.Error()
 	}
 	if why != b.gone.why && why != "" && !used { // users may come and go each second
-		s.log.Error("images of which a layer is nowhere any more stay",
+		r.log.Error("images of which a layer is nowhere any more stay",
 			"key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
 	}
 	b.gone.why = why
 }
 
 // stillGone returns an error if a layer is somewhere, or may be: what is known of it may be old by now.
-func (s *Snapshotter) stillGone(ctx context.Context, b *binding) error {
+func (r *releasing) stillGone(ctx context.Context, b *binding) error {
 	ctx, cancel := context.WithTimeout(ctx, usersGo+goneLeast)
 	defer cancel()
 	ours := b.source()
-	others, err := s.elsewhere(ctx, b)
+	others, err := r.mending.elsewhere(ctx, b)
 	if err != nil {
 		return err
 	}
 	var isGone bool
 	if b.mounted() {
-		err = s.layers.Places.AnyHas(ctx, append([]layers.Source{ours}, others...))
+		err = r.layers.Places.AnyHas(ctx, append([]layers.Source{ours}, others...))
 		isGone = layers.IsGone(err)
 	} else {
-		err = s.ensure(ctx, b)
+		err = r.mountings.ensure(ctx, b)
 		isGone = errors.As(err, new(*goneError))
 	}
 	if err == nil {
@@ -209,18 +224,18 @@ func (s *Snapshotter) stillGone(ctx context.Context, b *binding) error {
 
 // release removes the images that have a binding's layer, unless something uses it, or says what an operator is to do who wants to be
 // asked. It tells of each.
-func (s *Snapshotter) release(ctx context.Context, b *binding, ask bool, tell func(ImageName)) error {
-	chains, err := s.chainsOf(ctx, []*binding{b})
+func (r *releasing) release(ctx context.Context, b *binding, ask bool, tell func(ImageName)) error {
+	chains, err := r.bindings.chainsOf(ctx, []*binding{b})
 	if err != nil {
 		return err
 	}
-	if err := s.awaitNoUsers(ctx, b.name()); err != nil {
+	if err := r.awaitNoUsers(ctx, b.name()); err != nil {
 		return err
 	}
-	if err := s.allPresent(ctx, b); err != nil {
+	if err := r.allPresent(ctx, b); err != nil {
 		return err
 	}
-	images, err := s.opts.Releases.Using(ctx, chains[b])
+	images, err := r.opts.Releases.Using(ctx, chains[b])
 	if err != nil {
 		return fmt.Errorf("which images have layer %s: %w", chains[b], err)
 	}
@@ -233,11 +248,11 @@ func (s *Snapshotter) release(ctx context.Context, b *binding, ask bool, tell fu
 		return fmt.Errorf("remove them by snapctl repair --release %s, and pull again", b.source().Image)
 	}
 	for _, img := range images {
-		if err := s.opts.Releases.Release(ctx, img); err != nil {
+		if err := r.opts.Releases.Release(ctx, img); err != nil {
 			return fmt.Errorf("remove image %s: %w", img, err)
 		}
-		s.released.Add(1)
-		s.log.Warn("image was removed from containerd, since a layer of it is nowhere any more: pull it again", "image", img.Name,
+		r.released.Add(1)
+		r.log.Warn("image was removed from containerd, since a layer of it is nowhere any more: pull it again", "image", img.Name,
 			"namespace", img.Namespace, "digest", b.source().Descriptor.Digest)
 		tell(img)
 	}
@@ -245,13 +260,13 @@ func (s *Snapshotter) release(ctx context.Context, b *binding, ask bool, tell fu
 }
 
 // allPresent returns an error if a registry that a layer comes from is none now: a host that knows no path at all has not lost a blob.
-func (s *Snapshotter) allPresent(ctx context.Context, b *binding) error {
-	others, err := s.elsewhere(ctx, b)
+func (r *releasing) allPresent(ctx context.Context, b *binding) error {
+	others, err := r.mending.elsewhere(ctx, b)
 	if err != nil {
 		return err
 	}
 	for _, src := range append(others, b.source()) {
-		if err := s.layers.Places.Present(ctx, src.Repo.Host); err != nil {
+		if err := r.layers.Places.Present(ctx, src.Repo.Host); err != nil {
 			return err
 		}
 	}
@@ -259,13 +274,13 @@ func (s *Snapshotter) allPresent(ctx context.Context, b *binding) error {
 }
 
 // awaitNoUsers returns when nothing is made of a snapshot. The start that has just failed has one for a moment.
-func (s *Snapshotter) awaitNoUsers(ctx context.Context, name string) error {
+func (r *releasing) awaitNoUsers(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, usersGo)
 	defer cancel()
 	tick := time.NewTicker(usersCheck)
 	defer tick.Stop()
 	for {
-		users, err := s.usersOf(s.life, name)
+		users, err := r.usersOf(r.life, name)
 		if err != nil || len(users) == 0 {
 			return err
 		}
@@ -282,8 +297,8 @@ func usedBy(users []string) error {
 }
 
 // usersOf returns the active snapshots and views that are made of a snapshot.
-func (s *Snapshotter) usersOf(ctx context.Context, name string) (users []string, err error) {
-	err = s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+func (r *releasing) usersOf(ctx context.Context, name string) (users []string, err error) {
+	err = r.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		all := map[string]snapshots.Info{}
 		if err := storage.WalkInfo(ctx, func(_ context.Context, info snapshots.Info) error {
 			all[info.Name] = info

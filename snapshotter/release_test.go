@@ -75,9 +75,9 @@ func TestReleased(t *testing.T) {
 			if c.nothing {
 				o.Answer("/v2/", http.StatusNotFound)
 			}
-			binding := b.binding(b.id(layer))
+			binding := b.bindings.get(b.id(layer))
 			for range 3 {
-				if err := b.ensure(b.ctx, binding); err == nil {
+				if err := b.mountings.ensure(b.ctx, binding); err == nil {
 					t.Fatal("the layer is there")
 				}
 			}

@@ -20,9 +20,9 @@ type Repaired struct {
 // Repair makes the layers of an image whole, from wherever they are: those that could not be opened, or turned out wrong, and those that
 // are incomplete. It tells of each. With release, the images that have a layer which nobody has any more are removed, unless something
 // uses the layer. The image is named as status names it. The error says what stays broken.
-func (s *Snapshotter) Repair(ctx context.Context, image string, release bool, tell func(Repaired), removed func(ImageName)) error {
+func (m *mending) Repair(ctx context.Context, image string, release bool, tell func(Repaired), removed func(ImageName)) error {
 	var all, gone []*binding
-	for _, b := range s.allBindings() {
+	for _, b := range m.bindings.all() {
 		if b.source().Image == image {
 			all = append(all, b)
 		}
@@ -30,16 +30,16 @@ func (s *Snapshotter) Repair(ctx context.Context, image string, release bool, te
 	if len(all) == 0 {
 		return noLazyLayer(image)
 	}
-	s.layers.Proofs.Forgive()
+	m.layers.Proofs.Forgive()
 	var errs []error
 	for _, b := range all {
 		one := Repaired{Digest: b.source().Descriptor.Digest}
-		if err := s.repair(ctx, b); err != nil {
+		if err := m.repair(ctx, b); err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			one.Reason, one.Gone = err.Error(), errors.As(err, new(*goneError))
-			if one.Gone && release && s.opts.Releases != nil {
+			if one.Gone && release && m.opts.Releases != nil {
 				gone = append(gone, b)
 			} else {
 				errs = append(errs, fmt.Errorf("layer %s: %w", one.Digest, err))
@@ -48,18 +48,18 @@ func (s *Snapshotter) Repair(ctx context.Context, image string, release bool, te
 		tell(one)
 	}
 	for _, b := range gone {
-		if err := s.release(ctx, b, false, removed); err != nil {
+		if err := m.releasing.release(ctx, b, false, removed); err != nil {
 			errs = append(errs, fmt.Errorf("layer %s: %w", b.source().Descriptor.Digest, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *Snapshotter) repair(ctx context.Context, b *binding) error {
+func (m *mending) repair(ctx context.Context, b *binding) error {
 	if why := b.quarantined(); why != "" {
-		return s.fillAnew(ctx, b, why)
+		return m.fillAnew(ctx, b, why)
 	}
-	if err := s.ensure(ctx, b); err != nil {
+	if err := m.mountings.ensure(ctx, b); err != nil {
 		return err
 	}
 	f := b.image()
@@ -77,17 +77,17 @@ func (s *Snapshotter) repair(ctx context.Context, b *binding) error {
 }
 
 // fillAnew replaces what a quarantined binding has by what its repository, or another one, has now.
-func (s *Snapshotter) fillAnew(ctx context.Context, b *binding, why string) error {
+func (m *mending) fillAnew(ctx context.Context, b *binding, why string) error {
 	ours := b.source()
 	if ours.Descriptor.Digest == "" {
 		return errors.New(why) // nobody knows what it was
 	}
-	s.layers.Forget(&ours)
-	s.dropUnused(b.image()) // what is wrong
-	others, err := s.elsewhere(ctx, b)
-	f, src, err := s.firstProven(ctx, b, append([]layers.Source{ours}, others...), []error{errors.New(why), err}, err == nil)
+	m.layers.Forget(&ours)
+	m.dropUnused(b.image()) // what is wrong
+	others, err := m.elsewhere(ctx, b)
+	f, src, err := m.firstProven(ctx, b, append([]layers.Source{ours}, others...), []error{errors.New(why), err}, err == nil)
 	if err != nil {
 		return err
 	}
-	return s.refill(b, src, f)
+	return m.refill(b, src, f)
 }

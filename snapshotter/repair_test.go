@@ -54,7 +54,7 @@ func TestRepair(t *testing.T) {
 		honest := newImage(t, "honest", nil, right)
 		b := newBed(t, newOrigin(t, liar, honest), nil)
 		name := b.pull(liar)
-		if err := b.ensure(b.ctx, b.binding(b.id(name))); err == nil || b.statusOf(wrong).State != "quarantined" {
+		if err := b.mountings.ensure(b.ctx, b.bindings.get(b.id(name))); err == nil || b.statusOf(wrong).State != "quarantined" {
 			t.Fatalf("%+v, %v", b.statusOf(wrong), err)
 		}
 		if layers, _, err := b.repaired(liar, false); err == nil || layers[0].Gone {
@@ -75,7 +75,7 @@ func TestRepair(t *testing.T) {
 		name := b.pull(im)
 		release()
 		for range 3 {
-			if err := b.ensure(b.ctx, b.binding(b.id(name))); err == nil {
+			if err := b.mountings.ensure(b.ctx, b.bindings.get(b.id(name))); err == nil {
 				t.Fatal("it is there")
 			}
 		}

@@ -21,10 +21,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
-	"github.com/remora-storage/remora/snapshotter/start"
 )
 
 // Options of a Snapshotter. The zero value works.
@@ -63,56 +61,29 @@ type Options struct {
 
 // A Snapshotter is containerd's interface of that name. New makes one.
 type Snapshotter struct {
-	root    string
-	opts    Options
-	log     *slog.Logger
-	store   *storage.MetaStore
-	images  Images
-	layers  *layers.Layers
-	starts  *start.Starts
-	cache   *cache.Cache
-	exports Mounter
-	kernel  Kernel
-	caps    Capabilities
-	extra   []string // options of every overlay mount
+	*base
+	// What others than containerd ask for is promoted from these.
+	*claims
+	*detaching
+	*mending
+	*recordings
+	*reports
 
-	answers answers
+	bindings  *bindings
+	mountings *mountings
+	gating    *gating
+	releasing *releasing
+	breakage  *breakage
+	chores    *chores
 
-	// life ends in Close; started waits for what runs until then.
-	life    context.Context
-	stop    context.CancelFunc
-	started sync.WaitGroup
+	stop  context.CancelFunc
+	extra []string // options of every overlay mount
 
-	recovering sync.Mutex // snapshots that were lost are made anew one after the other
-
-	// mounting is held shared by who mounts a layer or tells a container its mounts, and exclusively by Detach. It is taken
-	// before every other lock.
-	mounting sync.RWMutex
-
-	gates Gates // on directories of layers; nil where the kernel has none
-
-	mu       sync.Mutex // guards the fields below
-	bindings map[string]*binding
-	answered map[string]time.Time // snapshots whose mounts were told of late, by id
-	broken   map[string]string    // active snapshots that lost their lower layers, and why
-	garbage  []string             // directories of removed snapshots
-
-	lostMu     sync.Mutex      // guards lostImages
-	lostImages map[string]bool // by name in the cache
-
-	released atomic.Uint64 // images
-
-	recordings map[string]*Recording // by ID
-	recorded   atomic.Uint64         // layers so far
+	mu      sync.Mutex // guards garbage
+	garbage []string   // directories of removed snapshots
 }
 
 var _ snapshots.Cleaner = (*Snapshotter)(nil)
-
-func (s *Snapshotter) snapshotsDir() string         { return snapshotsOf(s.root) }
-func (s *Snapshotter) snapshotDir(id string) string { return filepath.Join(s.snapshotsDir(), id) }
-func snapshotsOf(root string) string                { return filepath.Join(root, "snapshots") }
-func (s *Snapshotter) upperPath(id string) string   { return filepath.Join(s.snapshotDir(id), "fs") }
-func (s *Snapshotter) workPath(id string) string    { return filepath.Join(s.snapshotDir(id), "work") }
 
 var suffix atomic.Uint64
 
@@ -123,7 +94,7 @@ func uniqueSuffix() string {
 
 // Stat implements snapshots.Snapshotter.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
-	err = s.orRecover(ctx, key, func() error {
+	err = s.claims.orRecover(ctx, key, func() error {
 		return s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 			_, info, _, err = storage.GetInfo(ctx, key)
 			return err
@@ -160,7 +131,7 @@ func (s *Snapshotter) Usage(ctx context.Context, key string) (usage snapshots.Us
 		}
 		return snapshots.Usage(du), nil
 	}
-	if b := s.binding(id); b != nil {
+	if b := s.bindings.get(id); b != nil {
 		return s.bindingUsage(b), nil
 	}
 	return usage, nil
@@ -175,7 +146,7 @@ func (s *Snapshotter) bindingUsage(b *binding) snapshots.Usage {
 	if unpacked != nil {
 		return snapshots.Usage{Size: unpacked.Bytes, Inodes: unpacked.Inodes}
 	}
-	if f == nil || s.firstWith(f) != b {
+	if f == nil || s.bindings.firstWith(f) != b {
 		return snapshots.Usage{}
 	}
 	return snapshots.Usage{Size: f.Disk(), Inodes: inodesOfImage}
@@ -192,7 +163,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	chainID, isLayer := info.Labels[snapshots.LabelSnapshotRef]
 	if isLayer {
-		err := s.claim(ctx, chainID, parent, info.Labels)
+		err := s.claims.claim(ctx, chainID, parent, info.Labels)
 		if err == nil {
 			return nil, fmt.Errorf("prepare %s on %q: layer %s is supplied remotely: %w", key, parent, chainID, errdefs.ErrAlreadyExists)
 		}
@@ -207,15 +178,6 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 // View implements snapshots.Snapshotter. Clients mount what it returns, so contested layers are settled first.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	return s.create(ctx, snapshots.KindView, key, parent, false, opts)
-}
-
-func (s *Snapshotter) bindingsOf(ids []string) (all []*binding) {
-	for _, id := range ids {
-		if b := s.binding(id); b != nil {
-			all = append(all, b)
-		}
-	}
-	return all
 }
 
 // ungatedWait bounds how long a View, and the Prepare of a layer that containerd unpacks, wait for remote layers below where the
@@ -238,30 +200,30 @@ func (s *Snapshotter) create(
 		}
 		return s.makeDirs(snap, info.Labels)
 	}
-	if err := s.orRecover(ctx, parent, func() error { return s.store.WithTransaction(ctx, true, begin) }); err != nil {
+	if err := s.claims.orRecover(ctx, parent, func() error { return s.store.WithTransaction(ctx, true, begin) }); err != nil {
 		return nil, err
 	}
 	switch {
 	case !unpack && kind != snapshots.KindView: // a container asks for its mounts, but a client may mount these
-		if s.gates != nil {
-			err = s.contest(ctx, s.bindingsOf(snap.ParentIDs))
+		if s.gating.gates != nil {
+			err = s.mending.contest(ctx, s.bindings.of(snap.ParentIDs))
 		}
-	case s.gates == nil:
+	case s.gating.gates == nil:
 		ctx, cancel := context.WithTimeout(ctx, ungatedWait)
 		defer cancel()
 		err = s.ensureAll(ctx, snap.ParentIDs)
 	default:
-		err = s.settle(ctx, s.bindingsOf(snap.ParentIDs))
+		err = s.mending.settle(ctx, s.bindings.of(snap.ParentIDs))
 	}
 	if err == nil {
-		err = mapsLayers(ctx, info.Labels, len(s.bindingsOf(snap.ParentIDs)), s.opts.MapsMounts)
+		err = mapsLayers(ctx, info.Labels, len(s.bindings.of(snap.ParentIDs)), s.opts.MapsMounts)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
 	}
 	gates := map[string]string{}
-	for _, b := range s.bindingsOf(snap.ParentIDs) {
-		if gates[b.id], err = s.gate(b); err != nil {
+	for _, b := range s.bindings.of(snap.ParentIDs) {
+		if gates[b.id], err = s.gating.gate(b); err != nil {
 			return nil, errors.Join(fmt.Errorf("prepare %s on %q: %w", key, parent, err), s.Remove(ctx, key))
 		}
 	}
@@ -325,48 +287,32 @@ func (s *Snapshotter) Mounts(ctx context.Context, key string) ([]mount.Mount, er
 	}); err != nil {
 		return nil, err
 	}
-	if err := mapsLayers(ctx, info.Labels, len(s.bindingsOf(snap.ParentIDs)), s.opts.MapsMounts); err != nil {
+	if err := mapsLayers(ctx, info.Labels, len(s.bindings.of(snap.ParentIDs)), s.opts.MapsMounts); err != nil {
 		return nil, fmt.Errorf("mounts of %s: %w", key, err)
 	}
 	for {
 		if err := s.ensureAll(ctx, snap.ParentIDs); err != nil {
 			return nil, fmt.Errorf("mounts of %s: %w", key, err)
 		}
-		if s.answer(snap) {
+		if s.detaching.answer(snap) {
 			break
 		}
 	}
-	s.forgetEnded()
+	s.breakage.forgetEnded()
 	return s.mounts(snap, info.Labels, nil), nil
-}
-
-// answer notes that a container is told its mounts, unless a Detach has taken a layer away since they were ensured.
-func (s *Snapshotter) answer(snap storage.Snapshot) bool {
-	s.mounting.RLock()
-	defer s.mounting.RUnlock()
-	for _, b := range s.bindingsOf(snap.ParentIDs) {
-		if !b.mounted() {
-			return false
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.forgetAnsweredLocked()
-	s.answered[snap.ID] = time.Now()
-	return true
 }
 
 // ensureAll waits until all remote layers among the snapshots are mounted.
 func (s *Snapshotter) ensureAll(ctx context.Context, ids []string) error {
-	all := s.bindingsOf(ids)
+	all := s.bindings.of(ids)
 	for _, b := range all {
-		s.startAttempt(b)
+		s.mountings.startAttempt(b)
 	}
-	if err := s.settle(ctx, all); err != nil {
+	if err := s.mending.settle(ctx, all); err != nil {
 		return err
 	}
 	for _, b := range all {
-		if err := s.ensure(ctx, b); err != nil {
+		if err := s.mountings.ensure(ctx, b); err != nil {
 			return err
 		}
 	}
@@ -402,9 +348,9 @@ func (s *Snapshotter) Remove(ctx context.Context, key string) error {
 	}
 	s.mu.Lock()
 	s.garbage = append(s.garbage, id)
-	delete(s.broken, id)
-	delete(s.answered, id)
 	s.mu.Unlock()
+	s.breakage.forget(id)
+	s.detaching.forget(id)
 	s.started.Go(func() {
 		if err := s.Cleanup(s.life); err != nil {
 			s.log.Warn("space not reclaimed, will try again", "err", err)
@@ -418,7 +364,7 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	if namespace, ok := namespaces.Namespace(ctx); ok && len(filters) > 0 { // without filters everything is wanted
 		all := fn
 		fn = func(ctx context.Context, info snapshots.Info) error {
-			if s.answers.hides(namespace, &info) {
+			if s.claims.answers.hides(namespace, &info) {
 				return nil
 			}
 			return all(ctx, info)
@@ -429,13 +375,13 @@ func (s *Snapshotter) Walk(ctx context.Context, fn snapshots.WalkFunc, filters .
 	})
 }
 
-// mounts returns how a snapshot is mounted. gates are the layers' directories by id (Snapshotter.gate), for those who do not ask again.
+// mounts returns how a snapshot is mounted. gates are the layers' directories by id (gating.gate), for those who do not ask again.
 func (s *Snapshotter) mounts(snap storage.Snapshot, labels, gates map[string]string) []mount.Mount {
 	lowerDir := func(id string) string {
 		if gates[id] != "" && labels[RecordLabel] == "" { // a recording has mounts of its own
 			return gates[id]
 		}
-		return s.lowerDir(id, labels)
+		return s.recordings.lowerDir(id, labels)
 	}
 	mapping := idMapping(labels)
 	if len(snap.ParentIDs) == 0 || snap.Kind == snapshots.KindView && len(snap.ParentIDs) == 1 {
@@ -460,49 +406,4 @@ func (s *Snapshotter) mounts(snap storage.Snapshot, labels, gates map[string]str
 		lower += lowerDir(id)
 	}
 	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(append(options, lower), s.extra...)}}
-}
-
-func (s *Snapshotter) binding(id string) *binding {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.bindings[id]
-}
-
-func (s *Snapshotter) addBinding(b *binding) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.bindings[b.id] = b
-}
-
-// dropBinding undoes addBinding.
-func (s *Snapshotter) dropBinding(b *binding) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.bindings[b.id] == b { // else another snapshot has the id now
-		delete(s.bindings, b.id)
-	}
-}
-
-func (s *Snapshotter) allBindings() []*binding {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	all := make([]*binding, 0, len(s.bindings))
-	for _, b := range s.bindings {
-		all = append(all, b)
-	}
-	sortBindings(all)
-	return all
-}
-
-// firstWith returns the binding that accounts for an image: the oldest of those that share it.
-func (s *Snapshotter) firstWith(f *cache.File) *binding {
-	for _, b := range s.allBindings() {
-		b.mu.Lock()
-		same := b.file == f
-		b.mu.Unlock()
-		if same {
-			return b
-		}
-	}
-	return nil
 }

@@ -29,33 +29,33 @@ func (b *binding) isUnpacked() bool {
 }
 
 // unpack has a binding show its layer as containerd unpacks it, since it was refused otherwise.
-func (s *Snapshotter) unpack(ctx context.Context, b *binding, refused error) error {
+func (m *mountings) unpack(ctx context.Context, b *binding, refused error) error {
 	src := b.source()
 	b.mu.Lock()
 	parents := b.saved.Parents
 	b.mu.Unlock()
-	lowers, err := s.mounted(ctx, parents)
+	lowers, err := m.mounted(ctx, parents)
 	if err != nil {
 		return err
 	}
-	s.log.Warn("layer is unpacked, since no image can be made of it", "key", b.name(), "digest", src.Descriptor.Digest,
+	m.log.Warn("layer is unpacked, since no image can be made of it", "key", b.name(), "digest", src.Descriptor.Digest,
 		"image", src.Image, "err", refused)
 	dir := filepath.Join(b.dir, unpackedDir)
-	if err := s.layers.Imports.UnpackInto(ctx, &src, dir, lowers); err != nil {
+	if err := m.layers.Imports.UnpackInto(ctx, &src, dir, lowers); err != nil {
 		return errors.Join(fmt.Errorf("unpack it, since it was refused: %w", err), refused, os.RemoveAll(dir))
 	}
 	takes, err := fs.DiskUsage(ctx, dir)
 	if err != nil {
 		return err
 	}
-	return s.mountAs(b, func() error {
+	return m.mountAs(b, func() error {
 		b.saved.Unpacked, b.saved.CacheID, b.file = &unpackedUsage{takes.Size, takes.Inodes}, "", nil
 		return b.saved.write(b.dir)
 	})
 }
 
-func (s *Snapshotter) mountUnpackedLocked(b *binding) error {
-	if err := s.kernel.Bind(filepath.Join(b.dir, unpackedDir), b.fsDir()); err != nil {
+func (m *mountings) mountUnpackedLocked(b *binding) error {
+	if err := m.kernel.Bind(filepath.Join(b.dir, unpackedDir), b.fsDir()); err != nil {
 		return fmt.Errorf("show what was unpacked: %w", err)
 	}
 	b.how = mountedUnpacked

@@ -230,7 +230,7 @@ func TestNamespacesApart(t *testing.T) {
 // complete fetches all of a layer.
 func (b *bed) complete(l layer, name string) {
 	b.t.Helper()
-	for _, one := range b.allBindings() {
+	for _, one := range b.bindings.all() {
 		if f := one.image(); one.name() == name && f != nil {
 			if err := f.PrefetchAll(b.ctx); err != nil && !errors.Is(err, errdefs.ErrNotFound) {
 				b.t.Fatal(err)
