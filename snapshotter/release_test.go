@@ -66,12 +66,12 @@ func TestReleased(t *testing.T) {
 			r := &released{all: c.all}
 			b := newBed(t, o, func(b *bed) { b.opts.Releases, b.opts.GoneFor = r, max(c.goneFor, time.Nanosecond) })
 			layer := b.pull(im)
-			release()
 			if c.used {
 				if _, err := b.Prepare(b.ctx, "user", layer); err != nil {
 					t.Fatal(err)
 				}
 			}
+			release()
 			if c.nothing {
 				o.Answer("/v2/", http.StatusNotFound)
 			}
