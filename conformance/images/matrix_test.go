@@ -149,16 +149,21 @@ func (m *matrix) try(t *testing.T, registry, client, kind string) (how string) {
 	return pulledBy(t, m.s, matrixClients[client], registry+"/"+name, "", layers)
 }
 
-// insist tries until remorad supplies the layers in the way that is meant: on a busy machine a proof, or an index, may come late.
+// insist tries until remorad supplies the layers in the way that is meant.
 func (m *matrix) insist(t *testing.T, registry, client, kind string) (how string) {
 	t.Helper()
+	return m.insistOn(t, registry, client, kind, matrixKinds[kind])
+}
+
+// insistOn tries until the layers are supplied in one way: on a busy machine a proof, or an index, may come late.
+func (m *matrix) insistOn(t *testing.T, registry, client, kind, want string) (how string) {
+	t.Helper()
 	for try := 0; ; try++ {
-		how = m.try(t, registry, client, kind)
-		if how == matrixKinds[kind] {
+		if how = m.try(t, registry, client, kind); how == want {
 			return how
 		}
 		if try == 20 {
-			t.Errorf("%s of %s by %s: layers are %s", kind, registry, client, how)
+			t.Errorf("%s of %s by %s: layers are %s, want %s", kind, registry, client, how, want)
 			return how
 		}
 		time.Sleep(time.Second)

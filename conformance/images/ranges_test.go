@@ -55,9 +55,7 @@ func TestRangesEnd(t *testing.T) {
 			if err := read(78 << 20); !errors.Is(err, syscall.EIO) {
 				t.Errorf("far into the layer: %v, want EIO", err)
 			}
-			if how := m.try(t, host, "ctr", kind); how != "import" {
-				t.Errorf("a new image is %s", how)
-			}
+			m.insistOn(t, host, "ctr", kind, "import") // a new image
 			p.fault.Store(nil)
 			testbed.WaitFor(t, "reads to be right again", func() bool { return read(78<<20) == nil })
 			says := linesOf(t, s, host)
