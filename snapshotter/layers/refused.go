@@ -2,6 +2,7 @@ package layers
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/remote/registry"
@@ -12,8 +13,17 @@ func MayUnpack(refused error) bool {
 	return errors.Is(refused, ErrNotLazy) && !errors.Is(refused, scan.ErrBomb) && !errors.Is(refused, errWrongBlob)
 }
 
-// IsGone reports whether a place has answered that it has not the layer, for good.
+// IsGone reports whether all places that an error is of have answered that they have not the layer, for good. A place that serves all of
+// it, but no ranges, has it.
 func IsGone(err error) bool {
-	return (errors.Is(err, registry.ErrNotFound) || errors.Is(err, errWrongBlob)) &&
-		!errors.Is(err, registry.ErrUnauthorized) && !registry.Retryable(err)
+	if err == nil || registry.Retryable(err) {
+		return false
+	}
+	if several, ok := err.(interface{ Unwrap() []error }); ok {
+		return !slices.ContainsFunc(several.Unwrap(), func(one error) bool { return one != ErrNotLazy && !IsGone(one) })
+	}
+	if inner := errors.Unwrap(err); inner != nil {
+		return IsGone(inner)
+	}
+	return errors.Is(err, registry.ErrNotFound) || err == errWrongBlob
 }
