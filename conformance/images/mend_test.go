@@ -121,8 +121,7 @@ func TestBlobGone(t *testing.T) {
 	first, second := s.Ref("first:1"), s.Ref("second:1")
 	_, err = s.Snapctl(t.Context(), "pull", first)
 	testbed.Must(t, err)
-	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", first, "sleeper", "sleep", "1000")
-	testbed.Must(t, err)
+	startSleeper(t, s, first)
 	deleteBlobs(t, s, layout, "lazy", "first")
 	readAll := func(id string) error {
 		_, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", id, "sleeper", "sh", "-c", "find /usr/bin -type f -exec cat {} + >/dev/null")
@@ -133,10 +132,16 @@ func TestBlobGone(t *testing.T) {
 	}
 	_, err = s.Ctr(t.Context(), "images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", second)
 	testbed.Must(t, err)
-	try := 0
+	try, last := 0, error(nil)
+	defer func() {
+		if t.Failed() {
+			t.Log("the last read:", last)
+		}
+	}()
 	testbed.WaitFor(t, "the container to read on", func() bool {
 		try++
-		return readAll(fmt.Sprint("again-", try)) == nil
+		last = readAll(fmt.Sprint("again-", try))
+		return last == nil
 	})
 	out, err := s.Snapctl(t.Context(), "repair", first)
 	testbed.Must(t, err)
@@ -145,6 +150,20 @@ func TestBlobGone(t *testing.T) {
 	}
 	testbed.Must(t, s.StopRegistry())
 	testbed.RunImage(t, s, first, "offline", "remora", redis)
+}
+
+// startSleeper runs a container of an image, and returns when it has read all that it needs to sleep on: it outlives the loss of the rest.
+func startSleeper(t *testing.T, s *testbed.Stack, ref string) {
+	t.Helper()
+	_, err := s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", ref, "sleeper",
+		"sh", "-c", "sleep 0 && touch /sleeps && exec sleep 1000")
+	testbed.Must(t, err)
+	try := 0
+	testbed.WaitFor(t, "the container to sleep", func() bool {
+		try++
+		_, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", fmt.Sprint("sleeps-", try), "sleeper", "sh", "-c", "test -e /sleeps")
+		return err == nil
+	})
 }
 
 // deleteBlobs deletes the layers of an image from a repository.
@@ -201,8 +220,7 @@ func TestReleased(t *testing.T) {
 	testbed.Must(t, err)
 	testbed.Must(t, s.Push(t.Context(), layout, "lazy", "mounted:1"))
 	pull(s.Ref("mounted:1"))
-	_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", s.Ref("mounted:1"), "sleeper", "sleep", "1000")
-	testbed.Must(t, err)
+	startSleeper(t, s, s.Ref("mounted:1"))
 	deleteBlobs(t, s, layout, "lazy", "mounted")
 	if _, err := s.Ctr(t.Context(), "tasks", "exec", "--exec-id", "read", "sleeper", "sh", "-c",
 		"find /usr/bin -type f -exec cat {} + >/dev/null"); err == nil {
