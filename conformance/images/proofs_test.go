@@ -24,11 +24,10 @@ import (
 // proofLongest is what a Prepare waits at most until its layer is proven.
 const proofLongest = time.Second
 
-// quietCollector has containerd collect garbage only when somebody asks for it.
-const quietCollector = `
+// lateCollector has containerd collect no garbage before somebody asks for it.
+const lateCollector = `
 [plugins."io.containerd.gc.v1.scheduler"]
-  deletion_threshold = 0
-  mutation_threshold = 0
+  startup_delay = "1h"
 `
 
 // TestMeasuredProofsAndOthers: while 20 images are proven against a registry that is 80 ms away and one that hangs, calls of other
@@ -36,7 +35,7 @@ const quietCollector = `
 // for have ended, has them wait for a proof, once a call. Once a host is known to hang, nothing waits for it. The same calls to overlayfs,
 // in turn, say what the machine itself takes.
 func TestMeasuredProofsAndOthers(t *testing.T) {
-	s := testbed.New(t, testbed.Options{LogLevel: "info", ContainerdConfig: quietCollector})
+	s := testbed.New(t, testbed.Options{LogLevel: "info", ContainerdConfig: lateCollector})
 	far, err := link.New(s.Addr, link.Options{RTT: 80 * time.Millisecond})
 	testbed.Must(t, err)
 	defer func() { testbed.Must(t, far.Close()) }()
