@@ -106,6 +106,9 @@ func (b *binding) noteGoneLocked(wait time.Duration) {
 
 // lost notes that what an image in the cache misses is nowhere any more, as all places have answered a read.
 func (r *releasing) lost(image string) {
+	if r.opts.Releases == nil {
+		return // nobody would ever empty the list
+	}
 	r.lostMu.Lock()
 	defer r.lostMu.Unlock()
 	r.lostImages[image] = true
