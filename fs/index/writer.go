@@ -52,6 +52,7 @@ type Writer struct {
 	n       uint64
 	digests []byte
 
+	dicts int64 // bytes of the keys of dict
 	name  string
 	sec   int64
 	end   int64 // of the data before, rounded up to a block
@@ -121,6 +122,18 @@ func (w *Writer) Add(e *Entry, kept bool) {
 	w.cols[colKinds] = append(w.cols[colKinds], byte(kind))
 }
 
+// dictCost is what an entry of a Writer's dictionary takes besides its bytes.
+const dictCost = 64
+
+// Size returns how many bytes of memory the index takes so far.
+func (w *Writer) Size() int64 {
+	n := w.dicts + int64(cap(w.digests))
+	for _, c := range w.cols {
+		n += int64(cap(c))
+	}
+	return n
+}
+
 func kindOf(e *Entry) int {
 	if e.Link != "" {
 		return kindLink
@@ -158,6 +171,7 @@ func (w *Writer) attrs(in *layout.Inode) {
 	if !known {
 		i = uint64(len(w.dict))
 		w.dict[string(b)] = i
+		w.dicts += int64(len(b)) + dictCost
 		w.cols[colDict] = append(w.cols[colDict], b...)
 	}
 	w.put(colAttrs, i)

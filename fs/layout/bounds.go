@@ -36,15 +36,32 @@ const (
 	growStep = 4 << 20
 )
 
+// An Account counts memory that a layer takes, within Limits.Tree and what Limits.Grow allows.
+type Account struct {
+	limits *Limits
+	bytes  int64
+	asked  int64 // of Limits.Grow
+}
+
+// NewAccount returns an Account of which somebody else has counted some bytes already.
+func NewAccount(limits *Limits, counted int64) Account {
+	return Account{limits: limits, asked: counted}
+}
+
 // tally counts what a tree takes.
 type tally struct {
+	Account
 	limits  Limits
 	entries int64 // that were added so far
 	named   int64 // bytes of their paths, and of what links lead to
 	nodes   int64
 	steps   int64
-	bytes   int64 // of memory
-	asked   int64 // of Limits.Grow
+}
+
+func newTally(limits Limits) *tally {
+	t := &tally{limits: limits}
+	t.Account = NewAccount(&t.limits, 0)
+	return t
 }
 
 // entry counts an entry whose path, and link, have some bytes.
@@ -71,7 +88,7 @@ func (t *tally) node(in *Inode) error {
 	if in.IsDir() {
 		n += dirCost
 	}
-	if err := t.grow(n); err != nil {
+	if err := t.Take(n); err != nil {
 		return err
 	}
 	return t.xattrs(in)
@@ -83,7 +100,7 @@ func (t *tally) xattrs(in *Inode) error {
 	for _, x := range in.Xattrs {
 		n += int64(xattrCost + len(x.Name) + len(x.Value))
 	}
-	return t.grow(n)
+	return t.Take(n)
 }
 
 // step counts parts of a path that are walked behind a symbolic link.
@@ -96,17 +113,17 @@ func (t *tally) step(n int, dir string) error {
 	return nil
 }
 
-// grow counts bytes of memory before they are taken.
-func (t *tally) grow(n int64) error {
-	if t.bytes += n; t.bytes > t.limits.Tree {
-		return fmt.Errorf("%w: its tree takes more than %d bytes of memory (limit)", ErrBeyond, t.limits.Tree)
+// Take counts bytes of memory before they are taken.
+func (a *Account) Take(n int64) error {
+	if a.bytes += n; a.bytes > a.limits.Tree {
+		return fmt.Errorf("%w: its tree takes more than %d bytes of memory (limit)", ErrBeyond, a.limits.Tree)
 	}
-	if t.limits.Grow == nil || t.bytes <= t.asked {
+	if a.limits.Grow == nil || a.bytes <= a.asked {
 		return nil
 	}
-	more := max(growStep, t.bytes-t.asked)
-	t.asked += more
-	return t.limits.Ask(more)
+	more := max(growStep, a.bytes-a.asked)
+	a.asked += more
+	return a.limits.Ask(more)
 }
 
 // Kept returns how many bytes of memory a Layout takes until its image is made, about.
@@ -137,15 +154,15 @@ func (l *Limits) Ask(n int64) error {
 }
 
 // Take counts bytes of memory that the Builder's caller is about to take, as if the tree took them.
-func (b *Builder) Take(bytes int64) error { return b.tally.grow(bytes) }
+func (b *Builder) Take(bytes int64) error { return b.tally.Take(bytes) }
 
 // TakeUnits does so for a number of units, with the points at which they begin.
-func (b *Builder) TakeUnits(n int) error { return b.tally.grow(int64(n) * unitCost) }
+func (b *Builder) TakeUnits(n int) error { return b.tally.Take(int64(n) * unitCost) }
 
 // paths refuses paths of unlisted directories that have so many bytes together.
 func (t *tally) paths(bytes int64) error {
 	if limit := freePaths + pathsAnEntry*t.entries; bytes > limit {
 		return fmt.Errorf("%w: the paths of its unlisted directories have more than %d bytes for %d entries", ErrBeyond, limit, t.entries)
 	}
-	return t.grow(0)
+	return t.Take(0)
 }

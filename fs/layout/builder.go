@@ -43,7 +43,7 @@ const (
 // A Builder turns a sequence of archive entries into a Layout.
 type Builder struct {
 	limits Limits
-	tally  tally
+	tally  *tally
 	nodes  []node
 	data   int64
 
@@ -63,7 +63,7 @@ type node struct {
 // NewBuilder returns a Builder whose tree holds only the root directory.
 func NewBuilder(limits Limits) *Builder {
 	limits = limits.WithDefaults()
-	b := &Builder{limits: limits, tally: tally{limits: limits}}
+	b := &Builder{limits: limits, tally: newTally(limits)}
 	// containerd creates a layer's root itself, 0755, and ignores what the archive says of it.
 	b.nodes = append(b.nodes, node{Inode: Inode{Mode: implicitDirMod}, children: map[string]uint32{}})
 	return b
@@ -87,7 +87,7 @@ func (b *Builder) Add(name string, in Inode) (handle uint32, ok bool, err error)
 	switch {
 	case base == whiteoutOpaque:
 		setXattr(&b.nodes[dir].Inode, overlayOpaque, []byte("y"))
-		return 0, false, b.tally.grow(xattrCost)
+		return 0, false, b.tally.Take(xattrCost)
 	case strings.HasPrefix(base, whiteoutMeta):
 		return 0, false, nil // AUFS's own bookkeeping
 	case strings.HasPrefix(base, whiteoutPrefix):
@@ -152,7 +152,7 @@ func (b *Builder) AddExtent(handle uint32, e Extent) error {
 	case e.Inner < 0 || e.Inner > math.MaxInt32:
 		return fmt.Errorf("%w: offset %d in a unit", ErrInvalid, e.Inner)
 	}
-	if err := b.tally.grow(extentCost); err != nil {
+	if err := b.tally.Take(extentCost); err != nil {
 		return err
 	}
 	n.extents = append(n.extents, e)
@@ -298,7 +298,7 @@ func (b *Builder) newNode(in Inode) (uint32, error) {
 
 // name puts an inode into a directory.
 func (b *Builder) name(dir uint32, base string, ino uint32) error {
-	if err := b.tally.grow(int64(nameCost + len(base))); err != nil {
+	if err := b.tally.Take(int64(nameCost + len(base))); err != nil {
 		return err
 	}
 	b.nodes[dir].children[strings.Clone(base)] = ino // base alone, not the path that it is a part of

@@ -22,7 +22,7 @@ type Attributes struct {
 // ErrInvalid says which it breaks.
 func (l *Layout) Fill(limits Limits, below func(path string) (Attributes, bool, error)) error {
 	limits = limits.WithDefaults()
-	taken := tally{limits: limits}
+	taken := newTally(limits)
 	for _, d := range l.Implicit {
 		a, found, err := below(d.Path)
 		if err != nil {

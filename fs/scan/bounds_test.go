@@ -3,10 +3,13 @@ package scan_test
 import (
 	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
+	"math/rand"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -169,6 +172,85 @@ func TestUnitsThatGrow(t *testing.T) {
 				return err
 			})
 		})
+	}
+}
+
+// hungry is a gzip layer each of whose points needs almost all of the window before it, of which it has n.
+func hungry(t *testing.T, n int) []byte {
+	t.Helper()
+	noise := make([]byte, 30_000)
+	rand.New(rand.NewSource(1)).Read(noise)
+	plain := archive(t, func(w *tar.Writer) { add(t, w, tar.Header{Name: "f"}, bytes.Repeat(noise, n*hungrySpan/len(noise))) })
+	var b bytes.Buffer
+	w := gzip.NewWriter(&b)
+	for ; len(plain) > 0; plain = plain[min(len(plain), hungrySpan):] {
+		if _, err := w.Write(plain[:min(len(plain), hungrySpan)]); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Flush(); err != nil { // begins a block
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+const hungrySpan = 64 << 10
+
+// TestPointsThatGrow: what a gzip layer needs before each place at which decoding can begin is counted while it is found, a thousand
+// times as much as the layer has bytes.
+func TestPointsThatGrow(t *testing.T) {
+	const points = 2000
+	packed := hungry(t, points)
+	read := func(limits layout.Limits) (*scan.Layer, error) {
+		return scan.Scan(t.Context(), bytes.NewReader(packed), blob.Gzip, scan.Options{Span: hungrySpan, Limits: limits})
+	}
+	asked := int64(0)
+	var mu sync.Mutex // guards asked: the tree asks, too
+	layer, err := read(layout.Limits{Grow: func(n int64) error {
+		mu.Lock()
+		defer mu.Unlock()
+		asked += n
+		return nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	windows := int64(0)
+	for _, p := range layer.Layout.Points {
+		windows += int64(len(p.Window))
+	}
+	t.Logf("%d bytes packed, %d points with %d bytes, asked for %d", len(packed), len(layer.Layout.Points), windows, asked)
+	if windows < points*20_000 {
+		t.Errorf("the layer is not hungry: %d bytes before its points", windows)
+	}
+	if asked < windows {
+		t.Errorf("asked for %d bytes", asked)
+	}
+	full := errors.New("full")
+	if _, err := read(layout.Limits{Grow: func(n int64) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if asked -= n; asked < windows/2 {
+			return full
+		}
+		return nil
+	}}); !errors.Is(err, full) {
+		t.Errorf("got %v when there is no memory", err)
+	}
+	refused(t, packed, "of memory (limit)", 64<<20, func() error {
+		_, err := read(layout.Limits{Tree: 16 << 20})
+		return err
+	})
+	memory := heap.Peak(func() {
+		if data, ok := layer.Index(); !ok || int64(len(data)) < points {
+			t.Errorf("an index of %d bytes", len(data))
+		}
+	})
+	if told := layer.IndexMemory(); windows+memory > told {
+		t.Errorf("the index takes %d bytes beside %d, said to be %d", memory, windows, told)
 	}
 }
 

@@ -13,16 +13,27 @@ import (
 	"github.com/remora-storage/remora/fs/layout"
 )
 
+// What the points of a gzip file take of memory, in bytes.
+const (
+	freePoints = 1 << 20 // in all that who calls Scan allows for
+	pointCost  = 128     // of one, and its window's
+)
+
 // decodeGzip decodes a gzip file, and returns the points at which that can begin again.
-func decodeGzip(in *pieces, out *chunks, span int64) ([]inflate.Point, error) {
+func decodeGzip(in *pieces, out *chunks, span int64, limits *layout.Limits) ([]inflate.Point, error) {
 	s := inflate.NewStream(span)
 	var one piece
 	var buf []byte
+	taken := layout.NewAccount(limits, freePoints)
 	told := 1 // points that were handed on; the first is the start
 	hand := func(buf, plain []byte) error {
 		var cuts []cut
-		for _, p := range s.Points()[told:] {
+		for i, p := range s.Points()[told:] {
 			cuts = append(cuts, cut{p.Plain, p.Off})
+			// Which bytes of its window a point needs shows behind it; those of the point before are known.
+			if err := taken.Take(pointCost + int64(len(s.Points()[told+i-1].Window))); err != nil {
+				return err
+			}
 		}
 		told = len(s.Points())
 		return out.send(buf, plain, cuts)

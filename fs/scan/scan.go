@@ -50,7 +50,14 @@ type Layer struct {
 	DiffID digest.Digest // of the plain bytes
 
 	encode func() []byte
+	kept   int64 // bytes of memory that encode keeps
 }
+
+// encodeCost is how much memory it takes to encode an index, as a multiple of what is encoded.
+const encodeCost = 3
+
+// IndexMemory returns how many bytes of memory Index takes, with what the Layer keeps for it; 0 if there will be no index.
+func (l *Layer) IndexMemory() int64 { return l.kept * (1 + encodeCost) }
 
 // Index returns the index (fs/index) by which the layer's next reader can do without most of it. ok is false
 // if it cannot be read by parts.
@@ -107,7 +114,7 @@ func Scan(ctx context.Context, r io.Reader, codec blob.Codec, o Options) (*Layer
 		case blob.Plain:
 			err = decodePlain(in, out, o.Span)
 		case blob.Gzip:
-			points, err = decodeGzip(in, out, o.Span)
+			points, err = decodeGzip(in, out, o.Span, &o.Limits)
 		case blob.Zstd:
 			err = decodeZstd(in, out, o.Span, &o.Limits)
 		default:
@@ -137,6 +144,10 @@ func Scan(ctx context.Context, r io.Reader, codec blob.Codec, o Options) (*Layer
 	}
 	layer := &Layer{Layout: l, Blob: sumOf(in.sum), Size: in.size, DiffID: sumOf(plainSum)}
 	if l.Codec != blob.Whole {
+		layer.kept = t.w.Size()
+		for _, p := range points {
+			layer.kept += pointCost + int64(len(p.Window))
+		}
 		layer.encode = func() []byte {
 			return t.w.Encode(&index.Blob{
 				Digest: layer.Blob, Size: layer.Size, DiffID: layer.DiffID, PlainSize: l.PlainSize, Codec: l.Codec, Points: out.points(points),

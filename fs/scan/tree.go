@@ -31,6 +31,8 @@ type tree struct {
 	in    plain
 	file  *file // whose data comes now; nil for none
 	whole bool  // there is a unit in which offsets cannot be written down
+
+	indexed int64 // bytes of memory that w takes and b has counted
 }
 
 // file is a regular file whose data is read.
@@ -222,6 +224,11 @@ func (t *tree) add(h *tar.Header) error {
 		return err
 	}
 	t.w.Add(e, kept)
+	size := t.w.Size()
+	if err := t.b.Take(size - t.indexed); err != nil {
+		return err
+	}
+	t.indexed = size
 	if len(e.Parts) == 0 {
 		return nil
 	}

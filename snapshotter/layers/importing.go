@@ -147,7 +147,7 @@ func (i *Imports) importOnce(
 	if i.opts.ImportOf(o.src.Repo).KeepBlobs {
 		i.keepBlob(ctx, o, im, layer.DiffID)
 	}
-	i.indexes.keep(&o.src, layer)
+	i.indexes.keep(&o.src, layer, &limits)
 	return &Tree{layout: layer.Layout, imported: im, diffID: layer.DiffID, fetched: came}, nil
 }
 

@@ -152,15 +152,25 @@ func (x *Indexes) pruneLocked() error {
 	return errors.Join(errs...)
 }
 
-// keep makes a layer's index, soon.
-func (x *Indexes) keep(s *Source, layer *scan.Layer) {
+// keep makes the index of a layer that was imported within limits: soon, or at once if there is no memory to wait with.
+func (x *Indexes) keep(s *Source, layer *scan.Layer, limits *layout.Limits) {
 	d := s.Descriptor.Digest
+	share, ok := x.decoder.memory.Try(s.Repo.Host, layer.IndexMemory())
+	if !ok {
+		err := limits.Ask(layer.IndexMemory())
+		if err == nil {
+			err = x.encode(d, layer)
+		}
+		x.warnLost(d, err)
+		return
+	}
 	made := make(chan struct{})
 	x.mu.Lock()
 	x.making[d] = made
 	x.mu.Unlock()
 	x.started.Go(func() {
 		defer func() {
+			share.Release()
 			close(made)
 			x.mu.Lock()
 			delete(x.making, d)
@@ -170,14 +180,24 @@ func (x *Indexes) keep(s *Source, layer *scan.Layer) {
 		case <-time.After(indexLater):
 		case <-x.life.Done():
 		}
-		data, ok := layer.Index()
-		if !ok {
-			return
-		}
-		if err := x.put(d, data); err != nil {
-			x.log.Warn("index not kept: the layer's next reader needs all of it", "digest", d, "err", err)
-		}
+		x.warnLost(d, x.encode(d, layer))
 	})
+}
+
+// encode makes a layer's index, if there can be one.
+func (x *Indexes) encode(d digest.Digest, layer *scan.Layer) error {
+	data, ok := layer.Index()
+	if !ok {
+		return nil
+	}
+	return x.put(d, data)
+}
+
+// warnLost says that an error keeps a layer's index from being kept; nil says nothing.
+func (x *Indexes) warnLost(d digest.Digest, err error) {
+	if err != nil {
+		x.log.Warn("index not kept: the layer's next reader needs all of it", "digest", d, "err", err)
+	}
 }
 
 // made returns the size of a layer's index, once it is there if it is being made.
