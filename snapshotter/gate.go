@@ -42,13 +42,16 @@ func (g *gating) open() {
 	g.gates = gates
 }
 
-// gate returns a layer's directory for somebody who will not ask again: the layer's own if it is mounted and nobody contests it, and its
-// gate otherwise.
+// gate returns a layer's directory for a client that does not ask again: the layer's own if it is mounted and nobody contests it, and
+// its gate otherwise. Without gates it is a directory that does not exist: a mount that fails shows less than the image to nobody.
 func (g *gating) gate(b *binding) (string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.how != notMounted && len(b.rivals) == 0 || g.gates == nil {
+	if b.how != notMounted && len(b.rivals) == 0 {
 		return b.fsDir(), nil
+	}
+	if g.gates == nil {
+		return filepath.Join(b.dir, "not-mounted-yet"), nil
 	}
 	if !b.gated {
 		if err := g.makeLocked(b); err != nil {

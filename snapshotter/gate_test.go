@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -140,13 +141,31 @@ func TestGatesStay(t *testing.T) {
 	b.open()
 }
 
-// TestNoGates: on a kernel without gates, a view is answered once its layers are there, or fails.
+// TestNoGates: on a kernel without gates, a view is answered once its layers are there, or fails. What Prepare answers cannot be mounted
+// before they are there, since a container's Prepare does not wait: it names a directory that does not exist.
 func TestNoGates(t *testing.T) {
 	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
 	o := newOrigin(t, im)
 	b := newBed(t, o, func(b *bed) { b.kernel.fail("gates", errors.New("as the test says")) })
 	release := o.Hold("/blobs/")
 	top := b.pull(im)
+	lower := func(mounts []mount.Mount) string {
+		t.Helper()
+		for _, option := range mounts[0].Options {
+			if dir, ok := strings.CutPrefix(option, "lowerdir="); ok {
+				return dir
+			}
+		}
+		t.Fatalf("no lower directory in %v", mounts)
+		return ""
+	}
+	early, err := b.Prepare(b.ctx, "early", top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(lower(early)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("%s of a layer that is not mounted: %v", lower(early), err)
+	}
 	answered := make(chan struct{})
 	go func() {
 		defer close(answered)
@@ -159,4 +178,11 @@ func TestNoGates(t *testing.T) {
 	}
 	release()
 	<-answered
+	late, err := b.Prepare(b.ctx, "late", top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(lower(late)); err != nil {
+		t.Errorf("of a layer that is mounted: %v", err)
+	}
 }

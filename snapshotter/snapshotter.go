@@ -205,9 +205,7 @@ func (s *Snapshotter) create(
 	}
 	switch {
 	case !unpack && kind != snapshots.KindView: // a container asks for its mounts, but a client may mount these
-		if s.gating.gates != nil {
-			err = s.mending.contest(ctx, s.bindings.of(snap.ParentIDs))
-		}
+		err = s.mending.contest(ctx, s.bindings.of(snap.ParentIDs))
 	case s.gating.gates == nil:
 		ctx, cancel := context.WithTimeout(ctx, ungatedWait)
 		defer cancel()
