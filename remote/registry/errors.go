@@ -22,6 +22,9 @@ var (
 	ErrRange = errors.New("server does not serve the range asked for")
 	// ErrNotFound says that the registry has no such blob or manifest.
 	ErrNotFound = errors.New("not found in the registry")
+	// ErrNotPublic says that the registry, or the image, leads to an address that it may not lead to. What is there is not known, and
+	// another answer of the registry or of the name service may end it.
+	ErrNotPublic = errors.New("no public address")
 	// ErrUnauthorized says that the registry wants other credentials.
 	ErrUnauthorized = errors.New("registry refuses the credentials")
 )
@@ -83,7 +86,7 @@ func Retryable(err error) bool {
 	switch {
 	case errors.As(err, &broken):
 		return true
-	case errors.Is(err, ErrRange), errors.Is(err, docker.ErrInvalidAuthorization):
+	case errors.Is(err, ErrRange), errors.Is(err, ErrNotPublic), errors.Is(err, docker.ErrInvalidAuthorization):
 		return false
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF), errors.Is(err, errStalled), errors.Is(err, errDrips),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EPIPE):

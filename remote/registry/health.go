@@ -88,7 +88,7 @@ func faulty(err error) bool {
 	switch {
 	case errors.As(err, &status):
 		return status.Status >= http.StatusInternalServerError
-	case errors.Is(err, ErrNotFound), errors.Is(err, ErrRange), errors.Is(err, ErrUnauthorized):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrRange), errors.Is(err, ErrNotPublic), errors.Is(err, ErrUnauthorized):
 		return false
 	}
 	return err != nil

@@ -46,8 +46,7 @@ func (r *Registry) outside(ctx context.Context, u *url.URL) (context.Context, er
 }
 
 func notPublic(host string) error {
-	return fmt.Errorf("%s is no public address, and only the image or its registry names it ([registry] private_places allows that): %w",
-		host, ErrNotFound)
+	return fmt.Errorf("%s is %w, and only the image or its registry names it ([registry] private_places allows that)", host, ErrNotPublic)
 }
 
 type dial func(ctx context.Context, network, addr string) (net.Conn, error)

@@ -82,7 +82,7 @@ func TestPrivatePlaces(t *testing.T) {
 	_, err = guarded(func(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New("it was not guarded")
 	})(context.WithValue(ctx, outsideKey{}, at), "tcp", at)
-	if !errors.Is(err, ErrNotFound) {
+	if !errors.Is(err, ErrNotPublic) || errors.Is(err, ErrNotFound) || Retryable(err) {
 		t.Errorf("got %v", err)
 	}
 	if !onPrivateNetwork(t.Context(), at) || onPrivateNetwork(t.Context(), "8.8.8.8:443") {

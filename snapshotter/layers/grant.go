@@ -59,7 +59,7 @@ func (g *Grants) Ask(ctx context.Context, s *Source) error {
 		if err := g.places.TryRange(ctx, s); err != nil && !errors.Is(err, registry.ErrRange) { // that serves it, but whole
 			err = fmt.Errorf("it is in the cache, but its own repository does not serve it "+
 				"([trust] shared = \"open\" gives it all the same): %w", err)
-			if errors.Is(err, registry.ErrNotFound) {
+			if errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrNotPublic) {
 				return NotLazy("%w", err)
 			}
 			return err

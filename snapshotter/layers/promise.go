@@ -106,7 +106,8 @@ func (r *promises) indexOf(s *Source) (promise, error) {
 
 // refusal marks the errors for which a layer takes the ordinary path.
 func refusal(err error) error {
-	if errors.Is(err, layout.ErrInvalid) || errors.Is(err, registry.ErrRange) || errors.Is(err, registry.ErrNotFound) {
+	if errors.Is(err, layout.ErrInvalid) || errors.Is(err, registry.ErrRange) || errors.Is(err, registry.ErrNotFound) ||
+		errors.Is(err, registry.ErrNotPublic) {
 		return NotLazy("%w", err)
 	}
 	return err

@@ -3,8 +3,14 @@ package layers
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"path/filepath"
 	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/remote/registry"
 )
@@ -29,5 +35,34 @@ func TestIsGone(t *testing.T) {
 		if got := IsGone(c.err); got != c.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+// TestNotPublicIsNotGone: a layer that lies at an address which its image may not name is declined, and is not gone: what is there is
+// not known, and a name may lead elsewhere tomorrow.
+func TestNotPublicIsNotGone(t *testing.T) {
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	at := s.Listener.Addr().String()
+	logins, err := registry.OpenLogins(filepath.Join(t.TempDir(), "logins.json"), slog.New(slog.DiscardHandler))
+	if err == nil {
+		_, err = logins.Set(at, registry.Login{PlainHTTP: true})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	reg := Remote{registry.New(registry.Options{Logins: logins, Retry: registry.Retry{Attempts: 1}})}
+	open := func(place string) error {
+		_, err := reg.Blob(registry.Repository{Host: at, Path: "a"}, ocispec.Descriptor{
+			MediaType: "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+			Digest:    digest.FromString("x"), Size: 1, URLs: []string{place},
+		}).Open(t.Context(), 0, 1, 0)
+		return err
+	}
+	if err := open("ftp://nowhere.test/"); !IsGone(err) {
+		t.Errorf("nobody has it: %v", err)
+	}
+	if err := open("http://10.0.0.1/layer"); IsGone(err) || !errors.Is(err, registry.ErrNotPublic) || !errors.Is(refusal(err), ErrNotLazy) {
+		t.Errorf("at an address that is not public: %v", err)
 	}
 }
