@@ -145,7 +145,7 @@ func (t *taking) findJournal(h *Head) error {
 		}
 	}
 	if t.opts.Resume {
-		return fmt.Errorf("%w: its journal, with writes that were acknowledged, is not on this node any more", ErrLoss)
+		return fmt.Errorf("%w: its journal, with writes that were acknowledged, is no longer on this node: --accept-loss gives them up", ErrLoss)
 	}
 	if h.Journal != nil && h.Class == Local && !t.opts.AcceptLoss {
 		return fmt.Errorf("%w: those since the last commit are in journal %s of node %s only; attach it there, or accept the loss "+

@@ -124,22 +124,22 @@ func (d *Disks) takeOver(ctx context.Context, left []Disk) error {
 func (d *Disks) adopt(ctx context.Context, k Disk) {
 	path, err := d.opts.Way.Find(k.Node)
 	if err != nil || path == "" {
-		d.opts.Log.Info("a disk was not attached any more", "source", k.Source, "err", err)
+		d.opts.Log.Info("a disk is no longer attached", "source", k.Source, "err", err)
 		return
 	}
 	k.Path = path
 	dev, err := d.open(ctx, k)
 	if err == nil && dev.Size() < k.Size {
-		err = errors.Join(fmt.Errorf("it has %d bytes, not %d any more", dev.Size(), k.Size), dev.Close())
+		err = errors.Join(fmt.Errorf("it has %d bytes now, not %d", dev.Size(), k.Size), dev.Close())
 	}
 	if err != nil {
-		d.opts.Log.Error("a disk's bytes are not there any more: everything that uses it fails until it is detached",
+		d.opts.Log.Error("a disk's bytes are no longer there: everything that uses it fails until it is detached",
 			"source", k.Source, "device", path, "err", err)
 		k.Reason = err.Error()
 		dev = lost{k.Size, err}
 	}
 	if err := d.opts.Way.Adopt(k.Node, dev); err != nil { // its device went just now
-		d.opts.Log.Info("a disk was not attached any more", "source", k.Source, "err", errors.Join(err, dev.Close()))
+		d.opts.Log.Info("a disk is no longer attached", "source", k.Source, "err", errors.Join(err, dev.Close()))
 		return
 	}
 	d.disks[k.Node] = &attached{k, dev}

@@ -36,7 +36,7 @@ func (f flags) run(ctx context.Context, args []string, stdout, stderr io.Writer)
 		Use:   "remorad",
 		Short: "Lazy container images for containerd",
 		Long: `remorad is a containerd proxy snapshotter. Containers start while their image is still in the
-registry; data comes when it is read, and what was prefetched comes before.
+registry. remorad fetches data when a program reads it, or earlier by prefetching.
 
 containerd needs to know its socket (see "remorad containerd-config"), and pulls need to be told
 to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotter = "remora".`,
@@ -51,6 +51,7 @@ to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotte
 	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
+	cli.WrapHelp(cmd)
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cli.Usage(err) })
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.Flags().StringVar(&f.config, "config", defaultConfig, "configuration `file`; the default one may be missing")

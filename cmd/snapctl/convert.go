@@ -82,8 +82,8 @@ SRC and DST are, as docker push would write them, references like registry.examp
 --toc-for says, by Podman, Buildah and Skopeo or by stargz-snapshotter. zstdchunked is faster to
 make and to unpack; a node without any of these needs containerd 1.5 or Docker 23 for it.
 
-What the program reads when it starts is best put first: record it once with "snapctl record -o
-FILE", and give it with --profile. The profile is published beside the result too, and nodes
+Put the files first that the program reads at start: record them once with "snapctl record -o
+FILE", and give that file with --profile. The profile is published beside the result too, and nodes
 prefetch by it. --prioritize takes a list of paths instead, one per line.
 
 Nothing is uploaded that the destination has. Stopped at any moment, convert leaves no half-made

@@ -40,7 +40,7 @@ func (a *app) devServeCommand() *cobra.Command {
 		Use:   "serve [--unix SOCKET | --tcp ADDRESS] FILE | memory:SIZE | IMAGE@LAYER-DIGEST",
 		Short: "Serve a file, memory or a layer over NBD",
 		Long: `serve makes a block device of a file and serves it to NBD clients (nbd-client, qemu, nbdcopy, nbdinfo,
-fio) until it gets a signal. It answers what it has read then, flushes the file and removes its socket.
+fio). On a signal it answers the requests that it has read, flushes the file and removes its socket.
 
   snapctl dev serve disk.img
   snapctl dev serve --tcp 127.0.0.1:10809 --export scratch memory:1GiB

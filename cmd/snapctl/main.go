@@ -62,6 +62,7 @@ store.
 	cmd.SetIn(a.stdin)
 	cmd.SetOut(a.stdout)
 	cmd.SetErr(a.stderr)
+	cli.WrapHelp(cmd)
 	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return cli.Usagef("%w (see %s --help)", err, c.CommandPath())
 	})

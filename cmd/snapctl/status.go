@@ -29,8 +29,8 @@ aside, what was lost with it and what to do, until that file is removed.
 
 With an image it shows that image's layers, and what became of the bytes that were fetched since
 remorad started: how many were fetched before anybody asked, how many of these were used, how many
-were fetched because a program waited, and how often and how long it waited. That is how a profile
-is judged: record it again if much is unused, or if programs wait. Sizes there are packed; what the
+were fetched because a program waited, and how often and how long it waited. Use these
+numbers to judge a profile: record it again if much is unused, or if programs wait. Sizes there are packed; what the
 kernel reads of complete layers by itself is not seen. It also says whether the image can be
 exported: a layer that was never downloaded whole is not in containerd's content store.
 

@@ -33,8 +33,8 @@ Without --store a volume is looked for where this node has created or attached i
 
 A volume's class says when a flush (fsync) returns, and so what can be lost:
   remote        when the store has everything: nothing flushed is ever lost
-  local         when this machine's disk has it: a power cut loses nothing, the loss of this machine what the store did
-                not have yet, never older than --max-age while the store can be reached
+  local         when this machine's disk has it: a power cut loses nothing. If the machine is lost, you lose the writes
+                that the store lacks, never older than --max-age while the store can be reached
   writethrough  as remote, for every single write
 
 A volume is attached to one machine at a time. Another one that attaches it waits until the lease of the first has

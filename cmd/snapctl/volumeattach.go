@@ -19,9 +19,9 @@ func (a *app) volumeAttachCommand() *cobra.Command {
 		Long: `attach makes this node the owner of a volume and prints the path of its block device, which stays until "detach".
 remorad may be stopped, killed or upgraded meanwhile: programs wait, and lose nothing.
 
-If another node owns the volume, attach waits until that node's lease has run out, and fails if it is renewed. A volume
-of class local whose last owner had flushed writes that the store does not have is attached elsewhere only with
---accept-loss, and then goes back to the last commit.
+If another node owns the volume, attach waits until that node's lease has run out, and fails if it is renewed. The last
+owner of a volume of class local may have flushed writes that the store lacks. Then another node needs --accept-loss, and
+the volume returns to its last commit.
 
 Attaching a volume that is attached here prints its device.`,
 		Args: exactly(1, "one NAME"),
@@ -60,9 +60,8 @@ func (a *app) volumeDetachCommand() *cobra.Command {
 		Use:   "detach NAME",
 		Short: "Detach a volume and give it up",
 		Long: `detach ends a volume's block device and gives the volume up when its store has everything that was written. If the store
-cannot be reached it waits, and says for what; interrupted, it leaves the volume with this node, which goes on storing, and
-detach can be called again. It is refused while the device is mounted or otherwise in use. A volume that is not attached
-here is no error.
+is unreachable, detach waits and says why. If you interrupt it, the node keeps storing; run detach again. It is refused while
+the device is mounted or otherwise in use. A volume that is not attached here is no error.
 
 --abandon-to-journal does not wait: what the store does not have stays in this node's journal, and is there again when
 the volume is attached on this node. If another node attaches it first, that node goes on without these writes.`,

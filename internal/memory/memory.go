@@ -15,7 +15,7 @@ var (
 	// ErrBeyond says that something takes more than the whole budget.
 	ErrBeyond = errors.New("more memory than [limits] memory allows")
 	// ErrBusy says that a Share cannot grow now, and that waiting would be waiting for one another.
-	ErrBusy = errors.New("memory is taken by others that wait for more, too: [limits] memory allows no more")
+	ErrBusy = errors.New("other work holds the memory and waits for more, too: raise [limits] memory")
 )
 
 // A Budget is bytes of memory that several share. Each Share is some user's, for example a registry's: users that have least go

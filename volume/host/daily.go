@@ -50,7 +50,7 @@ func (h *Host) daily(ctx context.Context) {
 		tried[a.Store] = true
 		h.warn(ctx, a.Store)
 		if err := h.try(ctx, a.Store); errors.Is(err, store.ErrUnsafe) {
-			h.opts.Log.Error("the store is not safe any more: move its volumes to another one", "store", a.Store, "err", err)
+			h.opts.Log.Error("the store is no longer safe: move its volumes to another one", "store", a.Store, "err", err)
 		} else if err != nil {
 			h.opts.Log.Warn("the store could not be tried", "store", a.Store, "err", err)
 		}
