@@ -49,6 +49,7 @@ var arrows = []struct{ from, may string }{
 	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache blockdev/... remote/... internal/durable internal/memory internal/wire"},
 	// The suites of contracts, and benchmarks: tests alone import it.
 	{"conformance/heap", ""},
+	{"conformance/testbed", "conformance/... cache blockdev/... snapshotter/boltfile"}, // it walks the roots that tests leave
 	{"conformance/...", "conformance/... volume/... cache blockdev/... remote/..."},
 }
 

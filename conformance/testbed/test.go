@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// New starts a stack that ends with the test and must leave nothing.
+// New starts a stack that ends with the test, and must leave nothing but a root that is whole.
 func New(t *testing.T, opts Options) *Stack {
 	t.Helper()
 	NeedRoot(t)
@@ -27,6 +27,9 @@ func New(t *testing.T, opts Options) *Stack {
 		}
 		if left, err := MountsUnder(dir); err != nil || len(left) > 0 {
 			t.Errorf("mounts left: %v, %v", left, err)
+		}
+		if err := walkRoot(s.Root); err != nil {
+			t.Errorf("remorad left: %v", err)
 		}
 	})
 	return s
