@@ -116,6 +116,7 @@ measured: deps-measured tools-measured build ## tests that measure time or memor
 
 # The parts of make soak: those tests that do more with REMORA_SOAK, in groups that end within 45 minutes on two cores each.
 SOAK        := sim oldest outlive kill odd kinds disks volumes cuts outages fuzz
+SOAK_sim     := TestSimulation|TestDetachAndStarts
 SOAK_outlive := images TestSurvive|TestBothKilled
 SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone
 SOAK_odd     := images TestOddImage|TestHugeFile|TestRootElsewhere|TestClientsAndRegistries
@@ -129,7 +130,7 @@ soak: ## full counts, in parts of at most 45 minutes; SOAK="disks cuts" for some
 	@conformance/tools/parts $(addprefix soak-,$(SOAK))
 
 soak-sim:
-	REMORA_SOAK=1 go test -count=1 -timeout 45m -run Simulation ./volume
+	REMORA_SOAK=1 go test -count=1 -timeout 45m -run '^($(SOAK_sim))$$' ./volume ./snapshotter
 
 # As make images, with the oldest containerd. Its time goes into another containerd instead of higher counts.
 soak-oldest: deps-images tools-images build
@@ -140,7 +141,7 @@ soak-outlive soak-kill soak-odd soak-kinds soak-disks soak-volumes soak-cuts soa
 	  ./conformance/$(firstword $(SOAK_$*))
 
 soak-fuzz:
-	$(MAKE) fuzz FUZZTIME=80s
+	timeout 45m $(MAKE) fuzz FUZZTIME=60s
 
 # An input that is new is made smaller for a minute unless that is bounded, and nothing else runs meanwhile.
 fuzz: ## every fuzz target for FUZZTIME (20s)

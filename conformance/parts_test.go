@@ -20,14 +20,7 @@ func TestPartsRunEverything(t *testing.T) {
 	t.Parallel()
 	makefile, err := os.ReadFile(filepath.Join(testbed.Repo(), "Makefile"))
 	testbed.Must(t, err)
-	joined := regexp.MustCompile(`\$\\\n\s*`).ReplaceAllString(string(makefile), "")
-	list := func(name string) (names []string) {
-		found := regexp.MustCompile(`(?m)^` + name + ` *:= *(.*)$`).FindStringSubmatch(joined)
-		if found == nil {
-			t.Fatalf("the Makefile has no list %s", name)
-		}
-		return strings.Split(found[1], "|")
-	}
+	list := func(name string) []string { return strings.Split(variable(t, string(makefile), name), "|") }
 	shorter := list("SHORTER")
 	whole := append(list("ALONE"), shorter...)
 	listed := regexp.MustCompile("^(" + strings.Join(whole, "|") + ")$")
@@ -55,13 +48,84 @@ func TestPartsRunEverything(t *testing.T) {
 	}
 }
 
+// variable returns what a variable of the Makefile is set to.
+func variable(t *testing.T, makefile, name string) string {
+	t.Helper()
+	joined := regexp.MustCompile(`\$?\\\n\s*`).ReplaceAllString(makefile, "")
+	found := regexp.MustCompile(`(?m)^` + name + ` *:= *(.*)$`).FindStringSubmatch(joined)
+	if found == nil {
+		t.Fatalf("the Makefile has no variable %s", name)
+	}
+	return found[1]
+}
+
+// TestSoakRunsEverything: a test that does more in make soak is in one of its parts, and each part's patterns name tests.
+func TestSoakRunsEverything(t *testing.T) {
+	t.Parallel()
+	makefile, err := os.ReadFile(filepath.Join(testbed.Repo(), "Makefile"))
+	testbed.Must(t, err)
+	var patterns []string
+	for _, part := range strings.Fields(variable(t, string(makefile), "SOAK")) {
+		if part == "oldest" || part == "fuzz" { // all tests of images, all fuzz targets
+			continue
+		}
+		words := strings.Fields(variable(t, string(makefile), "SOAK_"+part))
+		patterns = append(patterns, strings.Split(words[len(words)-1], "|")...)
+	}
+	inSoak := regexp.MustCompile("^(" + strings.Join(patterns, "|") + ")$")
+	matched := map[string]bool{}
+	for name, more := range testsWith(t, func(n ast.Node) bool {
+		if call, ok := n.(*ast.SelectorExpr); ok {
+			return call.Sel.Name == "Rounds" || call.Sel.Name == "Covering"
+		}
+		literal, ok := n.(*ast.BasicLit)
+		return ok && literal.Value == `"REMORA_SOAK"`
+	}) {
+		if more && !inSoak.MatchString(name) {
+			t.Errorf("%s does more with REMORA_SOAK, and no part of make soak runs it", name)
+		}
+		for _, p := range patterns {
+			matched[p] = matched[p] || regexp.MustCompile("^("+p+")$").MatchString(name)
+		}
+	}
+	for p, ok := range matched {
+		if !ok {
+			t.Errorf("make soak runs %s, and there is no such test", p)
+		}
+	}
+}
+
+// TestDemoInstallsLittle: make demo waits for no tool that it does not run.
+func TestDemoInstallsLittle(t *testing.T) {
+	t.Parallel()
+	makefile, err := os.ReadFile(filepath.Join(testbed.Repo(), "Makefile"))
+	testbed.Must(t, err)
+	for name, want := range map[string]string{
+		"TOOLS_demo":    "$(TOOLS)/containerd-$(CONTAINERD)",
+		"PACKAGES_demo": "runc docker-registry mmdebstrap erofs-utils e2fsprogs ca-certificates git",
+	} {
+		if got := variable(t, string(makefile), name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+}
+
 // unitTests returns the tests that make unit and make race choose from, and whether each looks at -short.
 func unitTests(t *testing.T) map[string]bool {
 	t.Helper()
+	return testsWith(t, func(n ast.Node) bool {
+		call, ok := n.(*ast.SelectorExpr)
+		return ok && (call.Sel.Name == "Short" || call.Sel.Name == "NeedRoot")
+	}, "conformance/images", "conformance/disks", "conformance/volumes")
+}
+
+// testsWith returns the tests, but for those of some directories, and whether there is something in each.
+func testsWith(t *testing.T, is func(ast.Node) bool, apart ...string) map[string]bool {
+	t.Helper()
 	tests := map[string]bool{}
-	apart := regexp.MustCompile(`/(\.[^/]+|testdata|conformance/(images|disks|volumes))$`) // other parts of make test
+	skipped := regexp.MustCompile(`/(\.[^/]+|` + strings.Join(append(apart, "testdata"), "|") + `)$`)
 	testbed.Must(t, filepath.WalkDir(testbed.Repo(), func(path string, e fs.DirEntry, err error) error {
-		if err == nil && e.IsDir() && apart.MatchString(path) {
+		if err == nil && e.IsDir() && skipped.MatchString(path) {
 			return fs.SkipDir
 		}
 		if err != nil || !strings.HasSuffix(path, "_test.go") {
@@ -76,13 +140,10 @@ func unitTests(t *testing.T) map[string]bool {
 			if !ok || f.Recv != nil || !regexp.MustCompile("^(Test|Fuzz)[^a-z]").MatchString(f.Name.Name) {
 				continue
 			}
-			shortened := false
 			ast.Inspect(f.Body, func(n ast.Node) bool {
-				call, ok := n.(*ast.SelectorExpr)
-				shortened = shortened || ok && (call.Sel.Name == "Short" || call.Sel.Name == "NeedRoot")
+				tests[f.Name.Name] = tests[f.Name.Name] || n != nil && is(n)
 				return true
 			})
-			tests[f.Name.Name] = tests[f.Name.Name] || shortened
 		}
 		return nil
 	}))

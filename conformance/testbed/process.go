@@ -41,7 +41,8 @@ func Work() string {
 // callers are variables by which a user tells the programs under test where things are. Tests say so themselves, so that their result does
 // not depend on who runs them.
 var callers = []string{"CONTAINERD_", "CONTAINER_", "SNAPCTL_", "REMORA_", "NERDCTL_", "DOCKER_", "REGISTRY_", "XDG_",
-	"AWS_", "MINIO_", "PG", "NBD_", "NOTIFY_SOCKET", "LISTEN_", "INVOCATION_ID", "LC_", "LANG"}
+	"AWS_", "MINIO_", "PG", "NBD_", "NOTIFY_SOCKET", "LISTEN_", "INVOCATION_ID", "LC_", "LANG",
+	"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "all_proxy", "no_proxy", "GODEBUG", "GOMAXPROCS"}
 
 // Env is the environment with our programs and the tools first in PATH, and without the caller's settings for them.
 func Env() []string {
