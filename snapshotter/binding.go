@@ -34,6 +34,8 @@ type binding struct {
 	gone    *gone           // nil unless it is nowhere any more
 	rivals  []layers.Source // by which others were seen to claim its chainID; nil for none
 	gated   bool            // there is a gate, with the layer on it or without
+	// deciding is held by whoever decides which of its rivals' layers is shown; nil until somebody does.
+	deciding chan struct{}
 }
 
 // savedBinding is a binding on disk, as JSON in layer.json.

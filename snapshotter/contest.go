@@ -70,12 +70,15 @@ func (m *mending) settleNoted(ctx context.Context, b *binding) error {
 	return m.decide(ctx, b, rivals)
 }
 
-// unproven returns those of which it is not known that they have the right bytes.
+// unproven returns those of which it is not known that they have the right bytes in the right tree.
 func unproven(all []*binding) []*binding {
-	return slices.DeleteFunc(slices.Clone(all), func(b *binding) bool {
-		f, src := b.image(), b.source()
-		return src.DiffID == "" || b.isUnpacked() || f != nil && f.Verified(src.DiffID) && b.quarantined() == "" // the first has a damaged record
-	})
+	return slices.DeleteFunc(slices.Clone(all), (*binding).isProven)
+}
+
+func (b *binding) isProven() bool {
+	f, src := b.image(), b.source()
+	// The first has a damaged record.
+	return src.DiffID == "" || b.isUnpacked() || f != nil && layers.Proven(f, &src) && f.Verified(src.DiffID) && b.quarantined() == ""
 }
 
 // rivals returns, for each binding, the other layers and tables by which images of the request's namespace claim the same
@@ -98,74 +101,14 @@ func (m *mending) rivals(ctx context.Context, all []*binding) (map[*binding][]la
 	}
 	rivals := map[*binding][]layers.Source{}
 	for _, b := range all {
-		src := b.source()
-		ours := m.layers.ContentOf(&src)
+		f, src := b.image(), b.source()
 		for _, theirs := range claims[chains[b]] {
-			if m.layers.ContentOf(&theirs) != ours {
+			if !m.layers.Agree(f, &src, &theirs) {
 				rivals[b] = append(rivals[b], theirs)
 			}
 		}
 	}
 	return rivals, nil
-}
-
-// decide has a contested binding show the first of its claimants' layers that is proven.
-func (m *mending) decide(ctx context.Context, b *binding, rivals []layers.Source) error {
-	ours := b.source()
-	m.log.Info("layer is contested: it is not used before its diffID is proven", "key", b.name(), "digest", ours.Descriptor.Digest,
-		"image", ours.Image, "by", rivals[0].Image)
-	type outcome struct {
-		src layers.Source
-		f   *cache.File
-		err error
-	}
-	proving, cancel := context.WithCancel(ctx)
-	defer cancel()
-	outcomes := make(chan outcome)
-	claimants := append([]layers.Source{ours}, rivals...)
-	for _, src := range claimants {
-		m.started.Go(func() {
-			f, err := m.prove(proving, b, &src)
-			select {
-			case outcomes <- outcome{src, f, err}:
-			case <-proving.Done():
-				m.dropUnused(f)
-			}
-		})
-	}
-	var errs []error
-	for range claimants {
-		var o outcome
-		select {
-		case o = <-outcomes:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if o.err != nil {
-			errs = append(errs, fmt.Errorf("as %s has it: %w", o.src.Image, o.err))
-			m.dropUnused(o.f)
-			continue
-		}
-		if b.image() == o.f && b.quarantined() == "" {
-			return nil
-		}
-		m.log.Warn("layer is filled anew, from the image whose bytes are right", "key", b.name(), "digest", o.src.Descriptor.Digest,
-			"image", o.src.Image, "instead_of", ours.Image)
-		return m.refill(b, o.src, o.f)
-	}
-	return fmt.Errorf("%s is claimed by several images, and none has its bytes: %w", ours.Describe(), errors.Join(errs...))
-}
-
-// prove returns a layer's image once its diffID is proven; with an error there may be an image, too.
-func (m *mending) prove(ctx context.Context, b *binding, src *layers.Source) (*cache.File, error) {
-	b.mu.Lock()
-	saved := savedBinding{Source: *src, Parents: b.saved.Parents}
-	b.mu.Unlock()
-	f, err := m.mountings.image(ctx, b, &saved)
-	if err != nil {
-		return nil, err
-	}
-	return f, f.Verify(ctx, src.DiffID)
 }
 
 // refill has a binding show another layer's image, and what was built on it look again.

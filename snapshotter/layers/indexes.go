@@ -219,8 +219,8 @@ func (x *Indexes) made(ctx context.Context, layer digest.Digest) (int64, error) 
 // one.
 func (x *Indexes) Expect(img Image) {
 	reg, ok := x.places.registry.(Artifacts)
-	if !ok || !x.opts.IndexOf(img.Repo).Trust || img.Target.Digest == "" {
-		return
+	if !ok || !x.opts.IndexOf(img.Repo).Trust || x.opts.TrustOf(img.Repo).BeforeUse || img.Target.Digest == "" {
+		return // a diffID that is checked before use says nothing of a tree that somebody publishes
 	}
 	x.mu.Lock()
 	asked := x.published[img.ID()] != nil

@@ -57,15 +57,14 @@ type Layers struct {
 }
 
 // Open starts opening a layer, or joins who does. An opening that failed a moment ago is returned as it is.
-func (l *Layers) Open(s Source) *Opening { return l.open(s, failureHolds) }
+func (l *Layers) Open(s Source) *Opening { return l.open(s, l.KeyOf(&s), false, failureHolds) }
 
 // OpenAgain is Open for somebody who cannot do without: what has failed is tried again.
-func (l *Layers) OpenAgain(s Source) *Opening { return l.open(s, 0) }
+func (l *Layers) OpenAgain(s Source) *Opening { return l.open(s, l.KeyOf(&s), false, 0) }
 
 // open starts opening a layer, or joins who does. An opening that failed less than failedFor
-// ago is returned as it is.
-func (l *Layers) open(s Source, failedFor time.Duration) *Opening {
-	key := l.KeyOf(&s)
+// ago is returned as it is. whole has the layer read whole, whatever table its manifest names.
+func (l *Layers) open(s Source, key string, whole bool, failedFor time.Duration) *Opening {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if o := l.openings[key]; o != nil {
@@ -79,7 +78,7 @@ func (l *Layers) open(s Source, failedFor time.Duration) *Opening {
 		}
 	}
 	ctx, cancel := context.WithCancel(l.life)
-	o := &Opening{src: s, key: key, done: make(chan struct{}), stop: cancel, proof: newProof()}
+	o := &Opening{src: s, key: key, whole: whole, done: make(chan struct{}), stop: cancel, proof: newProof()}
 	l.openings[key] = o
 	l.active++
 	l.started.Go(func() {
@@ -113,8 +112,17 @@ func (l *Layers) opened() {
 // Image opens a layer and returns its image. Where that depends on the layers below it returns the layer's tree instead, for BuildOn. It
 // waits for an opening that is under way, and starts one anew that has failed.
 func (l *Layers) Image(ctx context.Context, s *Source) (*cache.File, *Tree, error) {
+	return l.image(ctx, s, l.KeyOf(s), false)
+}
+
+// WholeImage is Image of a layer that is read whole, so that nobody's table decides what it shows.
+func (l *Layers) WholeImage(ctx context.Context, s *Source) (*cache.File, *Tree, error) {
+	return l.image(ctx, s, l.wholeKeyOf(s), true)
+}
+
+func (l *Layers) image(ctx context.Context, s *Source, key string, whole bool) (*cache.File, *Tree, error) {
 	for range 3 {
-		o := l.OpenAgain(*s)
+		o := l.open(*s, key, whole, 0)
 		select {
 		case <-o.done:
 		case <-ctx.Done():
@@ -132,14 +140,16 @@ func (l *Layers) Image(ctx context.Context, s *Source) (*cache.File, *Tree, erro
 	return nil, nil, errors.New("its image is removed again and again")
 }
 
-// Forget drops what is kept of an opening, so that its index can be collected.
+// Forget drops what is kept of a layer's openings, so that its index can be collected.
 func (l *Layers) Forget(s *Source) {
-	key := l.KeyOf(s)
+	keys := []string{l.KeyOf(s), l.wholeKeyOf(s)}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if o := l.openings[key]; o != nil {
-		o.gone.Store(true)
-		l.dropLocked(o)
+	for _, key := range keys {
+		if o := l.openings[key]; o != nil {
+			o.gone.Store(true)
+			l.dropLocked(o)
+		}
 	}
 	l.garbage = true
 }

@@ -23,6 +23,7 @@ const openTimeout = 2 * time.Minute // for an index, all retries included
 type Opening struct {
 	src   Source
 	key   string
+	whole bool // the layer is read whole, whatever table its manifest names
 	done  chan struct{}
 	stop  context.CancelFunc // ends it before its time
 	proof *proof
@@ -53,6 +54,12 @@ func (l *Layers) fill(ctx context.Context, o *Opening) error {
 	promised, err := l.promiseOf(&o.src)
 	if err != nil {
 		return err
+	}
+	if o.whole {
+		if promised.noImport != "" {
+			return NotLazy("%s", promised.noImport)
+		}
+		promised.format, promised.index, promised.eager = formatImport, nil, true
 	}
 	if f := l.cachedImage(&o.src, "", promised.tableOf(&o.src)); f != nil {
 		if err := l.Granted.Ask(ctx, &o.src); err != nil {

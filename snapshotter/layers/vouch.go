@@ -13,8 +13,7 @@ import (
 // and it reads from one repository, whose owner may let others wait.
 //
 // So what was read whole has one image for all, and what is read by a table has one for each table; where nobody but a
-// repository says which table is right, that is one for each repository. Once the diffID of such an image is proven it
-// serves all images whose configuration promises that diffID.
+// repository says which table is right, that is one for each repository.
 
 // vouchedBy describes what a layer is read by: two that are read by equal tables have equal descriptions.
 func (p promise) vouchedBy(s *Source) string {
@@ -54,6 +53,14 @@ func (r *promises) KeyOf(s *Source) string {
 	return cache.Name{Blob: s.BlobName(), Voucher: cache.ByTable(p.vouchedBy(s) + " from " + s.Repo.String())}.String()
 }
 
+// wholeKeyOf is the key of an opening that reads a layer whole, whatever table its manifest names.
+func (r *promises) wholeKeyOf(s *Source) string {
+	if r.Whole(s) && !r.mayBePublished(s) {
+		return r.KeyOf(s) // that is how it is read anyway
+	}
+	return cache.Name{Blob: s.BlobName(), Voucher: cache.ByTable("whole whatever its table from " + s.Repo.String())}.String()
+}
+
 // KeysOf returns the keys of an image's layers.
 func (r *promises) KeysOf(img *Image) map[string]bool {
 	keys := map[string]bool{}
@@ -63,10 +70,17 @@ func (r *promises) KeysOf(img *Image) map[string]bool {
 	return keys
 }
 
-// Proven reports whether an image is known to be the layer that an image promises: the whole blob was read and had the
-// digest by which s names it, or its plain bytes have the promised diffID.
+// Proven reports whether an image is known to be the layer that an image promises, its tree as well as its bytes: this node read the
+// whole blob, which had the digest by which s names it, and made the tree of it. A table or a published index may name the layer's
+// own bytes by other names; then the diffID is right, and proves nothing of the tree.
 func Proven(f *cache.File, s *Source) bool {
-	return f.Imported() || s.DiffID != "" && f.Verified(s.DiffID)
+	return f.Imported() || readWhole(f) && s.DiffID != "" && f.Verified(s.DiffID)
+}
+
+// readWhole reports whether this node made an image's tree of the whole layer, now or when it made the index.
+func readWhole(f *cache.File) bool {
+	v := cache.ParseName(f.ID()).Voucher
+	return f.Imported() || v == cache.Whole || v == cache.ByTable(madeHere)
 }
 
 // cachedImage returns an image in the cache that may show a layer, or nil: one that is proven goes first, and the other
@@ -90,11 +104,36 @@ func (l *Layers) cachedImage(s *Source, below, by string) *cache.File {
 	return nil
 }
 
-// ContentOf describes what decides a layer's content: the blob and the table, whatever the repository.
-func (r *promises) ContentOf(s *Source) string {
+// Agree reports whether what is shown of a layer is also what another claimant of its chainID would show. f is the image that is shown,
+// or nil if there is none yet: then it is whatever may come. Who publishes an index decides for his own repository alone.
+func (r *promises) Agree(f *cache.File, ours, theirs *Source) bool {
+	if ours.BlobName() != theirs.BlobName() {
+		return false
+	}
+	if f != nil && readWhole(f) {
+		return true
+	}
+	mine, others := r.contentOf(ours), r.contentOf(theirs)
+	switch {
+	case f != nil && cache.ParseName(f.ID()).Voucher == cache.ByTable(others):
+		return true
+	case f == nil && !r.mayBePublished(ours):
+		return mine == others
+	}
+	return mine == others && ours.Repo == theirs.Repo
+}
+
+// contentOf describes what a layer is read by. What is not read here is read whole by containerd.
+func (r *promises) contentOf(s *Source) string {
 	p, err := r.promiseOf(s)
 	if err != nil {
-		p = promise{format: formatImport} // containerd reads all of it
+		p = promise{format: formatImport}
 	}
-	return s.BlobName() + " " + p.vouchedBy(s)
+	return p.vouchedBy(s)
+}
+
+// mayBePublished reports whether a layer may be read by an index that is published in its repository.
+func (r *promises) mayBePublished(s *Source) bool {
+	p, err := r.promiseOf(s)
+	return err == nil && p.format == formatImport && !p.eager && r.opts.IndexOf(s.Repo).Trust
 }
