@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"net/http"
-	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -11,16 +10,24 @@ import (
 // goneBlobs has the repository at a path serve the first bytes of its layers alone, until release is called; from then on it answers
 // with a status.
 func goneBlobs(o *origin, path string, status int) (release func()) {
+	return lose(o, status, func(repo, kind, _ string) bool { return repo == path && kind == "blobs" })
+}
+
+// lose has the origin answer what is lost with a status, once release is called. Until then blobs stop after their first bytes.
+func lose(o *origin, status int, lost func(repo, kind, what string) bool) (release func()) {
 	held := make(chan struct{})
 	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
-		if !strings.Contains(r.URL.Path, "/v2/"+path+"/blobs/") {
+		repo, kind, what := split(r.URL.Path)
+		if !lost(repo, kind, what) {
 			return false
 		}
 		select {
 		case <-held:
 			w.WriteHeader(status)
 		default:
-			_, _, what := split(r.URL.Path)
+			if kind != "blobs" {
+				return false
+			}
 			o.Blob(&stoppedAnswer{ResponseWriter: w, R: r, Left: 512, Held: held, Cut: true}, r, digest.Digest(what))
 		}
 		return true

@@ -28,18 +28,20 @@ type releasing struct {
 	mountings *mountings
 	mending   *mending
 
-	lostMu     sync.Mutex      // guards lostImages
+	lostMu     sync.Mutex      // guards the fields below
 	lostImages map[string]bool // by name in the cache
+	spells     []spell         // of the last hour
 
 	released atomic.Uint64 // images
 }
 
 // Releases is how images are released. All namespaces of containerd are meant.
 type Releases interface {
-	// Using returns the images that have a layer of a chainID.
-	Using(ctx context.Context, chainID digest.Digest) ([]ImageName, error)
-	// Release removes an image, with the snapshots that nothing else uses.
-	Release(ctx context.Context, name ImageName) error
+	// Using returns the images that have a layer of a chainID, or may have it.
+	Using(ctx context.Context, chainID digest.Digest) ([]Use, error)
+	// Release removes an image, with the snapshots that nothing else uses. It reports whether it did: the name may stand for something
+	// else by now, or for nothing.
+	Release(ctx context.Context, use *Use) (removed bool, err error)
 }
 
 // An ImageName is an image as containerd has it.
@@ -154,11 +156,15 @@ func (r *releasing) releaseGone(ctx context.Context) {
 				r.noteStays(b, usedBy(users), true)
 				continue
 			}
+			var others []layers.Source
 			if err == nil {
-				err = r.stillGone(ctx, b)
+				others, err = r.mending.elsewhere(ctx, b)
 			}
 			if err == nil {
-				err = r.release(ctx, b, r.opts.ReleaseAsk, func(ImageName) {})
+				err = r.stillGone(ctx, b, others)
+			}
+			if err == nil {
+				err = r.release(ctx, b, others, false, func(ImageName) {})
 			}
 			if ctx.Err() != nil {
 				return
@@ -196,15 +202,12 @@ func (r *releasing) noteStays(b *binding, err error, used bool) {
 	b.gone.why = why
 }
 
-// stillGone returns an error if a layer is somewhere, or may be: what is known of it may be old by now.
-func (r *releasing) stillGone(ctx context.Context, b *binding) error {
+// stillGone returns an error if a layer is somewhere, or may be: what is known of it may be old by now. others are the places beyond its
+// own.
+func (r *releasing) stillGone(ctx context.Context, b *binding, others []layers.Source) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, usersGo+goneLeast)
 	defer cancel()
 	ours := b.source()
-	others, err := r.mending.elsewhere(ctx, b)
-	if err != nil {
-		return err
-	}
 	var isGone bool
 	if b.mounted() {
 		err = r.layers.Places.AnyHas(ctx, append([]layers.Source{ours}, others...))
@@ -226,8 +229,9 @@ func (r *releasing) stillGone(ctx context.Context, b *binding) error {
 }
 
 // release removes the images that have a binding's layer, unless something uses it, or says what an operator is to do who wants to be
-// asked. It tells of each.
-func (r *releasing) release(ctx context.Context, b *binding, ask bool, tell func(ImageName)) error {
+// asked. others are the places, beyond its own, where the layer could have been. operator says that somebody has asked for it now. It
+// tells of each image.
+func (r *releasing) release(ctx context.Context, b *binding, others []layers.Source, operator bool, tell func(ImageName)) error {
 	chains, err := r.bindings.chainsOf(ctx, []*binding{b})
 	if err != nil {
 		return err
@@ -235,43 +239,31 @@ func (r *releasing) release(ctx context.Context, b *binding, ask bool, tell func
 	if err := r.awaitNoUsers(ctx, b.name()); err != nil {
 		return err
 	}
-	if err := r.allPresent(ctx, b); err != nil {
-		return err
-	}
-	images, err := r.opts.Releases.Using(ctx, chains[b])
+	uses, err := r.opts.Releases.Using(ctx, chains[b])
 	if err != nil {
 		return fmt.Errorf("which images have layer %s: %w", chains[b], err)
 	}
-	for _, img := range images {
-		if img.Stays != "" {
-			return fmt.Errorf("image %s: %s", img, img.Stays)
-		}
-	}
-	if ask && len(images) > 0 {
-		return fmt.Errorf("remove them by snapctl repair --release %s, and pull again", b.source().Image)
-	}
-	for _, img := range images {
-		if err := r.opts.Releases.Release(ctx, img); err != nil {
-			return fmt.Errorf("remove image %s: %w", img, err)
-		}
-		r.released.Add(1)
-		r.log.Warn("image was removed from containerd, since a layer of it is nowhere any more: pull it again", "image", img.Name,
-			"namespace", img.Namespace, "digest", b.source().Descriptor.Digest)
-		tell(img)
-	}
-	return nil
-}
-
-// allPresent returns an error if a registry that a layer comes from is none now: a host that knows no path at all has not lost a blob.
-func (r *releasing) allPresent(ctx context.Context, b *binding) error {
-	others, err := r.mending.elsewhere(ctx, b)
+	lost, err := r.lostOf(ctx, b, others, uses, operator)
 	if err != nil {
 		return err
 	}
-	for _, src := range append(others, b.source()) {
-		if err := r.layers.Places.Present(ctx, src.Repo.Host); err != nil {
-			return err
+	if r.opts.ReleaseAsk && !operator && len(lost) > 0 {
+		return fmt.Errorf("remove them by snapctl repair --release %s, and pull again", b.source().Image)
+	}
+	for i := range lost {
+		use := &lost[i]
+		removed, err := r.opts.Releases.Release(ctx, use)
+		if err != nil {
+			return fmt.Errorf("remove image %s: %w", use, err)
 		}
+		if !removed {
+			continue
+		}
+		r.noteReleased(use)
+		r.released.Add(1)
+		r.log.Warn("image was removed from containerd, since a layer of it is nowhere any more: pull it again", "image", use.Name,
+			"namespace", use.Namespace, "digest", b.source().Descriptor.Digest)
+		tell(use.ImageName)
 	}
 	return nil
 }

@@ -12,23 +12,47 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // released notes which images are removed.
 type released struct {
-	all []ImageName
+	all []Use
 
 	mu   sync.Mutex // guards gone
 	gone []ImageName
 }
 
-func (r *released) Using(context.Context, digest.Digest) ([]ImageName, error) { return r.all, nil }
+// uses are the images of some names, which are one.
+func (b *bed) uses(im *image, names ...ImageName) (all []Use) {
+	for _, name := range names {
+		use := Use{ImageName: name, Target: im.Target}
+		for _, l := range im.Layers {
+			use.From = append(use.From, layers.Claim{Manifest: im.Target.Digest, Config: im.ConfigDesc, Source: layers.Source{
+				Image: name.Name, Repo: b.repo(im), Descriptor: l.Desc, DiffID: l.DiffID, Namespace: name.Namespace,
+			}})
+		}
+		all = append(all, use)
+	}
+	return all
+}
 
-func (r *released) Release(_ context.Context, name ImageName) error {
+// Using returns those that have a layer: of tests whose images have one each, the chainID is the diffID.
+func (r *released) Using(_ context.Context, chainID digest.Digest) (all []Use, _ error) {
+	for _, use := range r.all {
+		if use.Unread != "" || use.From[0].DiffID == chainID {
+			all = append(all, use)
+		}
+	}
+	return all, nil
+}
+
+func (r *released) Release(_ context.Context, use *Use) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.gone = append(r.gone, name)
-	return nil
+	r.gone = append(r.gone, use.ImageName)
+	return true, nil
 }
 
 func (r *released) names() []ImageName {
@@ -43,28 +67,47 @@ func TestReleased(t *testing.T) {
 	names := []ImageName{
 		{Namespace: "default", Name: "app:1"}, {Namespace: "default", Name: "app@sha256:1"}, {Namespace: "other", Name: "twin"},
 	}
+	pinned := ImageName{Namespace: "default", Name: "infra", Stays: "it is pinned"}
+	theLayer := func(_, kind, what string, im *image) bool {
+		return kind == "blobs" && what == im.Layers[0].Digest().String()
+	}
+	theRepository := func(repo, _, _ string, _ *image) bool { return repo == "app" }
 	for name, c := range map[string]struct {
-		status  int
-		nothing bool // is behind the registry's address: all that it is asked for is not there
+		status  int                                           // of what is lost
+		lost    func(repo, kind, what string, im *image) bool // theLayer if nil
+		nothing bool                                          // is behind the registry's address: all that it is asked for is not there
 		all     []ImageName
 		used    bool
+		unread  bool // there is an image whose index cannot be read, too
 		goneFor time.Duration
 		want    bool
 	}{
-		"gone":       {status: http.StatusNotFound, all: names, want: true},
-		"once":       {status: http.StatusNotFound, all: names, goneFor: time.Hour},
-		"refused":    {status: http.StatusForbidden, all: names},
-		"an outage":  {status: http.StatusServiceUnavailable, all: names},
-		"used":       {status: http.StatusNotFound, all: names, used: true},
-		"a balancer": {status: http.StatusNotFound, nothing: true, all: names},
-		"one pinned": {status: http.StatusNotFound, all: append(slices.Clone(names), ImageName{Name: "infra", Stays: "it is pinned"})},
+		"one blob":       {status: http.StatusNotFound, all: names, want: true},
+		"the repository": {status: http.StatusNotFound, lost: theRepository, all: names, want: true},
+		"all blobs":      {status: http.StatusNotFound, lost: func(_, kind, _ string, _ *image) bool { return kind == "blobs" }, all: names},
+		"once":           {status: http.StatusNotFound, all: names, goneFor: time.Hour},
+		"refused":        {status: http.StatusForbidden, all: names},
+		"an outage":      {status: http.StatusServiceUnavailable, all: names},
+		"used":           {status: http.StatusNotFound, all: names, used: true},
+		"a balancer":     {status: http.StatusNotFound, nothing: true, all: names},
+		"one pinned":     {status: http.StatusNotFound, all: append(slices.Clone(names), pinned)},
+		"one unread":     {status: http.StatusNotFound, unread: true, all: names, want: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(1, 300_000))))
 			o := newOrigin(t, im)
-			release := goneBlobs(o, "app", c.status)
-			r := &released{all: c.all}
-			b := newBed(t, o, func(b *bed) { b.opts.Releases, b.opts.GoneFor = r, max(c.goneFor, time.Nanosecond) })
+			if c.lost == nil {
+				c.lost = theLayer
+			}
+			release := lose(o, c.status, func(repo, kind, what string) bool { return c.lost(repo, kind, what, im) })
+			r := &released{}
+			b := newBed(t, o, func(b *bed) {
+				r.all = b.uses(im, c.all...)
+				if c.unread {
+					r.all = append(r.all, Use{ImageName: ImageName{Namespace: "default", Name: "large"}, Unread: "its index is too large"})
+				}
+				b.opts.Releases, b.opts.GoneFor = r, max(c.goneFor, time.Nanosecond)
+			})
 			layer := b.pull(im)
 			if c.used {
 				if _, err := b.Prepare(b.ctx, "user", layer); err != nil {
@@ -75,13 +118,8 @@ func TestReleased(t *testing.T) {
 			if c.nothing {
 				o.Answer("/v2/", http.StatusNotFound)
 			}
-			binding := b.bindings.get(b.id(layer))
-			for range 3 {
-				if err := b.mountings.ensure(b.ctx, binding); err == nil {
-					t.Fatal("the layer is there")
-				}
-			}
-			if c.used || c.nothing || len(c.all) > len(names) {
+			b.fails(im)
+			if c.status == http.StatusNotFound && !c.want && c.goneFor == 0 {
 				eventually(t, "status to say why they stay", func() bool { return strings.Contains(b.statusOf(im.Layers[0]).Reason, "images stay") })
 			}
 			if !c.want {
@@ -100,17 +138,87 @@ func TestReleased(t *testing.T) {
 	}
 }
 
+// fails has an image's only layer fail to be mounted.
+func (b *bed) fails(im *image) {
+	b.t.Helper()
+	binding := b.bindings.get(b.id(b.named(im.ChainIDs[0], "")))
+	for range 3 {
+		if err := b.mountings.ensure(b.ctx, binding); err == nil {
+			b.t.Fatal("the layer is there")
+		}
+	}
+}
+
+// TestStorageLost: a registry that lacks all that it had is one whose storage may come back, and no image is released. Where another of
+// its repositories is there, those that are not were deleted; if they are many, somebody is asked.
+func TestStorageLost(t *testing.T) {
+	for name, neighbour := range map[string]bool{"everything is lost": false, "one repository is there": true} {
+		t.Run(name, func(t *testing.T) {
+			var all []*image
+			for i := range releasesMost + 2 {
+				all = append(all, newImage(t, fmt.Sprint("app", i), nil, gzipLayer(t, file("a", noise(uint64(i), 100_000)))))
+			}
+			o := newOrigin(t, all...)
+			release := lose(o, http.StatusNotFound, func(repo, kind, _ string) bool { return kind != "" && (repo != "app0" || !neighbour) })
+			r := &released{}
+			b := newBed(t, o, func(b *bed) {
+				for _, im := range all {
+					r.all = append(r.all, b.uses(im, ImageName{Namespace: "default", Name: im.Path})...)
+				}
+				b.opts.Releases, b.opts.GoneFor = r, time.Nanosecond
+			})
+			for _, im := range all {
+				b.pull(im)
+			}
+			release()
+			lost, most := all, 0
+			if neighbour {
+				lost, most = all[1:], releasesMost
+			}
+			for _, im := range lost {
+				b.fails(im)
+			}
+			eventually(t, "status to say of all but those that are removed why they stay", func() bool {
+				n := 0
+				for _, im := range lost {
+					why := b.statusOf(im.Layers[0]).Reason
+					if strings.Contains(why, "snapctl repair --release") && neighbour || strings.Contains(why, "storage") && !neighbour {
+						n++
+					}
+				}
+				return n == len(lost)-most
+			})
+			if got := r.names(); len(got) != most {
+				t.Fatalf("removed %v", got)
+			}
+			for _, im := range lost {
+				name := ImageName{Namespace: "default", Name: im.Path}
+				if slices.Contains(r.names(), name) {
+					continue
+				}
+				if _, removed, err := b.repaired(im, true); err != nil || !slices.Equal(removed, []ImageName{name}) {
+					t.Errorf("an operator has removed %v, %v", removed, err)
+				}
+				return
+			}
+		})
+	}
+}
+
 // TestReleasedMounted: a layer that is mounted, and of which something turns out to be nowhere any more when a container reads it, is
 // released once no container has it. If it comes back before, it is not.
 func TestReleasedMounted(t *testing.T) {
 	for _, back := range []bool{false, true} {
 		t.Run(fmt.Sprintf("back %v", back), func(t *testing.T) {
 			im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(1, 300_000)), file("b", noise(2, 300_000))))
-			r := &released{all: []ImageName{{Namespace: "default", Name: "app:1"}}}
-			b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Releases, b.opts.GoneFor = r, time.Nanosecond })
+			r, name := &released{}, ImageName{Namespace: "default", Name: "app:1"}
+			b := newBed(t, newOrigin(t, im), func(b *bed) {
+				r.all = b.uses(im, name)
+				b.opts.Releases, b.opts.GoneFor = r, time.Nanosecond
+			})
 			layer := b.pull(im)
 			mounts := b.run("container", layer)
-			b.origin.Answer("/blobs/", http.StatusNotFound)
+			b.origin.Answer("/blobs/"+im.Layers[0].Digest().String(), http.StatusNotFound)
 			if _, err := b.look(mounts, "b"); err == nil {
 				t.Fatal("it is there")
 			}
@@ -133,7 +241,7 @@ func TestReleasedMounted(t *testing.T) {
 				}
 				return
 			}
-			eventually(t, "the image to be removed", func() bool { return slices.Equal(r.names(), r.all) })
+			eventually(t, "the image to be removed", func() bool { return slices.Equal(r.names(), []ImageName{name}) })
 			if n := b.values("remora_snapshotter_released_images_total")[""]; n < 1 {
 				t.Errorf("%v images were released", n)
 			}

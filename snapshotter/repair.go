@@ -48,7 +48,11 @@ func (m *mending) Repair(ctx context.Context, image string, release bool, tell f
 		tell(one)
 	}
 	for _, b := range gone {
-		if err := m.releasing.release(ctx, b, false, removed); err != nil {
+		others, err := m.elsewhere(ctx, b)
+		if err == nil {
+			err = m.releasing.release(ctx, b, others, true, removed)
+		}
+		if err != nil {
 			errs = append(errs, fmt.Errorf("layer %s: %w", b.source().Descriptor.Digest, err))
 		}
 	}

@@ -69,8 +69,11 @@ func TestRepair(t *testing.T) {
 	t.Run("gone", func(t *testing.T) {
 		im := newImage(t, "app", nil, gzipLayer(t, file("a", body)))
 		names := []ImageName{{Namespace: "default", Name: "app:1"}}
-		r := &released{all: names}
-		b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Releases, b.opts.ReleaseAsk, b.opts.GoneFor = r, true, time.Nanosecond })
+		r := &released{}
+		b := newBed(t, newOrigin(t, im), func(b *bed) {
+			r.all = b.uses(im, names...)
+			b.opts.Releases, b.opts.ReleaseAsk, b.opts.GoneFor = r, true, time.Nanosecond
+		})
 		release := goneBlobs(b.origin, "app", http.StatusNotFound)
 		name := b.pull(im)
 		release()

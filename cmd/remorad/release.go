@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 
-	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
@@ -20,13 +19,16 @@ const (
 
 // releases removes images from containerd.
 type releases struct {
-	containerd *client.Client
-	known      *snapshotter.ContentImages
+	spaces interface {
+		List(ctx context.Context) ([]string, error)
+	}
+	images images.Store
+	known  *snapshotter.ContentImages
 }
 
 // Using implements snapshotter.Releases.
-func (r *releases) Using(ctx context.Context, chainID digest.Digest) (all []snapshotter.ImageName, err error) {
-	spaces, err := r.containerd.NamespaceService().List(ctx)
+func (r *releases) Using(ctx context.Context, chainID digest.Digest) (all []snapshotter.Use, err error) {
+	spaces, err := r.spaces.List(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -40,11 +42,11 @@ func (r *releases) Using(ctx context.Context, chainID digest.Digest) (all []snap
 	return all, nil
 }
 
-// Release implements snapshotter.Releases.
-func (r *releases) Release(ctx context.Context, name snapshotter.ImageName) error {
-	err := r.containerd.ImageService().Delete(namespaces.WithNamespace(ctx, name.Namespace), name.Name, images.SynchronousDelete())
+// Release implements snapshotter.Releases. A client may have pulled the name anew since it was looked at.
+func (r *releases) Release(ctx context.Context, use *snapshotter.Use) (removed bool, err error) {
+	err = r.images.Delete(namespaces.WithNamespace(ctx, use.Namespace), use.Name, images.SynchronousDelete(), images.DeleteTarget(&use.Target))
 	if errdefs.IsNotFound(err) {
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }

@@ -153,7 +153,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		},
 		Backend: cfg.backend(), BackendOf: cfg.backendFor, ImportWait: time.Duration(cfg.Import.Wait),
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Kernel: f.kernel, Pod: inPod(),
-		Releases: &releases{containerd, known}, ReleaseAsk: cfg.Images.Release == releaseAsk,
+		Releases: &releases{containerd.NamespaceService(), containerd.ImageService(), known}, ReleaseAsk: cfg.Images.Release == releaseAsk,
 		NotOurs: []string{disk.Dir(f.root)}, MapsMounts: mapsMounts(containerd), Log: log,
 	})
 	if err != nil {

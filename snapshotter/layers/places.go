@@ -31,6 +31,8 @@ type Registry interface {
 	Blob(repo registry.Repository, desc ocispec.Descriptor) Blob
 	// Present reports by its error whether a registry is one now, rather than a host that answers 404 to everything.
 	Present(ctx context.Context, registry string) error
+	// Manifest returns a manifest, that a tag or a digest names, with its descriptor.
+	Manifest(ctx context.Context, repo registry.Repository, reference string) (ocispec.Descriptor, []byte, error)
 }
 
 // A Blob is bytes that are read by range, wherever they are: a Source of the cache that knows where its bytes come from, and
@@ -48,11 +50,6 @@ type Blob interface {
 }
 
 func (p *Places) blob(s *Source) Blob { return p.registry.Blob(s.Repo, s.Descriptor) }
-
-// Present reports by its error whether a registry is one now, rather than a host that answers 404 to everything.
-func (p *Places) Present(ctx context.Context, registry string) error {
-	return p.registry.Present(ctx, registry)
-}
 
 // Blobs are the blobs in containerd's content store, in a namespace.
 type Blobs interface {

@@ -1,0 +1,165 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
+)
+
+// A registry's 404 is believed if it is the layer's, or its repository's, and not that of everything whose bytes are away. That cannot be
+// told for certain, so what follows from it is bounded, too. An operator who asks for it is believed instead.
+
+// Repositories of one host whose images are released within a time, and neighbours that are asked whether the host has them still.
+const (
+	releasesMost = 4
+	releasesSpan = time.Hour
+	neighbours   = 4
+)
+
+// A spell is when images of a repository were released last.
+type spell struct {
+	repo registry.Repository
+	at   time.Time
+}
+
+// lostOf returns the images that lack a layer for good, of those that may have it, or why none is to be removed. others are the places,
+// beyond the binding's own, where the layer could have been. Images whose own places still have it are left out.
+func (r *releasing) lostOf(ctx context.Context, b *binding, others []layers.Source, uses []Use, operator bool) (lost []Use, err error) {
+	ours := b.source()
+	unread := false
+	known := map[registry.Repository]error{} // what came of repositories
+	for _, use := range inNamespaces(uses, append([]layers.Source{ours}, others...)) {
+		switch {
+		case use.Unread != "":
+			unread = true
+			r.log.Warn("an image may have a layer that is nowhere any more, and stays", "image", use.Name, "namespace", use.Namespace,
+				"digest", ours.Descriptor.Digest, "why", use.Unread)
+			continue
+		case use.Stays != "":
+			return nil, fmt.Errorf("image %s: %s", use, use.Stays)
+		}
+		there := false
+		for i := range use.From {
+			c := &use.From[i]
+			if samePlace(c.Repo, ours.Repo) {
+				c.Repo = ours.Repo // a record of containerd's lacks the port
+			}
+			err, ok := known[c.Repo]
+			if !ok {
+				err = r.lostBy(ctx, c, operator)
+				known[c.Repo] = err
+			}
+			there = there || errors.Is(err, layers.ErrThere)
+			if err != nil && !there {
+				return nil, fmt.Errorf("image %s: %w", use, err)
+			}
+		}
+		if !there {
+			lost = append(lost, use)
+		}
+	}
+	if unread && len(lost) == 0 {
+		for _, use := range uses {
+			if use.Unread != "" {
+				return nil, fmt.Errorf("image %s may have it, too: %s", use, use.Unread)
+			}
+		}
+	}
+	return lost, nil
+}
+
+// inNamespaces returns the images of namespaces that may have the snapshot of a layer: another one's snapshot has another name, if its
+// images come from other places (answers.go).
+func inNamespaces(uses []Use, places []layers.Source) []Use {
+	has := map[string]bool{places[0].Namespace: true}
+	for _, use := range uses {
+		for i := range use.From {
+			if slices.ContainsFunc(places, func(p layers.Source) bool { return samePlace(p.Repo, use.From[i].Repo) }) {
+				has[use.Namespace] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(uses), func(use Use) bool { return !has[use.Namespace] })
+}
+
+// lostBy returns nil if a repository is believed to have lost a layer for good.
+func (r *releasing) lostBy(ctx context.Context, c *layers.Claim, operator bool) error {
+	repository, err := r.layers.Places.Lost(ctx, c)
+	switch {
+	case operator && errors.Is(err, layers.ErrStorage):
+		return nil
+	case err != nil || operator:
+		return err
+	case !repository:
+		return r.mayRelease(c)
+	}
+	var lack []string
+	for _, src := range r.neighboursOf(c.Repo) {
+		err := r.layers.Places.TryRange(ctx, &src)
+		if err == nil || errors.Is(err, registry.ErrRange) {
+			return r.mayRelease(c)
+		}
+		if !layers.IsGone(err) {
+			return err
+		}
+		lack = append(lack, src.Repo.Path)
+	}
+	if len(lack) > 0 {
+		return fmt.Errorf("%s lacks %s, too: %w", c.Repo.Host, strings.Join(lack, ", "), layers.ErrStorage)
+	}
+	return r.mayRelease(c)
+}
+
+// neighboursOf returns layers of some other repositories of a registry.
+func (r *releasing) neighboursOf(repo registry.Repository) (all []layers.Source) {
+	seen := map[string]bool{repo.Path: true}
+	for _, b := range r.bindings.all() {
+		src := b.source()
+		if src.Repo.Host == repo.Host && !seen[src.Repo.Path] && len(all) < neighbours {
+			seen[src.Repo.Path] = true
+			all = append(all, src)
+		}
+	}
+	return all
+}
+
+// mayRelease returns an error if images of so many repositories of a host were released lately that somebody is to be asked.
+func (r *releasing) mayRelease(c *layers.Claim) error {
+	r.lostMu.Lock()
+	defer r.lostMu.Unlock()
+	r.spells = slices.DeleteFunc(r.spells, func(s spell) bool { return time.Since(s.at) >= releasesSpan })
+	count := 0
+	for _, s := range r.spells {
+		if s.repo == c.Repo {
+			return nil
+		}
+		if s.repo.Host == c.Repo.Host {
+			count++
+		}
+	}
+	if count >= releasesMost {
+		return fmt.Errorf("images of %d repositories of %s were removed within %s: "+
+			"if that is right, remove this one by snapctl repair --release %s", count, c.Repo.Host, releasesSpan, c.Image)
+	}
+	return nil
+}
+
+// noteReleased counts a release.
+func (r *releasing) noteReleased(use *Use) {
+	r.lostMu.Lock()
+	defer r.lostMu.Unlock()
+	for i := range use.From {
+		repo := use.From[i].Repo
+		if at := slices.IndexFunc(r.spells, func(s spell) bool { return s.repo == repo }); at >= 0 {
+			r.spells[at].at = time.Now()
+		} else {
+			r.spells = append(r.spells, spell{repo, time.Now()})
+		}
+	}
+}
