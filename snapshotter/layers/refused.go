@@ -14,7 +14,7 @@ func MayUnpack(refused error) bool {
 }
 
 // IsGone reports whether all places that an error is of have answered that they have not the layer, for good. A place that serves all of
-// it, but no ranges, has it.
+// it, but no ranges, has it. One that serves other bytes may have it, too: a stale proxy before it ends some day.
 func IsGone(err error) bool {
 	if err == nil || registry.Retryable(err) {
 		return false
@@ -25,5 +25,5 @@ func IsGone(err error) bool {
 	if inner := errors.Unwrap(err); inner != nil {
 		return IsGone(inner)
 	}
-	return errors.Is(err, registry.ErrNotFound) || err == errWrongBlob
+	return errors.Is(err, registry.ErrNotFound)
 }

@@ -23,12 +23,12 @@ func TestIsGone(t *testing.T) {
 		err  error
 		want bool
 	}{
-		"missing": {missing, true}, "other bytes": {errWrongBlob, true}, "both": {errors.Join(missing, errWrongBlob), true},
+		"missing": {missing, true}, "other bytes": {errWrongBlob, false}, "both": {errors.Join(missing, errWrongBlob), false},
 		"nothing": {nil, false}, "no access": {status(http.StatusForbidden), false}, "an outage": {status(http.StatusBadGateway), false},
 		"missing, no access elsewhere": {errors.Join(missing, status(http.StatusUnauthorized)), false},
 		"missing, an outage elsewhere": {errors.Join(status(http.StatusServiceUnavailable), missing), false},
 		"an outage, missing elsewhere": {errors.Join(missing, status(http.StatusServiceUnavailable)), false},
-		"other bytes, so not lazy":     {fmt.Errorf("layer: %w", NotLazy("%w", errWrongBlob)), true},
+		"other bytes, so not lazy":     {fmt.Errorf("layer: %w", NotLazy("%w", errWrongBlob)), false},
 		"not lazy for another reason":  {NotLazy("it is a bomb"), false},
 		"missing, whole elsewhere":     {errors.Join(missing, registry.ErrRange), false},
 	} {
