@@ -3,6 +3,7 @@ package snapshotter
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -121,4 +122,26 @@ func TestNoLayer(t *testing.T) {
 	b := newBed(t, o, nil)
 	b.fetch(im)
 	b.decline(im, 0, "")
+}
+
+// TestKeptBytesProveNothing: what is left of an import that was ended does not show that the registry still has the layer.
+func TestKeptBytesProveNothing(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(1, 300_000))))
+	o := newOrigin(t, im)
+	b := newBed(t, o, nil)
+	release := goneBlobs(o, "app", http.StatusNotFound)
+	layer := b.pull(im)
+	release()
+	b.fails(im)
+	if err := errors.Join(b.Remove(b.ctx, layer), b.Cleanup(b.ctx)); err != nil {
+		t.Fatal(err)
+	}
+	b.opts.Layers.ProofWait = 100 * time.Millisecond
+	b.restart()
+	silence := o.Silence("/blobs/")
+	b.decline(im, 0, "")
+	silence()
+	if o.Requests("blobs", im.Layers[0].Digest().String()) == 0 {
+		t.Error("the registry was not asked")
+	}
 }

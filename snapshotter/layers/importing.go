@@ -118,12 +118,16 @@ func (i *Imports) importOnce(
 	}
 	rest := i.restOf(ctx, &o.src, im.Held, try, whole)
 	defer rest.Close()
-	came := int64(0)
+	came, detected := int64(0), false
+	prove := sync.OnceFunc(func() { i.proofs.proveRead(ctx, o) })
 	tee := readerFunc(func(p []byte) (int, error) {
 		n, err := rest.Read(p)
 		im.Keep(p[:n])
 		came += int64(n)
 		o.got.Add(int64(n))
+		if came > 0 && detected {
+			prove()
+		}
 		return n, err
 	})
 	packed := bufio.NewReaderSize(io.MultiReader(im.Packed(), tee), scan.HeadSize)
@@ -136,7 +140,9 @@ func (i *Imports) importOnce(
 			return nil, err
 		}
 	}
-	i.proofs.proveRead(ctx, o)
+	if detected = true; came > 0 || im.Held == desc.Size { // bytes that were kept do not show that the rest is to be had
+		prove()
+	}
 	layer, err := scan.Scan(ctx, packed, is, scan.Options{Data: im, DataStart: cache.DataStart, Limits: limits})
 	if err != nil {
 		return nil, err
