@@ -22,8 +22,9 @@ type decoder struct {
 
 var decoders = sync.Pool{New: func() any { return &decoder{in: bufio.NewReaderSize(nil, 64<<10)} }}
 
-// Decode calls use with a reader of the plain bytes of the packed ones that r holds.
-func Decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
+// Decode calls use with a reader of the plain bytes of the packed ones that r holds. The decoder takes window bytes of memory, as
+// Window returns them; 0 for the most that there is.
+func Decode(codec Codec, r io.Reader, window int64, use func(io.Reader) error) error {
 	if codec == Plain {
 		in := &sourceErrors{r: r}
 		err := use(in)
@@ -33,7 +34,7 @@ func Decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
 		return err
 	}
 	if codec == Zstd {
-		return decodeZstd(r, use)
+		return decodeZstd(r, window, use)
 	}
 	if codec != Gzip {
 		return fmt.Errorf("codec %d is not known", codec)
@@ -57,18 +58,39 @@ func Decode(codec Codec, r io.Reader, use func(io.Reader) error) error {
 // it, and what --ultra makes of a tar is not read here.
 const maxWindow = 32 << 20
 
-var zstdDecoders = sync.Pool{New: func() any {
-	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+// ErrWindow marks units that cannot be decoded in the window that their first bytes ask for. They may be in a larger one.
+var ErrWindow = errors.New("a later frame has a larger window")
+
+// zstdDecoders are kept by the window that they are for. One that has the largest is not kept: it would keep the window, too.
+var zstdDecoders [len(windows) - 1]sync.Pool
+
+func zstdDecoder(class int) (d *zstd.Decoder, done func()) {
+	kept := class < len(zstdDecoders)
+	if kept {
+		if d, ok := zstdDecoders[class].Get().(*zstd.Decoder); ok {
+			return d, func() { zstdDecoders[class].Put(d) }
+		}
+	}
+	d, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(uint64(windows[class])))
 	if err != nil {
 		panic(err) // the options are right
 	}
-	return d
-}}
+	if kept {
+		return d, func() { zstdDecoders[class].Put(d) }
+	}
+	return d, d.Close
+}
 
 // decodeZstd decodes one frame or several.
-func decodeZstd(r io.Reader, use func(io.Reader) error) error {
-	d := zstdDecoders.Get().(*zstd.Decoder)
-	defer zstdDecoders.Put(d)
+func decodeZstd(r io.Reader, window int64, use func(io.Reader) error) error {
+	last := len(windows) - 1
+	size := last
+	if window > 0 {
+		size = class(window - besidesWindow)
+	}
+	d, done := zstdDecoder(size)
+	defer done()
 	in := &sourceErrors{r: r}
 	err := d.Reset(in)
 	if err == nil {
@@ -77,6 +99,9 @@ func decodeZstd(r io.Reader, use func(io.Reader) error) error {
 	_ = d.Reset(nil) // lets go of in
 	if in.err != nil {
 		return &SourceError{in.err}
+	}
+	if size < last && (errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded)) {
+		return fmt.Errorf("%w: %w", ErrWindow, err)
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package blob
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 
@@ -20,11 +21,11 @@ type Unpacked struct {
 	Whole bool   // what follows is not too much to be kept
 }
 
-// Unpack decodes a unit of any codec but Spans. It returns the first need bytes, and the rest if that is not too much to be kept.
-// All of the plain bytes go to also, if that is not nil.
-func Unpack(codec Codec, packed io.Reader, need int64, also io.Writer) (u Unpacked, err error) {
+// Unpack decodes a unit of any codec but Spans. It returns the first need bytes, and the rest if that is not too much to be kept
+// and there is room for it. All of the plain bytes go to also, if that is not nil.
+func Unpack(codec Codec, packed io.Reader, need int64, also io.Writer, room Room) (u Unpacked, err error) {
 	u = Unpacked{Plain: make([]byte, need), Whole: true}
-	err = Decode(codec, packed, func(r io.Reader) error {
+	err = Decode(codec, packed, room.Window, func(r io.Reader) error {
 		if _, err := io.ReadFull(r, u.Plain); err != nil {
 			return err
 		}
@@ -35,24 +36,43 @@ func Unpack(codec Codec, packed io.Reader, need int64, also io.Writer) (u Unpack
 			}
 			r = io.TeeReader(r, also)
 		}
-		if u.Rest, err = io.ReadAll(io.LimitReader(r, MaxRest+1)); err != nil {
-			return err
-		}
-		if len(u.Rest) > MaxRest {
+		if u.Rest, u.Whole, err = readRest(r, &room); err != nil || u.Whole || also == nil {
 			// What follows is in no extent: a reader has no use for it, and it may be a thousand times what came.
-			u.Whole, u.Rest = false, nil
-			if also == nil {
-				return nil
-			}
-			n, err := io.Copy(io.Discard, io.LimitReader(r, maxBehind))
-			if err == nil && n == maxBehind {
-				err = fmt.Errorf("more than %d bytes behind its last extent", int64(maxBehind))
-			}
 			return err
 		}
-		return nil
+		n, err := io.Copy(io.Discard, io.LimitReader(r, maxBehind))
+		if err == nil && n == maxBehind {
+			err = fmt.Errorf("more than %d bytes behind its last extent", int64(maxBehind))
+		}
+		return err
 	})
 	return u, err
+}
+
+// FreeRest is how many bytes behind a unit's last extent are kept without asking: more than most units have.
+const FreeRest = 16 << 10
+
+// readRest reads up to r's end, unless there is more than MaxRest or no room for it.
+func readRest(r io.Reader, room *Room) (rest []byte, whole bool, err error) {
+	buf := make([]byte, 512)
+	for n := 0; n <= MaxRest; {
+		if n == len(buf) {
+			size := min(2*len(buf), MaxRest+1)
+			if size > FreeRest && !room.more(int64(size)) {
+				return nil, false, nil
+			}
+			buf = append(make([]byte, 0, size), buf...)[:size]
+		}
+		k, err := r.Read(buf[n:])
+		n += k
+		if err == io.EOF && n <= MaxRest {
+			return buf[:n:n], true, nil
+		}
+		if err != nil && err != io.EOF {
+			return nil, false, err
+		}
+	}
+	return nil, false, nil
 }
 
 // UnpackSpan decodes a unit of codec Spans: size packed bytes that begin at a point and hold n plain ones. It is otherwise as
@@ -72,5 +92,9 @@ func UnpackSpan(at inflate.Point, n int, packed io.Reader, size, need int64, als
 	if also != nil {
 		_, err = also.Write(plain)
 	}
-	return Unpacked{Plain: plain[:need], Rest: plain[need:], Whole: true}, err
+	u = Unpacked{Plain: plain[:need], Rest: plain[need:], Whole: true}
+	if need < int64(len(plain)/2) { // those that keep what was needed do not keep the rest
+		u.Plain = bytes.Clone(u.Plain)
+	}
+	return u, err
 }

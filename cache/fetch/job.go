@@ -11,7 +11,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remora-storage/remora/cache/blob"
-	"github.com/remora-storage/remora/internal/memory"
 )
 
 // A job fetches neighbouring units by one request.
@@ -158,32 +157,38 @@ func (j *job) fetchStream(ctx context.Context, fills []*fill, try int) (err erro
 			break
 		}
 		at = u.Off + u.Len
-		var share *memory.Share
-		if share, err = f.memoryFor(ctx, one.unit); err != nil {
+		var head []byte
+		if head, err = f.readHead(one.unit, in); err != nil {
+			break
+		}
+		var room room
+		if room, err = f.memoryFor(ctx, one.unit, head); err != nil {
 			break
 		}
 		if u.Len > maxHeld {
-			err = j.take(one, io.LimitReader(in, u.Len))
-			share.Release()
+			// No place among those that decode is taken meanwhile: the source may take its time. Memory bounds how many there are.
+			rest := io.MultiReader(bytes.NewReader(head), io.LimitReader(in, u.Len-int64(len(head))))
+			err = j.take(one, func() ([]byte, error) { return f.decode(one.unit, rest, nil, &room) })
+			room.share.Release()
 			if err != nil {
 				break
 			}
 			continue
 		}
 		packed := make([]byte, u.Len)
-		if _, err = io.ReadFull(in, packed); err != nil {
-			share.Release()
+		if _, err = io.ReadFull(in, packed[copy(packed, head):]); err != nil {
+			room.share.Release()
 			break
 		}
 		if f.pool.decoding.Acquire(ctx, 1) != nil {
 			err = context.Cause(ctx)
-			share.Release()
+			room.share.Release()
 			break
 		}
 		decoding.Go(func() error {
 			defer f.pool.decoding.Release(1)
-			defer share.Release()
-			return j.take(one, bytes.NewReader(packed))
+			defer room.share.Release()
+			return j.take(one, func() ([]byte, error) { return f.decodeHeld(ctx, one.unit, packed, &room) })
 		})
 	}
 	// A broken request matters less than bytes that are wrong: the former is made again anyway.
@@ -193,10 +198,10 @@ func (j *job) fetchStream(ctx context.Context, fills []*fill, try int) (err erro
 	return err
 }
 
-// take decodes a unit, stores it and lets those that wait for it go on.
-func (j *job) take(one *fill, packed io.Reader) (err error) {
+// take stores a unit that decode decodes, and lets those that wait for it go on.
+func (j *job) take(one *fill, decode func() ([]byte, error)) (err error) {
 	f := j.f
-	if one.plain, err = f.decode(one.unit, packed, nil); err != nil {
+	if one.plain, err = decode(); err != nil {
 		return err
 	}
 	if j.prio != background {

@@ -1,27 +1,46 @@
 package fetch
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/internal/memory"
 )
 
-// memoryFor waits for the memory that a unit takes on its way: what of it is decoded, and its packed bytes if they are held. It
-// is waited for before the first packed byte is, so that nobody that has memory waits for more.
-func (f *Fetcher) memoryFor(ctx context.Context, unit uint32) (*memory.Share, error) {
+// A room is the memory in which a unit is decoded.
+type room struct {
+	share  *memory.Share
+	window int64 // of it, for the decoder
+}
+
+// memoryFor waits for the memory that a unit takes on its way, given its first bytes or nil: its decoder's, what of it is decoded, and its
+// packed bytes if they are held. It is waited for before the other packed bytes are, so that nobody that has memory waits for more.
+func (f *Fetcher) memoryFor(ctx context.Context, unit uint32, head []byte) (room, error) {
 	plain, packedToo := f.img.PlainBytes(unit)
 	packed := f.t.Unit(unit).Len
-	if !packedToo && packed > maxHeld {
-		packed = 0
+	window := f.t.Codec.Window(head)
+	if packed > maxHeld {
+		window = f.t.Codec.MaxWindow() // it is decoded as it comes, once
+		if !packedToo {
+			packed = 0
+		}
 	}
-	share, err := f.Memory(ctx, plain+packed)
+	share, err := f.Memory(ctx, plain+packed+window)
 	if err != nil {
-		return nil, fmt.Errorf("decode unit %d of %d packed bytes: %w", unit, f.t.Unit(unit).Len, err)
+		return room{}, fmt.Errorf("decode unit %d of %d packed bytes: %w", unit, f.t.Unit(unit).Len, err)
 	}
-	return share, nil
+	return room{share, window}, nil
+}
+
+// readHead reads the first bytes of a unit, by which its decoder is chosen.
+func (f *Fetcher) readHead(unit uint32, packed io.Reader) ([]byte, error) {
+	head := make([]byte, min(int64(f.t.Codec.HeadSize()), f.t.Unit(unit).Len))
+	_, err := io.ReadFull(packed, head)
+	return head, err
 }
 
 // Memory waits for bytes of memory, as others do that read from the image's source. Who has them waits for no fetch: that waits
@@ -32,12 +51,28 @@ func (f *Fetcher) Memory(ctx context.Context, n int64) (*memory.Share, error) {
 }
 
 // decode decodes a unit and reads packed to its end. All of the plain bytes go to also, if that is not nil.
-func (f *Fetcher) decode(unit uint32, packed io.Reader, also io.Writer) (plain []byte, err error) {
-	if plain, err = f.img.Decode(unit, packed, also); err != nil {
+func (f *Fetcher) decode(unit uint32, packed io.Reader, also io.Writer, in *room) (plain []byte, err error) {
+	room := blob.Room{Window: in.window, More: in.share.More}
+	if plain, err = f.img.Decode(unit, packed, also, room); err != nil {
 		return nil, fmt.Errorf("unit %d at %d: %w", unit, f.t.Unit(unit).Off, err)
 	}
 	_, err = io.Copy(io.Discard, packed)
 	return plain, err
+}
+
+// decodeHeld decodes a unit whose packed bytes are here. If a later frame of it needs a larger window than the first, that is
+// asked for.
+func (f *Fetcher) decodeHeld(ctx context.Context, unit uint32, packed []byte, in *room) (plain []byte, err error) {
+	plain, err = f.decode(unit, bytes.NewReader(packed), nil, in)
+	most := f.t.Codec.MaxWindow()
+	if !errors.Is(err, blob.ErrWindow) {
+		return plain, err
+	}
+	if err := in.share.Grow(ctx, most-in.window); err != nil {
+		return nil, fmt.Errorf("decode unit %d: %w", unit, err)
+	}
+	in.window = most
+	return f.decode(unit, bytes.NewReader(packed), nil, in)
 }
 
 // fillLocally fills a unit from extents with the same digests, in this image or another, and
@@ -119,12 +154,12 @@ func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.
 
 // streamUnit decodes and stores one unit of a Stream.
 func (f *Fetcher) streamUnit(ctx context.Context, u uint32, packed io.Reader, also io.Writer) error {
-	share, err := f.memoryFor(ctx, u)
+	in, err := f.memoryFor(ctx, u, nil) // it is decoded as it comes, once: whatever its frames need
 	if err != nil {
 		return err
 	}
-	defer share.Release()
-	plain, err := f.decode(u, packed, also)
+	defer in.share.Release()
+	plain, err := f.decode(u, packed, also, &in)
 	if err != nil {
 		return err
 	}

@@ -22,14 +22,15 @@ func (c *cut) plainBytes(unit uint32) (n int64, packedToo bool) {
 	if c.points != nil {
 		return max(n, c.points.plain(unit)+inflate.Window), true
 	}
-	return n, false
+	// What is kept of the rest without asking, and was before it grew.
+	return n + 2*min(blob.FreeRest, max(c.t.Codec.MaxPlain(c.t.Unit(unit).Len)-n, 0)), false
 }
 
 // unpack decodes a unit.
-func (c *cut) unpack(unit uint32, packed io.Reader, also io.Writer) (blob.Unpacked, error) {
+func (c *cut) unpack(unit uint32, packed io.Reader, also io.Writer, room blob.Room) (blob.Unpacked, error) {
 	need := c.t.plainEnd(unit)
 	if c.points == nil {
-		return blob.Unpack(c.t.Codec, packed, need, also)
+		return blob.Unpack(c.t.Codec, packed, need, also, room)
 	}
 	u := c.t.Unit(unit)
 	at, n, err := c.points.at(unit, u.Off)
@@ -40,7 +41,7 @@ func (c *cut) unpack(unit uint32, packed io.Reader, also io.Writer) (blob.Unpack
 }
 
 // PlainBytes returns how many plain bytes of a unit are in memory while it is decoded, and whether its packed bytes are too,
-// however many.
+// however many. What the decoder takes, and what blob.Room.More is asked for, are besides.
 func (m *Image) PlainBytes(unit uint32) (n int64, packedToo bool) { return m.cut.plainBytes(unit) }
 
 // UnitBytes returns how many bytes a unit's extents have together: what is in memory while it is copied from elsewhere.
@@ -65,8 +66,8 @@ func (t *Table) plainEnd(unit uint32) (end int64) {
 
 // Decode decodes a unit, checks its extents' digests and keeps what else is in it. It returns the plain bytes up to the last
 // extent's end; all of them go to also, if that is not nil. An error is that of packed, or wraps blob.ErrBytes.
-func (m *Image) Decode(unit uint32, packed io.Reader, also io.Writer) ([]byte, error) {
-	got, err := m.cut.unpack(unit, packed, also)
+func (m *Image) Decode(unit uint32, packed io.Reader, also io.Writer, room blob.Room) ([]byte, error) {
+	got, err := m.cut.unpack(unit, packed, also, room)
 	if err != nil {
 		var source *blob.SourceError
 		if errors.As(err, &source) {
@@ -82,22 +83,39 @@ func (m *Image) Decode(unit uint32, packed io.Reader, also io.Writer) ([]byte, e
 		}
 	}
 	if got.Whole && !m.residue.Has(unit) {
-		m.residue.keep(unit, m.table.gaps(unit, got.Plain, got.Rest), false)
+		if around, ok := m.table.gaps(unit, got.Plain, got.Rest, room.More); ok {
+			m.residue.keep(unit, around, false)
+		}
 	}
 	return got.Plain, nil
 }
 
-// gaps returns what plain+rest holds besides a unit's extents, in order.
-func (t *Table) gaps(unit uint32, plain, rest []byte) []byte {
+// gaps returns what plain+rest holds besides a unit's extents, in order. It is not ok if there is no room for that, packed too, or if
+// it is more than a record may have.
+func (t *Table) gaps(unit uint32, plain, rest []byte, more func(int64) bool) (around []byte, ok bool) {
 	n, at := t.UnitExtents(unit)
-	var out []byte
-	pos := uint32(0)
+	between, pos := int64(0), uint32(0)
 	for k := range n {
 		e := t.Extent(at(k))
-		if e.Inner > pos {
-			out = append(out, plain[pos:e.Inner]...)
-		}
+		between += int64(max(e.Inner, pos) - pos)
 		pos = max(pos, e.Inner+e.Len)
 	}
-	return append(out, rest...)
+	total := between + int64(len(rest))
+	takes := 2 * total // packed, and what that was before it grew
+	if between > 0 {
+		takes += total
+	}
+	if total > residuePlain || takes > blob.FreeRest && more != nil && !more(takes) {
+		return nil, false
+	}
+	if between == 0 {
+		return rest, true
+	}
+	around, pos = make([]byte, 0, total), 0
+	for k := range n {
+		e := t.Extent(at(k))
+		around = append(around, plain[pos:max(e.Inner, pos)]...)
+		pos = max(pos, e.Inner+e.Len)
+	}
+	return append(around, rest...), true
 }

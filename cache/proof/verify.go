@@ -122,7 +122,11 @@ func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.
 	if !at.Packed() && !p.img.HasUnit(u) {
 		return p.fetch.Stream(ctx, u, u+1, nil, w, nil)
 	}
-	share, err := p.fetch.Memory(ctx, p.img.Residue().Takes(at)+pieceSize)
+	takes := p.img.Residue().Takes(at) + pieceSize
+	if at.Packed() {
+		takes += p.t.Codec.MaxWindow()
+	}
+	share, err := p.fetch.Memory(ctx, takes)
 	if err != nil {
 		return fmt.Errorf("read unit %d: %w", u, err)
 	}
@@ -132,7 +136,7 @@ func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.
 		return err
 	}
 	if at.Packed() {
-		return blob.Decode(p.t.Codec, bytes.NewReader(rest), func(r io.Reader) error {
+		return blob.Decode(p.t.Codec, bytes.NewReader(rest), 0, func(r io.Reader) error {
 			_, err := io.Copy(w, r)
 			return err
 		})

@@ -184,6 +184,25 @@ func (s *Share) Grow(ctx context.Context, n int64) error {
 	return nil
 }
 
+// More reports whether there are n bytes more for what can be done without: as many as a new share of the user's could have. The
+// share has them then.
+func (s *Share) More(n int64) bool {
+	if s == nil {
+		return true
+	}
+	b := s.b
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.used+n > b.limit-b.limit/4 || !b.shares.Room(s.who, n) {
+		return false
+	}
+	b.used += n
+	b.shares.Add(s.who, n)
+	s.n += n
+	s.asked += n
+	return true
+}
+
 // Keep makes the share one of n bytes, if that is less, that nobody waits for the end of. It fails if a quarter of the budget
 // is kept already.
 func (s *Share) Keep(n int64) error {

@@ -197,3 +197,34 @@ func TestMany(t *testing.T) {
 	all.Wait()
 	acquire(t, b, 1000).Release()
 }
+
+// TestMore: what can be done without gets what a new share of its user's would, and no more; it is given back with the share.
+func TestMore(t *testing.T) {
+	b := memory.New(100) // three quarters for shares, half for one user alone
+	one, err := b.Acquire(t.Context(), "one", 10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		n  int64
+		ok bool
+	}{{30, true}, {30, false}, {10, true}, {1, false}} {
+		if ok := one.More(c.n); ok != c.ok {
+			t.Errorf("%d more: %v", c.n, ok)
+		}
+	}
+	two, ok := b.Try("two", 15)
+	if !ok || two.More(20) {
+		t.Error("another user has what one may not have, and no more than there is")
+	}
+	one.Release()
+	two.Release()
+	if all, ok := b.Try("one", 75); !ok {
+		t.Error("not all was given back")
+	} else {
+		all.Release()
+	}
+	if none := (*memory.Share)(nil); !none.More(1 << 40) {
+		t.Error("a budget without end has an end")
+	}
+}

@@ -1,0 +1,141 @@
+package cache_test
+
+import (
+	"bytes"
+	"compress/gzip"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/cache/inflate"
+	"github.com/remora-storage/remora/conformance/heap"
+	"github.com/remora-storage/remora/internal/memory"
+)
+
+// behindOne returns an image of one extent of one byte, and behind it in its only unit noise and zeros.
+func behindOne(t *testing.T, codec blob.Codec, first byte, noise []byte, zeros int) *image {
+	t.Helper()
+	var packed bytes.Buffer
+	var w io.WriteCloser
+	switch codec {
+	case blob.Zstd:
+		zw, err := zstd.NewWriter(&packed, zstd.WithWindowSize(32<<20), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w = zw
+	default:
+		w, _ = gzip.NewWriterLevel(&packed, gzip.BestSpeed) // a level that there is
+	}
+	plain := append([]byte{first}, noise...)
+	plain = append(plain, make([]byte, zeros)...)
+	_, err := w.Write(plain)
+	if err := errors.Join(err, w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	im := &image{blob: packed.Bytes(), bytes: append(make([]byte, 4096), plain[0])}
+	im.spec = cache.Spec{ImageSize: 4097, MetaSize: 4096, Meta: meta(im.bytes[:4096]), Codec: codec,
+		Units:   []blob.Unit{{Len: int64(packed.Len())}},
+		Extents: []cache.Extent{{Off: 4096, Len: 1, Digest: sha256.Sum256(plain[:1])}}}
+	if codec == blob.Spans {
+		im.spec.Points, im.spec.PlainSize = []inflate.Point{{}}, int64(len(plain))
+	}
+	return im
+}
+
+// placedSource is a source of some host.
+type placedSource struct {
+	source
+	host string
+}
+
+func (s *placedSource) Place() (host, user string) { return s.host, "" }
+
+// TestDecodingIsBounded: units that hold little of use and much behind it are decoded within the memory that decoding may take,
+// however many of them are read together. All that is read arrives.
+func TestDecodingIsBounded(t *testing.T) {
+	const limit, images = 192 << 20, 16
+	for name, c := range map[string]struct {
+		codec        blob.Codec
+		noise, zeros int // bytes behind the extent
+	}{
+		"zstd":        {blob.Zstd, 0, 15 << 20},
+		"zstd, large": {blob.Zstd, 5 << 20, 10 << 20},
+		"gzip":        {blob.Gzip, 0, 15 << 20},
+		"gzip, large": {blob.Gzip, 5 << 20, 10 << 20},
+		"spans":       {blob.Spans, 0, 60 << 20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			noise := make([]byte, c.noise)
+			for i := range noise {
+				noise[i] = byte(rand.Uint32())
+			}
+			dir := open(t, t.TempDir(), cache.Options{Memory: memory.New(limit)})
+			var all []*image
+			var files []*cache.File
+			for i := range images {
+				im := behindOne(t, c.codec, byte(i), noise, c.zeros)
+				all = append(all, im)
+				files = append(files, create(t, dir, fmt.Sprint(i), im, &placedSource{source{blob: im.blob}, fmt.Sprint(i % 8)}))
+			}
+			peak := heap.Peak(func() {
+				var reads sync.WaitGroup
+				for i, f := range files {
+					reads.Go(func() { wantRange(t, f, all[i], 4096, 1) })
+				}
+				reads.Wait()
+			})
+			t.Logf("%d units of %d packed bytes: %d MiB of heap", images, len(all[0].blob), peak>>20)
+			if peak > limit+limit/8 {
+				t.Errorf("%d MiB of heap, where decoding may take %d MiB", peak>>20, limit>>20)
+			}
+		})
+	}
+}
+
+// TestLaterFrame: a unit of which a later frame needs a larger window than the first is read, and verified.
+func TestLaterFrame(t *testing.T) {
+	var packed bytes.Buffer
+	var plain []byte
+	for _, window := range []int{64 << 10, 16 << 20} {
+		w, err := zstd.NewWriter(&packed, zstd.WithWindowSize(window), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := bytes.Repeat([]byte{byte(window >> 16)}, 1<<20)
+		for range 18 {
+			if _, err := w.Write(p); err != nil {
+				t.Fatal(err)
+			}
+			plain = append(plain, p...)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	im := &image{blob: packed.Bytes(), bytes: append(make([]byte, 4096), plain...)}
+	im.spec = cache.Spec{ImageSize: int64(len(im.bytes)), MetaSize: 4096, Meta: meta(im.bytes[:4096]), Codec: blob.Zstd,
+		Units:   []blob.Unit{{Len: int64(packed.Len())}},
+		Extents: []cache.Extent{{Off: 4096, Len: uint32(len(plain)), Digest: sha256.Sum256(plain)}}}
+	m := memory.New(128 << 20)
+	f := create(t, open(t, t.TempDir(), cache.Options{Memory: m}), "one", im, &source{blob: im.blob})
+	wantAll(t, f, im)
+	again := create(t, open(t, t.TempDir(), cache.Options{Memory: m}), "one", im, &source{blob: im.blob})
+	if err := again.Verify(t.Context(), digest.FromBytes(plain)); err != nil {
+		t.Error(err)
+	}
+	if s, ok := m.Try("", m.Limit()-m.Limit()/4); !ok {
+		t.Error("memory was not given back")
+	} else {
+		s.Release()
+	}
+}
