@@ -31,6 +31,7 @@ var keepContexts = map[string]string{
 	"registry.rangeReader": "one range",
 	"registry.stallReader": "one request",
 	"layers.aheadReader":   "one range",
+	"layers.race":          "one range",
 	"start.prediction":     "one prediction",
 	"start.Starts":         "life: ends before Close",
 }

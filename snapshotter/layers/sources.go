@@ -3,7 +3,6 @@ package layers
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 	"sync"
@@ -23,9 +22,10 @@ type repositories struct {
 	asked   time.Time  // when more was called last
 	found   bool       // whether it had any
 
-	mu  sync.Mutex // guards the fields below
-	all []repositorySource
-	now int // the one that is asked first
+	mu     sync.Mutex         // guards the fields below
+	all    []repositorySource // in the order in which they came
+	now    int                // the one that is asked first
+	passed time.Time          // when now was changed last
 }
 
 // moreAgain is how long nobody looks for more places that may have a blob, after somebody has.
@@ -43,9 +43,6 @@ type placedSource interface {
 	cache.Measured
 }
 
-// stalled is how long a repository may send nothing before another one is asked, if there is another one.
-const stalled = 5 * time.Second
-
 // Sources are where the images in the cache are read from, by their names.
 type Sources struct {
 	promises *promises
@@ -58,7 +55,8 @@ type Sources struct {
 	all map[string]*repositories
 }
 
-// Add adds the repository of s to those that an image in the cache is read from, as the first, and returns the image.
+// Add adds the repository of s to those that an image in the cache is read from, as the last, and returns the image. Anybody may have
+// a layer in a repository of his own, so a newcomer is asked only where the others fail or are slow.
 func (x *Sources) Add(f *cache.File, s *Source) *cache.File {
 	from := x.aheads.source(x.promises.KeyOf(s), x.places.blob(s))
 	x.mu.Lock()
@@ -99,15 +97,25 @@ func (x *repositories) index(repo registry.Repository) int {
 	return slices.IndexFunc(x.all, func(one repositorySource) bool { return one.repo == repo })
 }
 
-func (x *repositories) add(one repositorySource) {
+// add adds a repository, or what is newer of one that is there, and returns which it is.
+func (x *repositories) add(one repositorySource) int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if x.now = x.index(one.repo); x.now >= 0 {
-		x.all[x.now] = one
-		return
+	if i := x.index(one.repo); i >= 0 {
+		x.all[i] = one
+		return i
 	}
-	x.now = len(x.all)
 	x.all = append(x.all, one)
+	return len(x.all) - 1
+}
+
+// prefer has a repository asked first for a while.
+func (x *repositories) prefer(i int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if i < len(x.all) {
+		x.now, x.passed = i, time.Now()
+	}
 }
 
 // remove keeps the last one: reads that are under way end by its error.
@@ -122,7 +130,15 @@ func (x *repositories) remove(repo registry.Repository) {
 func (x *repositories) current() repositorySource {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.all[x.now]
+	return x.all[x.firstLocked()]
+}
+
+// firstLocked returns which repository is asked first: the first that came, unless it has failed lately.
+func (x *repositories) firstLocked() int {
+	if x.now != 0 && time.Since(x.passed) > homeAgain {
+		x.now = 0
+	}
+	return x.now
 }
 
 // Open implements cache.Source.
@@ -153,79 +169,21 @@ func (x *repositories) look(ctx context.Context, since time.Time) bool {
 	}
 	more := x.more(ctx)
 	x.asked, x.found = time.Now(), len(more) > 0
-	for _, one := range slices.Backward(more) { // the one that is added last is asked first
-		x.add(one)
+	for _, one := range slices.Backward(more) { // the others have failed
+		x.prefer(x.add(one))
 	}
 	return x.found
 }
 
 func (x *repositories) openAny(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
 	x.mu.Lock()
-	all, first := slices.Clone(x.all), x.now
+	first := x.firstLocked() + try
+	order := append(slices.Clone(x.all[first%len(x.all):]), x.all[:first%len(x.all)]...)
 	x.mu.Unlock()
-	if len(all) == 1 {
-		return all[0].Open(ctx, off, n, try)
+	if len(order) == 1 {
+		return order[0].Open(ctx, off, n, try)
 	}
-	var errs []error
-	for i := range all {
-		one := all[(first+i+try)%len(all)]
-		r, err := x.openOne(ctx, one, off, n, try/len(all))
-		if err == nil {
-			return r, nil
-		}
-		errs = append(errs, err)
-		if ctx.Err() != nil {
-			break
-		}
-		x.pass(one.repo)
-	}
-	return nil, errors.Join(errs...)
-}
-
-func (x *repositories) openOne(ctx context.Context, one repositorySource, off, n int64, try int) (io.ReadCloser, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	watch := time.AfterFunc(stalled, func() { cancel(fmt.Errorf("%s has sent nothing for %s", one.repo, stalled)) })
-	r, err := one.Open(ctx, off, n, try)
-	if err != nil {
-		watch.Stop()
-		cancel(nil)
-		return nil, err
-	}
-	return &watchedReader{ReadCloser: r, x: x, repo: one.repo, watch: watch, cancel: cancel}, nil
-}
-
-// pass has another repository asked next, if this one is asked now.
-func (x *repositories) pass(repo registry.Repository) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.all[x.now].repo == repo {
-		x.now = (x.now + 1) % len(x.all)
-	}
-}
-
-// watchedReader reads from a repository of several.
-type watchedReader struct {
-	io.ReadCloser
-	x      *repositories
-	repo   registry.Repository
-	watch  *time.Timer
-	cancel context.CancelCauseFunc
-}
-
-func (r *watchedReader) Read(p []byte) (int, error) {
-	r.watch.Reset(stalled)
-	n, err := r.ReadCloser.Read(p)
-	r.watch.Stop() // the reader may take its time
-	if err != nil && !errors.Is(err, io.EOF) {
-		r.x.pass(r.repo)
-	}
-	return n, err
-}
-
-func (r *watchedReader) Close() error {
-	r.watch.Stop()
-	defer r.cancel(nil)
-	return r.ReadCloser.Close()
+	return x.race(ctx, order, off, n, try/len(order))
 }
 
 // Place implements cache.Placed.
