@@ -42,6 +42,7 @@ func (s *Snapshotter) wire(b *base) {
 	s.gating = &gating{base: b, bindings: s.bindings, mountings: s.mountings}
 	s.mending = &mending{base: b, bindings: s.bindings, mountings: s.mountings}
 	s.claims = &claims{base: b, bindings: s.bindings, mountings: s.mountings}
+	s.claims.asking = asking{metadata: b.opts.Metadata, open: map[string]int{}, known: map[string]map[string]known{}}
 	s.releasing = &releasing{base: b, bindings: s.bindings, mountings: s.mountings, mending: s.mending, lostImages: map[string]bool{}}
 	s.mountings.gating, s.mountings.mending, s.mountings.releasing = s.gating, s.mending, s.releasing
 	s.gating.mending, s.mending.releasing = s.mending, s.releasing

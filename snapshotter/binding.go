@@ -3,8 +3,11 @@ package snapshotter
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -85,9 +88,9 @@ func (s savedBinding) write(dir string) error {
 	return durable.Replace(filepath.Join(dir, bindingFile), p, 0o600)
 }
 
-// loadBinding reads what lies beside a snapshot of a name. remote is false for an ordinary snapshot, which has nothing there and
-// another name. A record that is damaged or gone is not taken for none: the snapshot is quarantined, since without its layer it
-// would show an empty directory.
+// loadBinding reads what lies beside a snapshot of a name. remote is false for an ordinary snapshot, which has nothing there, and
+// another name or a directory that somebody could write to. A record that is damaged or gone is not taken for none: the snapshot is
+// quarantined, since without its layer it would show an empty directory.
 func loadBinding(dir, name string, log *slog.Logger) (saved savedBinding, remote bool) {
 	path := filepath.Join(dir, bindingFile)
 	saved, found, err := durable.LoadJSON(path, bindingKind, log, func(b *savedBinding) error { return b.check(name) })
@@ -98,7 +101,7 @@ func loadBinding(dir, name string, log *slog.Logger) (saved savedBinding, remote
 		why = err.Error()
 	case found == durable.Damaged:
 		why = path + " was damaged"
-	case found == durable.Absent && !isRemoteName(name):
+	case found == durable.Absent && !isRemoteName(name) && !(isUnpackedName(name) && neverWritten(dir)):
 		return saved, false
 	case found == durable.Absent:
 		why = path + " is missing"
@@ -111,6 +114,12 @@ func loadBinding(dir, name string, log *slog.Logger) (saved savedBinding, remote
 	return savedBinding{
 		Version: bindingVersion, Name: name, Quarantined: why + ": remove the containers and images that use the snapshot, and pull them again",
 	}, true
+}
+
+// neverWritten reports whether nobody could write to a snapshot's directory, as nobody could to one of a layer that is supplied here.
+func neverWritten(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, "work"))
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // check says whether a record can be the one that was saved of a snapshot.

@@ -170,7 +170,7 @@ func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]b
 		}
 		for _, img := range images() {
 			for i, id := range m.chainIDs {
-				if chainIDs[id] {
+				if chainIDs[id] && img.FromRegistry() {
 					claims[id] = append(claims[id], img.Layers[i])
 				}
 			}
@@ -204,6 +204,9 @@ func (c *ContentImages) each(ctx context.Context, use func(m *knownManifest, ima
 					}
 					all = append(all, imageIn(ctx, repo, ref, info, m))
 				}
+			}
+			if len(all) == 0 { // it was loaded, or made here
+				all = append(all, imageIn(ctx, registry.Repository{}, info.Digest.String(), info, m))
 			}
 			return all
 		})

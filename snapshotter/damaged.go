@@ -21,9 +21,9 @@ var (
 	}
 	databaseKind = durable.Kind{
 		Name: databaseFile,
-		Lost: "all snapshots that containerd knows of: containers that run go on, and others start from images all of whose layers were remora's",
-		Do: "remove the containers of before, and images that cannot be started, in all of containerd's namespaces, with --sync, and pull " +
-			"those again; then remove this file and restart remorad, which deletes the directories of the old snapshots that nothing uses",
+		Lost: "all snapshots that containerd knows of: those of layers are made anew, and containers that run go on",
+		Do: "remove the containers of before that have ended, since they do not start again; then remove this file and restart remorad, " +
+			"which deletes the directories of the old snapshots that nothing uses",
 	}
 	instanceKind = durable.Kind{
 		Name: instanceFile,

@@ -41,6 +41,7 @@ type claims struct {
 	mountings *mountings
 	answers   answers
 
+	asking     asking
 	recovering sync.Mutex // snapshots that were lost are made anew one after the other
 }
 
@@ -81,11 +82,15 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 		}
 		return err
 	}
-	err = c.commitRemote(ctx, name, parent, labels, src)
+	b, err := c.commitRemote(ctx, name, parent, labels, src)
 	if errdefs.IsAlreadyExists(err) {
 		return nil // another namespace was faster
 	}
-	return err
+	if err != nil {
+		return err
+	}
+	c.mountings.startAttempt(b)
+	return nil
 }
 
 func query(chainID string, labels map[string]string) Query {
@@ -149,8 +154,10 @@ func (c *claims) startAll(img layers.Image) {
 	}
 }
 
-// commitRemote makes a committed snapshot of a layer that is on its way.
-func (c *claims) commitRemote(ctx context.Context, name, parent string, labels map[string]string, src layers.Source) error {
+// commitRemote makes a committed snapshot of a layer that is supplied here, and returns its binding.
+func (c *claims) commitRemote(
+	ctx context.Context, name, parent string, labels map[string]string, src layers.Source,
+) (*binding, error) {
 	key := name + "-claim-" + uniqueSuffix()
 	b := &binding{saved: savedBinding{Version: bindingVersion, Name: name, Source: src}}
 	err := c.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
@@ -182,9 +189,8 @@ func (c *claims) commitRemote(ctx context.Context, name, parent string, labels m
 	})
 	if err != nil {
 		c.bindings.drop(b)
-		return err
+		return nil, err
 	}
 	c.log.Info("layer claimed", "key", name, "digest", src.Descriptor.Digest, "image", src.Image)
-	c.mountings.startAttempt(b)
-	return nil
+	return b, nil
 }

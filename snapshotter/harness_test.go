@@ -421,14 +421,19 @@ func (b *bed) id(name string) (id string) {
 // unpack writes files where mounts of an active snapshot take them, and commits it.
 func (b *bed) unpack(key, name string, mounts []mount.Mount, members ...member) {
 	b.t.Helper()
-	upper := dirs(mounts)[0]
-	for _, m := range members {
-		path := filepath.Join(upper, m.Name)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, m.Body, 0o644)); err != nil {
-			b.t.Fatal(err)
-		}
-	}
+	write(b.t, dirs(mounts)[0], members)
 	if err := b.Commit(b.ctx, name, key); err != nil {
 		b.t.Fatal(err)
+	}
+}
+
+// write writes files below a directory.
+func write(t *testing.T, dir string, members []member) {
+	t.Helper()
+	for _, m := range members {
+		path := filepath.Join(dir, m.Name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, m.Body, 0o644)); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

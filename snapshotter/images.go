@@ -26,7 +26,8 @@ type Images interface {
 	// configuration is not in the store yet.
 	Manifest(ctx context.Context, manifest digest.Digest, ref string) (layers.Image, error)
 
-	// Known returns the images of a namespace whose configurations are in the store, in every repository that they came from.
+	// Known returns the images of a namespace whose configurations are in the store, in every repository that they came from; those that
+	// came from no registry without one.
 	Known(ctx context.Context) ([]layers.Image, error)
 
 	// Claims returns the layers by which the images of a namespace claim chainIDs, in every repository that they came from.

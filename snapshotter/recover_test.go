@@ -1,54 +1,254 @@
 package snapshotter
 
 import (
+	"context"
+	"net/http"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+
+	"github.com/remora-storage/remora/remote/registry"
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
-// TestLostRoot: after the root was lost, what containerd asks for by the names that it knows is made anew, with what is below it, for
-// whoever asks, and once.
+// twoImages are of two repositories. They share their lowest layer, and containerd unpacked the middle one of the second itself, since the
+// registry refused it then.
+type twoImages struct {
+	*bed
+	containerd    *daemon
+	first, second *image
+	wantFirst     []member
+	wantSecond    []member
+	topFirst      string // chainIDs
+	topSecond     string
+}
+
+func newTwoImages(t *testing.T, f format) *twoImages {
+	t.Helper()
+	low, mid := f.make(t, dir("d", 0o755), file("d/low", honest)), f.make(t, file("d/mid", noise(31, 30_000)))
+	top, other := f.make(t, file("d/top", noise(32, 30_000))), f.make(t, file("d/other", noise(33, 30_000)))
+	x := &twoImages{first: newImage(t, "first", nil, low, other), second: newImage(t, "second", nil, low, mid, top)}
+	x.bed = newBed(t, newOrigin(t, x.first, x.second), withBlobs)
+	x.containerd = newDaemon(t, x.bed)
+	x.topFirst = x.containerd.pull("default", x.first, nil)
+	x.origin.Answer(mid.Digest().String(), http.StatusNotFound)
+	x.fetch(x.second)
+	x.resolve(x.second)
+	x.topSecond = x.containerd.pull("default", x.second, map[int][]member{1: {file("d/mid", noise(31, 30_000))}})
+	x.origin.SetFault(nil)
+	x.wantFirst = []member{file("d/low", honest), file("d/other", noise(33, 30_000))}
+	x.wantSecond = []member{file("d/low", honest), file("d/mid", noise(31, 30_000)), file("d/top", noise(32, 30_000))}
+	x.runBoth()
+	if n := len(x.Status().Layers); n != 3 {
+		t.Fatalf("%d layers are supplied here, not 3 of 4", n)
+	}
+	return x
+}
+
+func (x *twoImages) runBoth() {
+	x.t.Helper()
+	x.containerd.run("default", x.topSecond, x.wantSecond...)
+	x.containerd.run("default", x.topFirst, x.wantFirst...)
+}
+
+// TestLostRoot: after the root or its database was lost, what containerd knows is made anew under the names that it knows: when remorad
+// starts, and for whoever asks before, however the images and the configuration have changed meanwhile. Then pulls go on, too.
 func TestLostRoot(t *testing.T) {
-	for _, f := range formats {
-		t.Run(f.name, func(t *testing.T) {
-			im := newImage(t, "app", nil, f.make(t, dir("d", 0o755), file("d/low", honest)), f.make(t, file("d/top", honest)))
-			b := newBed(t, newOrigin(t, im), nil)
-			top := b.pull(im)
-			low := b.named(im.ChainIDs[0], "")
-			b.sees(b.run("before", top), "d/low", honest)
-			b.close()
-			if err := os.RemoveAll(b.root); err != nil {
-				t.Fatal(err)
+	all := func(x *twoImages) { x.mustRemove(x.root) }
+	for name, lose := range map[string]func(x *twoImages){
+		"all of it":    all,
+		"its database": func(x *twoImages) { x.mustRemove(filepath.Join(x.root, databaseFile)) },
+		"what its database held": func(x *twoImages) {
+			if err := os.WriteFile(filepath.Join(x.root, databaseFile), noise(1, 5000), 0o600); err != nil {
+				x.t.Fatal(err)
 			}
-			b.open()
-			var all sync.WaitGroup
-			for range 4 {
-				all.Go(func() {
-					if info, err := b.Stat(b.ctx, top); err != nil || info.Parent != low {
-						t.Errorf("got %+v, %v", info, err)
+		},
+		"all, and another way of import": func(x *twoImages) {
+			all(x)
+			x.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{Mode: layers.ImportEager} }
+		},
+		"all, and imports forbidden": func(x *twoImages) {
+			all(x)
+			x.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{Mode: layers.ImportOrdinary} }
+		},
+	} {
+		for _, f := range []format{formats[0], formats[2]} { // by parts, and whole
+			for _, when := range []string{"at start", "on demand"} {
+				t.Run(f.name+"/"+name+", "+when, func(t *testing.T) {
+					x := newTwoImages(t, f)
+					x.close()
+					lose(x)
+					x.open()
+					if when == "at start" {
+						x.Serving()
+						eventually(t, "all four layers are made anew", func() bool { return x.committed() == 4 })
 					}
+					x.runBoth()
+					if n := x.committed(); n != 4 {
+						t.Errorf("%d snapshots of four layers", n)
+					}
+					x.containerd.pull("default", x.first, nil)
+					x.containerd.pull("new", x.second, map[int][]member{0: {dirMember, file("d/low", honest)},
+						1: {file("d/mid", noise(31, 30_000))}, 2: {file("d/top", noise(32, 30_000))}})
+					x.containerd.run("new", x.topSecond, x.wantSecond...)
+					lost, err := ListDamaged(x.root)
+					if err != nil || len(lost) > 1 {
+						t.Fatalf("%+v, %v", lost, err)
+					}
+					for _, d := range lost {
+						x.mustRemove(d.Aside) // as an operator does
+					}
+					x.restart()
+					x.runBoth()
 				})
 			}
-			all.Wait()
-			mounts := b.run("after", top)
-			b.sees(mounts, "d/low", honest)
-			b.sees(mounts, "d/top", honest)
-			if n := len(b.Status().Layers); n != 2 {
-				t.Errorf("%d snapshots of two layers", n)
+		}
+	}
+}
+
+// committed counts the snapshots of layers, without what was mounted before a database was lost.
+func (b *bed) committed() (n int) {
+	b.t.Helper()
+	if err := b.Walk(b.ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindCommitted {
+			n++
+		}
+		return nil
+	}); err != nil && !errdefs.IsNotFound(err) {
+		b.t.Fatal(err)
+	}
+	return n
+}
+
+var dirMember = file("d/empty", nil)
+
+// TestLostRootOfImageGone: a layer whose own image containerd has no longer is made anew from another one's that has it.
+func TestLostRootOfImageGone(t *testing.T) {
+	x := newTwoImages(t, formats[0])
+	x.close()
+	x.mustRemove(x.root)
+	if err := x.store.Delete(x.ctx, x.first.Target.Digest); err != nil {
+		t.Fatal(err)
+	}
+	x.open()
+	x.Serving()
+	eventually(t, "three layers are made anew", func() bool { return len(x.Status().Layers) == 3 })
+	x.containerd.run("default", x.topSecond, x.wantSecond...)
+	ctx := namespaces.WithNamespace(t.Context(), "default")
+	if _, err := x.containerd.Prepare(ctx, "container", x.topFirst); !errdefs.IsNotFound(err) || !strings.Contains(err.Error(), "no image") {
+		t.Errorf("of an image that is gone: %v", err)
+	}
+	x.containerd.pull("default", x.first, nil) // all of it "exists already"
+	x.containerd.run("default", x.topFirst, x.wantFirst...)
+}
+
+// TestLostRootAskedByMany: whoever asks for a lost snapshot gets the same one.
+func TestLostRootAskedByMany(t *testing.T) {
+	x := newTwoImages(t, formats[0])
+	x.close()
+	x.mustRemove(x.root)
+	x.open()
+	x.Serving()
+	ctx := namespaces.WithNamespace(t.Context(), "default")
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			if info, err := x.containerd.Stat(ctx, x.topSecond); err != nil || info.Parent != x.second.ChainIDs[1].String() {
+				t.Errorf("got %+v, %v", info, err)
 			}
-			if b.pull(im) != top { // and a pull finds it, as containerd wants
-				t.Error("a pull makes another snapshot")
+		})
+	}
+	all.Wait()
+	x.runBoth()
+	if n := x.committed(); n != 4 {
+		t.Errorf("%d snapshots of four layers", n)
+	}
+}
+
+// TestLostLoaded: layers of an image that came from no registry are made anew from containerd's content store.
+func TestLostLoaded(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			files := []member{file("a", noise(41, 40_000))}
+			im := newImage(t, "loaded", nil, f.make(t, files...))
+			b := newBed(t, newOrigin(t), withBlobs)
+			containerd := newDaemon(t, b)
+			b.put(im.ConfigDesc, im.Config, nil)
+			b.put(im.Target, im.Manifest, map[string]string{configRefLabel: im.ConfigDesc.Digest.String()})
+			b.put(im.Layers[0].Desc, im.Layers[0].Blob, nil)
+			top := containerd.unpack("default", im, map[int][]member{0: files})
+			containerd.run("default", top, files...)
+			b.close()
+			b.mustRemove(b.root)
+			b.open()
+			containerd.run("default", top, files...)
+			if err := b.store.Delete(b.ctx, im.Layers[0].Digest()); err != nil {
+				t.Fatal(err)
+			}
+			b.restart()
+			containerd.run("default", top, files...)
+			b.close()
+			b.mustRemove(b.root)
+			b.open()
+			ctx := namespaces.WithNamespace(t.Context(), "default")
+			if _, err := containerd.Prepare(ctx, "container", top); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := containerd.Mounts(ctx, "container"); err == nil {
+				t.Error("nobody has the layer, and it is shown")
+			}
+			if st := b.statusOf(im.Layers[0]); st.State != "failed" || !strings.Contains(st.Image, im.Target.Digest.String()) {
+				t.Errorf("status: %+v", st)
 			}
 		})
 	}
 }
 
-// TestLostForGood: a snapshot of which no image is left, and one that containerd unpacked, are not found.
+// TestLostRecordOfUnpacked: a layer that containerd had unpacked, and that is supplied here since its root was lost, is not taken for an
+// empty one when its record is lost, too.
+func TestLostRecordOfUnpacked(t *testing.T) {
+	x := newTwoImages(t, formats[0])
+	x.close()
+	x.mustRemove(x.root)
+	x.open()
+	x.runBoth()
+	name := x.boundTo(x.second.Layers[1])
+	if !isUnpackedName(name) {
+		t.Fatalf("containerd named it %s", name)
+	}
+	path := filepath.Join(x.snapshotDir(x.id(name)), bindingFile)
+	x.close()
+	x.mustRemove(path)
+	x.open()
+	x.mustName(path)
+	var names []string
+	if err := x.Walk(x.ctx, func(_ context.Context, info snapshots.Info) error {
+		names = append(names, info.Name)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for len(names) > 0 { // children go first
+		names = slices.DeleteFunc(names, func(name string) bool { return x.Snapshotter.Remove(x.ctx, name) == nil })
+	}
+}
+
+// boundTo returns the name of the one snapshot of a layer.
+func (b *bed) boundTo(l layer) string { return b.statusOf(l).Snapshot }
+
+// TestLostForGood: a snapshot that containerd does not know is not found, and nothing is made of it.
 func TestLostForGood(t *testing.T) {
 	im := newImage(t, "app", nil, estargzLayer(t, file("a", honest)))
 	b := newBed(t, newOrigin(t, im), nil)
+	newDaemon(t, b)
+	b.restart()
 	b.fetch(im)
 	for _, name := range []string{remotePrefix + "00112233445566778899aabbccddeeff", "default/7/" + im.ChainIDs[0].String()} {
 		if _, err := b.Prepare(b.ctx, "container", name); !errdefs.IsNotFound(err) {
@@ -58,4 +258,5 @@ func TestLostForGood(t *testing.T) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
+	b.mustHaveNone()
 }

@@ -35,6 +35,8 @@ type Options struct {
 	BackendOf func(registry.Repository) blockdev.Backend
 	// ImportWait bounds how long a Prepare waits for a layer that is imported; 0 for the default.
 	ImportWait time.Duration
+	// Metadata is what containerd has noted of its snapshots; nil if nobody is to be asked, and then none that was lost is made anew.
+	Metadata Metadata
 	// Releases removes images of which a layer is nowhere any more; nil for never.
 	Releases Releases
 	// ReleaseAsk leaves that to the operator; see Repair.
@@ -94,12 +96,20 @@ func uniqueSuffix() string {
 
 // Stat implements snapshots.Snapshotter.
 func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info, err error) {
-	err = s.claims.orRecover(ctx, key, func() error {
+	look := func() error {
 		return s.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 			_, info, _, err = storage.GetInfo(ctx, key)
 			return err
 		})
-	})
+	}
+	if !s.claims.asking.isOpen(ctx) {
+		err = s.claims.orRecover(ctx, key, look)
+		return info, err
+	}
+	err = look()
+	if lost := errdefs.IsNotFound(err) && mayBeLayer(key); err == nil || lost {
+		return answered(key, info, lost), nil
+	}
 	return info, err
 }
 
@@ -163,7 +173,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	chainID, isLayer := info.Labels[snapshots.LabelSnapshotRef]
 	if isLayer {
-		err := s.claims.claim(ctx, chainID, parent, info.Labels)
+		err := s.claims.orRecover(ctx, parent, func() error { return s.claims.claim(ctx, chainID, parent, info.Labels) })
 		if err == nil {
 			return nil, fmt.Errorf("prepare %s on %q: layer %s is supplied remotely: %w", key, parent, chainID, errdefs.ErrAlreadyExists)
 		}

@@ -153,6 +153,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		},
 		Backend: cfg.backend(), BackendOf: cfg.backendFor, ImportWait: time.Duration(cfg.Import.Wait),
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Kernel: f.kernel, Pod: inPod(),
+		Metadata: &noted{containerd, f.address},
 		Releases: &releases{containerd.NamespaceService(), containerd.ImageService(), known}, ReleaseAsk: cfg.Images.Release == releaseAsk,
 		NotOurs: []string{disk.Dir(f.root)}, MapsMounts: mapsMounts(containerd), Log: log,
 	})
@@ -174,7 +175,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	images.Register(metrics)
 	sn.Register(metrics)
 	owned.Register(metrics)
-	return listen(ctx, addresses{f.address, cfg.Metrics.Address, cfg.Pprof.Address}, server, metrics, log)
+	return listen(ctx, addresses{f.address, cfg.Metrics.Address, cfg.Pprof.Address}, server, metrics, sn.Serving, log)
 }
 
 // mapsMounts is snapshotter.Options.MapsMounts. It asks containerd for its version each time, as another may run then.
@@ -204,8 +205,10 @@ type addresses struct {
 	metrics, pprof string // "" for none
 }
 
-// listen serves until ctx ends or a listener fails, then stops accepting and finishes requests.
-func listen(ctx context.Context, at addresses, server *grpc.Server, metrics *prometheus.Registry, log *slog.Logger) error {
+// listen serves until ctx ends or a listener fails, then stops accepting and finishes requests. It calls serving once it serves.
+func listen(
+	ctx context.Context, at addresses, server *grpc.Server, metrics *prometheus.Registry, serving func(), log *slog.Logger,
+) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	l, err := cli.ListenUnix(ctx, at.socket)
@@ -233,6 +236,7 @@ func listen(ctx context.Context, at addresses, server *grpc.Server, metrics *pro
 		}
 	})
 	log.Info("serving", "address", at.socket)
+	serving()
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		log.Warn("systemd not notified", "err", err)
 	}

@@ -94,7 +94,7 @@ func TestMetrics(t *testing.T) {
 	for want, at := range map[string]addresses{
 		"[metrics] address": {socket, "nowhere:port", ""}, "[pprof] address": {socket, "", "nowhere:port"}, "is no socket": {file, "", ""},
 	} {
-		fails(t, listen(t.Context(), at, grpc.NewServer(), prometheus.NewRegistry(), discard()), want)
+		fails(t, listen(t.Context(), at, grpc.NewServer(), prometheus.NewRegistry(), t.FailNow, discard()), want)
 	}
 
 	addr := freePort(t)
@@ -102,7 +102,9 @@ func TestMetrics(t *testing.T) {
 	ended := make(chan error, 1)
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "remora_test"}, func() float64 { return 42 }))
-	go func() { ended <- listen(ctx, addresses{socket, addr, profiles}, grpc.NewServer(), metrics, discard()) }()
+	go func() {
+		ended <- listen(ctx, addresses{socket, addr, profiles}, grpc.NewServer(), metrics, func() {}, discard())
+	}()
 	get := func(c *http.Client, path string) (status int, body string) {
 		waitFor(t, "metrics are served", func() bool {
 			resp, err := c.Get("http://" + addr + path)

@@ -89,8 +89,9 @@ func (i *Imports) tryImport(ctx context.Context, o *Opening, codec blob.Codec, l
 		beyond := errors.Is(err, layout.ErrBeyond) || errors.Is(err, scan.ErrBomb)
 		wrong := !beyond && (errors.Is(err, errWrongBlob) || errors.Is(err, layout.ErrInvalid))
 		im.Stop(!wrong && !beyond && !o.gone.Load())
+		again := try+1 < importTries && (errors.Is(err, errWrongBlob) || !i.places.Stored(ctx, &o.src)) // else its bytes are the layer's
 		switch {
-		case wrong && try+1 < importTries:
+		case wrong && again:
 			i.log.Warn("layer has wrong bytes, asking again", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 			whole = whole || try+2 == importTries // who spoils ranges may serve the whole
 		case wrong || beyond:

@@ -2,8 +2,10 @@ package layers
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -69,7 +71,9 @@ func (p *Places) whole(s *Source) Blob {
 	if p.blobs == nil || s.Namespace == "" {
 		return p.blob(s)
 	}
-	return &storedBlob{Blob: p.blob(s), blobs: p.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest}
+	return &storedBlob{
+		Blob: p.blob(s), blobs: p.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest, alone: s.Repo == registry.Repository{},
+	}
 }
 
 // Stored reports whether containerd's content store has a layer's blob: then an import moves nothing.
@@ -92,11 +96,12 @@ type storedBlob struct {
 	blobs     Blobs
 	namespace string
 	digest    digest.Digest
+	alone     bool // it came from no registry
 }
 
 // Open implements cache.Source.
 func (b *storedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
-	if try == 0 {
+	if try == 0 || b.alone {
 		r, err := b.blobs.Blob(ctx, b.namespace, b.digest) // which reads with this context, too
 		if err == nil {
 			if r.Size() == b.Size() {
@@ -106,6 +111,9 @@ func (b *storedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCl
 				}{io.NewSectionReader(r, off, n), r}, nil
 			}
 			r.Close() // only read
+		}
+		if b.alone {
+			return nil, fmt.Errorf("it came from no registry, and containerd's content store does not have it: %w", cmp.Or(err, errWrongBlob))
 		}
 	}
 	return b.Blob.Open(ctx, off, n, try)
