@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -72,21 +73,36 @@ func readJSON(path string, into any) error {
 // outsideClient pulls as any program with containerd's client would, with the labels that say
 // which image a layer belongs to or without.
 func outsideClient(ctx context.Context, s *testbed.Stack, ref, user string, labels bool) error {
+	return outsideClientBy(ctx, s, ref, user, labels, nil, false)
+}
+
+// outsideClientBy is outsideClient with another HTTP client, which change makes of the usual one, and by plain HTTP if that is wanted.
+func outsideClientBy(
+	ctx context.Context, s *testbed.Stack, ref, user string, labels bool, change func(*http.Client), plainHTTP bool,
+) error {
 	c, err := client.New(s.Socket)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	ctx = namespaces.WithNamespace(ctx, s.Namespace)
-	resolver := docker.NewResolver(docker.ResolverOptions{
-		Hosts: config.ConfigureHosts(ctx, config.HostOptions{
-			HostDir: config.HostDirFromRoot(s.HostsDir),
-			Credentials: func(string) (string, string, error) {
-				name, secret, _ := strings.Cut(user, ":")
-				return name, secret, nil
-			},
-		}),
-	})
+	hosts := config.HostOptions{
+		HostDir: config.HostDirFromRoot(s.HostsDir),
+		Credentials: func(string) (string, string, error) {
+			name, secret, _ := strings.Cut(user, ":")
+			return name, secret, nil
+		},
+		UpdateClient: func(c *http.Client) error {
+			if change != nil {
+				change(c)
+			}
+			return nil
+		},
+	}
+	if plainHTTP {
+		hosts.DefaultScheme = "http"
+	}
+	resolver := docker.NewResolver(docker.ResolverOptions{Hosts: config.ConfigureHosts(ctx, hosts)})
 	opts := []client.RemoteOpt{client.WithResolver(resolver), client.WithPullUnpack, client.WithPullSnapshotter("remora")}
 	if labels {
 		opts = append(opts, client.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(ref)))
