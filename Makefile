@@ -63,7 +63,7 @@ unexport CONTAINERD_ADDRESS CONTAINERD_NAMESPACE CONTAINERD_SNAPSHOTTER REMORA_A
   AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AWS_PROFILE AWS_REGION AWS_ENDPOINT_URL
 
 .DEFAULT_GOAL := help
-.PHONY: help build check test soak fuzz bench demo lint fmt generate proto install clean deps tools dist reproducible vulns $(PARTS)
+.PHONY: help build check test soak fuzz cover bench demo lint fmt generate proto install clean deps tools dist reproducible vulns $(PARTS)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -148,6 +148,11 @@ fuzz: ## every fuzz target for FUZZTIME (20s)
 	@for pkg in $$(go list ./...); do \
 	  for f in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 	    echo "$$pkg $$f"; go test -run='^$$' -fuzz="^$$f\$$" -fuzztime=$(FUZZTIME) -fuzzminimizetime=1s $$pkg || exit 1; done; done
+
+cover: ## which share of snapshotter's and cmd's statements their fast tests run, as any user
+	@mkdir -p $(WORK)
+	go test -short -count=1 -coverpkg=./snapshotter/...,./cmd/... -coverprofile=$(WORK)/cover.out ./snapshotter/... ./cmd/...
+	@grep -v '\.pb\.go:' $(WORK)/cover.out > $(WORK)/cover.ours.out && go tool cover -func=$(WORK)/cover.ours.out | tail -1
 
 bench: deps-bench tools-bench build ## the tables of docs/performance.md; BENCH="coldstart" for one
 	go run ./conformance/bench $(BENCH)
