@@ -24,8 +24,8 @@ type lonely struct {
 	env  []string // of the client, as is that of containerd, which downloads for ctr
 }
 
-// TestImagesOfTheClientAlone: real images, in make soak all those of the benchmarks, start with each client where only that client has the credentials, knows the
-// proxy, or was told to use plain HTTP.
+// TestImagesOfTheClientAlone: real images, in make soak all those of the benchmarks, start with each client where only that client has
+// the credentials, knows the proxy, or was told to use plain HTTP.
 func TestImagesOfTheClientAlone(t *testing.T) {
 	t.Parallel()
 	hosts := map[string]string{}
