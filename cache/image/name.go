@@ -24,7 +24,7 @@ const Whole Voucher = "w"
 // ByTable is what vouches for an image that is read by the table which by describes.
 func ByTable(by string) Voucher {
 	sum := sha256.Sum256([]byte(by))
-	return Voucher("v" + hex.EncodeToString(sum[:8]))
+	return Voucher("v" + hex.EncodeToString(sum[:16]))
 }
 
 // String returns the ID by which the cache knows the image.

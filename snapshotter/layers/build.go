@@ -102,7 +102,7 @@ func (l *Layers) fillAndBuild(s *Source, index *Tree, below func(string) (layout
 	}); err != nil {
 		return nil, err
 	}
-	name := hex.EncodeToString(taken.Sum(nil)[:8])
+	name := hex.EncodeToString(taken.Sum(nil)[:16])
 	if f := l.cachedImage(s, name, cmp.Or(index.by, madeHere)); f != nil { // that it may be read shows the index
 		return l.Sources.Add(f, s), nil
 	}
