@@ -39,6 +39,7 @@ func TestImagesOfTheClientAlone(t *testing.T) {
 		"plain HTTP":  {host: serveAt(t, outsideAddress(t), registryHandler(s)), args: []string{"--plain-http"}},
 		"proxy":       {host: "proxied.test", env: proxy.env("client")},
 	}
+	hosts[ways["plain HTTP"].host] = ways["plain HTTP"].host // containerd asks for it, too, through the proxy
 	pullers := map[string]func(ctx context.Context, l lonely, ref string) error{
 		"ctr": func(ctx context.Context, l lonely, ref string) error {
 			args := append([]string{"images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora"}, l.args...)
