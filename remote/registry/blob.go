@@ -169,10 +169,7 @@ func (r *rangeReader) askURL(place string) (*stallReader, error) {
 		return nil, fmt.Errorf("layer's URL %.200q is not one of HTTP: %w", place, ErrNotFound)
 	}
 	return r.askBy(r.ctx, u.Host, func(ctx context.Context, rng string) (*http.Response, error) {
-		ctx, err := r.b.r.outside(ctx, u)
-		if err != nil {
-			return nil, err
-		}
+		ctx, _ = onTrip(ctx, "", true)
 		host := docker.RegistryHost{Client: r.b.r.elsewhere, Host: u.Host, Scheme: u.Scheme}
 		return r.b.r.requestOrigin(ctx, host, r.b.repo, u.String(), rng, "")
 	})

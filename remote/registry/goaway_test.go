@@ -139,7 +139,7 @@ func TestGoAway(t *testing.T) {
 				at := b.listen(t)
 				r := New(Options{ConfigPath: []string{nowhere}, PrivatePlaces: true, Retry: Retry{Attempts: 3, First: time.Millisecond}})
 				t.Cleanup(r.elsewhere.CloseIdleConnections)
-				r.elsewhere.Transport.(*http.Transport).TLSClientConfig = &tls.Config{InsecureSkipVerify: true}
+				r.elsewhere.Transport.(*router).own.TLSClientConfig.InsecureSkipVerify = true
 				blob := r.Blob(Repository{Host: "reg.test", Path: "a"}, digest.FromBytes(body), int64(len(body)))
 				got := make([]byte, len(body))
 				for range 3 { // the next request works, too

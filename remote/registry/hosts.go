@@ -67,7 +67,7 @@ func (r *Registry) readHosts(ctx context.Context, host string) ([]docker.Registr
 			if t, ok := c.Transport.(*http.Transport); ok {
 				t.ResponseHeaderTimeout = r.opts.Stall
 				t.MaxIdleConns, t.MaxIdleConnsPerHost = maxAsked, maxAskedOfOne // each other request would pay a handshake
-				guard(t)
+				c.Transport = r.route(t)
 			}
 			return nil
 		},
@@ -78,6 +78,7 @@ func (r *Registry) readHosts(ctx context.Context, host string) ([]docker.Registr
 	hosts, err := config.ConfigureHosts(context.WithoutCancel(ctx), options)(host)
 	for i := range hosts { // containerd's resolver cleans the paths of its requests
 		hosts[i].Path = strings.TrimSuffix(path.Join("/", hosts[i].Path), "/")
+		hosts[i].Authorizer = &placedAuthorizer{Authorizer: hosts[i].Authorizer}
 	}
 	return hosts, err
 }

@@ -5,18 +5,22 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// A manifest may name other places for a layer, and a registry may send us to another host. Both are the choice of people
-// outside, and this machine reaches what they do not: its own services, its network, a cloud's metadata server. So such a
-// place is public, unless the operator allows others, or the registry that sends us there is on such a network itself.
+// A manifest may name other places for a layer, a registry may send us to another host, and it names the server that gives tokens. All
+// are the choice of people outside, and this machine reaches what they do not: its own services, its network, a cloud's metadata server.
+// So whatever a server at a public address names must be at a public address, too, unless the operator allows others. Names say nothing:
+// they may have several addresses, and others by the next time. What counts are the addresses of connections.
 
 // ForeignURLs are the other places of a layer whose media type says that a registry may lack it.
 func ForeignURLs(d ocispec.Descriptor) []string {
@@ -26,39 +30,54 @@ func ForeignURLs(d ocispec.Descriptor) []string {
 	return nil
 }
 
-type outsideKey struct{}
-
-// outside returns a context in which a connection to u's host is made only if that has a public address.
-func (r *Registry) outside(ctx context.Context, u *url.URL) (context.Context, error) {
-	if r.opts.PrivatePlaces {
-		return ctx, nil
-	}
-	host := u.Hostname()
-	ip, err := netip.ParseAddr(host)
-	if err == nil && !public(ip) || strings.EqualFold(host, "localhost") { // a proxy may make the connection
-		return nil, notPublic(host)
-	}
-	port := u.Port()
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
-	}
-	return context.WithValue(ctx, outsideKey{}, net.JoinHostPort(host, port)), nil
+// A trip is a request of a registry, with all that it leads to.
+type trip struct {
+	registry string      // its scheme and host
+	led      atomic.Bool // somebody outside has chosen what is asked next
 }
 
-func notPublic(host string) error {
-	return fmt.Errorf("%s is %w, and only the image or its registry names it ([registry] private_places allows that)", host, ErrNotPublic)
+type tripKey struct{}
+
+// onTrip returns a context of a new trip. led says that somebody outside has chosen its beginning.
+func onTrip(ctx context.Context, registry string, led bool) (context.Context, *trip) {
+	t := &trip{registry: registry}
+	t.led.Store(led)
+	return context.WithValue(ctx, tripKey{}, t), t
 }
+
+// A router makes requests, and knows by whose choice. Where somebody outside has chosen, no address is connected to that is not public.
+type router struct {
+	own, led *http.Transport // led has only such connections
+	public   func(netip.Addr) bool
+	free     bool // any address will do
+}
+
+// route returns a router that makes connections as a transport does.
+func (r *Registry) route(t *http.Transport) *router {
+	next := t.DialContext
+	if next == nil {
+		next = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	}
+	x := &router{own: t, public: r.public, free: r.opts.PrivatePlaces}
+	t.DialContext = hurried(x.guarded(next))
+	x.led = t.Clone()
+	return x
+}
+
+type guardKey struct{}
 
 type dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// guarded makes connections as next does, but for those of a context of outside.
-func guarded(next dial) dial {
+const dialTimeout = 30 * time.Second
+
+// guarded makes connections as next does, and with a context of a guardKey only those to public addresses.
+func (x *router) guarded(next dial) dial {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if outside, _ := ctx.Value(outsideKey{}).(string); outside != addr { // a proxy's is another one
+		if ctx.Value(guardKey{}) == nil {
 			return next(ctx, network, addr)
 		}
 		d := net.Dialer{Timeout: dialTimeout, Control: func(_, address string, _ syscall.RawConn) error {
-			if at, err := netip.ParseAddrPort(address); err != nil || !public(at.Addr()) {
+			if at, err := netip.ParseAddrPort(address); err != nil || !x.public(at.Addr().WithZone("")) {
 				return notPublic(address)
 			}
 			return nil
@@ -67,39 +86,90 @@ func guarded(next dial) dial {
 	}
 }
 
-const dialTimeout = 30 * time.Second
-
-// guard has a transport make its connections by guarded and hurried.
-func guard(t *http.Transport) {
-	next := t.DialContext
-	if next == nil {
-		next = (&net.Dialer{Timeout: dialTimeout}).DialContext
-	}
-	t.DialContext = hurried(guarded(next))
+func notPublic(host string) error {
+	return fmt.Errorf("%s is %w, and only the image or its registry names it ([registry] private_places allows that)", host, ErrNotPublic)
 }
 
-var sharedAddresses = netip.MustParsePrefix("100.64.0.0/10") // RFC 6598
-
-// public reports whether an address is one of the whole internet.
-func public(ip netip.Addr) bool {
-	ip = ip.Unmap()
-	return ip.IsGlobalUnicast() && !ip.IsPrivate() && !sharedAddresses.Contains(ip) // loopback and link-local are not global
-}
-
-// onPrivateNetwork reports whether a registry is where places need not be public.
-func onPrivateNetwork(ctx context.Context, hostport string) bool {
-	host := (&url.URL{Host: hostport}).Hostname()
-	if ip, err := netip.ParseAddr(host); err == nil {
-		return !public(ip)
+// RoundTrip implements http.RoundTripper.
+func (x *router) RoundTrip(req *http.Request) (*http.Response, error) {
+	ctx := req.Context()
+	t, _ := ctx.Value(tripKey{}).(*trip)
+	if t == nil {
+		ctx, t = onTrip(ctx, "", false)
 	}
-	all, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return false
+	proxied := false
+	if x.own.Proxy != nil {
+		proxy, err := x.own.Proxy(req)
+		if err != nil {
+			return nil, failed(req, err)
+		}
+		proxied = proxy != nil
 	}
-	for _, ip := range all {
-		if !public(ip) {
-			return true
+	by := x.own
+	if t.led.Load() && !x.free {
+		// A proxy makes the connection, and it alone knows to which address a name leads.
+		if ip, ok := literal(req.URL); ok && proxied && !x.public(ip) {
+			return nil, failed(req, notPublic(req.URL.Hostname()))
+		}
+		if !proxied {
+			ctx = context.WithValue(ctx, guardKey{}, true)
+		}
+		// TLS shows that a connection of the registry's own is one, whatever its address.
+		if req.URL.Scheme != "https" || t.registry != "https://"+req.URL.Host {
+			by = x.led
 		}
 	}
-	return false
+	var at netip.AddrPort // not valid if it cannot be told
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) {
+		at, _ = netip.ParseAddrPort(c.Conn.RemoteAddr().String())
+	}})
+	resp, err := by.RoundTrip(req.WithContext(ctx))
+	if err == nil && !x.isPrivate(req.URL, at.Addr(), proxied) {
+		t.led.Store(true)
+	}
+	return resp, err
+}
+
+// isPrivate reports whether an answer came from where a server may name others that are not public.
+func (x *router) isPrivate(u *url.URL, at netip.Addr, proxied bool) bool {
+	if proxied {
+		ip, ok := literal(u)
+		return ok && !x.public(ip)
+	}
+	return at.IsValid() && !x.public(at.WithZone(""))
+}
+
+// CloseIdleConnections is what http.Client calls.
+func (x *router) CloseIdleConnections() {
+	x.own.CloseIdleConnections()
+	x.led.CloseIdleConnections()
+}
+
+// failed ends a request that is not made.
+func failed(req *http.Request, err error) error {
+	if req.Body != nil {
+		req.Body.Close() // RoundTrip has promised that
+	}
+	return err
+}
+
+// A placedAuthorizer asks for tokens where a registry says, as on a trip that its answer has led.
+type placedAuthorizer struct {
+	docker.Authorizer
+	led atomic.Bool
+}
+
+// AddResponses implements docker.Authorizer.
+func (a *placedAuthorizer) AddResponses(ctx context.Context, responses []*http.Response) error {
+	t, _ := responses[len(responses)-1].Request.Context().Value(tripKey{}).(*trip)
+	if t != nil && t.led.Load() {
+		a.led.Store(true)
+	}
+	return a.Authorizer.AddResponses(ctx, responses)
+}
+
+// Authorize implements docker.Authorizer.
+func (a *placedAuthorizer) Authorize(ctx context.Context, req *http.Request) error {
+	ctx, _ = onTrip(ctx, req.URL.Scheme+"://"+req.URL.Host, a.led.Load())
+	return a.Authorizer.Authorize(ctx, req)
 }

@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -20,7 +19,12 @@ func TestPublic(t *testing.T) {
 	for addr, want := range map[string]bool{
 		"8.8.8.8": true, "2001:4860:4860::8888": true, "127.0.0.1": false, "10.1.2.3": false, "172.16.0.1": false, "192.168.1.1": false,
 		"169.254.169.254": false, "100.64.0.1": false, "0.0.0.0": false, "::1": false, "fe80::1": false, "fd00::1": false,
-		"::ffff:127.0.0.1": false, "224.0.0.1": false,
+		"::ffff:127.0.0.1": false, "224.0.0.1": false, "0.1.2.3": false, "198.18.0.1": false, "198.19.255.255": false, "198.20.0.1": true,
+		"192.0.0.8": false, "192.0.2.1": false, "203.0.113.1": false, "240.0.0.1": false, "255.255.255.255": false, "100.128.0.1": true,
+		"64:ff9b::7f00:1": false, "64:ff9b::a9fe:a9fe": false, "64:ff9b::808:808": true, "64:ff9b:1::808:808": false, // NAT64
+		"2002:a00:1::1": false, "2002:7f00:1::": false, "2002:808:808::1": true, // 6to4
+		"2001::1": false, "2001:db8::1": false, "3fff::1": false, "fec0::1": false, "ff02::1": false, "::": false, "::127.0.0.1": false,
+		"::ffff:0:127.0.0.1": false, "100::1": false, "5f00::1": false, "4000::1": false, "2a00:1450::1": true,
 	} {
 		if got := public(netip.MustParseAddr(addr)); got != want {
 			t.Errorf("%s: public %v", addr, got)
@@ -72,20 +76,42 @@ func TestPrivatePlaces(t *testing.T) {
 			}
 		}
 	}
-	// By a name that leads here: the connection itself is refused.
-	u := &url.URL{Scheme: "http", Host: "innocent.test:" + port}
-	r := New(Options{})
-	ctx, err := r.outside(t.Context(), u)
+}
+
+// TestProxiedPlaces: where a proxy makes the connections, a server outside cannot name addresses that are not public, however they are
+// written; it can name names, of which only the proxy knows where they lead.
+func TestProxiedPlaces(t *testing.T) {
+	var asked []string
+	proxy := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { asked = append(asked, r.URL.Host) }))
+	defer proxy.Close()
+	via, err := url.Parse(proxy.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = guarded(func(context.Context, string, string) (net.Conn, error) {
-		return nil, errors.New("it was not guarded")
-	})(context.WithValue(ctx, outsideKey{}, at), "tcp", at)
-	if !errors.Is(err, ErrNotPublic) || errors.Is(err, ErrNotFound) || Retryable(err) {
-		t.Errorf("got %v", err)
-	}
-	if !onPrivateNetwork(t.Context(), at) || onPrivateNetwork(t.Context(), "8.8.8.8:443") {
-		t.Error("the network of a registry is told wrong")
+	x := New(Options{}).route(&http.Transport{Proxy: http.ProxyURL(via)})
+	defer x.CloseIdleConnections()
+	for host, want := range map[string]bool{
+		"innocent.test": true, "8.8.8.8": true, "127.0.0.1": false, "169.254.169.254": false, "127.1": false, "0x7f.1": false,
+		"2130706433": false,
+		"[::1]":      false, "[fe80::1%25eth0]": false, "localhost": false, "LOCALHOST.": false, "a.localhost": false, "１２７.0.0.1": false,
+	} {
+		for _, led := range []bool{true, false} {
+			asked = nil
+			ctx, trip := onTrip(t.Context(), "", led)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+host+"/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := x.RoundTrip(req)
+			if err == nil {
+				resp.Body.Close()
+			}
+			if want = want || !led; (err == nil) != want || len(asked) > 0 != want || !want && !errors.Is(err, ErrNotPublic) {
+				t.Errorf("%s, led %v: %v, the proxy was asked for %q", host, led, err, asked)
+			}
+			if public := host == "innocent.test" || host == "8.8.8.8"; !led && trip.led.Load() != public {
+				t.Errorf("%s: its answers lead to public places alone: %v", host, !public)
+			}
+		}
 	}
 }

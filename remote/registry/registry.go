@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"slices"
@@ -28,7 +29,7 @@ type Options struct {
 	Logins       *Logins
 	Retry        Retry
 	Stall        time.Duration // how long a server may send nothing; default 30 s
-	// PrivatePlaces lets URLs of layers, and redirects of public registries, lead to addresses that are not public.
+	// PrivatePlaces lets URLs of layers, and redirects and token servers of public registries, lead to addresses that are not public.
 	PrivatePlaces bool
 	Log           *slog.Logger
 }
@@ -36,7 +37,8 @@ type Options struct {
 // A Registry reaches registries. It is safe for concurrent use.
 type Registry struct {
 	opts      Options
-	elsewhere *http.Client // of layers' own URLs
+	elsewhere *http.Client          // of layers' own URLs
+	public    func(netip.Addr) bool // whether an address is one of the internet
 
 	mu        sync.Mutex // guards the fields below
 	hosts     *lru.Cache // cachedHosts by registry host
@@ -65,12 +67,13 @@ func New(opts Options) *Registry {
 	}
 	elsewhere := http.DefaultTransport.(*http.Transport).Clone()
 	elsewhere.ResponseHeaderTimeout = opts.Stall
-	guard(elsewhere)
-	return &Registry{
-		opts: opts, elsewhere: &http.Client{Transport: elsewhere},
+	r := &Registry{
+		opts: opts, public: public,
 		hosts: lru.New(knownHosts), redirects: lru.New(knownRedirects), meters: lru.New(knownHosts),
 		paces: lru.New(knownHosts), healths: lru.New(knownHosts), lacking: lru.New(knownLacks),
 	}
+	r.elsewhere = &http.Client{Transport: r.route(elsewhere)}
+	return r
 }
 
 // A Repository is a place for images: a registry's host as references name it, and a path.

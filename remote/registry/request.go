@@ -26,6 +26,7 @@ const (
 type redirect struct {
 	url   string
 	until time.Time
+	led   bool // of its trip
 }
 
 // request makes one GET of a blob at one host, and follows where it is redirected. It returns any answer but a redirect.
@@ -35,7 +36,8 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 	known, cached := r.redirects.Get(u)
 	r.mu.Unlock()
 	if to, _ := known.(redirect); cached && time.Now().Before(to.until) {
-		resp, err := r.getElsewhere(ctx, host, repo, to.url, rng, "")
+		ctx, _ := onTrip(ctx, host.Scheme+"://"+host.Host, to.led)
+		resp, err := r.get(ctx, host, repo, to.url, rng, "")
 		if err == nil && served(resp, rng) || errors.As(err, new(*busyError)) {
 			return resp, err
 		}
@@ -62,16 +64,20 @@ func (r *Registry) requestOrigin(
 	ctx context.Context, host docker.RegistryHost, repo Repository, u, rng, accept string,
 ) (*http.Response, error) {
 	ctx = docker.ContextWithAppendPullRepositoryScope(ctx, repo.Path)
+	t, _ := ctx.Value(tripKey{}).(*trip)
+	if t == nil {
+		ctx, t = onTrip(ctx, host.Scheme+"://"+host.Host, false)
+	}
 	resp, err := r.get(ctx, host, repo, u, rng, accept)
 	if err != nil {
 		return nil, err
 	}
-	return r.follow(ctx, host, repo, u, rng, accept, resp)
+	return r.follow(ctx, t, host, repo, u, rng, accept, resp)
 }
 
 // follow goes where a redirect leads and remembers the place if it serves the range.
 func (r *Registry) follow(
-	ctx context.Context, host docker.RegistryHost, repo Repository, from, rng, accept string, resp *http.Response,
+	ctx context.Context, t *trip, host docker.RegistryHost, repo Repository, from, rng, accept string, resp *http.Response,
 ) (*http.Response, error) {
 	for range maxRedirects {
 		switch resp.StatusCode {
@@ -80,7 +86,7 @@ func (r *Registry) follow(
 			at := resp.Request.URL.String()
 			if at != from && len(at) <= maxURL && served(resp, rng) {
 				r.mu.Lock()
-				r.redirects.Add(from, redirect{url: at, until: time.Now().Add(redirectTTL)})
+				r.redirects.Add(from, redirect{url: at, until: time.Now().Add(redirectTTL), led: t.led.Load()})
 				r.mu.Unlock()
 			}
 			return resp, nil
@@ -93,8 +99,9 @@ func (r *Registry) follow(
 		if !mayLead(from, resp.Request.URL, to) {
 			return nil, fmt.Errorf("redirect by %s from %s to %s is refused", resp.Request.URL.Host, resp.Request.URL.Scheme, to.Scheme)
 		}
-		if resp, err = r.getElsewhere(ctx, host, repo, to.String(), rng, accept); err != nil {
-			return nil, err
+		by := resp.Request.URL.Host
+		if resp, err = r.get(ctx, host, repo, to.String(), rng, accept); err != nil {
+			return nil, fmt.Errorf("redirect by %s: %w", by, err)
 		}
 	}
 	drain(resp)
@@ -121,22 +128,6 @@ func namesDigest(u string) bool {
 	}
 	dir, name := path.Split(parsed.Path)
 	return (strings.HasSuffix(dir, "/blobs/") || strings.HasSuffix(dir, "/manifests/")) && digest.Digest(name).Validate() == nil
-}
-
-// getElsewhere makes one request where a host has sent us.
-func (r *Registry) getElsewhere(
-	ctx context.Context, host docker.RegistryHost, repo Repository, place, rng, accept string,
-) (*http.Response, error) {
-	u, err := url.Parse(place)
-	if err != nil {
-		return nil, hide(err)
-	}
-	if u.Host != host.Host && !onPrivateNetwork(ctx, host.Host) {
-		if ctx, err = r.outside(ctx, u); err != nil {
-			return nil, fmt.Errorf("redirect by %s: %w", host.Host, err)
-		}
-	}
-	return r.get(ctx, host, repo, place, rng, accept)
 }
 
 // get makes one request, with what the host gets if it is for the host, and follows nothing. It waits until the host that is
