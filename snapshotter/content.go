@@ -170,7 +170,7 @@ func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]b
 		}
 		for _, img := range images() {
 			for i, id := range m.chainIDs {
-				if chainIDs[id] && img.FromRegistry() {
+				if chainIDs[id] {
 					claims[id] = append(claims[id], img.Layers[i])
 				}
 			}

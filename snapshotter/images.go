@@ -31,5 +31,6 @@ type Images interface {
 	Known(ctx context.Context) ([]layers.Image, error)
 
 	// Claims returns the layers by which the images of a namespace claim chainIDs, in every repository that they came from.
+	// Those of an image that came from no registry are in the content store or nowhere.
 	Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]layers.Source, error)
 }

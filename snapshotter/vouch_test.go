@@ -318,3 +318,38 @@ func TestGranted(t *testing.T) {
 		})
 	}
 }
+
+// TestContestedByImported: an image that came from no registry, as one that was built here or imported, has its own bytes, too, though
+// somebody else's claims its chainID first; where nobody has them, it has none.
+func TestContestedByImported(t *testing.T) {
+	for _, f := range formats {
+		for name, kept := range map[string]bool{"in the content store": true, "discarded": false} {
+			t.Run(f.name+"/"+name, func(t *testing.T) {
+				victim := newImage(t, "app", nil, f.make(t, file("a", honest)))
+				o := newOrigin(t)
+				evil := forge(t, o, victim, true, false)
+				b := newBed(t, o, withBlobs)
+				name := b.pull(evil.image)
+				b.sees(b.run("evil", name), "a", forged) // nobody else has claimed it yet
+				b.put(victim.ConfigDesc, victim.Config, nil)
+				b.put(victim.Target, victim.Manifest, map[string]string{configRefLabel: victim.ConfigDesc.Digest.String()})
+				if kept {
+					b.put(victim.Layers[0].Desc, victim.Layers[0].Blob, nil)
+					b.sees(b.run("victim", name), "a", honest)
+					b.restart()
+					b.sees(b.run("again", name), "a", honest)
+					if n := evil.asked.Load(); n > 0 {
+						t.Errorf("a repository that the image did not come from was asked %d times", n)
+					}
+					return
+				}
+				if _, err := b.Prepare(b.ctx, "victim", name); err != nil {
+					t.Fatal(err)
+				}
+				if mounts, err := b.Mounts(b.ctx, "victim"); err == nil {
+					t.Errorf("it was mounted: %v", mounts)
+				}
+			})
+		}
+	}
+}

@@ -62,7 +62,7 @@ func TestPatience(t *testing.T) {
 		0: proofMost, time.Millisecond: proofLeast, 80 * time.Millisecond: 800 * time.Millisecond, time.Second: proofMost,
 	} {
 		l := &Proofs{places: &Places{registry: way{latency: latency}}}
-		if got := l.patience(&Source{}); got != want {
+		if got := l.patience(&Source{Repo: registry.Repository{Host: "reg.test", Path: "app"}}); got != want {
 			t.Errorf("at %s: %s, want %s", latency, got, want)
 		}
 	}

@@ -34,6 +34,9 @@ const maxGrants = 1 << 16 // of which each may be asked for again
 
 // Note notes that a layer's repository has let us have it.
 func (g *Grants) Note(s *Source) {
+	if !s.FromRegistry() {
+		return // what one namespace's content store has is no other's
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.all.MaxEntries = maxGrants
@@ -53,7 +56,7 @@ func (g *Grants) Ask(ctx context.Context, s *Source) error {
 	if g.opts.TrustOf(s.Repo).Shared || g.has(s) {
 		return nil
 	}
-	if (s.Repo == registry.Repository{}) && g.places.Stored(ctx, s) { // it came from no registry, and whoever brought it has it
+	if !s.FromRegistry() && g.places.Stored(ctx, s) { // it came from no registry, and whoever brought it has it
 		return nil
 	}
 	if g.opts.Blobs == nil || s.Namespace == "" || !g.opts.Blobs.From(ctx, s.Namespace, s.Descriptor.Digest, s.Repo) {

@@ -25,8 +25,8 @@ const MaxConfig = 8 << 20
 // ID tells images apart: two repositories may have the same manifest.
 func (img *Image) ID() string { return img.Repo.String() + "@" + img.Target.Digest.String() }
 
-// FromRegistry reports whether the image came from a registry, rather than from an archive or a build on this node.
-func (img *Image) FromRegistry() bool { return img.Repo != registry.Repository{} }
+// FromRegistry reports whether the layer came from a registry, rather than from an archive or a build on this node.
+func (s *Source) FromRegistry() bool { return s.Repo != registry.Repository{} }
 
 // A Source is where one layer's bytes are. It is kept with the snapshot.
 type Source struct {

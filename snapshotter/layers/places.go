@@ -51,7 +51,13 @@ type Blob interface {
 	Whole(ctx context.Context) (io.ReadCloser, error)
 }
 
-func (p *Places) blob(s *Source) Blob { return p.registry.Blob(s.Repo, s.Descriptor) }
+// blob returns a layer's blob in its repository; that of a layer which came from no registry is in containerd's content store.
+func (p *Places) blob(s *Source) Blob {
+	if s.FromRegistry() {
+		return p.registry.Blob(s.Repo, s.Descriptor)
+	}
+	return p.stored(s, nowhere{s.Descriptor})
+}
 
 // Blobs are the blobs in containerd's content store, in a namespace.
 type Blobs interface {
@@ -68,11 +74,16 @@ const storeWait = time.Second // for containerd to say whether it has a blob
 // whole returns where a whole layer is read from: containerd's content store if it has the blob,
 // or gets it meanwhile, and the registry otherwise.
 func (p *Places) whole(s *Source) Blob {
+	return p.stored(s, p.blob(s))
+}
+
+// stored is a layer's blob in the content store, and another one where it is not there.
+func (p *Places) stored(s *Source, other Blob) Blob {
 	if p.blobs == nil || s.Namespace == "" {
-		return p.blob(s)
+		return other
 	}
 	return &storedBlob{
-		Blob: p.blob(s), blobs: p.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest, alone: s.Repo == registry.Repository{},
+		Blob: other, blobs: p.blobs, namespace: s.Namespace, digest: s.Descriptor.Digest, alone: !s.FromRegistry(),
 	}
 }
 
@@ -118,6 +129,20 @@ func (b *storedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCl
 	}
 	return b.Blob.Open(ctx, off, n, try)
 }
+
+// nowhere is the blob of a layer that came from no registry, where the content store does not have it.
+type nowhere struct{ desc ocispec.Descriptor }
+
+func (n nowhere) err() error {
+	return fmt.Errorf("read %s: it came from no registry, and containerd's content store does not have it", n.desc.Digest)
+}
+
+func (n nowhere) Open(context.Context, int64, int64, int) (io.ReadCloser, error) { return nil, n.err() }
+func (n nowhere) ReadAt(context.Context, []byte, int64) (int, error)             { return 0, n.err() }
+func (n nowhere) Whole(context.Context) (io.ReadCloser, error)                   { return nil, n.err() }
+func (n nowhere) Size() int64                                                    { return n.desc.Size }
+func (n nowhere) Place() (host, user string)                                     { return "", "" }
+func (n nowhere) Link() (latency time.Duration, rate int64)                      { return 0, 0 }
 
 // firstBytes fails unless a layer begins as what it is taken for.
 func (p *Places) firstBytes(ctx context.Context, s *Source) error {
