@@ -146,8 +146,10 @@ func TestLifecycle(t *testing.T) {
 		t.Logf("another repository needs the blobs or a mount: %v", err)
 	}
 	tarball := filepath.Join(t.TempDir(), "image.tar")
-	if _, err := s.Ctr(t.Context(), "images", "export", "--local", tarball, lazy); err == nil {
-		t.Error("an image without its blobs was exported")
+	for _, how := range [][]string{{"--local"}, nil} { // by ctr, by containerd
+		if _, err := s.Ctr(t.Context(), append(append([]string{"images", "export"}, how...), tarball, lazy)...); err == nil {
+			t.Errorf("an image without its blobs was exported %v", how)
+		}
 	}
 	out, err := s.Snapctl(t.Context(), "fetch", lazy)
 	testbed.Must(t, err)
