@@ -3,6 +3,7 @@ package images_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -110,4 +113,31 @@ func suppliedBy(t *testing.T, s *testbed.Stack, ref string, layers int) string {
 	}
 	slices.Sort(ways)
 	return strings.Join(slices.Compact(ways), ", ")
+}
+
+// TestNamesOfImages: snapctl names an image as ctr names it, whatever way it is asked for.
+func TestNamesOfImages(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	layout := byImage(t)
+	testbed.Must(t, s.Push(t.Context(), layout, "src", "named/app:1.2"))
+	var index ocispec.Index
+	p, err := os.ReadFile(filepath.Join(layout, "index.json"))
+	testbed.Must(t, err)
+	testbed.Must(t, json.Unmarshal(p, &index))
+	target := index.Manifests[0].Digest.String()
+	repository := s.Addr + "/named/app"
+	for _, ref := range []string{repository + ":1.2", repository + "@" + target, repository + ":1.2@" + target} {
+		names := map[string]string{}
+		for client, pull := range matrixClients {
+			testbed.Must(t, pull(t.Context(), s, ref, ""))
+			out, err := s.Ctr(t.Context(), "images", "ls", "-q")
+			testbed.Must(t, err)
+			names[client] = out
+			removeAll(t, s, strings.Fields(out)...)
+		}
+		if names["snapctl"] != names["ctr"] || names["ctr"] == "" {
+			t.Errorf("%s: ctr names it %q, snapctl %q", ref, names["ctr"], names["snapctl"])
+		}
+	}
 }
