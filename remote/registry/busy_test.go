@@ -31,7 +31,7 @@ func newBusyHosts() *busyHosts {
 // ask asks as requests of a blob do: with a place at the host, which hears what it answers.
 func (b *busyHosts) ask(ctx context.Context, host docker.RegistryHost) error {
 	pace := b.r.pace(host.Host)
-	release, err := pace.enter(ctx, "origin.test")
+	release, err := pace.enter(ctx, host.Host, "origin.test")
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func TestFewerForAMirror(t *testing.T) {
 		}
 		b.says["mirror.test"] = nil
 		time.Sleep(time.Second)
-		release, err := b.r.pace("mirror.test").enter(t.Context(), "origin.test") // it has one now
+		release, err := b.r.pace("mirror.test").enter(t.Context(), "mirror.test", "origin.test") // it has one now
 		if err != nil {
 			t.Fatal(err)
 		}

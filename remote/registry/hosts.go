@@ -58,11 +58,11 @@ func (r *Registry) registryHosts(ctx context.Context, host string) ([]docker.Reg
 // readHosts makes a registry's hosts of what is configured.
 func (r *Registry) readHosts(ctx context.Context, host string) ([]docker.RegistryHost, error) {
 	login := r.opts.Logins.Get(host)
+	creds := func(asked string) (string, string, error) {
+		return r.credentials(context.WithoutCancel(ctx), host, asked)
+	}
 	options := config.HostOptions{
 		HostDir: r.hostDir,
-		Credentials: func(asked string) (string, string, error) {
-			return r.credentials(context.WithoutCancel(ctx), host, asked)
-		},
 		UpdateClient: func(c *http.Client) error {
 			if t, ok := c.Transport.(*http.Transport); ok {
 				t.ResponseHeaderTimeout = r.opts.Stall
@@ -78,7 +78,11 @@ func (r *Registry) readHosts(ctx context.Context, host string) ([]docker.Registr
 	hosts, err := config.ConfigureHosts(context.WithoutCancel(ctx), options)(host)
 	for i := range hosts { // containerd's resolver cleans the paths of its requests
 		hosts[i].Path = strings.TrimSuffix(path.Join("/", hosts[i].Path), "/")
-		hosts[i].Authorizer = &placedAuthorizer{Authorizer: hosts[i].Authorizer}
+		by := []docker.AuthorizerOpt{docker.WithAuthClient(hosts[i].Client), docker.WithAuthCreds(creds)}
+		if len(hosts[i].Header) > 0 {
+			by = append(by, docker.WithAuthHeader(hosts[i].Header))
+		}
+		hosts[i].Authorizer = newAuthorizer(func() docker.Authorizer { return docker.NewDockerAuthorizer(by...) })
 	}
 	return hosts, err
 }

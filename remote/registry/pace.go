@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -13,7 +14,8 @@ import (
 // A pace is what one host takes: how many requests at once, shared by the registries for which it is asked, and when. A host that
 // says that it is asked too much (429, RFC 6585, section 4, or 503 with Retry-After, RFC 9110, section 10.2.3) is left alone for as
 // long as it says, or for a second, which doubles; after that it gets a quarter of the requests that it had. One more each second
-// goes until it has all of them again.
+// goes until it has all of them again. While it is to be left alone for more than a minute, requests fail instead of waiting: who waits for
+// them may have another way.
 type pace struct {
 	pool *fair.Pool[string]
 
@@ -33,7 +35,8 @@ const (
 
 	firstPause = time.Second
 	maxPause   = 8 * time.Second // where a host does not say how long
-	maxAfter   = time.Minute     // where it does
+	maxAfter   = time.Hour       // where it does
+	maxRest    = time.Minute     // that is waited for
 )
 
 type beforeBulkKey struct{}
@@ -55,11 +58,19 @@ type busyError struct{ wait time.Duration } // at least
 
 func (e *busyError) Error() string { return "it has said that it is asked too much" }
 
+// A restError is why a host is not asked now by anybody: it has named a time that is too far away to be waited for.
+type restError struct{ *StatusError }
+
+func (e *restError) Unwrap() error { return e.StatusError }
+func (e *restError) Error() string {
+	return fmt.Sprintf("%s is left alone for another %s, as it has asked for", e.Host, e.RetryAfter.Round(time.Second))
+}
+
 // enter waits until the host may be asked once more for a registry. release must be called once. A brisk request waits for no host
 // that has said that it is asked too much, and gets a busyError.
-func (p *pace) enter(ctx context.Context, registry string) (release func(), err error) {
+func (p *pace) enter(ctx context.Context, host, registry string) (release func(), err error) {
 	for {
-		release, err := p.place(ctx, registry)
+		release, err := p.place(ctx, host, registry)
 		if err != nil {
 			return nil, err
 		}
@@ -81,7 +92,7 @@ func (p *pace) enter(ctx context.Context, registry string) (release func(), err 
 }
 
 // place waits for one of the requests that the host gets, and until it is no longer left alone.
-func (p *pace) place(ctx context.Context, registry string) (release func(), err error) {
+func (p *pace) place(ctx context.Context, host, registry string) (release func(), err error) {
 	if ctx.Value(briskKey{}) != nil {
 		p.mu.Lock()
 		wait, fewer := time.Until(p.until), p.limit < maxAsked
@@ -97,7 +108,7 @@ func (p *pace) place(ctx context.Context, registry string) (release func(), err 
 			return release, nil
 		}
 	}
-	if err := p.rest(ctx); err != nil {
+	if err := p.rest(ctx, host); err != nil {
 		return nil, err
 	}
 	if ctx.Value(beforeBulkKey{}) != nil {
@@ -106,12 +117,26 @@ func (p *pace) place(ctx context.Context, registry string) (release func(), err 
 	return p.pool.Acquire(ctx, registry)
 }
 
-// rest waits until the host is no longer left alone.
-func (p *pace) rest(ctx context.Context) error {
+// rest waits until the host is no longer left alone, unless that is long.
+func (p *pace) rest(ctx context.Context, host string) error {
 	p.mu.Lock()
 	wait := time.Until(p.until)
 	p.mu.Unlock()
+	if wait > maxRest {
+		return &restError{&StatusError{Host: host, Status: http.StatusTooManyRequests, RetryAfter: wait}}
+	}
 	return backoff.Sleep(ctx, wait)
+}
+
+// awaitRest is rest for a request that needs no place.
+func (p *pace) awaitRest(ctx context.Context, host string) error {
+	p.mu.Lock()
+	wait := time.Until(p.until)
+	p.mu.Unlock()
+	if wait > 0 && ctx.Value(briskKey{}) != nil {
+		return &busyError{wait}
+	}
+	return p.rest(ctx, host)
 }
 
 // answered notes what the host has answered to a request that began at a time.

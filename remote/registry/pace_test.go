@@ -3,6 +3,7 @@ package registry
 import (
 	"bytes"
 	"context"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"sync"
@@ -36,7 +37,7 @@ func TestPace(t *testing.T) {
 		for range asked {
 			all.Go(func() {
 				for range 15 {
-					release, err := p.enter(t.Context(), "reg.test")
+					release, err := p.enter(t.Context(), "reg.test", "reg.test")
 					if err != nil {
 						t.Error(err)
 						return
@@ -87,7 +88,13 @@ func TestRetryAfter(t *testing.T) {
 		{"429 without", 429, "", firstPause},
 		{"503 with a time", 503, "3", 3 * time.Second},
 		{"503 without", 503, "", 0},
+		{"429 for a minute", 429, "60", maxRest},
+		{"429 for ten minutes", 429, "600", 10 * time.Minute},
+		{"429 for a minute", 429, "60", maxRest},
+		{"429 for ten minutes", 429, "600", 10 * time.Minute},
 		{"429 for a day", 429, "86400", maxAfter},
+		{"503 for ten minutes", 503, "600", 10 * time.Minute},
+		{"503 for ten minutes", 503, "600", 10 * time.Minute},
 		{"429 with nonsense", 429, "soon", firstPause},
 		{"served", 206, "9", 0},
 	} {
@@ -96,7 +103,14 @@ func TestRetryAfter(t *testing.T) {
 				p := newPace()
 				began := time.Now()
 				enter := func() {
-					release, err := p.enter(t.Context(), "reg.test")
+					release, err := p.enter(t.Context(), "reg.test", "reg.test")
+					for ; errors.As(err, new(*restError)); release, err = p.enter(t.Context(), "reg.test", "reg.test") {
+						var status *StatusError
+						if !errors.As(err, &status) || !Retryable(err) || status.RetryAfter != c.rests-time.Since(began) {
+							t.Fatalf("got %v", err)
+						}
+						time.Sleep(time.Minute) // what cannot wait is told so
+					}
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -112,7 +126,7 @@ func TestRetryAfter(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				cancel()
 				p.until = time.Now().Add(time.Hour)
-				if _, err := p.enter(ctx, "reg.test"); err == nil {
+				if _, err := p.enter(ctx, "reg.test", "reg.test"); err == nil {
 					t.Error("who leaves is let in")
 				}
 			})

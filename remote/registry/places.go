@@ -13,7 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/remotes/docker"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -32,8 +31,10 @@ func ForeignURLs(d ocispec.Descriptor) []string {
 
 // A trip is a request of a registry, with all that it leads to.
 type trip struct {
-	registry string      // its scheme and host
-	led      atomic.Bool // somebody outside has chosen what is asked next
+	registry string       // its scheme and host
+	led      atomic.Bool  // somebody outside has chosen what is asked next
+	token    bool         // it is for a token
+	after    atomic.Int64 // nanoseconds after which the last answer wants the next request of a token
 }
 
 type tripKey struct{}
@@ -49,7 +50,8 @@ func onTrip(ctx context.Context, registry string, led bool) (context.Context, *t
 type router struct {
 	own, led *http.Transport // led has only such connections
 	public   func(netip.Addr) bool
-	free     bool // any address will do
+	free     bool                    // any address will do
+	pace     func(host string) *pace // of servers of tokens
 }
 
 // route returns a router that makes connections as a transport does.
@@ -58,7 +60,7 @@ func (r *Registry) route(t *http.Transport) *router {
 	if next == nil {
 		next = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	}
-	x := &router{own: t, public: r.public, free: r.opts.PrivatePlaces}
+	x := &router{own: t, public: r.public, free: r.opts.PrivatePlaces, pace: r.pace}
 	t.DialContext = hurried(x.guarded(next))
 	x.led = t.Clone()
 	return x
@@ -123,7 +125,19 @@ func (x *router) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(c httptrace.GotConnInfo) {
 		at, _ = netip.ParseAddrPort(c.Conn.RemoteAddr().String())
 	}})
+	var p *pace
+	if t.token { // other requests have their place already
+		p = x.pace(req.URL.Host)
+		if err := p.awaitRest(ctx, req.URL.Host); err != nil {
+			return nil, failed(req, err)
+		}
+	}
+	began := time.Now()
 	resp, err := by.RoundTrip(req.WithContext(ctx))
+	if err == nil && p != nil {
+		p.answered(resp, began)
+		t.after.Store(int64(retryAfter(resp.Header.Get("Retry-After"))))
+	}
 	if err == nil && !x.isPrivate(req.URL, at.Addr(), proxied) {
 		t.led.Store(true)
 	}
@@ -151,25 +165,4 @@ func failed(req *http.Request, err error) error {
 		req.Body.Close() // RoundTrip has promised that
 	}
 	return err
-}
-
-// A placedAuthorizer asks for tokens where a registry says, as on a trip that its answer has led.
-type placedAuthorizer struct {
-	docker.Authorizer
-	led atomic.Bool
-}
-
-// AddResponses implements docker.Authorizer.
-func (a *placedAuthorizer) AddResponses(ctx context.Context, responses []*http.Response) error {
-	t, _ := responses[len(responses)-1].Request.Context().Value(tripKey{}).(*trip)
-	if t != nil && t.led.Load() {
-		a.led.Store(true)
-	}
-	return a.Authorizer.AddResponses(ctx, responses)
-}
-
-// Authorize implements docker.Authorizer.
-func (a *placedAuthorizer) Authorize(ctx context.Context, req *http.Request) error {
-	ctx, _ = onTrip(ctx, req.URL.Scheme+"://"+req.URL.Host, a.led.Load())
-	return a.Authorizer.Authorize(ctx, req)
 }

@@ -147,7 +147,10 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repos
 	client := clientOf(host)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	pace := r.pace(req.URL.Host)
-	release, err := pace.enter(ctx, repo.Host)
+	release, err := pace.enter(ctx, req.URL.Host, repo.Host)
+	if errors.As(err, new(*restError)) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s has as many requests as it gets: %w", req.URL.Host, err)
 	}

@@ -44,6 +44,9 @@ func (r Retry) do(ctx context.Context, try func(attempt int) error) error {
 			return err
 		}
 		wait := waits.Next()
+		if errors.As(err, &status) && status.RetryAfter > maxRest {
+			return err
+		}
 		if errors.As(err, &status) && status.RetryAfter > wait {
 			wait = min(status.RetryAfter, 3*r.Max)
 		}

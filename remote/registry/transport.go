@@ -6,7 +6,6 @@ import (
 	"net/http"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
-	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 )
 
 // A transport sends requests to one host that serves a registry, and to wherever that host redirects them. The host alone gets its
@@ -101,16 +100,4 @@ func clean(err error) error {
 		return auth.error
 	}
 	return hide(err)
-}
-
-// tokenError says what a token server's refusal means.
-func tokenError(host string, err error) error {
-	var status remoteerrors.ErrUnexpectedStatus
-	switch {
-	case errors.As(err, &status):
-		err = fmt.Errorf("%w: token server: %s", &StatusError{Host: host, Status: status.StatusCode}, status.Status)
-	case errors.Is(err, docker.ErrInvalidAuthorization):
-		err = fmt.Errorf("%w: %w", ErrUnauthorized, err)
-	}
-	return fmt.Errorf("token for %s: %w", host, hide(err))
 }

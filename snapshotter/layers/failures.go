@@ -17,6 +17,8 @@ const slowHolds = 10 * time.Second // for a host that has not answered in time
 
 const servedLately = time.Minute
 
+const restHolds = time.Hour // at most, for a host that says how long it is to be left alone
+
 const wholeHolds = time.Hour // for a host that serves no ranges
 
 // failures are the hosts and repositories of which proofs failed lately, for reasons that are not a layer's own.
@@ -46,7 +48,11 @@ func (f *failures) note(repo registry.Repository, err error) {
 	case errors.Is(err, registry.ErrUnauthorized):
 		f.all.Add(repo, failure{time.Now().Add(failureHolds), err})
 	case registry.Retryable(err):
-		f.all.Add(registry.Repository{Host: repo.Host}, failure{time.Now().Add(failureHolds), err})
+		holds := failureHolds
+		if status := (*registry.StatusError)(nil); errors.As(err, &status) {
+			holds = max(holds, min(status.RetryAfter, restHolds))
+		}
+		f.all.Add(registry.Repository{Host: repo.Host}, failure{time.Now().Add(holds), err})
 	}
 }
 

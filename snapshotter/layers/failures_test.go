@@ -2,7 +2,9 @@ package layers
 
 import (
 	"context"
+	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -33,6 +35,25 @@ func TestFailures(t *testing.T) {
 			c.do(&f)
 			if h, th := f.of(here) != nil, f.of(there) != nil; h != c.here || th != c.there {
 				t.Errorf("known of the repository: %v, of its neighbour: %v; want %v, %v", h, th, c.here, c.there)
+			}
+		})
+	}
+}
+
+// TestRests: a host that says how long it is to be left alone is taken at its word, within bounds.
+func TestRests(t *testing.T) {
+	repo := registry.Repository{Host: "reg.test", Path: "a"}
+	for after, want := range map[time.Duration]time.Duration{0: failureHolds, 10 * time.Minute: 10 * time.Minute, 48 * time.Hour: restHolds} {
+		synctest.Test(t, func(t *testing.T) {
+			var f failures
+			f.note(repo, fmt.Errorf("read: %w", &registry.StatusError{Host: "reg.test", Status: 429, RetryAfter: after}))
+			time.Sleep(want - time.Second)
+			if f.of(repo) == nil {
+				t.Errorf("after %s: forgotten too early", after)
+			}
+			time.Sleep(time.Second)
+			if err := f.of(repo); err != nil {
+				t.Errorf("after %s: %v", after, err)
 			}
 		})
 	}
