@@ -32,6 +32,7 @@ var keepContexts = map[string]string{
 	"registry.stallReader": "one request",
 	"layers.aheadReader":   "one range",
 	"layers.race":          "one range",
+	"layers.unpackTally":   "one layer that is unpacked",
 	"start.prediction":     "one prediction",
 	"start.Starts":         "life: ends before Close",
 }

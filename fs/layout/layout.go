@@ -137,7 +137,8 @@ func (l Limits) WithDefaults() Limits {
 	set(&l.Image, 8<<40)
 	set(&l.Plain, 256<<30)
 	// A file takes some 1,000 bytes until the image is made. These are several times as many files as the largest layers in use
-	// have. A layer beyond is unpacked by containerd, which keeps nothing of it in memory.
+	// have. A layer beyond is unpacked by containerd, which keeps the paths of its entries in memory until it has ended. One that
+	// was claimed before is unpacked by remorad, which allows twice as much and counts it.
 	setInt(&l.Nodes, 2<<20)
 	set(&l.Tree, 2<<30)
 	set(&l.Paths, 512<<20)

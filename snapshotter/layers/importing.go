@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/golang/groupcache/lru"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -56,6 +57,9 @@ type Imports struct {
 	pool    *fair.Pool[string] // bounds how many layers are imported
 	log     *slog.Logger
 	started *sync.WaitGroup
+
+	mu      sync.Mutex // guards refused
+	refused *lru.Cache // refusedLayer, by granted: what may not be unpacked
 }
 
 var errWrongBlob = errors.New("the registry serves another blob under this digest")

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/golang/groupcache/lru"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
@@ -105,6 +106,7 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	l.Imports = &Imports{
 		opts: &opts, places: l.Places, proofs: l.Proofs, decoder: l.decoder, indexes: l.Indexes, cache: c, tracer: l.Tracer,
 		pool: fair.NewPool[string](importAtOnce, importAtOnceOfOne), log: opts.Log, started: &l.started,
+		refused: lru.New(unpackRefusedKept),
 	}
 	l.Indexes.clean()
 	return l

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,12 +16,26 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/internal/memory"
 )
 
 // UnpackInto unpacks a whole layer into a directory that it makes. lowers are the directories of the layers below, the nearest first.
-// What is there afterwards has the digests that were promised, and is on stable storage.
+// What is there afterwards has the digests that were promised, and is on stable storage. It may have beyondImages times as much as
+// [limits] allow an image; a layer that has more is refused with layout.ErrBeyond, and known for a while.
 func (i *Imports) UnpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
+	if err := i.unpackable(src); err != nil {
+		return err
+	}
+	err := i.unpackInto(ctx, src, dir, lowers)
+	if errors.Is(err, layout.ErrBeyond) || errors.Is(err, scan.ErrBomb) || errors.Is(err, memory.ErrBeyond) {
+		i.noteBeyond(src, err)
+	}
+	return err
+}
+
+func (i *Imports) unpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
 	release, err := i.pool.Acquire(ctx, src.Repo.Host)
 	if err != nil {
 		return err
@@ -36,21 +51,25 @@ func (i *Imports) UnpackInto(ctx context.Context, src *Source, dir string, lower
 	defer whole.Close() // only read
 	packedSum, plainSum := sha256.New(), sha256.New()
 	packed := bufio.NewReaderSize(io.TeeReader(whole, packedSum), scan.HeadSize)
-	plain, end, err := i.decode(ctx, src, packed)
+	plain, share, err := i.decode(ctx, src, packed)
 	if err != nil {
 		return err
 	}
-	defer end()
+	defer share.Release()
+	defer plain.Close() // only read
 	most := i.opts.Limits.WithDefaults().Plain
-	plain = io.TeeReader(&bounded{r: plain, left: most, most: most}, plainSum)
-	opts := []ctrarchive.ApplyOpt{ctrarchive.WithConvertWhiteout(ctrarchive.OverlayConvertWhiteout)}
+	all := io.TeeReader(&bounded{r: plain, left: most, most: most}, plainSum)
+	opts := []ctrarchive.ApplyOpt{
+		ctrarchive.WithConvertWhiteout(ctrarchive.OverlayConvertWhiteout),
+		ctrarchive.WithFilter(newUnpackTally(ctx, dir, i.opts.Limits, share).entry),
+	}
 	if len(lowers) > 0 {
 		opts = append(opts, ctrarchive.WithParents(lowers))
 	}
-	if _, err := ctrarchive.Apply(ctx, dir, plain, opts...); err != nil {
+	if _, err := ctrarchive.Apply(ctx, dir, all, opts...); err != nil {
 		return err
 	}
-	for _, rest := range []io.Reader{plain, packed} {
+	for _, rest := range []io.Reader{all, packed} {
 		if _, err := io.Copy(io.Discard, rest); err != nil {
 			return err
 		}
@@ -67,8 +86,8 @@ func (i *Imports) UnpackInto(ctx context.Context, src *Source, dir string, lower
 // usualWindow is what frames of zstd without a word of their own may need.
 const usualWindow = 8 << 20
 
-// decode returns a reader of a layer's plain bytes, within the memory that decoding may take.
-func (i *Imports) decode(ctx context.Context, src *Source, packed *bufio.Reader) (plain io.Reader, end func(), err error) {
+// decode returns a reader of a layer's plain bytes, and the memory that decoding takes.
+func (i *Imports) decode(ctx context.Context, src *Source, packed *bufio.Reader) (plain io.ReadCloser, share *memory.Share, err error) {
 	codec, err := scan.Detect(src.Descriptor.MediaType, packed)
 	if err != nil {
 		return nil, nil, err
@@ -90,27 +109,26 @@ func (i *Imports) decode(ctx context.Context, src *Source, packed *bufio.Reader)
 			return nil, nil, fmt.Errorf("a zstd window of %d bytes: more than %d is not decoded", window, zstd.MaxWindowSize)
 		}
 	}
-	share, err := i.opts.Memory.Acquire(ctx, src.Repo.Host, importMemoryOf(codec)+int64(2*window))
+	share, err = i.opts.Memory.Acquire(ctx, src.Repo.Host, importMemoryOf(codec)+int64(2*window))
 	if err != nil {
 		return nil, nil, err
 	}
 	switch codec {
 	case blob.Zstd:
-		d, err := zstd.NewReader(packed, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(window))
-		if err != nil {
-			share.Release()
-			return nil, nil, err
+		var d *zstd.Decoder
+		if d, err = zstd.NewReader(packed, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(window)); err == nil {
+			plain = d.IOReadCloser()
 		}
-		return d, func() { d.Close(); share.Release() }, nil
 	case blob.Gzip:
-		d, err := compression.DecompressStream(packed)
-		if err != nil {
-			share.Release()
-			return nil, nil, err
-		}
-		return d, func() { d.Close(); share.Release() }, nil
+		plain, err = compression.DecompressStream(packed)
+	default:
+		plain = io.NopCloser(packed)
 	}
-	return packed, share.Release, nil
+	if err != nil {
+		share.Release()
+		return nil, nil, err
+	}
+	return plain, share, nil
 }
 
 // bounded is a reader of no more than some bytes.
