@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
@@ -453,7 +454,7 @@ func (c *ContentImages) readJSON(ctx context.Context, desc ocispec.Descriptor, l
 	}
 	desc.Size = info.Size
 	if info.Size > usualDocument {
-		share, err := c.memory.Acquire(ctx, hostOf(info), info.Size*decodedTimes)
+		share, err := c.memory.Acquire(ctx, fair.User(hostOf(info)), info.Size*decodedTimes)
 		if err != nil {
 			return fmt.Errorf("read %s: %w", desc.Digest, err)
 		}

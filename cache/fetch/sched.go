@@ -184,7 +184,7 @@ func (t *ticket) leaveQueueLocked() bool {
 func (s *sched) grantLocked() {
 	for p := demand; p < priorities; {
 		running := &s.running[p]
-		user, t, ok := s.waiting[p].First(running.Of, func(user string, _ *ticket) bool { return running.Room(user, 1) })
+		user, t, ok := s.waiting[p].First(running.Less, func(user string, _ *ticket) bool { return running.Room(user, 1) })
 		if !ok || running.Used() >= s.limitLocked(p) {
 			p++
 			continue

@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 )
 
@@ -46,8 +47,8 @@ func (f *Fetcher) readHead(unit uint32, packed io.Reader) ([]byte, error) {
 // Memory waits for bytes of memory, as others do that read from the image's source. Who has them waits for no fetch: that waits
 // for memory, too.
 func (f *Fetcher) Memory(ctx context.Context, n int64) (*memory.Share, error) {
-	host, _ := placeOf(f.source())
-	return f.pool.memory.Acquire(ctx, host, n)
+	host, user := placeOf(f.source())
+	return f.pool.memory.Acquire(ctx, fair.User(host+"/"+user), n)
 }
 
 // decode decodes a unit and reads packed to its end. All of the plain bytes go to also, if that is not nil.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -190,4 +191,61 @@ func TestPool(t *testing.T) {
 			t.Fatalf("only %d places are left", who)
 		}
 	}
+}
+
+// TestTiers: hosts share what there is, and repositories what their host may have: one that never gives anything back leaves more to
+// other hosts than to others of its own, and something to both.
+func TestTiers(t *testing.T) {
+	for _, c := range []struct {
+		limit, most, within int64
+		users               []fair.User // that hold on to all that they can get, one after the other
+		want                []int64
+	}{
+		{36, 24, 12, []fair.User{"a/1", "a/2", "a/3", "b/1", "b/2", "c"}, []int64{12, 6, 3, 5, 2, 2}},
+		{36, 24, 12, []fair.User{"a/1", "b/1", "c/1", "a/2"}, []int64{12, 8, 5, 1}},
+		{48, 32, 16, []fair.User{"a/1", "a/2", "b"}, []int64{16, 8, 8}},
+		{75, 60, 50, []fair.User{"a/1", "a/2", "b/1"}, []int64{50, 8, 11}},
+		{36, 24, 12, []fair.User{"a", "a/1", "b"}, []int64{12, 6, 6}}, // a registry itself is one user of its own
+	} {
+		s := fair.Tiers{Limit: c.limit, Most: c.most, Within: c.within}
+		var got []int64
+		for _, who := range c.users {
+			for s.Room(who, 1) {
+				s.Add(who, 1)
+			}
+			got = append(got, s.Of(who))
+		}
+		if !slices.Equal(got, c.want) {
+			t.Errorf("of %d, %d a host, %d a repository: %v got %v, want %v", c.limit, c.most, c.within, c.users, got, c.want)
+		}
+		for _, who := range c.users {
+			s.Add(who, -s.Of(who))
+		}
+		if s.Used() != 0 || !s.Room("a/1", c.limit) {
+			t.Errorf("%d are in use by nobody", s.Used())
+		}
+	}
+}
+
+// TestTieredTurns: hosts take turns, however many repositories of one wait, and so do the repositories of a host.
+func TestTieredTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := fair.NewTieredPool(1, 1, 1)
+		release, err := p.Acquire(t.Context(), "a/1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var q queue
+		for _, w := range []struct {
+			mark string
+			who  fair.User
+		}{{"A", "a/1"}, {"A", "a/1"}, {"a", "a/2"}, {"å", "a/3"}, {"B", "b/1"}, {"b", "b/2"}, {"C", "c"}} {
+			q.wait(t, w.mark, func(ctx context.Context, _ string) (func(), error) { return p.Acquire(ctx, w.who) }, "")
+		}
+		release()
+		q.all.Wait()
+		if want := "ABCabåA"; q.order != want {
+			t.Errorf("they went as %s, want %s", q.order, want)
+		}
+	})
 }

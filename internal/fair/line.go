@@ -4,6 +4,9 @@ import "slices"
 
 // A Line is waiters W of users K, each user's in the order in which they came. Its methods are not safe for concurrent use.
 type Line[K, W comparable] struct {
+	// Together reports whether two users take turns as one; nil for no two.
+	Together func(a, b K) bool
+
 	users []K // in the order in which they came to wait, or had one of theirs served last
 	by    map[K][]W
 	n     int
@@ -34,20 +37,32 @@ func (l *Line[K, W]) Remove(who K, w W) bool {
 	return true
 }
 
-// First returns whose turn it is and its first waiter: of the users that may go, the one that has least, and of several such
-// the one that waits longest.
-func (l *Line[K, W]) First(has func(K) int64, may func(K, W) bool) (who K, w W, ok bool) {
+// First returns whose turn it is and its first waiter: of the users that may go, the first by less, and of several such the one that
+// waits longest.
+func (l *Line[K, W]) First(less func(a, b K) bool, may func(K, W) bool) (who K, w W, ok bool) {
 	for _, k := range l.users {
-		if (!ok || has(k) < has(who)) && may(k, l.by[k][0]) {
+		if (!ok || less(k, who)) && may(k, l.by[k][0]) {
 			who, w, ok = k, l.by[k][0], true
 		}
 	}
 	return who, w, ok
 }
 
-// Served takes out the first of a user's waiters. The user goes behind the others.
+// Served takes out the first of a user's waiters. The user goes behind the others, with those that it takes turns with before it.
 func (l *Line[K, W]) Served(who K) {
-	if l.drop(who, 0) {
+	waits := l.drop(who, 0)
+	if l.Together != nil {
+		var others, ours []K
+		for _, k := range l.users {
+			if l.Together(k, who) {
+				ours = append(ours, k)
+			} else {
+				others = append(others, k)
+			}
+		}
+		l.users = append(others, ours...)
+	}
+	if waits {
 		i := slices.Index(l.users, who)
 		l.users = append(slices.Delete(l.users, i, i+1), who)
 	}

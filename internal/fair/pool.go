@@ -8,7 +8,7 @@ import (
 // A Pool is a number of places. Its methods are safe for concurrent use.
 type Pool[K comparable] struct {
 	mu      sync.Mutex // guards the fields below
-	shares  Shares[K]
+	shares  sharing[K]
 	waiting Line[K, *place]
 	first   Line[K, *place] // go before those
 	inRow   int             // of first that got a place since one of waiting did
@@ -17,18 +17,34 @@ type Pool[K comparable] struct {
 // mostInRow is how many of first get places before one of waiting does.
 const mostInRow = 3
 
+// sharing is how places are shared.
+type sharing[K comparable] interface {
+	Room(who K, n int64) bool
+	Add(who K, n int64)
+	Less(a, b K) bool
+	resize(limit, most int64)
+}
+
 type place struct{ ready chan struct{} }
 
 // NewPool returns a Pool of limit places, of which one user alone has at most most.
 func NewPool[K comparable](limit, most int) *Pool[K] {
-	return &Pool[K]{shares: Shares[K]{Limit: int64(limit), Most: int64(most)}}
+	return &Pool[K]{shares: &Shares[K]{Limit: int64(limit), Most: int64(most)}}
+}
+
+// NewTieredPool returns a Pool of limit places, of which one host alone has at most most, and one repository alone within.
+func NewTieredPool(limit, most, within int) *Pool[User] {
+	return &Pool[User]{
+		shares:  &Tiers{Limit: int64(limit), Most: int64(most), Within: int64(within)},
+		waiting: Line[User, *place]{Together: Together}, first: Line[User, *place]{Together: Together},
+	}
 }
 
 // Resize changes how many places there are, and how many one user has at most. Those that are taken stay.
 func (p *Pool[K]) Resize(limit, most int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.shares.Limit, p.shares.Most = int64(limit), int64(most)
+	p.shares.resize(int64(limit), int64(most))
 	p.grantLocked()
 }
 
@@ -101,7 +117,7 @@ func (p *Pool[K]) grantLocked() {
 }
 
 func (p *Pool[K]) grantOneLocked(line *Line[K, *place]) bool {
-	who, w, ok := line.First(p.shares.Of, func(who K, _ *place) bool { return p.shares.Room(who, 1) })
+	who, w, ok := line.First(p.shares.Less, func(who K, _ *place) bool { return p.shares.Room(who, 1) })
 	if !ok {
 		return false
 	}

@@ -39,3 +39,8 @@ func (s *Shares[K]) Of(who K) int64 { return s.by[who] }
 
 // Used returns what all users have.
 func (s *Shares[K]) Used() int64 { return s.used }
+
+// Less reports whether one user has less than another.
+func (s *Shares[K]) Less(a, b K) bool { return s.by[a] < s.by[b] }
+
+func (s *Shares[K]) resize(limit, most int64) { s.Limit, s.Most = limit, most }

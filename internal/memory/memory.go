@@ -18,8 +18,9 @@ var (
 	ErrBusy = errors.New("other work holds the memory and waits for more, too: raise [limits] memory")
 )
 
-// A Budget is bytes of memory that several share. Each Share is some user's, for example a registry's: users that have least go
-// first, and one user alone has at most half. A user's own wait in the order in which they asked. A nil Budget has no end.
+// A Budget is bytes of memory that several share. Each Share is some user's, a repository or a registry: those that have least go
+// first. One repository alone has at most half, and one registry alone three fifths. A user's own wait in the order in which
+// they asked. A nil Budget has no end.
 //
 //	0     a quarter at most        three quarters        limit
 //	| kept shares | shares: wait for room up to here | only shares that grow |
@@ -29,13 +30,13 @@ var (
 type Budget struct {
 	limit int64
 
-	mu      sync.Mutex          // guards the fields below, and those of all shares
-	used    int64               // by all shares
-	kept    int64               // by those that are kept
-	holders int                 // shares that are not kept
-	growers []*waiter           // a holder each
-	shares  fair.Shares[string] // what users have; what shares have grown by is not counted
-	queue   fair.Line[string, *waiter]
+	mu      sync.Mutex // guards the fields below, and those of all shares
+	used    int64      // by all shares
+	kept    int64      // by those that are kept
+	holders int        // shares that are not kept
+	growers []*waiter  // a holder each
+	shares  fair.Tiers // what users have; what shares have grown by is not counted
+	queue   fair.Line[fair.User, *waiter]
 }
 
 type waiter struct {
@@ -45,7 +46,10 @@ type waiter struct {
 
 // New returns a Budget of limit bytes.
 func New(limit int64) *Budget {
-	return &Budget{limit: limit, shares: fair.Shares[string]{Limit: limit - limit/4, Most: limit / 2}}
+	return &Budget{
+		limit: limit, shares: fair.Tiers{Limit: limit - limit/4, Most: limit / 5 * 3, Within: limit / 2},
+		queue: fair.Line[fair.User, *waiter]{Together: fair.Together},
+	}
 }
 
 // Limit returns the bytes of the budget; 0 if it has no end.
@@ -59,14 +63,14 @@ func (b *Budget) Limit() int64 {
 // A Share is what somebody has of a Budget. A nil Share is of one without end.
 type Share struct {
 	b     *Budget
-	who   string
+	who   fair.User
 	n     int64
 	asked int64 // of the user's, as it is counted
 	kept  bool
 }
 
 // Acquire waits for n bytes for a user. Release must be called.
-func (b *Budget) Acquire(ctx context.Context, who string, n int64) (*Share, error) {
+func (b *Budget) Acquire(ctx context.Context, who fair.User, n int64) (*Share, error) {
 	if b == nil {
 		return nil, nil
 	}
@@ -85,7 +89,7 @@ func (b *Budget) Acquire(ctx context.Context, who string, n int64) (*Share, erro
 }
 
 // Try returns a share of n bytes for a user if they are free and nobody waits.
-func (b *Budget) Try(who string, n int64) (s *Share, ok bool) {
+func (b *Budget) Try(who fair.User, n int64) (s *Share, ok bool) {
 	if b == nil {
 		return nil, true
 	}
@@ -98,7 +102,7 @@ func (b *Budget) Try(who string, n int64) (s *Share, ok bool) {
 	return &Share{b: b, who: who, n: n, asked: n}, true
 }
 
-func (b *Budget) takeLocked(who string, n int64) {
+func (b *Budget) takeLocked(who fair.User, n int64) {
 	b.used += n
 	b.holders++
 	b.shares.Add(who, n)
@@ -120,7 +124,7 @@ func (b *Budget) grantLocked() {
 		return true
 	})
 	for {
-		who, w, ok := b.queue.First(b.shares.Of, func(who string, w *waiter) bool {
+		who, w, ok := b.queue.First(b.shares.Less, func(who fair.User, w *waiter) bool {
 			return b.holders == 0 || b.shares.Of(who) == 0 || b.shares.Room(who, w.n)
 		})
 		if !ok || !b.roomLocked(w.n) { // nobody overtakes whose turn it is

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 )
 
@@ -18,7 +19,7 @@ var users atomic.Int64
 // acquire gets a share for a user who has no other.
 func acquire(t *testing.T, b *memory.Budget, n int64) *memory.Share {
 	t.Helper()
-	s, err := b.Acquire(t.Context(), fmt.Sprint(users.Add(1)), n)
+	s, err := b.Acquire(t.Context(), fair.User(fmt.Sprint(users.Add(1))), n)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +177,7 @@ func TestMany(t *testing.T) {
 			r := rand.New(rand.NewPCG(uint64(i), 1))
 			for range 200 {
 				n := r.Int64N(300)
-				s, err := b.Acquire(t.Context(), fmt.Sprint(i%7), n)
+				s, err := b.Acquire(t.Context(), fair.User(fmt.Sprint(i%7)), n)
 				if err != nil {
 					t.Error(err)
 					return

@@ -65,7 +65,7 @@ func (a *Aheads) Add(s *Source) *Ahead {
 	if a.all[key] != nil || a.bytes+n > maxAheadBytes {
 		return nil
 	}
-	share, ok := a.memory.Try(s.Repo.Host, n)
+	share, ok := a.memory.Try(userOf(s.Repo), n)
 	if !ok {
 		return nil // it would only save time
 	}

@@ -29,7 +29,7 @@ func (p *Places) Artifact(
 ) (data []byte, share *memory.Share, err error) {
 	take := func(ctx context.Context, n int64) (err error) {
 		share.Release() // of what was wrong
-		share, err = p.memory.Acquire(ctx, img.Repo.Host, n+more(n))
+		share, err = p.memory.Acquire(ctx, userOf(img.Repo), n+more(n))
 		return err
 	}
 	data, err = reg.Artifact(ctx, img.Repo, img.Target.Digest, kind, take)

@@ -54,7 +54,7 @@ type Imports struct {
 	indexes *Indexes
 	cache   *cache.Cache
 	tracer  *Tracer
-	pool    *fair.Pool[string] // bounds how many layers are imported
+	pool    *fair.Pool[fair.User] // bounds how many layers are imported
 	log     *slog.Logger
 	started *sync.WaitGroup
 

@@ -155,7 +155,7 @@ func (x *Indexes) pruneLocked() error {
 // keep makes the index of a layer that was imported within limits: soon, or at once if there is no memory to wait with.
 func (x *Indexes) keep(s *Source, layer *scan.Layer, limits *layout.Limits) {
 	d := s.Descriptor.Digest
-	share, ok := x.decoder.memory.Try(s.Repo.Host, layer.IndexMemory())
+	share, ok := x.decoder.memory.Try(userOf(s.Repo), layer.IndexMemory())
 	if !ok {
 		err := limits.Ask(layer.IndexMemory())
 		if err == nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/snapshotter/internal/imagetest"
 )
@@ -61,7 +62,7 @@ func TestKeptIndexTakesMemory(t *testing.T) {
 			end()
 			x.started.Wait()
 			hold.Release()
-			for _, who := range []string{"one", "another"} {
+			for _, who := range []fair.User{"one", "another"} {
 				if one, free := budget.Try(who, 3*n/2); !free {
 					t.Error("its memory is not given back")
 				} else {

@@ -17,9 +17,9 @@ import (
 const (
 	openingKept = 2 * time.Minute // an index that nobody claimed
 
-	// Of all registries, and of one alone.
-	openAtOnce, openAtOnceOfOne     = 48, 16
-	importAtOnce, importAtOnceOfOne = 36, 12
+	// Of all registries, of one alone, and of one repository alone.
+	openAtOnce, openAtOnceOfOne, openAtOnceWithin       = 48, 32, 16
+	importAtOnce, importAtOnceOfOne, importAtOnceWithin = 36, 24, 12
 )
 
 // Layers opens the indexes of remote layers, builds their images, and keeps both while they are
@@ -40,7 +40,7 @@ type Layers struct {
 	hooks   Hooks
 	log     *slog.Logger
 	decoder *decoder
-	slots   *fair.Pool[string] // bounds how many indexes are read at once, and with that memory
+	slots   *fair.Pool[fair.User] // bounds how many indexes are read at once, and with that memory
 
 	// life ends when Close is to come; started waits for what runs until then.
 	life    context.Context

@@ -36,11 +36,11 @@ func importMemoryOf(c blob.Codec) int64 {
 func (d *decoder) inMemory(
 	ctx context.Context, o *Opening, base int64, decode func(layout.Limits) (*Tree, error),
 ) (*Tree, error) {
-	share, ok := d.memory.Try(o.src.Repo.Host, base)
+	share, ok := d.memory.Try(userOf(o.src.Repo), base)
 	if !ok {
 		d.proofs.probe(ctx, o)
 		var err error
-		if share, err = d.memory.Acquire(ctx, o.src.Repo.Host, base); err != nil {
+		if share, err = d.memory.Acquire(ctx, userOf(o.src.Repo), base); err != nil {
 			return nil, fmt.Errorf("decode layer: %w", err)
 		}
 	}

@@ -87,7 +87,7 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	}
 	l := &Layers{
 		promises: promises{&opts}, Tracer: new(Tracer), cache: c, hooks: hooks, log: opts.Log, life: life,
-		slots: fair.NewPool[string](openAtOnce, openAtOnceOfOne), openings: map[string]*Opening{},
+		slots: fair.NewTieredPool(openAtOnce, openAtOnceOfOne, openAtOnceWithin), openings: map[string]*Opening{},
 	}
 	how := &l.promises
 	l.Places = &Places{registry: reg, blobs: opts.Blobs, memory: opts.Memory}
@@ -105,7 +105,7 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	}
 	l.Imports = &Imports{
 		opts: &opts, places: l.Places, proofs: l.Proofs, decoder: l.decoder, indexes: l.Indexes, cache: c, tracer: l.Tracer,
-		pool: fair.NewPool[string](importAtOnce, importAtOnceOfOne), log: opts.Log, started: &l.started,
+		pool: fair.NewTieredPool(importAtOnce, importAtOnceOfOne, importAtOnceWithin), log: opts.Log, started: &l.started,
 		refused: lru.New(unpackRefusedKept),
 	}
 	l.Indexes.clean()

@@ -75,14 +75,17 @@ func (p *Proofs) proveRead(ctx context.Context, o *Opening) {
 	}
 }
 
+// userOf returns who shares with others what a layer of a repository takes.
+func userOf(repo registry.Repository) fair.User { return fair.User(repo.String()) }
+
 // place waits for a place in a pool. Meanwhile the layer is proven by a request of its own: all layers of an image are proven side
 // by side, however few are read at once.
-func (p *Proofs) place(ctx context.Context, pool *fair.Pool[string], o *Opening) (release func(), err error) {
-	if release, ok := pool.Try(o.src.Repo.Host); ok {
+func (p *Proofs) place(ctx context.Context, pool *fair.Pool[fair.User], o *Opening) (release func(), err error) {
+	if release, ok := pool.Try(userOf(o.src.Repo)); ok {
 		return release, nil
 	}
 	p.probe(ctx, o)
-	return pool.Acquire(ctx, o.src.Repo.Host)
+	return pool.Acquire(ctx, userOf(o.src.Repo))
 }
 
 // probe proves a layer by a request for its first bytes.

@@ -48,7 +48,7 @@ func (x *Indexes) Publish(img Image) {
 
 // publish publishes the indexes of some layers, which have so many bytes together, once there is memory for them.
 func (x *Indexes) publish(ctx context.Context, reg Artifacts, img Image, all []digest.Digest, bytes int64) (registry.Published, error) {
-	share, err := x.opts.Memory.Acquire(ctx, img.Repo.Host, 2*bytes) // each of them, and all together
+	share, err := x.opts.Memory.Acquire(ctx, userOf(img.Repo), 2*bytes) // each of them, and all together
 	if err != nil {
 		return registry.Published{}, err
 	}

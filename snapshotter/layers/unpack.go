@@ -36,7 +36,7 @@ func (i *Imports) UnpackInto(ctx context.Context, src *Source, dir string, lower
 }
 
 func (i *Imports) unpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
-	release, err := i.pool.Acquire(ctx, src.Repo.Host)
+	release, err := i.pool.Acquire(ctx, userOf(src.Repo))
 	if err != nil {
 		return err
 	}
@@ -109,7 +109,7 @@ func (i *Imports) decode(ctx context.Context, src *Source, packed *bufio.Reader)
 			return nil, nil, fmt.Errorf("a zstd window of %d bytes: more than %d is not decoded", window, zstd.MaxWindowSize)
 		}
 	}
-	share, err = i.opts.Memory.Acquire(ctx, src.Repo.Host, importMemoryOf(codec)+int64(2*window))
+	share, err = i.opts.Memory.Acquire(ctx, userOf(src.Repo), importMemoryOf(codec)+int64(2*window))
 	if err != nil {
 		return nil, nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/fs/profile"
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
@@ -53,7 +54,7 @@ func (st *start) findProfile(ctx context.Context) (*profile.Profile, *memory.Sha
 
 func (st *start) profileHere(ctx context.Context) (*profile.Profile, *memory.Share, error) {
 	image := st.img.Target.Digest
-	share, err := st.s.memory.Acquire(ctx, st.img.Repo.Host, st.s.profiles.memory(image))
+	share, err := st.s.memory.Acquire(ctx, fair.User(st.img.Repo.String()), st.s.profiles.memory(image))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -73,7 +74,7 @@ func (st *start) publishedProfile(ctx context.Context, reg layers.Artifacts) (*p
 func (st *start) profileOfRepository(ctx context.Context) (p *profile.Profile, share *memory.Share, err error) {
 	p, err = st.s.profiles.ofRepository(st.img.Repo.String(), func(path string, size int64) (*profile.Profile, error) {
 		share.Release() // that one was of another repository
-		if share, err = st.s.memory.Acquire(ctx, st.img.Repo.Host, size+profile.Memory(size)); err != nil {
+		if share, err = st.s.memory.Acquire(ctx, fair.User(st.img.Repo.String()), size+profile.Memory(size)); err != nil {
 			return nil, err
 		}
 		data, err := os.ReadFile(path)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/profile"
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 const (
@@ -32,7 +33,7 @@ func (st *start) learn(ctx context.Context) {
 	if !complete {
 		return
 	}
-	share, err := st.s.memory.Acquire(ctx, st.img.Repo.Host, 2*st.s.profiles.memory(st.img.Target.Digest)) // to merge it, too
+	share, err := st.s.memory.Acquire(ctx, fair.User(st.img.Repo.String()), 2*st.s.profiles.memory(st.img.Target.Digest)) // to merge it, too
 	if err != nil {
 		return
 	}

@@ -1,0 +1,79 @@
+package fair
+
+import "strings"
+
+// A User of what registries share is a repository: its registry's host, a slash, and its path there. A registry that asks for itself
+// is its host alone.
+type User string
+
+// Host returns the user's registry.
+func (u User) Host() string {
+	host, _, _ := strings.Cut(string(u), "/")
+	return host
+}
+
+// Tiers are Shares of two levels: hosts share what there is, and the repositories of a host what the host may have. So one of many
+// repositories of a registry is to the others as one registry is to other ones. Its methods are not safe for concurrent use.
+//
+//	Limit 36, Most 24, Within 12: the first repository has up to 12, and then the second of its host 6, and another host's up to 12
+type Tiers struct {
+	Limit, Most int64 // of all hosts, and of one host alone
+	Within      int64 // of Most, what one repository alone may have
+	hosts       Shares[string]
+	by          map[User]int64
+}
+
+func (t *Tiers) host() *Shares[string] {
+	t.hosts.Limit, t.hosts.Most = t.Limit, t.Most
+	return &t.hosts
+}
+
+// Room reports whether a user may have n more. One that has nothing may have whatever is free for its host.
+func (t *Tiers) Room(who User, n int64) bool {
+	hosts, host := t.host(), who.Host()
+	if !hosts.Room(host, n) {
+		return false
+	}
+	has := t.by[who]
+	if has == 0 {
+		return true
+	}
+	// What its host may have at most, beside what others have; and what would be left of that. Both are times Limit.
+	of := hosts.Of(host)
+	most := float64(t.Most) * float64(t.Limit-(hosts.Used()-of))
+	free := most - float64(of+n)*float64(t.Limit)
+	return float64(has+n)*float64(t.Most-t.Within)*float64(t.Limit) <= float64(t.Within)*free
+}
+
+// Add notes that a user has n more, or less if n is negative.
+func (t *Tiers) Add(who User, n int64) {
+	if t.by == nil {
+		t.by = map[User]int64{}
+	}
+	t.hosts.Add(who.Host(), n)
+	if t.by[who] += n; t.by[who] == 0 {
+		delete(t.by, who)
+	}
+}
+
+// Of returns what a user has.
+func (t *Tiers) Of(who User) int64 { return t.by[who] }
+
+// Used returns what all users have.
+func (t *Tiers) Used() int64 { return t.hosts.Used() }
+
+// Less reports whether a user goes before another one: its host has less, or it has less of the same host.
+func (t *Tiers) Less(a, b User) bool {
+	if x, y := a.Host(), b.Host(); x != y {
+		return t.hosts.Of(x) < t.hosts.Of(y)
+	}
+	return t.by[a] < t.by[b]
+}
+
+func (t *Tiers) resize(limit, most int64) {
+	within := float64(t.Within) / float64(max(t.Most, 1)) * float64(most)
+	t.Limit, t.Most, t.Within = limit, most, max(int64(within), 1)
+}
+
+// Together reports whether two users are of one host, which take turns as one user among other hosts.
+func Together(a, b User) bool { return a.Host() == b.Host() }
