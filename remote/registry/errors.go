@@ -34,6 +34,7 @@ type StatusError struct {
 	Host       string
 	Status     int
 	RetryAfter time.Duration // 0 if the server named none
+	Redirected bool          // it is the answer of a place to which the registry has sent us: it says something of one blob alone
 }
 
 func (e *StatusError) Error() string {
@@ -52,7 +53,11 @@ func (e *StatusError) Is(target error) bool {
 }
 
 func statusError(resp *http.Response) error {
-	return &StatusError{Host: resp.Request.URL.Host, Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
+	t, _ := resp.Request.Context().Value(tripKey{}).(*trip)
+	return &StatusError{
+		Host: resp.Request.URL.Host, Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After")),
+		Redirected: t != nil && t.redirected.Load(),
+	}
 }
 
 func retryAfter(v string) time.Duration {

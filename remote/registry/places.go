@@ -31,10 +31,11 @@ func ForeignURLs(d ocispec.Descriptor) []string {
 
 // A trip is a request of a registry, with all that it leads to.
 type trip struct {
-	registry string       // its scheme and host
-	led      atomic.Bool  // somebody outside has chosen what is asked next
-	token    bool         // it is for a token
-	after    atomic.Int64 // nanoseconds after which the last answer wants the next request of a token
+	registry   string       // its scheme and host
+	led        atomic.Bool  // somebody outside has chosen what is asked next
+	token      bool         // it is for a token
+	redirected atomic.Bool  // it has left its beginning
+	after      atomic.Int64 // nanoseconds after which the last answer wants the next request of a token
 }
 
 type tripKey struct{}

@@ -100,6 +100,7 @@ func (r *Registry) follow(
 			return nil, fmt.Errorf("redirect by %s from %s to %s is refused", resp.Request.URL.Host, resp.Request.URL.Scheme, to.Scheme)
 		}
 		by := resp.Request.URL.Host
+		t.redirected.Store(true)
 		if resp, err = r.get(ctx, host, repo, to.String(), rng, accept); err != nil {
 			return nil, fmt.Errorf("redirect by %s: %w", by, err)
 		}

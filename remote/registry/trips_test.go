@@ -245,3 +245,36 @@ func TestTripsAgain(t *testing.T) {
 		t.Errorf("%d requests came inside, %v", b.inside.Load(), err)
 	}
 }
+
+// TestWhoRefuses: an error tells whether the registry has refused a blob, or the place to which it has sent us.
+func TestWhoRefuses(t *testing.T) {
+	storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) }))
+	defer storage.Close()
+	for _, c := range []struct {
+		name string
+		to   string // "" where the registry refuses itself
+		want bool
+	}{{"the registry", "", false}, {"its storage", storage.URL, true}, {"its storage, by the same name", "/there", true}} {
+		t.Run(c.name, func(t *testing.T) {
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if c.to == "" || r.URL.Path == c.to {
+					w.WriteHeader(http.StatusForbidden)
+					return
+				}
+				http.Redirect(w, r, c.to, http.StatusTemporaryRedirect)
+			}))
+			defer s.Close()
+			host := s.Listener.Addr().String()
+			var logins Logins
+			if _, err := logins.Set(host, Login{PlainHTTP: true}); err != nil {
+				t.Fatal(err)
+			}
+			r := New(Options{Logins: &logins, Retry: Retry{Attempts: 1}})
+			_, err := r.Blob(Repository{host, "app"}, digest.FromString("x"), 1).ReadAt(t.Context(), make([]byte, 1), 0)
+			var status *StatusError
+			if !errors.As(err, &status) || status.Redirected != c.want || !errors.Is(err, ErrUnauthorized) {
+				t.Errorf("got %v, %+v", err, status)
+			}
+		})
+	}
+}

@@ -45,6 +45,7 @@ func (f *failures) note(repo registry.Repository, err error) {
 		f.all.Remove(registry.Repository{Host: repo.Host})
 		f.served.Add(repo.Host, time.Now())
 	case errors.Is(err, context.Canceled):
+	case errors.Is(err, registry.ErrUnauthorized) && redirected(err): // the storage withholds one blob
 	case errors.Is(err, registry.ErrUnauthorized):
 		f.all.Add(repo, failure{time.Now().Add(failureHolds), err})
 	case registry.Retryable(err):
@@ -54,6 +55,12 @@ func (f *failures) note(repo registry.Repository, err error) {
 		}
 		f.all.Add(registry.Repository{Host: repo.Host}, failure{time.Now().Add(holds), err})
 	}
+}
+
+// redirected reports whether an answer is of a place to which a registry has sent us.
+func redirected(err error) bool {
+	var status *registry.StatusError
+	return errors.As(err, &status) && status.Redirected
 }
 
 // noteRange remembers a host that serves no ranges, if err says so.

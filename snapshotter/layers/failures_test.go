@@ -15,12 +15,14 @@ import (
 // TestFailures: what failed is known of the repository or of the host, and only what is not the layer's own fault.
 func TestFailures(t *testing.T) {
 	here, there := registry.Repository{Host: "reg.test", Path: "a"}, registry.Repository{Host: "reg.test", Path: "b"}
+	withheld := &registry.StatusError{Host: "storage.test", Status: 403, Redirected: true}
 	refused, down := &registry.StatusError{Host: "reg.test", Status: 403}, &registry.StatusError{Host: "reg.test", Status: 503}
 	for name, c := range map[string]struct {
 		do          func(*failures)
 		here, there bool
 	}{
 		"no access":          {func(f *failures) { f.note(here, refused) }, true, false},
+		"one blob withheld":  {func(f *failures) { f.note(here, withheld) }, false, false},
 		"an outage":          {func(f *failures) { f.note(here, down) }, true, true},
 		"a bad layer":        {func(f *failures) { f.note(here, NotLazy("bad")) }, false, false},
 		"no such layer":      {func(f *failures) { f.note(here, registry.ErrNotFound) }, false, false},
