@@ -35,6 +35,7 @@ type binding struct {
 	dead    string             // why what an earlier process had mounted could not be taken over
 	removed bool
 	gone    *gone           // nil unless it is nowhere any more
+	wrong   *wrongAnew      // nil unless it was filled anew in vain
 	rivals  []layers.Source // by which others were seen to claim its chainID; nil for none
 	gated   bool            // there is a gate, with the layer on it or without
 	// deciding is held by whoever decides which of its rivals' layers is shown; nil until somebody does.
@@ -111,9 +112,7 @@ func loadBinding(dir, name string, log *slog.Logger) (saved savedBinding, remote
 	default:
 		return saved, true
 	}
-	return savedBinding{
-		Version: bindingVersion, Name: name, Quarantined: why + ": remove the containers and images that use the snapshot, and pull them again",
-	}, true
+	return savedBinding{Version: bindingVersion, Name: name, Quarantined: why}, true
 }
 
 // neverWritten reports whether nobody could write to a snapshot's directory, as nobody could to one of a layer that is supplied here.

@@ -9,7 +9,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
@@ -111,8 +110,8 @@ func (m *mending) rivals(ctx context.Context, all []*binding) (map[*binding][]la
 	return rivals, nil
 }
 
-// refill has a binding show another layer's image, and what was built on it look again.
-func (m *mending) refill(b *binding, src layers.Source, f *cache.File) error {
+// refill has a binding show something else, and what was built on it look again.
+func (m *mending) refill(b *binding, with filled) error {
 	b.endAttempt()
 	b.mu.Lock()
 	if b.removed {
@@ -120,30 +119,12 @@ func (m *mending) refill(b *binding, src layers.Source, f *cache.File) error {
 		return errors.New("snapshot was removed")
 	}
 	was := b.file
-	err := m.mountings.unmountLocked(b)
-	b.file, b.key = f, ""
-	b.saved.Source, b.saved.CacheID, b.saved.Quarantined, b.saved.Unpacked = src, f.ID(), "", nil
-	err = errors.Join(err, b.saved.write(b.dir))
+	err := errors.Join(m.mountings.unmountLocked(b), b.fillLocked(with))
 	b.mu.Unlock()
-	if was != f {
+	if was != with.file {
 		m.dropUnused(was)
 	}
-	// Their directories may have taken attributes from what this one showed.
-	for _, child := range m.bindings.all() {
-		child.mu.Lock()
-		built := slices.Contains(child.saved.Parents, b.id) && cache.ParseName(child.saved.CacheID).Below != ""
-		child.mu.Unlock()
-		if !built {
-			continue
-		}
-		child.endAttempt()
-		child.mu.Lock()
-		err = errors.Join(err, m.mountings.unmountLocked(child))
-		child.saved.CacheID, child.file = "", nil
-		err = errors.Join(err, child.saved.write(child.dir))
-		child.mu.Unlock()
-	}
-	return err
+	return errors.Join(err, m.rebuildOn(b))
 }
 
 // endAttempt ends the attempt to mount a binding that is under way.

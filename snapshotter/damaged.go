@@ -15,9 +15,9 @@ import (
 var (
 	bindingKind = durable.Kind{
 		Name: bindingFile,
-		Lost: "which layer of which image a snapshot is: it cannot be mounted, and containers that use it are named as broken",
-		Do: "find the snapshot in snapctl status, where it is quarantined; remove the containers and images that use it, with --sync, " +
-			"and pull them again: the snapshot goes, and this file with it",
+		Lost: "which layer of which image a snapshot is: containers that have it are named as broken",
+		Do: "start the containers again: the snapshot is filled anew; if it is still quarantined in snapctl status, pull an image that has " +
+			"its layer; then remove this file",
 	}
 	databaseKind = durable.Kind{
 		Name: databaseFile,

@@ -82,7 +82,7 @@ func (m *mountings) mountBinding(ctx context.Context, b *binding) error {
 	saved := b.saved
 	b.mu.Unlock()
 	if saved.Quarantined != "" {
-		return fmt.Errorf("quarantined: %s", saved.Quarantined)
+		return m.mountAnew(ctx, b, saved.Quarantined)
 	}
 	if saved.Unpacked != nil {
 		return m.mountAs(b, func() error { return nil })

@@ -43,7 +43,7 @@ func (m *mending) decide(ctx context.Context, b *binding, rivals []layers.Source
 	}
 	m.log.Warn("layer is filled anew, from the image whose bytes are right", "key", b.name(), "digest", src.Descriptor.Digest,
 		"image", src.Image, "instead_of", ours.Image)
-	return m.refill(b, src, f)
+	return m.refill(b, filled{src: src, file: f})
 }
 
 // beginDeciding waits until nobody else decides what a binding shows.

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -211,9 +210,9 @@ func TestLostLoaded(t *testing.T) {
 	}
 }
 
-// TestLostRecordOfUnpacked: a layer that containerd had unpacked, and that is supplied here since its root was lost, is not taken for an
-// empty one when its record is lost, too.
-func TestLostRecordOfUnpacked(t *testing.T) {
+// TestLostLayerRecordOfMadeAnew: a layer that containerd had unpacked, and that is supplied here since its root was lost, is shown again
+// when its record is lost, too, and not taken for an empty one.
+func TestLostLayerRecordOfMadeAnew(t *testing.T) {
 	x := newTwoImages(t, formats[0])
 	x.close()
 	x.mustRemove(x.root)
@@ -228,16 +227,7 @@ func TestLostRecordOfUnpacked(t *testing.T) {
 	x.mustRemove(path)
 	x.open()
 	x.mustName(path)
-	var names []string
-	if err := x.Walk(x.ctx, func(_ context.Context, info snapshots.Info) error {
-		names = append(names, info.Name)
-		return nil
-	}); err != nil {
-		t.Fatal(err)
-	}
-	for len(names) > 0 { // children go first
-		names = slices.DeleteFunc(names, func(name string) bool { return x.Snapshotter.Remove(x.ctx, name) == nil })
-	}
+	x.runBoth()
 }
 
 // boundTo returns the name of the one snapshot of a layer.

@@ -79,19 +79,3 @@ func (m *mending) repair(ctx context.Context, b *binding) error {
 	}
 	return err
 }
-
-// fillAnew replaces what a quarantined binding has by what its repository, or another one, has now.
-func (m *mending) fillAnew(ctx context.Context, b *binding, why string) error {
-	ours := b.source()
-	if ours.Descriptor.Digest == "" {
-		return errors.New(why) // nobody knows what it was
-	}
-	m.layers.Forget(&ours)
-	m.dropUnused(b.image()) // what is wrong
-	others, err := m.elsewhere(ctx, b)
-	f, src, err := m.firstProven(ctx, b, append([]layers.Source{ours}, others...), []error{errors.New(why), err}, err == nil)
-	if err != nil {
-		return err
-	}
-	return m.refill(b, src, f)
-}

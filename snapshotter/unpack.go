@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 
 	"github.com/containerd/continuity/fs"
+
+	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
 // Of some layers it is known only at their end that no image of ours can show them, though containerd unpacks them: the names, owners
@@ -31,27 +33,41 @@ func (b *binding) isUnpacked() bool {
 // unpack has a binding show its layer as containerd unpacks it, since it was refused otherwise.
 func (m *mountings) unpack(ctx context.Context, b *binding, refused error) error {
 	src := b.source()
-	b.mu.Lock()
-	parents := b.saved.Parents
-	b.mu.Unlock()
-	lowers, err := m.mounted(ctx, parents)
-	if err != nil {
-		return err
-	}
-	m.log.Warn("layer is unpacked, since no image can be made of it", "key", b.name(), "digest", src.Descriptor.Digest,
-		"image", src.Image, "err", refused)
-	dir := filepath.Join(b.dir, unpackedDir)
-	if err := m.layers.Imports.UnpackInto(ctx, &src, dir, lowers); err != nil {
-		return errors.Join(fmt.Errorf("unpack it, since it was refused: %w", err), refused, os.RemoveAll(dir))
-	}
-	takes, err := fs.DiskUsage(ctx, dir)
+	takes, err := m.unpackInto(ctx, b, &src, refused)
 	if err != nil {
 		return err
 	}
 	return m.mountAs(b, func() error {
-		b.saved.Unpacked, b.saved.CacheID, b.file = &unpackedUsage{takes.Size, takes.Inodes}, "", nil
+		b.saved.Unpacked, b.saved.CacheID, b.file = takes, "", nil
 		return b.saved.write(b.dir)
 	})
+}
+
+// unpackInto unpacks a layer beside a binding's directory, and returns what it takes there.
+func (m *mountings) unpackInto(ctx context.Context, b *binding, src *layers.Source, refused error) (*unpackedUsage, error) {
+	b.mu.Lock()
+	parents, lost := b.saved.Parents, b.saved.Quarantined != ""
+	b.mu.Unlock()
+	lowers, err := m.mounted(ctx, parents)
+	if err != nil {
+		return nil, err
+	}
+	m.log.Warn("layer is unpacked, since no image can be made of it", "key", b.name(), "digest", src.Descriptor.Digest,
+		"image", src.Image, "err", refused)
+	dir := filepath.Join(b.dir, unpackedDir)
+	if lost { // what is there may be in use, though nobody knows any more what it was
+		if err := os.Rename(dir, dir+"-before-"+uniqueSuffix()); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+	}
+	if err := m.layers.Imports.UnpackInto(ctx, src, dir, lowers); err != nil {
+		return nil, errors.Join(fmt.Errorf("unpack it, since it was refused: %w", err), refused, os.RemoveAll(dir))
+	}
+	takes, err := fs.DiskUsage(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	return &unpackedUsage{takes.Size, takes.Inodes}, nil
 }
 
 func (m *mountings) mountUnpackedLocked(b *binding) error {

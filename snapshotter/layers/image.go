@@ -35,6 +35,8 @@ type Source struct {
 	Descriptor ocispec.Descriptor  `json:"descriptor"`
 	DiffID     digest.Digest       `json:"diff_id,omitempty"`
 	Namespace  string              `json:"namespace,omitempty"` // of containerd, that of the first request
+	// Whole says that the layer is only to be read whole: a table of it has lied, or may have.
+	Whole bool `json:"whole,omitempty"`
 }
 
 // ErrNotLazy says that a layer takes containerd's ordinary path. Its text is the reason.

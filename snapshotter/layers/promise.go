@@ -48,13 +48,14 @@ func (r *promises) promiseOf(s *Source) (promise, error) {
 		noImport = fmt.Sprintf("digest %q", s.Descriptor.Digest)
 	}
 	p, err := r.indexOf(s)
-	if err != nil || mode == ImportEager {
+	eager := mode == ImportEager || s.Whole
+	if err != nil || eager {
 		p = promise{format: formatImport}
 		if noImport != "" {
 			return p, NotLazy("%s", noImport)
 		}
 	}
-	p.codec, p.noImport, p.eager = codec, noImport, mode == ImportEager
+	p.codec, p.noImport, p.eager = codec, noImport, eager
 	return p, nil
 }
 

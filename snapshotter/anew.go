@@ -1,0 +1,239 @@
+package snapshotter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
+	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/internal/backoff"
+	"github.com/remora-storage/remora/snapshotter/layers"
+)
+
+// A snapshot whose bytes turned out wrong, or of whose layer the record was lost, is quarantined. Whoever mounts it has it filled anew:
+// from whatever containerd says that it is made of, read whole, without any table that may have lied. Nothing of that is shown before
+// its diffID is right, which the chainID fixes, so nobody gains by claiming it.
+
+// anewFirst and anewMost are the waits before whole layers are read again that were wrong.
+const anewFirst, anewMost = time.Minute, time.Hour
+
+// A wrongAnew is what is known of a layer that was filled anew in vain.
+type wrongAnew struct {
+	waits backoff.Backoff
+	until time.Time
+	err   error
+}
+
+// filled is what a snapshot is filled with: an image, or what its layer was unpacked into.
+type filled struct {
+	src      layers.Source
+	file     *cache.File
+	unpacked *unpackedUsage
+}
+
+// mountAnew fills a quarantined binding anew, within its attempt, and mounts it.
+func (m *mountings) mountAnew(ctx context.Context, b *binding, why string) error {
+	done, err := b.beginDeciding(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	b.mu.Lock()
+	wrong := b.wrong
+	b.mu.Unlock()
+	if wrong != nil && time.Now().Before(wrong.until) {
+		return wrong.err
+	}
+	with, err := m.mending.anew(ctx, b, why)
+	if err != nil {
+		err = fmt.Errorf("quarantined: %w", err)
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if errors.Is(err, cache.ErrDiffID) { // it was read whole for nothing
+			if b.wrong == nil {
+				b.wrong = &wrongAnew{waits: backoff.Backoff{First: anewFirst, Max: anewMost}}
+			}
+			b.wrong.until, b.wrong.err = time.Now().Add(b.wrong.waits.Next()), err
+		}
+		return err
+	}
+	m.log.Warn("layer is filled anew", "key", b.name(), "digest", with.src.Descriptor.Digest, "image", with.src.Image, "was", why)
+	if err := m.mountAs(b, func() error {
+		var err error
+		if b.how != notMounted { // it stayed so; else somebody may wait at its gate
+			under := b.attempt
+			err = m.unmountLocked(b)
+			b.attempt = under
+		}
+		return errors.Join(err, b.fillLocked(with))
+	}); err != nil {
+		return err
+	}
+	return m.mending.rebuildOn(b)
+}
+
+// fillLocked notes what a binding is filled with.
+func (b *binding) fillLocked(with filled) error {
+	b.file, b.key, b.wrong = with.file, "", nil
+	b.saved.Source, b.saved.CacheID, b.saved.Quarantined, b.saved.Unpacked = with.src, "", "", with.unpacked
+	if with.file != nil {
+		b.saved.CacheID = with.file.ID()
+	}
+	return b.saved.write(b.dir)
+}
+
+// fillAnew replaces what a quarantined binding has by what its repository, or another one, has now.
+func (m *mending) fillAnew(ctx context.Context, b *binding, why string) error {
+	done, err := b.beginDeciding(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	with, err := m.anew(ctx, b, why)
+	if err != nil {
+		return err
+	}
+	return m.refill(b, with)
+}
+
+// anew returns what a binding can be filled with, proven by its diffID.
+func (m *mending) anew(ctx context.Context, b *binding, why string) (with filled, err error) {
+	if err := m.findParents(ctx, b); err != nil {
+		return with, err
+	}
+	all, err := m.madeOf(ctx, b)
+	if err == nil && len(all) == 0 {
+		return with, fmt.Errorf("%s; and no image of containerd says what it is made of", why)
+	}
+	m.dropUnused(b.image()) // what is wrong
+	errs, gone := []error{errors.New(why), err}, err == nil
+	for i, src := range all {
+		var err error
+		if i > 0 { // whoever needs the layer asks its own repository in any case
+			err = m.layers.Proofs.Failing(src.Repo)
+		}
+		if err == nil {
+			if with, err = m.fill(ctx, b, src); err == nil {
+				return with, nil
+			}
+		}
+		if ctx.Err() != nil {
+			return with, context.Cause(ctx)
+		}
+		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err)), gone && layers.IsGone(err)
+	}
+	if err = errors.Join(errs...); gone {
+		err = &goneError{err}
+	}
+	return with, err
+}
+
+// fill reads a layer whole, into an image, or, where none can be made of it, into a directory.
+func (m *mending) fill(ctx context.Context, b *binding, src layers.Source) (filled, error) {
+	f, err := m.prove(ctx, b, &src)
+	if err == nil {
+		return filled{src: src, file: f}, nil
+	}
+	m.dropUnused(f)
+	if !layers.MayUnpack(err) || layers.IsGone(err) {
+		return filled{}, err
+	}
+	takes, err := m.mountings.unpackInto(ctx, b, &src, err)
+	return filled{src: src, unpacked: takes}, err
+}
+
+// madeOf returns the layers, to be read whole, by which images of containerd say that a binding's snapshot can be made: first its own,
+// if that is known, and then those of all namespaces.
+func (m *mending) madeOf(ctx context.Context, b *binding) (all []layers.Source, err error) {
+	chains, err := m.bindings.chainsOf(ctx, []*binding{b})
+	if err != nil {
+		return nil, err
+	}
+	ours := b.source()
+	known := map[string]bool{}
+	add := func(src layers.Source) {
+		src.Whole = true
+		if key := m.layers.KeyOf(&src); !known[key] {
+			known[key] = true
+			all = append(all, src)
+		}
+	}
+	if ours.Descriptor.Digest != "" && ours.DiffID != "" {
+		add(ours)
+	}
+	spaces, err := m.namespacesOf(ctx, &ours)
+	if err != nil {
+		return all, err
+	}
+	for _, ns := range spaces {
+		images, err := m.images.Known(namespaces.WithNamespace(ctx, ns))
+		if err != nil {
+			return all, fmt.Errorf("which images of namespace %s have layer %s: %w", ns, chains[b], err)
+		}
+		for i := range images {
+			if at := slices.Index(chainIDsOf(&images[i]), chains[b]); at >= 0 {
+				add(images[i].Layers[at])
+			}
+		}
+	}
+	if len(all) > 0 && ours.Descriptor.Digest == "" { // so that status, and a release, can name it
+		b.mu.Lock()
+		b.saved.Source, b.key = all[0], ""
+		b.mu.Unlock()
+	}
+	return all, nil
+}
+
+// namespacesOf returns the namespaces that may have an image of a layer.
+func (m *mending) namespacesOf(ctx context.Context, ours *layers.Source) ([]string, error) {
+	if m.opts.Metadata != nil {
+		return m.opts.Metadata.Namespaces(ctx)
+	}
+	asked, _ := namespaces.Namespace(ctx)
+	all := []string{ours.Namespace, asked}
+	return slices.Compact(slices.DeleteFunc(all, func(ns string) bool { return ns == "" })), nil
+}
+
+// findParents has a binding know again what it lies on, if its record was lost.
+func (m *mending) findParents(ctx context.Context, b *binding) error {
+	var ids []string
+	err := m.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+		_, info, _, err := storage.GetInfo(ctx, b.name())
+		for err == nil && info.Parent != "" {
+			var id string
+			id, info, _, err = storage.GetInfo(ctx, info.Parent)
+			ids = append(ids, id)
+		}
+		return err
+	})
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err == nil {
+		b.saved.Parents = ids
+	}
+	return err
+}
+
+// rebuildOn has those look again that were built on a binding's layer: their directories may have taken attributes from it.
+func (m *mending) rebuildOn(b *binding) (err error) {
+	for _, child := range m.bindings.all() {
+		child.mu.Lock()
+		built := slices.Contains(child.saved.Parents, b.id) && cache.ParseName(child.saved.CacheID).Below != ""
+		child.mu.Unlock()
+		if !built {
+			continue
+		}
+		child.endAttempt()
+		child.mu.Lock()
+		err = errors.Join(err, m.mountings.unmountLocked(child))
+		child.saved.CacheID, child.file = "", nil
+		err = errors.Join(err, child.saved.write(child.dir))
+		child.mu.Unlock()
+	}
+	return err
+}
