@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -92,9 +93,12 @@ type contentReader struct {
 // referrer finds an artifact by the Referrers API.
 func (c *contentReader) referrer(ctx context.Context, image digest.Digest, kind ArtifactKind) ([]byte, error) {
 	what := "referrers/" + image.String() + "?" + url.Values{"artifactType": {kind.Type}}.Encode()
-	p, _, err := c.r.document(ctx, c.repo, docker.HostCapabilityPull, what, ocispec.MediaTypeImageIndex)
+	p, mediaType, err := c.r.document(ctx, c.repo, docker.HostCapabilityPull, what, ocispec.MediaTypeImageIndex)
 	if err != nil {
 		return nil, err
+	}
+	if strings.HasPrefix(mediaType, "text/html") { // as some answer to what they do not know
+		return nil, fmt.Errorf("no Referrers API, but a page for people: %w", ErrNotFound)
 	}
 	var index ocispec.Index
 	if err := json.Unmarshal(p, &index); err != nil {

@@ -121,3 +121,27 @@ func TestTokenGivenUp(t *testing.T) {
 		t.Errorf("later: %v", err)
 	}
 }
+
+// TestTokenRefused: a token server that refuses has refused our credentials, and is not asked for the same again and again.
+func TestTokenRefused(t *testing.T) {
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden} {
+		refuses := atomic.Bool{}
+		refuses.Store(true)
+		read, tokens := tokenRegistry(t, func(w http.ResponseWriter, _ *http.Request) bool {
+			if refuses.Load() {
+				w.WriteHeader(status)
+			}
+			return !refuses.Load()
+		}, Retry{})
+		if err := read(t.Context()); !errors.Is(err, ErrUnauthorized) || Retryable(err) {
+			t.Errorf("%d: %v", status, err)
+		}
+		if n := tokens.Load(); n > 2 { // once more, since credentials may have changed
+			t.Errorf("%d: asked %d times", status, n)
+		}
+		refuses.Store(false)
+		if err := read(t.Context()); err != nil {
+			t.Errorf("%d, which is over: %v", status, err)
+		}
+	}
+}
