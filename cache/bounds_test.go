@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"crypto/sha256"
+	"errors"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -61,6 +62,37 @@ func TestBehindExtents(t *testing.T) {
 				t.Errorf("one byte had %d bytes written", written)
 			}
 		})
+	}
+}
+
+// TestPlainIsBounded: what is decoded to check a diffID has a total, wherever it lies in the units.
+func TestPlainIsBounded(t *testing.T) {
+	const units, behind = 4, 20 << 20 // more than is kept
+	data := []byte("what a file has")
+	var packed bytes.Buffer
+	gw := gzip.NewWriter(&packed)
+	if _, err := gw.Write(append(bytes.Clone(data), make([]byte, behind)...)); err != nil {
+		t.Fatal(err)
+	}
+	if err := gw.Close(); err != nil {
+		t.Fatal(err)
+	}
+	n := int64(packed.Len())
+	im := &image{blob: bytes.Repeat(packed.Bytes(), units), bytes: append(make([]byte, 4096), bytes.Repeat(data, units)...)}
+	im.spec = cache.Spec{ImageSize: int64(len(im.bytes)), MetaSize: 4096, Meta: meta(im.bytes[:4096]), Codec: blob.Gzip}
+	for i := range int64(units) {
+		im.spec.Units = append(im.spec.Units, blob.Unit{Off: i * n, Len: n})
+		im.spec.Extents = append(im.spec.Extents, cache.Extent{
+			Off: 4096 + i*int64(len(data)), Unit: uint32(i), Len: uint32(len(data)), Digest: sha256.Sum256(data),
+		})
+	}
+	plain := bytes.Repeat(append(bytes.Clone(data), make([]byte, behind)...), units)
+	for _, most := range []int64{int64(len(plain)), int64(len(plain)) - 1, 30 << 20} {
+		f := create(t, open(t, t.TempDir(), cache.Options{Plain: most}), "one", im, &source{blob: im.blob})
+		err := f.Verify(t.Context(), digest.FromBytes(plain))
+		if fits := most >= int64(len(plain)); fits && err != nil || !fits && !errors.Is(err, cache.ErrTooLarge) {
+			t.Errorf("%d bytes where %d are allowed: got %v", len(plain), most, err)
+		}
 	}
 }
 

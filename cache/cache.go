@@ -32,6 +32,8 @@ type Options struct {
 	Unreachable func(error) bool
 	// Rate bounds what CompleteInBackground fetches, in bytes a second; 0 for no bound.
 	Rate int64
+	// Plain is how many bytes a blob may decode to while its diffID is computed; 0 for no bound.
+	Plain int64
 	// Memory is shared by all units that are decoded, and others that take of it; nil for no bound.
 	Memory *memory.Budget
 	// Held returns a descriptor of the image file called id, opened in an earlier life, or nil.
@@ -45,6 +47,7 @@ type Options struct {
 // A Cache is a directory of image files. Open makes one.
 type Cache struct {
 	policy  Policy
+	plain   int64 // Options.Plain
 	log     *slog.Logger
 	budget  *budget.Budget
 	images  *image.Dir
@@ -72,7 +75,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 		return nil, err
 	}
 	c := &Cache{
-		policy: opts.Policy.WithDefaults(), log: opts.Log, budget: budget.New(opts.Limit, opts.Log), files: map[string]*File{},
+		policy: opts.Policy.WithDefaults(), plain: opts.Plain, log: opts.Log, budget: budget.New(opts.Limit, opts.Log), files: map[string]*File{},
 		fetches: fetch.NewPool(fetch.Options{Unreachable: opts.Unreachable, Rate: opts.Rate, Memory: opts.Memory, Log: opts.Log}),
 	}
 	var err error

@@ -28,7 +28,7 @@ var _ blockdev.Device = (*File)(nil)
 
 func (c *Cache) newFile(img *image.Image, src Source) *File {
 	f := c.fetches.Fetcher(img, src, c.policy)
-	return &File{c: c, img: img, fetch: f, proof: proof.New(img, f, c.log)}
+	return &File{c: c, img: img, fetch: f, proof: proof.New(img, f, c.plain, c.log)}
 }
 
 // discard closes the file for good and returns how many bytes it had on disk.

@@ -47,4 +47,5 @@ var (
 	ErrCorrupt  = image.ErrCorrupt
 	ErrMissing  = image.ErrMissing
 	ErrDiffID   = proof.ErrDiffID
+	ErrTooLarge = proof.ErrTooLarge
 )

@@ -2,14 +2,12 @@ package snapshotter
 
 import (
 	"context"
-	"errors"
 	"time"
 
 	"github.com/remora-storage/remora/cache"
 )
 
 const (
-	verifyAgain   = time.Minute // after the registry could not be reached
 	completeCheck = time.Second
 	dropEvery     = 10 * time.Second // second copies in the page cache
 )
@@ -22,17 +20,19 @@ type chores struct {
 	mending   *mending
 }
 
-// watch checks the diffID of layers that have become complete, hands them to the kernel, and
-// drops indexes that nobody came for, until ctx ends.
+// watch has the diffID of layers checked that have become complete, and drops what nobody came for, until ctx ends.
 func (c *chores) watch(ctx context.Context) {
 	tick := time.NewTicker(completeCheck)
 	defer tick.Stop()
-	notBefore := map[*cache.File]time.Time{}
+	x := newChecks(c)
 	dropped := time.Now()
 	for {
 		select {
 		case <-ctx.Done():
-			return
+			return // started waits for what runs
+		case one := <-x.ended:
+			x.note(one)
+			continue
 		case <-tick.C:
 		}
 		c.layers.Sweep()
@@ -42,26 +42,7 @@ func (c *chores) watch(ctx context.Context) {
 			c.dropPages()
 			dropped = time.Now()
 		}
-		for _, b := range c.bindings.all() {
-			b.mu.Lock()
-			f, src, ready := b.file, b.saved.Source, b.how == mountedLazy && b.saved.Quarantined == ""
-			b.mu.Unlock()
-			if !ready || !f.Complete() || time.Now().Before(notBefore[f]) {
-				continue
-			}
-			if err := c.exports.complete(f); err != nil {
-				c.log.Warn("complete layer still asks for reads", "digest", src.Descriptor.Digest, "err", err)
-			}
-			if err := f.Verify(ctx, src.DiffID); errors.Is(err, cache.ErrDiffID) {
-				c.mending.quarantine(f, err)
-			} else if err != nil {
-				notBefore[f] = time.Now().Add(verifyAgain)
-				c.log.Warn("diffID not checked yet", "digest", src.Descriptor.Digest, "err", err)
-			} else {
-				c.mountings.goDirect(b)
-				delete(notBefore, f)
-			}
-		}
+		x.begin(ctx)
 	}
 }
 

@@ -21,19 +21,23 @@ import (
 // ErrDiffID says that a blob, decoded, is not what its image's configuration says.
 var ErrDiffID = errors.New("layer's content does not match its diffID")
 
+// ErrTooLarge says that a blob decodes to more than is read to check its diffID.
+var ErrTooLarge = errors.New("layer decodes to more than [limits] plain allows, so its diffID is not known")
+
 // A Prover proves what one image is.
 type Prover struct {
 	img   *image.Image
 	t     *image.Table // of img
 	fetch *fetch.Fetcher
 	log   *slog.Logger
+	most  int64 // bytes that a blob may decode to; 0 for no bound
 
 	verifying *semaphore.Weighted // one at a time: a verification may find that what another relies on is wrong
 }
 
-// New returns a Prover of an image, which f fills.
-func New(img *image.Image, f *fetch.Fetcher, log *slog.Logger) *Prover {
-	return &Prover{img: img, t: img.Table(), fetch: f, log: log, verifying: semaphore.NewWeighted(1)}
+// New returns a Prover of an image, which f fills. It decodes at most so many bytes for one digest; 0 for no bound.
+func New(img *image.Image, f *fetch.Fetcher, most int64, log *slog.Logger) *Prover {
+	return &Prover{img: img, t: img.Table(), fetch: f, most: most, log: log, verifying: semaphore.NewWeighted(1)}
 }
 
 // Verify computes the digest of the whole plain blob and compares it with the diffID. Most of
@@ -48,7 +52,7 @@ func (p *Prover) Verify(ctx context.Context, diffID digest.Digest) error {
 	}
 	for guesses := true; ; guesses = false {
 		h := sha256.New()
-		if err := p.writePlain(ctx, h, guesses); err != nil {
+		if err := p.writePlain(ctx, p.bounded(h), guesses); err != nil {
 			return fmt.Errorf("verify image %s: %w", p.img.ID(), err)
 		}
 		err := p.conclude(diffID, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)))
@@ -107,6 +111,27 @@ func (p *Prover) writePlain(ctx context.Context, w io.Writer, guesses bool) erro
 		u = end
 	}
 	return nil
+}
+
+// bounded returns a writer that passes on no more than a blob may decode to. A table says nothing of what lies behind a unit's last
+// extent, and a kilobyte of blob may hold a megabyte of it.
+func (p *Prover) bounded(w io.Writer) io.Writer {
+	if p.most == 0 {
+		return w
+	}
+	return &boundedWriter{w, p.most}
+}
+
+type boundedWriter struct {
+	w    io.Writer
+	left int64
+}
+
+func (b *boundedWriter) Write(p []byte) (int, error) {
+	if b.left -= int64(len(p)); b.left < 0 {
+		return 0, ErrTooLarge
+	}
+	return b.w.Write(p)
 }
 
 // pieceSize is how many bytes of an extent are hashed at a time.
@@ -188,7 +213,7 @@ func (p *Prover) Stream(ctx context.Context, diffID digest.Digest, packed io.Wri
 		return p.copyPacked(ctx, diffID, packed, progress)
 	}
 	h := sha256.New()
-	if err := p.fetch.Stream(ctx, 0, uint32(p.t.NUnits), packed, h, progress); err != nil {
+	if err := p.fetch.Stream(ctx, 0, uint32(p.t.NUnits), packed, p.bounded(h), progress); err != nil {
 		return fmt.Errorf("read blob of image %s: %w", p.img.ID(), err)
 	}
 	return p.conclude(diffID, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)))

@@ -116,7 +116,8 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	images, err := cache.Open(filepath.Join(f.root, "cache"), cache.Options{
-		Limit: limit, Policy: cfg.Fetch.policy(), Unreachable: mayAnswerLater, Rate: rate, Memory: decoding, Held: exports.Held, Log: log,
+		Limit: limit, Policy: cfg.Fetch.policy(), Unreachable: mayAnswerLater, Rate: rate, Plain: limits.Plain,
+		Memory: decoding, Held: exports.Held, Log: log,
 	})
 	if err != nil {
 		return err
