@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -22,18 +23,36 @@ import (
 )
 
 // storedBlobs are the blobs in containerd's content store.
-type storedBlobs struct{ containerd *client.Client }
+type storedBlobs struct {
+	containerd *client.Client
+	// configured returns the registries on a host, with their ports, that the operator has configured; nil for none.
+	configured func(hostname string) []string
+}
 
 // Blob implements snapshotter.Blobs.
 func (b *storedBlobs) Blob(ctx context.Context, namespace string, d digest.Digest) (content.ReaderAt, error) {
 	return b.containerd.ContentStore().ReaderAt(namespaces.WithNamespace(ctx, namespace), ocispec.Descriptor{Digest: d})
 }
 
-// From implements snapshotter.Blobs.
+// From implements snapshotter.Blobs. containerd's labels have no ports, so they say nothing of a repository where another one of the
+// same path is known on another port of the host.
 func (b *storedBlobs) From(ctx context.Context, namespace string, d digest.Digest, repo registry.Repository) bool {
-	info, err := b.containerd.ContentStore().Info(namespaces.WithNamespace(ctx, namespace), d)
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	info, err := b.containerd.ContentStore().Info(ctx, d)
 	paths := strings.Split(info.Labels[labels.LabelDistributionSource+"."+repo.Hostname()], ",")
-	return err == nil && slices.Contains(paths, repo.Path)
+	return err == nil && slices.Contains(paths, repo.Path) && !b.ambiguous(ctx, repo)
+}
+
+// ambiguous reports whether another port of a repository's host may have a repository of the same path.
+func (b *storedBlobs) ambiguous(ctx context.Context, repo registry.Repository) bool {
+	if b.configured != nil && slices.ContainsFunc(b.configured(repo.Hostname()), func(host string) bool { return host != repo.Host }) {
+		return true
+	}
+	all, err := b.containerd.ImageService().List(ctx)
+	return err != nil || slices.ContainsFunc(all, func(img images.Image) bool {
+		named, err := registry.ParseRepository(img.Name)
+		return err == nil && named.Host != repo.Host && named.Hostname() == repo.Hostname() && named.Path == repo.Path
+	})
 }
 
 // keptFor is how long a blob stays that no image refers to yet.

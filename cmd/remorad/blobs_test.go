@@ -29,7 +29,7 @@ func TestKeepBlob(t *testing.T) {
 	data := cmdtest.Noise(1, 3<<20) // several messages
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(data), Size: int64(len(data))}
 	repo := registry.Repository{Host: "r.example.com", Path: "team/app"}
-	b := &storedBlobs{c}
+	b := &storedBlobs{containerd: c}
 	if _, err := b.Blob(t.Context(), "default", desc.Digest); !errdefs.IsNotFound(err) {
 		t.Errorf("a blob that is not there: %v", err)
 	}
@@ -52,6 +52,50 @@ func TestKeepBlob(t *testing.T) {
 	if err != nil || info.Labels["containerd.io/uncompressed"] != diffID.String() ||
 		info.Labels["containerd.io/distribution.source.r.example.com"] != "team/app" {
 		t.Errorf("labels %v, %v", info.Labels, err)
+	}
+}
+
+// TestPortsApart: the repository on one port of a host has no part in what containerd had from another one.
+func TestPortsApart(t *testing.T) {
+	for name, c := range map[string]struct {
+		configured []string
+		image      string // that is there, too
+		want       bool
+	}{
+		"nothing else is known":             {want: true},
+		"this port is configured":           {configured: []string{"localhost:5001"}, want: true},
+		"another one is, too":               {configured: []string{"localhost:5001", "localhost:5000"}},
+		"an image of another port":          {image: "localhost:5000/x:1"},
+		"an image of another path there":    {image: "localhost:5000/y:1", want: true},
+		"an image of this port":             {image: "localhost:5001/x:1", want: true},
+		"an image of another host, as here": {image: "elsewhere:5000/x:1", want: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket := shortDir(t) + "/containerd.sock"
+			ctrd := cmdtest.NewContainerd(t, socket)
+			client, err := client.New(socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			if c.image != "" {
+				ctrd.Put(t, c.image, cmdtest.NewImage(t, cmdtest.OCI))
+			}
+			b := &storedBlobs{client, func(string) []string { return c.configured }}
+			data := []byte("a layer")
+			desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromBytes(data), Size: int64(len(data))}
+			had := registry.Repository{Host: "localhost", Path: "x"} // as the label says
+			if err := b.KeepBlob(t.Context(), "default", desc, had, digest.FromString("plain"), bytes.NewReader(data)); err != nil {
+				t.Fatal(err)
+			}
+			asks := registry.Repository{Host: "localhost:5001", Path: "x"}
+			if got := b.From(t.Context(), "default", desc.Digest, asks); got != c.want {
+				t.Errorf("got %v, want %v", got, c.want)
+			}
+			if asks.Path = "z"; b.From(t.Context(), "default", desc.Digest, asks) {
+				t.Error("of a path that is not in the label")
+			}
+		})
 	}
 }
 

@@ -150,7 +150,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	sn, err := snapshotter.New(f.root, images, layers.Remote{Registry: reg}, known, snapshotter.Options{
 		Layers: layers.Options{
 			Formats: formats.All(), Trust: cfg.trust(), TrustOf: cfg.trustOf, Limits: limits, Memory: decoding, PolicyOf: cfg.policyOf,
-			ImportOf: cfg.importOf, IndexOf: cfg.indexOf, Blobs: &storedBlobs{containerd},
+			ImportOf: cfg.importOf, IndexOf: cfg.indexOf, Blobs: &storedBlobs{containerd, reg.Configured},
 		},
 		Backend: cfg.backend(), BackendOf: cfg.backendFor, ImportWait: time.Duration(cfg.Import.Wait),
 		Background: snapshotter.Background(cfg.Fetch.Background), Learn: cfg.Profile.Learn, Exports: exports, Kernel: f.kernel, Pod: inPod(),
