@@ -32,8 +32,9 @@ func (s stored) Blob(ctx context.Context, namespace string, d digest.Digest) (co
 	return s.store.ReaderAt(namespaces.WithNamespace(ctx, namespace), ocispec.Descriptor{Digest: d})
 }
 
-func (s stored) From(context.Context, string, digest.Digest, registry.Repository) bool {
-	return s.labelled
+func (s stored) From(ctx context.Context, namespace string, d digest.Digest, repo registry.Repository) bool {
+	info, err := s.store.Info(namespaces.WithNamespace(ctx, namespace), d)
+	return s.labelled || err == nil && info.Labels[sourceLabelPrefix+repo.Hostname()] == repo.Path
 }
 
 func (s stored) KeepBlob(
@@ -297,6 +298,11 @@ func (noBlobs) KeepBlob(context.Context, string, ocispec.Descriptor, registry.Re
 	return errors.New("containerd is away")
 }
 
+// from are the labels of a blob that containerd has downloaded for an image.
+func (b *bed) from(im *image) map[string]string {
+	return map[string]string{sourceLabelPrefix + b.repo(im).Hostname(): im.Path}
+}
+
 // TestStoredBlob: a layer whose blob containerd has is imported from there, and the registry is not asked for it.
 func TestStoredBlob(t *testing.T) {
 	body := noise(8, 100_000)
@@ -305,7 +311,7 @@ func TestStoredBlob(t *testing.T) {
 			l := f.make(t, file("a", body))
 			im := newImage(t, "app", nil, l)
 			b := newBed(t, newOrigin(t, im), withBlobs)
-			b.put(l.Desc, l.Blob, nil)
+			b.put(l.Desc, l.Blob, b.from(im))
 			mounts := b.run("container", b.pull(im))
 			if n := b.origin.Requests("blobs", l.Digest().String()); n != 0 {
 				t.Errorf("the registry was asked %d times", n)

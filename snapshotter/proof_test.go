@@ -69,7 +69,7 @@ func TestStoredProvesNothing(t *testing.T) {
 	b.fetch(one)
 	b.decline(one, 0, "")
 	b.fetch(here)
-	b.put(here.Layers[0].Desc, here.Layers[0].Blob, nil) // as containerd has downloaded it
+	b.put(here.Layers[0].Desc, here.Layers[0].Blob, b.from(here))
 	b.sees(b.run("container", b.pull(here)), "b", honest)
 	if known := b.layers.Proofs.Failing(b.repo(one)); !errors.Is(known, layers.ErrUnproven) {
 		t.Errorf("of the host is known: %v", known)

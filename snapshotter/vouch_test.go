@@ -279,6 +279,28 @@ func TestKnownDigest(t *testing.T) {
 	}
 }
 
+// TestStoredIsNoGrant: that containerd has a layer gives it to no repository that does not have it.
+func TestStoredIsNoGrant(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			l := f.make(t, file("a", honest))
+			owner, thief := newImage(t, "owner", []string{"owner"}, l), newImage(t, "thief", []string{"thief"}, l)
+			o := newOrigin(t, owner, thief)
+			b := newBed(t, o, withBlobs)
+			b.put(l.Desc, l.Blob, b.from(owner))
+			o.Answer("/blobs/", http.StatusNotFound)
+			b.fetch(thief)
+			b.resolve(thief)
+			b.decline(thief, 0, "")
+			b.sees(b.run("owner", b.pull(owner)), "a", honest)
+			b.ctx = namespaces.WithNamespace(t.Context(), "thieves") // where containerd does not have it
+			b.fetch(thief)
+			b.resolve(thief)
+			b.decline(thief, 0, "")
+		})
+	}
+}
+
 // TestGranted: a repository that has a layer, too, is asked once before its image gets what the cache has from another; not
 // where the operator says so, nor where containerd has had the blob from there.
 func TestGranted(t *testing.T) {

@@ -85,6 +85,11 @@ func (l *Layers) fill(ctx context.Context, o *Opening) error {
 func (l *Layers) read(ctx context.Context, o *Opening, p promise) (*Tree, error) {
 	// What containerd has is not fetched, and a host that serves no ranges is not asked for them.
 	stored := p.noImport == "" && l.Places.Stored(ctx, &o.src)
+	if stored { // whoever brought it there
+		if err := l.Granted.Ask(ctx, &o.src); err != nil {
+			return nil, err
+		}
+	}
 	rangeless := p.noImport == "" && l.Proofs.failures.rangeless(o.src.Repo.Host)
 	if p.format != formatImport && !rangeless && !stored {
 		x, err := l.readIndex(ctx, o, p)
