@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -113,10 +114,11 @@ const claimedDirMode = 0o711
 
 // A claimedImage is one that is still on its way.
 type claimedImage struct {
-	top  string // snapshot of all of it
-	file string // one that it has
-	name string // for a snapshot on it
-	dir  string // empty, to mount something on
+	top  string   // snapshot of all of it
+	file string   // one that it has
+	name string   // for a snapshot on it
+	dir  string   // empty, to mount something on
+	all  []string // what there is to be seen in it
 }
 
 // clientCalls are what clients of containerd do with an image's snapshot by the mounts that they are answered. Each makes an active
@@ -283,23 +285,13 @@ func TestClientsWhileImported(t *testing.T) {
 	seed := uint64(10)
 	for name, call := range clientCalls {
 		t.Run(name, func(t *testing.T) {
-			layout, repo := filepath.Join(t.TempDir(), "layout"), "while-"+name
-			testbed.Must(t, testbed.WriteTars(layout, "src", then(randomLayer(seed, 4<<20),
-				entries(tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: claimedDirMode})), randomLayer(seed+1, 1<<20)))
-			want := []string{"d", fmt.Sprint("file-", seed), fmt.Sprint("file-", seed+1)}
-			seed += 2
-			testbed.Must(t, s.Push(ctx, layout, "src", repo+":src"))
 			hold := make(chan struct{})
 			held := holding(hold)
 			p.fault.Store(&held)
-			ref := fmt.Sprintf("%s/%s:src", p.Listener.Addr(), repo)
-			testbed.Must(t, outsideClient(ctx, s, ref, "", true))
-			image, err := c.GetImage(ctx, ref)
-			testbed.Must(t, err)
-			diffIDs, err := image.RootFS(ctx)
-			testbed.Must(t, err)
+			on := heldImage(ctx, t, s, c, p, "while-"+name, seed)
+			want := on.all
+			seed += 2
 			time.AfterFunc(500*time.Millisecond, func() { close(hold) }) // the call begins before that
-			on := claimedImage{top: identity.ChainID(diffIDs).String(), file: want[1], name: "client-" + name, dir: t.TempDir()}
 			got, err := call(ctx, c, on)
 			testbed.Must(t, err)
 			testbed.Must(t, c.SnapshotService("remora").Remove(ctx, on.name))
@@ -312,6 +304,70 @@ func TestClientsWhileImported(t *testing.T) {
 		})
 	}
 }
+
+// heldImage pulls an image of two layers, of which the registry sends the first bytes alone for now.
+func heldImage(
+	ctx context.Context, t *testing.T, s *testbed.Stack, c *client.Client, p *faultyProxy, repo string, seed uint64,
+) claimedImage {
+	t.Helper()
+	layout := filepath.Join(t.TempDir(), "layout")
+	testbed.Must(t, testbed.WriteTars(layout, "src", then(randomLayer(seed, 4<<20),
+		entries(tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: claimedDirMode})), randomLayer(seed+1, 1<<20)))
+	testbed.Must(t, s.Push(ctx, layout, "src", repo+":src"))
+	ref := fmt.Sprintf("%s/%s:src", p.Listener.Addr(), repo)
+	testbed.Must(t, outsideClient(ctx, s, ref, "", true))
+	image, err := c.GetImage(ctx, ref)
+	testbed.Must(t, err)
+	diffIDs, err := image.RootFS(ctx)
+	testbed.Must(t, err)
+	file, other := fmt.Sprint("file-", seed), fmt.Sprint("file-", seed+1)
+	return claimedImage{identity.ChainID(diffIDs).String(), file, "client-" + repo, t.TempDir(), []string{"d", file, other}}
+}
+
+// TestClientsOfWhatNeverComes: clients that take mounts of an image of which a layer never comes fail. On a busy machine a proof may come
+// too late: then containerd downloads that layer by itself, and its clients see the whole image.
+func TestClientsOfWhatNeverComes(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
+	p := newFaultyProxy(t, s)
+	c, err := client.New(s.Socket)
+	testbed.Must(t, err)
+	defer c.Close()
+	ctx, release, err := c.WithLease(namespaces.WithNamespace(t.Context(), s.Namespace))
+	testbed.Must(t, err)
+	defer func() { testbed.Must(t, release(context.WithoutCancel(ctx))) }()
+	hold := make(chan struct{})
+	held := holding(hold)
+	p.fault.Store(&held)
+	seed := uint64(110)
+	images := map[string]claimedImage{}
+	for name := range clientCalls {
+		images[name] = heldImage(ctx, t, s, c, p, "never-"+name, seed)
+		seed += 2
+	}
+	p.fault.Store(&silence)
+	p.every.Store(true)
+	p.CloseClientConnections() // the answers that have begun
+	close(hold)
+	var calls sync.WaitGroup
+	for name, call := range clientCalls {
+		on := images[name]
+		if name == "commit" {
+			on.all = []string{".wh." + on.file, "renamed"}
+		}
+		calls.Go(func() {
+			got, err := call(ctx, c, on)
+			if slices.Sort(got); err == nil && !slices.Equal(got, on.all) {
+				t.Errorf("%s of an image that never came: saw %v, and no error", name, got)
+			}
+			t.Logf("%s: %v, %.200v", name, got, err)
+		})
+	}
+	calls.Wait()
+}
+
+// silence lets requests wait for ever.
+var silence fault = func(_ http.ResponseWriter, r *http.Request, _ http.Handler) { <-r.Context().Done() }
 
 // holding has answers stop after their first bytes, which show what a layer is, until hold is closed.
 func holding(hold chan struct{}) fault {
