@@ -17,6 +17,7 @@ type health struct {
 	hold     time.Duration
 	until    time.Time // it is left out
 	probing  bool
+	told     time.Time // somebody last was told that it is left out
 
 	rangeless      error     // its last answer to a request for a range was none; nil if it was one
 	rangelessUntil time.Time // that counts
@@ -82,6 +83,18 @@ func (h *health) failed(began time.Time, err error) time.Duration {
 	return h.hold
 }
 
+// news reports whether somebody is to be told that the host is left out for so long. A host that now serves and now does not is left
+// out for a second each time: that is told once a minute.
+func (h *health) news(hold time.Duration) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if hold == firstHold && time.Since(h.told) < maxHold {
+		return false
+	}
+	h.told = time.Now()
+	return true
+}
+
 // faulty reports whether an error is one of a host that is not there, or does not work. Any other answer shows that it does.
 func faulty(err error) bool {
 	var status *StatusError
@@ -101,7 +114,7 @@ func (r *Registry) judge(ctx context.Context, host string, h *health, began time
 	case !faulty(err):
 		h.served()
 	default:
-		if hold := h.failed(began, err); hold > 0 {
+		if hold := h.failed(began, err); hold > 0 && h.news(hold) {
 			r.opts.Log.Info("registry host is left out where another one follows", "host", host, "for", hold, "err", err)
 		}
 	}

@@ -1,12 +1,15 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -251,6 +254,25 @@ func TestLack(t *testing.T) {
 		}
 		if r.lacking.Len() > knownLacks {
 			t.Error("too much is remembered")
+		}
+	})
+}
+
+// TestWaveringHost: a host that now serves and now does not is named in the log once a minute, not each second.
+func TestWaveringHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := New(Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+		h := r.healthOf("mirror.test")
+		for range 10 * 60 {
+			for range failuresHold {
+				r.judge(t.Context(), "mirror.test", h, time.Now(), refused)
+			}
+			r.judge(t.Context(), "mirror.test", h, time.Now(), nil)
+			time.Sleep(time.Second)
+		}
+		if n := strings.Count(log.String(), "left out"); n != 10 {
+			t.Errorf("told %d times in ten minutes", n)
 		}
 	})
 }
