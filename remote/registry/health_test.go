@@ -263,7 +263,7 @@ func TestWaveringHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		r := New(Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
-		h := r.healthOf("mirror.test")
+		h := r.healthOf("mirror.test", "")
 		for range 10 * 60 {
 			for range failuresHold {
 				r.judge(t.Context(), "mirror.test", h, time.Now(), refused)
