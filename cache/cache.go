@@ -121,6 +121,9 @@ func (c *Cache) Close() error {
 	return errors.Join(errs...)
 }
 
+// CopyOnly has images copy bytes that others have only where may says so, given the names of both. It must not wait.
+func (c *Cache) CopyOnly(may func(to, from string) bool) { c.images.CopyOnly(may) }
+
 // Create makes the file called id from a specification and opens it. The file survives a crash
 // of the machine once its first commit is done, within about a second. If there is a file of
 // that name it is replaced.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,7 @@ type Dir struct {
 	residues  residueCodec
 	metrics   metrics
 	kick      chan struct{}
+	mayCopy   atomic.Pointer[func(to, from string) bool] // nil for all
 
 	mu        sync.Mutex // guards the fields below
 	images    map[string]*Image
@@ -70,6 +72,15 @@ func Open(path string, o Options) (*Dir, error) {
 	}
 	d.residues.init()
 	return d, d.sweepImports()
+}
+
+// CopyOnly has images copy from others only where may says so, given the names of both.
+func (d *Dir) CopyOnly(may func(to, from string) bool) { d.mayCopy.Store(&may) }
+
+// copies reports whether an image may have what another one has.
+func (d *Dir) copies(to, from *Image) bool {
+	may := d.mayCopy.Load()
+	return may == nil || (*may)(to.id, from.id)
 }
 
 func (d *Dir) file(id string) string { return filepath.Join(d.path, id) }

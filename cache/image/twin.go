@@ -38,14 +38,14 @@ func (m *Image) Elsewhere(unit uint32) map[uint32][]byte {
 	return parts
 }
 
-// find has take look at present extents with want's digest and length, first's before others', until it returns true. It
-// reports whether take did.
+// find has take look at present extents with want's digest and length, first's before those of others that it may copy from, until
+// it returns true. It reports whether take did.
 func (d *Dir) find(first *Image, want *Extent, take func(*Image, Extent) bool) bool {
 	if first.find(want, take) {
 		return true
 	}
 	for _, m := range d.Images() {
-		if m != first && m.find(want, take) {
+		if m != first && m.find(want, func(g *Image, e Extent) bool { return d.copies(first, g) && take(g, e) }) {
 			return true
 		}
 	}
@@ -92,7 +92,7 @@ func (m *Image) Guess(u uint32, take func(int64) bool) {
 	}
 }
 
-// twin finds the unit of another image that is most likely the same as unit u of m: of those with the
+// twin finds the unit of another image, of those that m may copy from, that is most likely the same as unit u of m: of those with the
 // same extents and the same behind them, the one in the image that is most like m, and there
 // the one whose place in its blob is nearest.
 func (d *Dir) twin(m *Image, u uint32) (g *Image, unit uint32) {
@@ -107,7 +107,7 @@ func (d *Dir) twin(m *Image, u uint32) (g *Image, unit uint32) {
 		o := other.table
 		o.Find(&first.Digest, func(i uint32) bool {
 			v := o.Extent(i).Unit
-			if t.sameUnit(u, o, v) && t.sameStart(u+1, o, v+1) {
+			if t.sameUnit(u, o, v) && t.sameStart(u+1, o, v+1) && d.copies(m, other) {
 				// Places from the start and from the end: what was inserted shifts one of them.
 				d := min(distance(int64(u), int64(v)), distance(int64(t.NUnits)-int64(u), int64(o.NUnits)-int64(v)))
 				if l := m.alike.to(t, other); l > like || l == like && d < far {

@@ -9,6 +9,7 @@ import (
 	"github.com/golang/groupcache/lru"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -18,8 +19,9 @@ import (
 
 // Grants are the layers that repositories have let us have.
 type Grants struct {
-	opts   *Options
-	places *Places
+	opts    *Options
+	places  *Places
+	sources *Sources
 
 	mu  sync.Mutex // guards all
 	all lru.Cache  // of granted
@@ -43,17 +45,29 @@ func (g *Grants) Note(s *Source) {
 	g.all.Add(granted{s.Repo, s.Descriptor.Digest}, nil)
 }
 
-func (g *Grants) has(s *Source) bool {
+func (g *Grants) has(repo registry.Repository, layer digest.Digest) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, ok := g.all.Get(granted{s.Repo, s.Descriptor.Digest})
+	_, ok := g.all.Get(granted{repo, layer})
 	return ok
+}
+
+// MayCopy reports whether an image in the cache may have what another one has, by the names of both: a repository that it is read from
+// has let us have the other one's layer, too. A table lists whatever its author likes, and proves nothing of his having it.
+func (g *Grants) MayCopy(to, from string) bool {
+	layer := digest.NewDigestFromEncoded(digest.SHA256, cache.ParseName(from).Blob)
+	for _, repo := range g.sources.repositories(to) {
+		if g.opts.TrustOf(repo).Shared || g.has(repo, layer) {
+			return true
+		}
+	}
+	return false
 }
 
 // Ask fails unless a layer's own repository lets us have it: it has said so before, or containerd has had the blob from
 // there, or it serves a byte of it now.
 func (g *Grants) Ask(ctx context.Context, s *Source) error {
-	if g.opts.TrustOf(s.Repo).Shared || g.has(s) {
+	if g.opts.TrustOf(s.Repo).Shared || g.has(s.Repo, s.Descriptor.Digest) {
 		return nil
 	}
 	if !s.FromRegistry() && g.places.Stored(ctx, s) { // it came from no registry, and whoever brought it has it

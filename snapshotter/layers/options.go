@@ -97,7 +97,8 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	l.Sources = &Sources{
 		promises: how, places: l.Places, aheads: l.Aheads, more: hooks.Places, lost: hooks.Lost, all: map[string]*repositories{},
 	}
-	l.Granted = &Grants{opts: &opts, places: l.Places}
+	l.Granted = &Grants{opts: &opts, places: l.Places, sources: l.Sources}
+	c.CopyOnly(l.Granted.MayCopy)
 	l.Indexes = &Indexes{
 		dir: filepath.Join(root, indexesDir), opts: &opts, promises: how, places: l.Places, proofs: l.Proofs, decoder: l.decoder,
 		tracer: l.Tracer, cached: l.Cached, log: opts.Log, life: life, started: &l.started,

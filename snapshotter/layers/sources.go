@@ -77,6 +77,22 @@ func (x *Sources) Add(f *cache.File, s *Source) *cache.File {
 	return f
 }
 
+// repositories returns those that an image is read from.
+func (x *Sources) repositories(id string) (repos []registry.Repository) {
+	x.mu.Lock()
+	all := x.all[id]
+	x.mu.Unlock()
+	if all == nil {
+		return nil
+	}
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	for _, one := range all.all {
+		repos = append(repos, one.repo)
+	}
+	return repos
+}
+
 // Remove takes a repository away from those that an image is read from.
 func (x *Sources) Remove(id string, repo registry.Repository) {
 	x.mu.Lock()
