@@ -51,10 +51,11 @@ type Residue struct {
 	size  int64
 	known []uint64 // a bit a unit
 	over  bool     // closed
-	// index is where records lie, if somebody asked for that, up to size indexed.
-	index   map[uint32]Record
-	indexed int64
-	asked   bool // since trim
+	// Where the latest record of each unit has its payload, once somebody asked for one: as far as indexed in the log. 0 is none.
+	payloads []int64
+	indexed  int64
+	asked    bool // since trim
+	head     [residueHeader]byte
 }
 
 // residueCodec compresses records.
@@ -149,12 +150,12 @@ func (r *Residue) load() {
 		return
 	}
 	r.f = file
-	r.scanLocked(func(unit uint32, _ Record) { r.noteLocked(unit) })
+	r.scanLocked(r.noteLocked)
 	r.reserved.Store(pages(r.size))
 }
 
 // scanLocked reads records until the first that is not valid, which ends the log.
-func (r *Residue) scanLocked(yield func(unit uint32, at Record)) {
+func (r *Residue) scanLocked(yield func(unit uint32)) {
 	r.size = 0
 	st, err := r.f.Stat()
 	if err != nil {
@@ -177,7 +178,7 @@ func (r *Residue) scanLocked(yield func(unit uint32, at Record)) {
 		if _, err := io.CopyBuffer(sum, struct{ io.Reader }{payload}, buf); err != nil || sum.Sum32() != le.Uint32(head[12:]) {
 			return
 		}
-		yield(unit, Record{off: r.size + residueHeader, n: int(n), flag: flag})
+		yield(unit)
 		r.size += residueHeader + n
 	}
 }
@@ -195,15 +196,58 @@ func (at Record) Packed() bool { return at.flag == residuePacked }
 // Guess reports whether the payload is only what is supposed.
 func (at Record) Guess() bool { return at.flag == residueGuess }
 
-// Index maps units to their records.
-func (r *Residue) Index() map[uint32]Record {
+// At returns a unit's record, if it has one.
+func (r *Residue) At(u uint32) (at Record, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	index := map[uint32]Record{}
-	if r.f != nil {
-		r.scanLocked(func(unit uint32, at Record) { index[unit] = at })
+	return r.atLocked(u)
+}
+
+func (r *Residue) atLocked(u uint32) (at Record, ok bool) {
+	if r.f == nil || r.over || int(u) >= r.units {
+		return at, false
 	}
-	return index
+	r.asked = true
+	r.indexLocked()
+	off := r.payloads[u]
+	if off == 0 {
+		return at, false
+	}
+	h, err := r.headLocked(off - residueHeader)
+	return h.at, err == nil && h.unit == u
+}
+
+// indexLocked notes where the records lie that were added since the last time. They were valid when they were added or loaded.
+func (r *Residue) indexLocked() {
+	if r.payloads == nil {
+		r.payloads, r.indexed = make([]int64, r.units), 0
+	}
+	for r.indexed < r.size {
+		h, err := r.headLocked(r.indexed)
+		if err != nil {
+			return // what lies behind is fetched instead
+		}
+		r.payloads[h.unit] = h.at.off
+		r.indexed = h.at.off + int64(h.at.n)
+	}
+}
+
+type residueHead struct {
+	unit uint32
+	at   Record
+}
+
+// headLocked reads a record's header.
+func (r *Residue) headLocked(off int64) (h residueHead, err error) {
+	head := r.head[:]
+	if _, err := r.f.ReadAt(head, off); err != nil {
+		return h, err
+	}
+	h = residueHead{le.Uint32(head), Record{off: off + residueHeader, n: int(le.Uint32(head[8:])), flag: le.Uint32(head[4:])}}
+	if int(h.unit) >= r.units || h.at.flag > residueGuess || int64(h.at.n) > r.size-h.at.off {
+		return h, fmt.Errorf("%w: residue: header at %d", ErrCorrupt, off)
+	}
+	return h, nil
 }
 
 // Takes returns how many bytes of memory Read takes.
@@ -237,9 +281,7 @@ func (r *Residue) Read(at Record) ([]byte, error) {
 
 // surely returns what a unit holds besides its extents, if that is known and no guess, and take gives the memory.
 func (r *Residue) surely(u uint32, take func(int64) bool) ([]byte, bool) {
-	r.mu.Lock()
-	at, ok := r.placesLocked()[u]
-	r.mu.Unlock()
+	at, ok := r.At(u)
 	if !ok || at.flag != residueAround || !take(r.Takes(at)) {
 		return nil, false
 	}
@@ -247,28 +289,13 @@ func (r *Residue) surely(u uint32, take func(int64) bool) ([]byte, bool) {
 	return rest, err == nil
 }
 
-// placesLocked maps units to their records, and keeps the map for the next call.
-func (r *Residue) placesLocked() map[uint32]Record {
-	if r.f == nil || r.over {
-		return nil
-	}
-	r.asked = true
-	if r.index == nil || r.indexed != r.size {
-		r.index = map[uint32]Record{}
-		r.scanLocked(func(unit uint32, at Record) { r.index[unit] = at })
-		r.indexed = r.size
-	}
-	return r.index
-}
-
 // DropGuesses forgets what was supposed, and reports whether there was anything.
 func (r *Residue) DropGuesses() bool {
-	index := r.Index()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	any := false
-	for u, at := range index {
-		if at.flag == residueGuess && r.known != nil {
+	for u := range uint32(r.units) {
+		if at, ok := r.atLocked(u); ok && at.Guess() && r.known != nil {
 			r.known[u/64] &^= 1 << (u % 64)
 			any = true
 		}
@@ -276,12 +303,12 @@ func (r *Residue) DropGuesses() bool {
 	return any
 }
 
-// trim gives the map's memory back if nobody has asked since the last time.
+// trim gives the memory of the places back if nobody has asked since the last time.
 func (r *Residue) trim() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.asked {
-		r.index = nil
+		r.payloads = nil
 	}
 	r.asked = false
 }

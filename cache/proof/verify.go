@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
@@ -86,12 +85,12 @@ func (p *Prover) compare(want, got digest.Digest) error {
 // writePlain writes the plain blob to w. guesses says whether what was supposed of units that
 // were filled locally may be taken for it.
 func (p *Prover) writePlain(ctx context.Context, w io.Writer, guesses bool) error {
-	index := p.img.Residue().Index()
-	if !guesses {
-		maps.DeleteFunc(index, func(_ uint32, at image.Record) bool { return at.Guess() })
+	kept := func(u uint32) (image.Record, bool) {
+		at, ok := p.img.Residue().At(u)
+		return at, ok && (guesses || !at.Guess())
 	}
 	for u := uint32(0); int(u) < p.t.NUnits; {
-		if at, ok := index[u]; ok {
+		if at, ok := kept(u); ok {
 			if err := p.writeKept(ctx, w, u, at); err != nil {
 				return err
 			}
@@ -100,7 +99,7 @@ func (p *Prover) writePlain(ctx context.Context, w io.Writer, guesses bool) erro
 		}
 		end := u + 1 // fetch this unit and the unknown ones behind it by one request
 		for int(end) < p.t.NUnits {
-			if _, ok := index[end]; ok {
+			if _, ok := kept(end); ok {
 				break
 			}
 			end++
