@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/fs/annotation"
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 )
 
@@ -24,6 +25,7 @@ type Ahead struct {
 	blob   Blob
 	buf    []byte
 	share  *memory.Share // of buf
+	user   fair.User
 
 	mu    sync.Mutex // guards the fields below
 	more  *sync.Cond
@@ -33,11 +35,13 @@ type Ahead struct {
 }
 
 const (
-	maxAhead      = 32 << 20 // packed bytes of one layer
-	maxAheadBytes = 96 << 20 // of all layers together
-	aheadPiece    = 512 << 10
-	aheadAtOnce   = 8 // requests of one start
-	aheadBesides  = 4 // while indexes are on their way, which everything else waits for
+	maxAhead = 32 << 20 // packed bytes of one layer
+	// Of all layers together, of those of one registry, and of one repository.
+	maxAheadBytes, maxAheadOfOne, maxAheadWithin = 144 << 20, 108 << 20, 96 << 20
+
+	aheadPiece   = 512 << 10
+	aheadAtOnce  = 8 // requests of one start
+	aheadBesides = 4 // while indexes are on their way, which everything else waits for
 )
 
 // Aheads are all of them.
@@ -47,9 +51,9 @@ type Aheads struct {
 	memory   *memory.Budget
 	tracer   *Tracer
 
-	mu    sync.Mutex        // guards the fields below; taken before ahead.mu
-	all   map[string]*Ahead // by promises.KeyOf
-	bytes int64
+	mu     sync.Mutex        // guards the fields below; taken before ahead.mu
+	all    map[string]*Ahead // by promises.KeyOf
+	shares fair.Tiers        // of bytes
 }
 
 // Add makes an Ahead of a layer if the manifest says how much of it a start needs; nil otherwise.
@@ -62,20 +66,21 @@ func (a *Aheads) Add(s *Source) *Ahead {
 	d, key := s.Descriptor.Digest, a.promises.KeyOf(s)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.all[key] != nil || a.bytes+n > maxAheadBytes {
+	who := userOf(s.Repo)
+	if a.all[key] != nil || !a.shares.Room(who, n) {
 		return nil
 	}
-	share, ok := a.memory.Try(userOf(s.Repo), n)
+	share, ok := a.memory.Try(who, n)
 	if !ok {
 		return nil // it would only save time
 	}
 	pieces := (n + aheadPiece - 1) / aheadPiece
 	one := &Ahead{
-		digest: d, blob: a.places.blob(s), buf: make([]byte, n), share: share, got: make([]int64, pieces), over: make([]bool, pieces),
+		digest: d, blob: a.places.blob(s), buf: make([]byte, n), share: share, user: who, got: make([]int64, pieces), over: make([]bool, pieces),
 	}
 	one.more = sync.NewCond(&one.mu)
 	a.all[key] = one
-	a.bytes += n
+	a.shares.Add(who, n)
 	return one
 }
 
@@ -99,7 +104,7 @@ func (a *Aheads) Drop(s *Source) (wasted int64, ok bool) {
 		return 0, false
 	}
 	delete(a.all, key)
-	a.bytes -= int64(len(one.buf))
+	a.shares.Add(one.user, -int64(len(one.buf)))
 	one.share.Release()
 	one.mu.Lock()
 	defer one.mu.Unlock()

@@ -93,7 +93,10 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	l.Places = &Places{registry: reg, blobs: opts.Blobs, memory: opts.Memory}
 	l.Proofs = &Proofs{places: l.Places, wait: opts.ProofWait, started: &l.started}
 	l.decoder = &decoder{memory: opts.Memory, limits: opts.Limits, proofs: l.Proofs}
-	l.Aheads = &Aheads{promises: how, places: l.Places, memory: opts.Memory, tracer: l.Tracer, all: map[string]*Ahead{}}
+	l.Aheads = &Aheads{
+		promises: how, places: l.Places, memory: opts.Memory, tracer: l.Tracer, all: map[string]*Ahead{},
+		shares: fair.Tiers{Limit: maxAheadBytes, Most: maxAheadOfOne, Within: maxAheadWithin},
+	}
 	l.Sources = &Sources{
 		promises: how, places: l.Places, aheads: l.Aheads, more: hooks.Places, lost: hooks.Lost, all: map[string]*repositories{},
 	}
