@@ -16,44 +16,46 @@ import (
 	"github.com/golang/groupcache/lru"
 )
 
-// An authorizer gives a host's requests credentials as containerd's does, but for two things. That one keeps for ever that a token could
-// not be had, though the server was busy, or the request that asked for it was given up. And it asks wherever the registry says.
+// An authorizer gives a host's requests credentials as containerd's does, but for this: that one keeps for ever that a token could not be
+// had, though the server was busy, or the request that asked for it was given up; who waits for another's token cannot leave; and it
+// asks wherever the registry says.
 type authorizer struct {
 	fresh func() docker.Authorizer
 	led   atomic.Bool // servers of tokens are what somebody outside has named
 
 	mu     sync.Mutex // guards the fields below
 	shared docker.Authorizer
-	apart  *lru.Cache // docker.Authorizer by scopes of which a token could not be had from shared
+	scopes *lru.Cache // *scoped by scopes
+}
+
+// scoped is what authorizes requests of some scopes, one at a time.
+type scoped struct {
+	turn chan struct{}     // holds a token while one is authorized, which guards by
+	by   docker.Authorizer // shared, until a token could not be had
 }
 
 const knownScopes = 1024
 
 func newAuthorizer(fresh func() docker.Authorizer) *authorizer {
-	return &authorizer{fresh: fresh, shared: fresh(), apart: lru.New(knownScopes)}
+	return &authorizer{fresh: fresh, shared: fresh(), scopes: lru.New(knownScopes)}
 }
 
-// of returns what authorizes requests of a context, and a name of their scopes.
-func (a *authorizer) of(ctx context.Context) (docker.Authorizer, string) {
-	scopes := strings.Join(docker.GetTokenScopes(ctx, nil), " ")
+// enter waits for the turn of a context's scopes. leave must be called once.
+func (a *authorizer) enter(ctx context.Context) (s *scoped, leave func(), err error) {
+	name := strings.Join(docker.GetTokenScopes(ctx, nil), " ")
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if own, ok := a.apart.Get(scopes); ok {
-		return own.(docker.Authorizer), scopes
+	if known, ok := a.scopes.Get(name); ok {
+		s = known.(*scoped)
+	} else {
+		s = &scoped{turn: make(chan struct{}, 1), by: a.shared}
+		a.scopes.Add(name, s)
 	}
-	return a.shared, scopes
-}
-
-// failed has the next request of some scopes ask anew.
-func (a *authorizer) failed(used docker.Authorizer, scopes string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	now := a.shared
-	if own, ok := a.apart.Get(scopes); ok {
-		now = own.(docker.Authorizer)
-	}
-	if now == used { // or somebody has seen to it
-		a.apart.Add(scopes, a.fresh())
+	a.mu.Unlock()
+	select {
+	case s.turn <- struct{}{}:
+		return s, func() { <-s.turn }, nil
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
 	}
 }
 
@@ -63,24 +65,28 @@ func (a *authorizer) AddResponses(ctx context.Context, responses []*http.Respons
 	if t != nil && t.led.Load() {
 		a.led.Store(true)
 	}
-	by, _ := a.of(ctx)
-	return by.AddResponses(ctx, responses)
+	s, leave, err := a.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return s.by.AddResponses(ctx, responses)
 }
 
 // Authorize implements docker.Authorizer.
 func (a *authorizer) Authorize(ctx context.Context, req *http.Request) error {
-	by, scopes := a.of(ctx)
+	s, leave, err := a.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	trips, t := onTrip(ctx, req.URL.Scheme+"://"+req.URL.Host, a.led.Load())
 	t.token = true
-	err := by.Authorize(trips, req)
-	if err == nil {
-		return nil
+	if err := s.by.Authorize(trips, req); err != nil {
+		s.by = a.fresh() // the next request asks anew
+		return &tokenFailure{err, time.Duration(t.after.Load())}
 	}
-	a.failed(by, scopes)
-	if ctx.Err() == nil && (errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)) {
-		return nil // another request was given up that had asked for both: the answer to this one will have us ask again
-	}
-	return &tokenFailure{err, time.Duration(t.after.Load())}
+	return nil
 }
 
 // A tokenFailure is why a token could not be had.
