@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
@@ -23,17 +24,23 @@ import (
 	"github.com/remora-storage/remora/fs/scan"
 )
 
+// refusingTakes is the processor time that refusing a layer takes at most, some times what was measured.
+const refusingTakes = 5 * time.Second
+
 // refused wants what do returns to be the layer's fault in some words, for no more than most bytes of heap.
 func refused(t *testing.T, packed []byte, says string, most int64, do func() error) {
 	t.Helper()
 	var err error
-	peak := heap.Peak(func() { err = do() })
-	t.Logf("%d bytes packed, %d MiB of heap: %v", len(packed), peak>>20, err)
+	peak, cpu := heap.Peak(func() { err = do() }), heap.CPU(func() { err = do() })
+	t.Logf("%d bytes packed, %d MiB of heap, %s: %v", len(packed), peak>>20, cpu, err)
 	if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), says) {
 		t.Errorf("got %v, want that %s", err, says)
 	}
 	if peak > most {
 		t.Errorf("refusing took %d MiB", peak>>20)
+	}
+	if cpu > refusingTakes {
+		t.Errorf("refusing took %s of processor time", cpu)
 	}
 }
 
@@ -107,7 +114,7 @@ func TestIndexesThatGrow(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := indexOf(c.entries...)
-			refused(t, p, c.says, 200<<20, func() error {
+			refused(t, p, c.says, 32<<20, func() error {
 				_, err := index.Decode(t.Context(), p, c.limits)
 				return err
 			})
@@ -167,7 +174,7 @@ func TestUnitsThatGrow(t *testing.T) {
 			}
 			d := digest.FromString("")
 			p := w.Encode(&index.Blob{Digest: d, DiffID: d, Size: c.size, PlainSize: n, Codec: c.codec, Points: []inflate.Point{{}}})
-			refused(t, p, "cannot have", 50<<20, func() error {
+			refused(t, p, "cannot have", 8<<20, func() error {
 				_, err := index.Decode(t.Context(), p, layout.Limits{})
 				return err
 			})
