@@ -63,7 +63,7 @@ func newForger(t *testing.T, s *testbed.Stack, victimLayout, victimTag, name str
 	t.Helper()
 	dir := t.TempDir()
 	own := filepath.Join(dir, "own")
-	testbed.Must(t, testbed.WriteTars(own, "src", whoLayer("evil")))
+	testbed.Must(t, testbed.WriteTars(own, "src", whoLayer("the forger of "+name)))
 	convert(t, s, "oci:"+own+":src", "oci:"+own+":lazy")
 	mine, victim := manifestOf(t, own, "lazy"), manifestOf(t, victimLayout, victimTag)
 	top := len(victim.Layers) - 1
