@@ -36,7 +36,7 @@ type filled struct {
 	unpacked *unpackedUsage
 }
 
-// mountAnew fills a quarantined binding anew, within its attempt, and mounts it.
+// mountAnew fills a binding anew, within its attempt, and mounts it: one that is quarantined, or whose table lies.
 func (m *mountings) mountAnew(ctx context.Context, b *binding, why string) error {
 	done, err := b.beginDeciding(ctx)
 	if err != nil {
@@ -51,7 +51,6 @@ func (m *mountings) mountAnew(ctx context.Context, b *binding, why string) error
 	}
 	with, err := m.mending.anew(ctx, b, why)
 	if err != nil {
-		err = fmt.Errorf("quarantined: %w", err)
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if errors.Is(err, cache.ErrDiffID) { // it was read whole for nothing
@@ -79,7 +78,7 @@ func (m *mountings) mountAnew(ctx context.Context, b *binding, why string) error
 
 // fillLocked notes what a binding is filled with.
 func (b *binding) fillLocked(with filled) error {
-	b.file, b.key, b.wrong = with.file, "", nil
+	b.file, b.key, b.wrong, b.doubt = with.file, "", nil, nil
 	b.saved.Source, b.saved.CacheID, b.saved.Quarantined, b.saved.Unpacked = with.src, "", "", with.unpacked
 	if with.file != nil {
 		b.saved.CacheID = with.file.ID()

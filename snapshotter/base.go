@@ -49,6 +49,10 @@ func (s *Snapshotter) wire(b *base) {
 	s.detaching = &detaching{base: b, bindings: s.bindings, mountings: s.mountings, gating: s.gating, answered: map[string]time.Time{}}
 	s.recordings = &recordings{base: b, bindings: s.bindings, mountings: s.mountings, byID: map[string]*Recording{}}
 	s.reports = &reports{base: b, bindings: s.bindings, breakage: s.breakage}
+	s.doubting = &doubting{
+		base: b, bindings: s.bindings, mountings: s.mountings, mending: s.mending, detaching: s.detaching, images: map[string]bool{},
+	}
+	s.mending.doubting = s.doubting
 	s.chores = &chores{base: b, bindings: s.bindings, mountings: s.mountings, mending: s.mending}
 }
 

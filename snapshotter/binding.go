@@ -36,6 +36,7 @@ type binding struct {
 	removed bool
 	gone    *gone           // nil unless it is nowhere any more
 	wrong   *wrongAnew      // nil unless it was filled anew in vain
+	doubt   *doubt          // nil unless its table lies
 	rivals  []layers.Source // by which others were seen to claim its chainID; nil for none
 	gated   bool            // there is a gate, with the layer on it or without
 	// deciding is held by whoever decides which of its rivals' layers is shown; nil until somebody does.

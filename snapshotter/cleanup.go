@@ -36,6 +36,8 @@ func (s *Snapshotter) reclaim(id string) error {
 	if b := s.bindings.get(id); b != nil {
 		b.mu.Lock()
 		b.removed = true
+		doubted := b.doubt
+		b.doubt = nil
 		b.mu.Unlock()
 		b.endAttempt()
 		if err := s.mountings.unmount(b); err != nil {
@@ -45,6 +47,9 @@ func (s *Snapshotter) reclaim(id string) error {
 		if err := s.mending.dropImage(b); err != nil {
 			s.bindings.add(b) // else the next try would forget the image
 			return err
+		}
+		if doubted != nil && doubted.with != nil {
+			s.mending.dropUnused(doubted.with.file)
 		}
 	} else if err := s.kernel.Unmount(s.upperPath(id)); err != nil {
 		return err

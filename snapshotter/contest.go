@@ -23,6 +23,7 @@ type mending struct {
 	bindings  *bindings
 	mountings *mountings
 	releasing *releasing
+	doubting  *doubting
 }
 
 // settle proves the contested ones among bindings before a container sees them. Parents come before their children.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
@@ -82,7 +83,10 @@ func (m *mountings) mountBinding(ctx context.Context, b *binding) error {
 	saved := b.saved
 	b.mu.Unlock()
 	if saved.Quarantined != "" {
-		return m.mountAnew(ctx, b, saved.Quarantined)
+		if err := m.mountAnew(ctx, b, saved.Quarantined); err != nil {
+			return fmt.Errorf("quarantined: %w", err)
+		}
+		return nil
 	}
 	if saved.Unpacked != nil {
 		return m.mountAs(b, func() error { return nil })
@@ -94,7 +98,11 @@ func (m *mountings) mountBinding(ctx context.Context, b *binding) error {
 	if err != nil {
 		return err
 	}
-	if err := m.mending.checkDiffID(ctx, b, f); err != nil {
+	err = m.mending.checkDiffID(ctx, b, f)
+	if errors.Is(err, blob.ErrBytes) && !src.Whole {
+		return m.mountAnew(ctx, b, doubtWhy)
+	}
+	if err != nil {
 		return err
 	}
 	return m.mountAs(b, func() error {

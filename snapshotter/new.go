@@ -69,6 +69,7 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 		Built:      func(src *layers.Source, f *cache.File, landmark []uint32) { s.starts.Built(src, f, landmark) },
 		Unreadable: func(src *layers.Source) { s.starts.Unreadable(src) },
 		Unclaimed:  s.mending.unclaimed, Places: s.mending.placesOf, Lost: s.releasing.lost,
+		Doubted: s.doubting.note,
 	})
 	first := start.Options{Memory: opts.Layers.Memory, Learn: opts.Learn, Log: opts.Log}
 	s.starts = start.New(s.life, root, c, reg, s.layers, first, start.Hooks{Known: s.bindings.filesOf, Open: s.claims.startAll})
@@ -107,6 +108,7 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 		return nil, fmt.Errorf("restore %s: %w", root, err)
 	}
 	s.started.Go(func() { s.chores.watch(s.life) })
+	s.started.Go(func() { s.doubting.watch(s.life) })
 	s.started.Go(func() { s.chores.completeLayers(s.life) })
 	s.started.Go(func() { s.chores.keepBlobs(s.life) })
 	if s.opts.Releases != nil {

@@ -41,7 +41,7 @@ func (m *mending) dropUnused(f *cache.File) {
 		b.mu.Lock()
 		good := b.file == f && b.saved.Quarantined == ""
 		b.mu.Unlock()
-		if good {
+		if good || b.awaits(f) {
 			return
 		}
 	}
@@ -58,13 +58,20 @@ func (m *mending) dropUnused(f *cache.File) {
 // unclaimed removes what was imported and no snapshot wants.
 func (m *mending) unclaimed(src *layers.Source, f *cache.File) {
 	for _, b := range m.bindings.all() {
-		if theirs := b.source(); b.cacheID() == f.ID() || b.cacheID() == "" && theirs.Descriptor.Digest == src.Descriptor.Digest {
+		if theirs := b.source(); b.cacheID() == f.ID() || b.awaits(f) || b.cacheID() == "" && theirs.Descriptor.Digest == src.Descriptor.Digest {
 			return
 		}
 	}
 	if err := m.removeImage(f.ID()); err != nil {
 		m.log.Warn("layer that nobody came for stays in the cache", "digest", src.Descriptor.Digest, "err", err)
 	}
+}
+
+// awaits reports whether a binding is to show an image once nothing uses what it shows now.
+func (b *binding) awaits(f *cache.File) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.doubt != nil && b.doubt.with != nil && b.doubt.with.file == f
 }
 
 // quarantine keeps a layer from being used: its bytes are not what the configuration of an image

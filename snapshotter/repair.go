@@ -7,6 +7,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
@@ -73,6 +74,9 @@ func (m *mending) repair(ctx context.Context, b *binding) error {
 	err := f.PrefetchAll(ctx)
 	if err == nil {
 		err = f.Verify(ctx, b.source().DiffID)
+	}
+	if errors.Is(err, blob.ErrBytes) {
+		return m.doubting.repair(ctx, b, err)
 	}
 	if layers.IsGone(err) {
 		return &goneError{err}

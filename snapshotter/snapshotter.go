@@ -77,6 +77,7 @@ type Snapshotter struct {
 	releasing *releasing
 	breakage  *breakage
 	chores    *chores
+	doubting  *doubting
 
 	stop  context.CancelFunc
 	extra []string // options of every overlay mount

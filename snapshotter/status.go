@@ -90,6 +90,9 @@ func (x *reports) layerStatus(b *binding) LayerStatus {
 	if err := b.failedLocked(); err != nil {
 		l.State, l.Reason = "failed", err.Error()
 	}
+	if b.doubt != nil {
+		l.Reason = doubtWhy + ": it is read whole, and shown once nothing uses what is shown now"
+	}
 	if b.gone != nil {
 		l.Reason = b.gone.describe(l.Reason)
 	}

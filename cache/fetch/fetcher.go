@@ -19,6 +19,11 @@ type Source interface {
 	Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error)
 }
 
+// A Doubted source is told of bytes that stay wrong, wherever they come from: what says their digests may lie. Doubt returns soon.
+type Doubted interface {
+	Doubt()
+}
+
 // A Placed source says where its bytes come from, and for whom. Requests to one host are counted together, and its users share
 // them, so that neither a host that does not answer nor one user of it holds up others.
 type Placed interface {

@@ -111,7 +111,13 @@ func (j *job) fetchRun(ctx context.Context, fills []*fill) error {
 		if err == nil {
 			continue
 		}
-		if !errors.Is(err, blob.ErrBytes) || try+1 >= maxTries {
+		if !errors.Is(err, blob.ErrBytes) {
+			return err
+		}
+		if try+1 >= maxTries {
+			if src, ok := j.src.(Doubted); ok {
+				src.Doubt()
+			}
 			return err
 		}
 		f.pool.metrics.wrongBytes.Inc()

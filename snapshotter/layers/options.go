@@ -52,6 +52,8 @@ type Hooks struct {
 	Places func(ctx context.Context, image string) []Source
 	// Lost is told of images of which no place has what a read wants. It is called in that read, so it must not wait.
 	Lost func(image string)
+	// Doubted is told of images whose table has other digests than the bytes, from wherever they come. It is called in a read, too.
+	Doubted func(image string)
 	// Unreadable is told of layers that could not be opened.
 	Unreadable func(s *Source)
 }
@@ -82,6 +84,9 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	if hooks.Lost == nil {
 		hooks.Lost = func(string) {}
 	}
+	if hooks.Doubted == nil {
+		hooks.Doubted = func(string) {}
+	}
 	if hooks.Unreadable == nil {
 		hooks.Unreadable = func(*Source) {}
 	}
@@ -98,7 +103,8 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 		shares: fair.Tiers{Limit: maxAheadBytes, Most: maxAheadOfOne, Within: maxAheadWithin},
 	}
 	l.Sources = &Sources{
-		promises: how, places: l.Places, aheads: l.Aheads, more: hooks.Places, lost: hooks.Lost, all: map[string]*repositories{},
+		promises: how, places: l.Places, aheads: l.Aheads, more: hooks.Places, lost: hooks.Lost, doubted: hooks.Doubted,
+		all: map[string]*repositories{},
 	}
 	l.Granted = &Grants{opts: &opts, places: l.Places, sources: l.Sources}
 	c.CopyOnly(l.Granted.MayCopy)

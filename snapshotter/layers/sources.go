@@ -15,8 +15,9 @@ import (
 // repositories are those of all images that use one image in the cache. What is missing of it comes from whichever
 // answers: no image depends on the repository of another.
 type repositories struct {
-	more func(ctx context.Context) []repositorySource // other places that may have the blob
-	lost func()                                       // is called if no place has it
+	more  func(ctx context.Context) []repositorySource // other places that may have the blob
+	lost  func()                                       // is called if no place has it
+	doubt func()                                       // is called if the bytes of all places are wrong
 
 	looking sync.Mutex // guards the fields below; taken before mu
 	asked   time.Time  // when more was called last
@@ -50,6 +51,7 @@ type Sources struct {
 	aheads   *Aheads
 	more     func(ctx context.Context, image string) []Source // Hooks.Places
 	lost     func(image string)                               // Hooks.Lost
+	doubted  func(image string)                               // Hooks.Doubted
 
 	mu  sync.Mutex // guards all
 	all map[string]*repositories
@@ -69,7 +71,7 @@ func (x *Sources) Add(f *cache.File, s *Source) *cache.File {
 				more = append(more, repositorySource{s.Repo, x.places.whole(&s)})
 			}
 			return more
-		}, lost: func() { x.lost(id) }}
+		}, lost: func() { x.lost(id) }, doubt: func() { x.doubted(id) }}
 		x.all[id] = all
 	}
 	all.add(repositorySource{s.Repo, from})
@@ -201,6 +203,9 @@ func (x *repositories) openAny(ctx context.Context, off, n int64, try int) (io.R
 	}
 	return x.race(ctx, order, off, n, try/len(order))
 }
+
+// Doubt is told of bytes that are not what the layer's table says.
+func (x *repositories) Doubt() { x.doubt() }
 
 // Place implements cache.Placed.
 func (x *repositories) Place() (host, user string) { return x.current().Place() }
