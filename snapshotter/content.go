@@ -3,7 +3,6 @@ package snapshotter
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,7 +16,6 @@ import (
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
@@ -41,6 +39,7 @@ const (
 	configRefLabel    = "containerd.io/gc.ref.content.config"
 	maxManifest       = 4 << 20  // bytes; containerd's own limit is the same
 	maxRemembered     = 16 << 20 // bytes of manifests kept in memory
+	maxOutlines       = 8 << 20  // bytes of outlines
 	// What is usual is read without waiting for others' memory; what is larger takes so many times its bytes, decoded.
 	usualDocument = 128 << 10
 	decodedTimes  = 4
@@ -54,25 +53,16 @@ type ContentImages struct {
 	configured func(hostname string) []string
 	memory     *memory.Budget
 
-	mu    sync.Mutex // guards the fields below
-	known map[string]*knownManifest
-	order []string // of known, oldest first
-	bytes int      // of known
-}
-
-type knownManifest struct {
-	mediaType string
-	layers    []ocispec.Descriptor
-	diffIDs   []digest.Digest // nil until the configuration is there
-	chainIDs  []digest.Digest
-	config    ocispec.Descriptor
+	mu       sync.Mutex // guards the fields below
+	known    remembered // *knownManifest by namespace and digest: those that are of use
+	outlines remembered // outline by the same: of all that were looked at
 }
 
 // NewContentImages returns an Images over a content store. named lists the images; configured returns the registries,
 // with their ports, that the operator has configured on a host. Both may be nil. Large documents are decoded in the memory of a
 // budget; nil for no bound.
 func NewContentImages(store Content, named ImageLister, configured func(hostname string) []string, m *memory.Budget) *ContentImages {
-	return &ContentImages{store: store, named: named, configured: configured, memory: m, known: map[string]*knownManifest{}}
+	return &ContentImages{store: store, named: named, configured: configured, memory: m}
 }
 
 // Find implements Images. With a manifest in the query only that one is looked at; otherwise
@@ -158,18 +148,19 @@ func (c *ContentImages) Manifest(ctx context.Context, manifest digest.Digest, re
 
 // Known implements Images.
 func (c *ContentImages) Known(ctx context.Context) (all []layers.Image, err error) {
-	err = c.each(ctx, func(_ *knownManifest, images func() []layers.Image) { all = append(all, images()...) })
+	whole := func(ctx context.Context, d digest.Digest) (*knownManifest, error) { return c.load(ctx, d, true) }
+	err = c.each(ctx, whole, func(_ *knownManifest, images []layers.Image) { all = append(all, images...) })
 	return all, err
 }
 
 // Claims implements Images.
 func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]bool) (map[digest.Digest][]layers.Source, error) {
 	claims := map[digest.Digest][]layers.Source{}
-	err := c.each(ctx, func(m *knownManifest, images func() []layers.Image) {
-		if !slices.ContainsFunc(m.chainIDs, func(id digest.Digest) bool { return chainIDs[id] }) {
-			return // most images
-		}
-		for _, img := range images() {
+	claiming := func(ctx context.Context, d digest.Digest) (*knownManifest, error) {
+		return c.claiming(ctx, d, chainIDs)
+	}
+	err := c.each(ctx, claiming, func(m *knownManifest, images []layers.Image) {
+		for _, img := range images {
 			for i, id := range m.chainIDs {
 				if chainIDs[id] {
 					claims[id] = append(claims[id], img.Layers[i])
@@ -180,37 +171,41 @@ func (c *ContentImages) Claims(ctx context.Context, chainIDs map[digest.Digest]b
 	return claims, err
 }
 
-// each calls use for the manifests of a namespace whose configurations are in the store. images returns what a manifest is in each of
-// the repositories that it came from.
-func (c *ContentImages) each(ctx context.Context, use func(m *knownManifest, images func() []layers.Image)) error {
+// each calls use for those manifests of a namespace that read returns, and what each is in all of the repositories that it came from;
+// one that came from none has an empty repository.
+func (c *ContentImages) each(ctx context.Context, read func(context.Context, digest.Digest) (*knownManifest, error),
+	use func(m *knownManifest, images []layers.Image)) error {
 	ctx, err := forward(ctx)
 	if err != nil {
 		return err
 	}
-	names, err := c.names(ctx)
-	if err != nil {
-		return err
-	}
+	names := sync.OnceValues(func() (map[registry.Repository][]namedImage, error) { return c.names(ctx) })
 	err = c.store.Walk(ctx, func(info content.Info) error {
-		m, err := c.load(ctx, info.Digest, true)
-		if err != nil {
-			return nil // no image, or not all of one
+		m, err := read(ctx, info.Digest)
+		if ctx.Err() != nil {
+			return context.Cause(ctx) // it may be one
 		}
-		use(m, func() (all []layers.Image) {
-			for _, bare := range repositories(info.Labels) {
-				for _, repo := range c.withPorts(bare, hostsOf(names[bare])...) {
-					ref := ""
-					if of := names[bare]; len(of) == 1 && of[0].repo == repo {
-						ref = of[0].ref
-					}
-					all = append(all, imageIn(ctx, repo, ref, info, m))
+		if err != nil || m == nil {
+			return nil // no image, or not all of one, or not one that is wanted
+		}
+		names, err := names()
+		if err != nil {
+			return err
+		}
+		var all []layers.Image
+		for _, bare := range repositories(info.Labels) {
+			for _, repo := range c.withPorts(bare, hostsOf(names[bare])...) {
+				ref := ""
+				if of := names[bare]; len(of) == 1 && of[0].repo == repo {
+					ref = of[0].ref
 				}
+				all = append(all, imageIn(ctx, repo, ref, info, m))
 			}
-			if len(all) == 0 { // it was loaded, or made here
-				all = append(all, imageIn(ctx, registry.Repository{}, info.Digest.String(), info, m))
-			}
-			return all
-		})
+		}
+		if len(all) == 0 { // it was loaded, or made here
+			all = append(all, imageIn(ctx, registry.Repository{}, info.Digest.String(), info, m))
+		}
+		use(m, all)
 		return nil
 	}, fmt.Sprintf("labels.%q", configRefLabel))
 	if err != nil {
@@ -363,109 +358,4 @@ func clientRef(ref string, layers []ocispec.Descriptor) string {
 		}
 	}
 	return ref
-}
-
-// load reads a manifest, and its configuration if that is wanted.
-func (c *ContentImages) load(ctx context.Context, manifest digest.Digest, withConfig bool) (*knownManifest, error) {
-	ns, err := namespaces.NamespaceRequired(ctx)
-	if err != nil {
-		return nil, err
-	}
-	key := ns + "/" + manifest.String()
-	c.mu.Lock()
-	m := c.known[key]
-	c.mu.Unlock()
-	if m != nil && (m.diffIDs != nil || !withConfig) {
-		return m, nil
-	}
-	var doc ocispec.Manifest
-	if err := c.readJSON(ctx, ocispec.Descriptor{Digest: manifest}, maxManifest, &doc); err != nil {
-		return nil, err
-	}
-	m = &knownManifest{mediaType: cmp.Or(doc.MediaType, ocispec.MediaTypeImageManifest), layers: doc.Layers, config: doc.Config}
-	if doc.MediaType != "" && !images.IsManifestType(doc.MediaType) || len(doc.Layers) == 0 {
-		return nil, fmt.Errorf("%s is not an image manifest with layers", manifest)
-	}
-	if len(doc.Layers) > maxLayers {
-		return nil, fmt.Errorf("manifest %s has %d layers (limit %d)", manifest, len(doc.Layers), maxLayers)
-	}
-	for i := range m.layers {
-		m.layers[i].Data = nil // what a manifest embeds is not read, so it need not be remembered
-	}
-	if withConfig {
-		var config ocispec.Image
-		if err := c.readJSON(ctx, doc.Config, layers.MaxConfig, &config); err != nil {
-			return nil, err
-		}
-		if len(config.RootFS.DiffIDs) != len(doc.Layers) {
-			return nil, fmt.Errorf("manifest %s has %d layers and %d diffIDs", manifest, len(doc.Layers), len(config.RootFS.DiffIDs))
-		}
-		m.diffIDs = config.RootFS.DiffIDs
-		m.chainIDs = identity.ChainIDs(slices.Clone(m.diffIDs))
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if old := c.known[key]; old != nil {
-		c.bytes -= old.bytes()
-	} else {
-		c.order = append(c.order, key)
-	}
-	c.known[key] = m
-	c.bytes += m.bytes()
-	for c.bytes > maxRemembered && len(c.order) > 1 {
-		c.bytes -= c.known[c.order[0]].bytes()
-		delete(c.known, c.order[0])
-		c.order = c.order[1:]
-	}
-	return m, nil
-}
-
-// bytes is about what a manifest takes in memory.
-func (m *knownManifest) bytes() (n int) {
-	const layer, id = 256, 96 // a descriptor with its digest; a diffID and a chainID each
-	n = len(m.diffIDs) * 2 * id
-	for _, d := range m.layers {
-		n += layer
-		for k, v := range d.Annotations {
-			n += len(k) + len(v) + id
-		}
-		for _, u := range d.URLs {
-			n += len(u)
-		}
-	}
-	return n
-}
-
-// hostOf returns the first of the registries that containerd had a blob from; "" if it does not say.
-func hostOf(info content.Info) string {
-	if all := repositories(info.Labels); len(all) > 0 {
-		return all[0].Host
-	}
-	return ""
-}
-
-func (c *ContentImages) readJSON(ctx context.Context, desc ocispec.Descriptor, limit int64, into any) error {
-	info, err := c.store.Info(ctx, desc.Digest)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", desc.Digest, err)
-	}
-	if info.Size > limit {
-		return fmt.Errorf("read %s: %d bytes, more than %d", desc.Digest, info.Size, limit)
-	}
-	desc.Size = info.Size
-	if info.Size > usualDocument {
-		share, err := c.memory.Acquire(ctx, fair.User(hostOf(info)), info.Size*decodedTimes)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", desc.Digest, err)
-		}
-		defer share.Release()
-	}
-	p, err := content.ReadBlob(ctx, c.store, desc)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", desc.Digest, err)
-	}
-	if err := json.Unmarshal(p, into); err != nil {
-		return fmt.Errorf("read %s: %w", desc.Digest, err)
-	}
-	return nil
 }

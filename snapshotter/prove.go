@@ -34,7 +34,7 @@ func (m *mending) decide(ctx context.Context, b *binding, rivals []layers.Source
 	ours := b.source()
 	m.log.Info("layer is contested: it is not used before it is proven", "key", b.name(), "digest", ours.Descriptor.Digest,
 		"image", ours.Image, "by", rivals[0].Image)
-	f, src, err := m.proveAny(ctx, b, inTurn(append([]layers.Source{ours}, rivals...)))
+	f, src, err := m.proveAny(ctx, b, m.inTurn(append([]layers.Source{ours}, rivals...)))
 	if err != nil {
 		return fmt.Errorf("%s is claimed by several images, and none has its bytes: %w", ours.Describe(), err)
 	}
@@ -62,12 +62,12 @@ func (b *binding) beginDeciding(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// inTurn returns each blob of some claimants once for each repository, those of different blobs by turns: however many repositories
-// name one forged layer, another one's turn comes soon.
-func inTurn(all []layers.Source) (ordered []layers.Source) {
+// inTurn returns each blob of some claimants once for each repository, those that name different blobs or tables by turns: however many
+// repositories name one forged layer, another one's turn comes soon.
+func (m *mending) inTurn(all []layers.Source) (ordered []layers.Source) {
 	type place struct{ blob, repo string }
 	seen := map[place]bool{}
-	var blobs []string
+	var contents []string
 	by := map[string][]layers.Source{}
 	for i := range all {
 		at := place{all[i].BlobName(), all[i].Repo.String()}
@@ -75,15 +75,16 @@ func inTurn(all []layers.Source) (ordered []layers.Source) {
 			continue
 		}
 		seen[at] = true
-		if by[at.blob] == nil {
-			blobs = append(blobs, at.blob)
+		what := m.layers.ContentOf(&all[i])
+		if by[what] == nil {
+			contents = append(contents, what)
 		}
-		by[at.blob] = append(by[at.blob], all[i])
+		by[what] = append(by[what], all[i])
 	}
 	for turn := 0; len(ordered) < len(seen); turn++ {
-		for _, blob := range blobs {
-			if turn < len(by[blob]) {
-				ordered = append(ordered, by[blob][turn])
+		for _, what := range contents {
+			if turn < len(by[what]) {
+				ordered = append(ordered, by[what][turn])
 			}
 		}
 	}

@@ -123,6 +123,9 @@ func (r *promises) Agree(f *cache.File, ours, theirs *Source) bool {
 	return mine == others && ours.Repo == theirs.Repo
 }
 
+// ContentOf describes what a claimant says that decides a layer's content: the blob and the table, whatever the repository.
+func (r *promises) ContentOf(s *Source) string { return s.BlobName() + " " + r.contentOf(s) }
+
 // contentOf describes what a layer is read by. What is not read here is read whole by containerd.
 func (r *promises) contentOf(s *Source) string {
 	p, err := r.promiseOf(s)
