@@ -5,6 +5,7 @@ import (
 	"go/token"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -66,6 +67,30 @@ func TestLinesAreNarrow(t *testing.T) {
 			n++
 			if w := utf8.RuneCountInString(strings.TrimRight(line, "\n")); w > widest {
 				t.Errorf("%s:%d has %d columns, the most are %d", file, n, w, widest)
+			}
+		}
+	}
+}
+
+// TestWords: what users read has none of the words that CONTRIBUTING.md replaces: the documents, the sample configuration, the API, and
+// what the programs print.
+func TestWords(t *testing.T) {
+	t.Parallel()
+	replaced := regexp.MustCompile(`\b(at once|any more)\b`)
+	literals := regexp.MustCompile("\"(?:[^\"\\\\\n]|\\\\.)*\"|`[^`]*`")
+	for _, file := range tracked(t, "*.go", "*.md", "*.toml", "*.proto", "*.yml") {
+		if strings.HasSuffix(file, "_test.go") || strings.HasSuffix(file, ".pb.go") || file == "CONTRIBUTING.md" {
+			continue
+		}
+		p, err := os.ReadFile(filepath.Join(testbed.Repo(), file))
+		testbed.Must(t, err)
+		read := []string{string(p)}
+		if strings.HasSuffix(file, ".go") {
+			read = literals.FindAllString(string(p), -1)
+		}
+		for _, text := range read {
+			if found := replaced.FindString(text); found != "" {
+				t.Errorf("%s says %q: %.80q", file, found, text[max(0, strings.Index(text, found)-40):])
 			}
 		}
 	}

@@ -38,7 +38,7 @@ func (r *releasing) lostOf(ctx context.Context, b *binding, others []layers.Sour
 		switch {
 		case use.Unread != "":
 			unread = true
-			r.log.Warn("an image may have a layer that is nowhere any more, and stays", "image", use.Name, "namespace", use.Namespace,
+			r.log.Warn("an image may have a layer that is no longer anywhere, and stays", "image", use.Name, "namespace", use.Namespace,
 				"digest", ours.Descriptor.Digest, "why", use.Unread)
 			continue
 		case use.Stays != "":

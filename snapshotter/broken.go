@@ -31,7 +31,7 @@ var BrokenFile = durable.Kind{
 func (x *breakage) read() map[string]string {
 	broken, _, err := durable.LoadJSON[map[string]string](filepath.Join(x.root, BrokenFile.Name), BrokenFile, x.log, nil)
 	if err != nil {
-		x.log.Error("containers that an earlier life has named are not known any more", "err", err)
+		x.log.Error("containers that an earlier life has named are no longer known", "err", err)
 	}
 	return broken
 }

@@ -67,7 +67,7 @@ const (
 // A goneError says that no place that is known has a layer: neither is it an outage, nor do credentials matter.
 type goneError struct{ err error }
 
-func (e *goneError) Error() string { return "it is nowhere any more: " + e.err.Error() }
+func (e *goneError) Error() string { return "it is no longer anywhere: " + e.err.Error() }
 func (e *goneError) Unwrap() error { return e.err }
 
 // gone is what is known of a layer that is nowhere any more.
@@ -196,7 +196,7 @@ func (r *releasing) noteStays(b *binding, err error, used bool) {
 		why = err.Error()
 	}
 	if why != b.gone.why && why != "" && !used { // users may come and go each second
-		r.log.Error("images of which a layer is nowhere any more stay",
+		r.log.Error("images of which a layer is no longer anywhere stay",
 			"key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
 	}
 	b.gone.why = why
@@ -261,7 +261,7 @@ func (r *releasing) release(ctx context.Context, b *binding, others []layers.Sou
 		}
 		r.noteReleased(use)
 		r.released.Add(1)
-		r.log.Warn("image was removed from containerd, since a layer of it is nowhere any more: pull it again", "image", use.Name,
+		r.log.Warn("image was removed from containerd, since a layer of it is no longer anywhere: pull it again", "image", use.Name,
 			"namespace", use.Namespace, "digest", b.source().Descriptor.Digest)
 		tell(use.ImageName)
 	}

@@ -122,7 +122,7 @@ func (s *Server) serve() {
 			return
 		}
 		if err != nil || n < packetSize {
-			s.log.Error("autofs asks for nothing any more", "bytes", n, "err", err)
+			s.log.Error("autofs no longer asks for anything", "bytes", n, "err", err)
 			return
 		}
 		if typ := binary.NativeEndian.Uint32(p[4:]); typ != missingDirect {

@@ -99,7 +99,7 @@ func (f *Fetcher) demandUnits(ctx context.Context, units []uint32) ([]*fill, err
 }
 
 // errAbandoned ends a fetch that nobody waits for any longer.
-var errAbandoned = errors.New("nobody waits any more")
+var errAbandoned = errors.New("nobody waits")
 
 // await waits for fills and then leaves their jobs. A job that its last user gives up is
 // cancelled; one whose last user got what it wanted goes on with what it reads ahead.

@@ -29,7 +29,7 @@ func (a *app) repairCommand() *cobra.Command {
 image's own repository no longer gives is taken from containerd's content store, and from the repositories of other
 images that have the layer: pull one of those first if you know where it is. Containers that run read on.
 
-A layer that nobody has any more cannot be repaired. --release then removes the image from containerd by all its names,
+A layer that nobody has cannot be repaired. --release then removes the image from containerd by all its names,
 with the other images that have the layer, so that the next pull begins anew. It removes nothing while a container is made
 of the layer, nor if one of the images is pinned or came from no registry. An outage never counts as gone. With [images]
 release = "auto" remorad does the same by itself.
@@ -40,7 +40,7 @@ With --json it prints image, whole[], broken[] with digest, reason and gone, and
 		Args: exactly(1, "one image"),
 		RunE: func(cmd *cobra.Command, args []string) error { return a.repair(cmd.Context(), args[0], release) },
 	}
-	c.Flags().BoolVar(&release, "release", false, "remove the images of which a layer is nowhere any more")
+	c.Flags().BoolVar(&release, "release", false, "remove the images of which a layer is no longer anywhere")
 	return c
 }
 

@@ -18,7 +18,7 @@ import (
 const pauseKills = 30
 
 // pause measures how long a reader of missing data waits when remorad is killed while it reads and
-// started again at once.
+// started again immediately.
 func pause(ctx context.Context, o options) (err error) {
 	tree := filepath.Join(o.work, "pause-tree")
 	if err := os.MkdirAll(tree, 0o755); err != nil {
@@ -28,7 +28,7 @@ func pause(ctx context.Context, o options) (err error) {
 		return err
 	}
 	fmt.Printf("\nRead of 64 KiB of missing data. %d reads undisturbed, and %d during which remorad is killed with SIGKILL "+
-		"and started again at once.\n", pauseKills, pauseKills)
+		"and started again immediately.\n", pauseKills, pauseKills)
 	t := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "ms\tundisturbed p50\tp99\tkilled p50\tp99")
 	for _, backend := range []string{"precontent", "fuse-file"} {

@@ -55,7 +55,7 @@ func Device(t *testing.T, newDevice func(t *testing.T, size int64) blockdev.Devi
 		}
 		calls := 0
 		if err := blockdev.Extents(ctx, d, 0, size, func(blockdev.Extent) bool { calls++; return false }); err != nil || calls != 1 {
-			t.Errorf("stopped at once: %d calls, %v", calls, err)
+			t.Errorf("stopped immediately: %d calls, %v", calls, err)
 		}
 		if err := blockdev.Extents(ctx, d, b, size, func(blockdev.Extent) bool { return true }); !errors.Is(err, blockdev.ErrRange) {
 			t.Errorf("beyond the end: %v", err)

@@ -1229,7 +1229,7 @@ func (x *PinResponse) GetLayers() int64 {
 type RepairRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Image         string                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`      // as Layer.image has it
-	Release       bool                   `protobuf:"varint,2,opt,name=release,proto3" json:"release,omitempty"` // remove the images of which a layer is nowhere any more
+	Release       bool                   `protobuf:"varint,2,opt,name=release,proto3" json:"release,omitempty"` // remove the images of which a layer is no longer anywhere
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1282,7 +1282,7 @@ type RepairResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`   // of a layer
 	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`   // why it is not whole; "" if it is
-	Gone          bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"`      // nobody has it any more
+	Gone          bool                   `protobuf:"varint,3,opt,name=gone,proto3" json:"gone,omitempty"`      // nobody has it
 	Removed       string                 `protobuf:"bytes,4,opt,name=removed,proto3" json:"removed,omitempty"` // an image, as NAMESPACE/NAME
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -46,14 +46,14 @@ type PinReply struct {
 // RepairRequest names an image whose layers are to be made whole.
 type RepairRequest struct {
 	Image   string `json:"image"`
-	Release bool   `json:"release,omitempty"` // remove the images of which a layer is nowhere any more
+	Release bool   `json:"release,omitempty"` // remove the images of which a layer is no longer anywhere
 }
 
 // RepairStep says what became of a layer, or that an image was removed.
 type RepairStep struct {
 	Digest  digest.Digest `json:"digest,omitempty"`
 	Reason  string        `json:"reason,omitempty"` // why the layer is not whole
-	Gone    bool          `json:"gone,omitempty"`   // nobody has it any more
+	Gone    bool          `json:"gone,omitempty"`   // nobody has it
 	Removed string        `json:"removed,omitempty"`
 }
 
