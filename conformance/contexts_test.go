@@ -19,6 +19,7 @@ var keepContexts = map[string]string{
 	"precontent.Group":     "life: Close",
 	"nbd.conn":             "life: the end of the client's connection",
 	"snapshotter.base":     "life: the Snapshotter's Close",
+	"snapshotter.proving":  "the reading of one claimant",
 	"layers.Indexes":       "life: ends before Layers.Close",
 	"layers.Layers":        "life: ends before Close",
 	"main.imageSession":    "one command of snapctl",

@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/continuity/fs"
 
+	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
@@ -56,7 +57,7 @@ func (m *mountings) unpackInto(ctx context.Context, b *binding, src *layers.Sour
 		"image", src.Image, "err", refused)
 	dir := filepath.Join(b.dir, unpackedDir)
 	if lost { // what is there may be in use, though nobody knows any more what it was
-		if err := os.Rename(dir, dir+"-before-"+uniqueSuffix()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := durable.Rename(dir, dir+"-before-"+uniqueSuffix()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return nil, err
 		}
 	}
