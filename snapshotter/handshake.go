@@ -121,9 +121,11 @@ func isRemoteName(name string) bool {
 	return ok && len(sum) == 32 && err == nil
 }
 
-// claimed reports whether the snapshot is there already.
+// claimed reports whether the snapshot is there already. Then its layer is to come as that of a new one does: it may be there since it
+// was made anew, or since another namespace has it, and not be mounted.
 func (c *claims) claimed(ctx context.Context, name string) (bool, error) {
 	known := false
+	var b *binding
 	err := c.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		id, _, _, err := storage.GetInfo(ctx, name)
 		if errdefs.IsNotFound(err) {
@@ -132,12 +134,15 @@ func (c *claims) claimed(ctx context.Context, name string) (bool, error) {
 		if err != nil {
 			return err
 		}
-		if b := c.bindings.get(id); b != nil && b.quarantined() != "" {
+		if b = c.bindings.get(id); b != nil && b.quarantined() != "" {
 			return layers.NotLazy("its snapshot is quarantined: %s", b.quarantined())
 		}
 		known = true
 		return nil
 	})
+	if known && err == nil && b != nil {
+		c.mountings.startAttempt(b)
+	}
 	return known, err
 }
 

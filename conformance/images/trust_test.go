@@ -228,7 +228,7 @@ func TestForgedProgram(t *testing.T) {
 	show := testbed.Program{Name: "who", Args: []string{"cat", "/who"}}
 	_, err = s.Snapctl(t.Context(), "pull", evil)
 	testbed.Must(t, err)
-	show.Want = "evil"
+	show.Want = "the forger of victim"
 	testbed.RunImage(t, s, evil, "evil", "remora", show) // nobody else has claimed it
 	_, err = s.Snapctl(t.Context(), "pull", s.Ref("victim:1"))
 	testbed.Must(t, err)
