@@ -140,7 +140,7 @@ func (c *claims) claimed(ctx context.Context, name string) (bool, error) {
 		known = true
 		return nil
 	})
-	if known && err == nil && b != nil {
+	if known && b != nil {
 		c.mountings.startAttempt(b)
 	}
 	return known, err

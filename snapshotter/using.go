@@ -2,7 +2,6 @@ package snapshotter
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -130,15 +129,7 @@ func (c *ContentImages) manifestWith(ctx context.Context, at ocispec.Descriptor,
 
 // indexAt reads an index.
 func (c *ContentImages) indexAt(ctx context.Context, at ocispec.Descriptor) (index ocispec.Index, err error) {
-	info, err := c.store.Info(ctx, at.Digest)
-	switch {
-	case err != nil:
-		return index, err
-	case info.Size > maxManifest:
-		return index, fmt.Errorf("%w: %s has %d bytes, more than %d", errUnread, at.Digest, info.Size, maxManifest)
-	}
-	err = c.readJSON(ctx, at, maxManifest, &index)
-	if errors.As(err, new(*json.SyntaxError)) || errors.As(err, new(*json.UnmarshalTypeError)) {
+	if err = c.readJSON(ctx, at, maxManifest, &index); errors.Is(err, errUnreadable) {
 		err = fmt.Errorf("%w: %w", errUnread, err)
 	}
 	return index, err
