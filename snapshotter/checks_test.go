@@ -60,17 +60,24 @@ func trustEvil(b *bed) {
 	b.opts.Layers.IndexOf = func(r registry.Repository) layers.IndexPolicy { return layers.IndexPolicy{Trust: r.Path == "evil"} }
 }
 
+// besideHanging returns a bed with a registry of two images: what reads the second again waits until the test ends. stuck counts that.
+func besideHanging(t *testing.T) (b *bed, victim, evil *image, stuck *atomic.Int32) {
+	t.Helper()
+	victim = newImage(t, "app", nil, estargzLayer(t, file("a", honest)))
+	o := newOrigin(t, victim)
+	evil = restless(t, o, "evil")
+	release := make(chan struct{})
+	stuck = hang(o, evil, release)
+	b = newBed(t, o, trustEvil)
+	t.Cleanup(func() { close(release) })
+	return b, victim, evil, stuck
+}
+
 // TestChecksAreShared: a layer of which the checking of the diffID never ends keeps no other layer from being checked, and handed to the
 // kernel.
 func TestChecksAreShared(t *testing.T) {
-	l := estargzLayer(t, file("a", honest))
-	victim := newImage(t, "app", nil, l)
-	o := newOrigin(t, victim)
-	evil := restless(t, o, "evil")
-	release := make(chan struct{})
-	defer close(release)
-	stuck := hang(o, evil, release)
-	b := newBed(t, o, trustEvil)
+	b, victim, evil, stuck := besideHanging(t)
+	l := victim.Layers[0]
 	b.sees(b.run("evil", b.pull(evil)), "a", []byte("evil"))
 	b.complete(evil.Layers[0], b.named(evil.ChainIDs[0], ""))
 	eventually(t, "its check to hang", func() bool { return stuck.Load() > 0 })
@@ -85,14 +92,7 @@ func TestChecksAreShared(t *testing.T) {
 
 // TestChecksTakeTurns: where as many checks hang as there are places, those that wait have their turn.
 func TestChecksTakeTurns(t *testing.T) {
-	l := estargzLayer(t, file("a", honest))
-	victim := newImage(t, "app", nil, l)
-	o := newOrigin(t, victim)
-	evil := restless(t, o, "evil")
-	release := make(chan struct{})
-	defer close(release)
-	stuck := hang(o, evil, release)
-	b := newBed(t, o, trustEvil)
+	b, victim, evil, stuck := besideHanging(t)
 	for _, im := range []*image{evil, victim} {
 		name := b.pull(im)
 		b.run(im.Path, name)

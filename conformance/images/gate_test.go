@@ -274,30 +274,18 @@ func seenBy(mounts []mount.Mount, dir string, err error) (names []string, _ erro
 // TestClientsWhileImported: clients that take mounts see the whole image, whenever they ask.
 func TestClientsWhileImported(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
-	p := newFaultyProxy(t, s)
-	c, err := client.New(s.Socket)
-	testbed.Must(t, err)
-	defer c.Close()
-	ctx, release, err := c.WithLease(namespaces.WithNamespace(t.Context(), s.Namespace))
-	testbed.Must(t, err)
-	defer func() { testbed.Must(t, release(context.WithoutCancel(ctx))) }()
+	ctx, h := newHeld(t)
 	seed := uint64(10)
 	for name, call := range clientCalls {
 		t.Run(name, func(t *testing.T) {
-			hold := make(chan struct{})
-			held := holding(hold)
-			p.fault.Store(&held)
-			on := heldImage(ctx, t, s, c, p, "while-"+name, seed)
-			want := on.all
+			hold := h.hold()
+			on := h.image(ctx, t, "while-"+name, seed)
 			seed += 2
 			time.AfterFunc(500*time.Millisecond, func() { close(hold) }) // the call begins before that
-			got, err := call(ctx, c, on)
+			got, err := call(ctx, h.client, on)
 			testbed.Must(t, err)
-			testbed.Must(t, c.SnapshotService("remora").Remove(ctx, on.name))
-			if name == "commit" {
-				want = []string{".wh." + on.file, "renamed"} // alone
-			}
+			testbed.Must(t, h.client.SnapshotService("remora").Remove(ctx, on.name))
+			want := on.seenBy(name)
 			if slices.Sort(got); !slices.Equal(got, want) {
 				t.Errorf("saw %v, want %v", got, want)
 			}
@@ -305,18 +293,52 @@ func TestClientsWhileImported(t *testing.T) {
 	}
 }
 
-// heldImage pulls an image of two layers, of which the registry sends the first bytes alone for now.
-func heldImage(
-	ctx context.Context, t *testing.T, s *testbed.Stack, c *client.Client, p *faultyProxy, repo string, seed uint64,
-) claimedImage {
+// seenBy returns what one of clientCalls sees of all of the image.
+func (on *claimedImage) seenBy(call string) []string {
+	if call == "commit" {
+		return []string{".wh." + on.file, "renamed"} // alone
+	}
+	return on.all
+}
+
+// held is a client of a registry that can send the first bytes of layers alone.
+type held struct {
+	stack  *testbed.Stack
+	proxy  *faultyProxy
+	client *client.Client
+}
+
+// newHeld starts a stack for such a client. What is made by the context stays until the test ends.
+func newHeld(t *testing.T) (context.Context, *held) {
+	t.Helper()
+	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
+	c, err := client.New(s.Socket)
+	testbed.Must(t, err)
+	t.Cleanup(func() { testbed.Must(t, c.Close()) })
+	ctx, release, err := c.WithLease(namespaces.WithNamespace(t.Context(), s.Namespace))
+	testbed.Must(t, err)
+	t.Cleanup(func() { testbed.Must(t, release(context.WithoutCancel(ctx))) })
+	return ctx, &held{s, newFaultyProxy(t, s), c}
+}
+
+// hold has the registry send first bytes alone until what it returns is closed.
+func (h *held) hold() chan struct{} {
+	hold := make(chan struct{})
+	fault := holding(hold)
+	h.proxy.fault.Store(&fault)
+	return hold
+}
+
+// image pulls an image of two layers.
+func (h *held) image(ctx context.Context, t *testing.T, repo string, seed uint64) claimedImage {
 	t.Helper()
 	layout := filepath.Join(t.TempDir(), "layout")
 	testbed.Must(t, testbed.WriteTars(layout, "src", then(randomLayer(seed, 4<<20),
 		entries(tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: claimedDirMode})), randomLayer(seed+1, 1<<20)))
-	testbed.Must(t, s.Push(ctx, layout, "src", repo+":src"))
-	ref := fmt.Sprintf("%s/%s:src", p.Listener.Addr(), repo)
-	testbed.Must(t, outsideClient(ctx, s, ref, "", true))
-	image, err := c.GetImage(ctx, ref)
+	testbed.Must(t, h.stack.Push(ctx, layout, "src", repo+":src"))
+	ref := fmt.Sprintf("%s/%s:src", h.proxy.Listener.Addr(), repo)
+	testbed.Must(t, outsideClient(ctx, h.stack, ref, "", true))
+	image, err := h.client.GetImage(ctx, ref)
 	testbed.Must(t, err)
 	diffIDs, err := image.RootFS(ctx)
 	testbed.Must(t, err)
@@ -328,36 +350,24 @@ func heldImage(
 // too late: then containerd downloads that layer by itself, and its clients see the whole image.
 func TestClientsOfWhatNeverComes(t *testing.T) {
 	t.Parallel()
-	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
-	p := newFaultyProxy(t, s)
-	c, err := client.New(s.Socket)
-	testbed.Must(t, err)
-	defer c.Close()
-	ctx, release, err := c.WithLease(namespaces.WithNamespace(t.Context(), s.Namespace))
-	testbed.Must(t, err)
-	defer func() { testbed.Must(t, release(context.WithoutCancel(ctx))) }()
-	hold := make(chan struct{})
-	held := holding(hold)
-	p.fault.Store(&held)
+	ctx, h := newHeld(t)
+	hold := h.hold()
 	seed := uint64(110)
 	images := map[string]claimedImage{}
 	for name := range clientCalls {
-		images[name] = heldImage(ctx, t, s, c, p, "never-"+name, seed)
+		images[name] = h.image(ctx, t, "never-"+name, seed)
 		seed += 2
 	}
-	p.fault.Store(&silence)
-	p.every.Store(true)
-	p.CloseClientConnections() // the answers that have begun
+	h.proxy.fault.Store(&silence)
+	h.proxy.every.Store(true)
+	h.proxy.CloseClientConnections() // the answers that have begun
 	close(hold)
 	var calls sync.WaitGroup
 	for name, call := range clientCalls {
 		on := images[name]
-		if name == "commit" {
-			on.all = []string{".wh." + on.file, "renamed"}
-		}
 		calls.Go(func() {
-			got, err := call(ctx, c, on)
-			if slices.Sort(got); err == nil && !slices.Equal(got, on.all) {
+			got, err := call(ctx, h.client, on)
+			if slices.Sort(got); err == nil && !slices.Equal(got, on.seenBy(name)) {
 				t.Errorf("%s of an image that never came: saw %v, and no error", name, got)
 			}
 			t.Logf("%s: %v, %.200v", name, got, err)
