@@ -230,23 +230,28 @@ var packer = sync.OnceValue(func() *zstd.Encoder {
 	return w
 })
 
-// Encode returns the index of a layer.
+// pointMost is what a point takes at most beside its window: five numbers.
+const pointMost = 5 * binary.MaxVarintLen64
+
+// Encode returns the index of a layer. Each buffer is made as large as it can become: one that grows is there twice while it does,
+// and the points of a hungry layer are tens of megabytes.
 func (w *Writer) Encode(b *Blob) []byte {
-	var tree []byte
+	tree := make([]byte, 0, w.encodedColumns())
 	for _, c := range w.cols {
 		tree = append(binary.AppendUvarint(tree, uint64(len(c))), c...)
 	}
-	var points, windows []byte
+	points := make([]byte, 0, pointMost*len(b.Points)+windowsOf(b.Points))
 	var plain, packed int64
 	for _, p := range b.Points {
 		for _, v := range []uint64{uint64(p.Plain - plain), uint64(p.Off - packed), uint64(p.Bits), uint64(p.Value), uint64(len(p.Window))} {
 			points = binary.AppendUvarint(points, v)
 		}
 		plain, packed = p.Plain, p.Off
-		windows = append(windows, p.Window...)
 	}
-	points = append(points, windows...)
-	out := make([]byte, layerHeader)
+	for _, p := range b.Points {
+		points = append(points, p.Window...)
+	}
+	out := make([]byte, layerHeader, layerHeader+packer().MaxEncodedSize(len(tree))+packer().MaxEncodedSize(len(points))+len(w.digests))
 	copy(out, layerMagic)
 	le.PutUint32(out[8:], layerVersion)
 	le.PutUint32(out[12:], uint32(b.Codec))
@@ -268,4 +273,20 @@ func (w *Writer) Encode(b *Blob) []byte {
 		le.PutUint32(out[112+4*i:], uint32(len(out)-at))
 	}
 	return out
+}
+
+func (w *Writer) encodedColumns() int {
+	n := 0
+	for _, c := range w.cols {
+		n += binary.MaxVarintLen64 + len(c)
+	}
+	return n
+}
+
+func windowsOf(points []inflate.Point) int {
+	n := 0
+	for _, p := range points {
+		n += len(p.Window)
+	}
+	return n
 }

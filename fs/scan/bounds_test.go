@@ -256,8 +256,10 @@ func TestPointsThatGrow(t *testing.T) {
 			t.Errorf("an index of %d bytes", len(data))
 		}
 	})
-	if told := layer.IndexMemory(); windows+memory > told {
-		t.Errorf("the index takes %d bytes beside %d, said to be %d", memory, windows, told)
+	told := layer.IndexMemory()
+	t.Logf("the index takes %d bytes beside %d, said to be %d", memory, windows, told)
+	if windows+memory > told {
+		t.Error("the index takes more memory than is asked for")
 	}
 }
 
