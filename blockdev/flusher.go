@@ -2,7 +2,6 @@ package blockdev
 
 import (
 	"fmt"
-	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +16,3 @@ func IOFlusher() error {
 	}
 	return nil
 }
-
-// SpareFromOOM asks the kernel not to choose this process when memory is short: others wait for it.
-func SpareFromOOM() error { return os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0) }

@@ -195,9 +195,6 @@ func (d *Disks) prepare() {
 		if err := blockdev.IOFlusher(); err != nil {
 			d.opts.Log.Warn("writes of disks may wait for memory that only they can free", "err", err)
 		}
-		if err := blockdev.SpareFromOOM(); err != nil {
-			d.opts.Log.Warn("the kernel may choose remorad when memory is short", "err", err)
-		}
 	})
 }
 

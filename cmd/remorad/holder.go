@@ -15,7 +15,6 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/holder"
 	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/cmd/internal/cli"
@@ -109,10 +108,6 @@ func hold(ctx context.Context, f flags, stderr io.Writer) error {
 	if err := os.MkdirAll(root, 0o700); err != nil { // it may be here before remorad is
 		return err
 	}
-	// Readers of every lazy layer depend on this process.
-	if err := blockdev.SpareFromOOM(); err != nil {
-		log.Warn("the kernel may choose the holder when memory is short", "err", err)
-	}
 	if os.Getenv("INVOCATION_ID") == "" { // systemd has given it one
 		leave, err := ownGroup(root)
 		if err != nil {
@@ -125,6 +120,7 @@ func hold(ctx context.Context, f flags, stderr io.Writer) error {
 			}()
 		}
 	}
+	spareFromOOM(log) // now that it is in its own group
 	// A signal to stop is for those who want the mounts to end: they run snapctl detach --all.
 	return holder.Serve(context.WithoutCancel(ctx), root, version.String(), log)
 }

@@ -60,6 +60,8 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		log.Warn("clients in remorad's process group may see layers empty that are not there yet", "err", err)
 	}
 
+	spareFromOOM(log)
+
 	// The parts, leaf first.
 	lock, err := snapshotter.Lock(f.root)
 	if err != nil {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -24,6 +26,19 @@ func TestUnitsAreHardened(t *testing.T) {
 			if strings.Contains(line, unit) && !known {
 				t.Errorf("%s", line)
 			}
+		}
+	}
+}
+
+// TestUnitsAreSparedWithinALimit: where systemd has the kernel spare a program, it limits the program's memory as well.
+func TestUnitsAreSparedWithinALimit(t *testing.T) {
+	for _, unit := range []string{"remorad.service", "remora-holder.service"} {
+		p, err := os.ReadFile(unit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text := string(p); !strings.Contains(text, fmt.Sprintf("\nOOMScoreAdjust=%d\n", spared)) || !strings.Contains(text, "\nMemoryMax=") {
+			t.Errorf("%s: spared without a limit, or not spared", unit)
 		}
 	}
 }
