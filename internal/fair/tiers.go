@@ -17,8 +17,9 @@ func (u User) Host() string {
 //
 //	Limit 36, Most 24, Within 12: the first repository has up to 12, and then the second of its host 6, and another host's up to 12
 type Tiers struct {
-	Limit, Most int64 // of all hosts, and of one host alone
-	Within      int64 // of Most, what one repository alone may have
+	Limit, Most int64   // of all hosts, and of one host alone
+	Within      int64   // of Most, what one repository alone may have
+	within      float64 // Within/Most, before they were changed
 	hosts       Shares[string]
 	by          map[User]int64
 }
@@ -71,8 +72,10 @@ func (t *Tiers) Less(a, b User) bool {
 }
 
 func (t *Tiers) resize(limit, most int64) {
-	within := float64(t.Within) / float64(max(t.Most, 1)) * float64(most)
-	t.Limit, t.Most, t.Within = limit, most, max(int64(within), 1)
+	if t.within == 0 { // what Within is rounded to later says less
+		t.within = float64(t.Within) / float64(max(t.Most, 1))
+	}
+	t.Limit, t.Most, t.Within = limit, most, max(int64(t.within*float64(most)), 1)
 }
 
 // Together reports whether two users are of one host, which take turns as one user among other hosts.

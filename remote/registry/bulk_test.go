@@ -15,7 +15,7 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// TestProofBeforeBulk: behind 200 requests for whole layers of several repositories, and the 64 that the host has, a proof is the
+// TestProofBeforeBulk: behind 200 requests for whole layers of as many repositories, and the 64 that the host has, a proof is the
 // next request that it gets; and so many proofs that there is always one hold up no layer for more than three of them.
 func TestProofBeforeBulk(t *testing.T) {
 	const under = 64 // of one registry
@@ -47,7 +47,7 @@ func TestProofBeforeBulk(t *testing.T) {
 			}
 		})
 	}
-	bulk := func(i int) { read(t.Context(), fmt.Sprint("bulk", i%5, "/app"), int64(len(data))) }
+	bulk := func(i int) { read(t.Context(), fmt.Sprint("bulk", i, "/app"), int64(len(data))) }
 	for i := range under + 200 {
 		bulk(i)
 	}

@@ -11,13 +11,14 @@ import (
 	"github.com/remora-storage/remora/internal/fair"
 )
 
-// A pace is what one host takes: how many requests at once, shared by the registries for which it is asked, and when. A host that
+// A pace is what one host takes: how many requests at once, shared by the registries for which it is asked and by the repositories of
+// each, and when. A host that
 // says that it is asked too much (429, RFC 6585, section 4, or 503 with Retry-After, RFC 9110, section 10.2.3) is left alone for as
 // long as it says, or for a second, which doubles; after that it gets a quarter of the requests that it had. One more each second
 // goes until it has all of them again. While it is to be left alone for more than a minute, requests fail instead of waiting: who waits for
 // them may have another way.
 type pace struct {
-	pool *fair.Pool[string]
+	pool *fair.Pool[fair.User]
 
 	mu    sync.Mutex // guards the fields below
 	limit int
@@ -28,10 +29,11 @@ type pace struct {
 }
 
 // Requests for blobs that one host gets at once, wherever it was named: by references, as a mirror, by redirects or by layers'
-// URLs. One registry alone asks for fewer (cache/fetch/sched.go): this is for many that lead to one host.
+// URLs. One repository's layers in use ask for fewer (cache/fetch/sched.go): this is for many that lead to one host.
 const (
-	maxAsked      = 128
-	maxAskedOfOne = 64
+	maxAsked       = 128
+	maxAskedOfOne  = 64
+	maxAskedWithin = 48 // of those of one registry, one repository's
 
 	firstPause = time.Second
 	maxPause   = 8 * time.Second // where a host does not say how long
@@ -48,7 +50,7 @@ func BeforeBulk(ctx context.Context) context.Context {
 }
 
 func newPace() *pace {
-	return &pace{pool: fair.NewPool[string](maxAsked, maxAskedOfOne), limit: maxAsked, pause: firstPause}
+	return &pace{pool: fair.NewTieredPool(maxAsked, maxAskedOfOne, maxAskedWithin), limit: maxAsked, pause: firstPause}
 }
 
 type briskKey struct{}
@@ -66,11 +68,11 @@ func (e *restError) Error() string {
 	return fmt.Sprintf("%s is left alone for another %s, as it has asked for", e.Host, e.RetryAfter.Round(time.Second))
 }
 
-// enter waits until the host may be asked once more for a registry. release must be called once. A brisk request waits for no host
+// enter waits until the host may be asked once more for a repository. release must be called once. A brisk request waits for no host
 // that has said that it is asked too much, and gets a busyError.
-func (p *pace) enter(ctx context.Context, host, registry string) (release func(), err error) {
+func (p *pace) enter(ctx context.Context, host string, who fair.User) (release func(), err error) {
 	for {
-		release, err := p.place(ctx, host, registry)
+		release, err := p.place(ctx, host, who)
 		if err != nil {
 			return nil, err
 		}
@@ -92,7 +94,7 @@ func (p *pace) enter(ctx context.Context, host, registry string) (release func()
 }
 
 // place waits for one of the requests that the host gets, and until it is no longer left alone.
-func (p *pace) place(ctx context.Context, host, registry string) (release func(), err error) {
+func (p *pace) place(ctx context.Context, host string, who fair.User) (release func(), err error) {
 	if ctx.Value(briskKey{}) != nil {
 		p.mu.Lock()
 		wait, fewer := time.Until(p.until), p.limit < maxAsked
@@ -101,7 +103,7 @@ func (p *pace) place(ctx context.Context, host, registry string) (release func()
 			return nil, &busyError{wait}
 		}
 		if fewer {
-			release, ok := p.pool.Try(registry)
+			release, ok := p.pool.Try(who)
 			if !ok {
 				return nil, &busyError{}
 			}
@@ -112,9 +114,9 @@ func (p *pace) place(ctx context.Context, host, registry string) (release func()
 		return nil, err
 	}
 	if ctx.Value(beforeBulkKey{}) != nil {
-		return p.pool.AcquireFirst(ctx, registry)
+		return p.pool.AcquireFirst(ctx, who)
 	}
-	return p.pool.Acquire(ctx, registry)
+	return p.pool.Acquire(ctx, who)
 }
 
 // rest waits until the host is no longer left alone, unless that is long.

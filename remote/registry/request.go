@@ -14,6 +14,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 const (
@@ -132,7 +134,7 @@ func namesDigest(u string) bool {
 }
 
 // get makes one request, with what the host gets if it is for the host, and follows nothing. It waits until the host that is
-// asked has room for one more of the repository's registry.
+// asked has room for one more of the repository.
 func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repository, u, rng, accept string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
@@ -148,7 +150,7 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repos
 	client := clientOf(host)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	pace := r.pace(req.URL.Host)
-	release, err := pace.enter(ctx, req.URL.Host, repo.Host)
+	release, err := pace.enter(ctx, req.URL.Host, fair.User(repo.String()))
 	if errors.As(err, new(*restError)) {
 		return nil, err
 	}
