@@ -123,12 +123,16 @@ func TestRemovedWhileRead(t *testing.T) {
 }
 
 // TestPrefetchJoinsAnAbandonedFetch: a prefetch that waits for a reader's fetch fetches itself when
-// the readers leave.
+// the readers leave, whatever the source says of that.
 func TestPrefetchJoinsAnAbandonedFetch(t *testing.T) {
-	synctest.Test(t, prefetchJoinsAnAbandonedFetch)
+	for name, says := range map[string]func(context.Context) error{"the cause": context.Cause, "the error": context.Context.Err} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { prefetchJoinsAnAbandonedFetch(t, says) })
+		})
+	}
 }
 
-func prefetchJoinsAnAbandonedFetch(t *testing.T) {
+func prefetchJoinsAnAbandonedFetch(t *testing.T, says func(context.Context) error) {
 	im := newImage(t, 51, 4, 1000)
 	src := &source{blob: im.blob}
 	asked := make(chan struct{}, 10)
@@ -139,7 +143,7 @@ func prefetchJoinsAnAbandonedFetch(t *testing.T) {
 		asked <- struct{}{}
 		<-ctx.Done()
 		time.Sleep(time.Second) // until the prefetch waits for this fetch, which is still there
-		return nil, context.Cause(ctx)
+		return nil, says(ctx)
 	}
 	c := open(t, t.TempDir(), cache.Options{})
 	defer closeAndCheck(t, c)

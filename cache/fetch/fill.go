@@ -172,6 +172,9 @@ func (f *Fetcher) startLocked(run []uint32, prio priority, gap int64) []*fill {
 		defer cancel(nil)
 		defer j.ticket.release()
 		err := j.persist(ctx, policy, func(ctx context.Context) error { return j.run(ctx, f.unfinished(fills)) })
+		if cause := context.Cause(ctx); err != nil && errors.Is(cause, errAbandoned) && !errors.Is(err, cause) {
+			err = fmt.Errorf("%w (%w)", cause, err) // a source may say no more than that the context has ended
+		}
 		f.finish(err, fills...)
 	})
 	return fills
