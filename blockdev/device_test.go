@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/conformance/faultdev"
 	"github.com/remora-storage/remora/conformance/suite"
 )
 
@@ -17,25 +18,41 @@ import (
 type plainWriter struct{ blockdev.Writer }
 
 func TestDevices(t *testing.T) {
-	for name, open := range map[string]func(t *testing.T, size int64) blockdev.Device{
-		"bytes":  func(_ *testing.T, size int64) blockdev.Device { return blockdev.Memory(make([]byte, size)) },
-		"memory": func(t *testing.T, size int64) blockdev.Device { return suite.RAM(t, size) },
-		"file": func(t *testing.T, size int64) blockdev.Device {
-			return suite.File(t, size, blockdev.FileOptions{})
+	const wrapper = suite.Changes | suite.Mapper
+	measured := func(d blockdev.Device) blockdev.Device { return blockdev.Around(d, blockdev.NewMetrics("disk")) }
+	bytes := func(_ *testing.T, size int64) blockdev.Device { return blockdev.Memory(make([]byte, size)) }
+	ram := func(t *testing.T, size int64) blockdev.Device { return suite.RAM(t, size) }
+	plain := func(d blockdev.Device) blockdev.Device { return plainWriter{d.(blockdev.Writer)} }
+	file := func(opts blockdev.FileOptions) func(*testing.T, int64) blockdev.Device {
+		return func(t *testing.T, size int64) blockdev.Device { return suite.File(t, size, opts) }
+	}
+	for name, of := range map[string]suite.Implementation{
+		"bytes":  {New: bytes},
+		"memory": {New: ram, Has: suite.Writer | suite.Trimmer | suite.Zeroer | suite.Mapper | suite.Mapped},
+		"file":   {New: file(blockdev.FileOptions{}), Has: suite.Changes | suite.Mapper | suite.Quick | suite.Now},
+		"direct file": {
+			New: file(blockdev.FileOptions{Direct: true}), Has: suite.Changes | suite.Mapper | suite.Quick,
 		},
-		"direct file": func(t *testing.T, size int64) blockdev.Device {
-			return suite.File(t, size, blockdev.FileOptions{Direct: true})
-		},
-		"plain":     func(t *testing.T, size int64) blockdev.Device { return plainWriter{suite.RAM(t, size)} },
-		"read-only": func(t *testing.T, size int64) blockdev.Device { return blockdev.ReadOnly(suite.RAM(t, size)) },
-		"measured": func(t *testing.T, size int64) blockdev.Device {
-			return blockdev.Around(suite.RAM(t, size), blockdev.NewMetrics("disk"))
-		},
-		"measured read-only": func(_ *testing.T, size int64) blockdev.Device {
-			return blockdev.Around(blockdev.Memory(make([]byte, size)), blockdev.NewMetrics("disk"))
-		},
+		"plain": wrapped(ram, plain, suite.Writer, blockdev.OpRead, blockdev.OpWrite, blockdev.OpWriteSync, blockdev.OpFlush,
+			blockdev.OpZero),
+		"read-only":          wrapped(ram, blockdev.ReadOnly, suite.Mapper, faultdev.Reads()...),
+		"measured":           wrapped(ram, measured, wrapper, faultdev.Ops()...),
+		"measured read-only": wrapped(bytes, measured, suite.Mapper, faultdev.Reads()...),
 	} {
-		t.Run(name, func(t *testing.T) { suite.Device(t, open) })
+		t.Run(name, func(t *testing.T) { suite.Device(t, of) })
+	}
+}
+
+// wrapped is what a wrapper makes of a device, and of one whose requests wait.
+func wrapped(open func(t *testing.T, size int64) blockdev.Device, wrap func(blockdev.Device) blockdev.Device,
+	has suite.Abilities, waits ...blockdev.Op) suite.Implementation {
+	return suite.Implementation{
+		Has: has,
+		New: func(t *testing.T, size int64) blockdev.Device { return wrap(open(t, size)) },
+		Held: func(t *testing.T, size int64) suite.Held {
+			d, gate := faultdev.Hold(open(t, size))
+			return suite.Held{Device: wrap(d), Ops: waits, Let: gate.Open}
+		},
 	}
 }
 
@@ -60,7 +77,7 @@ func TestReadOnlyFile(t *testing.T) {
 		}
 	}
 	if d.WriteNow(make([]byte, 512), 0) {
-		t.Error("written at once")
+		t.Error("written immediately")
 	}
 }
 

@@ -3,7 +3,9 @@ package cache_test
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"crypto/sha256"
+	"io"
 	"testing"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -14,7 +16,7 @@ import (
 
 // TestDevice: an image whose extents come from a source as they are read is a device like any other.
 func TestDevice(t *testing.T) {
-	suite.Device(t, func(t *testing.T, size int64) blockdev.Device {
+	layer := func(t *testing.T, size int64, fault func(context.Context) error) blockdev.Device {
 		const extent = 64 << 10
 		zeros := make([]byte, extent)
 		var packed bytes.Buffer
@@ -38,6 +40,25 @@ func TestDevice(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		return create(t, c, "image", im, &source{blob: im.blob})
+		src := &source{blob: im.blob}
+		src.fault = func(ctx context.Context, _, _ int64, _ int) (io.ReadCloser, error) { return nil, fault(ctx) }
+		return create(t, c, "image", im, src)
+	}
+	suite.Device(t, suite.Implementation{
+		New: func(t *testing.T, size int64) blockdev.Device {
+			return layer(t, size, func(context.Context) error { return nil })
+		},
+		Held: func(t *testing.T, size int64) suite.Held {
+			come := make(chan struct{})
+			d := layer(t, size, func(ctx context.Context) error {
+				select {
+				case <-come:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			})
+			return suite.Held{Device: d, Ops: []blockdev.Op{blockdev.OpRead}, Let: func() { close(come) }}
+		},
 	})
 }

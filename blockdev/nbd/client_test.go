@@ -3,6 +3,7 @@ package nbd_test
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"testing"
@@ -49,11 +50,18 @@ func dial(t testing.TB, socket string) *client {
 
 func (c *client) read(n int) []byte {
 	c.t.Helper()
-	p := make([]byte, n)
-	if _, err := io.ReadFull(c, p); err != nil {
+	p, err := c.next(n)
+	if err != nil {
 		c.t.Fatal(err)
 	}
 	return p
+}
+
+// next returns the next bytes that the server sends.
+func (c *client) next(n int) ([]byte, error) {
+	p := make([]byte, n)
+	_, err := io.ReadFull(c, p)
+	return p, err
 }
 
 func (c *client) send(parts ...any) {
@@ -134,22 +142,40 @@ func (c *client) request(flags, cmd uint16, handle, off uint64, n uint32, payloa
 // reply reads a simple reply.
 func (c *client) reply() (handle uint64, errno uint32) {
 	c.t.Helper()
-	h := c.read(16)
-	if m := binary.BigEndian.Uint32(h); m != 0x67446698 {
-		c.t.Fatalf("reply %#x", m)
+	handle, errno, err := c.nextReply()
+	if err != nil {
+		c.t.Fatal(err)
 	}
-	return binary.BigEndian.Uint64(h[8:]), binary.BigEndian.Uint32(h[4:])
+	return handle, errno
+}
+
+func (c *client) nextReply() (handle uint64, errno uint32, err error) {
+	h, err := c.next(16)
+	if m := binary.BigEndian.Uint32(h); err == nil && m != 0x67446698 {
+		err = fmt.Errorf("reply %#x", m)
+	}
+	return binary.BigEndian.Uint64(h[8:]), binary.BigEndian.Uint32(h[4:]), err
 }
 
 // chunk reads one chunk of a structured reply.
 func (c *client) chunk() (flags, kind uint16, handle uint64, data []byte) {
 	c.t.Helper()
-	h := c.read(20)
-	if m := binary.BigEndian.Uint32(h); m != 0x668e33ef {
-		c.t.Fatalf("chunk %#x", m)
+	flags, kind, handle, data, err := c.nextChunk()
+	if err != nil {
+		c.t.Fatal(err)
 	}
-	n := int(binary.BigEndian.Uint32(h[16:]))
-	return binary.BigEndian.Uint16(h[4:]), binary.BigEndian.Uint16(h[6:]), binary.BigEndian.Uint64(h[8:]), c.read(n)
+	return flags, kind, handle, data
+}
+
+func (c *client) nextChunk() (flags, kind uint16, handle uint64, data []byte, err error) {
+	h, err := c.next(20)
+	if m := binary.BigEndian.Uint32(h); err == nil && m != 0x668e33ef {
+		err = fmt.Errorf("chunk %#x", m)
+	}
+	if err == nil {
+		data, err = c.next(int(binary.BigEndian.Uint32(h[16:])))
+	}
+	return binary.BigEndian.Uint16(h[4:]), binary.BigEndian.Uint16(h[6:]), binary.BigEndian.Uint64(h[8:]), data, err
 }
 
 // ended fails unless the server has closed the connection.

@@ -16,13 +16,21 @@ import (
 )
 
 func TestDevices(t *testing.T) {
-	for name, open := range map[string]func(t *testing.T, size int64) blockdev.Device{
-		"faulty": func(t *testing.T, size int64) blockdev.Device {
-			return faultdev.Faulty(suite.RAM(t, size), func(context.Context, blockdev.Op, int64, int64) error { return nil })
-		},
-		"recorder": func(t *testing.T, size int64) blockdev.Device { return faultdev.NewRecorder(suite.RAM(t, size)) },
+	none := func(context.Context, blockdev.Op, int64, int64) error { return nil }
+	for name, wrap := range map[string]func(blockdev.Device) blockdev.Device{
+		"faulty":   func(d blockdev.Device) blockdev.Device { return faultdev.Faulty(d, none) },
+		"recorder": func(d blockdev.Device) blockdev.Device { return faultdev.NewRecorder(d.(blockdev.Writer)) },
 	} {
-		t.Run(name, func(t *testing.T) { suite.Device(t, open) })
+		t.Run(name, func(t *testing.T) {
+			suite.Device(t, suite.Implementation{
+				Has: suite.Changes | suite.Mapper,
+				New: func(t *testing.T, size int64) blockdev.Device { return wrap(suite.RAM(t, size)) },
+				Held: func(t *testing.T, size int64) suite.Held {
+					d, gate := faultdev.Hold(suite.RAM(t, size))
+					return suite.Held{Device: wrap(d), Ops: faultdev.Ops(), Let: gate.Open}
+				},
+			})
+		})
 	}
 }
 

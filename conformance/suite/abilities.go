@@ -1,119 +1,67 @@
 package suite
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"math/rand/v2"
-	"sync"
+	"strings"
 	"testing"
-	"time"
 
 	"github.com/remora-storage/remora/blockdev"
 )
 
-// leaves runs requests, half of them with a context that has ended and the others with one that ends meanwhile, and insists
-// that all return soon: done, or with the context's error.
-func leaves(t *testing.T, what string, request func(ctx context.Context, i int64) error) {
+// Abilities are what a device can do beyond blockdev.Device.
+type Abilities uint
+
+// The abilities, by the interface that each of them is.
+const (
+	Writer  Abilities = 1 << iota // blockdev.Writer
+	Syncer                        // blockdev.Syncer
+	Trimmer                       // blockdev.Trimmer
+	Zeroer                        // blockdev.Zeroer
+	Mapper                        // blockdev.Mapper
+	Quick                         // blockdev.Quick
+	Now                           // beside Quick: it does answer now; without it, each caller must wait
+	Mapped                        // blockdev.Mapped
+
+	// Changes are those by which a Writer does itself what callers would otherwise make of writes and flushes.
+	Changes = Writer | Syncer | Trimmer | Zeroer
+)
+
+var abilityNames = []string{"Writer", "Syncer", "Trimmer", "Zeroer", "Mapper", "Quick", "Now", "Mapped"}
+
+func (a Abilities) String() string {
+	var all []string
+	for i, name := range abilityNames {
+		if a&(1<<i) != 0 {
+			all = append(all, name)
+		}
+	}
+	return strings.Join(all, " ")
+}
+
+func is[I any](d blockdev.Device, a Abilities) Abilities {
+	if _, ok := d.(I); ok {
+		return a
+	}
+	return 0
+}
+
+// mustHave insists on the abilities that are declared, and on no others. Now shows when the device is used.
+func mustHave(t *testing.T, d blockdev.Device, want Abilities) {
 	t.Helper()
-	const requests = 16
-	ended, cancel := context.WithCancel(context.Background())
-	cancel()
-	ends, cancel := context.WithCancel(context.Background())
-	errs := make([]error, requests)
-	var running sync.WaitGroup
-	for i := range int64(requests) {
-		ctx := ends
-		if i%2 == 0 {
-			ctx = ended
-		}
-		running.Go(func() { errs[i] = request(ctx, i) })
+	if want&Now != 0 && want&Quick == 0 {
+		t.Fatalf("%v: only what is Quick is asked now", want)
 	}
-	cancel()
-	returned := make(chan struct{})
-	go func() { running.Wait(); close(returned) }()
-	select {
-	case <-returned:
-	case <-time.After(soon):
-		t.Fatalf("%s goes on for %v after its context has ended", what, soon)
-	}
-	for _, err := range errs {
-		if err != nil && !errors.Is(err, context.Canceled) {
-			t.Errorf("%s, when its context ended: %v", what, err)
-		}
-	}
-}
-
-// readerLeaves: a read whose context ends returns soon, wrong bytes never, and the device is usable as before.
-func readerLeaves(t *testing.T, d blockdev.Device) {
-	b := int64(d.BlockSize())
-	n := max(b, 4096)
-	leaves(t, "a read", func(ctx context.Context, i int64) error {
-		p := bytes.Repeat([]byte{1}, int(n))
-		k, err := d.ReadAt(ctx, p, i*n)
-		if err == nil && (int64(k) != n || differ(p, make([]byte, n)) >= 0) {
-			t.Errorf("read %d of %d bytes, zeros up to %d", k, n, differ(p, make([]byte, n)))
-		}
-		return err
-	})
-	leaves(t, "a look for extents", func(ctx context.Context, i int64) error {
-		return blockdev.Extents(ctx, d, i*n, n, func(blockdev.Extent) bool { return true })
-	})
-	p := bytes.Repeat([]byte{1}, int(16*n))
-	if k, err := d.ReadAt(context.Background(), p, 0); err != nil || int64(k) != 16*n || differ(p, make([]byte, 16*n)) >= 0 {
-		t.Errorf("after readers have left: %d bytes, %v, zeros up to %d", k, err, differ(p, make([]byte, 16*n)))
-	}
-}
-
-// writerLeaves: a change whose context ends returns soon, may be there or not, and what is written later counts.
-func writerLeaves(t *testing.T, d blockdev.Writer) {
-	ctx := context.Background()
-	b := int64(d.BlockSize())
-	n := max(b, 4096)
-	for _, change := range []struct {
-		what string
-		do   func(ctx context.Context, i int64) error
-	}{
-		{"a write", func(ctx context.Context, i int64) error { return d.WriteAt(ctx, bytes.Repeat([]byte{2}, int(n)), i*n) }},
-		{"a durable write", func(ctx context.Context, i int64) error {
-			return blockdev.WriteSync(ctx, d, bytes.Repeat([]byte{2}, int(n)), i*n)
-		}},
-		{"zeroing", func(ctx context.Context, i int64) error {
-			return blockdev.WriteZeroes(ctx, d, i*n, n, blockdev.Zeroing{})
-		}},
-		{"trimming", func(ctx context.Context, i int64) error { return blockdev.Trim(ctx, d, i*n, n) }},
-		{"a flush", func(ctx context.Context, _ int64) error { return d.Flush(ctx) }},
-	} {
-		if err := d.WriteAt(ctx, bytes.Repeat([]byte{1}, int(16*n)), 0); err != nil {
-			t.Fatal(err)
-		}
-		leaves(t, change.what, change.do)
-		got := make([]byte, 16*n)
-		if _, err := d.ReadAt(ctx, got, 0); err != nil {
-			t.Fatalf("after %s was left: %v", change.what, err)
-		}
-		for i, v := range got {
-			if v > 2 {
-				t.Fatalf("after %s was left, byte %d is %d", change.what, i, v)
-			}
-		}
-	}
-	want := bytes.Repeat([]byte{3}, int(16*n))
-	if err := errors.Join(d.WriteAt(ctx, want, 0), d.Flush(ctx)); err != nil {
-		t.Fatalf("after writers have left: %v", err)
-	}
-	got := make([]byte, 16*n)
-	if _, err := d.ReadAt(ctx, got, 0); err != nil || differ(got, want) >= 0 {
-		t.Errorf("after writers have left: %v, right up to %d", err, differ(got, want))
+	got := is[blockdev.Writer](d, Writer) | is[blockdev.Syncer](d, Syncer) | is[blockdev.Trimmer](d, Trimmer) |
+		is[blockdev.Zeroer](d, Zeroer) | is[blockdev.Mapper](d, Mapper) | is[blockdev.Quick](d, Quick) | is[blockdev.Mapped](d, Mapped)
+	if want &^= Now; got != want {
+		t.Fatalf("abilities that are declared and missing: %v; that are there and not declared: %v", want&^got, got&^want)
 	}
 }
 
 // now: what a Quick device answers without waiting is what ReadAt and WriteAt would, and it refuses what does not fit.
-func now(t *testing.T, d blockdev.Device) {
-	q, ok := d.(blockdev.Quick)
-	if !ok {
-		return
-	}
+func now(t *testing.T, d blockdev.Device, has Abilities) {
+	q := d.(blockdev.Quick)
 	ctx := context.Background()
 	b, size := int64(d.BlockSize()), d.Size()
 	for _, off := range []int64{size, size - b, 1 << 62} {
@@ -125,11 +73,8 @@ func now(t *testing.T, d blockdev.Device) {
 		}
 	}
 	w, writer := d.(blockdev.Writer)
-	if !writer {
-		if q.WriteNow(make([]byte, b), 0) {
-			t.Error("wrote to what cannot be written to")
-		}
-		return
+	if !writer && q.WriteNow(make([]byte, b), 0) {
+		t.Error("wrote to what cannot be written to")
 	}
 	rnd := rand.New(rand.NewPCG(1, 8))
 	reads, writes := 0, 0
@@ -137,11 +82,13 @@ func now(t *testing.T, d blockdev.Device) {
 		n := (1 + rnd.Int64N(64<<10)) / b * b
 		off := rnd.Int64N(size-n+1) / b * b
 		want := make([]byte, n)
-		fill(rnd, want)
-		if q.WriteNow(want, off) {
-			writes++
-		} else if err := w.WriteAt(ctx, want, off); err != nil { // a part may be written
-			t.Fatal(err)
+		if writer {
+			fill(rnd, want)
+			if q.WriteNow(want, off) {
+				writes++
+			} else if err := w.WriteAt(ctx, want, off); err != nil { // a part may be written
+				t.Fatal(err)
+			}
 		}
 		got := make([]byte, n)
 		if q.ReadNow(got, off) {
@@ -155,18 +102,15 @@ func now(t *testing.T, d blockdev.Device) {
 		}
 	}
 	t.Logf("now: %d reads, %d writes of 300", reads, writes)
+	if answers := has&Now != 0; answers != (reads > 0) || (answers && writer) != (writes > 0) {
+		t.Errorf("of 300 it answers %d reads and %d writes now; declared are %v", reads, writes, has)
+	}
 }
 
 // mapped: the memory of a Mapped device is what is read, and what is written to it was written.
 func mapped(t *testing.T, d blockdev.Device) {
-	m, ok := d.(blockdev.Mapped)
-	if !ok {
-		return
-	}
+	m := d.(blockdev.Mapped)
 	w, writer := d.(blockdev.Writer)
-	if !writer {
-		return // nothing but zeros to look at, which the reads have seen
-	}
 	ctx := context.Background()
 	b, size := int64(d.BlockSize()), d.Size()
 	rnd := rand.New(rand.NewPCG(1, 9))
@@ -174,13 +118,17 @@ func mapped(t *testing.T, d blockdev.Device) {
 		n := (1 + rnd.Int64N(64<<10)) / b * b
 		off := rnd.Int64N(size-n+1) / b * b
 		want := make([]byte, n)
-		fill(rnd, want)
-		if rnd.IntN(2) == 0 {
+		if writer {
+			fill(rnd, want)
+		}
+		if writer && rnd.IntN(2) == 0 {
 			if k := copy(m.View(off, n, true), want); int64(k) != n {
 				t.Fatalf("a view of %d bytes has %d", n, k)
 			}
-		} else if err := w.WriteAt(ctx, want, off); err != nil {
-			t.Fatal(err)
+		} else if writer {
+			if err := w.WriteAt(ctx, want, off); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if v := m.View(off, n, false); int64(len(v)) != n || differ(v, want) >= 0 {
 			t.Fatalf("a view of %d bytes at %d has %d, right up to %d", n, off, len(v), differ(v, want))
@@ -191,7 +139,7 @@ func mapped(t *testing.T, d blockdev.Device) {
 		}
 		at := off
 		if err := blockdev.Extents(ctx, d, off, n, func(e blockdev.Extent) bool {
-			if e.Zero {
+			if writer && e.Zero {
 				t.Errorf("%d bytes at %d are said to be zeros", e.Len, at)
 			}
 			at += e.Len

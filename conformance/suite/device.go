@@ -11,13 +11,32 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 )
 
-// Device is the suite of blockdev.Device and what goes with it. newDevice returns a device of size bytes, a
-// multiple of 64 KiB, that reads as zeros; the suite looks at a Writer's writes, too.
-func Device(t *testing.T, newDevice func(t *testing.T, size int64) blockdev.Device) {
+// An Implementation of blockdev.Device says what its suite needs to know.
+type Implementation struct {
+	// Has are the abilities of its devices: one that is missing is a fault, and so is one that is not declared.
+	Has Abilities
+
+	// New returns a device of size bytes, a multiple of 64 KiB, that reads as zeros.
+	New func(t *testing.T, size int64) blockdev.Device
+
+	// Held returns such a device with requests that wait. It is nil where requests wait for nothing but this machine's
+	// memory and system calls: those are not left.
+	Held func(t *testing.T, size int64) Held
+}
+
+// Held is a device of whose requests some wait until they are let.
+type Held struct {
+	blockdev.Device
+	Ops []blockdev.Op // the kinds that wait; reads do in the second half of the device
+	Let func()        // is called once, when all that waited have been left
+}
+
+// Device is the suite of blockdev.Device and what goes with it.
+func Device(t *testing.T, of Implementation) {
 	const size = 4 << 20
 	ctx := context.Background()
 	open := func(t *testing.T) blockdev.Device {
-		d := newDevice(t, size)
+		d := of.New(t, size)
 		if d.Size() != size {
 			t.Fatalf("size is %d, want %d", d.Size(), size)
 		}
@@ -25,6 +44,9 @@ func Device(t *testing.T, newDevice func(t *testing.T, size int64) blockdev.Devi
 			t.Fatalf("block size is %d", b)
 		}
 		return d
+	}
+	if !t.Run("can what is declared, and no more", func(t *testing.T) { mustHave(t, open(t), of.Has) }) {
+		return
 	}
 	t.Run("reads end with the device", func(t *testing.T) {
 		d := open(t)
@@ -62,9 +84,20 @@ func Device(t *testing.T, newDevice func(t *testing.T, size int64) blockdev.Devi
 		}
 	})
 	t.Run("a reader leaves with its context", func(t *testing.T) { readerLeaves(t, open(t)) })
-	t.Run("what it answers now is what it answers", func(t *testing.T) { now(t, open(t)) })
-	t.Run("its memory is its bytes", func(t *testing.T) { mapped(t, open(t)) })
-	if _, ok := newDevice(t, size).(blockdev.Writer); !ok {
+	if of.Held != nil {
+		t.Run("who waits leaves with its context", func(t *testing.T) {
+			h := of.Held(t, size)
+			mustHave(t, h.Device, of.Has)
+			waiterLeaves(t, h)
+		})
+	}
+	if of.Has&Quick != 0 {
+		t.Run("what it answers now is what it answers", func(t *testing.T) { now(t, open(t), of.Has) })
+	}
+	if of.Has&Mapped != 0 {
+		t.Run("its memory is its bytes", func(t *testing.T) { mapped(t, open(t)) })
+	}
+	if of.Has&Writer == 0 {
 		return
 	}
 	writer := func(t *testing.T) blockdev.Writer { return open(t).(blockdev.Writer) }

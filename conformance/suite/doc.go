@@ -2,7 +2,8 @@
 // blockdev.Device and its abilities, Store for store.Store.
 //
 // It is meant for other projects, too: call suite.Device or suite.Store from a test of your own with a
-// function that opens a new, empty instance. A failing case names the promise that is broken.
+// function that opens a new, empty instance. A failing case names the promise that is broken. Nothing is left out for what an
+// instance turns out to be: suite.Device is told which abilities there are, and runs the cases of each.
 //
 // Harms are what may become of a small file, for tests of who reads one.
 //
