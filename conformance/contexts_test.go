@@ -22,6 +22,7 @@ var keepContexts = map[string]string{
 	"snapshotter.proving":  "the reading of one claimant",
 	"layers.Indexes":       "life: ends before Layers.Close",
 	"layers.Layers":        "life: ends before Close",
+	"layers.Proofs":        "life: ends before Layers.Close",
 	"main.imageSession":    "one command of snapctl",
 	"main.mergedContext":   "is a context itself",
 	"fetch.wholeReader":    "one Read of a whole blob",

@@ -77,8 +77,8 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 		soon = c.opts.ImportWait
 	}
 	if err := c.layers.Proofs.Await(ctx, o, soon); err != nil {
-		if errors.Is(err, layers.ErrUnproven) && !c.bindings.keys()[key] {
-			c.layers.Abandon(o) // containerd downloads the layer
+		if errors.Is(err, layers.ErrUnproven) {
+			c.abandon(img.Layers[index:]) // containerd downloads them
 		}
 		return err
 	}
@@ -155,6 +155,16 @@ func (c *claims) startAll(img layers.Image) {
 	for i := range img.Layers {
 		if c.layers.Refuses(&img.Layers[i]) == nil && !bound[c.layers.KeyOf(&img.Layers[i])] {
 			c.layers.Open(img.Layers[i])
+		}
+	}
+}
+
+// abandon ends the openings of layers that are not proven and have no snapshot.
+func (c *claims) abandon(all []layers.Source) {
+	bound := c.bindings.keys()
+	for i := range all {
+		if !bound[c.layers.KeyOf(&all[i])] {
+			c.layers.Abandon(&all[i])
 		}
 	}
 }

@@ -32,26 +32,30 @@ const lateCollector = `
 
 // TestMeasuredProofsAndOthers: while 20 images are proven against a registry that is 80 ms away and one that hangs, calls of other
 // snapshots take what they take without them. Only a collection of garbage, for which containerd lets no call in before those that it waits
-// for have ended, has them wait for a proof, once a call. Once a host is known to hang, nothing waits for it. The same calls to overlayfs,
-// in turn, say what the machine itself takes.
+// for have ended, has them wait for a proof, once a call. Once a host is known to hang, nothing waits for it: what is left is what the same
+// pulls take from a host that refuses. The same calls to overlayfs, in turn, say what the machine itself takes.
 func TestMeasuredProofsAndOthers(t *testing.T) {
 	s := testbed.New(t, testbed.Options{LogLevel: "info", ContainerdConfig: lateCollector})
 	far, err := link.New(s.Addr, link.Options{RTT: 80 * time.Millisecond})
 	testbed.Must(t, err)
 	defer func() { testbed.Must(t, far.Close()) }()
 	testbed.Must(t, s.PlainHTTP(far.Addr(), far.Addr()))
-	var layers sync.Map // by digest: those that the one never sends
+	var layers sync.Map // by digest: those that two registries do not serve
 	pass := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.Addr})
-	hangs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if _, ok := layers.Load(path.Base(r.URL.Path)); ok {
-			<-r.Context().Done()
-			return
-		}
-		pass.ServeHTTP(w, r)
-	}))
-	defer hangs.Close()
-	hanging := hangs.Listener.Addr().String()
-	testbed.Must(t, s.PlainHTTP(hanging, hanging))
+	without := func(layer http.HandlerFunc) string {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, ok := layers.Load(path.Base(r.URL.Path)); ok {
+				layer(w, r)
+				return
+			}
+			pass.ServeHTTP(w, r)
+		}))
+		t.Cleanup(server.Close)
+		host := server.Listener.Addr().String()
+		testbed.Must(t, s.PlainHTTP(host, host))
+		return host
+	}
+	hanging, refusing := without(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }), without(http.NotFound)
 	c, err := client.New(s.Socket)
 	testbed.Must(t, err)
 	defer c.Close()
@@ -61,7 +65,7 @@ func TestMeasuredProofsAndOthers(t *testing.T) {
 		layout := filepath.Join(dir, fmt.Sprint(made))
 		testbed.Must(t, testbed.WriteTars(layout, "src", randomLayer(uint64(2*made), 100<<10), randomLayer(uint64(2*made+1), 100<<10)))
 		testbed.Must(t, s.Push(t.Context(), layout, "src", fmt.Sprintf("proven%d:src", made)))
-		if host == hanging {
+		if host != far.Addr() {
 			for _, l := range manifestOf(t, layout, "src").Layers {
 				layers.Store(l.Digest.String(), true)
 			}
@@ -79,6 +83,7 @@ func TestMeasuredProofsAndOthers(t *testing.T) {
 		{name: "no collection pending", hosts: []string{far.Addr(), hanging}, most: proofLongest / 2},
 		{name: "with collections", hosts: []string{far.Addr(), hanging}, collect: true, most: proofLongest},
 		{name: "the host is known to hang", hosts: []string{hanging}, collect: true, most: proofLongest / 2},
+		{name: "the host refuses", hosts: []string{refusing}, collect: true, most: proofLongest / 2},
 	}
 	for i := range phases {
 		for k := range images {
@@ -90,16 +95,22 @@ func TestMeasuredProofsAndOthers(t *testing.T) {
 			ctx, release, err := c.WithLease(namespaces.WithNamespace(t.Context(), s.Namespace)) // or the collector takes what is not used
 			testbed.Must(t, err)
 			defer func() { testbed.Must(t, release(context.WithoutCancel(ctx))) }()
-			if len(phase.hosts) == 1 {
+			hangs := len(phase.hosts) == 1 && phase.hosts[0] == hanging
+			if hangs {
 				known, stop := context.WithTimeout(ctx, 2*proofLongest)
 				_ = outsideClient(known, s, image(hanging), "", true) // it never ends
 				stop()
 			}
+			declined, unawaited := countLog(t, s, "layer takes the ordinary path"), countLog(t, s, "was not waited for")
 			longest, calls := besideProofs(ctx, t, s, c, phase.refs, phase.collect)
 			t.Logf("Prepare, Commit, View, Remove: %v times; the longest call: remora %s, overlayfs %s",
 				calls, longest["remora"], longest["overlayfs"])
 			if calls["remora"] == 0 || longest["remora"] > 2*longest["overlayfs"]+phase.most {
 				t.Errorf("%v calls; others waited %s, for overlayfs %s", calls, longest["remora"], longest["overlayfs"])
+			}
+			declined, unawaited = countLog(t, s, "layer takes the ordinary path")-declined, countLog(t, s, "was not waited for")-unawaited
+			if hangs && (declined < images || unawaited != declined) {
+				t.Errorf("of %d layers of a host that is known to hang %d were not waited for", declined, unawaited)
 			}
 		})
 	}

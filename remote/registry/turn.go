@@ -37,6 +37,9 @@ func (r *Registry) ask(ctx context.Context, t turn, ask func(context.Context, do
 	if len(hosts) > 1 {
 		ctx = context.WithValue(ctx, hurriedKey{}, true)
 	}
+	if tell, ok := ctx.Value(tellKey{}).(func()); ok && len(hosts) > 0 {
+		tell()
+	}
 	a := asking{r: r, turn: t, ask: ask}
 	for round, left := 0, hosts; len(left) > 0; round++ {
 		served := a.round(ctx, left, round == 0 && len(hosts) > 1)
@@ -49,6 +52,13 @@ func (r *Registry) ask(ctx context.Context, t turn, ask func(context.Context, do
 		left = a.later()
 	}
 	return len(hosts), a.err
+}
+
+type tellKey struct{}
+
+// TellAsked returns a context with which tell is called whenever a registry is about to be asked.
+func TellAsked(ctx context.Context, tell func()) context.Context {
+	return context.WithValue(ctx, tellKey{}, tell)
 }
 
 // asking is what has come of a turn.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/internal/fair"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 const (
@@ -86,7 +87,7 @@ func (l *Layers) open(s Source, key string, whole bool, failedFor time.Duration)
 		defer l.opened()
 		defer cancel()
 		began := time.Now()
-		o.err = l.fill(ctx, o)
+		o.err = l.fill(registry.TellAsked(ctx, o.proof.ask), o)
 		o.ended = time.Now()
 		if o.err != nil {
 			l.Proofs.failures.note(s.Repo, o.err)
@@ -228,11 +229,12 @@ func (l *Layers) setPolicy(f *cache.File, s *Source) {
 	}
 }
 
-// Abandon ends an opening that nobody waits for.
-func (l *Layers) Abandon(o *Opening) {
+// Abandon ends a layer's opening that nobody waits for, unless it is proven by now or has ended.
+func (l *Layers) Abandon(s *Source) {
+	key := l.KeyOf(s)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.openings[o.key] == o {
+	if o := l.openings[key]; o != nil && !o.hasEnded() && !o.proof.isShown() {
 		l.dropLocked(o)
 	}
 }

@@ -42,6 +42,15 @@ func (o *Opening) Source() Source { return o.src }
 // Done is closed when the opening has ended.
 func (o *Opening) Done() <-chan struct{} { return o.done }
 
+func (o *Opening) hasEnded() bool {
+	select {
+	case <-o.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Err returns why the opening failed, once it is done; nil if it did not.
 func (o *Opening) Err() error { return o.err }
 

@@ -66,7 +66,7 @@ func TestAbandoned(t *testing.T) {
 			if err := l.Proofs.Await(t.Context(), opening, 0); !errors.Is(err, ErrUnproven) || !errors.Is(err, ErrNotLazy) {
 				t.Errorf("got %v", err)
 			}
-			l.Abandon(opening)
+			l.Abandon(&src)
 			<-opening.Done()
 			l.mu.Lock()
 			left := len(l.openings)

@@ -96,7 +96,7 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	}
 	how := &l.promises
 	l.Places = &Places{registry: reg, blobs: opts.Blobs, memory: opts.Memory}
-	l.Proofs = &Proofs{places: l.Places, wait: opts.ProofWait, started: &l.started}
+	l.Proofs = &Proofs{places: l.Places, wait: opts.ProofWait, life: l.life, started: &l.started}
 	l.decoder = &decoder{memory: opts.Memory, limits: opts.Limits, proofs: l.Proofs}
 	l.Aheads = &Aheads{
 		promises: how, places: l.Places, memory: opts.Memory, tracer: l.Tracer, all: map[string]*Ahead{},

@@ -23,18 +23,23 @@ const (
 	// proofTrips are the round trips of a proof: a connection, its TLS, the answer that names the token's place, the same three
 	// there, the request, and a redirect with its connection.
 	proofTrips = 10
-	// proofKnown is what it gets where proofs have just failed.
+	// proofKnown is what it gets where proofs have just failed, but nothing where a registry hangs.
 	proofKnown = 40 * time.Millisecond
 )
 
 // A proof is what an opening has shown so far.
 type proof struct {
-	once  sync.Once
-	shown chan struct{}
-	asked sync.Once // for itself, since the opening waits
+	once   sync.Once
+	shown  chan struct{}
+	turned sync.Once
+	asks   chan struct{} // closed once the opening turns to a registry
+	asked  sync.Once     // for itself, since the opening waits
 }
 
-func newProof() *proof { return &proof{shown: make(chan struct{})} }
+func newProof() *proof { return &proof{shown: make(chan struct{}), asks: make(chan struct{})} }
+
+// ask says that the opening cannot do without a registry.
+func (p *proof) ask() { p.turned.Do(func() { close(p.asks) }) }
 
 // show says that the layer is proven.
 func (p *proof) show() { p.once.Do(func() { close(p.shown) }) }
@@ -53,7 +58,11 @@ type Proofs struct {
 	places   *Places
 	failures failures
 	wait     time.Duration // Options.ProofWait
+	life     context.Context
 	started  *sync.WaitGroup
+
+	mu     sync.Mutex // guards trials
+	trials map[string]bool
 }
 
 // Forgive has registries asked again that would not let us in: credentials have changed.
@@ -118,8 +127,45 @@ func (p *Proofs) patience(s *Source) time.Duration {
 // ErrUnproven says that a layer was not proven in time.
 var ErrUnproven = errors.New("its registry has not shown in time that the layer can be read")
 
+// try asks a registry that was known to hang for a byte of a layer, while nobody waits for that: it is trusted again once it answers, and
+// goes on being known until it does. A registry is tried by one request at a time.
+func (p *Proofs) try(s Source) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.trials[s.Repo.Host] {
+		return
+	}
+	if p.trials == nil {
+		p.trials = map[string]bool{}
+	}
+	p.trials[s.Repo.Host] = true
+	p.started.Go(func() {
+		ctx, cancel := context.WithTimeout(p.life, proofMost)
+		defer cancel()
+		err := p.places.TryRange(registry.BeforeBulk(ctx), &s)
+		switch {
+		case p.life.Err() != nil:
+		case err == nil, errors.Is(err, registry.ErrRange), IsGone(err):
+			p.failures.note(s.Repo, nil)
+		case ctx.Err() != nil:
+			p.failures.slow(s.Repo, fmt.Errorf("%w (%s)", ErrUnproven, proofMost))
+		default:
+			p.failures.note(s.Repo, err)
+		}
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.trials, s.Repo.Host)
+	})
+}
+
+// unawaited is the answer to who needs a registry that is known to hang, or may need it.
+func (p *Proofs) unawaited(o *Opening, known error) error {
+	p.try(o.src)
+	return NotLazy("its registry was not waited for; lately: %w", known)
+}
+
 // Await waits until an opening has ended or the layer is proven. The end is waited for if it comes soon: then nobody need wait
-// in Mounts.
+// in Mounts. A registry that is known to hang is not waited for at all: only what is here already opens without it.
 func (p *Proofs) Await(ctx context.Context, o *Opening, soon time.Duration) error {
 	known := p.failures.of(o.src.Repo)
 	most := max(p.patience(&o.src), soon)
@@ -129,7 +175,10 @@ func (p *Proofs) Await(ctx context.Context, o *Opening, soon time.Duration) erro
 	end, late := time.NewTimer(soon), time.NewTimer(most)
 	defer end.Stop()
 	defer late.Stop()
-	var shown <-chan struct{} // nil while the end is waited for
+	var shown, asks <-chan struct{} // the first is nil while the end is waited for
+	if errors.Is(known, ErrUnproven) {
+		asks = o.proof.asks
+	}
 	for {
 		select {
 		case <-o.done:
@@ -137,6 +186,11 @@ func (p *Proofs) Await(ctx context.Context, o *Opening, soon time.Duration) erro
 				return NotLazy("%w", o.err)
 			}
 			return nil
+		case <-asks:
+			if asks = nil; o.hasEnded() || o.proof.isShown() {
+				continue
+			}
+			return p.unawaited(o, known)
 		case <-end.C:
 			shown = o.proof.shown
 		case <-shown:
@@ -144,6 +198,9 @@ func (p *Proofs) Await(ctx context.Context, o *Opening, soon time.Duration) erro
 		case <-late.C:
 			if o.proof.isShown() {
 				return nil
+			}
+			if asks != nil {
+				return p.unawaited(o, known)
 			}
 			err := fmt.Errorf("%w (%s)", ErrUnproven, most)
 			if known != nil {
