@@ -34,7 +34,10 @@ func (m *mending) decide(ctx context.Context, b *binding, rivals []layers.Source
 	ours := b.source()
 	m.log.Info("layer is contested: it is not used before it is proven", "key", b.name(), "digest", ours.Descriptor.Digest,
 		"image", ours.Image, "by", rivals[0].Image)
-	f, src, err := m.proveAny(ctx, b, m.inTurn(append([]layers.Source{ours}, rivals...)))
+	x := m.newProvings(m.inTurn(append([]layers.Source{ours}, rivals...)), func(ctx context.Context, src *layers.Source) (*cache.File, error) {
+		return m.prove(ctx, b, src)
+	})
+	f, src, err := x.first(ctx)
 	if err != nil {
 		return fmt.Errorf("%s is claimed by several images, and none has its bytes: %w", ours.Describe(), err)
 	}
@@ -107,7 +110,7 @@ var errTurn = errors.New("others have their turn")
 // provings are those for one snapshot.
 type provings struct {
 	m       *mending
-	b       *binding
+	prove   func(ctx context.Context, src *layers.Source) (*cache.File, error) // returns soon after ctx ends
 	waiting []layers.Source
 	running map[*proving]bool
 	ended   chan *proving
@@ -115,9 +118,14 @@ type provings struct {
 	errs    []error
 }
 
-// proveAny returns the image of the first of some claimants that is proven.
-func (m *mending) proveAny(ctx context.Context, b *binding, claimants []layers.Source) (*cache.File, layers.Source, error) {
-	x := &provings{m: m, b: b, waiting: claimants, running: map[*proving]bool{}, ended: make(chan *proving), wrong: map[string]bool{}}
+func (m *mending) newProvings(claimants []layers.Source, prove func(context.Context, *layers.Source) (*cache.File, error)) *provings {
+	return &provings{
+		m: m, prove: prove, waiting: claimants, running: map[*proving]bool{}, ended: make(chan *proving), wrong: map[string]bool{},
+	}
+}
+
+// first returns the image of the first of the claimants that is proven.
+func (x *provings) first(ctx context.Context) (*cache.File, layers.Source, error) {
 	turn := time.NewTicker(proveTurn)
 	defer turn.Stop()
 	for {
@@ -152,7 +160,7 @@ func (x *provings) start(ctx context.Context) {
 		p.ctx, p.stop = context.WithCancelCause(ctx)
 		x.running[p] = true
 		x.m.started.Go(func() {
-			p.f, p.err = x.m.prove(p.ctx, x.b, &p.src)
+			p.f, p.err = x.prove(p.ctx, &p.src)
 			x.ended <- p
 		})
 	}
