@@ -50,14 +50,19 @@ type Layer struct {
 	DiffID digest.Digest // of the plain bytes
 
 	encode func() []byte
-	kept   int64 // bytes of memory that encode keeps
+	kept   int64 // bytes of memory that encode keeps, which Limits.Grow was asked for
 }
 
 // encodeCost is how much memory it takes to encode an index, as a multiple of what is encoded.
 const encodeCost = 3
 
-// IndexMemory returns how many bytes of memory Index takes, with what the Layer keeps for it; 0 if there will be no index.
-func (l *Layer) IndexMemory() int64 { return l.kept * (1 + encodeCost) }
+// EncodeMemory returns how many bytes of memory Index takes, besides those that Limits.Grow was asked for during the scan; 0 if there
+// will be no index.
+func (l *Layer) EncodeMemory() int64 { return l.kept * encodeCost }
+
+// IndexMemory returns how many bytes Index takes with what the Layer keeps for it: what a caller needs for whom the memory that the
+// scan asked for is no longer held.
+func (l *Layer) IndexMemory() int64 { return l.kept + l.EncodeMemory() }
 
 // Index returns the index (fs/index) by which the layer's next reader can do without most of it. ok is false
 // if it cannot be read by parts.

@@ -152,12 +152,13 @@ func (x *Indexes) pruneLocked() error {
 	return errors.Join(errs...)
 }
 
-// keep makes the index of a layer that was imported within limits: soon, or at once if there is no memory to wait with.
+// keep makes the index of a layer that was imported within limits: soon, or at once if there is no memory to wait with. An index that
+// waits outlives what the import has asked for, and has all of its memory itself.
 func (x *Indexes) keep(s *Source, layer *scan.Layer, limits *layout.Limits) {
 	d := s.Descriptor.Digest
 	share, ok := x.decoder.memory.Try(userOf(s.Repo), layer.IndexMemory())
 	if !ok {
-		err := limits.Ask(layer.IndexMemory())
+		err := limits.Ask(layer.EncodeMemory())
 		if err == nil {
 			err = x.encode(d, layer)
 		}
