@@ -195,8 +195,12 @@ func (d *detaching) seen(options string) {
 	}
 }
 
-// answer notes that a container is told its mounts, unless a Detach has taken a layer away since they were ensured.
+// answer notes that a container is told its mounts, unless a Detach has taken a layer away since they were ensured. One that was told
+// of late may be told again while a Detach waits for it: clients ask more than once before they mount.
 func (d *detaching) answer(snap storage.Snapshot) bool {
+	if d.answerAgain(snap.ID) {
+		return true
+	}
 	d.mountings.mounting.RLock()
 	defer d.mountings.mounting.RUnlock()
 	for _, b := range d.bindings.of(snap.ParentIDs) {
@@ -209,4 +213,16 @@ func (d *detaching) answer(snap storage.Snapshot) bool {
 	d.forgetAnsweredLocked()
 	d.answered[snap.ID] = time.Now()
 	return true
+}
+
+// answerAgain notes that a snapshot's mounts are told once more. Its layers stay as long as it is among answered.
+func (d *detaching) answerAgain(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.forgetAnsweredLocked()
+	_, ok := d.answered[id]
+	if ok {
+		d.answered[id] = time.Now()
+	}
+	return ok
 }

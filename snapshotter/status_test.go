@@ -286,6 +286,37 @@ func TestDetach(t *testing.T) {
 	b.sees(mounts, "a", body)
 }
 
+// TestToldAgainWhileDetaching: a container that was told its mounts asks again while a Detach waits for it to mount them. It is told,
+// and the Detach is refused once the container has mounted.
+func TestToldAgainWhileDetaching(t *testing.T) {
+	body := noise(1, 10_000)
+	im := newImage(t, "app", nil, estargzLayer(t, file("a", body)))
+	b := newBed(t, newOrigin(t, im), held)
+	b.run("container", b.pull(im))
+	refused := make(chan error)
+	go func() {
+		_, err := b.Detach()
+		refused <- err
+	}()
+	eventually(t, "the Detach waits", func() bool {
+		free := b.mountings.mounting.TryRLock()
+		if free {
+			b.mountings.mounting.RUnlock()
+		}
+		return !free
+	})
+	mounts, err := b.Mounts(b.ctx, "container")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.sees(mounts, "a", body)
+	b.container("web", mounts)
+	if err := <-refused; err == nil || !strings.Contains(err.Error(), "default/web") {
+		t.Errorf("with a container: %v", err)
+	}
+	b.sees(mounts, "a", body)
+}
+
 // TestDetachAndOtherNamespaces: an image file that is mounted elsewhere is waited for, and named if it stays.
 func TestDetachAndOtherNamespaces(t *testing.T) {
 	b := newBed(t, newOrigin(t), nil)

@@ -66,7 +66,7 @@ func TestDetachAndContainers(t *testing.T) {
 	t.Logf("seed %d, %d files", seed, len(paths))
 	r := rand.New(rand.NewPCG(seed, 0))
 	started := 0
-	for n := range testbed.Rounds(8, 1000) {
+	for n := range testbed.Rounds(20, 1000) {
 		path := paths[r.IntN(len(paths))]
 		out, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", lazy, fmt.Sprint("reads-", n), "sha256sum", path)
 		if err == nil {
