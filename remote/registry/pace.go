@@ -11,12 +11,11 @@ import (
 	"github.com/remora-storage/remora/internal/fair"
 )
 
-// A pace is what one host takes: how many requests at once, shared by the registries for which it is asked and by the repositories of
-// each, and when. A host that
-// says that it is asked too much (429, RFC 6585, section 4, or 503 with Retry-After, RFC 9110, section 10.2.3) is left alone for as
-// long as it says, or for a second, which doubles; after that it gets a quarter of the requests that it had. One more each second
-// goes until it has all of them again. While it is to be left alone for more than a minute, requests fail instead of waiting: who waits for
-// them may have another way.
+// A pace is what one host takes: how many requests at a time, shared by the registries for which it is asked and by the repositories of
+// each, and when. A host that says that it is asked too much (429, RFC 6585, section 4, or 503 with Retry-After, RFC 9110, section
+// 10.2.3) is left alone for as long as it says, or for a second, which doubles; after that it gets a quarter of the requests that it
+// had. One more each second goes until it has all of them again. While it is to be left alone for more than a minute, requests fail
+// instead of waiting: their callers may have another way.
 type pace struct {
 	pool *fair.Pool[fair.User]
 
