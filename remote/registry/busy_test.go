@@ -41,7 +41,7 @@ func (b *busyHosts) ask(ctx context.Context, host docker.RegistryHost) error {
 	if resp == nil {
 		return nil
 	}
-	pace.answered(resp, time.Now())
+	pace.answered("origin.test", resp, time.Now())
 	return &StatusError{Host: host.Host, Status: resp.StatusCode, RetryAfter: retryAfter(resp.Header.Get("Retry-After"))}
 }
 

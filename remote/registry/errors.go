@@ -85,7 +85,7 @@ func Retryable(err error) bool {
 		case http.StatusTooManyRequests, http.StatusRequestTimeout:
 			return true
 		}
-		return status.Status >= 500 && status.Status != http.StatusNotImplemented
+		return fails(status.Status)
 	}
 	var broken *brokenError
 	switch {

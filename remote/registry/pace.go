@@ -7,6 +7,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/golang/groupcache/lru"
+
 	"github.com/remora-storage/remora/internal/backoff"
 	"github.com/remora-storage/remora/internal/fair"
 )
@@ -25,6 +27,9 @@ type pace struct {
 	until time.Time // it is left alone
 	pause time.Duration
 	grown time.Time // when the limit was changed last
+
+	outages *lru.Cache      // *outage by the repository that is asked for
+	waits   backoff.Backoff // of an outage
 }
 
 // Requests for blobs that one host gets at once, wherever it was named: by references, as a mirror, by redirects or by layers'
@@ -48,8 +53,11 @@ func BeforeBulk(ctx context.Context) context.Context {
 	return context.WithValue(ctx, beforeBulkKey{}, true)
 }
 
-func newPace() *pace {
-	return &pace{pool: fair.NewTieredPool(maxAsked, maxAskedOfOne, maxAskedWithin), limit: maxAsked, pause: firstPause}
+func newPace(outages Retry) *pace {
+	return &pace{
+		pool: fair.NewTieredPool(maxAsked, maxAskedOfOne, maxAskedWithin), limit: maxAsked, pause: firstPause,
+		outages: lru.New(knownHosts), waits: backoff.Backoff{First: outages.First, Max: outages.Max},
+	}
 }
 
 type briskKey struct{}
@@ -59,16 +67,19 @@ type busyError struct{ wait time.Duration } // at least
 
 func (e *busyError) Error() string { return "it has said that it is asked too much" }
 
-// A restError is why a host is not asked now by anybody: it has named a time that is too far away to be waited for.
-type restError struct{ *StatusError }
+// A restError is why a host is not asked now: it has named a time that is too far away to be waited for, or it fails.
+type restError struct {
+	*StatusError
+	why string
+}
 
 func (e *restError) Unwrap() error { return e.StatusError }
 func (e *restError) Error() string {
-	return fmt.Sprintf("%s is left alone for another %s, as it has asked for", e.Host, e.RetryAfter.Round(time.Second))
+	return fmt.Sprintf("%s is left alone for another %s, %s", e.Host, roughly(e.RetryAfter), e.why)
 }
 
 // enter waits until the host may be asked once more for a repository. release must be called once. A brisk request waits for no host
-// that has said that it is asked too much, and gets a busyError.
+// that has said that it is asked too much, and gets a busyError. None waits for a host that fails: it gets a restError.
 func (p *pace) enter(ctx context.Context, host string, who fair.User) (release func(), err error) {
 	for {
 		release, err := p.place(ctx, host, who)
@@ -80,6 +91,11 @@ func (p *pace) enter(ctx context.Context, host string, who fair.User) (release f
 			p.mu.Unlock()
 			release()
 			continue
+		}
+		if err := p.outLocked(host, who); err != nil {
+			p.mu.Unlock()
+			release()
+			return nil, err
 		}
 		p.under++
 		p.mu.Unlock()
@@ -124,7 +140,8 @@ func (p *pace) rest(ctx context.Context, host string) error {
 	wait := time.Until(p.until)
 	p.mu.Unlock()
 	if wait > maxRest {
-		return &restError{&StatusError{Host: host, Status: http.StatusTooManyRequests, RetryAfter: wait}}
+		asked := &StatusError{Host: host, Status: http.StatusTooManyRequests, RetryAfter: wait}
+		return &restError{StatusError: asked, why: "as it has asked for"}
 	}
 	return backoff.Sleep(ctx, wait)
 }
@@ -140,13 +157,24 @@ func (p *pace) awaitRest(ctx context.Context, host string) error {
 	return p.rest(ctx, host)
 }
 
-// answered notes what the host has answered to a request that began at a time.
-func (p *pace) answered(resp *http.Response, began time.Time) {
+// roughly rounds what is left of a wait.
+func roughly(d time.Duration) time.Duration {
+	if d < time.Second {
+		return d.Round(time.Millisecond)
+	}
+	return d.Round(time.Second)
+}
+
+// answered notes what the host has answered to a request that began at a time, for a repository if it was for one.
+func (p *pace) answered(who fair.User, resp *http.Response, began time.Time) {
 	after := retryAfter(resp.Header.Get("Retry-After"))
 	tooMuch := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable && after > 0
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if who != "" && !tooMuch {
+		p.heardLocked(who, resp.StatusCode, began, now)
+	}
 	switch {
 	case tooMuch && began.Before(p.grown) && p.limit < maxAsked: // it was asked before it said so the last time
 		p.until = later(p.until, now.Add(min(after, maxAfter)))
@@ -179,7 +207,7 @@ func (r *Registry) pace(host string) *pace {
 	if p, ok := r.paces.Get(host); ok {
 		return p.(*pace)
 	}
-	p := newPace()
+	p := newPace(r.opts.Retry)
 	r.paces.Add(host, p)
 	return p
 }

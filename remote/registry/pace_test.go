@@ -28,7 +28,7 @@ func answer(status int, after string) *http.Response {
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const asked, rate = 400, 10
-		p := newPace()
+		p := newPace(Retry{}.withDefaults())
 		began := time.Now()
 		var mu sync.Mutex // guards the fields below
 		tokens, filled := rate, began
@@ -57,7 +57,7 @@ func TestPace(t *testing.T) {
 						refused++
 					}
 					mu.Unlock()
-					p.answered(answer(status, ""), sent)
+					p.answered("reg.test", answer(status, ""), sent)
 					release()
 					if status == http.StatusPartialContent {
 						return
@@ -87,7 +87,8 @@ func TestRetryAfter(t *testing.T) {
 		{"429 with a time", 429, "7", 7 * time.Second},
 		{"429 without", 429, "", firstPause},
 		{"503 with a time", 503, "3", 3 * time.Second},
-		{"503 without", 503, "", 0},
+		{"503 without, twice", 503, "", 100 * time.Millisecond},
+		{"501 without", 501, "", 0},
 		{"429 until a date", 429, "Sat, 01 Jan 2000 00:00:07 GMT", 7 * time.Second}, // time begins with the year 2000 here
 		{"429 until a date that is over", 429, "Fri, 31 Dec 1999 23:59:59 GMT", firstPause},
 		{"503 until a date", 503, "Sat, 01 Jan 2000 00:10:00 GMT", 10 * time.Minute},
@@ -100,7 +101,7 @@ func TestRetryAfter(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newPace()
+				p := newPace(Retry{}.withDefaults())
 				began := time.Now()
 				enter := func() {
 					release, err := p.enter(t.Context(), "reg.test", "reg.test")
@@ -109,7 +110,7 @@ func TestRetryAfter(t *testing.T) {
 						if !errors.As(err, &status) || !Retryable(err) || status.RetryAfter != c.rests-time.Since(began) {
 							t.Fatalf("got %v", err)
 						}
-						time.Sleep(time.Minute) // what cannot wait is told so
+						time.Sleep(min(status.RetryAfter, time.Minute)) // what cannot wait is told so
 					}
 					if err != nil {
 						t.Fatal(err)
@@ -117,8 +118,8 @@ func TestRetryAfter(t *testing.T) {
 					release()
 				}
 				enter()
-				p.answered(answer(c.status, c.after), began)
-				p.answered(answer(c.status, c.after), began.Add(-time.Second)) // an answer to an earlier request says nothing new
+				p.answered("reg.test", answer(c.status, c.after), began)
+				p.answered("reg.test", answer(c.status, c.after), began.Add(-time.Second)) // an answer to an earlier request says nothing new
 				enter()
 				if got := time.Since(began); got != c.rests {
 					t.Errorf("asked again after %s, want %s", got, c.rests)

@@ -136,7 +136,7 @@ func (x *router) RoundTrip(req *http.Request) (*http.Response, error) {
 	began := time.Now()
 	resp, err := by.RoundTrip(req.WithContext(ctx))
 	if err == nil && p != nil {
-		p.answered(resp, began)
+		p.answered("", resp, began)
 		t.after.Store(int64(retryAfter(resp.Header.Get("Retry-After"))))
 	}
 	if err == nil && !x.isPrivate(req.URL, at.Addr(), proxied) {

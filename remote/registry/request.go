@@ -150,7 +150,8 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repos
 	client := clientOf(host)
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	pace := r.pace(req.URL.Host)
-	release, err := pace.enter(ctx, req.URL.Host, fair.User(repo.String()))
+	who := fair.User(repo.String())
+	release, err := pace.enter(ctx, req.URL.Host, who)
 	if errors.As(err, new(*restError)) {
 		return nil, err
 	}
@@ -163,7 +164,7 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repos
 		release()
 		return nil, clean(err)
 	}
-	pace.answered(resp, began)
+	pace.answered(who, resp, began)
 	resp.Body = &countedBody{ReadCloser: resp.Body, release: sync.OnceFunc(release)}
 	if err := unpack(resp); err != nil {
 		resp.Body.Close() // nothing of it is of use

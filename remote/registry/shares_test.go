@@ -69,7 +69,7 @@ func TestDrips(t *testing.T) {
 // and where the host gets few, since it has said that it is asked too much, the two take turns.
 func TestRepositoriesShareAHost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPace()
+		p := newPace(Retry{}.withDefaults())
 		ctx, cancel := context.WithCancel(t.Context())
 		var held atomic.Int64
 		var all sync.WaitGroup
@@ -108,7 +108,7 @@ func TestRepositoriesShareAHost(t *testing.T) {
 		all.Wait()
 
 		ctx = t.Context()
-		p.answered(answer(http.StatusTooManyRequests, ""), time.Now()) // it has one request now
+		p.answered("reg.test/flood", answer(http.StatusTooManyRequests, ""), time.Now()) // it has one request now
 		time.Sleep(firstPause)
 		const each = 100 * time.Millisecond
 		flood(func(release func()) { time.Sleep(each); release() })
@@ -118,7 +118,7 @@ func TestRepositoriesShareAHost(t *testing.T) {
 		all.Wait()
 		for range maxAsked { // that it is asked as before
 			time.Sleep(time.Second)
-			p.answered(answer(http.StatusPartialContent, ""), time.Now())
+			p.answered("reg.test/flood", answer(http.StatusPartialContent, ""), time.Now())
 		}
 		ctx, cancel = context.WithCancel(t.Context())
 		held.Store(0)
