@@ -268,9 +268,9 @@ func (c *Cache) Busy(within time.Duration) bool { return c.fetches.Busy(within) 
 func (c *Cache) Observe(fn func(Event)) (stop func()) { return c.fetches.Observe(fn) }
 
 // Read returns a reader of a blob from off to its end. It makes several requests side by side, each for a
-// piece, all of which count as prefetch: a reader's go before them.
-func (c *Cache) Read(ctx context.Context, src Source, off, size int64, try int) io.ReadCloser {
-	return c.fetches.Read(ctx, src, off, size, try)
+// piece, all of which count as prefetch: a reader's go before them. If alone, the others wait until the first one is answered.
+func (c *Cache) Read(ctx context.Context, src Source, off, size int64, try int, alone bool) io.ReadCloser {
+	return c.fetches.Read(ctx, src, off, size, try, alone)
 }
 
 // Stream returns a reader of all that open reads of a source's blob, which is one request and counts as prefetch.

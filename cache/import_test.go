@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -262,7 +263,7 @@ func TestReadWhole(t *testing.T) {
 	c := open(t, t.TempDir(), cache.Options{})
 	blob := newImage(t, 5, 600, 40_000).blob
 	for _, off := range []int64{0, 1, 1 << 20, int64(len(blob)) - 1, int64(len(blob))} {
-		r := c.Read(t.Context(), &source{blob: blob}, off, int64(len(blob)), 0)
+		r := c.Read(t.Context(), &source{blob: blob}, off, int64(len(blob)), 0, false)
 		got, err := io.ReadAll(r)
 		if err != nil || !bytes.Equal(got, blob[off:]) {
 			t.Errorf("from %d: %d bytes, %v", off, len(got), err)
@@ -278,15 +279,29 @@ func TestReadWhole(t *testing.T) {
 		}
 		return nil, nil
 	}}
-	r := c.Read(t.Context(), src, 0, int64(len(blob)), 0)
-	got, err := io.ReadAll(r)
-	if !errors.Is(err, boom) || !bytes.Equal(got, blob[:2<<20]) {
-		t.Errorf("%d bytes, %v", len(got), err)
+	for _, alone := range []bool{false, true} {
+		r := c.Read(t.Context(), src, 0, int64(len(blob)), 0, alone)
+		got, err := io.ReadAll(r)
+		if !errors.Is(err, boom) || !bytes.Equal(got, blob[:2<<20]) {
+			t.Errorf("%d bytes, %v", len(got), err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	var asked atomic.Int64
+	src = &source{blob: blob, fault: func(context.Context, int64, int64, int) (io.ReadCloser, error) {
+		asked.Add(1)
+		return nil, boom
+	}}
+	r := c.Read(t.Context(), src, 0, int64(len(blob)), 0, true)
+	if _, err := io.ReadAll(r); !errors.Is(err, boom) || asked.Load() != 1 {
+		t.Errorf("a source that fails was asked %d times, and the error is %v", asked.Load(), err)
 	}
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}
-	r = c.Read(t.Context(), src, 0, int64(len(blob)), 0)
+	r = c.Read(t.Context(), src, 0, int64(len(blob)), 0, false)
 	if err := r.Close(); err != nil { // at once
 		t.Error(err)
 	}

@@ -13,8 +13,9 @@ const (
 )
 
 // Read returns a reader of a blob from off to its end. It makes several requests side by side, each for a
-// piece, all of which count as prefetch: a reader's go before them.
-func (p *Pool) Read(ctx context.Context, src Source, off, size int64, try int) io.ReadCloser {
+// piece, all of which count as prefetch: a reader's go before them. If alone, the others wait until the first one is
+// answered: where nothing is known of the source, it may fail for all of them.
+func (p *Pool) Read(ctx context.Context, src Source, off, size int64, try int, alone bool) io.ReadCloser {
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &wholeReader{ctx: ctx, left: size - off, cancel: cancel, queue: make(chan *wholePart, wholeAtOnce-1)}
 	r.started.Go(func() {
@@ -22,12 +23,20 @@ func (p *Pool) Read(ctx context.Context, src Source, off, size int64, try int) i
 		for at := off; at < size; at += wholePiece {
 			part := &wholePart{buf: make([]byte, min(wholePiece, size-at))}
 			part.more = sync.NewCond(&part.mu)
+			part.opened = make(chan struct{})
 			select {
 			case r.queue <- part:
 			case <-ctx.Done():
 				return
 			}
 			r.started.Go(func() { part.end(p.readPart(ctx, src, part, at, try)) })
+			if alone && at == off {
+				select {
+				case <-part.opened:
+				case <-ctx.Done():
+					return
+				}
+			}
 		}
 	})
 	return r
@@ -74,7 +83,7 @@ func (s *streamReader) Close() error {
 
 // ReadBlob returns a reader of the image's whole blob.
 func (f *Fetcher) ReadBlob(ctx context.Context) io.ReadCloser {
-	return f.pool.Read(ctx, f.source(), 0, f.t.BlobSize, 0)
+	return f.pool.Read(ctx, f.source(), 0, f.t.BlobSize, 0, false)
 }
 
 // readPart fetches one piece.
@@ -89,6 +98,7 @@ func (p *Pool) readPart(ctx context.Context, src Source, part *wholePart, off in
 		return err
 	}
 	defer r.Close()
+	close(part.opened)
 	for n := 0; n < len(part.buf); {
 		t.yield(ctx)
 		k, err := r.Read(part.buf[n:])
@@ -121,12 +131,13 @@ type wholeReader struct {
 
 // A wholePart is a piece of a blob on its way.
 type wholePart struct {
-	buf  []byte
-	mu   sync.Mutex // guards the fields below
-	more *sync.Cond
-	got  int
-	over bool
-	err  error
+	buf    []byte
+	opened chan struct{} // is closed when its request is answered, if it ever is
+	mu     sync.Mutex    // guards the fields below
+	more   *sync.Cond
+	got    int
+	over   bool
+	err    error
 }
 
 func (p *wholePart) end(err error) {

@@ -55,13 +55,21 @@ func (b *Blob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, 
 	if err := r.connect(); err != nil {
 		return nil, fmt.Errorf("read %s of %s at %d+%d: %w", b.digest, b.repo, off, n, err)
 	}
+	if spare := spareOf(ctx); spare != nil {
+		spare.end() // another host serves ranges
+	}
 	return r, nil
 }
 
 // Whole returns a reader of the whole blob by a request that names no range, which servers understand that know none. A connection
-// that breaks is made again; where that serves no range, what came before is skipped.
+// that breaks is made again; where that serves no range, what came before is skipped. Where a request for a range was lately answered
+// with the whole, no request is made (Sparing).
 func (b *Blob) Whole(ctx context.Context) (io.ReadCloser, error) {
 	r := &rangeReader{ctx: ctx, b: b, end: b.size, whole: true, meter: b.r.meterOf(b.repo.Host)}
+	if r.body, r.packed = spareOf(ctx).take(b); r.body != nil {
+		r.body.endWith(ctx)
+		return r, nil
+	}
 	if err := r.connect(); err != nil {
 		return nil, fmt.Errorf("read %s of %s: %w", b.digest, b.repo, err)
 	}
@@ -179,7 +187,8 @@ func (r *rangeReader) askBy(
 	ctx context.Context, name string, request func(ctx context.Context, rng string) (*http.Response, error),
 ) (*stallReader, error) {
 	reg := r.b.r
-	ctx, cancel := context.WithCancelCause(ctx)
+	spare := spareOf(ctx)
+	ctx, cancel, leave := spare.detached(ctx)
 	rng := fmt.Sprintf("bytes=%d-%d", r.off, r.end-1)
 	if r.whole && (r.off == 0 || r.packed) {
 		rng = ""
@@ -195,14 +204,17 @@ func (r *rangeReader) askBy(
 		cancel(nil)
 		return nil, err
 	}
+	body := &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name}
 	if err := r.check(resp); err != nil {
-		resp.Body.Close()
-		cancel(nil)
+		if spare != nil && r.isWhole(resp) && leave() {
+			spare.offer(r.b, body, resp.Uncompressed)
+			return nil, err
+		}
+		body.Close()
 		return nil, err
 	}
 	r.packed, r.ranged = resp.Uncompressed, resp.StatusCode == http.StatusPartialContent
 	r.meter.answered(time.Since(began))
-	body := &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name}
 	if resp.StatusCode == http.StatusOK {
 		if _, err := io.CopyN(io.Discard, body, r.off); err != nil {
 			body.Close()
@@ -212,11 +224,15 @@ func (r *rangeReader) askBy(
 	return body, nil
 }
 
+// isWhole reports whether an answer is the whole blob, as far as it says.
+func (r *rangeReader) isWhole(resp *http.Response) bool {
+	return resp.StatusCode == http.StatusOK && (resp.ContentLength == r.b.size || resp.ContentLength < 0)
+}
+
 // check insists on 206 and on the very range that was asked for, unless the whole blob will do.
 func (r *rangeReader) check(resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
-		same := resp.ContentLength == r.b.size || resp.ContentLength < 0
-		if same && (r.whole || r.skips || r.off == 0 && r.end == r.b.size) {
+		if r.isWhole(resp) && (r.whole || r.skips || r.off == 0 && r.end == r.b.size) {
 			return nil // the whole blob is the range, or the rest of it
 		}
 		return fmt.Errorf("%w: %s answers 200 with the whole blob%s", ErrRange, resp.Request.URL.Host, r.beyond())
@@ -338,6 +354,16 @@ func (s *stallReader) Read(p []byte) (int, error) {
 		err = fmt.Errorf("%s: %w", s.host, errStalled)
 	}
 	return n, err
+}
+
+// endWith ends the answer with the context of who reads it from now on.
+func (s *stallReader) endWith(ctx context.Context) {
+	cancel := s.cancel
+	stop := context.AfterFunc(ctx, func() { cancel(context.Cause(ctx)) })
+	s.cancel = func(cause error) {
+		stop()
+		cancel(cause)
+	}
 }
 
 func (s *stallReader) Close() error {

@@ -21,6 +21,7 @@ type health struct {
 
 	rangeless      error     // its last answer to a request for a range was none; nil if it was one
 	rangelessUntil time.Time // that counts
+	rangesUntil    time.Time // it is taken for one that serves ranges
 }
 
 const (

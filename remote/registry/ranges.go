@@ -64,6 +64,27 @@ func (r *Registry) rangeless(hosts []docker.RegistryHost) (some, all bool) {
 	return some, all
 }
 
+// ServesRanges reports whether the host that a registry asks first has lately served a range.
+func (r *Registry) ServesRanges(ctx context.Context, registry string) bool {
+	hosts, err := r.registryHosts(ctx, registry)
+	if err != nil {
+		return false // the next request says so
+	}
+	for _, host := range hosts {
+		if host.Capabilities.Has(docker.HostCapabilityPull) {
+			return r.healthOf(host.Scheme, host.Host).servesRanges()
+		}
+	}
+	return false
+}
+
+// servesRanges reports whether the host has lately served a range.
+func (h *health) servesRanges() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return time.Now().Before(h.rangesUntil)
+}
+
 // noRanges returns why the host is taken for one that serves no ranges, or nil.
 func (h *health) noRanges() error {
 	h.mu.Lock()
@@ -81,9 +102,9 @@ func (h *health) ranges(serves bool, err error) (news bool) {
 	was := h.rangeless == nil
 	switch {
 	case serves:
-		h.rangeless = nil
+		h.rangeless, h.rangesUntil = nil, time.Now().Add(lackHolds)
 	case err != nil:
-		h.rangeless = err
+		h.rangeless, h.rangesUntil = err, time.Time{}
 	}
 	h.rangelessUntil = time.Now().Add(lackHolds)
 	return was != (h.rangeless == nil)

@@ -40,7 +40,7 @@ func (r *Registry) request(ctx context.Context, host docker.RegistryHost, repo R
 	if to, _ := known.(redirect); cached && time.Now().Before(to.until) {
 		ctx, _ := onTrip(ctx, host.Scheme+"://"+host.Host, to.led)
 		resp, err := r.get(ctx, host, repo, to.url, rng, "")
-		if err == nil && served(resp, rng) || errors.As(err, new(*busyError)) {
+		if err == nil && (served(resp, rng) || resp.StatusCode == http.StatusOK) || errors.As(err, new(*busyError)) {
 			return resp, err
 		}
 		if err == nil {

@@ -166,7 +166,7 @@ func (i *Imports) importOnce(
 func (i *Imports) restOf(ctx context.Context, s *Source, off int64, try int, whole bool) io.ReadCloser {
 	src := i.places.whole(s)
 	if !whole {
-		return i.cache.Read(ctx, src, off, s.Descriptor.Size, try)
+		return i.cache.Read(ctx, src, off, s.Descriptor.Size, try, !i.places.registry.ServesRanges(ctx, s.Repo.Host))
 	}
 	return i.cache.Stream(ctx, src, func(ctx context.Context) (io.ReadCloser, error) {
 		r, err := src.Whole(ctx)

@@ -353,10 +353,14 @@ func (x *Indexes) byMadeIndex(ctx context.Context, o *Opening) (*Tree, error) {
 		if err == nil {
 			x.proofs.proveRead(ctx, o)
 		}
+		x.proofs.failures.noteRange(s.Repo.Host, err)
 		able <- err
 	})
 	found := x.find(ctx, s)
 	if found == nil {
+		if !x.places.registry.ServesRanges(ctx, s.Repo.Host) { // the first bytes may be of all of them
+			<-able
+		}
 		return nil, nil
 	}
 	if err := <-able; err != nil {

@@ -87,6 +87,8 @@ func (l *Layers) open(s Source, key string, whole bool, failedFor time.Duration)
 		defer l.opened()
 		defer cancel()
 		began := time.Now()
+		ctx, spare := registry.Sparing(ctx) // who answers a range with the whole blob has begun to send what is imported
+		defer spare.Close()
 		o.err = l.fill(registry.TellAsked(ctx, o.proof.ask), o)
 		o.ended = time.Now()
 		if o.err != nil {

@@ -33,6 +33,8 @@ type Registry interface {
 	Blob(repo registry.Repository, desc ocispec.Descriptor) Blob
 	// Present reports by its error whether a registry is one now, rather than a host that answers 404 to everything.
 	Present(ctx context.Context, registry string) error
+	// ServesRanges reports whether the host that a registry asks first has lately served a range.
+	ServesRanges(ctx context.Context, registry string) bool
 	// Manifest returns a manifest, that a tag or a digest names, with its descriptor.
 	Manifest(ctx context.Context, repo registry.Repository, reference string) (ocispec.Descriptor, []byte, error)
 }
