@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -52,15 +53,9 @@ func TestBehindExtents(t *testing.T) {
 				Units:   []blob.Unit{{Len: int64(len(c.packed))}},
 				Extents: []cache.Extent{{Off: 4096, Len: uint32(len(data)), Digest: sha256.Sum256(data)}}}
 			f := create(t, open(t, t.TempDir(), cache.Options{}), "one", im, &source{blob: im.blob})
-			before := f.Disk()
-			taken := heap.Allocated(func() { wantRange(t, f, im, 4096, 1) })
-			t.Logf("%d bytes packed: %d MiB allocated, %d bytes written", len(c.packed), taken>>20, f.Disk()-before)
-			if most := int64(150 << 20); taken > most {
-				t.Errorf("one byte took %d MiB", taken>>20)
-			}
-			if written := f.Disk() - before; written > 64<<10 {
-				t.Errorf("one byte had %d bytes written", written)
-			}
+			most := heap.Cost{Memory: 150 << 20, CPU: 20 * time.Second, Written: 64 << 10}
+			took := most.Allocates(t, func() int64 { wantRange(t, f, im, 4096, 1); return 0 })
+			t.Logf("%d bytes packed: %+v", len(c.packed), took)
 		})
 	}
 }
@@ -89,7 +84,9 @@ func TestPlainIsBounded(t *testing.T) {
 	plain := bytes.Repeat(append(bytes.Clone(data), make([]byte, behind)...), units)
 	for _, most := range []int64{int64(len(plain)), int64(len(plain)) - 1, 30 << 20} {
 		f := create(t, open(t, t.TempDir(), cache.Options{Plain: most}), "one", im, &source{blob: im.blob})
-		err := f.Verify(t.Context(), digest.FromBytes(plain))
+		var err error
+		cost := heap.Cost{Memory: 256 << 20, CPU: 2 * time.Minute, Written: int64(len(data)*units) + 64<<10}
+		cost.Peaks(t, func() int64 { err = f.Verify(t.Context(), digest.FromBytes(plain)); return 0 })
 		if fits := most >= int64(len(plain)); fits && err != nil || !fits && !errors.Is(err, cache.ErrTooLarge) {
 			t.Errorf("%d bytes where %d are allowed: got %v", len(plain), most, err)
 		}

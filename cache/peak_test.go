@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -87,17 +88,17 @@ func TestDecodingIsBounded(t *testing.T) {
 				all = append(all, im)
 				files = append(files, create(t, dir, fmt.Sprint(i), im, &placedSource{source{blob: im.blob}, fmt.Sprint(i % 8)}))
 			}
-			peak := heap.Peak(func() {
+			// Garbage is memory, too, and goes late on a busy machine. What is behind an extent is kept packed, if it is kept.
+			most := heap.Cost{Memory: limit + limit/2, CPU: 2 * time.Minute, Written: int64(images * (64<<10 + len(all[0].blob)))}
+			took := most.Peaks(t, func() int64 {
 				var reads sync.WaitGroup
 				for i, f := range files {
 					reads.Go(func() { wantRange(t, f, all[i], 4096, 1) })
 				}
 				reads.Wait()
+				return 0
 			})
-			t.Logf("%d units of %d packed bytes: %d MiB of heap", images, len(all[0].blob), peak>>20)
-			if peak > limit+limit/2 { // garbage included, which goes late on a busy machine
-				t.Errorf("%d MiB of heap, where decoding may take %d MiB", peak>>20, limit>>20)
-			}
+			t.Logf("%d units of %d packed bytes: %+v, where decoding may take %d MiB", images, len(all[0].blob), took, limit>>20)
 		})
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/gzip"
+
+	"github.com/remora-storage/remora/conformance/heap"
 )
 
 // decodeAll decodes a file fed in pieces of some bytes, with output buffers for about chunk bytes.
@@ -209,7 +211,12 @@ func FuzzStream(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, packed []byte, feed uint16) {
-		got, points, err := decodeAll(t, packed, int(feed)+1, 4000, 5000)
+		var got []byte
+		var points []Point
+		var err error
+		most := heap.LayerMost(len(packed))
+		most.Memory, most.CPU = most.Memory+8*1032*int64(len(packed)), 4*most.CPU // as much as there can be, and copies of it
+		most.Allocates(t, func() int64 { got, points, err = decodeAll(t, packed, int(feed)+1, 4000, 5000); return 0 })
 		r, rerr := stdgzip.NewReader(bytes.NewReader(packed))
 		if rerr != nil {
 			return
@@ -235,7 +242,10 @@ func FuzzSpan(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, packed []byte, bits, value uint8, window []byte, n uint16) {
 		p := Point{Plain: 1, Off: 1, Bits: bits, Value: value, Window: window}
-		if got, err := p.Inflate(packed, int(n)); err == nil && len(got) != int(n) {
+		var got []byte
+		var err error
+		heap.LayerMost(len(packed)).Allocates(t, func() int64 { got, err = p.Inflate(packed, int(n)); return 0 })
+		if err == nil && len(got) != int(n) {
 			t.Fatalf("%d bytes of %d", len(got), n)
 		}
 	})

@@ -37,16 +37,6 @@ func inUse() int64 {
 	return int64(m.HeapAlloc)
 }
 
-// What decoding one layer may take of memory, all that is allocated and given back included, and write as metadata, in bytes. The
-// first part is for what every layer may have however small it is, such as directories that nobody lists.
-const (
-	layerMost    = 320 << 20 // 202 MiB were measured: paths of directories that nobody lists
-	layerPerByte = 4 << 10
-)
-
-// LayerMost returns what decoding a layer may allocate, or write as metadata, given the bytes of what describes it, unpacked.
-func LayerMost(described int) int64 { return layerMost + layerPerByte*int64(described) }
-
 // Allocated returns how many bytes were allocated at all while do ran: more than Peak, and the same each time.
 func Allocated(do func()) int64 {
 	var before, after runtime.MemStats

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -26,7 +27,9 @@ func TestSplit(t *testing.T) {
 func FuzzSplit(f *testing.F) {
 	f.Add(index.Join([][]byte{[]byte("one"), nil, []byte("three")}))
 	f.Fuzz(func(t *testing.T, p []byte) {
-		all, err := index.Split(p)
+		var all [][]byte
+		var err error
+		heap.LayerMost(len(p)).Allocates(t, func() int64 { all, err = index.Split(p); return 0 })
 		if err != nil {
 			if !errors.Is(err, layout.ErrInvalid) {
 				t.Fatal(err)

@@ -129,18 +129,10 @@ func TestBombs(t *testing.T) {
 		"one long path": []byte(head + `{"path":"/` + strings.Repeat("x", 31<<20) + `"}]}`),
 	} {
 		t.Run(name, func(t *testing.T) {
-			var err error
-			peak := heap.Peak(func() { _, err = profile.Decode(data) })
-			t.Logf("%d bytes: %d MiB of heap, %v", len(data), peak>>20, err)
-			if !errors.Is(err, profile.ErrInvalid) {
-				t.Error(err)
-			}
-			if most := profile.Memory(int64(len(data))); peak > most {
-				t.Errorf("%d MiB of heap, more than %d", peak>>20, most>>20)
-			}
-			if peak > 130<<20 {
-				t.Errorf("%d MiB of heap", peak>>20)
-			}
+			heap.Refuses(t, min(profile.Memory(int64(len(data))), 130<<20), profile.ErrInvalid, "", func() error {
+				_, err := profile.Decode(data)
+				return err
+			})
 		})
 	}
 }
@@ -168,7 +160,9 @@ func FuzzDecode(f *testing.F) {
 	f.Add(asJSON(run(entry("/bin/sh", 0))))
 	f.Add([]byte(`{"version":1,"runs":1,"entries":null}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		p, err := profile.Decode(data)
+		var p *profile.Profile
+		var err error
+		heap.LayerMost(len(data)).Allocates(t, func() int64 { p, err = profile.Decode(data); return 0 })
 		if err != nil {
 			if !errors.Is(err, profile.ErrInvalid) {
 				t.Error(err)

@@ -24,26 +24,6 @@ import (
 	"github.com/remora-storage/remora/fs/scan"
 )
 
-// refusingTakes is the processor time that refusing a layer takes at most, some times what was measured.
-const refusingTakes = 5 * time.Second
-
-// refused wants what do returns to be the layer's fault in some words, for no more than most bytes of heap.
-func refused(t *testing.T, packed []byte, says string, most int64, do func() error) {
-	t.Helper()
-	var err error
-	peak, cpu := heap.Peak(func() { err = do() }), heap.CPU(func() { err = do() })
-	t.Logf("%d bytes packed, %d MiB of heap, %s: %v", len(packed), peak>>20, cpu, err)
-	if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), says) {
-		t.Errorf("got %v, want that %s", err, says)
-	}
-	if peak > most {
-		t.Errorf("refusing took %d MiB", peak>>20)
-	}
-	if cpu > refusingTakes {
-		t.Errorf("refusing took %s of processor time", cpu)
-	}
-}
-
 // fifo is an inode without data.
 var fifo = layout.Inode{Mode: unix.S_IFIFO | 0o644}
 
@@ -74,7 +54,7 @@ func TestTreesThatGrow(t *testing.T) {
 	for how, p := range packs {
 		t.Run(how, func(t *testing.T) {
 			packed := p.pack(t, plain)
-			refused(t, packed, "unlisted ones included", 20<<20, func() error {
+			heap.Refuses(t, 20<<20, layout.ErrInvalid, "unlisted ones included", func() error {
 				_, err := scan.Scan(t.Context(), bytes.NewReader(packed), p.codec, scan.Options{})
 				return err
 			})
@@ -82,7 +62,7 @@ func TestTreesThatGrow(t *testing.T) {
 	}
 	t.Run("index", func(t *testing.T) {
 		p := indexOf(entries...)
-		refused(t, p, "unlisted ones included", 20<<20, func() error {
+		heap.Refuses(t, 20<<20, layout.ErrInvalid, "unlisted ones included", func() error {
 			_, err := index.Decode(t.Context(), p, layout.Limits{})
 			return err
 		})
@@ -114,7 +94,7 @@ func TestIndexesThatGrow(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := indexOf(c.entries...)
-			refused(t, p, c.says, 32<<20, func() error {
+			heap.Refuses(t, 32<<20, layout.ErrInvalid, c.says, func() error {
 				_, err := index.Decode(t.Context(), p, c.limits)
 				return err
 			})
@@ -146,15 +126,16 @@ func TestTreesThatAreLarge(t *testing.T) {
 	for name, entries := range map[string][]index.Entry{"crowd": crowd, "unlisted": unlisted, "through a link": usr} {
 		t.Run(name, func(t *testing.T) {
 			p := indexOf(entries...)
-			peak := heap.Peak(func() {
+			took := heap.LayerMost(len(p)).Peaks(t, func() int64 {
 				l, err := index.Decode(t.Context(), p, layout.Limits{})
 				if err != nil {
 					t.Error(err)
 				} else if len(l.Inodes) < len(entries) {
 					t.Errorf("%d inodes of %d entries", len(l.Inodes), len(entries))
 				}
+				return 0
 			})
-			t.Logf("%d MiB of heap, %d bytes an entry", peak>>20, peak/int64(len(entries)))
+			t.Logf("%+v, %d bytes an entry", took, took.Memory/int64(len(entries)))
 		})
 	}
 }
@@ -174,7 +155,7 @@ func TestUnitsThatGrow(t *testing.T) {
 			}
 			d := digest.FromString("")
 			p := w.Encode(&index.Blob{Digest: d, DiffID: d, Size: c.size, PlainSize: n, Codec: c.codec, Points: []inflate.Point{{}}})
-			refused(t, p, "cannot have", 8<<20, func() error {
+			heap.Refuses(t, 8<<20, layout.ErrInvalid, "cannot have", func() error {
 				_, err := index.Decode(t.Context(), p, layout.Limits{})
 				return err
 			})
@@ -247,7 +228,7 @@ func TestPointsThatGrow(t *testing.T) {
 	}}); !errors.Is(err, full) {
 		t.Errorf("got %v when there is no memory", err)
 	}
-	refused(t, packed, "of memory (limit)", 64<<20, func() error {
+	heap.Refuses(t, 64<<20, layout.ErrInvalid, "of memory (limit)", func() error {
 		_, err := read(layout.Limits{Tree: 16 << 20})
 		return err
 	})
@@ -276,14 +257,16 @@ func TestZeros(t *testing.T) {
 			packed := p.pack(t, archive(t, func(w *tar.Writer) { add(t, w, tar.Header{Name: "z"}, make([]byte, n)) }))
 			var l *scan.Layer
 			var err error
-			peak := heap.Peak(func() { l, err = scan.Scan(t.Context(), bytes.NewReader(packed), p.codec, scan.Options{}) })
+			var out counted
+			most := heap.Cost{Memory: 64 << 20, CPU: 20 * time.Second, Written: n}
+			took := most.Peaks(t, func() int64 {
+				l, err = scan.Scan(t.Context(), bytes.NewReader(packed), p.codec, scan.Options{Data: &out})
+				return out.n
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%d bytes packed, %d MiB of heap, codec %d", len(packed), peak>>20, l.Layout.Codec)
-			if peak > 64<<20 {
-				t.Errorf("%d MiB of heap", peak>>20)
-			}
+			t.Logf("%d bytes packed, %+v, codec %d", len(packed), took, l.Layout.Codec)
 			for _, e := range l.Layout.Extents {
 				if e.Inner+e.Len > blob.MaxUnit && l.Layout.Codec != blob.Whole {
 					t.Fatalf("an extent at %d+%d of a unit", e.Inner, e.Len)

@@ -453,17 +453,15 @@ func FuzzScan(f *testing.F) {
 		var l *scan.Layer
 		var err error
 		var out counted
-		taken := heap.Allocated(func() {
+		most := heap.LayerMost(len(packed))
+		most.Memory += 64 * limits.Plain
+		most.Written = limits.Plain
+		most.Allocates(t, func() int64 {
 			l, err = scan.Scan(t.Context(), bytes.NewReader(packed), codecs[int(codec)%3], scan.Options{
 				Data: &out, DataStart: dataStart, Limits: limits, Span: 4096,
 			})
+			return out.n
 		})
-		if most := heap.LayerMost(len(packed)) + 64*limits.Plain; taken > most {
-			t.Fatalf("a layer of %d bytes took %d of memory, more than %d", len(packed), taken, most)
-		}
-		if out.n > limits.Plain {
-			t.Fatalf("a layer of %d bytes had %d written", len(packed), out.n)
-		}
 		if err != nil {
 			return
 		}
@@ -509,10 +507,9 @@ func FuzzIndex(f *testing.F) {
 		limits := layout.Limits{Image: 1 << 40, Entries: 100_000, PlainIndex: 16 << 20, Paths: 16 << 20, Tree: 256 << 20}
 		var l *layout.Layout
 		var err error
-		taken := heap.Allocated(func() { l, err = index.Decode(t.Context(), data, limits) })
-		if most := int64(2 << 30); taken > most { // some times the limits
-			t.Fatalf("an index of %d bytes took %d of memory, more than %d", len(data), taken, most)
-		}
+		most := heap.LayerMost(len(data))
+		most.Memory, most.CPU = 2<<30, 30*time.Second // some times the limits
+		most.Allocates(t, func() int64 { l, err = index.Decode(t.Context(), data, limits); return 0 })
 		if err != nil && !errors.Is(err, layout.ErrInvalid) {
 			t.Fatal(err)
 		}

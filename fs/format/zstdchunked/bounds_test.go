@@ -1,11 +1,9 @@
 package zstdchunked_test
 
 import (
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -48,9 +46,6 @@ func TestUnitsThatGrow(t *testing.T) {
 	}
 }
 
-// refusingTakes is the processor time that refusing a layer takes at most, some times what was measured.
-const refusingTakes = 2 * time.Second
-
 // refused opens a layer of some data and a table, and wants it refused with some words for no more than most bytes of heap.
 func refused(t *testing.T, data []byte, table, says string, most int64) {
 	t.Helper()
@@ -59,16 +54,8 @@ func refused(t *testing.T, data []byte, table, says string, most int64) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	do := func() { _, err = zstdchunked.Open(t.Context(), memory(l.blob), zstdchunked.Options{Table: at}) }
-	peak, cpu := heap.Peak(do), heap.CPU(do)
-	t.Logf("%d bytes of blob, %d MiB of heap, %s: %v", len(l.blob), peak>>20, cpu, err)
-	if !errors.Is(err, layout.ErrInvalid) || !strings.Contains(err.Error(), says) {
-		t.Errorf("got %v, want that %s", err, says)
-	}
-	if peak > most {
-		t.Errorf("refusing took %d MiB", peak>>20)
-	}
-	if cpu > refusingTakes {
-		t.Errorf("refusing took %s of processor time", cpu)
-	}
+	heap.Refuses(t, most, layout.ErrInvalid, says, func() error {
+		_, err := zstdchunked.Open(t.Context(), memory(l.blob), zstdchunked.Options{Table: at})
+		return err
+	})
 }

@@ -227,9 +227,12 @@ func TestTrust(t *testing.T) {
 		"huge":                {Table: huge},
 		"another plain table": {Table: good, JSONDigest: digest.FromString("x")},
 	} {
-		if _, err := zstdchunked.Open(t.Context(), memory(l.blob), o); !errors.Is(err, layout.ErrInvalid) {
-			t.Errorf("%s: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) {
+			heap.Refuses(t, 32<<20, layout.ErrInvalid, "", func() error {
+				_, err := zstdchunked.Open(t.Context(), memory(l.blob), o)
+				return err
+			})
+		})
 	}
 	both := map[string]string{}
 	for k, v := range l.annotations {
@@ -265,14 +268,7 @@ func TestHostileTables(t *testing.T) {
 		"no digest":        `{"version":1,"entries":[{"name":"f","type":"reg","size":10,"offset":0}]}`,
 		"not JSON":         `hello`,
 	} {
-		l := made(t, 2, make([]byte, 100), table)
-		at, _, err := zstdchunked.Named(l.annotations)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := zstdchunked.Open(t.Context(), memory(l.blob), zstdchunked.Options{Table: at}); !errors.Is(err, layout.ErrInvalid) {
-			t.Errorf("%s: %v", name, err)
-		}
+		t.Run(name, func(t *testing.T) { refused(t, make([]byte, 100), table, "", 32<<20) })
 	}
 }
 
@@ -291,20 +287,22 @@ func FuzzTable(f *testing.F) {
 			t.Fatal(err)
 		}
 		var x *format.Index
-		taken := heap.Allocated(func() {
+		most := heap.LayerMost(len(table))
+		most.Allocates(t, func() int64 {
 			x, err = zstdchunked.Open(t.Context(), memory(l.blob),
 				zstdchunked.Options{Table: at, Limits: layout.Limits{Image: 1 << 30, Extent: 1 << 24}})
+			return 0
 		})
-		if most := heap.LayerMost(len(table)); taken > most {
-			t.Fatalf("a table of %d bytes took %d of memory, more than %d", len(table), taken, most)
-		}
 		if err != nil {
 			return
 		}
-		plan, err := erofs.NewPlan(x.Layout, [16]byte{})
-		if most := heap.LayerMost(len(table)); err == nil && plan.MetaSize > most {
-			t.Fatalf("a table of %d bytes makes %d of metadata, more than %d", len(table), plan.MetaSize, most)
-		}
+		var plan *erofs.Plan
+		most.Allocates(t, func() int64 {
+			if plan, err = erofs.NewPlan(x.Layout, [16]byte{}); err != nil {
+				return 0
+			}
+			return plan.MetaSize
+		})
 		if err != nil {
 			return
 		}
@@ -320,7 +318,11 @@ func FuzzBlob(f *testing.F) {
 	f.Add(made(f, 1, data, table).blob)
 	f.Add(made(f, 2, data, table).blob)
 	f.Fuzz(func(t *testing.T, blob []byte) {
-		_, err := zstdchunked.Open(t.Context(), memory(blob), zstdchunked.Options{Unverified: true})
+		var err error
+		heap.LayerMost(len(blob)).Allocates(t, func() int64 {
+			_, err = zstdchunked.Open(t.Context(), memory(blob), zstdchunked.Options{Unverified: true})
+			return 0
+		})
 		if err != nil && !errors.Is(err, layout.ErrInvalid) {
 			t.Error(err)
 		}
