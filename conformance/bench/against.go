@@ -89,9 +89,14 @@ func (a *comparison) turn(round int, measure func(i int, v *version) error) erro
 	return nil
 }
 
-// starts measures cold starts, and what an import takes.
+// starts measures cold starts, what an import takes, and remorad's memory in each round.
 func (a *comparison) starts(ctx context.Context) error {
 	for round := range a.o.rounds {
+		for _, v := range a.versions {
+			if err := forgetPeak(v.s.RemoradPID()); err != nil {
+				return err
+			}
+		}
 		for _, p := range a.o.programs {
 			for _, w := range ways {
 				if w.tag != "beside" && w.tag != "plain" && w.tag != "src" || w.snapshotter != "remora" {
@@ -102,16 +107,19 @@ func (a *comparison) starts(ctx context.Context) error {
 				}
 			}
 		}
-		fmt.Fprintf(os.Stderr, "round %d of %d done\n", round+1, a.o.rounds)
-	}
-	for i, v := range a.versions {
-		peak, err := peakMemory(v.s.RemoradPID())
-		if err != nil {
+		if err := settle(); err != nil {
 			return err
 		}
-		a.note("remorad's memory after all starts, peak, MiB", i, float64(peak)/(1<<10))
+		for i, v := range a.versions {
+			peak, err := peakMemory(v.s.RemoradPID())
+			if err != nil {
+				return err
+			}
+			a.note("remorad's memory in a round, peak, MiB", i, float64(peak)/(1<<10))
+		}
+		fmt.Fprintf(os.Stderr, "round %d of %d done\n", round+1, a.o.rounds)
 	}
-	return settle()
+	return nil
 }
 
 func (a *comparison) start(ctx context.Context, i int, v *version, w way, p testbed.Program) error {

@@ -129,8 +129,13 @@ func readAll(dir string) error {
 // rssAnon returns a process's own memory in KiB.
 func rssAnon(pid int) (int64, error) { return memoryOf(pid, "RssAnon") }
 
-// peakMemory returns the most memory that a process had resident, in KiB.
+// peakMemory returns the most memory that a process had resident, in KiB, since forgetPeak was called if it was.
 func peakMemory(pid int) (int64, error) { return memoryOf(pid, "VmHWM") }
+
+// forgetPeak has a process's peak be what it has now.
+func forgetPeak(pid int) error {
+	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", pid), []byte("5"), 0)
+}
 
 // memoryOf returns what /proc/PID/status says of a process's memory, in KiB.
 func memoryOf(pid int, field string) (int64, error) {
