@@ -293,6 +293,8 @@ type Blob struct {
 	Data      []byte
 	DiffID    digest.Digest
 	URLs      []string // where it may be had elsewhere
+
+	Annotations map[string]string // of its descriptor
 }
 
 // WriteBlobs writes an OCI layout with one image of the given layers.
@@ -304,7 +306,9 @@ func WriteBlobs(dir, tag string, layers ...Blob) error {
 	var descs []ocispec.Descriptor
 	var diffIDs []digest.Digest
 	for _, l := range layers {
-		d := ocispec.Descriptor{MediaType: l.MediaType, Digest: digest.FromBytes(l.Data), Size: int64(len(l.Data)), URLs: l.URLs}
+		d := ocispec.Descriptor{
+			MediaType: l.MediaType, Digest: digest.FromBytes(l.Data), Size: int64(len(l.Data)), URLs: l.URLs, Annotations: l.Annotations,
+		}
 		if err := os.WriteFile(filepath.Join(blobs, d.Digest.Encoded()), l.Data, 0o644); err != nil {
 			return err
 		}
