@@ -124,6 +124,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 	defer containerd.Close()
 	reg := registry.New(registry.Options{
 		ConfigPath: status.Registry.ConfigPath, DockerConfig: status.Registry.DockerConfig, Logins: logins,
+		PrivatePlaces: status.Registry.PrivatePlaces,
 	})
 	// A lease keeps what the pull makes until its root file system was mounted once.
 	ctx, release, err := containerd.WithLease(ctx)

@@ -47,6 +47,16 @@ func onTrip(ctx context.Context, registry string, led bool) (context.Context, *t
 	return context.WithValue(ctx, tripKey{}, t), t
 }
 
+// tripOf returns the trip that a request is of. One that net/http makes to follow a redirect, for containerd's resolver and for pushes, is
+// of the trip of what was redirected: its answer has that in its context.
+func tripOf(req *http.Request) *trip {
+	t, _ := req.Context().Value(tripKey{}).(*trip)
+	if by := req.Response; t == nil && by != nil && by.Request != nil {
+		t, _ = by.Request.Context().Value(tripKey{}).(*trip)
+	}
+	return t
+}
+
 // A router makes requests, and knows by whose choice. Where somebody outside has chosen, no address is connected to that is not public.
 type router struct {
 	own, led *http.Transport // led has only such connections
@@ -96,10 +106,11 @@ func notPublic(host string) error {
 // RoundTrip implements http.RoundTripper.
 func (x *router) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
-	t, _ := ctx.Value(tripKey{}).(*trip)
+	t := tripOf(req)
 	if t == nil {
-		ctx, t = onTrip(ctx, "", false)
+		_, t = onTrip(ctx, req.URL.Scheme+"://"+req.URL.Host, false)
 	}
+	ctx = context.WithValue(ctx, tripKey{}, t)
 	proxied := false
 	if x.own.Proxy != nil {
 		proxy, err := x.own.Proxy(req)

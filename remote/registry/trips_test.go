@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // A tripBed is a server at two addresses, of which the first counts as public, and a name server for it.
@@ -134,7 +136,8 @@ func (b *tripBed) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // TestTrips: what a server at a public address names is asked at public addresses alone, whatever its name says of it before or later:
-// redirects, also those to its own name, and servers of tokens, with their redirects. A registry at another address may name any.
+// redirects, also those to its own name, and servers of tokens, with their redirects. A registry at another address may name any. The same
+// holds for containerd's resolver, by which snapctl pulls, and which follows redirects itself.
 func TestTrips(t *testing.T) {
 	b := newTripBed(t)
 	at := func(host, path string) string { return "http://" + net.JoinHostPort(host, b.port) + path }
@@ -191,8 +194,9 @@ func TestTrips(t *testing.T) {
 		{"of a registry inside for a public token", "inside.test", token("auth.test"), false},
 		{"of a registry inside for a public token that leads inside", "inside.test", token("auth.test", "inside.test"), true},
 	} {
-		for _, free := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, all are allowed %v", c.name, free), func(t *testing.T) {
+		for i := range 4 {
+			free, resolver := i%2 == 1, i > 1
+			t.Run(fmt.Sprintf("%s, all are allowed %v, by containerd's resolver %v", c.name, free, resolver), func(t *testing.T) {
 				b.mu.Lock()
 				b.serve = c.serve
 				clear(b.lookups)
@@ -206,7 +210,14 @@ func TestTrips(t *testing.T) {
 				r.public = func(ip netip.Addr) bool { return ip == outsideIP }
 				r.elsewhere.Transport.(*router).public = r.public
 				before := b.inside.Load()
-				_, err := r.Blob(Repository{host, "app"}, digest.FromString("x"), 1).ReadAt(t.Context(), make([]byte, 1), 0)
+				read := func() error {
+					_, err := r.Blob(Repository{host, "app"}, digest.FromString("x"), 1).ReadAt(t.Context(), make([]byte, 1), 0)
+					return err
+				}
+				if resolver {
+					read = func() error { return fetchByResolver(t.Context(), r, host+"/app:1") }
+				}
+				err := read()
 				inside := b.inside.Load() - before
 				if refused := c.refused && !free; refused && !errors.Is(err, ErrNotPublic) || !refused && err != nil {
 					t.Errorf("got %v", err)
@@ -217,6 +228,20 @@ func TestTrips(t *testing.T) {
 			})
 		}
 	}
+}
+
+// fetchByResolver reads a blob of one byte as containerd's client does.
+func fetchByResolver(ctx context.Context, r *Registry, ref string) error {
+	f, err := r.Resolver(ctx).Fetcher(ctx, ref)
+	if err != nil {
+		return err
+	}
+	in, err := f.Fetch(ctx, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayerGzip, Digest: digest.FromString("x"), Size: 1})
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, in)
+	return errors.Join(err, in.Close())
 }
 
 // TestTripsAgain: a place to which a registry has sent us is remembered, and asked again only at public addresses.

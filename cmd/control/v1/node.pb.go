@@ -354,8 +354,9 @@ func (x *CacheUsage) GetPinned() int64 {
 // Registry is what a client needs to reach registries as remorad does.
 type Registry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ConfigPath    []string               `protobuf:"bytes,1,rep,name=config_path,json=configPath,proto3" json:"config_path,omitempty"`       // directories with HOST/hosts.toml
-	DockerConfig  string                 `protobuf:"bytes,2,opt,name=docker_config,json=dockerConfig,proto3" json:"docker_config,omitempty"` // a config.json with credentials
+	ConfigPath    []string               `protobuf:"bytes,1,rep,name=config_path,json=configPath,proto3" json:"config_path,omitempty"`           // directories with HOST/hosts.toml
+	DockerConfig  string                 `protobuf:"bytes,2,opt,name=docker_config,json=dockerConfig,proto3" json:"docker_config,omitempty"`     // a config.json with credentials
+	PrivatePlaces bool                   `protobuf:"varint,3,opt,name=private_places,json=privatePlaces,proto3" json:"private_places,omitempty"` // public registries may lead to addresses that are not public
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -402,6 +403,13 @@ func (x *Registry) GetDockerConfig() string {
 		return x.DockerConfig
 	}
 	return ""
+}
+
+func (x *Registry) GetPrivatePlaces() bool {
+	if x != nil {
+		return x.PrivatePlaces
+	}
+	return false
 }
 
 // Holder is the process that keeps mounts alive while remorad is not there.
@@ -1455,11 +1463,12 @@ const file_cmd_control_v1_node_proto_rawDesc = "" +
 	"CacheUsage\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x03R\x05bytes\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\x03R\x05limit\x12\x16\n" +
-	"\x06pinned\x18\x03 \x01(\x03R\x06pinned\"P\n" +
+	"\x06pinned\x18\x03 \x01(\x03R\x06pinned\"w\n" +
 	"\bRegistry\x12\x1f\n" +
 	"\vconfig_path\x18\x01 \x03(\tR\n" +
 	"configPath\x12#\n" +
-	"\rdocker_config\x18\x02 \x01(\tR\fdockerConfig\"\x1a\n" +
+	"\rdocker_config\x18\x02 \x01(\tR\fdockerConfig\x12%\n" +
+	"\x0eprivate_places\x18\x03 \x01(\bR\rprivatePlaces\"\x1a\n" +
 	"\x06Holder\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\"\xbd\x04\n" +
 	"\x05Layer\x12\x16\n" +

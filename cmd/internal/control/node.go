@@ -63,6 +63,8 @@ type Backend struct {
 type Registry struct {
 	ConfigPath   []string `json:"config_path,omitempty"`
 	DockerConfig string   `json:"docker_config,omitempty"`
+	// PrivatePlaces lets public registries lead to addresses that are not public.
+	PrivatePlaces bool `json:"private_places,omitempty"`
 }
 
 // Layer is one snapshot of a remote layer.
@@ -115,9 +117,12 @@ func (c *Client) Status(ctx context.Context) (*StatusReply, error) {
 			Direct: m.GetBackend().GetDirect(), DirectReason: m.GetBackend().GetDirectReason(),
 			IDMap: m.GetBackend().GetIdmap(), IDMapReason: m.GetBackend().GetIdmapReason(),
 		},
-		Cache:    usageOf(m.GetCache()),
-		Registry: Registry{ConfigPath: m.GetRegistry().GetConfigPath(), DockerConfig: m.GetRegistry().GetDockerConfig()},
-		Layers:   all(m.GetLayers(), layerOf), Broken: all(m.GetBroken(), brokenOf), Waiting: all(m.GetWaiting(), waitingOf),
+		Cache: usageOf(m.GetCache()),
+		Registry: Registry{
+			ConfigPath: m.GetRegistry().GetConfigPath(), DockerConfig: m.GetRegistry().GetDockerConfig(),
+			PrivatePlaces: m.GetRegistry().GetPrivatePlaces(),
+		},
+		Layers: all(m.GetLayers(), layerOf), Broken: all(m.GetBroken(), brokenOf), Waiting: all(m.GetWaiting(), waitingOf),
 		Holder: Holder{PID: int(m.GetHolder().GetPid())}, Damaged: all(m.GetDamaged(), damagedOf),
 	}, nil
 }
