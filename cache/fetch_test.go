@@ -20,7 +20,10 @@ import (
 	"github.com/remora-storage/remora/cache"
 )
 
-func TestReadersShareAFetch(t *testing.T) {
+// TestReadersShareAFetch: readers that all wait for an extent before it has come cause one request.
+func TestReadersShareAFetch(t *testing.T) { synctest.Test(t, readersShareAFetch) }
+
+func readersShareAFetch(t *testing.T) {
 	im := newImage(t, 4, 1, 100_000)
 	gate := make(chan struct{})
 	src := &source{blob: im.blob}
@@ -32,7 +35,7 @@ func TestReadersShareAFetch(t *testing.T) {
 	for range 50 {
 		all.Go(func() { wantAll(t, f, im) })
 	}
-	time.Sleep(50 * time.Millisecond) // lets them gather; the test holds without
+	synctest.Wait() // all have asked
 	close(gate)
 	all.Wait()
 	if n := src.opens.Load(); n != 1 {

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"net"
 	"os"
@@ -27,6 +28,13 @@ import (
 // devServe starts "snapctl dev serve" and returns where it serves. It must end well when it is told to.
 func devServe(t *testing.T, args ...string) (uri string) {
 	t.Helper()
+	uri, _ = devServing(t, args...)
+	return uri
+}
+
+// devServing is devServe, and returns the server's process.
+func devServing(t *testing.T, args ...string) (uri string, pid int) {
+	t.Helper()
 	uri, c := startDevServe(t, nil, args...)
 	t.Cleanup(func() {
 		testbed.Must(t, c.Process.Signal(syscall.SIGTERM))
@@ -34,7 +42,7 @@ func devServe(t *testing.T, args ...string) (uri string) {
 			t.Errorf("dev serve %v: %v", args, err)
 		}
 	})
-	return uri
+	return uri, c.Process.Pid
 }
 
 // startDevServe starts "snapctl dev serve", which the caller has to end.
@@ -213,7 +221,7 @@ func TestFaultyProxy(t *testing.T) {
 	testbed.NeedRoot(t)
 	const size = 64 << 20
 	dir := t.TempDir()
-	uri := devServe(t, "--unix", filepath.Join(dir, "s"), "memory:64MiB")
+	uri, server := devServing(t, "--unix", filepath.Join(dir, "s"), "memory:64MiB")
 	proxy := filepath.Join(dir, "p")
 	ctx, stop := context.WithCancel(t.Context())
 	c, err := testbed.Command(ctx, "nbdkit", "-f", "-U", proxy, "--filter=retry-request", "--filter=error",
@@ -250,14 +258,27 @@ func TestFaultyProxy(t *testing.T) {
 	for range 10 {
 		k := exec.Command("fio", "--name=x", "--thread", "--ioengine=nbd", "--uri="+uri, "--rw=randread", "--bs=64k",
 			"--size=32m", "--iodepth=32", "--time_based", "--runtime=20")
+		before := written(t, server)
 		testbed.Must(t, k.Start())
-		time.Sleep(150 * time.Millisecond)
+		testbed.WaitFor(t, "answers to its requests", func() bool { return written(t, server) > before+1<<20 })
 		testbed.Must(t, k.Process.Kill())
 		_ = k.Wait()
 	}
 	back := filepath.Join(dir, "back")
 	testbed.Tool(t, "nbdcopy", uri, back)
 	testbed.Tool(t, "cmp", src, back)
+}
+
+// written returns how many bytes a process has written by system calls, to sockets too.
+func written(t *testing.T, pid int) int64 {
+	t.Helper()
+	p, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	testbed.Must(t, err)
+	_, rest, _ := strings.Cut(string(p), "wchar: ")
+	var n int64
+	_, err = fmt.Sscan(rest, &n)
+	testbed.Must(t, err)
+	return n
 }
 
 // A CA and what it signs, in files as libnbd wants them.

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -47,11 +46,7 @@ func TestExportOfKept(t *testing.T) {
 		t.Errorf("doctor says nothing of it:\n%s", out)
 	}
 	close(hold)
-	for until := time.Now().Add(2 * time.Minute); missingBlobs(t, s, ref) > 0; time.Sleep(200 * time.Millisecond) {
-		if time.Now().After(until) {
-			t.Fatal("the blobs never came")
-		}
-	}
+	testbed.WaitFor(t, "the blobs to come", func() bool { return missingBlobs(t, s, ref) == 0 })
 	file := filepath.Join(t.TempDir(), "image.tar")
 	_, err = s.Ctr(t.Context(), "images", "export", file, ref)
 	testbed.Must(t, err)

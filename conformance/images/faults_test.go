@@ -143,7 +143,6 @@ func TestFaultsAtPull(t *testing.T) {
 				t.Errorf("got %q, %v", got, err)
 			}
 			p.fault.Store(nil)
-			time.Sleep(100 * time.Millisecond)
 		})
 		// A new proxy forgets what remorad remembers of this one, and a new image its layers.
 		removeAll(t, s, ref)

@@ -87,19 +87,33 @@ func TestDaemonDown(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
 			t.Parallel()
-			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: mountBy(backend)})
+			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: mountBy(backend) + "[fetch]\nbackground = \"off\"\n"})
 			_, lazy := testbed.Pushed(t, s, testbed.Python)
 			_, err := s.Snapctl(t.Context(), "pull", lazy)
 			testbed.Must(t, err)
-			_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", lazy, "waiter", "sh", "-c", "sleep 1; cat "+license+"; sleep 1000")
+			dir := t.TempDir()
+			testbed.Must(t, unix.Mkfifo(filepath.Join(dir, "go"), 0o600))
+			_, err = s.Ctr(t.Context(), "run", "-d", "--snapshotter", "remora", "--mount", "type=bind,src="+dir+",dst=/mnt,options=rbind",
+				lazy, "waiter", "sh", "-c", "read go </mnt/go; read line <"+license+"; sleep 1000")
 			testbed.Must(t, err)
+			shell := runningTask(t, s)
+			testbed.WaitFor(t, "the container to wait for its word", func() bool { return fileCall(shell) != "" })
+			first := fileCall(shell)
 			testbed.Must(t, s.StopRemorad(syscall.SIGTERM))
 			log, err := os.ReadFile(s.RemoradLog())
 			testbed.Must(t, err)
 			if !strings.Contains(string(log), "mounts stay") {
 				t.Error("the log does not say that mounts stay")
 			}
-			time.Sleep(1500 * time.Millisecond) // cat waits now
+			testbed.Must(t, os.WriteFile(filepath.Join(dir, "go"), []byte("go\n"), 0))
+			was := first
+			testbed.WaitFor(t, "the container to wait for its file", func() bool {
+				before := was
+				was = fileCall(shell)
+				in, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/0", shell))
+				testbed.Must(t, err)
+				return was != "" && was == before && was != first && in != "/mnt/go"
+			})
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if _, err := s.Ctr(ctx, "tasks", "kill", "--all", "-s", "SIGKILL", "waiter"); err != nil {
@@ -117,6 +131,30 @@ func TestDaemonDown(t *testing.T) {
 			testbed.RunImage(t, s, lazy, "after", "remora", testbed.Python)
 		})
 	}
+}
+
+// fileCall returns the system call in which a process opens or reads a file, or "": its number, arguments and place.
+func fileCall(pid int) string {
+	p, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+	if f := strings.Fields(string(p)); err == nil && len(f) > 0 && (f[0] == fmt.Sprint(unix.SYS_READ) || f[0] == fmt.Sprint(unix.SYS_OPENAT)) {
+		return string(p)
+	}
+	return ""
+}
+
+// runningTask returns the process of the stack's only container, or 0 if none runs.
+func runningTask(t *testing.T, s *testbed.Stack) int {
+	t.Helper()
+	tasks, err := s.Ctr(t.Context(), "tasks", "ls")
+	testbed.Must(t, err)
+	for line := range strings.Lines(tasks) {
+		if f := strings.Fields(line); len(f) == 3 && f[2] == "RUNNING" {
+			pid, err := strconv.Atoi(f[1])
+			testbed.Must(t, err)
+			return pid
+		}
+	}
+	return 0
 }
 
 // TestPullRightAfterStart: containerd has tried to reach remorad while it was down or ended, and does

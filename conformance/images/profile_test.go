@@ -76,19 +76,21 @@ func removed(t *testing.T, s *testbed.Stack, ref string) {
 	waitNoLayers(t, s)
 }
 
-// settled waits until prefetching has ended, so that an account is that of the whole start.
-func settled(t *testing.T, s *testbed.Stack, ref string) {
+// settled does what begins the start of an image, and returns what became of its bytes when prefetching has ended: the account
+// is that of the whole start then.
+func settled(t *testing.T, s *testbed.Stack, ref string, begin func()) testbed.LayerStatus {
 	t.Helper()
-	before := int64(-1)
-	for range 100 {
-		now := account(t, s, ref).PrefetchedBytes
-		if now == before {
-			return
-		}
-		before = now
-		time.Sleep(300 * time.Millisecond)
-	}
-	t.Fatal("prefetching does not end")
+	ended := func() int { return countLog(t, s, "msg=prefetched", "image="+ref+" ") }
+	before := ended()
+	begin()
+	testbed.WaitFor(t, "prefetching to end", func() bool { return ended() > before })
+	return account(t, s, ref)
+}
+
+// settledStart is a start whose prefetching has ended.
+func settledStart(t *testing.T, s *testbed.Stack, ref, id string, p testbed.Program) testbed.LayerStatus {
+	t.Helper()
+	return settled(t, s, ref, func() { start(t, s, ref, id, p) })
 }
 
 // wellPrefetched checks the account of a start by profile.
@@ -145,9 +147,7 @@ func TestProfile(t *testing.T) {
 	}
 	removed(t, s, ref)
 	t.Run("on this node", func(t *testing.T) {
-		start(t, s, ref, "again", p)
-		settled(t, s, ref)
-		wellPrefetched(t, "the node's own profile", account(t, s, ref))
+		wellPrefetched(t, "the node's own profile", settledStart(t, s, ref, "again", p))
 		removed(t, s, ref)
 	})
 	_, err = s.Snapctl(t.Context(), "profile", "push", ref)
@@ -158,9 +158,7 @@ func TestProfile(t *testing.T) {
 		t.Error("a removed profile is shown")
 	}
 	t.Run("published", func(t *testing.T) {
-		start(t, s, ref, "published", p)
-		settled(t, s, ref)
-		wellPrefetched(t, "the published profile", account(t, s, ref))
+		wellPrefetched(t, "the published profile", settledStart(t, s, ref, "published", p))
 		if n := countLog(t, s, "start by profile", "from=registry"); n != 1 {
 			t.Errorf("%d starts by the published profile in the log", n)
 		}
@@ -178,9 +176,7 @@ func TestProfile(t *testing.T) {
 		next := s.Ref("python/profiled:2")
 		_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", next)
 		testbed.Must(t, err)
-		start(t, s, next, "rebuilt", p)
-		settled(t, s, next)
-		wellPrefetched(t, "the profile of the build before", account(t, s, next))
+		wellPrefetched(t, "the profile of the build before", settledStart(t, s, next, "rebuilt", p))
 		if n := countLog(t, s, "start by profile", `from="another build"`); n != 1 {
 			t.Errorf("%d starts by another build's profile in the log", n)
 		}
@@ -212,9 +208,7 @@ func TestProfile(t *testing.T) {
 			baked := s.Ref("python/baked-" + format + ":1")
 			_, err = s.Snapctl(t.Context(), "convert", "--format", format, "--profile", file, "oci:"+layout+":src", baked)
 			testbed.Must(t, err)
-			start(t, s, baked, "baked-"+format, p)
-			settled(t, s, baked)
-			wellPrefetched(t, format, account(t, s, baked))
+			wellPrefetched(t, format, settledStart(t, s, baked, "baked-"+format, p))
 			removed(t, s, baked)
 		}
 	})
@@ -342,9 +336,22 @@ func TestLearn(t *testing.T) {
 		t.Errorf("learned %d entries of %d runs", len(got.Entries), got.Runs)
 	}
 	removed(t, s, ref)
-	start(t, s, ref, "second", p)
-	settled(t, s, ref)
-	wellPrefetched(t, "what was learned", account(t, s, ref))
+	wellPrefetched(t, "what was learned", settledStart(t, s, ref, "second", p))
+}
+
+// listens reports whether somebody listens on a port of a process's network, by the kernel's list of sockets: number, address,
+// the other's address, state.
+func listens(pid, port int) bool {
+	const listening = "0A"
+	for _, name := range []string{"tcp", "tcp6"} {
+		p, _ := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, name)) // it may have ended
+		for line := range strings.Lines(string(p)) {
+			if f := strings.Fields(line); strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) && f[3] == listening {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // TestRecordEnds: a recording ends with the first of what was asked for, keeps what was seen when it
@@ -393,11 +400,9 @@ func TestRecordEnds(t *testing.T) {
 				t.Logf("snapctl record: %s", proc.Tail())
 			}
 		}()
-		testbed.WaitFor(t, "the container to start", func() bool {
-			tasks, err := s.Ctr(t.Context(), "tasks", "ls")
-			return err == nil && strings.Contains(tasks, "RUNNING")
+		testbed.WaitFor(t, "the program to serve", func() bool {
+			return listens(runningTask(t, s), 8123)
 		})
-		time.Sleep(time.Second)
 		if err := proc.Stop(sig); err != nil && sig != syscall.SIGKILL {
 			t.Errorf("%v: %s", err, proc.Tail())
 		}
@@ -491,10 +496,10 @@ func TestForetold(t *testing.T) {
 	testbed.Must(t, testbed.WriteLayoutCmd(layout, "python3", m.Layers, config.RootFS.DiffIDs, "python3", "-V"))
 	testbed.Must(t, s.Push(t.Context(), layout, "python3", "foretold:1"))
 	ref := s.Ref("foretold:1")
-	_, err = s.Snapctl(t.Context(), "pull", ref)
-	testbed.Must(t, err)
-	settled(t, s, ref)
-	before := account(t, s, ref)
+	before := settled(t, s, ref, func() {
+		_, err = s.Snapctl(t.Context(), "pull", ref)
+		testbed.Must(t, err)
+	})
 	if before.PrefetchedBytes < 2<<20 {
 		t.Errorf("only %d bytes were foretold", before.PrefetchedBytes)
 	}

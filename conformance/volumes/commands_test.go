@@ -437,9 +437,9 @@ func TestVolumeTakenOver(t *testing.T) {
 	snapctl(t, b, "volume", "rm", "data")
 }
 
-// TestVolumeEmptiedRoot: a node whose root was emptied is another one: it waits for the end of the lease, and a volume of class
-// local is not attached without its journal unless the loss is accepted.
-func TestVolumeEmptiedRoot(t *testing.T) {
+// TestVolumeLeftJournal: a volume of class local is not attached without the journal that a dead node has, unless the loss is
+// accepted. The node that comes back with the journal says what it has lost, and puts it aside.
+func TestVolumeLeftJournal(t *testing.T) {
 	t.Parallel()
 	a := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	b := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
@@ -449,7 +449,7 @@ func TestVolumeEmptiedRoot(t *testing.T) {
 	testbed.Must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("x"), 0o600))
 	testbed.SyncFS(t, mnt)
 	testbed.Unmount(t, mnt)
-	testbed.Must(t, a.StopRemorad(unix.SIGKILL)) // and never comes back
+	testbed.Must(t, a.StopRemorad(unix.SIGKILL))
 	mustRefuse(t, b, "--accept-loss", "volume", "attach", "--store", store, "data")
 	snapctl(t, b, "volume", "attach", "--store", store, "--accept-loss", "data")
 	snapctl(t, b, "volume", "detach", "data")
@@ -465,4 +465,39 @@ func TestVolumeEmptiedRoot(t *testing.T) {
 		t.Errorf("the journal that was left behind: %q, %v", orphans, err)
 	}
 	snapctl(t, a, "volume", "rm", "data")
+}
+
+// TestVolumeEmptiedRoot: a node whose root was emptied is another one: it waits for the end of the lease, and a volume of class
+// local is not attached without its journal unless the loss is accepted.
+func TestVolumeEmptiedRoot(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	store := newVolume(t, s, "data", "--class", "local")
+	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+	testbed.Must(t, s.StopRemorad(unix.SIGKILL))
+	testbed.Must(t, s.KillHolder())
+	testbed.Tool(t, "losetup", "-d", dev)
+	mounts, err := testbed.MountsUnder(s.Root) // they have ended with who served them
+	testbed.Must(t, err)
+	for _, m := range mounts {
+		testbed.Must(t, unix.Unmount(m, unix.MNT_DETACH))
+	}
+	entries, err := os.ReadDir(s.Root)
+	testbed.Must(t, err)
+	for _, e := range entries {
+		testbed.Must(t, os.RemoveAll(filepath.Join(s.Root, e.Name())))
+	}
+	testbed.Must(t, s.StartRemorad())
+	if out := snapctl(t, s, "volume", "ls"); strings.Contains(out, "data") {
+		t.Errorf("an empty root knows of a volume:\n%s", out)
+	}
+	mustRefuse(t, s, "--accept-loss", "volume", "attach", "--store", store, "data")
+	snapctl(t, s, "volume", "attach", "--store", store, "--accept-loss", "data")
+	log, err := os.ReadFile(s.RemoradLog())
+	testbed.Must(t, err)
+	if n := strings.Count(string(log), "msg=takeover"); n != 1 {
+		t.Errorf("%d takeovers in the log of a node that is another one", n)
+	}
+	snapctl(t, s, "volume", "detach", "data")
+	snapctl(t, s, "volume", "rm", "data")
 }

@@ -99,15 +99,11 @@ func TestEvents(t *testing.T) {
 	h = openHost(t, root, st)
 	attach(t, h, head)
 	var all []volume.Event
-	for range 100 {
+	for end := time.Now().Add(time.Minute); len(all) == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
 		var err error
 		if all, err = volume.Events(t.Context(), st, head.ID); err != nil {
 			t.Fatal(err)
 		}
-		if len(all) > 0 {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
 	}
 	if len(all) != 1 || all[0].What != volume.EventAbandon || all[0].Name != "data" || all[0].Node == nil || *all[0].Node != h.NodeID() {
 		t.Errorf("events: %+v", all)

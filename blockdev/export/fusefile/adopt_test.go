@@ -141,9 +141,7 @@ func TestKilledOverATakeover(t *testing.T) {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for dev.reads.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	waitFor(t, "the read", func() bool { return dev.reads.Load() > 0 })
 	kept := dups(t, f.Kept())
 	if err := errors.Join(f.Stop(), c.Process.Kill()); err != nil {
 		t.Fatal(err)

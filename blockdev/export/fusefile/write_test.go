@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -119,27 +122,38 @@ func TestWriteTakenOver(t *testing.T) {
 		_, err := unix.Pwrite(fd, []byte("first"), 0)
 		ended <- err
 	}()
-	for begun.Load() == 0 {
-		time.Sleep(time.Millisecond)
-	}
+	waitFor(t, "the first write", func() bool { return begun.Load() > 0 })
 	kept := dups(t, f.Kept())
 	if err := f.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	later := make(chan error, 1)
+	later, thread := make(chan error, 1), make(chan int, 1)
 	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		thread <- unix.Gettid()
 		_, err := unix.Pwrite(fd, []byte("later"), 0)
 		later <- err
 	}()
 	if f, err = fusefile.Adopt(dir, kept, writable); err != nil {
 		t.Fatal(err)
 	}
+	tid := <-thread
+	waitFor(t, "the later write to be in the kernel", func() bool { return inPwrite(t, tid) })
 	var writes atomic.Int32
+	overtaken := make(chan struct{})
 	f.Export(node, faultdev.Faulty(dev, func(_ context.Context, op blockdev.Op, _, _ int64) error {
-		if op == blockdev.OpWrite {
-			if writes.Add(1) == 1 {
-				time.Sleep(50 * time.Millisecond) // time for the other to overtake, if it could
-			}
+		if op != blockdev.OpWrite {
+			return nil
+		}
+		if writes.Add(1) > 1 {
+			close(overtaken)
+			return nil
+		}
+		select { // the other is there, and has time to overtake if it can
+		case <-overtaken:
+			t.Error("a later write was carried out beside the one that was taken over")
+		case <-time.After(50 * time.Millisecond):
 		}
 		return nil
 	}))
@@ -155,5 +169,25 @@ func TestWriteTakenOver(t *testing.T) {
 	}
 	if err := f.Unmount(); err != nil {
 		t.Error(err)
+	}
+}
+
+// inPwrite reports whether a thread of this process is in the system call that writes at an offset.
+func inPwrite(t *testing.T, thread int) bool {
+	t.Helper()
+	p, err := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/syscall", thread))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.HasPrefix(string(p), fmt.Sprintf("%d ", unix.SYS_PWRITE64))
+}
+
+// waitFor waits for what must come. Its patience says nothing of how fast that should be.
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
 	}
 }
