@@ -49,6 +49,16 @@ func (d *detaching) Detach() (layers int, err error) {
 	if err := d.awaitAnswered(); err != nil {
 		return 0, err
 	}
+	shows, err := d.shownBy(d.bindings.all()...)
+	if err != nil {
+		return 0, err
+	}
+	switch views, err := d.viewed(shows); {
+	case err != nil:
+		return 0, err
+	case len(views) > 0:
+		return 0, fmt.Errorf("views of layers are mounted; unmount first: %s", strings.Join(views, ", "))
+	}
 	for _, b := range d.bindings.all() {
 		n, err := d.detachOne(b)
 		layers += n
@@ -62,7 +72,7 @@ func (d *detaching) Detach() (layers int, err error) {
 	}
 	// Unmounted here, an image may still be mounted in a mount namespace that has a copy. If the
 	// kernel asks us for what it misses, we must not go.
-	if left, err := d.lasting(d.imageUsers); err != nil || len(left) > 0 {
+	if left, err := d.lasting(func() ([]user, error) { return d.imageUsers(shows) }); err != nil || len(left) > 0 {
 		return layers, errors.Join(err, fmt.Errorf("image files are still mounted in other mount namespaces: %s", strings.Join(left, ", ")))
 	}
 	d.log.Info("all layers detached", "layers", layers)
@@ -174,10 +184,52 @@ func (d *detaching) mountUsers() ([]user, error) {
 	return users, err
 }
 
-// imageUsers names the processes in whose mount namespaces our image files are mounted.
-func (d *detaching) imageUsers() (users []user, err error) {
+// treeType is the file system by which FUSE shows layers' trees: one for all of them, each in a directory of its own.
+const treeType = "fuse.remora"
+
+// shown says which layer a mount shows. It is the same for each mount of it: a copy in another mount namespace, and a bind mount,
+// by which a view of one layer is mounted.
+func shown(m mounts.Mount) string {
+	if m.Type != treeType {
+		return m.Source
+	}
+	number, _, _ := strings.Cut(strings.TrimPrefix(m.Root, "/"), "/")
+	major, minor := m.Device()
+	return fmt.Sprintf("tree %s of %d:%d", number, major, minor)
+}
+
+// shownBy returns what is mounted on layers' directories.
+func (d *detaching) shownBy(layers ...*binding) (map[string]bool, error) {
+	dirs := map[string]bool{}
+	for _, b := range layers {
+		dirs[b.fsDir()] = true
+	}
+	own, err := d.kernel.Own()
+	shows := map[string]bool{}
+	for _, m := range own {
+		if dirs[m.Dir] && (m.Type == "erofs" || m.Type == treeType) {
+			shows[shown(m)] = true
+		}
+	}
+	return shows, err
+}
+
+// viewed returns where clients have layers mounted by themselves, which an unmounted layer would take the files away from. Copies in
+// other mount namespaces mostly go with the layer's mount, and are looked for afterwards.
+func (d *detaching) viewed(shows map[string]bool) (dirs []string, err error) {
+	own, err := d.kernel.Own()
+	for _, m := range own {
+		if shows[shown(m)] && !strings.HasPrefix(m.Dir, d.root+"/") {
+			dirs = append(dirs, m.Dir)
+		}
+	}
+	return dirs, err
+}
+
+// imageUsers names the processes in whose mount namespaces our image files are mounted, or what was mounted on layers' directories.
+func (d *detaching) imageUsers(shows map[string]bool) (users []user, err error) {
 	err = d.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		if m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(d.root, "cache")+"/") {
+		if shows[shown(m)] || m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(d.root, "cache")+"/") {
 			users = append(users, user{fmt.Sprintf("%s on %s", n, m.Dir), n.Own})
 		}
 	})

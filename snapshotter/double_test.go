@@ -360,7 +360,7 @@ func (k *double) serve(way blockdev.Backend, id uint64, dev blockdev.Device, dir
 		f.Pin()
 		m.Source, k.marks[f.ID()], k.pinned[id] = f.Path(), true, f
 	case blockdev.FuseTree:
-		m.Type, m.Source, k.kept["trees"] = "fuse.remora", "remora", true
+		m.Type, m.Source, m.Root, k.kept["trees"] = treeType, "remora", fmt.Sprint("/", id), true
 	case blockdev.FuseLoop:
 		m.Source, k.kept["files"] = "/dev/loop"+fmt.Sprint(id), true
 	default:

@@ -160,15 +160,9 @@ func (d *doubting) show(b *binding, with filled) (shown bool, err error) {
 
 // uses reports whether something has a binding's layer mounted, or was told of late where it is. The caller lets nobody mount it.
 func (d *detaching) uses(b *binding) (used bool, err error) {
-	own, err := d.kernel.Own()
+	shows, err := d.shownBy(b)
 	if err != nil {
 		return true, err
-	}
-	shows := map[string]bool{} // what is mounted there
-	for _, m := range own {
-		if m.Dir == b.fsDir() && m.Type == "erofs" { // the trees of FUSE have one name
-			shows[m.Source] = true
-		}
 	}
 	err = d.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
 		switch {
@@ -177,7 +171,7 @@ func (d *detaching) uses(b *binding) (used bool, err error) {
 			for _, dir := range m.Lowers() { // containerd shortens these: of a view it cannot be told whose numbers they are
 				used = used || filepath.Base(filepath.Dir(filepath.Clean(dir))) == b.id
 			}
-		case shows[m.Source] && !(n.Own && strings.HasPrefix(m.Dir, d.root+"/")):
+		case shows[shown(m)] && !(n.Own && strings.HasPrefix(m.Dir, d.root+"/")):
 			used = true
 		}
 	})

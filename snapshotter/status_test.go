@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -327,6 +328,65 @@ func TestDetachAndOtherNamespaces(t *testing.T) {
 	b.kernel.fail("everywhere", errors.New("no /proc"))
 	if _, err := b.Detach(); err == nil || !strings.Contains(err.Error(), "no /proc") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestDetachAndViews: a layer of which a view is mounted, which is a bind mount, stays with what serves it, whatever the way, and
+// so does one whose place something else is to take.
+func TestDetachAndViews(t *testing.T) {
+	for _, way := range blockdev.Backends {
+		t.Run(string(way), func(t *testing.T) {
+			im := newImage(t, "app", nil, estargzLayer(t, file("a", noise(1, 100_000))), estargzLayer(t, file("b", noise(2, 100_000))))
+			b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Backend = way })
+			upper := b.pull(im)
+			info, err := b.Stat(b.ctx, upper)
+			if err != nil {
+				t.Fatal(err)
+			}
+			lower := info.Parent
+			b.run("container", upper)
+			b.view("view", lower)
+			view, err := b.Mounts(b.ctx, "view")
+			if err != nil {
+				t.Fatal(err)
+			}
+			b.detaching.mu.Lock()
+			clear(b.detaching.answered) // as when those that were answered have mounted what they were told
+			b.detaching.mu.Unlock()
+			used := func() map[string]bool {
+				all := map[string]bool{}
+				for _, bound := range b.bindings.all() {
+					used, err := b.detaching.uses(bound)
+					if err != nil {
+						t.Fatal(err)
+					}
+					all[bound.name()] = used
+				}
+				return all
+			}
+			if all := used(); len(all) != 2 || all[lower] || all[upper] {
+				t.Errorf("before: used %v", all)
+			}
+			on := b.kernel.on(filepath.Clean(view[0].Source))
+			shows := on[len(on)-1].Mount
+			if shows.Dir = "/view"; view[0].Type != "bind" {
+				t.Fatalf("a view of one layer is %+v", view)
+			}
+			b.kernel.mountOther(shows)
+			if all := used(); len(all) != 2 || !all[lower] || all[upper] {
+				t.Errorf("used %v", all)
+			}
+			if _, err := b.Detach(); err == nil || !strings.Contains(err.Error(), "/view") {
+				t.Errorf("detached under a view: %v", err)
+			}
+			if left := b.kernel.on(filepath.Clean(view[0].Source)); len(left) != len(on) {
+				t.Errorf("refused, and %+v is left of what was mounted", left)
+			}
+			b.kernel.unmountOther("/view")
+			if _, err := b.Detach(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

@@ -19,6 +19,7 @@ type Mount struct {
 	Type    string // of file system
 	Source  string
 	Options string // of the file system, separated by commas
+	Root    string // what of the file system is mounted: "/", unless the mount is a bind mount of a part
 
 	major, minor uint32
 }
@@ -76,7 +77,7 @@ func parse(r io.Reader) (all []Mount, err error) {
 		if !ok || len(fields) < 5 || len(rest) < 3 {
 			continue
 		}
-		m := Mount{Dir: unescape(fields[4]), Type: rest[0], Source: unescape(rest[1]), Options: rest[2]}
+		m := Mount{Dir: unescape(fields[4]), Type: rest[0], Source: unescape(rest[1]), Options: rest[2], Root: unescape(fields[3])}
 		if _, err := fmt.Sscanf(fields[2], "%d:%d", &m.major, &m.minor); err != nil {
 			continue
 		}

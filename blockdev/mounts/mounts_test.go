@@ -29,10 +29,13 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Mount{
-		{Dir: "/mnt2", Type: "ext3", Source: "/dev/root", Options: "rw,errors=continue", major: 98},
-		{Dir: `/with a\space`, Type: "tmpfs", Options: "rw,size=1k", minor: 41},
-		{Dir: "/long", Type: "overlay", Source: "overlay", Options: "ro,lowerdir=" + strings.Join(lowers, ":") + ",upperdir=/u", minor: 42},
-		{Dir: "/new", Type: "overlay", Source: "none", Options: "ro,lowerdir+=/a:b,lowerdir+=/c", minor: 43},
+		{Dir: "/mnt2", Type: "ext3", Source: "/dev/root", Options: "rw,errors=continue", Root: "/mnt1", major: 98},
+		{Dir: `/with a\space`, Type: "tmpfs", Options: "rw,size=1k", Root: "/", minor: 41},
+		{
+			Dir: "/long", Type: "overlay", Source: "overlay", Options: "ro,lowerdir=" + strings.Join(lowers, ":") + ",upperdir=/u", Root: "/",
+			minor: 42,
+		},
+		{Dir: "/new", Type: "overlay", Source: "none", Options: "ro,lowerdir+=/a:b,lowerdir+=/c", Root: "/", minor: 43},
 	}
 	if !slices.Equal(all, want) {
 		t.Fatalf("got %+v", all)
