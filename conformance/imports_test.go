@@ -18,9 +18,11 @@ var arrows = []struct{ from, may string }{
 	{"internal/durable", ""},
 	{"internal/fair", ""},
 	{"internal/memory", "internal/fair"},
+	{"internal/peer", ""},
+	{"internal/tartest", ""},
 	{"internal/wire", ""},
 	{"blockdev", ""}, // the contract
-	{"blockdev/...", "blockdev/... internal/durable internal/fair"},
+	{"blockdev/...", "blockdev/... internal/durable internal/fair internal/peer"},
 	{"remote", ""},
 	{"remote/internal/...", ""},
 	// Registries and stores never meet.
@@ -46,7 +48,7 @@ var arrows = []struct{ from, may string }{
 	{"snapshotter/layers", "fs/... cache cache/blob remote/registry internal/..."}, // no snapshots, no mounts
 	{"snapshotter/start", "snapshotter/layers fs/... cache remote/registry internal/..."},
 	{"snapshotter/...", "snapshotter/... fs/... cache cache/blob blockdev/... remote/registry internal/..."},
-	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache blockdev/... remote/... internal/durable internal/memory internal/wire"},
+	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache blockdev/... remote/... internal/..."},
 	// The suites of contracts, and benchmarks: tests alone import it.
 	{"conformance/heap", ""},
 	{"conformance/testbed", "conformance/... cache blockdev/... snapshotter/boltfile"}, // it walks the roots that tests leave

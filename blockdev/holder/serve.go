@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/blockdev/slots"
+	"github.com/remora-storage/remora/internal/peer"
 )
 
 // rootCheck is how often a holder looks whether its root is still there.
@@ -60,14 +61,7 @@ func Serve(ctx context.Context, root, text string, log *slog.Logger) error {
 
 // checkPeer lets root in.
 func checkPeer(c *net.UnixConn) error {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var cred *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
-		return cerr
-	}
+	cred, err := peer.Of(c)
 	if err != nil {
 		return err
 	}

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"github.com/remora-storage/remora/internal/peer"
 )
 
 // proxyVariables say which proxies Go's programs use, both of them among these, as golang.org/x/net/http/httpproxy has them. The
@@ -67,14 +67,7 @@ func environOf(socket string) ([]string, error) {
 		return nil, err
 	}
 	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var cred *unix.Ucred
-	if cerr := raw.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
-		err = cerr
-	}
+	cred, err := peer.Of(conn.(*net.UnixConn))
 	if err != nil {
 		return nil, fmt.Errorf("who listens on %s: %w", socket, err)
 	}

@@ -7,17 +7,17 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/internal/tartest"
 )
 
 // A Doc is a blob or a manifest. A blob needs no media type.
@@ -62,36 +62,20 @@ type File struct {
 }
 
 // Noise returns n bytes that do not compress, always the same for a seed.
-func Noise(seed uint64, n int) []byte {
-	p := make([]byte, n)
-	r := rand.New(rand.NewPCG(seed, 0))
-	for i := range p {
-		p[i] = byte(r.Uint32())
-	}
-	return p
-}
+func Noise(seed uint64, n int) []byte { return tartest.Noise(seed, n) }
 
 // Tar returns a layer that is not packed.
 func Tar(t testing.TB, files ...File) []byte {
 	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
+	var members []tartest.Member
 	for _, f := range files {
-		h := &tar.Header{Name: f.Path, Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(f.Data)), ModTime: time.Unix(1760000000, 0)}
+		m := tartest.Member{Header: tar.Header{Name: f.Path, Typeflag: tar.TypeReg, Mode: 0o755}, Body: f.Data}
 		if f.Path[len(f.Path)-1] == '/' {
-			h.Typeflag = tar.TypeDir
+			m.Typeflag = tar.TypeDir
 		}
-		if err := w.WriteHeader(h); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(f.Data); err != nil {
-			t.Fatal(err)
-		}
+		members = append(members, m)
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	return tartest.Archive(t, members...)
 }
 
 // Types are the media types of an image.

@@ -7,11 +7,9 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -24,66 +22,37 @@ import (
 	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/fs/format/zstdchunked"
 	"github.com/remora-storage/remora/fs/scan"
+	"github.com/remora-storage/remora/internal/tartest"
 )
 
 // Member is a member of a layer's archive: a regular file, unless its header says something else.
-type Member struct {
-	tar.Header
-	Body []byte
-}
+type Member = tartest.Member
 
 // File is a regular file.
 func File(name string, body []byte) Member {
-	return Member{tar.Header{Name: name, Mode: 0o644, Typeflag: tar.TypeReg}, body}
+	return Member{Header: tar.Header{Name: name, Mode: 0o644, Typeflag: tar.TypeReg}, Body: body}
 }
 
 // Program is a file that can be run.
 func Program(name string, body []byte) Member {
-	return Member{tar.Header{Name: name, Mode: 0o755, Typeflag: tar.TypeReg}, body}
+	return Member{Header: tar.Header{Name: name, Mode: 0o755, Typeflag: tar.TypeReg}, Body: body}
 }
 
 // Dir is a directory.
 func Dir(name string, mode int64) Member {
-	return Member{tar.Header{Name: name + "/", Mode: mode, Typeflag: tar.TypeDir}, nil}
+	return Member{Header: tar.Header{Name: name + "/", Mode: mode, Typeflag: tar.TypeDir}}
 }
 
 // Link is a symbolic link.
 func Link(name, target string) Member {
-	return Member{tar.Header{Name: name, Linkname: target, Mode: 0o777, Typeflag: tar.TypeSymlink}, nil}
+	return Member{Header: tar.Header{Name: name, Linkname: target, Mode: 0o777, Typeflag: tar.TypeSymlink}}
 }
 
 // Formats are those of the layers that are made here.
 var Formats = []format.Format{estargz.Format{}, zstdchunked.Format{}}
 
 // Noise returns n bytes that do not compress, the same for each seed.
-func Noise(seed uint64, n int) []byte {
-	r := rand.New(rand.NewPCG(seed, 7))
-	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(r.Uint32())
-	}
-	return p
-}
-
-// archive returns a tar of members. Directories that are not among them are implicit.
-func archive(t testing.TB, members ...Member) []byte {
-	t.Helper()
-	var out bytes.Buffer
-	w := tar.NewWriter(&out)
-	for _, m := range members {
-		m.Size, m.ModTime = int64(len(m.Body)), time.Unix(1700000000, 0)
-		if err := w.WriteHeader(&m.Header); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(m.Body); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return out.Bytes()
-}
+func Noise(seed uint64, n int) []byte { return tartest.Noise(seed, n) }
 
 // Layer is a layer of an image that a test makes.
 type Layer struct {
@@ -103,14 +72,14 @@ func packed(mediaType string, blob, plain []byte) Layer {
 // TarLayer has no index, and is not compressed.
 func TarLayer(t testing.TB, members ...Member) Layer {
 	t.Helper()
-	plain := archive(t, members...)
+	plain := tartest.Archive(t, members...)
 	return packed(ocispec.MediaTypeImageLayer, plain, plain)
 }
 
 // GzipLayer has no index.
 func GzipLayer(t testing.TB, members ...Member) Layer {
 	t.Helper()
-	plain := archive(t, members...)
+	plain := tartest.Archive(t, members...)
 	var out bytes.Buffer
 	w := gzip.NewWriter(&out)
 	if _, err := w.Write(plain); err != nil {
@@ -125,7 +94,7 @@ func GzipLayer(t testing.TB, members ...Member) Layer {
 // ZstdLayer has no index.
 func ZstdLayer(t testing.TB, members ...Member) Layer {
 	t.Helper()
-	plain := archive(t, members...)
+	plain := tartest.Archive(t, members...)
 	w, err := zstd.NewWriter(nil)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +110,7 @@ func ZstdLayer(t testing.TB, members ...Member) Layer {
 // Converted is a layer that our converter has made.
 func Converted(t testing.TB, o convert.Options, members ...Member) Layer {
 	t.Helper()
-	plain := archive(t, members...)
+	plain := tartest.Archive(t, members...)
 	if o.ChunkSize == 0 {
 		o.ChunkSize = 16 << 10
 	}
