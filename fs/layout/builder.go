@@ -57,6 +57,7 @@ type node struct {
 	Inode
 	children map[string]uint32 // directories
 	implicit bool
+	opaque   bool // directories; Finish makes an attribute of it, once, however many marks there are
 	extents  []Extent
 }
 
@@ -86,7 +87,7 @@ func (b *Builder) Add(name string, in Inode) (handle uint32, ok bool, err error)
 	}
 	switch {
 	case base == whiteoutOpaque:
-		setXattr(&b.nodes[dir].Inode, overlayOpaque, []byte("y"))
+		b.nodes[dir].opaque = true
 		return 0, false, b.tally.Take(xattrCost)
 	case strings.HasPrefix(base, whiteoutMeta):
 		return 0, false, nil // AUFS's own bookkeeping
@@ -313,9 +314,6 @@ func (b *Builder) replace(dir uint32, base string, in Inode) (uint32, error) {
 	}
 	if old, ok := b.nodes[dir].children[base]; ok && b.nodes[old].IsDir() && in.IsDir() {
 		n := &b.nodes[old]
-		if v, opaque := xattr(&n.Inode, overlayOpaque); opaque {
-			setXattr(&in, overlayOpaque, v)
-		}
 		n.Inode, n.implicit = in, false
 		return old, b.tally.xattrs(&in)
 	}
@@ -351,6 +349,9 @@ func (b *Builder) Finish(codec blob.Codec, units []blob.Unit, unitOf func(uint32
 		in := n.Inode
 		in.Nlink = l.Inodes[at].Nlink
 		in.Parent = l.Inodes[at].Parent
+		if n.opaque {
+			setOpaque(&in)
+		}
 		if n.implicit {
 			if int(lengths[at]) > b.limits.Path {
 				return nil, fmt.Errorf("%w: an unlisted directory has a path of %d bytes", ErrInvalid, lengths[at])
@@ -409,17 +410,13 @@ func pathOf(inodes []Inode, names []string, dir uint32) string {
 	return strings.Join(parts, "/")
 }
 
-func xattr(in *Inode, name string) ([]byte, bool) {
-	for _, x := range in.Xattrs {
-		if x.Name == name {
-			return x.Value, true
-		}
-	}
-	return nil, false
+// isOpaque reports whether a directory hides what the layers below have of it.
+func (i *Inode) isOpaque() bool {
+	return slices.ContainsFunc(i.Xattrs, func(x Xattr) bool { return x.Name == overlayOpaque })
 }
 
-func setXattr(in *Inode, name string, value []byte) {
-	in.Xattrs = slices.DeleteFunc(slices.Clone(in.Xattrs), func(x Xattr) bool { return x.Name == name })
-	in.Xattrs = append(in.Xattrs, Xattr{Name: name, Value: value})
+// setOpaque makes a directory one that is opaque, whose other attributes may be shared.
+func setOpaque(in *Inode) {
+	in.Xattrs = append(slices.Clip(in.Xattrs), Xattr{Name: overlayOpaque, Value: []byte("y")})
 	slices.SortFunc(in.Xattrs, func(a, b Xattr) int { return cmp.Compare(a.Name, b.Name) })
 }

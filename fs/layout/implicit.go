@@ -32,7 +32,7 @@ func (l *Layout) Fill(limits Limits, below func(path string) (Attributes, bool, 
 			continue
 		}
 		in := &l.Inodes[d.Inode]
-		opaque, isOpaque := xattr(in, overlayOpaque)
+		opaque := in.isOpaque()
 		if a.Mode&unix.S_IFMT != unix.S_IFDIR || a.MtimeNsec >= 1e9 {
 			return fmt.Errorf("%w: below, %.64q has mode %#o and %d nanoseconds", ErrInvalid, d.Path, a.Mode, a.MtimeNsec)
 		}
@@ -41,8 +41,8 @@ func (l *Layout) Fill(limits Limits, below func(path string) (Attributes, bool, 
 		if err := limits.checkXattrs(d.Path, in); err != nil {
 			return fmt.Errorf("below: %w", err)
 		}
-		if isOpaque {
-			setXattr(in, overlayOpaque, opaque)
+		if opaque {
+			setOpaque(in)
 		}
 		if err := taken.xattrs(in); err != nil {
 			return fmt.Errorf("attributes of %d unlisted directories, from below: %w", len(l.Implicit), err)
