@@ -234,6 +234,12 @@ func (t *Table) Overlapping(off, n int64) (lo, hi int) {
 	return lo, hi
 }
 
+// Has reports whether there are extents with digest d.
+func (t *Table) Has(d *[sha256.Size]byte) (has bool) {
+	t.Find(d, func(uint32) bool { has = true; return false })
+	return has
+}
+
 // Find calls yield with each extent that has digest d, until it returns false.
 func (t *Table) Find(d *[sha256.Size]byte, yield func(uint32) bool) {
 	perm := t.data[headerSize+t.NUnits*unitSize+t.NExtents*(extentSize+4):]

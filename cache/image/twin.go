@@ -1,6 +1,7 @@
 package image
 
 import (
+	"crypto/sha256"
 	"math"
 	"slices"
 	"sync"
@@ -45,11 +46,17 @@ func (d *Dir) find(first *Image, want *Extent, take func(*Image, Extent) bool) b
 		return true
 	}
 	for _, m := range d.Images() {
-		if m != first && m.find(want, func(g *Image, e Extent) bool { return d.copies(first, g) && take(g, e) }) {
+		if d.lends(m, first, &want.Digest) && m.find(want, take) {
 			return true
 		}
 	}
 	return false
+}
+
+// lends reports whether an image lists extents with a digest, and another one may have them. That is asked once, and not for each of
+// them: what may not be had must cost little, however often it is listed.
+func (d *Dir) lends(from, to *Image, digest *[sha256.Size]byte) bool {
+	return from != to && from.table.Has(digest) && d.copies(to, from)
 }
 
 func (m *Image) find(want *Extent, take func(*Image, Extent) bool) (found bool) {
@@ -101,13 +108,13 @@ func (d *Dir) twin(m *Image, u uint32) (g *Image, unit uint32) {
 	first := t.Extent(at(0))
 	far, like := int64(math.MaxInt64), -1
 	for _, other := range d.Images() {
-		if other == m {
+		if !d.lends(other, m, &first.Digest) {
 			continue
 		}
 		o := other.table
 		o.Find(&first.Digest, func(i uint32) bool {
 			v := o.Extent(i).Unit
-			if t.sameUnit(u, o, v) && t.sameStart(u+1, o, v+1) && d.copies(m, other) {
+			if t.sameUnit(u, o, v) && t.sameStart(u+1, o, v+1) {
 				// Places from the start and from the end: what was inserted shifts one of them.
 				d := min(distance(int64(u), int64(v)), distance(int64(t.NUnits)-int64(u), int64(o.NUnits)-int64(v)))
 				if l := m.alike.to(t, other); l > like || l == like && d < far {
@@ -144,7 +151,9 @@ func (l *likenesses) to(t *Table, g *Image) (n int) {
 	step := max(t.NExtents/likenessSample, 1)
 	for i := 0; i < t.NExtents; i += step {
 		e := t.Extent(uint32(i))
-		g.table.Find(&e.Digest, func(uint32) bool { n++; return false })
+		if g.table.Has(&e.Digest) {
+			n++
+		}
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
