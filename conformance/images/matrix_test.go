@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -155,15 +156,19 @@ func (m *matrix) insist(t *testing.T, registry, client, kind string) (how string
 	return m.insistOn(t, registry, client, kind, matrixKinds[kind])
 }
 
-// insistOn tries until the layers are supplied in one way: on a busy machine a proof, or an index, may come late.
-func (m *matrix) insistOn(t *testing.T, registry, client, kind, want string) (how string) {
+// insistOn tries until the layers are supplied in ways that are meant: on a busy machine a proof, or an index, may come late, and then
+// they are supplied in one that is less. More than is meant is wrong.
+func (m *matrix) insistOn(t *testing.T, registry, client, kind string, want ...string) (how string) {
 	t.Helper()
 	for try := 0; ; try++ {
-		if how = m.try(t, registry, client, kind); how == want {
+		how = m.try(t, registry, client, kind)
+		ways := strings.Split(how, ", ")
+		if !slices.ContainsFunc(ways, func(way string) bool { return !slices.Contains(want, way) }) {
 			return how
 		}
-		if try == 20 {
-			t.Errorf("%s of %s by %s: layers are %s, want %s", kind, registry, client, how, want)
+		less := slices.ContainsFunc(ways, func(way string) bool { return rankOf(way) < rankOf(want...) })
+		if try == 20 || !less {
+			t.Errorf("%s of %s by %s: layers are %s, want %s", kind, registry, client, how, strings.Join(want, " or "))
 			return how
 		}
 		time.Sleep(time.Second)
@@ -172,9 +177,11 @@ func (m *matrix) insistOn(t *testing.T, registry, client, kind, want string) (ho
 
 // TestClientsAndRegistries: whatever a registry does to remorad, and whatever only the client has, an image that its client can pull is
 // whole, by each client, for layers with an index of their own, for those without, and for those whose index is published beside the
-// image. Where nothing is odd, remorad supplies the layers, in the way that is meant.
+// image. How the layers are supplied is what the table in docs/registries.md says. The log has that table as it was seen: REMORA_SOAK=1
+// has all of it, to be copied there.
 func TestClientsAndRegistries(t *testing.T) {
 	t.Parallel()
+	want, seen := documentedMatrix(t), documented{}
 	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient})
 	all := testbed.Combinations(sortedKeys(registries), sortedKeys(matrixClients), sortedKeys(matrixKinds))
 	var rows []matrixRow
@@ -198,12 +205,10 @@ func TestClientsAndRegistries(t *testing.T) {
 	m := &matrix{s: s}
 	var table strings.Builder
 	for _, row := range rows {
-		pull := m.try
-		if row.registry == "as it should be" {
-			pull = m.insist
-		}
-		how := pull(t, row.proxy.Listener.Addr().String(), row.client, row.kind)
+		key := [3]string{row.registry, row.client, row.kind}
+		how := m.insistOn(t, row.proxy.Listener.Addr().String(), row.client, row.kind, want[key]...)
+		seen[key] = strings.Split(how, ", ")
 		fmt.Fprintf(&table, "%-22s %-10s %-7s %s\n", row.registry, row.client, row.kind, how)
 	}
-	t.Log("\n" + table.String())
+	t.Log("\n" + table.String() + "\n" + seen.table())
 }
