@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
@@ -33,7 +35,11 @@ type spell struct {
 func (r *releasing) lostOf(ctx context.Context, b *binding, others []layers.Source, uses []Use, operator bool) (lost []Use, err error) {
 	ours := b.source()
 	unread := false
-	known := map[registry.Repository]error{} // what came of repositories
+	type asked struct {
+		repo            registry.Repository
+		layer, manifest digest.Digest
+	}
+	known := map[asked]error{} // what came of that
 	for _, use := range inNamespaces(uses, append([]layers.Source{ours}, others...)) {
 		switch {
 		case use.Unread != "":
@@ -50,10 +56,11 @@ func (r *releasing) lostOf(ctx context.Context, b *binding, others []layers.Sour
 			if samePlace(c.Repo, ours.Repo) {
 				c.Repo = ours.Repo // a record of containerd's lacks the port
 			}
-			err, ok := known[c.Repo]
+			what := asked{c.Repo, c.Descriptor.Digest, c.Manifest}
+			err, ok := known[what]
 			if !ok {
 				err = r.lostBy(ctx, c, operator)
-				known[c.Repo] = err
+				known[what] = err
 			}
 			there = there || errors.Is(err, layers.ErrThere)
 			if err != nil && !there {
@@ -100,15 +107,20 @@ func (r *releasing) lostBy(ctx context.Context, c *layers.Claim, operator bool) 
 		return r.mayRelease(c)
 	}
 	var lack []string
+	var unknown error // of a neighbour that says neither
 	for _, src := range r.neighboursOf(c.Repo) {
 		err := r.layers.Places.TryRange(ctx, &src)
-		if err == nil || errors.Is(err, registry.ErrRange) {
+		switch {
+		case err == nil, errors.Is(err, registry.ErrRange):
 			return r.mayRelease(c)
+		case layers.IsGone(err):
+			lack = append(lack, src.Repo.Path)
+		case unknown == nil:
+			unknown = err
 		}
-		if !layers.IsGone(err) {
-			return err
-		}
-		lack = append(lack, src.Repo.Path)
+	}
+	if unknown != nil {
+		return unknown
 	}
 	if len(lack) > 0 {
 		return fmt.Errorf("%s lacks %s, too: %w", c.Repo.Host, strings.Join(lack, ", "), layers.ErrStorage)

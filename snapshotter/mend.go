@@ -81,7 +81,13 @@ func (m *mending) elsewhere(ctx context.Context, b *binding) (others []layers.So
 			return others, fmt.Errorf("which images of namespace %s have layer %s: %w", ns, ours.Descriptor.Digest, err)
 		}
 		for _, src := range claims[chains[b]] {
-			if key := m.layers.KeyOf(&src); !known[key] && !samePlace(src.Repo, ours.Repo) {
+			if samePlace(src.Repo, ours.Repo) {
+				if src.Descriptor.Digest == ours.Descriptor.Digest {
+					continue
+				}
+				src.Repo = ours.Repo // packed another way, and a record of containerd's lacks the port
+			}
+			if key := m.layers.KeyOf(&src); !known[key] {
 				known[key] = true
 				others = append(others, src)
 			}

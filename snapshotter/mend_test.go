@@ -84,3 +84,25 @@ func TestElsewhere(t *testing.T) {
 		})
 	}
 }
+
+// TestPackedAnew: a layer whose blob its repository has no longer comes from another blob there that holds the same.
+func TestPackedAnew(t *testing.T) {
+	files := []member{file("a", honest), file("z", noise(22, 400_000))}
+	was, is := gzipLayer(t, files...), zstdLayer(t, files...)
+	if was.DiffID != is.DiffID {
+		t.Fatal("they differ")
+	}
+	old, anew := newImage(t, "app", nil, was), newImage(t, "app", nil, is)
+	o := newOrigin(t, old, anew)
+	release := lose(o, http.StatusNotFound, func(_, _, what string) bool { return what == was.Digest().String() })
+	b := newBed(t, o, nil)
+	b.fetch(old)
+	name := b.claim(old, 0, "")
+	release()
+	b.fails(old)
+	b.fetch(anew)
+	if err := b.mountings.ensure(b.ctx, b.bindings.get(b.id(name))); err != nil { // as status, repair and releases look
+		t.Fatal(err)
+	}
+	b.sees(b.run("container", name), "z", noise(22, 400_000))
+}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -202,6 +203,60 @@ func TestStorageLost(t *testing.T) {
 				return
 			}
 		})
+	}
+}
+
+// TestLostByBlob: images of one repository that have a layer by other blobs are asked for each: one that is there does not make up for
+// one that is lost, nor the other way round.
+func TestLostByBlob(t *testing.T) {
+	was, is := gzipLayer(t, file("a", honest)), zstdLayer(t, file("a", honest))
+	old, anew := newImage(t, "app", nil, was), newImage(t, "app", nil, is)
+	o := newOrigin(t, old, anew)
+	release := lose(o, http.StatusNotFound, func(_, _, what string) bool { return what == was.Digest().String() })
+	b := newBed(t, o, func(b *bed) { b.opts.Releases = &released{} })
+	name := b.pull(old)
+	release()
+	lost := b.uses(old, ImageName{Namespace: "default", Name: "app:1"})
+	there := b.uses(anew, ImageName{Namespace: "default", Name: "app:2"})
+	for _, all := range [][]Use{append(slices.Clone(lost), there...), append(slices.Clone(there), lost...)} {
+		got, err := b.releasing.lostOf(b.ctx, b.bindings.get(b.id(name)), nil, all, false)
+		if err != nil || len(got) != 1 || got[0].ImageName != lost[0].ImageName {
+			t.Errorf("of %v: %v, %v", all, got, err)
+		}
+	}
+}
+
+// TestNeighbourRefuses: a repository that lets nobody in says nothing of its host, and does not keep another one from saying it.
+func TestNeighbourRefuses(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(1, 300_000))))
+	closed := newImage(t, "closed", nil, gzipLayer(t, file("a", noise(2, 3000))))
+	open := newImage(t, "open", nil, gzipLayer(t, file("a", noise(3, 3000))))
+	o := newOrigin(t, im, closed, open)
+	var away, shut atomic.Bool
+	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+		switch repo, _, _ := split(r.URL.Path); {
+		case repo == "app" && away.Load():
+			w.WriteHeader(http.StatusNotFound)
+		case repo == "closed" && away.Load(), repo == "open" && shut.Load():
+			w.WriteHeader(http.StatusForbidden)
+		default:
+			return false
+		}
+		return true
+	})
+	b := newBed(t, o, func(b *bed) { b.opts.Releases = &released{} })
+	b.pull(closed)
+	b.pull(open)
+	name := b.pull(im)
+	away.Store(true)
+	uses := b.uses(im, ImageName{Namespace: "default", Name: "app:1"})
+	lost := func() ([]Use, error) { return b.releasing.lostOf(b.ctx, b.bindings.get(b.id(name)), nil, uses, false) }
+	if got, err := lost(); err != nil || len(got) != 1 {
+		t.Errorf("beside one that serves: %v, %v", got, err)
+	}
+	shut.Store(true)
+	if got, err := lost(); err == nil {
+		t.Errorf("beside none that serves: %v", got)
 	}
 }
 

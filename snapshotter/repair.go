@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache/blob"
@@ -20,17 +22,16 @@ type Repaired struct {
 
 // Repair makes the layers of an image whole, from wherever they are: those that could not be opened, or turned out wrong, and those that
 // are incomplete. It tells of each. With release, the images that have a layer which nobody has any more are removed, unless something
-// uses the layer. The image is named as status names it. The error says what stays broken.
+// uses the layer. The image is named as status or containerd names it. The error says what stays broken.
 func (m *mending) Repair(ctx context.Context, image string, release bool, tell func(Repaired), removed func(ImageName)) error {
-	var all, gone []*binding
-	for _, b := range m.bindings.all() {
-		if b.source().Image == image {
-			all = append(all, b)
-		}
+	all, err := m.layersOf(ctx, image)
+	if err != nil {
+		return err
 	}
 	if len(all) == 0 {
 		return noLazyLayer(image)
 	}
+	var gone []*binding
 	m.layers.Proofs.Forgive()
 	var errs []error
 	for _, b := range all {
@@ -58,6 +59,32 @@ func (m *mending) Repair(ctx context.Context, image string, release bool, tell f
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// layersOf returns the layers that an image claimed, and those that it shares with one that claimed them.
+func (m *mending) layersOf(ctx context.Context, image string) (all []*binding, err error) {
+	has := map[digest.Digest]bool{}
+	for _, b := range m.bindings.all() {
+		chains, err := m.bindings.chainsOf(ctx, []*binding{b})
+		if errdefs.IsNotFound(err) {
+			continue // it was removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		chain := chains[b]
+		if _, known := has[chain]; !known && m.opts.Releases != nil {
+			uses, err := m.opts.Releases.Using(ctx, chain)
+			if err != nil {
+				return nil, fmt.Errorf("which images have layer %s: %w", chain, err)
+			}
+			has[chain] = slices.ContainsFunc(uses, func(use Use) bool { return use.Name == image && use.Unread == "" })
+		}
+		if has[chain] || b.source().Image == image {
+			all = append(all, b)
+		}
+	}
+	return all, nil
 }
 
 func (m *mending) repair(ctx context.Context, b *binding) error {

@@ -92,6 +92,21 @@ func TestRepair(t *testing.T) {
 			t.Errorf("%+v, removed %v, %v", layers, removed, err)
 		}
 	})
+	t.Run("claimed by another image", func(t *testing.T) {
+		l := gzipLayer(t, file("a", body))
+		first, second := newImage(t, "first", nil, l), newImage(t, "second", nil, l)
+		r := &released{}
+		b := newBed(t, newOrigin(t, first, second), func(b *bed) {
+			r.all = append(b.uses(first, ImageName{Namespace: "default", Name: b.ref(first)}),
+				b.uses(second, ImageName{Namespace: "default", Name: b.ref(second)})...)
+			b.opts.Releases = r
+		})
+		b.pull(first)
+		b.fetch(second)
+		if layers, _, err := b.repaired(second, false); err != nil || len(layers) != 1 || layers[0].Digest != l.Digest() {
+			t.Errorf("%+v, %v", layers, err)
+		}
+	})
 	t.Run("unknown", func(t *testing.T) {
 		im := newImage(t, "app", nil, gzipLayer(t, file("a", body)))
 		b := newBed(t, newOrigin(t, im), nil)
