@@ -25,7 +25,9 @@ type Neighbourhood struct {
 	Stack       *Stack
 	Work        string // a directory
 	HonestBytes int64  // in each of the layers of an image that is started
-	made        int
+	// Pushed is called, if there is one, for each image that is pulled beside others, with its name in the registry.
+	Pushed func(k int, name, layout string, layer Blob) error
+	made   int
 }
 
 // Image pushes an image of its own, gzip or converted, and returns its reference.
@@ -77,8 +79,12 @@ func (n *Neighbourhood) Beside(ctx context.Context, crowd, starts int, layer fun
 	for range crowd {
 		n.made++
 		name, layout := fmt.Sprintf("own%d:1", n.made), filepath.Join(n.Work, "crowd")
-		err := errors.Join(WriteBlobs(layout, "src", layer(n.made)), n.Stack.Push(ctx, layout, "src", name), os.RemoveAll(layout))
-		if err != nil {
+		blob := layer(n.made)
+		err := errors.Join(WriteBlobs(layout, "src", blob), n.Stack.Push(ctx, layout, "src", name))
+		if err == nil && n.Pushed != nil {
+			err = n.Pushed(n.made, name, layout, blob)
+		}
+		if err := errors.Join(err, os.RemoveAll(layout)); err != nil {
 			return nil, err
 		}
 		refs = append(refs, n.Stack.Ref(name))
