@@ -46,15 +46,25 @@ func (c Codec) Window(head []byte) int64 {
 	if c != Zstd {
 		return 0
 	}
+	size, err := FrameWindow(head)
+	if err != nil || size == 0 {
+		return c.MaxWindow()
+	}
+	return windows[class(size)] + besidesWindow
+}
+
+// FrameWindow returns how many bytes of what was decoded a frame of zstd wants kept, given its first zstd.HeaderMaxSize bytes, or
+// all that there are: one of a single segment wants as many as its content has. 0 if the frame is to be skipped.
+func FrameWindow(head []byte) (int64, error) {
 	var h zstd.Header
 	if err := h.Decode(head); err != nil || h.Skippable {
-		return c.MaxWindow()
+		return 0, err
 	}
 	size := h.WindowSize
 	if h.SingleSegment {
 		size = h.FrameContentSize
 	}
-	return windows[class(int64(min(size, math.MaxInt64)))] + besidesWindow
+	return int64(min(max(size, zstd.MinWindowSize), math.MaxInt64)), nil
 }
 
 // class returns which of windows a window of some bytes is decoded in; the last is for those that are refused, too.

@@ -275,3 +275,29 @@ func TestZeros(t *testing.T) {
 		})
 	}
 }
+
+// TestWindowsTakeMemory: what decoding a frame of zstd takes is asked for, also if the frame says that its content is its window.
+func TestWindowsTakeMemory(t *testing.T) {
+	full := errors.New("full")
+	for name, head := range map[string][]byte{
+		"a window":    {0x28, 0xb5, 0x2f, 0xfd, 0, (26 - 10) << 3},
+		"one segment": {0x28, 0xb5, 0x2f, 0xfd, 0xa0, 0, 0, 0, 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const window = 64 << 20
+			packed := append(head, 1, 0, 0) // an empty block, the last one
+			asked := int64(0)
+			var err error
+			peak := heap.Peak(func() {
+				_, err = scan.Scan(t.Context(), bytes.NewReader(packed), blob.Zstd, scan.Options{Limits: layout.Limits{Grow: func(n int64) error {
+					asked += n
+					return full
+				}}})
+			})
+			const allowed = 16 << 20 // by whoever calls it
+			if !errors.Is(err, full) || asked < window-allowed || peak > allowed {
+				t.Errorf("asked for %d bytes, and took %d: %v", asked, peak, err)
+			}
+		})
+	}
+}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -213,7 +214,7 @@ type frames struct {
 	left      int64 // bytes of what is known to follow: a header, a block, a checksum
 	lastBlock bool
 	checksum  bool
-	window    int64 // that the frame asks for; 0 if it is as large as its content
+	window    int64 // that the frame asks for
 	over      bool
 	err       error // of the reader
 }
@@ -247,10 +248,13 @@ func (f *frames) next() error {
 	n := int64(5)
 	if d&(1<<5) == 0 {
 		n++ // window
-		exponent, mantissa := head[5]>>3, int64(head[5]&7)
-		if base := int64(1) << (10 + exponent); base <= maxWindow { // else the decoder refuses it
-			f.window = base + base/8*mantissa
-		}
+	}
+	window, err := blob.FrameWindow(head)
+	if err != nil {
+		return fmt.Errorf("%w: zstd frame at %d: %w", layout.ErrInvalid, f.at, err)
+	}
+	if window <= maxWindow { // else the decoder refuses it
+		f.window = window
 	}
 	n += [4]int64{0, 1, 2, 4}[d&3]
 	switch d >> 6 {

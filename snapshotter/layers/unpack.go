@@ -92,31 +92,27 @@ func (i *Imports) decode(ctx context.Context, src *Source, packed *bufio.Reader)
 	if err != nil {
 		return nil, nil, err
 	}
-	window := uint64(0)
+	window := int64(0)
 	if codec == blob.Zstd {
 		head, err := packed.Peek(zstd.HeaderMaxSize)
 		if err != nil && err != io.EOF {
 			return nil, nil, err
 		}
-		var h zstd.Header
-		if err := h.Decode(head); err != nil {
+		if window, err = blob.FrameWindow(head); err != nil {
 			return nil, nil, err
-		}
-		if window = h.WindowSize; h.SingleSegment {
-			window = h.FrameContentSize
 		}
 		if window = max(window, usualWindow); window > zstd.MaxWindowSize {
 			return nil, nil, fmt.Errorf("a zstd window of %d bytes: more than %d is not decoded", window, zstd.MaxWindowSize)
 		}
 	}
-	share, err = i.opts.Memory.Acquire(ctx, userOf(src.Repo), importMemoryOf(codec)+int64(2*window))
+	share, err = i.opts.Memory.Acquire(ctx, userOf(src.Repo), importMemoryOf(codec)+window)
 	if err != nil {
 		return nil, nil, err
 	}
 	switch codec {
 	case blob.Zstd:
 		var d *zstd.Decoder
-		if d, err = zstd.NewReader(packed, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(window)); err == nil {
+		if d, err = zstd.NewReader(packed, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(uint64(window))); err == nil {
 			plain = d.IOReadCloser()
 		}
 	case blob.Gzip:
