@@ -287,9 +287,12 @@ func TestWindowsTakeMemory(t *testing.T) {
 			const window = 64 << 20
 			packed := append(head, 1, 0, 0) // an empty block, the last one
 			asked := int64(0)
+			var mu sync.Mutex // guards asked: the tree asks, too
 			var err error
 			peak := heap.Peak(func() {
 				_, err = scan.Scan(t.Context(), bytes.NewReader(packed), blob.Zstd, scan.Options{Limits: layout.Limits{Grow: func(n int64) error {
+					mu.Lock()
+					defer mu.Unlock()
 					asked += n
 					return full
 				}}})

@@ -61,7 +61,7 @@ func (o toyOpener) Vouched() string { return o.sum.String() }
 
 func (o toyOpener) Open(ctx context.Context, b toc.Blob, limits layout.Limits) (*format.Index, error) {
 	off := b.Size() - o.n
-	list, err := toc.ReadRange(ctx, b, off, o.n)
+	list, err := toc.ReadRange(ctx, b, limits, off, o.n)
 	if err != nil {
 		return nil, err
 	}

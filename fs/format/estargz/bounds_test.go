@@ -1,6 +1,7 @@
 package estargz_test
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -100,5 +101,24 @@ func TestTreesThatGrow(t *testing.T) {
 		}(), "paths of its unlisted directories"},
 	} {
 		t.Run(name, func(t *testing.T) { refuses(t, c.table, c.says, 40<<20) })
+	}
+}
+
+// TestTailsTakeMemory: a tail that is read because the manifest says that the table begins there is asked for.
+func TestTailsTakeMemory(t *testing.T) {
+	const tail = 15 << 20
+	blob := &memBlob{data: make([]byte, 20<<20)}
+	full := errors.New("full")
+	asked := int64(0)
+	var err error
+	peak := heap.Peak(func() {
+		_, err = estargz.Open(t.Context(), blob, estargz.Options{Unverified: true, OffsetHint: int64(len(blob.data)) - tail,
+			Limits: layout.Limits{Grow: func(n int64) error {
+				asked += n
+				return full
+			}}})
+	})
+	if !errors.Is(err, full) || asked < tail || peak > 8<<20 {
+		t.Errorf("asked for %d bytes, and took %d: %v", asked, peak, err)
 	}
 }

@@ -33,7 +33,7 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*format.Index, erro
 		return nil, fmt.Errorf("%w: blob of %d bytes is too short for a footer", layout.ErrInvalid, size)
 	}
 	from := tailStart(size, opts)
-	tail, err := toc.ReadRange(ctx, blob, from, size-from)
+	tail, err := toc.ReadRange(ctx, blob, limits, from, size-from)
 	if err != nil {
 		return nil, err
 	}
@@ -45,10 +45,10 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*format.Index, erro
 		return nil, fmt.Errorf("%w: table of %d packed bytes (limit %d)", layout.ErrInvalid, n, limits.PackedIndex)
 	}
 	if tocOff < from {
-		if err := limits.Ask(2 * (size - tocOff)); err != nil { // head and tail, and both together
+		if err := limits.Ask(size - tocOff); err != nil { // head and tail together
 			return nil, err
 		}
-		head, err := toc.ReadRange(ctx, blob, tocOff, from-tocOff)
+		head, err := toc.ReadRange(ctx, blob, limits, tocOff, from-tocOff)
 		if err != nil {
 			return nil, err
 		}

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+
+	"github.com/remora-storage/remora/fs/layout"
 )
 
 // A Blob is read by range. Open returns exactly n bytes from off, or an error.
@@ -13,8 +15,14 @@ type Blob interface {
 	Size() int64
 }
 
-// ReadRange reads a range of a blob that has, or may have, its table.
-func ReadRange(ctx context.Context, blob Blob, off, n int64) ([]byte, error) {
+// ReadRange reads a range of a blob that has, or may have, its table. Who calls it allows for the memory of the first few MiB; that of
+// larger ranges is asked for.
+func ReadRange(ctx context.Context, blob Blob, limits layout.Limits, off, n int64) ([]byte, error) {
+	if n > firstRead {
+		if err := limits.Ask(2 * n); err != nil { // it grows as it comes
+			return nil, err
+		}
+	}
 	r, err := blob.Open(ctx, off, n)
 	if err != nil {
 		return nil, fmt.Errorf("read table of contents: %w", err)

@@ -1,10 +1,13 @@
 package zstdchunked_test
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/conformance/heap"
@@ -58,4 +61,73 @@ func refused(t *testing.T, data []byte, table, says string, most int64) {
 		_, err := zstdchunked.Open(t.Context(), memory(l.blob), zstdchunked.Options{Table: at})
 		return err
 	})
+}
+
+// TestTablesTakeMemory: what decoding a table takes is asked for, whatever its frames say, and nothing is taken if there is none.
+func TestTablesTakeMemory(t *testing.T) {
+	const table = `{"version":1,"entries":[]}`
+	windowed := func(size int) []byte {
+		var b bytes.Buffer
+		w, err := zstd.NewWriter(&b, zstd.WithWindowSize(size), zstd.WithSingleSegment(false), zstd.WithEncoderConcurrency(1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []string{table[:10], table[10:]} {
+			if _, err = w.Write([]byte(p)); err == nil {
+				err = w.Flush()
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	// One segment that says it has 32 MiB of content.
+	segment := append(le.AppendUint32([]byte{0x28, 0xb5, 0x2f, 0xfd, 0xa0}, 32<<20), 1, 0, 0)
+	full := errors.New("full")
+	for name, c := range map[string]struct {
+		packed []byte
+		least  int64 // that is asked for
+		want   error
+	}{
+		"usual":          {pack(t, []byte(table)), 0, nil},
+		"32 MiB":         {windowed(32 << 20), 30 << 20, nil},
+		"64 MiB":         {windowed(64 << 20), 30 << 20, layout.ErrInvalid},
+		"one segment":    {segment, 30 << 20, layout.ErrInvalid},
+		"a later window": {append(pack(t, nil), windowed(32<<20)...), 0, layout.ErrInvalid},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := zstdchunked.Table{Off: 8, Packed: int64(len(c.packed)), Plain: int64(len(table)), Digest: digest.FromBytes(c.packed)}
+			blob := memory(frame(nil, c.packed))
+			open := func(grow func(int64) error) error {
+				_, err := zstdchunked.Open(t.Context(), blob, zstdchunked.Options{Table: at, Limits: layout.Limits{Grow: grow}})
+				return err
+			}
+			asked := int64(0)
+			var err error
+			peak := heap.Peak(func() {
+				err = open(func(n int64) error {
+					asked += n
+					return nil
+				})
+			})
+			t.Logf("%d bytes packed, %d MiB asked for, %d MiB of heap: %v", len(c.packed), asked>>20, peak>>20, err)
+			if !errors.Is(err, c.want) {
+				t.Errorf("got %v, want %v", err, c.want)
+			}
+			if asked < c.least || peak > asked+8<<20 {
+				t.Errorf("%d bytes of heap, and %d were asked for", peak, asked)
+			}
+			if c.least == 0 {
+				return
+			}
+			peak = heap.Peak(func() { err = open(func(int64) error { return full }) })
+			if !errors.Is(err, full) || peak > 8<<20 {
+				t.Errorf("%d bytes of heap where there are none: %v", peak, err)
+			}
+		})
+	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache/blob"
@@ -46,7 +45,7 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*format.Index, erro
 			return nil, fmt.Errorf("%w: no digest of the table of contents in the manifest", layout.ErrInvalid)
 		}
 		n := min(size, tailSize)
-		tail, err := toc.ReadRange(ctx, blob, size-n, n)
+		tail, err := toc.ReadRange(ctx, blob, limits, size-n, n)
 		if err != nil {
 			return nil, err
 		}
@@ -63,12 +62,7 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*format.Index, erro
 	if size-tailOff-n <= smallTail {
 		n = size - tailOff
 	}
-	if n > 1<<20 {
-		if err := limits.Ask(2 * n); err != nil { // it grows as it comes
-			return nil, err
-		}
-	}
-	got, err := toc.ReadRange(ctx, blob, tailOff, n)
+	got, err := toc.ReadRange(ctx, blob, limits, tailOff, n)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +71,7 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*format.Index, erro
 		return nil, fmt.Errorf("%w: table has digest %s, the manifest says %s", layout.ErrInvalid,
 			t.Digest.Algorithm().FromBytes(packed), t.Digest)
 	}
-	l, err := parseTable(ctx, packed, t.Plain, tailOff, size, opts, limits)
+	l, err := unpackTable(ctx, packed, t.Plain, tailOff, size, opts, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -88,18 +82,31 @@ func Open(ctx context.Context, blob toc.Blob, opts Options) (*format.Index, erro
 	return index, nil
 }
 
-// parseTable turns a packed table into a Layout.
-func parseTable(
+// countedWindow is up to which size whoever calls Open allows for the decoder of the table.
+const countedWindow = 2 << 20
+
+// unpackTable turns a packed table into a Layout, once there is memory for the window of its first frame. Later frames, which no
+// known writer makes, may have the same.
+func unpackTable(
 	ctx context.Context, packed []byte, plain, dataEnd, size int64, opts Options, limits layout.Limits,
-) (*layout.Layout, error) {
-	dec, err := zstd.NewReader(bytes.NewReader(packed), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-		zstd.WithDecoderMaxWindow(64<<20))
-	if err != nil {
-		return nil, fmt.Errorf("%w: table is not zstd: %w", layout.ErrInvalid, err)
+) (l *layout.Layout, err error) {
+	window := blob.Zstd.Window(packed[:min(blob.Zstd.HeadSize(), len(packed))])
+	if err := limits.Ask(window - countedWindow); err != nil {
+		return nil, err
 	}
-	defer dec.Close()
+	err = blob.Decode(blob.Zstd, bytes.NewReader(packed), window, func(r io.Reader) error {
+		l, err = parseTable(ctx, r, plain, dataEnd, size, opts, limits)
+		return err
+	})
+	return l, err
+}
+
+// parseTable turns a table into a Layout.
+func parseTable(
+	ctx context.Context, r io.Reader, plain, dataEnd, size int64, opts Options, limits layout.Limits,
+) (*layout.Layout, error) {
 	sum := digest.SHA256.Digester()
-	in := io.TeeReader(io.LimitReader(dec, plain), io.MultiWriter(toc.NewCounter(limits.Entries), sum.Hash()))
+	in := io.TeeReader(io.LimitReader(r, plain), io.MultiWriter(toc.NewCounter(limits.Entries), sum.Hash()))
 	l, err := toc.Parse(ctx, in, toc.Options{DataEnd: dataEnd, BlobSize: size, Codec: blob.Zstd, Limits: limits, Version: newestTable,
 		Landmarks: opts.Landmarks || opts.JSONDigest != ""})
 	if err != nil {
