@@ -41,6 +41,24 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// TestFair: however many come and take in one piece what they may have, the next one gets some.
+func TestFair(t *testing.T) {
+	s, tiers := fair.Shares[int]{Limit: 1000, Most: 800}, fair.Tiers{Limit: 1000, Most: 800, Within: 600}
+	for who := range 4 {
+		n, of := int64(1000), fair.User(fmt.Sprintf("%d/%d", who/2, who))
+		for ; !s.Fair(who, n); n-- {
+		}
+		s.Add(who, n)
+		for n = 1000; !tiers.Fair(of, n); n-- {
+		}
+		tiers.Add(of, n)
+		t.Logf("%d of %d; %d of %d", s.Of(who), s.Used(), tiers.Of(of), tiers.Used())
+		if s.Of(who) == 0 || tiers.Of(of) == 0 || s.Used() == 1000 || tiers.Used() == 1000 {
+			t.Errorf("the %dth got %d and %d, and %d and %d are taken", who, s.Of(who), tiers.Of(of), s.Used(), tiers.Used())
+		}
+	}
+}
+
 // queue notes in which order places are given to those that wait for one, and give it back.
 type queue struct {
 	all sync.WaitGroup

@@ -13,14 +13,13 @@ type Shares[K comparable] struct {
 
 // Room reports whether a user may have n more. One that has nothing may have whatever is free.
 func (s *Shares[K]) Room(who K, n int64) bool {
+	return s.by[who] == 0 && s.used+n <= s.Limit || s.Fair(who, n)
+}
+
+// Fair reports whether a user may have n more so that something is left to others, also if it has nothing yet.
+func (s *Shares[K]) Fair(who K, n int64) bool {
 	has, free := s.by[who], s.Limit-s.used-n
-	switch {
-	case free < 0:
-		return false
-	case has == 0:
-		return true
-	}
-	return float64(has+n)*float64(s.Limit-s.Most) <= float64(s.Most)*float64(free) // bytes of a large machine, times each other
+	return free >= 0 && float64(has+n)*float64(s.Limit-s.Most) <= float64(s.Most)*float64(free) // bytes of a large machine, times each other
 }
 
 // Add notes that a user has n more, or less if n is negative.

@@ -19,7 +19,7 @@ func (u User) Host() string {
 type Tiers struct {
 	Limit, Most int64   // of all hosts, and of one host alone
 	Within      int64   // of Most, what one repository alone may have
-	within      float64 // Within/Most, before they were changed
+	ratio       float64 // Within/Most, before they were changed
 	hosts       Shares[string]
 	by          map[User]int64
 }
@@ -31,16 +31,20 @@ func (t *Tiers) host() *Shares[string] {
 
 // Room reports whether a user may have n more. One that has nothing may have whatever is free for its host.
 func (t *Tiers) Room(who User, n int64) bool {
-	hosts, host := t.host(), who.Host()
-	if !hosts.Room(host, n) {
-		return false
-	}
-	has := t.by[who]
-	if has == 0 {
-		return true
-	}
+	return t.host().Room(who.Host(), n) && (t.by[who] == 0 || t.within(who, n))
+}
+
+// Fair reports whether a user may have n more so that something is left to other hosts and to others of its own, also if it has nothing
+// yet.
+func (t *Tiers) Fair(who User, n int64) bool {
+	return t.host().Fair(who.Host(), n) && t.within(who, n)
+}
+
+// within reports whether n more leave something to others of the user's host.
+func (t *Tiers) within(who User, n int64) bool {
 	// What its host may have at most, beside what others have; and what would be left of that. Both are times Limit.
-	of := hosts.Of(host)
+	hosts, has := t.host(), t.by[who]
+	of := hosts.Of(who.Host())
 	most := float64(t.Most) * float64(t.Limit-(hosts.Used()-of))
 	free := most - float64(of+n)*float64(t.Limit)
 	return float64(has+n)*float64(t.Most-t.Within)*float64(t.Limit) <= float64(t.Within)*free
@@ -72,10 +76,10 @@ func (t *Tiers) Less(a, b User) bool {
 }
 
 func (t *Tiers) resize(limit, most int64) {
-	if t.within == 0 { // what Within is rounded to later says less
-		t.within = float64(t.Within) / float64(max(t.Most, 1))
+	if t.ratio == 0 { // what Within is rounded to later says less
+		t.ratio = float64(t.Within) / float64(max(t.Most, 1))
 	}
-	t.Limit, t.Most, t.Within = limit, most, max(int64(t.within*float64(most)), 1)
+	t.Limit, t.Most, t.Within = limit, most, max(int64(t.ratio*float64(most)), 1)
 }
 
 // Together reports whether two users are of one host, which take turns as one user among other hosts.

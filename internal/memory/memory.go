@@ -12,44 +12,73 @@ import (
 
 // Errors of a Budget.
 var (
-	// ErrBeyond says that something takes more than the whole budget.
+	// ErrBeyond says that something takes more than one alone may have.
 	ErrBeyond = errors.New("more memory than [limits] memory allows")
 	// ErrBusy says that a Share cannot grow now, and that waiting would be waiting for one another.
 	ErrBusy = errors.New("other work holds the memory and waits for more, too: raise [limits] memory")
 )
 
 // A Budget is bytes of memory that several share. Each Share is some user's, a repository or a registry: those that have least go
-// first. One repository alone has at most half, and one registry alone three fifths. A user's own wait in the order in which
-// they asked. A nil Budget has no end.
+// first. A user's own wait in the order in which they asked. A nil Budget has no end.
 //
-//	0     a quarter at most        three quarters        limit
-//	| kept shares | shares: wait for room up to here | only shares that grow |
+//	0     a quarter at most                     three quarters                        limit
+//	| kept shares | new shares, and what they grow by | what they grow by beyond that |
 //
-// Kept shares belong to what is done and waits for its user, so nobody may wait for their end. Shares that grow have the last
-// quarter to themselves, so that what has begun can end.
+// Kept shares belong to what is done and waits for its user, so nobody may wait for their end. What shares grow by counts as
+// their user's. The last quarter is for growing, so that what has begun can end. Of either part one repository alone has two thirds at
+// most, one registry alone four fifths, and with others less: one that never gives anything back leaves some of both to them.
 type Budget struct {
-	limit int64
-
 	mu      sync.Mutex // guards the fields below, and those of all shares
-	used    int64      // by all shares
-	kept    int64      // by those that are kept
-	holders int        // shares that are not kept
-	growers []*waiter  // a holder each
-	shares  fair.Tiers // what users have; what shares have grown by is not counted
+	parts              // what is taken
+	growers []*waiter  // a share each
 	queue   fair.Line[fair.User, *waiter]
 }
 
 type waiter struct {
+	s     *Share
 	n     int64
-	ready chan struct{} // closed once n is taken
+	ready chan struct{} // closed once n is taken, or refused
+	err   error         // why it is refused
+}
+
+// parts are what is taken of a budget.
+type parts struct {
+	limit, kept int64
+	first, last fair.Tiers // three quarters, and one
+}
+
+func newParts(limit int64) parts {
+	of := func(n int64) fair.Tiers { return fair.Tiers{Limit: n, Most: n / 5 * 4, Within: n / 3 * 2} }
+	return parts{limit: limit, first: of(limit - limit/4), last: of(limit / 4)}
+}
+
+func (p *parts) used() int64 { return p.kept + p.first.Used() + p.last.Used() }
+
+// room reports whether a new share fits. One of any size may be alone.
+func (p *parts) room(n int64) bool {
+	return p.kept+p.first.Used()+n <= p.limit-p.limit/4 || p.first.Used() == 0 && p.used()+n <= p.limit
+}
+
+// grow returns of which parts a user may have n more: of the first as much as there is.
+func (p *parts) grow(who fair.User, n int64) (first, last int64, ok bool) {
+	for step := n; step > 0; step /= 2 {
+		for first+step <= n && p.room(first+step) && p.first.Fair(who, first+step) {
+			first += step
+		}
+	}
+	last = n - first
+	return first, last, last == 0 || p.used()+n <= p.limit && p.last.Fair(who, last)
+}
+
+// add counts what a share has, or has more.
+func (p *parts) add(who fair.User, first, last int64) {
+	p.first.Add(who, first)
+	p.last.Add(who, last)
 }
 
 // New returns a Budget of limit bytes.
 func New(limit int64) *Budget {
-	return &Budget{
-		limit: limit, shares: fair.Tiers{Limit: limit - limit/4, Most: limit / 5 * 3, Within: limit / 2},
-		queue: fair.Line[fair.User, *waiter]{Together: fair.Together},
-	}
+	return &Budget{parts: newParts(limit), queue: fair.Line[fair.User, *waiter]{Together: fair.Together}}
 }
 
 // Limit returns the bytes of the budget; 0 if it has no end.
@@ -62,11 +91,20 @@ func (b *Budget) Limit() int64 {
 
 // A Share is what somebody has of a Budget. A nil Share is of one without end.
 type Share struct {
-	b     *Budget
-	who   fair.User
-	n     int64
-	asked int64 // of the user's, as it is counted
-	kept  bool
+	b           *Budget
+	who         fair.User
+	first, last int64 // of the parts, until it is kept
+	kept        int64
+	over        bool // it is kept, or released
+}
+
+func (s *Share) has() int64 { return s.first + s.last + s.kept }
+
+// takeLocked gives a share more.
+func (s *Share) takeLocked(first, last int64) {
+	s.first += first
+	s.last += last
+	s.b.add(s.who, first, last)
 }
 
 // Acquire waits for n bytes for a user. Release must be called.
@@ -77,7 +115,7 @@ func (b *Budget) Acquire(ctx context.Context, who fair.User, n int64) (*Share, e
 	if n > b.limit {
 		return nil, fmt.Errorf("%d bytes (limit %d): %w", n, b.limit, ErrBeyond)
 	}
-	w := &waiter{n, make(chan struct{})}
+	w := &waiter{s: &Share{b: b, who: who}, n: n, ready: make(chan struct{})}
 	b.mu.Lock()
 	b.queue.Push(who, w)
 	b.grantLocked()
@@ -85,7 +123,7 @@ func (b *Budget) Acquire(ctx context.Context, who fair.User, n int64) (*Share, e
 	if err := b.wait(ctx, w, func() bool { return b.queue.Remove(who, w) }); err != nil {
 		return nil, err
 	}
-	return &Share{b: b, who: who, n: n, asked: n}, nil
+	return w.s, nil
 }
 
 // Try returns a share of n bytes for a user if they are free and nobody waits.
@@ -95,97 +133,94 @@ func (b *Budget) Try(who fair.User, n int64) (s *Share, ok bool) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.queue.Len() > 0 || !b.shares.Room(who, n) || !b.roomLocked(n) {
+	if b.queue.Len() > 0 || !b.first.Room(who, n) || !b.room(n) {
 		return nil, false
 	}
-	b.takeLocked(who, n)
-	return &Share{b: b, who: who, n: n, asked: n}, true
-}
-
-func (b *Budget) takeLocked(who fair.User, n int64) {
-	b.used += n
-	b.holders++
-	b.shares.Add(who, n)
-}
-
-// roomLocked reports whether a new share fits. One of any size may be alone.
-func (b *Budget) roomLocked(n int64) bool {
-	return b.used+n <= b.limit-b.limit/4 || b.holders == 0 && b.used+n <= b.limit
+	s = &Share{b: b, who: who}
+	s.takeLocked(n, 0)
+	return s, true
 }
 
 // grantLocked lets go on who can: first those that have something already.
 func (b *Budget) grantLocked() {
 	b.growers = slices.DeleteFunc(b.growers, func(w *waiter) bool {
-		if b.used+w.n > b.limit {
-			return false
+		first, last, ok := b.grow(w.s.who, w.n)
+		if ok {
+			w.s.takeLocked(first, last)
+			close(w.ready)
 		}
-		b.used += w.n
-		close(w.ready)
-		return true
+		return ok
 	})
 	for {
-		who, w, ok := b.queue.First(b.shares.Less, func(who fair.User, w *waiter) bool {
-			return b.holders == 0 || b.shares.Of(who) == 0 || b.shares.Room(who, w.n)
+		who, w, ok := b.queue.First(b.first.Less, func(who fair.User, w *waiter) bool {
+			return b.first.Of(who) == 0 || b.first.Room(who, w.n)
 		})
-		if !ok || !b.roomLocked(w.n) { // nobody overtakes whose turn it is
-			return
+		if !ok || !b.room(w.n) { // nobody overtakes whose turn it is
+			break
 		}
 		b.queue.Served(who)
-		b.takeLocked(who, w.n)
+		w.s.takeLocked(w.n, 0)
+		close(w.ready)
+	}
+	if n := len(b.growers); n > 0 && b.stuckLocked() {
+		w := b.growers[n-1]
+		b.growers = b.growers[:n-1]
+		w.err = fmt.Errorf("%d bytes beside %d of others (limit %d): %w", w.s.has()+w.n, b.used()-w.s.has(), b.limit, ErrBusy)
 		close(w.ready)
 	}
 }
 
-// wait returns when w is granted. If ctx ends before that, w leaves; leave reports whether it still waited.
+// stuckLocked reports whether those that grow wait for one another: none of them could go on when all others have ended.
+func (b *Budget) stuckLocked() bool {
+	left := newParts(b.limit)
+	left.kept = b.kept
+	for _, w := range b.growers {
+		left.add(w.s.who, w.s.first, w.s.last)
+	}
+	return !slices.ContainsFunc(b.growers, func(w *waiter) bool {
+		_, _, ok := left.grow(w.s.who, w.n)
+		return ok
+	})
+}
+
+// wait returns when w is granted or refused. If ctx ends before that, w leaves; leave reports whether it still waited.
 func (b *Budget) wait(ctx context.Context, w *waiter, leave func() bool) error {
 	select {
 	case <-w.ready:
-		return nil
+		return w.err
 	case <-ctx.Done():
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !leave() {
-		return nil // granted meanwhile: who has it notices that ctx has ended
+		return w.err // granted meanwhile: who has it notices that ctx has ended
 	}
 	b.grantLocked()
 	return fmt.Errorf("wait for %d bytes of memory: %w", w.n, context.Cause(ctx))
 }
 
-// Grow waits for n bytes more. It fails if all other shares wait for more, too.
+// Grow waits for n bytes more. It fails if all that it could wait for wait for more, too.
 func (s *Share) Grow(ctx context.Context, n int64) error {
 	if s == nil {
 		return nil
 	}
 	b := s.b
 	b.mu.Lock()
-	switch {
-	case s.n+n > b.limit:
+	alone := newParts(b.limit)
+	alone.add(s.who, s.first, s.last)
+	if _, _, ok := alone.grow(s.who, n); !ok {
 		b.mu.Unlock()
-		return fmt.Errorf("%d bytes (limit %d): %w", s.n+n, b.limit, ErrBeyond)
-	case b.used+n <= b.limit:
-		b.used += n
-		s.n += n
-		b.mu.Unlock()
-		return nil
-	case len(b.growers)+1 >= b.holders:
-		b.mu.Unlock()
-		return fmt.Errorf("%d bytes beside %d of others (limit %d): %w", s.n+n, b.used-s.n, b.limit, ErrBusy)
+		return fmt.Errorf("%d bytes (limit %d, of which one may have two thirds): %w", s.has()+n, b.limit, ErrBeyond)
 	}
-	w := &waiter{n, make(chan struct{})}
+	w := &waiter{s: s, n: n, ready: make(chan struct{})}
 	b.growers = append(b.growers, w)
+	b.grantLocked()
 	b.mu.Unlock()
-	if err := b.wait(ctx, w, func() bool {
+	return b.wait(ctx, w, func() bool {
 		n := len(b.growers)
 		b.growers = slices.DeleteFunc(b.growers, func(g *waiter) bool { return g == w })
 		return len(b.growers) < n
-	}); err != nil {
-		return err
-	}
-	b.mu.Lock()
-	s.n += n
-	b.mu.Unlock()
-	return nil
+	})
 }
 
 // More reports whether there are n bytes more for what can be done without: as many as a new share of the user's could have. The
@@ -197,13 +232,10 @@ func (s *Share) More(n int64) bool {
 	b := s.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.used+n > b.limit-b.limit/4 || !b.shares.Room(s.who, n) {
+	if b.kept+b.first.Used()+n > b.limit-b.limit/4 || !b.first.Room(s.who, n) {
 		return false
 	}
-	b.used += n
-	b.shares.Add(s.who, n)
-	s.n += n
-	s.asked += n
+	s.takeLocked(n, 0)
 	return true
 }
 
@@ -216,20 +248,17 @@ func (s *Share) Keep(n int64) error {
 	b := s.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s.kept {
+	if s.over {
 		return nil
 	}
-	n = min(n, s.n)
+	n = min(n, s.has())
 	if b.kept+n > b.limit/4 {
 		return fmt.Errorf("%d bytes to be kept, beside %d of others (limit %d): %w", n, b.kept, b.limit/4, ErrBusy)
 	}
-	s.kept = true
+	s.over = true
+	s.takeLocked(-s.first, -s.last)
+	s.kept = n
 	b.kept += n
-	b.used -= s.n - n
-	s.n = n
-	b.holders--
-	b.shares.Add(s.who, -s.asked)
-	s.asked = 0
 	b.grantLocked()
 	return nil
 }
@@ -242,16 +271,9 @@ func (s *Share) Release() {
 	b := s.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if s.n < 0 {
-		return
-	}
-	b.used -= s.n
-	b.shares.Add(s.who, -s.asked)
-	if s.kept {
-		b.kept -= s.n
-	} else {
-		b.holders--
-	}
-	s.n = -1
+	s.over = true
+	s.takeLocked(-s.first, -s.last)
+	b.kept -= s.kept
+	s.kept = 0
 	b.grantLocked()
 }

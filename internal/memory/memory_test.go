@@ -91,18 +91,19 @@ func TestBeyond(t *testing.T) {
 	s.Release()
 }
 
-// TestGrow: those that grow wait for one another as long as one of them can end.
+// TestGrow: those that grow wait for others as long as the end of those lets one of them go on.
 func TestGrow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := memory.New(100)
 		one, two := acquire(t, b, 30), acquire(t, b, 30)
-		if err := one.Grow(t.Context(), 40); err != nil { // into the last quarter
+		if err := one.Grow(t.Context(), 14); err != nil { // into the last quarter
 			t.Fatal(err)
 		}
 		var err error
-		go func() { err = two.Grow(t.Context(), 10) }()
+		go func() { err = two.Grow(t.Context(), 15) }()
 		synctest.Wait()
-		if err := one.Grow(t.Context(), 1); !errors.Is(err, memory.ErrBusy) {
+		other := acquire(t, b, 5)
+		if err := one.Grow(t.Context(), 10); !errors.Is(err, memory.ErrBusy) { // the other's end is of no use
 			t.Errorf("both wait for each other: %v", err)
 		}
 		one.Release()
@@ -111,27 +112,69 @@ func TestGrow(t *testing.T) {
 			t.Error(err)
 		}
 		two.Release()
+		other.Release()
 		acquire(t, b, 100).Release()
 	})
 }
 
 // TestKeep: what is kept leaves most of the budget to those that work.
 func TestKeep(t *testing.T) {
-	b := memory.New(100)
-	one, two := acquire(t, b, 30), acquire(t, b, 30)
-	if err := one.Keep(20); err != nil {
-		t.Error(err)
-	}
-	if err := two.Keep(6); !errors.Is(err, memory.ErrBusy) {
-		t.Error(err)
-	}
-	if err := two.Grow(t.Context(), 51); !errors.Is(err, memory.ErrBusy) {
-		t.Errorf("waits for what is kept: %v", err)
-	}
-	two.Release()
-	acquire(t, b, 80).Release()
-	one.Release()
-	acquire(t, b, 100).Release()
+	synctest.Test(t, func(t *testing.T) {
+		b := memory.New(100)
+		one, two := acquire(t, b, 30), acquire(t, b, 30)
+		if err := one.Keep(20); err != nil {
+			t.Error(err)
+		}
+		if err := two.Keep(6); !errors.Is(err, memory.ErrBusy) {
+			t.Error(err)
+		}
+		three := acquire(t, b, 25)
+		var err error
+		go func() { err = two.Grow(t.Context(), 20) }()
+		synctest.Wait()
+		if err := three.Grow(t.Context(), 20); !errors.Is(err, memory.ErrBusy) {
+			t.Errorf("waits for what is kept: %v", err)
+		}
+		three.Release()
+		synctest.Wait()
+		if err != nil {
+			t.Error(err)
+		}
+		two.Release()
+		acquire(t, b, 80).Release()
+		one.Release()
+		acquire(t, b, 100).Release()
+	})
+}
+
+// TestKeepingIsNoEnd: those that grow no longer wait for what has become kept.
+func TestKeepingIsNoEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := memory.New(100)
+		one, two, three := acquire(t, b, 25), acquire(t, b, 25), acquire(t, b, 25)
+		errs := make(chan error, 2)
+		for _, s := range []*memory.Share{two, three} {
+			go func() { errs <- s.Grow(t.Context(), 20) }()
+			synctest.Wait()
+		}
+		if len(errs) > 0 {
+			t.Errorf("it did not wait for what works: %v", <-errs)
+		}
+		if err := one.Keep(25); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		if err := <-errs; !errors.Is(err, memory.ErrBusy) {
+			t.Errorf("both wait for each other: %v", err)
+		}
+		three.Release()
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+		two.Release()
+		one.Release()
+		acquire(t, b, 100).Release()
+	})
 }
 
 // TestHog: a user who never gives anything back gets half of the budget, and the others go on.
@@ -167,6 +210,56 @@ func TestHog(t *testing.T) {
 	})
 }
 
+// TestGrowingHog: users who grow as far as they can, and never give anything back, leave something to the next one, also of their own
+// registry. One alone gets most of the budget.
+func TestGrowingHog(t *testing.T) {
+	for _, c := range []struct {
+		hogs       []fair.User
+		first      int64 // what the first hog has at least
+		next       fair.User
+		n, growing int64 // what is left to the next one
+	}{
+		{[]fair.User{"a/hog"}, 64, "b/honest", 20, 5},
+		{[]fair.User{"a/hog"}, 64, "a/honest", 10, 2},
+		{[]fair.User{"a/hog", "b/hog", "c/hog"}, 64, "d/honest", 1, 1},
+	} {
+		for _, step := range []int64{1, 4} {
+			synctest.Test(t, func(t *testing.T) {
+				b := memory.New(100)
+				ctx, cancel := context.WithCancel(t.Context())
+				got := make([]int64, len(c.hogs))
+				var all sync.WaitGroup
+				for i, who := range c.hogs {
+					all.Go(func() {
+						for n := min(10, 20/int64(i+1)); ; n = step {
+							s, err := b.Acquire(ctx, who, n)
+							if err != nil {
+								return
+							}
+							for got[i] += n; s.Grow(ctx, step) == nil; got[i] += step {
+							}
+						}
+					})
+					synctest.Wait()
+				}
+				t.Logf("%v have %d", c.hogs, got)
+				if got[0] < c.first {
+					t.Errorf("the first has %d", got[0])
+				}
+				s, err := b.Acquire(t.Context(), c.next, c.n)
+				if err == nil {
+					err = s.Grow(t.Context(), c.growing)
+				}
+				if err != nil {
+					t.Errorf("nothing is left beside %d: %v", got, err)
+				}
+				cancel()
+				all.Wait()
+			})
+		}
+	}
+}
+
 // TestMany: whatever is asked for, no more is given than there is, and all get it.
 func TestMany(t *testing.T) {
 	b := memory.New(1000)
@@ -176,14 +269,14 @@ func TestMany(t *testing.T) {
 		all.Go(func() {
 			r := rand.New(rand.NewPCG(uint64(i), 1))
 			for range 200 {
-				n := r.Int64N(300)
+				n := r.Int64N(400)
 				s, err := b.Acquire(t.Context(), fair.User(fmt.Sprint(i%7)), n)
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				used.Add(n)
-				if more := r.Int64N(300); s.Grow(t.Context(), more) == nil {
+				if more := r.Int64N(400); s.Grow(t.Context(), more) == nil {
 					used.Add(more)
 					n += more
 				}
