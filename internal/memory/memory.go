@@ -27,6 +27,9 @@ var (
 // Kept shares belong to what is done and waits for its user, so nobody may wait for their end. What shares grow by counts as
 // their user's. The last quarter is for growing, so that what has begun can end. Of either part one repository alone has two thirds at
 // most, one registry alone four fifths, and with others less: one that never gives anything back leaves some of both to them.
+//
+// A new share of more than a quarter may wait for long. Others pass it meanwhile, into the last quarter alone: so it gets its turn,
+// and the others theirs.
 type Budget struct {
 	mu      sync.Mutex // guards the fields below, and those of all shares
 	parts              // what is taken
@@ -57,6 +60,11 @@ func (p *parts) used() int64 { return p.kept + p.first.Used() + p.last.Used() }
 // room reports whether a new share fits. One of any size may be alone.
 func (p *parts) room(n int64) bool {
 	return p.kept+p.first.Used()+n <= p.limit-p.limit/4 || p.first.Used() == 0 && p.used()+n <= p.limit
+}
+
+// pass reports whether a new share fits beside a large one that waits.
+func (p *parts) pass(who fair.User, n int64) bool {
+	return n <= p.limit/4 && p.used()+n <= p.limit && p.last.Fair(who, n)
 }
 
 // grow returns of which parts a user may have n more: of the first as much as there is.
@@ -155,18 +163,39 @@ func (b *Budget) grantLocked() {
 		who, w, ok := b.queue.First(b.first.Less, func(who fair.User, w *waiter) bool {
 			return b.first.Of(who) == 0 || b.first.Room(who, w.n)
 		})
-		if !ok || !b.room(w.n) { // nobody overtakes whose turn it is
+		if !ok {
 			break
 		}
-		b.queue.Served(who)
-		w.s.takeLocked(w.n, 0)
-		close(w.ready)
+		if !b.room(w.n) { // nobody overtakes whose turn it is, unless it may wait for long
+			if w.n > b.limit/4 || b.kept+b.first.Used() > b.limit-b.limit/4 {
+				b.passLocked()
+			}
+			break
+		}
+		b.serveLocked(who, w, w.n, 0)
 	}
 	if n := len(b.growers); n > 0 && b.stuckLocked() {
 		w := b.growers[n-1]
 		b.growers = b.growers[:n-1]
 		w.err = fmt.Errorf("%d bytes beside %d of others (limit %d): %w", w.s.has()+w.n, b.used()-w.s.has(), b.limit, ErrBusy)
 		close(w.ready)
+	}
+}
+
+func (b *Budget) serveLocked(who fair.User, w *waiter, first, last int64) {
+	b.queue.Served(who)
+	w.s.takeLocked(first, last)
+	close(w.ready)
+}
+
+// passLocked lets go on who can of those that wait behind a large share.
+func (b *Budget) passLocked() {
+	for {
+		who, w, ok := b.queue.First(b.last.Less, func(who fair.User, w *waiter) bool { return b.pass(who, w.n) })
+		if !ok {
+			return
+		}
+		b.serveLocked(who, w, 0, w.n)
 	}
 }
 

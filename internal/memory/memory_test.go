@@ -33,7 +33,7 @@ func TestOrder(t *testing.T) {
 		var mu sync.Mutex // guards got: two of them go on together
 		var got []int64
 		enough := make(chan struct{})
-		for _, n := range []int64{30, 5, 70} { // 5 would fit, but came later
+		for _, n := range []int64{20, 5, 70} { // 5 would fit, but came later
 			go func() {
 				s := acquire(t, b, n)
 				mu.Lock()
@@ -52,7 +52,7 @@ func TestOrder(t *testing.T) {
 		}
 		first.Release()
 		synctest.Wait()
-		if len(got) != 2 || got[0]+got[1] != 35 {
+		if len(got) != 2 || got[0]+got[1] != 25 {
 			t.Errorf("the first two went on as %v", got)
 		}
 		close(enough)
@@ -258,6 +258,31 @@ func TestGrowingHog(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestLargeShares: one that asks for much and waits for those that never give anything back holds nobody up, and its turn comes when they
+// have ended, however many have passed it.
+func TestLargeShares(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := memory.New(100)
+		slow := acquire(t, b, 40)
+		got := make(chan *memory.Share, 1)
+		go func() { got <- acquire(t, b, 50) }()
+		synctest.Wait()
+		passing := acquire(t, b, 8)
+		for range 20 {
+			next := acquire(t, b, 8)
+			passing.Release()
+			passing = next
+		}
+		if len(got) > 0 {
+			t.Fatal("there was no room for the large one")
+		}
+		slow.Release()
+		(<-got).Release()
+		passing.Release()
+		acquire(t, b, 100).Release()
+	})
 }
 
 // TestMany: whatever is asked for, no more is given than there is, and all get it.
