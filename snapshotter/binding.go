@@ -34,11 +34,12 @@ type binding struct {
 	pinned  int                // pins of file that direct mounts have
 	dead    string             // why what an earlier process had mounted could not be taken over
 	removed bool
-	gone    *gone           // nil unless it is nowhere any more
-	wrong   *wrongAnew      // nil unless it was filled anew in vain
-	doubt   *doubt          // nil unless its table lies
-	rivals  []layers.Source // by which others were seen to claim its chainID; nil for none
-	gated   bool            // there is a gate, with the layer on it or without
+	gone    *gone      // nil unless it is nowhere any more
+	wrong   *wrongAnew // nil unless it was filled anew in vain
+	doubt   *doubt     // nil unless its table lies
+	// rivals are by which others were seen to claim its chainID before it was proven, by their namespaces.
+	rivals map[string][]layers.Source
+	gated  bool // there is a gate, with the layer on it or without
 	// deciding is held by whoever decides which of its rivals' layers is shown; nil until somebody does.
 	deciding chan struct{}
 }

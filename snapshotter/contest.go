@@ -26,48 +26,67 @@ type mending struct {
 	doubting  *doubting
 }
 
-// settle proves the contested ones among bindings before a container sees them. Parents come before their children.
+// settle proves the contested ones among bindings before a container of the request's namespace sees them. Parents come before their
+// children.
 func (m *mending) settle(ctx context.Context, all []*binding) error {
-	open := unproven(all)
-	rivals, err := m.rivals(ctx, open)
-	if err != nil {
+	if err := m.contest(ctx, all); err != nil {
 		return err
 	}
-	for _, b := range slices.Backward(open) { // the nearest to the container came first
-		if len(rivals[b]) == 0 {
-			continue
-		}
-		if err := m.decide(ctx, b, rivals[b]); err != nil {
+	namespace, _ := namespaces.Namespace(ctx)
+	for _, b := range slices.Backward(all) { // the nearest to the container came first
+		if err := m.decide(ctx, b, b.rivalsIn(namespace)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// contest notes which of some bindings are contested, for those who come to their gates.
+// contest notes which of some bindings the images of the request's namespace contest now, for whoever settles them, or comes to their
+// gates later.
 func (m *mending) contest(ctx context.Context, all []*binding) error {
-	open := unproven(all)
-	rivals, err := m.rivals(ctx, open)
+	namespace, ok := namespaces.Namespace(ctx)
+	if !ok {
+		return nil // it is our own doing: no container sees what comes of it
+	}
+	rivals, err := m.rivals(ctx, unproven(all))
 	if err != nil {
 		return err
 	}
-	for _, b := range open {
-		b.mu.Lock()
-		b.rivals = rivals[b]
-		b.mu.Unlock()
+	for _, b := range all {
+		b.noteRivals(namespace, rivals[b])
 	}
 	return nil
 }
 
-// settleNoted settles a binding that contest has found contested.
+// settleNoted settles a binding that contest has found contested in any namespace: who comes to a gate may be of each.
 func (m *mending) settleNoted(ctx context.Context, b *binding) error {
+	return m.decide(ctx, b, b.rivalsIn(""))
+}
+
+// noteRivals notes by whom else the images of a namespace claim a binding's layer; nil for nobody.
+func (b *binding) noteRivals(namespace string, rivals []layers.Source) {
 	b.mu.Lock()
-	rivals := b.rivals
-	b.mu.Unlock()
-	if len(rivals) == 0 || len(unproven([]*binding{b})) == 0 {
-		return nil
+	defer b.mu.Unlock()
+	if len(rivals) == 0 {
+		delete(b.rivals, namespace)
+		return
 	}
-	return m.decide(ctx, b, rivals)
+	if b.rivals == nil {
+		b.rivals = map[string][]layers.Source{}
+	}
+	b.rivals[namespace] = rivals
+}
+
+// rivalsIn returns what was noted of a namespace; "" for all.
+func (b *binding) rivalsIn(namespace string) (rivals []layers.Source) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for in, some := range b.rivals {
+		if namespace == "" || namespace == in {
+			rivals = append(rivals, some...)
+		}
+	}
+	return rivals
 }
 
 // unproven returns those of which it is not known that they have the right bytes in the right tree.
@@ -84,8 +103,8 @@ func (b *binding) isProven() bool {
 // rivals returns, for each binding, the other layers and tables by which images of the request's namespace claim the same
 // chainID.
 func (m *mending) rivals(ctx context.Context, all []*binding) (map[*binding][]layers.Source, error) {
-	if _, ok := namespaces.Namespace(ctx); !ok || len(all) == 0 {
-		return nil, nil // the first is our own doing: no container sees what comes of it
+	if len(all) == 0 {
+		return nil, nil
 	}
 	chains, err := m.bindings.chainsOf(ctx, all)
 	if err != nil {

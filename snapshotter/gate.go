@@ -45,9 +45,10 @@ func (g *gating) open() {
 // gate returns a layer's directory for a client that does not ask again: the layer's own if it is mounted and nobody contests it, and
 // its gate otherwise. Without gates it is a directory that does not exist: a mount that fails shows less than the image to nobody.
 func (g *gating) gate(b *binding) (string, error) {
+	proven := b.isProven()
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.how != notMounted && len(b.rivals) == 0 {
+	if b.how != notMounted && (len(b.rivals) == 0 || proven) {
 		return b.fsDir(), nil
 	}
 	if g.gates == nil {

@@ -20,9 +20,12 @@ const (
 	proveTurn = 10 * time.Second
 )
 
-// decide has a contested binding show the first of its claimants' layers that is proven. Callers that come together decide one after
+// decide has a binding that has rivals show the first of its claimants' layers that is proven. Callers that come together decide one after
 // the other, and the first decides for all.
 func (m *mending) decide(ctx context.Context, b *binding, rivals []layers.Source) error {
+	if len(rivals) == 0 || b.isProven() {
+		return nil
+	}
 	done, err := b.beginDeciding(ctx)
 	if err != nil {
 		return err

@@ -204,6 +204,22 @@ func TestContestedPrepare(t *testing.T) {
 	}
 }
 
+// TestContestedInOneNamespace: what a namespace's images contest stays noted for who comes to a gate, though those of another one do not,
+// until they no longer do.
+func TestContestedInOneNamespace(t *testing.T) {
+	var b binding
+	for _, c := range []struct {
+		namespace string
+		rivals    int
+		ours, all int
+	}{{"ours", 1, 1, 1}, {"theirs", 0, 1, 1}, {"theirs", 2, 1, 3}, {"ours", 0, 0, 2}, {"theirs", 0, 0, 0}} {
+		b.noteRivals(c.namespace, make([]layers.Source, c.rivals))
+		if ours, all := len(b.rivalsIn("ours")), len(b.rivalsIn("")); ours != c.ours || all != c.all {
+			t.Errorf("after %d rivals in namespace %s: %d in ours, %d in all; want %d, %d", c.rivals, c.namespace, ours, all, c.ours, c.all)
+		}
+	}
+}
+
 // TestNamespacesApart: a namespace is not given the snapshot by which another one's image claims the same chainID.
 func TestNamespacesApart(t *testing.T) {
 	victim := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
