@@ -79,12 +79,12 @@ func (m *mountings) adoptMountLocked(b *binding, on mounts.Mount) (dead string) 
 }
 
 // restoreBinding mounts a binding's layer unless it is mounted: at once if its image is here, in
-// the background otherwise.
+// the background otherwise. One that nobody has asked for since it was made anew waits until somebody does.
 func (m *mountings) restoreBinding(b *binding) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case b.saved.Quarantined != "", b.how != notMounted:
+	case b.saved.Quarantined != "", b.saved.Unasked, b.how != notMounted:
 		return
 	case b.file == nil:
 		m.startAttemptLocked(b)

@@ -76,10 +76,16 @@ func (m *mountings) mountAnew(ctx context.Context, b *binding, why string) error
 	return m.mending.rebuildOn(b)
 }
 
-// fillLocked notes what a binding is filled with.
+// fillLocked notes what a binding that was wrong is filled with.
 func (b *binding) fillLocked(with filled) error {
-	b.file, b.key, b.wrong, b.doubt = with.file, "", nil, nil
-	b.saved.Source, b.saved.CacheID, b.saved.Quarantined, b.saved.Unpacked = with.src, "", "", with.unpacked
+	b.wrong, b.doubt, b.saved.Quarantined = nil, nil, ""
+	return b.noteLocked(with)
+}
+
+// noteLocked notes what a binding has, and that somebody has asked for it.
+func (b *binding) noteLocked(with filled) error {
+	b.file, b.key = with.file, ""
+	b.saved.Source, b.saved.CacheID, b.saved.Unpacked, b.saved.Unasked = with.src, "", with.unpacked, false
 	if with.file != nil {
 		b.saved.CacheID = with.file.ID()
 	}

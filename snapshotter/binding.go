@@ -56,6 +56,8 @@ type savedBinding struct {
 	// Unpacked is what the layer takes on disk where it was unpacked beside the snapshot's directory, since no image can be made of
 	// it; nil where it was not.
 	Unpacked *unpackedUsage `json:"unpacked,omitempty"`
+	// Unasked says that the snapshot was made anew since it was lost, and that nobody has asked for its layer since.
+	Unasked bool `json:"unasked,omitempty"`
 	// Quarantined says why the layer must not be used.
 	Quarantined string `json:"quarantined,omitempty"`
 }

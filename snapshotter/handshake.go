@@ -82,7 +82,7 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 		}
 		return err
 	}
-	b, err := c.commitRemote(ctx, name, parent, labels, src)
+	b, err := c.commitRemote(ctx, savedBinding{Name: name, Source: src}, parent, labels)
 	if errdefs.IsAlreadyExists(err) {
 		return nil // another namespace was faster
 	}
@@ -170,11 +170,11 @@ func (c *claims) abandon(all []layers.Source) {
 }
 
 // commitRemote makes a committed snapshot of a layer that is supplied here, and returns its binding.
-func (c *claims) commitRemote(
-	ctx context.Context, name, parent string, labels map[string]string, src layers.Source,
-) (*binding, error) {
+func (c *claims) commitRemote(ctx context.Context, saved savedBinding, parent string, labels map[string]string) (*binding, error) {
+	name, src := saved.Name, saved.Source
 	key := name + "-claim-" + uniqueSuffix()
-	b := &binding{saved: savedBinding{Version: bindingVersion, Name: name, Source: src}}
+	saved.Version = bindingVersion
+	b := &binding{saved: saved}
 	err := c.store.WithTransaction(ctx, true, func(ctx context.Context) (err error) {
 		snap, err := storage.CreateSnapshot(ctx, snapshots.KindActive, key, parent)
 		if err != nil {

@@ -106,13 +106,12 @@ func (m *mountings) mountBinding(ctx context.Context, b *binding) error {
 		return err
 	}
 	return m.mountAs(b, func() error {
-		b.file = f
 		m.starts.Found(&src, f)
 		if b.saved.CacheID == f.ID() && b.saved.Source.Repo == src.Repo {
+			b.file = f // which is on disk
 			return nil
 		}
-		b.saved.Source, b.saved.CacheID, b.key = src, f.ID(), ""
-		return b.saved.write(b.dir)
+		return b.noteLocked(filled{src: src, file: f})
 	})
 }
 

@@ -163,7 +163,8 @@ func (r *recovery) makeOne(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.commitRemote(ctx, name, k.parent, map[string]string{snapshots.LabelSnapshotRef: k.chainID.String()}, src)
+	_, err = r.commitRemote(ctx, savedBinding{Name: name, Source: src, Unasked: true}, k.parent,
+		map[string]string{snapshots.LabelSnapshotRef: k.chainID.String()})
 	if errdefs.IsAlreadyExists(err) {
 		return nil
 	}

@@ -88,6 +88,9 @@ func TestLostRoot(t *testing.T) {
 					if when == "at start" {
 						x.Serving()
 						eventually(t, "all four layers are made anew", func() bool { return x.committed() == 4 })
+						x.unasked()
+						x.restart()
+						x.unasked()
 					}
 					x.runBoth()
 					if n := x.committed(); n != 4 {
@@ -109,6 +112,18 @@ func TestLostRoot(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// unasked insists that the four layers that were made anew are as they are until somebody asks for them. Others may still be mounted.
+func (x *twoImages) unasked() {
+	x.t.Helper()
+	states := map[string]int{}
+	for _, l := range x.Status().Layers {
+		states[l.State]++
+	}
+	if states["idle"] != 4 || states["opening"] != 0 {
+		x.t.Errorf("states of layers: %v", states)
 	}
 }
 

@@ -35,7 +35,7 @@ type LayerStatus struct {
 	Digest   digest.Digest
 	Format   string
 	Backend  string // "" while it is not mounted
-	State    string // opening, mounted, failed, quarantined
+	State    string // idle, opening, mounted, failed, quarantined
 	Reason   string // for the last two, and for mounted ones of which something is nowhere any more
 	Verified bool   // diffID checked
 	cache.Stats
@@ -72,7 +72,10 @@ func (x *reports) layerStatus(b *binding) LayerStatus {
 	defer b.mu.Unlock()
 	l := LayerStatus{
 		Snapshot: b.saved.Name, Image: b.saved.Source.Image, Digest: b.saved.Source.Descriptor.Digest,
-		Format: x.layers.FormatOf(&b.saved.Source, b.file), State: "opening",
+		Format: x.layers.FormatOf(&b.saved.Source, b.file), State: "idle",
+	}
+	if b.attempt != nil {
+		l.State = "opening"
 	}
 	if u := b.saved.Unpacked; u != nil { // and its diffID was checked
 		l.Verified, l.Data, l.Present, l.Disk = true, u.Bytes, u.Bytes, u.Bytes

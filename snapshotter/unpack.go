@@ -38,10 +38,7 @@ func (m *mountings) unpack(ctx context.Context, b *binding, refused error) error
 	if err != nil {
 		return err
 	}
-	return m.mountAs(b, func() error {
-		b.saved.Unpacked, b.saved.CacheID, b.file = takes, "", nil
-		return b.saved.write(b.dir)
-	})
+	return m.mountAs(b, func() error { return b.noteLocked(filled{src: src, unpacked: takes}) })
 }
 
 // unpackInto unpacks a layer beside a binding's directory, and returns what it takes there.

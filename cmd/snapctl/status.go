@@ -114,7 +114,11 @@ func humanImage(w io.Writer, ref string, st *control.StatusReply) {
 	}
 	for i := range st.Layers {
 		l := &st.Layers[i]
-		row(short(l.Digest), l.Format, l.State+" by "+l.Backend, l)
+		state := l.State
+		if l.Backend != "" {
+			state += " by " + l.Backend
+		}
+		row(short(l.Digest), l.Format, state, l)
 		sum.PresentBytes += l.PresentBytes
 		sum.TotalBytes += l.TotalBytes
 		sum.PrefetchedBytes += l.PrefetchedBytes

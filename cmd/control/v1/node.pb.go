@@ -465,8 +465,8 @@ type Layer struct {
 	Snapshot          string                 `protobuf:"bytes,3,opt,name=snapshot,proto3" json:"snapshot,omitempty"`                                                // containerd's name of the snapshot
 	Format            string                 `protobuf:"bytes,4,opt,name=format,proto3" json:"format,omitempty"`                                                    // estargz, zstd:chunked, index, import
 	Backend           string                 `protobuf:"bytes,5,opt,name=backend,proto3" json:"backend,omitempty"`                                                  // as in Backend.name, or direct; empty while it is not mounted
-	State             string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`                                                      // opening, mounted, failed, quarantined
-	Reason            string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`                                                    // of the last two states
+	State             string                 `protobuf:"bytes,6,opt,name=state,proto3" json:"state,omitempty"`                                                      // idle (not mounted, and nobody asks for it), opening, mounted, failed, quarantined
+	Reason            string                 `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`                                                    // of the last two states, and of others of which something is wrong
 	Verified          bool                   `protobuf:"varint,8,opt,name=verified,proto3" json:"verified,omitempty"`                                               // its content matches the diffID
 	PresentBytes      int64                  `protobuf:"varint,9,opt,name=present_bytes,json=presentBytes,proto3" json:"present_bytes,omitempty"`                   // of total_bytes, in the cache
 	TotalBytes        int64                  `protobuf:"varint,10,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`                        // unpacked
