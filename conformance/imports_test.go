@@ -50,6 +50,7 @@ var arrows = []struct{ from, may string }{
 	{"snapshotter/...", "snapshotter/... fs/... cache cache/blob blockdev/... remote/registry internal/..."},
 	{"cmd/...", "cmd/... snapshotter/... volume/... fs/... cache blockdev/... remote/... internal/..."},
 	// The suites of contracts, and benchmarks: tests alone import it.
+	{"conformance/falsify", "fs/annotation fs/format/zstdchunked"},
 	{"conformance/heap", ""},
 	{"conformance/testbed", "conformance/... cache blockdev/... snapshotter/boltfile"}, // it walks the roots that tests leave
 	{"conformance/...", "conformance/... volume/... cache blockdev/... remote/..."},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -14,15 +15,18 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/conformance/testbed"
+	"github.com/remora-storage/remora/fs/index"
 )
 
 // whoLayer is a layer with a file that says who has made it, behind as many bytes as several requests take.
@@ -48,24 +52,57 @@ func digestBytes(s string) (sum [32]byte) {
 	return sum
 }
 
-// A forger is a registry that serves one image, under digests as it likes.
-type forger struct {
+// Forgers are a registry whose repositories serve one image each, under digests as they like.
+type forgers struct {
 	*httptest.Server
+	stack *testbed.Stack
+	all   sync.Map // *forger by repository
+}
+
+type forger struct {
 	layout string
-	as     digest.Digest // of the victim's layer, whose name the forged one has
+	tags   map[string]digest.Digest // of manifests in the layout
+	victim string                   // the repository that has the layers below
+	as     digest.Digest            // of the victim's layer, whose name the forged one has
 	forged []byte
 	cut    bool // the forged layer never comes whole
 }
 
-// newForger has a manifest name the victim's layer beside a table of the forger's own; with lie, the configuration claims
-// the victim's diffIDs, too. The layers below are the victim's.
-func newForger(t *testing.T, s *testbed.Stack, victimLayout, victimTag, name string, lie, cut bool) (f *forger, ref string) {
+func newForgers(t *testing.T, s *testbed.Stack) *forgers {
 	t.Helper()
-	dir := t.TempDir()
+	f := &forgers{stack: s}
+	others := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.Addr})
+	// At an address of their own: containerd notes where an image came from without the port.
+	l, err := net.Listen("tcp", "127.0.0.2:0")
+	testbed.Must(t, err)
+	f.Server = &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		name, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/v2/"), "/")
+		if one, ok := f.all.Load(name); ok {
+			one.(*forger).serve(w, r, others)
+		} else if name != "" { // the API itself is there
+			http.NotFound(w, r)
+		}
+	})}}
+	f.Start()
+	t.Cleanup(f.Close)
+	testbed.Must(t, s.PlainHTTP(f.host(), f.host()))
+	return f
+}
+
+func (f *forgers) host() string { return f.Listener.Addr().String() }
+
+// add has a manifest name the victim's layer beside a table of the forger's own, in the layer by a format, or a published index; with
+// lie, the configuration claims the victim's diffIDs, too. The layers below are the victim's.
+func (f *forgers) add(t *testing.T, by, victimLayout, victimTag, name string, lie, cut bool) (ref string) {
+	t.Helper()
+	dir, s, tag := t.TempDir(), f.stack, "src"
 	own := filepath.Join(dir, "own")
 	testbed.Must(t, testbed.WriteTars(own, "src", whoLayer("the forger of "+name)))
-	convert(t, s, "oci:"+own+":src", "oci:"+own+":lazy")
-	mine, victim := manifestOf(t, own, "lazy"), manifestOf(t, victimLayout, victimTag)
+	if by != "index" {
+		tag = "lazy"
+		convert(t, s, "--format", by, "oci:"+own+":src", "oci:"+own+":lazy")
+	}
+	mine, victim := manifestOf(t, own, tag), manifestOf(t, victimLayout, victimTag)
 	top := len(victim.Layers) - 1
 	forged, err := os.ReadFile(blobPath(own, mine.Layers[0].Digest))
 	testbed.Must(t, err)
@@ -78,29 +115,51 @@ func newForger(t *testing.T, s *testbed.Stack, victimLayout, victimTag, name str
 	if !lie {
 		diffIDs = append(append([]digest.Digest{}, diffIDs[:top]...), ours.RootFS.DiffIDs[0])
 	}
-	f = &forger{layout: filepath.Join(dir, "forged"), as: layer.Digest, forged: forged, cut: cut}
-	testbed.Must(t, os.MkdirAll(filepath.Join(f.layout, "blobs", "sha256"), 0o755))
+	one := &forger{layout: filepath.Join(dir, "forged"), victim: name, as: layer.Digest, forged: forged, cut: cut}
+	testbed.Must(t, os.MkdirAll(filepath.Join(one.layout, "blobs", "sha256"), 0o755))
 	layers := append(append([]ocispec.Descriptor{}, victim.Layers[:top]...), layer)
-	testbed.Must(t, testbed.WriteLayout(f.layout, "1", layers, diffIDs))
-	others := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.Addr})
-	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { f.serve(w, r, name, others) }))
-	t.Cleanup(f.Close)
-	addr := f.Listener.Addr().String()
-	testbed.Must(t, s.PlainHTTP(addr, addr))
-	return f, addr + "/evil:1"
+	testbed.Must(t, testbed.WriteLayout(one.layout, "1", layers, diffIDs))
+	manifest, err := indexOfLayout(one.layout)
+	testbed.Must(t, err)
+	one.tags = map[string]digest.Digest{"1": manifest.Digest}
+	if by == "index" {
+		testbed.Must(t, s.Push(t.Context(), own, "src", "forged-"+name+":src"))
+		file := filepath.Join(dir, "index")
+		_, err := s.Snapctl(t.Context(), "index", "create", "-o", file, s.Ref("forged-"+name+":src"))
+		testbed.Must(t, err)
+		data, err := os.ReadFile(file)
+		testbed.Must(t, err)
+		one.publish(t, manifest, indexAs(t, data, layer.Digest))
+	}
+	f.all.Store("evil-"+name, one)
+	return f.host() + "/evil-" + name + ":1"
+}
+
+// publish puts an index beside a forger's image.
+func (f *forger) publish(t *testing.T, subject ocispec.Descriptor, data []byte) {
+	t.Helper()
+	put := func(p []byte) ocispec.Descriptor {
+		d := digest.FromBytes(p)
+		testbed.Must(t, os.WriteFile(blobPath(f.layout, d), p, 0o644))
+		return ocispec.Descriptor{Digest: d, Size: int64(len(p))}
+	}
+	layer := put(data)
+	layer.MediaType = index.Artifact.MediaType
+	put([]byte("{}"))
+	doc, err := json.Marshal(ocispec.Manifest{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
+		ArtifactType: index.Artifact.Type, Config: ocispec.DescriptorEmptyJSON, Layers: []ocispec.Descriptor{layer}, Subject: &subject})
+	testbed.Must(t, err)
+	f.tags["sha256-"+subject.Digest.Encoded()+"."+index.Artifact.Tag] = put(doc).Digest
 }
 
 func blobPath(layout string, d digest.Digest) string {
 	return filepath.Join(layout, "blobs", "sha256", d.Encoded())
 }
 
-func (f *forger) serve(w http.ResponseWriter, r *http.Request, victim string, others http.Handler) {
+func (f *forger) serve(w http.ResponseWriter, r *http.Request, others http.Handler) {
 	what := path.Base(r.URL.Path)
-	if what == "1" { // the tag
-		var index ocispec.Index
-		if err := readJSON(filepath.Join(f.layout, "index.json"), &index); err == nil && len(index.Manifests) > 0 {
-			what = index.Manifests[0].Digest.String()
-		}
+	if d, ok := f.tags[what]; ok {
+		what = d.String()
 	}
 	d := digest.Digest(what)
 	body, err := os.ReadFile(filepath.Join(f.layout, "blobs", "sha256", strings.TrimPrefix(what, "sha256:")))
@@ -114,11 +173,11 @@ func (f *forger) serve(w http.ResponseWriter, r *http.Request, victim string, ot
 		}
 		body = f.forged
 	case err != nil && strings.Contains(r.URL.Path, "/blobs/"): // a layer below
-		r.URL.Path = "/v2/" + victim + "/blobs/" + what
+		r.URL.Path = "/v2/" + f.victim + "/blobs/" + what
 		others.ServeHTTP(w, r)
 		return
 	case err != nil:
-		w.WriteHeader(http.StatusOK) // of the API
+		http.NotFound(w, r)
 		return
 	}
 	if strings.Contains(r.URL.Path, "/manifests/") {
@@ -131,9 +190,9 @@ func (f *forger) serve(w http.ResponseWriter, r *http.Request, victim string, ot
 	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
 }
 
-// TestForgedLayer: a hostile registry's image that names another image's layer beside a table of its own decides nothing of
-// what that image's containers see: of each kind of layer, in whichever order, after a restart, and if it claims the same
-// chainID, complete or not. The victim's registry is asked, and the victim is not blamed.
+// TestForgedLayer: a hostile registry's image that names another image's layer beside a table of its own, of whatever format, or an index
+// that is trusted there, decides nothing of what that image's containers see: of each kind of layer, in whichever order, after a restart,
+// and if it claims the same chainID, complete or not. The victim's registry is asked, and the victim is not blamed.
 func TestForgedLayer(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
@@ -144,14 +203,15 @@ func TestForgedLayer(t *testing.T) {
 		pass.ServeHTTP(w, r)
 	})
 	victims.fault.Store(&count)
-	s.Configure(fmt.Sprintf("[index]\ntrust = [%q]\n", victims.Listener.Addr()))
+	evils := newForgers(t, s)
+	s.Configure(fmt.Sprintf("[index]\ntrust = [%q, %q]\n", victims.Listener.Addr(), evils.host()))
 	testbed.Must(t, s.RestartRemorad(syscall.SIGTERM))
 	kinds := []string{"gzip", "estargz", "zstdchunked", "index"}
 	hows := []string{"before", "after", "before, restart", "before, removed", "lies", "lies, cut"}
-	for _, c := range testbed.Covering(t, testbed.Combinations(kinds, hows)) {
-		kind, how := c[0], c[1]
-		t.Run(kind+"/"+how, func(t *testing.T) {
-			name := "victim-" + kind + "-" + strings.NewReplacer(", ", "-").Replace(how)
+	for _, c := range testbed.Covering(t, testbed.Combinations(kinds, hows, []string{"estargz", "zstdchunked", "index"})) {
+		kind, how, by := c[0], c[1], c[2]
+		t.Run(kind+"/"+how+"/by "+by, func(t *testing.T) {
+			name := "victim-" + kind + "-" + by + "-" + strings.NewReplacer(", ", "-").Replace(how)
 			layout, tag := filepath.Join(t.TempDir(), "victim"), "src"
 			testbed.Must(t, testbed.WriteTars(layout, "src", whoLayer(name)))
 			if kind == "estargz" || kind == "zstdchunked" {
@@ -165,7 +225,7 @@ func TestForgedLayer(t *testing.T) {
 				testbed.Must(t, err)
 			}
 			lie := strings.HasPrefix(how, "lies")
-			_, evil := newForger(t, s, layout, tag, name, lie, strings.HasSuffix(how, "cut"))
+			evil := evils.add(t, by, layout, tag, name, lie, strings.HasSuffix(how, "cut"))
 			asked.Store(0)
 			if how == "after" {
 				isVictims(t, s, ref, name)
@@ -224,7 +284,7 @@ func TestForgedProgram(t *testing.T) {
 	testbed.Must(t, testbed.WriteLayout(layout, "src", append(below.Layers, top.Layers...),
 		append(baseConfig.RootFS.DiffIDs, topConfig.RootFS.DiffIDs...)))
 	testbed.Must(t, s.Push(t.Context(), layout, "src", "victim:1"))
-	_, evil := newForger(t, s, layout, "src", "victim", true, false)
+	evil := newForgers(t, s).add(t, "estargz", layout, "src", "victim", true, false)
 	show := testbed.Program{Name: "who", Args: []string{"cat", "/who"}}
 	_, err = s.Snapctl(t.Context(), "pull", evil)
 	testbed.Must(t, err)

@@ -44,8 +44,13 @@ func publishedBy(index []byte, s *Source) string {
 }
 
 // KeyOf tells openings apart: of two images that name the same layer, only those share one that read it by the same table
-// from the same repository, since that may never answer.
+// from the same repository, since that may never answer. What is to be read whole joins nobody who reads it by a published index.
 func (r *promises) KeyOf(s *Source) string {
+	if asks := *s; s.Whole {
+		if asks.Whole = false; r.mayBePublished(&asks) {
+			return wholeKey(s)
+		}
+	}
 	p, err := r.promiseOf(s)
 	if err != nil {
 		p = promise{format: formatImport} // it is not opened
@@ -58,6 +63,10 @@ func (r *promises) wholeKeyOf(s *Source) string {
 	if r.Whole(s) && !r.mayBePublished(s) {
 		return r.KeyOf(s) // that is how it is read anyway
 	}
+	return wholeKey(s)
+}
+
+func wholeKey(s *Source) string {
 	return cache.Name{Blob: s.BlobName(), Voucher: cache.ByTable("whole whatever its table from " + s.Repo.String())}.String()
 }
 
