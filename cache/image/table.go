@@ -240,7 +240,11 @@ func (t *Table) Has(d *[sha256.Size]byte) (has bool) {
 	return has
 }
 
-// Find calls yield with each extent that has digest d, until it returns false.
+// mostEqual is how many extents with one digest are looked at. Real layers have a file fewer times over, and a miss costs a fetch; but
+// a layer of equal files alone would have each of them looked at for each of them.
+const mostEqual = 1024
+
+// Find calls yield with extents that have digest d, the first mostEqual by offset, until it returns false.
 func (t *Table) Find(d *[sha256.Size]byte, yield func(uint32) bool) {
 	perm := t.data[headerSize+t.NUnits*unitSize+t.NExtents*(extentSize+4):]
 	digestOf := func(k int) (uint32, []byte) {
@@ -249,7 +253,7 @@ func (t *Table) Find(d *[sha256.Size]byte, yield func(uint32) bool) {
 		return i, p[20 : 20+sha256.Size]
 	}
 	k := sort.Search(t.NExtents, func(k int) bool { _, x := digestOf(k); return slices.Compare(x, d[:]) >= 0 })
-	for ; k < t.NExtents; k++ {
+	for end := min(k+mostEqual, t.NExtents); k < end; k++ {
 		i, x := digestOf(k)
 		if !slices.Equal(x, d[:]) || !yield(i) {
 			return

@@ -56,3 +56,21 @@ func TestCopiesAreAllowedOnce(t *testing.T) {
 		})
 	}
 }
+
+// TestFewAreLookedAt: of very many extents with one digest a look sees few, so that filling all of them costs a number of looks and not
+// its square.
+func TestFewAreLookedAt(t *testing.T) {
+	const times = 20_000
+	p := bytes.Repeat([]byte{1}, 4096)
+	d, _ := open(t, t.TempDir(), 0)
+	m, err := d.New("many", alike(times, p))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	sum, looks := sha256.Sum256(p), 0
+	m.Table().Find(&sum, func(uint32) bool { looks++; return true })
+	if looks == 0 || looks > times/10 {
+		t.Errorf("looked at %d of %d", looks, times)
+	}
+}
