@@ -366,7 +366,7 @@ func (r *reader) attrs(in *layout.Inode) error {
 		one := layout.Inode{Mode: uint32(mode), UID: uint32(uid), GID: uint32(gid)}
 		for range n {
 			x := layout.Xattr{Name: d.Text(), Value: []byte(d.Text())}
-			// In order, as they were written, so that what is kept of them here is never more than what the tree keeps.
+			// In order, as they were written.
 			if k := len(one.Xattrs); k > 0 && x.Name <= one.Xattrs[k-1].Name {
 				return fmt.Errorf("%w: attribute %.64q follows %.64q", layout.ErrInvalid, x.Name, one.Xattrs[k-1].Name)
 			}
@@ -375,10 +375,13 @@ func (r *reader) attrs(in *layout.Inode) error {
 			}
 			one.Xattrs = append(one.Xattrs, x)
 		}
+		var err error
+		if one.Xattrs, err = r.b.Shared(one.Xattrs); err != nil {
+			return err
+		}
 		r.dict = append(r.dict, one)
 	}
 	x := r.dict[i]
-	in.Mode, in.UID, in.GID = x.Mode, x.UID, x.GID
-	in.Xattrs = append([]layout.Xattr(nil), x.Xattrs...)
+	in.Mode, in.UID, in.GID, in.Xattrs = x.Mode, x.UID, x.GID, x.Xattrs
 	return nil
 }

@@ -91,13 +91,13 @@ func (t *tally) node(in *Inode) error {
 	if err := t.Take(n); err != nil {
 		return err
 	}
-	return t.xattrs(in)
+	return t.xattrs(in.Xattrs)
 }
 
-// xattrs counts the attributes of an inode.
-func (t *tally) xattrs(in *Inode) error {
+// xattrs counts attributes.
+func (t *tally) xattrs(all []Xattr) error {
 	n := int64(0)
-	for _, x := range in.Xattrs {
+	for _, x := range all {
 		n += int64(xattrCost + len(x.Name) + len(x.Value))
 	}
 	return t.Take(n)

@@ -186,10 +186,26 @@ func (b *Builder) checkInode(name string, in *Inode) error {
 	return b.limits.checkXattrs(name, in)
 }
 
-// checkXattrs drops attributes that a layer must not have, and refuses those that an image cannot hold.
+// Shared counts attributes, in order of their names, that a caller of Add keeps for several entries, and returns those that a layer may
+// have. All these entries may have the same slice then: it stays as it is.
+func (b *Builder) Shared(all []Xattr) ([]Xattr, error) {
+	if err := b.tally.xattrs(all); err != nil {
+		return nil, err
+	}
+	return allowed(all), nil
+}
+
+// allowed drops, in place, attributes that a layer must not have: overlayfs keeps its own state in these, and a layer must not forge it.
+func allowed(all []Xattr) []Xattr {
+	return slices.DeleteFunc(all, func(x Xattr) bool { return strings.HasPrefix(x.Name, overlayXattrs) })
+}
+
+func byName(a, b Xattr) int { return cmp.Compare(a.Name, b.Name) }
+
+// checkXattrs drops attributes that a layer must not have, and refuses those that an image cannot hold. What is Shared it leaves as it
+// is.
 func (l *Limits) checkXattrs(name string, in *Inode) error {
-	// overlayfs keeps its own state in these; a layer must not forge it.
-	in.Xattrs = slices.DeleteFunc(in.Xattrs, func(x Xattr) bool { return strings.HasPrefix(x.Name, overlayXattrs) })
+	in.Xattrs = allowed(in.Xattrs)
 	total := 0
 	for _, x := range in.Xattrs {
 		if len(x.Name) > 255 || strings.ContainsRune(x.Name, 0) || len(x.Value) > min(l.XattrValue, 65535) {
@@ -200,7 +216,9 @@ func (l *Limits) checkXattrs(name string, in *Inode) error {
 	if total > maxXattrTotal {
 		return fmt.Errorf("%w: %q has %d bytes of extended attributes", ErrInvalid, name, total)
 	}
-	slices.SortFunc(in.Xattrs, func(a, b Xattr) int { return cmp.Compare(a.Name, b.Name) })
+	if !slices.IsSortedFunc(in.Xattrs, byName) {
+		slices.SortFunc(in.Xattrs, byName)
+	}
 	in.Xattrs = slices.CompactFunc(in.Xattrs, func(a, b Xattr) bool { return a.Name == b.Name })
 	return nil
 }
@@ -315,7 +333,7 @@ func (b *Builder) replace(dir uint32, base string, in Inode) (uint32, error) {
 	if old, ok := b.nodes[dir].children[base]; ok && b.nodes[old].IsDir() && in.IsDir() {
 		n := &b.nodes[old]
 		n.Inode, n.implicit = in, false
-		return old, b.tally.xattrs(&in)
+		return old, b.tally.xattrs(in.Xattrs)
 	}
 	ino, err := b.newNode(in)
 	if err != nil {
@@ -418,5 +436,5 @@ func (i *Inode) isOpaque() bool {
 // setOpaque makes a directory one that is opaque, whose other attributes may be shared.
 func setOpaque(in *Inode) {
 	in.Xattrs = append(slices.Clip(in.Xattrs), Xattr{Name: overlayOpaque, Value: []byte("y")})
-	slices.SortFunc(in.Xattrs, func(a, b Xattr) int { return cmp.Compare(a.Name, b.Name) })
+	slices.SortFunc(in.Xattrs, byName)
 }

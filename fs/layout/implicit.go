@@ -44,7 +44,7 @@ func (l *Layout) Fill(limits Limits, below func(path string) (Attributes, bool, 
 		if opaque {
 			setOpaque(in)
 		}
-		if err := taken.xattrs(in); err != nil {
+		if err := taken.xattrs(in.Xattrs); err != nil {
 			return fmt.Errorf("attributes of %d unlisted directories, from below: %w", len(l.Implicit), err)
 		}
 	}

@@ -84,13 +84,20 @@ func TestIndexesThatGrow(t *testing.T) {
 		}
 		attributes[i].Inode.Xattrs = attributes[0].Inode.Xattrs
 	}
+	links := []index.Entry{{Name: "f", Inode: fifo}}
+	for i := range 20 {
+		link := index.Entry{Name: fmt.Sprint(i), Link: "f", Inode: crowded(16 << 10)}
+		link.Inode.UID = uint32(i)
+		links = append(links, link)
+	}
 	for name, c := range map[string]struct {
 		entries []index.Entry
 		limits  layout.Limits
 		says    string
 	}{
-		"one long path":             {paths, layout.Limits{Paths: 4 << 20}, "limit of all paths"},
-		"attributes of a directory": {attributes[:200], layout.Limits{Tree: 8 << 20}, "of memory (limit)"},
+		"attributes that nobody has": {links, layout.Limits{Tree: 8 << 20}, "of memory (limit)"},
+		"one long path":              {paths, layout.Limits{Paths: 4 << 20}, "limit of all paths"},
+		"attributes of a directory":  {attributes[:200], layout.Limits{Tree: 8 << 20}, "of memory (limit)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := indexOf(c.entries...)
