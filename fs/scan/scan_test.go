@@ -447,6 +447,8 @@ func FuzzScan(f *testing.F) {
 			}
 		}
 	}
+	f.Add(opaque(f, 500, 100), byte(0))
+	f.Add(gz(f, opaque(f, 500, 100)), byte(1))
 	codecs := []blob.Codec{blob.Plain, blob.Gzip, blob.Zstd}
 	f.Fuzz(func(t *testing.T, packed []byte, codec byte) {
 		limits := layout.Limits{Plain: 8 << 20, Image: 1 << 30}
@@ -503,6 +505,10 @@ func FuzzIndex(f *testing.F) {
 			}
 		}
 	}
+	for _, data := range shared(f, 1000, 1000) {
+		f.Add(data)
+	}
+	f.Add(repeated(f, 1000, index.Entry{Name: "d/", Inode: crowded(1000)}, index.Entry{Name: "d/.wh..wh..opq", Inode: fifo}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		limits := layout.Limits{Image: 1 << 40, Entries: 100_000, PlainIndex: 16 << 20, Paths: 16 << 20, Tree: 256 << 20}
 		var l *layout.Layout

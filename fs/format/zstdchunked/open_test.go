@@ -277,6 +277,7 @@ func FuzzTable(f *testing.F) {
 	data, table, _, _ := twoFiles(f, 2)
 	f.Add([]byte(table))
 	f.Add([]byte(`{"version":1,"entries":[{"name":"f","type":"reg","size":10,"chunkType":"zeros"}]}`))
+	f.Add([]byte(marked(200, 100)))
 	f.Fuzz(func(t *testing.T, table []byte) {
 		if len(table) == 0 {
 			return
