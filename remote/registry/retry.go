@@ -33,7 +33,6 @@ func (r Retry) withDefaults() Retry {
 // with ctx, and is not begun if ctx would end in it.
 func (r Retry) do(ctx context.Context, try func(attempt int) error) error {
 	waits := backoff.Backoff{First: r.First, Max: r.Max, Jitter: true}
-	rests := 0
 	for attempt := 0; ; attempt++ {
 		err := try(attempt)
 		var status *StatusError
@@ -41,19 +40,14 @@ func (r Retry) do(ctx context.Context, try func(attempt int) error) error {
 		if errors.As(err, &status) && status.Status == http.StatusTooManyRequests {
 			attempts *= 3 // it serves, only later
 		}
-		rested := errors.As(err, new(*restError)) && rests < 3*r.Attempts
-		if err == nil || !Retryable(err) || attempt+1 >= attempts && !rested {
+		if err == nil || !Retryable(err) || attempt+1 >= attempts {
 			return err
-		}
-		if rested { // nobody was asked
-			rests++
-			attempt--
 		}
 		wait := waits.Next()
 		if errors.As(err, &status) && status.RetryAfter > maxRest {
 			return err
 		}
-		if errors.As(err, &status) && status.RetryAfter > wait {
+		if errors.As(err, &status) && status.RetryAfter > wait && !errors.As(err, new(*restError)) { // who fails anyhow fails soon
 			wait = min(status.RetryAfter, 3*r.Max)
 		}
 		if d, ok := ctx.Deadline(); ok && time.Until(d) < wait {
