@@ -38,9 +38,10 @@ func (d *decoder) inMemory(
 ) (*Tree, error) {
 	share, ok := d.memory.Try(userOf(o.src.Repo), base)
 	if !ok {
-		d.proofs.probe(ctx, o)
+		waiting, done := d.proofs.meanwhile(ctx, o)
 		var err error
-		if share, err = d.memory.Acquire(ctx, userOf(o.src.Repo), base); err != nil {
+		share, err = d.memory.Acquire(waiting, userOf(o.src.Repo), base)
+		if done(); err != nil {
 			return nil, fmt.Errorf("decode layer: %w", err)
 		}
 	}

@@ -34,9 +34,19 @@ type proof struct {
 	turned sync.Once
 	asks   chan struct{} // closed once the opening turns to a registry
 	asked  sync.Once     // for itself, since the opening waits
+	failed chan struct{} // closed once that has failed
+	err    error         // why, after failed
 }
 
-func newProof() *proof { return &proof{shown: make(chan struct{}), asks: make(chan struct{})} }
+func newProof() *proof {
+	return &proof{shown: make(chan struct{}), asks: make(chan struct{}), failed: make(chan struct{})}
+}
+
+// fail says why the layer could not be proven for itself. It is called once.
+func (p *proof) fail(err error) {
+	p.err = err
+	close(p.failed)
+}
 
 // ask says that the opening cannot do without a registry.
 func (p *proof) ask() { p.turned.Do(func() { close(p.asks) }) }
@@ -87,14 +97,29 @@ func (p *Proofs) proveRead(ctx context.Context, o *Opening) {
 // userOf returns who shares with others what a layer of a repository takes.
 func userOf(repo registry.Repository) fair.User { return fair.User(repo.String()) }
 
-// place waits for a place in a pool. Meanwhile the layer is proven by a request of its own: all layers of an image are proven side
-// by side, however few are read at once.
+// place waits for a place in a pool.
 func (p *Proofs) place(ctx context.Context, pool *fair.Pool[fair.User], o *Opening) (release func(), err error) {
 	if release, ok := pool.Try(userOf(o.src.Repo)); ok {
 		return release, nil
 	}
+	waiting, done := p.meanwhile(ctx, o)
+	defer done()
+	return pool.Acquire(waiting, userOf(o.src.Repo))
+}
+
+// meanwhile has a layer proven by a request of its own while its opening waits for its turn: all layers of an image are proven side by
+// side, however few are read together. The wait is to end with the context that it returns, which ends if that fails.
+func (p *Proofs) meanwhile(ctx context.Context, o *Opening) (waiting context.Context, done func()) {
 	p.probe(ctx, o)
-	return pool.Acquire(ctx, userOf(o.src.Repo))
+	waiting, stop := context.WithCancelCause(ctx)
+	p.started.Go(func() {
+		select {
+		case <-o.proof.failed:
+			stop(o.proof.err)
+		case <-waiting.Done():
+		}
+	})
+	return waiting, func() { stop(nil) }
 }
 
 // probe proves a layer by a request for its first bytes.
@@ -107,6 +132,7 @@ func (p *Proofs) probe(ctx context.Context, o *Opening) {
 				p.proveRead(ctx, o)
 			case ctx.Err() == nil:
 				p.failures.note(o.src.Repo, err)
+				o.proof.fail(err)
 			}
 		})
 	})

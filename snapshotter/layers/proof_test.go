@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -134,5 +135,43 @@ func TestAsksARegistry(t *testing.T) {
 			default:
 			}
 		})
+	}
+}
+
+// TestMissingInAFullPool: a blob that the registry does not have is declined for that, however many layers of its repository wait to be
+// read, and nobody takes the registry for one that hangs.
+func TestMissingInAFullPool(t *testing.T) {
+	all := make([]imagetest.Layer, importAtOnceWithin+1)
+	for i := range all {
+		all[i] = imagetest.GzipLayer(t, imagetest.File("a", imagetest.Noise(uint64(i), 5000)))
+	}
+	im := imagetest.NewImage(t, "app", nil, all...)
+	o := imagetest.NewOrigin(t, im)
+	held := make(chan struct{})
+	defer close(held)
+	missing := all[importAtOnceWithin].Digest()
+	o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+		_, kind, what := imagetest.SplitPath(r.URL.Path)
+		switch {
+		case kind != "blobs":
+			return false
+		case what == missing.String():
+			w.WriteHeader(http.StatusNotFound)
+		default:
+			o.Blob(&imagetest.StoppedAnswer{ResponseWriter: w, R: r, Left: 512, Held: held}, r, digest.Digest(what))
+		}
+		return true
+	})
+	l := newOf(t, o, Options{ProofWait: time.Minute})
+	src := sourceOf(o, im)
+	for i, layer := range all {
+		src.Descriptor, src.DiffID = layer.Desc, layer.DiffID
+		err := l.Proofs.Await(t.Context(), l.Open(src), 0)
+		if i < importAtOnceWithin && err != nil || i == importAtOnceWithin && !errors.Is(err, registry.ErrNotFound) {
+			t.Errorf("layer %d: %v", i, err)
+		}
+	}
+	if err := l.Proofs.Failing(src.Repo); err != nil {
+		t.Errorf("of the registry is known: %v", err)
 	}
 }
