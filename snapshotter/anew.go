@@ -235,7 +235,7 @@ func (m *mending) rebuildOn(b *binding) (err error) {
 		}
 		child.endAttempt()
 		child.mu.Lock()
-		err = errors.Join(err, m.mountings.unmountLocked(child))
+		err = errors.Join(err, m.mountings.makeWayLocked(child))
 		child.saved.CacheID, child.file = "", nil
 		err = errors.Join(err, child.saved.write(child.dir))
 		child.mu.Unlock()

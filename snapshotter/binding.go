@@ -39,7 +39,8 @@ type binding struct {
 	doubt   *doubt     // nil unless its table lies
 	// rivals are by which others were seen to claim its chainID before it was proven, by their namespaces.
 	rivals map[string][]layers.Source
-	gated  bool // there is a gate, with the layer on it or without
+	gated  bool // there is a gate
+	shown  bool // the layer is shown at it, or an attempt at that has failed
 	// deciding is held by whoever decides which of its rivals' layers is shown; nil until somebody does.
 	deciding chan struct{}
 }

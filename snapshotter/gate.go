@@ -54,6 +54,11 @@ func (g *gating) gate(b *binding) (string, error) {
 	if g.gates == nil {
 		return filepath.Join(b.dir, "not-mounted-yet"), nil
 	}
+	if b.shown && len(b.rivals) > 0 { // who had it mounted keeps what is behind it
+		if err := g.dropLocked(b); err != nil {
+			return "", err
+		}
+	}
 	if !b.gated {
 		if err := g.makeLocked(b); err != nil {
 			return "", err
@@ -70,7 +75,7 @@ func (g *gating) makeLocked(b *binding) error {
 	if err := g.gates.Mount(dir); err != nil {
 		return errors.Join(fmt.Errorf("gate of a layer that is not there yet: %w", err), os.RemoveAll(filepath.Dir(dir)))
 	}
-	b.gated = true
+	b.gated, b.shown = true, false
 	return nil
 }
 
@@ -103,6 +108,7 @@ func (g *gating) showAt(b *binding, dir string) (done bool, err error) {
 	if b.how == notMounted {
 		return false, nil
 	}
+	b.shown = true
 	return true, g.kernel.Bind(b.fsDir(), dir)
 }
 
@@ -115,7 +121,7 @@ func (g *gating) dropLocked(b *binding) error {
 	if err := g.kernel.Unmount(dir); err != nil {
 		return err
 	}
-	b.gated = false
+	b.gated, b.shown = false, false
 	return os.RemoveAll(filepath.Dir(dir))
 }
 

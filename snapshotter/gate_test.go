@@ -1,14 +1,18 @@
 package snapshotter
 
 import (
+	"bytes"
 	"errors"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -184,5 +188,103 @@ func TestNoGates(t *testing.T) {
 	}
 	if _, err := os.Stat(lower(late)); err != nil {
 		t.Errorf("of a layer that is mounted: %v", err)
+	}
+}
+
+// TestViewOfContested: neither View nor the Prepare of a layer that containerd unpacks reads the layers of those who contest one below,
+// whose registry may never answer: containerd lets nobody in meanwhile. Who mounts what they answer waits, and sees the right one.
+func TestViewOfContested(t *testing.T) {
+	for _, f := range formats {
+		for _, what := range []string{"view", "unpack"} {
+			t.Run(f.name+"/"+what, func(t *testing.T) {
+				victim := newImage(t, "app", nil, f.make(t, file("a", honest)))
+				o := newOrigin(t)
+				evil := forge(t, o, victim, true, false)
+				b := newBed(t, o, nil)
+				name := b.pull(evil.image)
+				b.sees(b.run("evil", name), "a", forged)
+				b.fetch(victim)
+				asked, held := make(chan struct{}), make(chan struct{})
+				ask, release := sync.OnceFunc(func() { close(asked) }), sync.OnceFunc(func() { close(held) })
+				defer release()
+				o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+					switch repo, kind, what := split(r.URL.Path); {
+					case kind != "blobs" || digest.Digest(what) != victim.Layers[0].Digest():
+						return false
+					case repo == "evil":
+						http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(evil.layer.Blob))
+						return true
+					}
+					ask()
+					<-held
+					return false
+				})
+				answered := make(chan []mount.Mount, 1)
+				go func() {
+					var mounts []mount.Mount
+					var err error
+					if what == "view" {
+						mounts, err = b.View(b.ctx, "view", name)
+					} else {
+						mounts, err = b.Prepare(b.ctx, "unpack", name, snapshots.WithLabels(map[string]string{
+							snapshots.LabelSnapshotRef: digest.FromString("a layer that containerd unpacks").String(),
+						}))
+					}
+					if err != nil {
+						t.Error(err)
+					}
+					answered <- mounts
+				}()
+				var mounts []mount.Mount
+				select {
+				case mounts = <-answered:
+				case <-asked:
+					t.Error("it reads the layer of a claimant")
+					release()
+					mounts = <-answered
+				}
+				ended := b.begin(mounts, "a", honest)
+				<-asked
+				select {
+				case err := <-ended:
+					t.Errorf("seen before it is proven: %v", err)
+				default:
+				}
+				release()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+}
+
+// TestContestedAtAGateInUse: a gate that shows a layer since before somebody contested it is not given to who comes later.
+func TestContestedAtAGateInUse(t *testing.T) {
+	victim := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
+	o := newOrigin(t)
+	evil := forge(t, o, victim, true, false)
+	b := newBed(t, o, nil)
+	b.kernel.fail("mount", errors.New("as the test says"))
+	name := b.pull(evil.image)
+	eventually(t, "the layer fails to be mounted", func() bool { return b.Status().Layers[0].State == "failed" })
+	early := b.view("early", name)
+	b.kernel.fail("mount", nil)
+	b.sees(early, "a", forged)
+	b.fetch(victim)
+	b.sees(b.view("later", name), "a", honest)
+}
+
+// TestNoGatesAndLate: on a kernel without gates, a view of layers that do not come soon fails, and says what to do.
+func TestNoGatesAndLate(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", honest)))
+	o := newOrigin(t, im)
+	b := newBed(t, o, func(b *bed) { b.kernel.fail("gates", errors.New("as the test says")) })
+	defer o.Hold("/blobs/")()
+	top := b.pull(im)
+	b.opts.Layers.ProofWait = claimWait
+	b.restart()
+	if _, err := b.View(b.ctx, "view", top); !errors.Is(err, errUngated) || !strings.Contains(err.Error(), "snapctl status") {
+		t.Errorf("got %v", err)
 	}
 }

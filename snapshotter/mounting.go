@@ -221,7 +221,19 @@ func (m *mountings) unmount(b *binding) error {
 }
 
 func (m *mountings) unmountLocked(b *binding) error {
-	err := errors.Join(m.gating.dropLocked(b), m.kernel.Unmount(b.fsDir()))
+	return errors.Join(m.gating.dropLocked(b), m.takeOffLocked(b))
+}
+
+// makeWayLocked is unmountLocked of a layer in whose place another one comes: who waits at its gate waits for that.
+func (m *mountings) makeWayLocked(b *binding) error {
+	if b.shown {
+		return m.unmountLocked(b)
+	}
+	return m.takeOffLocked(b)
+}
+
+func (m *mountings) takeOffLocked(b *binding) error {
+	err := m.kernel.Unmount(b.fsDir())
 	for ; b.pinned > 0; b.pinned-- {
 		b.file.Unpin()
 	}

@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -186,14 +187,24 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	return s.create(ctx, snapshots.KindActive, key, parent, isLayer, opts)
 }
 
-// View implements snapshots.Snapshotter. Clients mount what it returns, so contested layers are settled first.
+// View implements snapshots.Snapshotter. Who comes to a gate in what it returns waits until a contested layer is settled.
 func (s *Snapshotter) View(ctx context.Context, key, parent string, opts ...snapshots.Opt) ([]mount.Mount, error) {
 	return s.create(ctx, snapshots.KindView, key, parent, false, opts)
 }
 
 // ungatedWait bounds how long a View, and the Prepare of a layer that containerd unpacks, wait for remote layers below where the
-// kernel has no gates: nobody may ask for their mounts again.
-const ungatedWait = 10 * time.Second
+// kernel has no gates: nobody may ask for their mounts again, and other calls of containerd may wait behind them as behind a proof.
+const ungatedWait = time.Second
+
+var errUngated = errors.New("not all layers below are here yet, and this kernel has no autofs to let clients wait for them: " +
+	"do it again once `snapctl status` says that they are mounted")
+
+// ensureUngated is ensureAll of what somebody mounts who does not ask again.
+func (s *Snapshotter) ensureUngated(ctx context.Context, ids []string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, cmp.Or(s.opts.Layers.ProofWait, ungatedWait), errUngated)
+	defer cancel()
+	return s.ensureAll(ctx, ids)
+}
 
 // create makes an active snapshot or a view.
 func (s *Snapshotter) create(
@@ -214,15 +225,10 @@ func (s *Snapshotter) create(
 	if err := s.claims.orRecover(ctx, parent, func() error { return s.store.WithTransaction(ctx, true, begin) }); err != nil {
 		return nil, err
 	}
-	switch {
-	case !unpack && kind != snapshots.KindView: // a container asks for its mounts, but a client may mount these
+	if ungated := s.gating.gates == nil; ungated && (unpack || kind == snapshots.KindView) { // a container asks for its mounts
+		err = s.ensureUngated(ctx, snap.ParentIDs)
+	} else { // which reads nothing: containerd may let nobody in until this returns
 		err = s.mending.contest(ctx, s.bindings.of(snap.ParentIDs))
-	case s.gating.gates == nil:
-		ctx, cancel := context.WithTimeout(ctx, ungatedWait)
-		defer cancel()
-		err = s.ensureAll(ctx, snap.ParentIDs)
-	default:
-		err = s.mending.settle(ctx, s.bindings.of(snap.ParentIDs))
 	}
 	if err == nil {
 		err = mapsLayers(ctx, info.Labels, len(s.bindings.of(snap.ParentIDs)), s.opts.MapsMounts)
