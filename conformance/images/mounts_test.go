@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -97,22 +98,26 @@ func TestDaemonDown(t *testing.T) {
 				lazy, "waiter", "sh", "-c", "read go </mnt/go; read line <"+license+"; sleep 1000")
 			testbed.Must(t, err)
 			shell := runningTask(t, s)
-			testbed.WaitFor(t, "the container to wait for its word", func() bool { return fileCall(shell) != "" })
-			first := fileCall(shell)
+			var word *os.File
+			testbed.WaitFor(t, "the container to wait for its word", func() bool { // nobody reads it before the shell has begun
+				word, err = os.OpenFile(filepath.Join(dir, "go"), os.O_WRONLY|unix.O_NONBLOCK, 0)
+				return err == nil
+			})
 			testbed.Must(t, s.StopRemorad(syscall.SIGTERM))
 			log, err := os.ReadFile(s.RemoradLog())
 			testbed.Must(t, err)
 			if !strings.Contains(string(log), "mounts stay") {
 				t.Error("the log does not say that mounts stay")
 			}
-			testbed.Must(t, os.WriteFile(filepath.Join(dir, "go"), []byte("go\n"), 0))
-			was := first
+			_, err = word.WriteString("go\n")
+			testbed.Must(t, errors.Join(err, word.Close()))
+			was := ""
 			testbed.WaitFor(t, "the container to wait for its file", func() bool {
 				before := was
 				was = fileCall(shell)
 				in, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/0", shell))
 				testbed.Must(t, err)
-				return was != "" && was == before && was != first && in != "/mnt/go"
+				return was != "" && was == before && in != "/mnt/go"
 			})
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
