@@ -15,16 +15,17 @@ import (
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/internal/memorytest"
 )
 
 // waitsForMemory wants do to wait while a budget is spent, to leave with its context, and to end once there is memory.
 func waitsForMemory(t *testing.T, m *memory.Budget, do func(context.Context) error) {
 	t.Helper()
-	hold, err := m.Acquire(t.Context(), "others", m.Limit()-m.Limit()/4) // the rest is for those that grow
+	giveBack, err := memorytest.Spend(t.Context(), m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer hold.Release()
+	defer giveBack()
 	begin := func() (leave context.CancelCauseFunc, ended chan error) {
 		ctx, leave := context.WithCancelCause(t.Context())
 		ended = make(chan error, 1)
@@ -46,7 +47,7 @@ func waitsForMemory(t *testing.T, m *memory.Budget, do func(context.Context) err
 	}
 	leave, ended = begin()
 	defer leave(nil)
-	hold.Release()
+	giveBack()
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/remora-storage/remora/cache/inflate"
 	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/internal/memorytest"
 )
 
 // behindOne returns an image of one extent of one byte, and behind it in its only unit noise and zeros.
@@ -134,9 +135,9 @@ func TestLaterFrame(t *testing.T) {
 	if err := again.Verify(t.Context(), digest.FromBytes(plain)); err != nil {
 		t.Error(err)
 	}
-	if s, ok := m.Try("", m.Limit()-m.Limit()/4); !ok {
-		t.Error("memory was not given back")
-	} else {
-		s.Release()
+	giveBack, err := memorytest.Spend(t.Context(), m)
+	if err != nil {
+		t.Errorf("memory was not given back: %v", err)
 	}
+	giveBack()
 }

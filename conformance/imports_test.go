@@ -18,6 +18,7 @@ var arrows = []struct{ from, may string }{
 	{"internal/durable", ""},
 	{"internal/fair", ""},
 	{"internal/memory", "internal/fair"},
+	{"internal/memorytest", "internal/memory"},
 	{"internal/peer", ""},
 	{"internal/tartest", ""},
 	{"internal/wire", ""},

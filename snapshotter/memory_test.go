@@ -6,17 +6,18 @@ import (
 	"testing"
 
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/internal/memorytest"
 )
 
 // allBack waits until a budget is nobody's.
 func allBack(b *bed, m *memory.Budget) {
 	b.t.Helper()
 	b.close() // what waits for layers below has its memory until then
-	share, err := m.Acquire(b.ctx, "", m.Limit())
+	giveBack, err := memorytest.Spend(b.ctx, m)
 	if err != nil {
 		b.t.Errorf("memory is still in use: %v", err)
 	}
-	share.Release()
+	giveBack()
 	b.open()
 }
 
@@ -31,7 +32,7 @@ func TestMemoryIsShared(t *testing.T) {
 		layers = append(layers, kinds[i%len(kinds)](t, file(name, bodies[name])))
 	}
 	im := newImage(t, "app", nil, layers...)
-	m := memory.New(48 << 20)
+	m := memory.New(64 << 20)
 	b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Layers.Memory = m })
 	top := b.run("container", b.pull(im))
 	for name, body := range bodies {
@@ -53,8 +54,8 @@ func TestMemoryIsBounded(t *testing.T) {
 		layer  layer
 		memory int64
 	}{
-		"estargz": {estargzLayer(t, few...), 9 << 20}, "zstd:chunked": {zstdChunkedLayer(t, few...), 9 << 20},
-		"gzip": {gzipLayer(t, many...), 36 << 20}, "zstd": {zstdLayer(t, many...), 36 << 20},
+		"estargz": {estargzLayer(t, few...), 12 << 20}, "zstd:chunked": {zstdChunkedLayer(t, few...), 12 << 20},
+		"gzip": {gzipLayer(t, many...), 48 << 20}, "zstd": {zstdLayer(t, many...), 48 << 20},
 	} {
 		t.Run(name, func(t *testing.T) {
 			im := newImage(t, "app", nil, c.layer)

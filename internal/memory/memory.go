@@ -29,10 +29,11 @@ var (
 // most, one registry alone four fifths, and with others less: one that never gives anything back leaves some of both to them.
 //
 // A new share of more than a quarter may wait for long. Others pass it meanwhile, into the last quarter alone: so it gets its turn,
-// and the others theirs.
+// and the others theirs. So do they while one has more than half, which new shares alone may have: two thirds are the most.
 type Budget struct {
 	mu      sync.Mutex // guards the fields below, and those of all shares
 	parts              // what is taken
+	large   int        // shares that have more of the first part than is a user's
 	growers []*waiter  // a share each
 	queue   fair.Line[fair.User, *waiter]
 }
@@ -57,10 +58,11 @@ func newParts(limit int64) parts {
 
 func (p *parts) used() int64 { return p.kept + p.first.Used() + p.last.Used() }
 
-// room reports whether a new share fits. One of any size may be alone.
-func (p *parts) room(n int64) bool {
-	return p.kept+p.first.Used()+n <= p.limit-p.limit/4 || p.first.Used() == 0 && p.used()+n <= p.limit
-}
+// most is what one share may have at most.
+func (p *parts) most() int64 { return p.first.Within + p.last.Within }
+
+// room reports whether a new share fits.
+func (p *parts) room(n int64) bool { return p.kept+p.first.Used()+n <= p.limit-p.limit/4 }
 
 // pass reports whether a new share fits beside a large one that waits.
 func (p *parts) pass(who fair.User, n int64) bool {
@@ -110,18 +112,26 @@ func (s *Share) has() int64 { return s.first + s.last + s.kept }
 
 // takeLocked gives a share more.
 func (s *Share) takeLocked(first, last int64) {
+	was := s.isLarge()
 	s.first += first
 	s.last += last
 	s.b.add(s.who, first, last)
+	if is := s.isLarge(); is && !was {
+		s.b.large++
+	} else if was && !is {
+		s.b.large--
+	}
 }
+
+func (s *Share) isLarge() bool { return s.first > s.b.first.Within }
 
 // Acquire waits for n bytes for a user. Release must be called.
 func (b *Budget) Acquire(ctx context.Context, who fair.User, n int64) (*Share, error) {
 	if b == nil {
 		return nil, nil
 	}
-	if n > b.limit {
-		return nil, fmt.Errorf("%d bytes (limit %d): %w", n, b.limit, ErrBeyond)
+	if n > b.most() {
+		return nil, b.beyond(n)
 	}
 	w := &waiter{s: &Share{b: b, who: who}, n: n, ready: make(chan struct{})}
 	b.mu.Lock()
@@ -134,6 +144,10 @@ func (b *Budget) Acquire(ctx context.Context, who fair.User, n int64) (*Share, e
 	return w.s, nil
 }
 
+func (b *Budget) beyond(n int64) error {
+	return fmt.Errorf("%d bytes (limit %d, of which one may have two thirds): %w", n, b.limit, ErrBeyond)
+}
+
 // Try returns a share of n bytes for a user if they are free and nobody waits.
 func (b *Budget) Try(who fair.User, n int64) (s *Share, ok bool) {
 	if b == nil {
@@ -141,7 +155,7 @@ func (b *Budget) Try(who fair.User, n int64) (s *Share, ok bool) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.queue.Len() > 0 || !b.first.Room(who, n) || !b.room(n) {
+	if n > b.most() || b.queue.Len() > 0 || !b.first.Room(who, n) || !b.room(n) {
 		return nil, false
 	}
 	s = &Share{b: b, who: who}
@@ -167,7 +181,7 @@ func (b *Budget) grantLocked() {
 			break
 		}
 		if !b.room(w.n) { // nobody overtakes whose turn it is, unless it may wait for long
-			if w.n > b.limit/4 || b.kept+b.first.Used() > b.limit-b.limit/4 {
+			if w.n > b.limit/4 || b.large > 0 {
 				b.passLocked()
 			}
 			break
@@ -237,9 +251,9 @@ func (s *Share) Grow(ctx context.Context, n int64) error {
 	b.mu.Lock()
 	alone := newParts(b.limit)
 	alone.add(s.who, s.first, s.last)
-	if _, _, ok := alone.grow(s.who, n); !ok {
+	if _, _, ok := alone.grow(s.who, n); !ok || s.has()+n > b.most() {
 		b.mu.Unlock()
-		return fmt.Errorf("%d bytes (limit %d, of which one may have two thirds): %w", s.has()+n, b.limit, ErrBeyond)
+		return b.beyond(s.has() + n)
 	}
 	w := &waiter{s: s, n: n, ready: make(chan struct{})}
 	b.growers = append(b.growers, w)
@@ -261,7 +275,7 @@ func (s *Share) More(n int64) bool {
 	b := s.b
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.kept+b.first.Used()+n > b.limit-b.limit/4 || !b.first.Room(s.who, n) {
+	if !b.room(n) || !b.first.Room(s.who, n) {
 		return false
 	}
 	s.takeLocked(n, 0)

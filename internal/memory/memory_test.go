@@ -26,14 +26,26 @@ func acquire(t *testing.T, b *memory.Budget, n int64) *memory.Share {
 	return s
 }
 
+// unused fails the test unless a budget is nobody's.
+func unused(t *testing.T, b *memory.Budget) {
+	t.Helper()
+	for _, n := range []int64{b.Limit() / 2, b.Limit() / 4} {
+		s, ok := b.Try(fair.User(fmt.Sprint(users.Add(1))), n)
+		if !ok {
+			t.Error("not all was given back")
+		}
+		defer s.Release()
+	}
+}
+
 func TestOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := memory.New(100)
-		first := acquire(t, b, 60)
+		first, other := acquire(t, b, 50), acquire(t, b, 10)
 		var mu sync.Mutex // guards got: two of them go on together
 		var got []int64
 		enough := make(chan struct{})
-		for _, n := range []int64{20, 5, 70} { // 5 would fit, but came later
+		for _, n := range []int64{20, 5, 66} { // 5 would fit, but came later
 			go func() {
 				s := acquire(t, b, n)
 				mu.Lock()
@@ -51,6 +63,7 @@ func TestOrder(t *testing.T) {
 			t.Error("somebody overtook those that wait")
 		}
 		first.Release()
+		other.Release()
 		synctest.Wait()
 		if len(got) != 2 || got[0]+got[1] != 25 {
 			t.Errorf("the first two went on as %v", got)
@@ -65,21 +78,21 @@ func TestOrder(t *testing.T) {
 
 func TestBeyond(t *testing.T) {
 	b := memory.New(100)
-	if _, err := b.Acquire(t.Context(), "a", 101); !errors.Is(err, memory.ErrBeyond) {
+	if _, err := b.Acquire(t.Context(), "a", 67); !errors.Is(err, memory.ErrBeyond) {
 		t.Error(err)
 	}
-	s := acquire(t, b, 100) // alone
+	s := acquire(t, b, 66) // alone
 	if err := s.Grow(t.Context(), 1); !errors.Is(err, memory.ErrBeyond) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := b.Acquire(ctx, "a", 1); !errors.Is(err, context.Canceled) {
+	if _, err := b.Acquire(ctx, "a", 40); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 	s.Release()
 	s.Release()
-	acquire(t, b, 100).Release()
+	unused(t, b)
 	var none *memory.Budget
 	s, err := none.Acquire(t.Context(), "a", 1<<60)
 	if err == nil {
@@ -113,7 +126,7 @@ func TestGrow(t *testing.T) {
 		}
 		two.Release()
 		other.Release()
-		acquire(t, b, 100).Release()
+		unused(t, b)
 	})
 }
 
@@ -141,9 +154,9 @@ func TestKeep(t *testing.T) {
 			t.Error(err)
 		}
 		two.Release()
-		acquire(t, b, 80).Release()
+		acquire(t, b, 50).Release()
 		one.Release()
-		acquire(t, b, 100).Release()
+		unused(t, b)
 	})
 }
 
@@ -173,7 +186,7 @@ func TestKeepingIsNoEnd(t *testing.T) {
 		}
 		two.Release()
 		one.Release()
-		acquire(t, b, 100).Release()
+		unused(t, b)
 	})
 }
 
@@ -281,7 +294,23 @@ func TestLargeShares(t *testing.T) {
 		slow.Release()
 		(<-got).Release()
 		passing.Release()
-		acquire(t, b, 100).Release()
+		unused(t, b)
+	})
+}
+
+// TestOneLarge: a share may have more than half, but not all: others go on beside it, whatever they ask for.
+func TestOneLarge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := memory.New(100)
+		large := acquire(t, b, 66)
+		one, two := acquire(t, b, 10), acquire(t, b, 8)
+		if err := one.Grow(t.Context(), 2); err != nil {
+			t.Error(err)
+		}
+		large.Release()
+		one.Release()
+		two.Release()
+		unused(t, b)
 	})
 }
 
@@ -314,7 +343,7 @@ func TestMany(t *testing.T) {
 		})
 	}
 	all.Wait()
-	acquire(t, b, 1000).Release()
+	unused(t, b)
 }
 
 // TestMore: what can be done without gets what a new share of its user's would, and no more; it is given back with the share.
@@ -338,11 +367,7 @@ func TestMore(t *testing.T) {
 	}
 	one.Release()
 	two.Release()
-	if all, ok := b.Try("one", 75); !ok {
-		t.Error("not all was given back")
-	} else {
-		all.Release()
-	}
+	unused(t, b)
 	if none := (*memory.Share)(nil); !none.More(1 << 40) {
 		t.Error("a budget without end has an end")
 	}

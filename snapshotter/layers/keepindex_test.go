@@ -17,6 +17,7 @@ import (
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/internal/memorytest"
 	"github.com/remora-storage/remora/snapshotter/internal/imagetest"
 )
 
@@ -40,9 +41,17 @@ func TestKeptIndexTakesMemory(t *testing.T) {
 	for name, taken := range map[string]int64{"half of what new shares may have is taken": n, "all is taken": 3 * n} {
 		t.Run(name, func(t *testing.T) {
 			budget := memory.New(4 * n) // three quarters for new shares
-			hold, err := budget.Acquire(t.Context(), "others", taken)
+			giveBack, err := memorytest.Spend(t.Context(), budget)
 			if err != nil {
 				t.Fatal(err)
+			}
+			if taken < 3*n {
+				giveBack()
+				hold, err := budget.Acquire(t.Context(), "others", taken)
+				if err != nil {
+					t.Fatal(err)
+				}
+				giveBack = hold.Release
 			}
 			life, end := context.WithCancel(t.Context())
 			x := Indexes{
@@ -65,7 +74,7 @@ func TestKeptIndexTakesMemory(t *testing.T) {
 			}
 			end()
 			x.started.Wait()
-			hold.Release()
+			giveBack()
 			for _, who := range []fair.User{"one", "another"} {
 				if one, free := budget.Try(who, 3*n/2); !free {
 					t.Error("its memory is not given back")

@@ -12,6 +12,7 @@ import (
 	"github.com/remora-storage/remora/cache"
 	fsindex "github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/internal/memorytest"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/internal/imagetest"
 )
@@ -136,9 +137,9 @@ func TestMadeIndexTakesMemory(t *testing.T) {
 		}
 		return err
 	})
-	share, err := m.Acquire(t.Context(), "", m.Limit())
+	giveBack, err := memorytest.Spend(t.Context(), m)
 	if err != nil {
 		t.Errorf("memory is still in use: %v", err)
 	}
-	share.Release()
+	giveBack()
 }

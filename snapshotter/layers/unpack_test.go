@@ -17,6 +17,7 @@ import (
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/internal/memorytest"
 	"github.com/remora-storage/remora/snapshotter/internal/imagetest"
 )
 
@@ -158,9 +159,9 @@ func TestUnpackingTakesMemory(t *testing.T) {
 	if !errors.Is(err, memory.ErrBeyond) {
 		t.Error(err)
 	}
-	rest, ok := m.Try("", limit-limit/4)
-	if !ok {
-		t.Error("memory was not given back")
+	giveBack, err := memorytest.Spend(t.Context(), m)
+	if err != nil {
+		t.Errorf("memory was not given back: %v", err)
 	}
-	rest.Release()
+	giveBack()
 }

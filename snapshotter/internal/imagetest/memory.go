@@ -5,16 +5,17 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/internal/memory"
+	"github.com/remora-storage/remora/internal/memorytest"
 )
 
 // WaitsForMemory wants do to wait while a budget is spent, and to end once there is memory. meanwhile is called while it waits.
 func WaitsForMemory(t *testing.T, m *memory.Budget, meanwhile func(), do func() error) {
 	t.Helper()
-	hold, err := m.Acquire(t.Context(), "others", m.Limit()-m.Limit()/4) // the rest is for those that grow
+	giveBack, err := memorytest.Spend(t.Context(), m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer hold.Release()
+	defer giveBack()
 	ended := make(chan error, 1)
 	go func() { ended <- do() }()
 	for {
@@ -29,7 +30,7 @@ func WaitsForMemory(t *testing.T, m *memory.Budget, meanwhile func(), do func() 
 		}
 	}
 	meanwhile()
-	hold.Release()
+	giveBack()
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}
