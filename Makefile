@@ -21,7 +21,7 @@ GO_UNIT      = $(shell go list $(GO_LONGEST); go list ./... | grep -v -x -e '.*/
 # What a part of the tests, or of the benchmarks, is run by name: make test ONLY=volumes.
 PARTS       := unit race images disks volumes measured
 ONLY        ?= $(PARTS)
-SIDE_BY_SIDE ?= 5
+SIDE_BY_SIDE ?= 8
 # Tests that measure time or memory have names that begin so, and run alone.
 MEASURED    := ^TestMeasured
 
