@@ -22,7 +22,7 @@ import (
 
 // workTakes is the processor time that entries which mean little take at most: tens of times what was measured, and a fraction of what
 // they take if the work for one of them grows with what others said.
-const workTakes = 2 * time.Second
+const workTakes = 4 * time.Second
 
 // little wants do to take little processor time.
 func little(t *testing.T, do func()) {
