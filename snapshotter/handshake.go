@@ -60,10 +60,31 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 	src := img.Layers[index]
 	key := c.layers.KeyOf(&src)
 	name := remoteName(parent, chainID, key)
-	c.answers.note(ctx, chainID, parent, name)
-	if known, err := c.claimed(ctx, name); known || err != nil {
+	b, err := c.claimed(ctx, name)
+	if err != nil {
 		return err
 	}
+	if b == nil || !b.isUsable() {
+		if err := c.prove(ctx, img, index); err != nil {
+			return err
+		}
+	}
+	if b == nil {
+		b, err = c.commitRemote(ctx, savedBinding{Name: name, Source: src}, parent, labels)
+		if err != nil && !errdefs.IsAlreadyExists(err) { // which says that another namespace was faster
+			return err
+		}
+	}
+	c.answers.note(ctx, chainID, parent, name)
+	if b != nil {
+		c.mountings.startAttempt(b)
+	}
+	return nil
+}
+
+// prove has the layers of an image opened that have no snapshot, and returns once it is known that one of them can be read here.
+func (c *claims) prove(ctx context.Context, img layers.Image, index int) error {
+	src := img.Layers[index]
 	c.startAll(img)
 	if err := c.layers.Refuses(&src); err != nil {
 		return err
@@ -76,21 +97,11 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 	if c.layers.Whole(&src) {
 		soon = c.opts.ImportWait
 	}
-	if err := c.layers.Proofs.Await(ctx, o, soon); err != nil {
-		if errors.Is(err, layers.ErrUnproven) {
-			c.abandon(img.Layers[index:]) // containerd downloads them
-		}
-		return err
+	err := c.layers.Proofs.Await(ctx, o, soon)
+	if errors.Is(err, layers.ErrUnproven) {
+		c.abandon(img.Layers[index:]) // containerd downloads them
 	}
-	b, err := c.commitRemote(ctx, savedBinding{Name: name, Source: src}, parent, labels)
-	if errdefs.IsAlreadyExists(err) {
-		return nil // another namespace was faster
-	}
-	if err != nil {
-		return err
-	}
-	c.mountings.startAttempt(b)
-	return nil
+	return err
 }
 
 func query(chainID string, labels map[string]string) Query {
@@ -121,12 +132,10 @@ func isRemoteName(name string) bool {
 	return ok && len(sum) == 32 && err == nil
 }
 
-// claimed reports whether the snapshot is there already. Then its layer is to come as that of a new one does: it may be there since it
-// was made anew, or since another namespace has it, and not be mounted.
-func (c *claims) claimed(ctx context.Context, name string) (bool, error) {
-	known := false
-	var b *binding
-	err := c.store.WithTransaction(ctx, false, func(ctx context.Context) error {
+// claimed returns the binding of a snapshot that is there already, or nil: it may be there since it was made anew, or since another
+// namespace has it.
+func (c *claims) claimed(ctx context.Context, name string) (b *binding, err error) {
+	err = c.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		id, _, _, err := storage.GetInfo(ctx, name)
 		if errdefs.IsNotFound(err) {
 			return nil
@@ -134,16 +143,34 @@ func (c *claims) claimed(ctx context.Context, name string) (bool, error) {
 		if err != nil {
 			return err
 		}
-		if b = c.bindings.get(id); b != nil && b.quarantined() != "" {
-			return layers.NotLazy("its snapshot is quarantined: %s", b.quarantined())
+		if b = c.bindings.get(id); b != nil {
+			return b.isBroken()
 		}
-		known = true
 		return nil
 	})
-	if known && b != nil {
-		c.mountings.startAttempt(b)
+	return b, err
+}
+
+// isBroken says why nobody else is to be given what a binding shows; nil if there is no reason.
+func (b *binding) isBroken() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.saved.Quarantined != "":
+		return layers.NotLazy("its snapshot is quarantined: %s", b.saved.Quarantined)
+	case b.gone != nil && b.how != notMounted:
+		return layers.NotLazy("its snapshot is mounted, and what is missing of it is no longer anywhere")
 	}
-	return known, err
+	return nil
+}
+
+// isUsable reports whether a layer is shown, or can be with what is here. Of another one its snapshot alone says nothing: whoever claimed
+// it may have failed to mount it, or was let in when the repository was open to all.
+func (b *binding) isUsable() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f := b.file
+	return b.how != notMounted || b.saved.Unpacked != nil || f != nil && f.Complete() && f.Verified(b.saved.Source.DiffID)
 }
 
 // startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
