@@ -15,18 +15,18 @@ const (
 	verifyAgain = time.Minute    // after the registry could not be reached
 	verifyLarge = 24 * time.Hour // after a layer turned out to be larger than is checked: only another limit helps
 
-	// checksAtOnce is how many layers are checked at a time, checksOfOne of one repository.
-	checksAtOnce, checksOfOne = 8, 2
+	// checksAtOnce is how many layers are checked at a time, checksOfOne of one registry alone, checksWithin of one repository alone.
+	checksAtOnce, checksOfOne, checksWithin = 8, 5, 2
 	// checkTurn is how long a check may take while others wait. It begins anew later, and may then take twice as long.
 	checkTurn = 2 * time.Minute
 )
 
 // checks are those of diffIDs. A check may have to fetch what the cache has not kept, so it takes as long as a registry likes: each has
-// a goroutine, and repositories share the places.
+// a goroutine, and registries and their repositories share the places.
 type checks struct {
 	*chores
-	pool *fair.Pool[string] // by repository
-	turn time.Duration      // checkTurn
+	pool *fair.Pool[fair.User]
+	turn time.Duration // checkTurn
 
 	// Of the goroutine that watches.
 	running   map[*cache.File]*check
@@ -47,8 +47,9 @@ type check struct {
 
 func newChecks(c *chores) *checks {
 	return &checks{
-		chores: c, pool: fair.NewPool[string](checksAtOnce, checksOfOne), turn: checkTurn, running: map[*cache.File]*check{},
-		notBefore: map[*cache.File]time.Time{}, turns: map[*cache.File]time.Duration{}, ended: make(chan *check),
+		chores: c, pool: fair.NewTieredPool(checksAtOnce, checksOfOne, checksWithin), turn: checkTurn,
+		running: map[*cache.File]*check{}, notBefore: map[*cache.File]time.Time{}, turns: map[*cache.File]time.Duration{},
+		ended: make(chan *check),
 	}
 }
 
@@ -86,7 +87,7 @@ func (x *checks) start(ctx context.Context, one *check) {
 	life := ctx
 	ctx, one.stop = context.WithCancelCause(ctx)
 	x.started.Go(func() {
-		release, err := x.pool.Acquire(ctx, one.src.Repo.String())
+		release, err := x.pool.Acquire(ctx, fair.User(one.src.Repo.String()))
 		if one.err = err; err == nil {
 			one.began.Store(time.Now().UnixNano())
 			one.err = one.f.Verify(ctx, one.src.DiffID)

@@ -100,7 +100,7 @@ func TestChecksTakeTurns(t *testing.T) {
 	}
 	eventually(t, "the check to hang", func() bool { return stuck.Load() > 0 })
 	x := newChecks(b.chores)
-	x.pool, x.turn = fair.NewPool[string](1, 1), time.Millisecond
+	x.pool, x.turn = fair.NewTieredPool(1, 1, 1), time.Millisecond
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	var ended []*check
@@ -125,5 +125,32 @@ func TestChecksTakeTurns(t *testing.T) {
 	}
 	if first := ended[0]; !errors.Is(first.err, errTurn) || x.turns[first.f] != 2*time.Millisecond || ended[1].err != nil {
 		t.Errorf("ended: %v, then %v", first.err, ended[1].err)
+	}
+}
+
+// TestChecksLeaveRoom: checks of as many repositories of one registry as there are keep no layer of another registry from being checked.
+func TestChecksLeaveRoom(t *testing.T) {
+	victim := newImage(t, "app", nil, estargzLayer(t, file("a", honest)))
+	b := newBed(t, newOrigin(t, victim), nil)
+	name := b.pull(victim)
+	b.run("victim", name)
+	b.complete(victim.Layers[0], name)
+	x := newChecks(b.chores)
+	for n := range 100 {
+		if release, ok := x.pool.Try(fair.User(fmt.Sprint("evil.test/", n))); ok {
+			defer release()
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	one := b.bindings.get(b.id(b.named(victim.ChainIDs[0], "")))
+	x.start(ctx, &check{b: one, f: one.image(), src: one.source()})
+	select {
+	case ended := <-x.ended:
+		if x.note(ended); ended.err != nil {
+			t.Error(ended.err)
+		}
+	case <-time.After(patience):
+		t.Error("it waits for those of the other registry")
 	}
 }
