@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/internal/backoff"
 	"github.com/remora-storage/remora/remote/internal/httprange"
 )
 
@@ -51,7 +52,8 @@ func (b *Blob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, 
 	if off < 0 || n <= 0 || off > b.size-n {
 		return nil, fmt.Errorf("read %s at %d+%d of %d: outside the blob", b.digest, off, n, b.size)
 	}
-	r := &rangeReader{ctx: ctx, b: b, off: off, end: off + n, try: try, meter: b.r.meterOf(b.repo.Host)}
+	r := b.reader(ctx)
+	r.off, r.end, r.try = off, off+n, try
 	if err := r.connect(); err != nil {
 		return nil, fmt.Errorf("read %s of %s at %d+%d: %w", b.digest, b.repo, off, n, err)
 	}
@@ -65,8 +67,10 @@ func (b *Blob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, 
 // that breaks is made again; where that serves no range, what came before is skipped. Where a request for a range was lately answered
 // with the whole, no request is made (Sparing).
 func (b *Blob) Whole(ctx context.Context) (io.ReadCloser, error) {
-	r := &rangeReader{ctx: ctx, b: b, end: b.size, whole: true, meter: b.r.meterOf(b.repo.Host)}
+	r := b.reader(ctx)
+	r.end, r.whole = b.size, true
 	if r.body, r.packed = spareOf(ctx).take(b); r.body != nil {
+		r.body.rates[1] = &r.rate
 		r.body.endWith(ctx)
 		return r, nil
 	}
@@ -74,6 +78,11 @@ func (b *Blob) Whole(ctx context.Context) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("read %s of %s: %w", b.digest, b.repo, err)
 	}
 	return r, nil
+}
+
+func (b *Blob) reader(ctx context.Context) *rangeReader {
+	silence := time.Duration(b.r.opts.Retry.Attempts) * b.r.opts.Stall
+	return &rangeReader{ctx: ctx, b: b, meter: b.r.meterOf(b.repo.Host), rate: rate{window: 2 * silence}, between: muchBetween}
 }
 
 // ReadAt fills p from off or fails.
@@ -99,8 +108,18 @@ type rangeReader struct {
 	try      int
 	meter    *meter
 	body     *stallReader
-	broken   int // connections that broke without giving a byte
+	rate     rate            // of all connections
+	broken   int             // connections that broke in a row without giving a byte
+	between  int64           // bytes that came since one broke; muchBetween before the first does
+	pauses   backoff.Backoff // after those that broke in a row without muchBetween
 }
+
+// muchBetween is how many bytes between two connections that break make the second one as good as the first: the next is made
+// immediately. Where fewer come, a pause keeps a server from having a request made for each byte. It is short, since bytes come.
+const (
+	muchBetween  = 64 << 10
+	longestPause = time.Second
+)
 
 // connect asks the hosts in turn for the rest of the range, and all of them again while that
 // may help.
@@ -204,7 +223,9 @@ func (r *rangeReader) askBy(
 		cancel(nil)
 		return nil, err
 	}
-	body := &stallReader{body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name}
+	body := &stallReader{
+		body: resp.Body, cancel: cancel, ctx: ctx, stall: reg.opts.Stall, host: name, rates: [2]*rate{{window: rateWindow}, &r.rate},
+	}
 	if err := r.check(resp); err != nil {
 		if spare != nil && r.isWhole(resp) && leave() {
 			spare.offer(r.b, body, resp.Uncompressed)
@@ -215,6 +236,7 @@ func (r *rangeReader) askBy(
 	}
 	r.packed, r.ranged = resp.Uncompressed, resp.StatusCode == http.StatusPartialContent
 	r.meter.answered(time.Since(began))
+	r.rate.waited += time.Since(began)
 	if resp.StatusCode == http.StatusOK {
 		if _, err := io.CopyN(io.Discard, body, r.off); err != nil {
 			body.Close()
@@ -268,6 +290,7 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 		r.off += int64(n)
 		if n > 0 {
 			r.broken = 0
+			r.between += int64(n)
 			r.body.serves()
 			r.meter.received(n, time.Now())
 			return n, nil
@@ -291,7 +314,22 @@ func (r *rangeReader) Read(p []byte) (int, error) {
 		if r.broken++; r.broken >= r.b.r.opts.Retry.Attempts || errors.Is(err, errDrips) {
 			return 0, fmt.Errorf("read %s of %s at %d: %w", r.b.digest, r.b.repo, r.off, err)
 		}
+		if cause := r.pause(); cause != nil {
+			return 0, cause
+		}
 	}
+}
+
+// pause waits before the connection that follows one that broke.
+func (r *rangeReader) pause() error {
+	much := r.between >= muchBetween
+	if r.between = 0; much {
+		r.pauses = backoff.Backoff{First: r.b.r.opts.Retry.First, Max: longestPause, Jitter: true}
+		return nil
+	}
+	wait := r.pauses.Next()
+	r.rate.waited += wait
+	return backoff.Sleep(r.ctx, wait)
 }
 
 func (r *rangeReader) Close() error {
@@ -307,12 +345,29 @@ var (
 	errDrips   = fmt.Errorf("server sends less than %d bytes a second", leastRate)
 )
 
-// A request that brings less than leastRate over a window of waiting is given up. It is far below what any link gives each of
-// the requests to a registry, and far above a byte now and then, which would hold a request for ever.
+// What brings less than leastRate over a window of waiting is given up: a connection over rateWindow, and a reader, whatever the number
+// of its connections, over twice as long as it takes silence. The rate is far below what any link gives each of the requests to a
+// registry, and far above a byte now and then, which would hold a request for ever.
 const (
 	leastRate  = 128 // bytes a second
 	rateWindow = time.Minute
 )
+
+// rate is, of one window, what was waited for servers, and what came. What the reader does in between does not count.
+type rate struct {
+	window, waited time.Duration
+	came           int64
+}
+
+// low reports whether a window is over in which too little came. The next one begins then.
+func (r *rate) low() bool {
+	if r.waited < r.window {
+		return false
+	}
+	low := float64(r.came) < leastRate*r.window.Seconds()
+	r.waited, r.came = 0, 0
+	return low
+}
 
 // stallReader gives up on a body that stops coming, or hardly comes.
 type stallReader struct {
@@ -324,9 +379,7 @@ type stallReader struct {
 	began  time.Time // of the request
 	health *health   // of the host that was asked; nil if it is no registry's
 	served bool      // a byte came
-	// Of this window: what was waited for the server, and what came. What the reader does in between does not count.
-	waited time.Duration
-	came   int64
+	rates  [2]*rate  // of this connection, and of its reader's all together
 }
 
 // serves notes that bytes came.
@@ -338,18 +391,19 @@ func (s *stallReader) serves() {
 }
 
 func (s *stallReader) Read(p []byte) (int, error) {
-	if s.waited >= rateWindow {
-		if s.came < leastRate*int64(rateWindow/time.Second) {
+	for _, r := range s.rates {
+		if r.low() {
 			return 0, fmt.Errorf("%s: %w", s.host, errDrips)
 		}
-		s.waited, s.came = 0, 0
 	}
 	began := time.Now()
 	timer := time.AfterFunc(s.stall, func() { s.cancel(errStalled) })
 	n, err := s.body.Read(p)
 	timer.Stop()
-	s.waited += time.Since(began)
-	s.came += int64(n)
+	for _, r := range s.rates {
+		r.waited += time.Since(began)
+		r.came += int64(n)
+	}
 	if err != nil && err != io.EOF && errors.Is(context.Cause(s.ctx), errStalled) {
 		err = fmt.Errorf("%s: %w", s.host, errStalled)
 	}

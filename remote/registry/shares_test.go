@@ -15,7 +15,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/internal/backoff"
 )
 
 var anyDigest = digest.Digest("sha256:" + strings.Repeat("0", 64))
@@ -46,7 +49,8 @@ func TestDrips(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancelCause(t.Context())
-				r := &stallReader{body: dripping{c.every}, cancel: cancel, ctx: ctx, stall: 30 * time.Second, host: "h"}
+				rates := [2]*rate{{window: rateWindow}, {window: time.Hour}}
+				r := &stallReader{body: dripping{c.every}, cancel: cancel, ctx: ctx, stall: 30 * time.Second, host: "h", rates: rates}
 				began := time.Now()
 				var err error
 				for err == nil && time.Since(began) < 5*time.Minute {
@@ -60,6 +64,98 @@ func TestDrips(t *testing.T) {
 					t.Errorf("given up after %s", took)
 				}
 				cancel(nil)
+			})
+		})
+	}
+}
+
+// broken is a body that brings n bytes after a while, and then ends after another, or with the request.
+type broken struct {
+	ctx           context.Context // of the request
+	n             int64
+	before, after time.Duration
+}
+
+func (b *broken) Read(p []byte) (int, error) {
+	wait := b.before
+	if b.before = 0; b.n == 0 {
+		wait = b.after
+	}
+	if err := backoff.Sleep(b.ctx, wait); err != nil {
+		return 0, err
+	}
+	n := min(b.n, int64(len(p)))
+	if b.n -= n; n == 0 {
+		return 0, io.EOF
+	}
+	return int(n), nil
+}
+
+func (*broken) Close() error { return nil }
+
+// TestConnectionsThatDrip: a server that sends hardly anything is given up, however many connections it spreads that over, and
+// is not asked again for each byte. Connections that are cut, or silent for a while, are made again.
+func TestConnectionsThatDrip(t *testing.T) {
+	const size, silence = 1 << 20, 28 * time.Second
+	for _, c := range []struct {
+		name     string
+		header   time.Duration // until it comes
+		each     func(connection int) broken
+		drips    bool
+		requests int
+		atMost   time.Duration
+	}{
+		{"a byte, and silence", 0, func(int) broken { return broken{n: 1, after: silence} }, true, 12, 6 * time.Minute},
+		{"silence, and a byte", 0, func(int) broken { return broken{n: 1, before: silence} }, true, 12, 6 * time.Minute},
+		{"a byte after a header that is slow", silence, func(int) broken { return broken{n: 1} }, true, 14, 6 * time.Minute},
+		{"a byte", 0, func(int) broken { return broken{n: 1} }, true, 600, 6 * time.Minute},
+		{"cut after 64 KiB", 0, func(int) broken { return broken{n: muchBetween} }, false, size / muchBetween, 0},
+		{"cut after 10 KiB", 0, func(int) broken { return broken{n: 10 << 10} }, false, 103, 2 * time.Minute},
+		{"silent four times", 0, func(i int) broken {
+			if i < 4 {
+				return broken{after: time.Hour}
+			}
+			return broken{n: size, before: silence}
+		}, false, 5, 3 * time.Minute},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+				defer cancel()
+				r := New(Options{})
+				requests := 0
+				serve := roundTrip(func(req *http.Request) (*http.Response, error) {
+					body := c.each(requests)
+					body.ctx = req.Context()
+					requests++
+					var from, to int64
+					if _, err := fmt.Sscanf(req.Header.Get("Range"), "bytes=%d-%d", &from, &to); err != nil {
+						return nil, err
+					}
+					h := http.Header{"Content-Range": {fmt.Sprintf("bytes %d-%d/%d", from, to, size)}}
+					if err := backoff.Sleep(req.Context(), c.header); err != nil {
+						return nil, err
+					}
+					return &http.Response{StatusCode: http.StatusPartialContent, Header: h, ContentLength: -1, Body: &body, Request: req}, nil
+				})
+				r.hosts.Add("reg.test", cachedHosts{until: time.Now().Add(2 * time.Hour), hosts: []docker.RegistryHost{{
+					Client: &http.Client{Transport: serve}, Scheme: "https", Host: "reg.test", Path: "/v2", Capabilities: docker.HostCapabilityPull,
+				}}})
+				began := time.Now()
+				in, err := r.Blob(Repository{Host: "reg.test", Path: "a"}, anyDigest, size).Open(ctx, 0, size, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer in.Close()
+				n, err := io.Copy(io.Discard, in)
+				took := time.Since(began)
+				t.Logf("%d bytes by %d requests in %s: %v", n, requests, took, err)
+				if errors.Is(err, errDrips) != c.drips || !c.drips && (err != nil || n != size) || err != nil && !Retryable(err) {
+					t.Errorf("got %d bytes, %v", n, err)
+				}
+				if took > c.atMost || requests > c.requests {
+					t.Errorf("%d requests in %s", requests, took)
+				}
 			})
 		})
 	}
