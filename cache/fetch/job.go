@@ -171,10 +171,12 @@ func (j *job) fetchStream(ctx context.Context, fills []*fill, try int) (err erro
 		if room, err = f.memoryFor(ctx, one.unit, head); err != nil {
 			break
 		}
+		place := j.placeFor(ctx)
 		if u.Len > maxHeld {
-			// No place among those that decode is taken meanwhile: the source may take its time. Memory bounds how many there are.
 			rest := io.MultiReader(bytes.NewReader(head), io.LimitReader(in, u.Len-int64(len(head))))
-			err = j.take(one, func() ([]byte, error) { return f.decode(one.unit, rest, nil, &room) })
+			as := &steps{place: place, in: rest, buf: make([]byte, stepBytes)}
+			err = j.take(one, func() ([]byte, error) { return f.decode(one.unit, as, nil, &room) })
+			place.give()
 			room.share.Release()
 			if err != nil {
 				break
@@ -186,15 +188,14 @@ func (j *job) fetchStream(ctx context.Context, fills []*fill, try int) (err erro
 			room.share.Release()
 			break
 		}
-		if f.pool.decoding.Acquire(ctx, 1) != nil {
-			err = context.Cause(ctx)
+		if err = place.take(); err != nil {
 			room.share.Release()
 			break
 		}
 		decoding.Go(func() error {
-			defer f.pool.decoding.Release(1)
 			defer room.share.Release()
-			return j.take(one, func() ([]byte, error) { return f.decodeHeld(ctx, one.unit, packed, &room) })
+			defer place.give()
+			return j.take(one, func() ([]byte, error) { return f.decodeHeld(ctx, one.unit, packed, &room, place) })
 		})
 	}
 	// A broken request matters less than bytes that are wrong: the former is made again anyway.

@@ -2,12 +2,11 @@ package fetch
 
 import (
 	"log/slog"
-	"runtime"
 	"sync"
 
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
+	"github.com/remora-storage/remora/internal/fair"
 	"github.com/remora-storage/remora/internal/memory"
 )
 
@@ -26,8 +25,8 @@ type Pool struct {
 	log         *slog.Logger
 	unreachable func(error) bool
 	memory      *memory.Budget
-	limiter     *rate.Limiter       // of CompleteInBackground; nil for none
-	decoding    *semaphore.Weighted // one for each packed unit in memory
+	limiter     *rate.Limiter // of CompleteInBackground; nil for none
+	decoding    *fair.Pool[fair.User]
 
 	scheds    scheds
 	waits     waits
@@ -43,7 +42,7 @@ func NewPool(o Options) *Pool {
 	}
 	p := &Pool{
 		log: o.Log, unreachable: o.Unreachable, memory: o.Memory,
-		decoding: semaphore.NewWeighted(int64(2 * runtime.GOMAXPROCS(0))), metrics: newMetrics(),
+		decoding: newDecoding(), metrics: newMetrics(),
 	}
 	if o.Rate > 0 {
 		p.limiter = rate.NewLimiter(rate.Limit(o.Rate), bulkRequestSize)

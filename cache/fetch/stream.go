@@ -29,6 +29,7 @@ func (f *Fetcher) memoryFor(ctx context.Context, unit uint32, head []byte) (room
 		if !packedToo {
 			packed = 0
 		}
+		packed += stepBytes // of it, by steps
 	}
 	share, err := f.Memory(ctx, plain+packed+window)
 	if err != nil {
@@ -47,8 +48,13 @@ func (f *Fetcher) readHead(unit uint32, packed io.Reader) ([]byte, error) {
 // Memory waits for bytes of memory, as others do that read from the image's source. Who has them waits for no fetch: that waits
 // for memory, too.
 func (f *Fetcher) Memory(ctx context.Context, n int64) (*memory.Share, error) {
+	return f.pool.memory.Acquire(ctx, f.user(), n)
+}
+
+// user returns who shares with others what the image's units take.
+func (f *Fetcher) user() fair.User {
 	host, user := placeOf(f.source())
-	return f.pool.memory.Acquire(ctx, fair.User(host+"/"+user), n)
+	return fair.User(host + "/" + user)
 }
 
 // decode decodes a unit and reads packed to its end. All of the plain bytes go to also, if that is not nil.
@@ -62,15 +68,19 @@ func (f *Fetcher) decode(unit uint32, packed io.Reader, also io.Writer, in *room
 }
 
 // decodeHeld decodes a unit whose packed bytes are here. If a later frame of it needs a larger window than the first, that is
-// asked for.
-func (f *Fetcher) decodeHeld(ctx context.Context, unit uint32, packed []byte, in *room) (plain []byte, err error) {
+// asked for, without the place: those that have the memory may wait for it.
+func (f *Fetcher) decodeHeld(ctx context.Context, unit uint32, packed []byte, in *room, place *place) (plain []byte, err error) {
 	plain, err = f.decode(unit, bytes.NewReader(packed), nil, in)
 	most := f.t.Codec.MaxWindow()
 	if !errors.Is(err, blob.ErrWindow) {
 		return plain, err
 	}
+	place.give()
 	if err := in.share.Grow(ctx, most-in.window); err != nil {
 		return nil, fmt.Errorf("decode unit %d: %w", unit, err)
+	}
+	if err := place.take(); err != nil {
+		return nil, err
 	}
 	in.window = most
 	return f.decode(unit, bytes.NewReader(packed), nil, in)
