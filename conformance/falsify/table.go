@@ -150,6 +150,23 @@ func Swap(one, other string, fields ...string) func([]byte) ([]byte, error) {
 	}
 }
 
+// Replace returns an edit that gives each chunk of a file other fields.
+func Replace(name string, fields map[string]any) func([]byte) ([]byte, error) {
+	return func(table []byte) ([]byte, error) {
+		chunks, all, err := chunksOf(table)
+		if err != nil {
+			return nil, err
+		}
+		if len(chunks[name]) == 0 {
+			return nil, fmt.Errorf("the table does not have file %s", name)
+		}
+		for _, c := range chunks[name] {
+			maps.Copy(c, fields)
+		}
+		return json.Marshal(all)
+	}
+}
+
 // chunksOf returns a table's entries of regular files by their names, and the table of which they are a part.
 func chunksOf(table []byte) (chunks map[string][]map[string]any, all map[string]any, err error) {
 	d := json.NewDecoder(bytes.NewReader(table))

@@ -37,8 +37,15 @@ func twoFiles(names [2]string, seeds [2]uint64) func(*tar.Writer) error {
 	}
 }
 
-// swaps are what a table says of files a and b that is true of the other one.
-var swaps = map[string][]string{"names": {"name"}, "digests": {"digest", "chunkDigest"}, "offsets": {"offset"}}
+// lies are what is done to a table that is true of files a and b. The digest that the second one makes up is nobody's: what another
+// file of the layer has may be in the cache, and would be shown as what the table says.
+var lies = map[string]func([]byte) ([]byte, error){
+	"names":   falsify.Swap("a", "b", "name"),
+	"digests": falsify.Replace("a", map[string]any{"digest": nobodys, "chunkDigest": nobodys}),
+	"offsets": falsify.Swap("a", "b", "offset"),
+}
+
+const nobodys = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 // A tableLiar is an image of a layer that is right, and of which a table lies.
 type tableLiar struct {
@@ -67,7 +74,7 @@ func newLiar(t *testing.T, s *testbed.Stack, kind, lie string, seed uint64) *tab
 		case "names":
 			names = [2]string{"b", "a"}
 		default:
-			seeds = [2]uint64{seed + 1, seed}
+			seeds = [2]uint64{seed + 1000, seed + 1}
 		}
 		testbed.Must(t, testbed.WritePlainTar(own, "src", twoFiles(names, seeds)))
 		push(own, "src", fmt.Sprintf("falsified%d:src", seed))
@@ -83,7 +90,7 @@ func newLiar(t *testing.T, s *testbed.Stack, kind, lie string, seed uint64) *tab
 		l := manifestOf(t, own, "lazy").Layers[0]
 		blob, err := os.ReadFile(blobPath(own, l.Digest))
 		testbed.Must(t, err)
-		blob, l, err = falsify.Table(blob, l, falsify.Swap("a", "b", swaps[lie]...))
+		blob, l, err = falsify.Table(blob, l, lies[lie])
 		testbed.Must(t, err)
 		testbed.Must(t, os.WriteFile(blobPath(own, l.Digest), blob, 0o644))
 		bare, err := falsify.Plain(blob)
@@ -116,14 +123,16 @@ func indexAs(t *testing.T, data []byte, d digest.Digest) []byte {
 // is what containerd's unpacking makes of it: wrong digests and places are found out and the layer is read whole; wrong names show in
 // the author's own image, and in no other one of the same layer, and no longer in his once there is another one. An index of a repository
 // that is not trusted decides nothing. It stays so over a restart, and nothing is quarantined.
+//
+// It runs alone: remorad cannot tell whose layers an overlay without an upper directory has, if containerd has shortened their paths, and
+// waits for those of all snapshots with the same numbers, other tests' included.
 func TestTablesThatLie(t *testing.T) {
-	t.Parallel()
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
 	s.Configure(fmt.Sprintf("[index]\ntrust = [\"%s/trusted\"]\n", s.Addr))
 	testbed.Must(t, s.RestartRemorad(syscall.SIGTERM))
 	var all []*tableLiar
 	kinds := []string{"estargz", "zstdchunked", "index, trusted", "index, untrusted"}
-	for i, c := range testbed.Covering(t, testbed.Combinations(kinds, sortedKeys(swaps))) {
+	for i, c := range testbed.Covering(t, testbed.Combinations(kinds, sortedKeys(lies))) {
 		all = append(all, newLiar(t, s, c[0], c[1], uint64(100+2*i)))
 	}
 	formatOf := map[string]string{"estargz": "estargz", "zstdchunked": "zstdchunked", "index, trusted": "index", "index, untrusted": "import"}
