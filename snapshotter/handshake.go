@@ -40,6 +40,7 @@ type claims struct {
 	bindings  *bindings
 	mountings *mountings
 	answers   answers
+	declines  declines
 
 	asking     asking
 	recovering sync.Mutex // snapshots that were lost are made anew one after the other
@@ -82,10 +83,17 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 	return nil
 }
 
-// prove has the layers of an image opened that have no snapshot, and returns once it is known that one of them can be read here.
+// prove has the layers of an image opened that have no snapshot, from one on, and returns once it is known that this one can be read
+// here.
 func (c *claims) prove(ctx context.Context, img layers.Image, index int) error {
 	src := img.Layers[index]
-	c.startAll(img)
+	if c.declines.below(&img, index) { // the others are opened when they are asked for, and may be stored
+		if c.layers.Whole(&src) && !c.layers.Places.Stored(ctx, &src) {
+			return layers.NotLazy("containerd downloads it, since a layer below it was not proven in time")
+		}
+	} else {
+		c.startFrom(img, index)
+	}
 	if err := c.layers.Refuses(&src); err != nil {
 		return err
 	}
@@ -100,6 +108,7 @@ func (c *claims) prove(ctx context.Context, img layers.Image, index int) error {
 	err := c.layers.Proofs.Await(ctx, o, soon)
 	if errors.Is(err, layers.ErrUnproven) {
 		c.abandon(img.Layers[index:]) // containerd downloads them
+		c.declines.note(&img, index)
 	}
 	return err
 }
@@ -175,13 +184,16 @@ func (b *binding) isUsable() bool {
 
 // startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
 // their indexes come while containerd still works its way up.
-func (c *claims) startAll(img layers.Image) {
+func (c *claims) startAll(img layers.Image) { c.startFrom(img, 0) }
+
+// startFrom is startAll without those below a layer: containerd has them, or downloads them.
+func (c *claims) startFrom(img layers.Image, index int) {
 	c.layers.Indexes.Expect(img)
 	c.starts.Begin(img)
 	bound := c.bindings.keys()
-	for i := range img.Layers {
-		if c.layers.Refuses(&img.Layers[i]) == nil && !bound[c.layers.KeyOf(&img.Layers[i])] {
-			c.layers.Open(img.Layers[i])
+	for _, src := range img.Layers[index:] {
+		if c.layers.Refuses(&src) == nil && !bound[c.layers.KeyOf(&src)] {
+			c.layers.Open(src)
 		}
 	}
 }
