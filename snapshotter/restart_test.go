@@ -312,9 +312,11 @@ func TestRestartWhileRegistryIsAway(t *testing.T) {
 		t.Errorf("status: %+v", st)
 	}
 	b.origin.SetFault(nil)
-	mounts, err := b.Mounts(b.ctx, "container")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var mounts []mount.Mount
+	eventually(t, "the layer is mounted", func() bool { // the host is left alone for a moment
+		var err error
+		mounts, err = b.Mounts(b.ctx, "container")
+		return err == nil
+	})
 	b.sees(mounts, "a", body)
 }

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -77,6 +78,9 @@ func (e *restError) Unwrap() error { return e.StatusError }
 func (e *restError) Error() string {
 	return fmt.Sprintf("%s is left alone for another %s, %s", e.Host, roughly(e.RetryAfter), e.why)
 }
+
+// Unasked reports whether an error is that of a request which was not made, since its host is left alone.
+func Unasked(err error) bool { return errors.As(err, new(*restError)) }
 
 // enter waits until the host may be asked once more for a repository. release must be called once. A brisk request waits for no host
 // that has said that it is asked too much, and gets a busyError. None waits for a host that fails: it gets a restError.

@@ -152,7 +152,7 @@ func (r *Registry) get(ctx context.Context, host docker.RegistryHost, repo Repos
 	pace := r.pace(req.URL.Host)
 	who := fair.User(repo.String())
 	release, err := pace.enter(ctx, req.URL.Host, who)
-	if errors.As(err, new(*restError)) {
+	if Unasked(err) {
 		return nil, err
 	}
 	if err != nil {

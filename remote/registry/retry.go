@@ -47,7 +47,7 @@ func (r Retry) do(ctx context.Context, try func(attempt int) error) error {
 		if errors.As(err, &status) && status.RetryAfter > maxRest {
 			return err
 		}
-		if errors.As(err, &status) && status.RetryAfter > wait && !errors.As(err, new(*restError)) { // who fails anyhow fails soon
+		if errors.As(err, &status) && status.RetryAfter > wait && !Unasked(err) { // who fails anyhow fails soon
 			wait = min(status.RetryAfter, 3*r.Max)
 		}
 		if d, ok := ctx.Deadline(); ok && time.Until(d) < wait {

@@ -177,7 +177,7 @@ func (r *Registry) askOne(
 ) error {
 	began := time.Now()
 	err := ask(ctx, host)
-	if err != nil && !errors.As(err, new(*busyError)) && !errors.As(err, new(*restError)) { // it was asked
+	if err != nil && !errors.As(err, new(*busyError)) && !Unasked(err) { // it was asked
 		r.judge(ctx, host.Host, r.healthOf(host.Scheme, host.Host), began, err)
 		r.opts.Log.Debug("host did not serve", "host", host.Host, "repository", t.repo, "digest", t.blob, "err", err)
 		if blob := t.mirrored(host); blob != "" {

@@ -100,7 +100,7 @@ func (i *Imports) tryImport(ctx context.Context, o *Opening, codec blob.Codec, l
 			whole = whole || try+2 == importTries // who spoils ranges may serve the whole
 		case wrong || beyond:
 			return nil, NotLazy("%w", err)
-		case !whole && ctx.Err() == nil && (errors.Is(err, registry.ErrRange) || registry.Retryable(err)):
+		case !whole && ctx.Err() == nil && (errors.Is(err, registry.ErrRange) || registry.Retryable(err) && !registry.Unasked(err)):
 			i.proofs.failures.noteRange(o.src.Repo.Host, err)
 			i.log.Info("layer is asked for without ranges", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 			whole = true
