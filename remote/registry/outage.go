@@ -15,8 +15,9 @@ import (
 
 // An outage is what a host answers to one repository.
 type outage struct {
-	failures int // in a row
-	status   int // of the last
+	era      int64 // Registry.era, when it began
+	failures int   // in a row
+	status   int   // of the last
 	waits    backoff.Backoff
 	since    time.Time // when it was left alone last
 	until    time.Time // it is left alone
@@ -35,7 +36,7 @@ func (p *pace) outLocked(host string, who fair.User) error {
 	}
 	o := known.(*outage)
 	wait := time.Until(o.until)
-	if wait <= 0 {
+	if wait <= 0 || o.era != p.era.Load() {
 		return nil
 	}
 	why := fmt.Sprintf("since it answers %d %s", o.status, http.StatusText(o.status))
@@ -48,9 +49,10 @@ func (p *pace) heardLocked(who fair.User, status int, began, now time.Time) {
 		p.outages.Remove(who)
 		return
 	}
+	era := p.era.Load()
 	known, ok := p.outages.Get(who)
-	if !ok {
-		known = &outage{waits: p.waits}
+	if !ok || known.(*outage).era != era {
+		known = &outage{era: era, waits: p.waits}
 		p.outages.Add(who, known)
 	}
 	o := known.(*outage)
@@ -61,3 +63,6 @@ func (p *pace) heardLocked(who fair.User, status int, began, now time.Time) {
 	}
 	o.since, o.until = now, now.Add(o.waits.Next())
 }
+
+// Forgive has hosts asked again that are left alone since they failed: somebody has asked for it.
+func (r *Registry) Forgive() { r.era.Add(1) }

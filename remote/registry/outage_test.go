@@ -48,7 +48,17 @@ func TestOutage(t *testing.T) {
 				}
 				time.Sleep(want)
 			}
-			if err := errors.Join(ask("reg.test/bad", 206), ask("reg.test/bad", status), ask("reg.test/bad", 206)); err != nil {
+			if err := ask("reg.test/bad", status); err != nil {
+				t.Fatal(err)
+			}
+			if err := ask("reg.test/bad", status); !Unasked(err) {
+				t.Errorf("left alone: %v", err)
+			}
+			p.era.Add(1)
+			if err := ask("reg.test/bad", 206); err != nil {
+				t.Errorf("forgiven: %v", err)
+			}
+			if err := errors.Join(ask("reg.test/bad", status), ask("reg.test/bad", 206)); err != nil {
 				t.Errorf("it has served: %v", err)
 			}
 		})

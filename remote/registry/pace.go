@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/golang/groupcache/lru"
@@ -31,6 +32,7 @@ type pace struct {
 
 	outages *lru.Cache      // *outage by the repository that is asked for
 	waits   backoff.Backoff // of an outage
+	era     *atomic.Int64   // Registry.era
 }
 
 // Requests for blobs that one host gets at once, wherever it was named: by references, as a mirror, by redirects or by layers'
@@ -57,7 +59,7 @@ func BeforeBulk(ctx context.Context) context.Context {
 func newPace(outages Retry) *pace {
 	return &pace{
 		pool: fair.NewTieredPool(maxAsked, maxAskedOfOne, maxAskedWithin), limit: maxAsked, pause: firstPause,
-		outages: lru.New(knownHosts), waits: backoff.Backoff{First: outages.First, Max: outages.Max},
+		outages: lru.New(knownHosts), waits: backoff.Backoff{First: outages.First, Max: outages.Max}, era: new(atomic.Int64),
 	}
 }
 
@@ -212,6 +214,7 @@ func (r *Registry) pace(host string) *pace {
 		return p.(*pace)
 	}
 	p := newPace(r.opts.Retry)
+	p.era = &r.era
 	r.paces.Add(host, p)
 	return p
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -39,6 +40,7 @@ type Registry struct {
 	opts      Options
 	elsewhere *http.Client          // of layers' own URLs
 	public    func(netip.Addr) bool // whether an address is one of the internet
+	era       atomic.Int64          // of outages: those of an earlier one count no longer
 
 	mu        sync.Mutex // guards the fields below
 	hosts     *lru.Cache // cachedHosts by registry host

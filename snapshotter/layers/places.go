@@ -35,6 +35,8 @@ type Registry interface {
 	Present(ctx context.Context, registry string) error
 	// ServesRanges reports whether the host that a registry asks first has lately served a range.
 	ServesRanges(ctx context.Context, registry string) bool
+	// Forgive has hosts asked again that are left alone since they failed.
+	Forgive()
 	// Manifest returns a manifest, that a tag or a digest names, with its descriptor.
 	Manifest(ctx context.Context, repo registry.Repository, reference string) (ocispec.Descriptor, []byte, error)
 }

@@ -75,8 +75,11 @@ type Proofs struct {
 	trials map[string]bool
 }
 
-// Forgive has registries asked again that would not let us in: credentials have changed.
-func (p *Proofs) Forgive() { p.failures.forgive() }
+// Forgive has registries asked again that would not let us in, or failed: credentials have changed, or somebody has asked for it.
+func (p *Proofs) Forgive() {
+	p.failures.forgive()
+	p.places.registry.Forgive()
+}
 
 // Failing returns why proofs of a repository's layers fail now, or nil.
 func (p *Proofs) Failing(repo registry.Repository) error { return p.failures.of(repo) }
