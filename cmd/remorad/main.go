@@ -48,11 +48,8 @@ to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotte
 			return serve(cmd.Context(), f, stderr)
 		},
 	}
-	cmd.SetArgs(args)
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
-	cli.WrapHelp(cmd)
-	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return cli.Usage(err) })
 	cmd.CompletionOptions.DisableDefaultCmd = true
 	cmd.Flags().StringVar(&f.config, "config", defaultConfig, "configuration `file`; the default one may be missing")
 	cmd.PersistentFlags().StringVar(&f.root, "root", defaultRoot,
@@ -78,7 +75,7 @@ own, remora-holder.service. It ends when remorad stops and nothing is left to ho
 detach --all, or when its root is deleted.`,
 			RunE: func(cmd *cobra.Command, _ []string) error { return hold(cmd.Context(), f, stderr) }},
 	)
-	return cmd.ExecuteContext(ctx)
+	return cli.Execute(ctx, cmd, args)
 }
 
 func newLog(level string, w io.Writer) (*slog.Logger, error) {

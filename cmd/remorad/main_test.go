@@ -82,7 +82,8 @@ func TestUsage(t *testing.T) {
 		"a wrong holder":       {[]string{"--config", good, "--root", root, "--holder", "me"}, 2, `--holder "me": want auto, external or none`},
 		"a root that is none":  {[]string{"--config", good, "--root", bad}, 1, bad},
 		"a holder's root":      {[]string{"holder", "--root", filepath.Join(bad, "x")}, 1, bad},
-		"an argument too many": {[]string{"sample-config", "x"}, 1, "x"},
+		"an argument too many": {[]string{"sample-config", "x"}, 2, "x"},
+		"no such command":      {[]string{"holdr"}, 2, `unknown command "holdr" for "remorad": did you mean holder?`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := remorad(t, c.args...)

@@ -1,8 +1,14 @@
 package main
 
 import (
+	"slices"
+	"strings"
 	"testing"
 
+	"google.golang.org/protobuf/proto"
+
+	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
+	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/version"
 )
 
@@ -34,7 +40,89 @@ func TestHelp(t *testing.T) {
 	for _, group := range []string{"cache", "profile", "index", "dev", "volume"} {
 		contains(t, u.run(group).ok(), "Available Commands")
 	}
-	u.run("fly").fails(2, `unknown command "fly"`)
+	contains(t, u.run("help", "volume", "rm").ok(), "Usage:\n  snapctl volume rm NAME")
+	contains(t, u.run("volume", "help", "rm").ok(), "Usage:\n  snapctl volume rm NAME")
+}
+
+// TestUnknownCommands: a word that is no command is a mistake in every group, and the commands that come near it are named.
+func TestUnknownCommands(t *testing.T) {
+	u := newUser(t)
+	root := u.app(nil, nil).command()
+	cli.Prepare(root)
+	groups := 0
+	for c := range cli.All(root) {
+		if !c.HasSubCommands() {
+			continue
+		}
+		groups++
+		args := strings.Fields(c.CommandPath())[1:]
+		for _, rest := range [][]string{{"qqqq"}, {"qqqq", "--store", "x"}, {"--json", "qqqq"}, {"help", "qqqq"}} {
+			r := u.run(append(slices.Clone(args), rest...)...)
+			r.fails(2, `unknown command "qqqq" for "`+c.CommandPath()+`": there are `+c.Commands()[0].Name(), c.CommandPath()+" --help")
+			if r.stdout != "" {
+				t.Errorf("%q printed %q", r.args, r.stdout)
+			}
+		}
+	}
+	if groups < 7 { // with snapctl itself and its completion
+		t.Errorf("only %d groups were found", groups)
+	}
+	u.run("volume", "attahc", "data").fails(2, "did you mean attach?")
+	u.run("volume", "unmont", "data").fails(2, "did you mean umount or unmount?")
+	u.run("volum").fails(2, "did you mean volume?")
+	u.run("help", "volume", "fly").fails(2, `unknown command "fly" for "snapctl volume"`)
+}
+
+// TestSynonyms: the words that people try for a verb are the verb.
+func TestSynonyms(t *testing.T) {
+	u := newUser(t)
+	for words, verb := range map[string]string{
+		"volume list": "volume ls", "volume delete": "volume rm", "volume remove": "volume rm", "volume unmount": "volume umount",
+		"volume show": "volume inspect", "volume status": "volume inspect", "volume check": "volume fsck", "dev list": "dev ls",
+		"cache list": "cache ls", "index list": "index ls", "index delete": "index rm", "index inspect": "index show",
+		"profile delete": "profile rm", "list": "status", "ls": "status",
+	} {
+		contains(t, u.run(append(strings.Fields(words), "--help")...).ok(), "Usage:\n  snapctl "+verb)
+	}
+	contains(t, u.run("index", "show", "--help").ok(), "Usage:\n  snapctl index show") // a command before a synonym
+}
+
+// TestVolumeJSON: every verb of volumes prints one JSON object with --json, and nothing else on stdout.
+func TestVolumeJSON(t *testing.T) {
+	u := newUser(t)
+	f := newRemorad(u)
+	disk := u.file("disk", strings.Repeat("x", 64<<20))
+	volumes := []*controlv1.Volume{{Name: "data", Store: "file:/s", Here: true, SizeBytes: 1 << 30}}
+	f.set(func() {
+		f.device, f.steps = disk, []string{"a step"}
+		f.details = &controlv1.InspectVolumeResponse{}
+		f.report, f.rebuilt = &controlv1.VolumeReport{}, &controlv1.RebuiltVolume{Id: strings.Repeat("0", 32), DamagedId: strings.Repeat("1", 32)}
+	})
+	calls := map[string][][]string{
+		"init": {{"file:/s"}}, "probe": {{"file:/s"}}, "create": {{"new", "1G"}, {"data", "1G"}}, "ls": {{}}, "inspect": {{"data"}},
+		"attach": {{"data"}}, "detach": {{"data"}, {"none"}}, "umount": {{"data"}, {"--keep-attached", "data"}, {"none"}},
+		"resize": {{"data", "2G"}}, "rm": {{"data"}, {"--dry-run", "data"}, {"none"}}, "fsck": {{"data"}, {"--rebuild-into", "w", "data"}},
+		"bench": {{"--size", "16M", "--time", "1ms"}},
+		"mount": {}, // TestVolumeMount
+	}
+	for _, c := range u.app(nil, nil).volumeCommand().Commands() {
+		all, ok := calls[c.Name()]
+		if !ok {
+			t.Errorf("no call of volume %s is here to be tried with --json", c.Name())
+		}
+		for _, args := range all {
+			f.set(func() {
+				f.volumes = nil
+				for _, v := range volumes {
+					f.volumes = append(f.volumes, proto.CloneOf(v))
+				}
+			})
+			args = append([]string{"volume", c.Name(), "--json"}, args...)
+			if got := decode[map[string]any](u.run(args...)); len(got) == 0 {
+				t.Errorf("%q printed an empty object", args)
+			}
+		}
+	}
 }
 
 // TestNobodyAnswers: without remorad, whatever needs it says what to do.

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -39,6 +39,11 @@ func (a *app) run(ctx context.Context, args []string) error {
 	if err := log.SetLevel("error"); err != nil { // of containerd's packages
 		return err
 	}
+	return cli.Execute(ctx, a.command(), args)
+}
+
+// command returns all commands.
+func (a *app) command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "snapctl",
 		Short: "Lazy container images and remote disks for containerd",
@@ -58,14 +63,9 @@ store.
 		Version:       version.String(),
 		SilenceErrors: true, SilenceUsage: true,
 	}
-	cmd.SetArgs(args)
 	cmd.SetIn(a.stdin)
 	cmd.SetOut(a.stdout)
 	cmd.SetErr(a.stderr)
-	cli.WrapHelp(cmd)
-	cmd.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return cli.Usagef("%w (see %s --help)", err, c.CommandPath())
-	})
 	cmd.CompletionOptions.HiddenDefaultCmd = true
 	f := cmd.PersistentFlags()
 	f.StringVar(&a.containerd, "address", envOr("CONTAINERD_ADDRESS", "/run/containerd/containerd.sock"), "containerd's `socket`")
@@ -75,11 +75,27 @@ store.
 	cmd.AddCommand(a.pullCommand(), a.convertCommand(), a.fetchCommand(), a.repairCommand(), a.statusCommand(), a.cacheCommand(),
 		a.detachCommand(), a.doctorCommand(), a.recordCommand(), a.profileCommand(), a.indexCommand(), a.traceCommand(),
 		a.devCommand(), a.volumeCommand())
-	err := cmd.ExecuteContext(ctx)
-	if err != nil && strings.HasPrefix(err.Error(), "unknown command") { // cobra has no type for it
-		return cli.Usage(err)
+	addSynonyms(cmd)
+	return cmd
+}
+
+// synonyms are the words that people try for a verb.
+var synonyms = map[string][]string{
+	"ls": {"list"}, "rm": {"remove", "delete"}, "umount": {"unmount"}, "inspect": {"show", "status"}, "show": {"inspect"},
+	"status": {"ls", "list"}, "fsck": {"check"},
+}
+
+// addSynonyms makes each word an alias, where its group has no command of that name.
+func addSynonyms(root *cobra.Command) {
+	for c := range cli.All(root) {
+		for _, sub := range c.Commands() {
+			for _, word := range synonyms[sub.Name()] {
+				if !slices.ContainsFunc(c.Commands(), func(other *cobra.Command) bool { return other.Name() == word }) {
+					sub.Aliases = append(sub.Aliases, word)
+				}
+			}
+		}
 	}
-	return err
 }
 
 func envOr(key, otherwise string) string {

@@ -78,7 +78,7 @@ the volume is attached on this node. If another node attaches it first, that nod
 			if err != nil {
 				return err
 			}
-			return a.printDetached(req.Name, reply)
+			return a.print(reply, func(w io.Writer) { printDetached(w, req.Name, reply) })
 		},
 	}
 	storeFlag(c, &req.VolumeRequest)
@@ -87,14 +87,12 @@ the volume is attached on this node. If another node attaches it first, that nod
 	return c
 }
 
-func (a *app) printDetached(name string, reply *control.DetachVolumeReply) error {
-	return a.print(reply, func(w io.Writer) {
-		if reply.Was {
-			fmt.Fprintf(w, "%s detached\n", name)
-		} else {
-			fmt.Fprintf(w, "%s is not attached here\n", name)
-		}
-	})
+func printDetached(w io.Writer, name string, reply *control.DetachVolumeReply) {
+	if reply.Was {
+		fmt.Fprintf(w, "%s detached\n", name)
+	} else {
+		fmt.Fprintf(w, "%s is not attached here\n", name)
+	}
 }
 
 func (a *app) detachVolume(ctx context.Context, req control.DetachVolumeRequest) (_ *control.DetachVolumeReply, err error) {

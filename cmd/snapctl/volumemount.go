@@ -19,10 +19,17 @@ import (
 	"github.com/remora-storage/remora/cmd/internal/control"
 )
 
-// mounted is what mount and umount print with --json.
+// mounted is what mount prints with --json.
 type mounted struct {
 	control.Volume
 	Dir string `json:"dir"`
+}
+
+// unmounted is what umount prints with --json.
+type unmounted struct {
+	Name string   `json:"name"`
+	Dirs []string `json:"dirs"`
+	*control.DetachVolumeReply
 }
 
 func (a *app) volumeMountCommand() *cobra.Command {
@@ -219,7 +226,8 @@ func (a *app) volumeUmountCommand() *cobra.Command {
 		Use:   "umount NAME",
 		Short: "Unmount a volume and detach it",
 		Long: `umount unmounts a volume's file system wherever this mount namespace has it, and detaches the volume: it returns when the
-store has everything. A volume that is not mounted is only detached.`,
+store has everything. A volume that is not mounted is only detached. With --json one object is printed: name, dirs[] that
+were unmounted, was_attached, done (it is detached).`,
 		Args: exactly(1, "one NAME"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			req.Name = args[0]
@@ -239,6 +247,7 @@ func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest,
 	if err != nil {
 		return err
 	}
+	done := unmounted{Name: req.Name, Dirs: []string{}, DetachVolumeReply: &control.DetachVolumeReply{Was: v != nil}}
 	if v != nil && v.Device != "" {
 		dirs, err := mountsOf(v.Device)
 		if err != nil {
@@ -249,16 +258,16 @@ func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest,
 				return err
 			}
 			a.note("%s unmounted", dirs[i])
+			done.Dirs = append(done.Dirs, dirs[i])
 		}
 	}
 	if keep {
-		return nil
+		return a.print(done, func(io.Writer) {})
 	}
-	reply, err := a.detachVolume(ctx, req)
-	if err != nil {
+	if done.DetachVolumeReply, err = a.detachVolume(ctx, req); err != nil {
 		return err
 	}
-	return a.printDetached(req.Name, reply)
+	return a.print(done, func(w io.Writer) { printDetached(w, req.Name, done.DetachVolumeReply) })
 }
 
 // unmount takes a mount away. What it was used by a moment ago may take another to be gone: a file that was closed is

@@ -10,10 +10,11 @@ import (
 // HelpColumns is how wide the help's lists of flags are at most.
 const HelpColumns = 120
 
-// WrapHelp has the help of a program and its commands break long descriptions of flags.
-func WrapHelp(root *cobra.Command) {
+// wrapHelp has the help of a program and its commands break long descriptions of flags, and not say that a group takes any.
+func wrapHelp(root *cobra.Command) {
+	cobra.AddTemplateFunc("runs", func(c *cobra.Command) bool { return c.Runnable() && !IsGroup(c) })
 	cobra.AddTemplateFunc("wrapped", func(f *pflag.FlagSet) string { return f.FlagUsagesWrapped(HelpColumns) })
-	usage := root.UsageTemplate()
+	usage := strings.ReplaceAll(root.UsageTemplate(), "{{if .Runnable}}", "{{if runs .}}")
 	for _, flags := range []string{".LocalFlags", ".InheritedFlags"} {
 		usage = strings.ReplaceAll(usage, flags+".FlagUsages ", "wrapped "+flags+" ")
 	}
