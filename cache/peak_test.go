@@ -44,7 +44,7 @@ func behindOne(t *testing.T, codec blob.Codec, first byte, noise []byte, zeros i
 	if err := errors.Join(err, w.Close()); err != nil {
 		t.Fatal(err)
 	}
-	im := &image{blob: packed.Bytes(), bytes: append(make([]byte, 4096), plain[0])}
+	im := &image{blob: packed.Bytes(), bytes: append(make([]byte, 4096), plain[0]), diffID: digest.FromBytes(plain)}
 	im.spec = cache.Spec{ImageSize: 4097, MetaSize: 4096, Meta: meta(im.bytes[:4096]), Codec: codec,
 		Units:   []blob.Unit{{Len: int64(packed.Len())}},
 		Extents: []cache.Extent{{Off: 4096, Len: 1, Digest: sha256.Sum256(plain[:1])}}}
@@ -63,7 +63,7 @@ type placedSource struct {
 func (s *placedSource) Place() (host, user string) { return s.host, "" }
 
 // TestDecodingIsBounded: units that hold little of use and much behind it are decoded within the memory that decoding may take,
-// however many of them are read together. All that is read arrives.
+// however many of them are read together, or streamed to check their diffIDs. All that is read arrives.
 func TestDecodingIsBounded(t *testing.T) {
 	const limit, images = 128 << 20, 16
 	for name, c := range map[string]struct {
@@ -81,25 +81,35 @@ func TestDecodingIsBounded(t *testing.T) {
 			for i := range noise {
 				noise[i] = byte(rand.Uint32())
 			}
-			dir := open(t, t.TempDir(), cache.Options{Memory: memory.New(limit)})
 			var all []*image
-			var files []*cache.File
 			for i := range images {
-				im := behindOne(t, c.codec, byte(i), noise, c.zeros)
-				all = append(all, im)
-				files = append(files, create(t, dir, fmt.Sprint(i), im, &placedSource{source{blob: im.blob}, fmt.Sprint(i % 8)}))
+				all = append(all, behindOne(t, c.codec, byte(i), noise, c.zeros))
 			}
 			// Garbage is memory, too, and goes late on a busy machine. What is behind an extent is kept packed, if it is kept.
 			most := heap.Cost{Memory: limit + limit/2, CPU: 2 * time.Minute, Written: int64(images * (64<<10 + len(all[0].blob)))}
-			took := most.Peaks(t, func() int64 {
-				var reads sync.WaitGroup
-				for i, f := range files {
-					reads.Go(func() { wantRange(t, f, all[i], 4096, 1) })
+			for how, read := range map[string]func(f *cache.File, im *image){
+				"read": func(f *cache.File, im *image) { wantRange(t, f, im, 4096, 1) },
+				"streamed": func(f *cache.File, im *image) {
+					if err := f.Verify(t.Context(), im.diffID); err != nil {
+						t.Error(err)
+					}
+				},
+			} {
+				dir := open(t, t.TempDir(), cache.Options{Memory: memory.New(limit)})
+				var files []*cache.File
+				for i, im := range all {
+					files = append(files, create(t, dir, fmt.Sprint(i), im, &placedSource{source{blob: im.blob}, fmt.Sprint(i % 8)}))
 				}
-				reads.Wait()
-				return 0
-			})
-			t.Logf("%d units of %d packed bytes: %+v, where decoding may take %d MiB", images, len(all[0].blob), took, limit>>20)
+				took := most.Peaks(t, func() int64 {
+					var reads sync.WaitGroup
+					for i, f := range files {
+						reads.Go(func() { read(f, all[i]) })
+					}
+					reads.Wait()
+					return 0
+				})
+				t.Logf("%d units of %d packed bytes, %s: %+v, where decoding may take %d MiB", images, len(all[0].blob), how, took, limit>>20)
+			}
 		})
 	}
 }

@@ -164,17 +164,17 @@ func (j *job) fetchStream(ctx context.Context, fills []*fill, try int) (err erro
 		}
 		at = u.Off + u.Len
 		var head []byte
-		if head, err = f.readHead(one.unit, in); err != nil {
+		if head, err = readHead(f.t.Codec, u.Len, in); err != nil {
 			break
 		}
 		var room room
 		if room, err = f.memoryFor(ctx, one.unit, head); err != nil {
 			break
 		}
-		place := j.placeFor(ctx)
+		place := f.pool.placeFor(ctx, f.user(), j.prio)
 		if u.Len > maxHeld {
 			rest := io.MultiReader(bytes.NewReader(head), io.LimitReader(in, u.Len-int64(len(head))))
-			as := &steps{place: place, in: rest, buf: make([]byte, stepBytes)}
+			as := place.steps(rest, u.Len)
 			err = j.take(one, func() ([]byte, error) { return f.decode(one.unit, as, nil, &room) })
 			place.give()
 			room.share.Release()

@@ -22,12 +22,11 @@ type place struct {
 }
 
 // placeFor returns a place that is still to be taken. Readers' units go before others.
-func (j *job) placeFor(ctx context.Context) *place {
-	who, decoding := j.f.user(), j.f.pool.decoding
-	if j.prio == demand {
-		return &place{enter: func() (func(), error) { return decoding.AcquireFirst(ctx, who) }}
+func (p *Pool) placeFor(ctx context.Context, who fair.User, prio priority) *place {
+	if prio == demand {
+		return &place{enter: func() (func(), error) { return p.decoding.AcquireFirst(ctx, who) }}
 	}
-	return &place{enter: func() (func(), error) { return decoding.Acquire(ctx, who) }}
+	return &place{enter: func() (func(), error) { return p.decoding.Acquire(ctx, who) }}
 }
 
 // take waits for the place.
@@ -44,16 +43,26 @@ func (p *place) give() {
 	}
 }
 
-// stepBytes is how much of a large unit is decoded in one go.
+// Decoding waits for a place among those that decode, for what is here and decoded again. leave must be called.
+func (f *Fetcher) Decoding(ctx context.Context) (leave func(), err error) {
+	return f.pool.decoding.Acquire(ctx, f.user())
+}
+
+// stepBytes is how much of a unit that is decoded as it comes is decoded in one go.
 const stepBytes = 1 << 20
 
-// steps reads a large unit's packed bytes for its decoder, many at a time, and gives the decoder's place back meanwhile: the source may
-// take its time.
+// steps reads a unit's packed bytes for its decoder, many at a time, and gives the decoder's place back meanwhile: the source may take
+// its time, and so may who else gets these bytes.
 type steps struct {
 	place     *place
 	in        io.Reader
 	buf, left []byte
 	err       error
+}
+
+// steps returns a reader of a unit of so many packed bytes, for its decoder in this place.
+func (p *place) steps(in io.Reader, size int64) *steps {
+	return &steps{place: p, in: in, buf: make([]byte, max(min(size, stepBytes), 1))}
 }
 
 func (s *steps) Read(p []byte) (int, error) {

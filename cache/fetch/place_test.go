@@ -85,6 +85,31 @@ func frames(t *testing.T, noise int, windows ...int) (packed, plain []byte) {
 // reading reads an image of one extent in one unit of zstd. The channel gives what has come of that.
 func reading(t *testing.T, p *Pool, src *served, plain []byte) chan error {
 	t.Helper()
+	f := oneUnit(t, p, src, plain)
+	ended := make(chan error, 1)
+	go func() {
+		got := make([]byte, len(plain))
+		_, err := f.ReadAt(t.Context(), got, 4096)
+		if err == nil && !bytes.Equal(got, plain) {
+			err = fmt.Errorf("wrong bytes")
+		}
+		f.Await()
+		ended <- err
+	}()
+	return ended
+}
+
+// streaming streams such an image. The channel gives what has come of that.
+func streaming(t *testing.T, p *Pool, src *served, plain []byte, packedTo, plainTo io.Writer) chan error {
+	t.Helper()
+	f, ended := oneUnit(t, p, src, plain), make(chan error, 1)
+	go func() { ended <- f.Stream(t.Context(), 0, 1, packedTo, plainTo, nil) }()
+	return ended
+}
+
+// oneUnit returns the Fetcher of an image of one extent in one unit of zstd.
+func oneUnit(t *testing.T, p *Pool, src *served, plain []byte) *Fetcher {
+	t.Helper()
 	dir, err := image.Open(t.TempDir(), image.Options{Budget: budget.New(0, p.log), Log: p.log})
 	if err != nil {
 		t.Fatal(err)
@@ -99,22 +124,12 @@ func reading(t *testing.T, p *Pool, src *served, plain []byte) chan error {
 	}
 	dir.Add(img)
 	f := p.Fetcher(img, src, Policy{Wait: true})
-	ended := make(chan error, 1)
-	go func() {
-		got := make([]byte, len(plain))
-		_, err := f.ReadAt(t.Context(), got, 4096)
-		if err == nil && !bytes.Equal(got, plain) {
-			err = fmt.Errorf("wrong bytes")
-		}
-		f.Await()
-		ended <- err
-	}()
 	t.Cleanup(func() {
 		f.Close(context.Canceled)
 		dir.Forget(img)
 		img.Close()
 	})
-	return ended
+	return f
 }
 
 func until(t *testing.T, what string, cond func() bool) {
@@ -161,11 +176,11 @@ func TestDecodingIsShared(t *testing.T) {
 				got, places := make(chan func(), 1000), 4*runtime.GOMAXPROCS(0)
 				waits := func() int { w, f := p.decoding.Waiting(); return w + f }
 				for host := 0; len(got) < places; host++ {
-					evil := &job{f: &Fetcher{pool: p, src: placed(fmt.Sprint("evil", host))}, prio: prio}
+					evil := fair.User(fmt.Sprintf("evil%d/", host))
 					before := waits() + len(got)
 					for range 40 {
 						go func() {
-							if one := evil.placeFor(ctx); one.take() == nil {
+							if one := p.placeFor(ctx, evil, prio); one.take() == nil {
 								got <- one.give
 							}
 						}()
@@ -191,21 +206,39 @@ func TestDecodingIsShared(t *testing.T) {
 	}
 }
 
-// TestPlacesAreGivenBack: a unit that waits for its source, or for more memory, has no place among those that decode.
+// TestPlacesAreGivenBack: a unit that waits for its source, for more memory, or for who gets its packed bytes, has no place among those
+// that decode.
 func TestPlacesAreGivenBack(t *testing.T) {
 	m := memory.New(128 << 20)
 	p := NewPool(Options{Log: slog.New(slog.DiscardHandler), Memory: m})
-	t.Run("source", func(t *testing.T) {
-		packed, plain := frames(t, maxHeld+2*stepBytes, 1<<20)
-		src := &served{placed: "slow", blob: packed, from: 2 * stepBytes, goOn: make(chan struct{})}
-		ended := reading(t, p, src, plain)
-		until(t, "it to wait for the source", func() bool { return len(ended) > 0 || src.held.Load() })
+	for how, begin := range map[string]func(*testing.T, *Pool, *served, []byte) chan error{
+		"source": reading, "source of a stream": func(t *testing.T, p *Pool, src *served, plain []byte) chan error {
+			return streaming(t, p, src, plain, nil, io.Discard)
+		},
+	} {
+		t.Run(how, func(t *testing.T) {
+			packed, plain := frames(t, maxHeld+2*stepBytes, 1<<20)
+			src := &served{placed: "slow", blob: packed, from: 2 * stepBytes, goOn: make(chan struct{})}
+			ended := begin(t, p, src, plain)
+			until(t, "it to wait for the source", func() bool { return len(ended) > 0 || src.held.Load() })
+			wantFree(t, p)
+			close(src.goOn)
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+			wantFree(t, p)
+		})
+	}
+	t.Run("who takes packed bytes", func(t *testing.T) {
+		packed, plain := frames(t, 10_000, 1<<20)
+		to := &stuck{new(atomic.Int32), make(chan struct{})}
+		ended := streaming(t, p, &served{placed: "slow", blob: packed, from: int64(len(packed))}, plain, to, nil)
+		until(t, "it to wait for who takes them", func() bool { return len(ended) > 0 || to.began.Load() > 0 })
 		wantFree(t, p)
-		close(src.goOn)
+		close(to.goOn)
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
-		wantFree(t, p)
 	})
 	t.Run("memory", func(t *testing.T) {
 		packed, plain := frames(t, 1<<20, 64<<10, 16<<20)
@@ -243,4 +276,54 @@ func TestPlacesAreGivenBack(t *testing.T) {
 		}
 		wantFree(t, p)
 	})
+}
+
+// stuck is a writer that takes nothing until it is let go on.
+type stuck struct {
+	began *atomic.Int32 // how many have something to write
+	goOn  chan struct{}
+}
+
+func (s *stuck) Write(p []byte) (int, error) {
+	s.began.Add(1)
+	<-s.goOn
+	return len(p), nil
+}
+
+// TestStreamsShareDecoding: of a hundred streams of one registry, as many decode as have its share of places, and units of another
+// registry are read, and its streams end, while none of those does.
+func TestStreamsShareDecoding(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2)) // so that there are fewer places than requests to a host
+	p := NewPool(Options{Log: slog.New(slog.DiscardHandler)})
+	packed, plain := frames(t, 10_000, 64<<10)
+	whole := func(host string) *served {
+		return &served{placed: placed(host), blob: packed, from: int64(len(packed))}
+	}
+	var began atomic.Int32
+	evil := &stuck{&began, make(chan struct{})}
+	var all []chan error
+	for range 100 {
+		all = append(all, streaming(t, p, whole("evil"), plain, nil, evil))
+	}
+	waiting := func() int { w, _ := p.decoding.Waiting(); return w }
+	until(t, "its streams", func() bool { return int(began.Load())+waiting() >= maxPrefetchOfOne })
+	if n := began.Load(); n > 3*2 {
+		t.Errorf("%d streams of one registry decode, and %d wait", n, waiting())
+	}
+	for range 3 {
+		if err := <-reading(t, p, whole("honest"), plain); err != nil {
+			t.Error(err)
+		}
+		var got bytes.Buffer
+		if err := <-streaming(t, p, whole("honest"), plain, nil, &got); err != nil || !bytes.Equal(got.Bytes(), plain) {
+			t.Errorf("%d bytes of %d: %v", got.Len(), len(plain), err)
+		}
+	}
+	close(evil.goOn)
+	for _, ended := range all {
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	wantFree(t, p)
 }

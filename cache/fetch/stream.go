@@ -18,29 +18,29 @@ type room struct {
 	window int64 // of it, for the decoder
 }
 
-// memoryFor waits for the memory that a unit takes on its way, given its first bytes or nil: its decoder's, what of it is decoded, and its
-// packed bytes if they are held. It is waited for before the other packed bytes are, so that nobody that has memory waits for more.
+// memoryFor waits for the memory that a unit takes on its way: its decoder's, what of it is decoded, and what is held of its packed bytes.
+// head is its first bytes, or nil if it is decoded as it comes however small it is. Memory is waited for before the other packed bytes
+// are, so that nobody that has memory waits for more.
 func (f *Fetcher) memoryFor(ctx context.Context, unit uint32, head []byte) (room, error) {
 	plain, packedToo := f.img.PlainBytes(unit)
-	packed := f.t.Unit(unit).Len
-	window := f.t.Codec.Window(head)
-	if packed > maxHeld {
-		window = f.t.Codec.MaxWindow() // it is decoded as it comes, once
-		if !packedToo {
-			packed = 0
-		}
-		packed += stepBytes // of it, by steps
+	size := f.t.Unit(unit).Len
+	packed, window := size, f.t.Codec.Window(head)
+	if head == nil || size > maxHeld {
+		packed, window = min(size, stepBytes), f.t.Codec.MaxWindow() // it is decoded by steps, and once: whatever its frames need
+	}
+	if packedToo {
+		packed += size // its decoder has a copy
 	}
 	share, err := f.Memory(ctx, plain+packed+window)
 	if err != nil {
-		return room{}, fmt.Errorf("decode unit %d of %d packed bytes: %w", unit, f.t.Unit(unit).Len, err)
+		return room{}, fmt.Errorf("decode unit %d of %d packed bytes: %w", unit, size, err)
 	}
 	return room{share, window}, nil
 }
 
 // readHead reads the first bytes of a unit, by which its decoder is chosen.
-func (f *Fetcher) readHead(unit uint32, packed io.Reader) ([]byte, error) {
-	head := make([]byte, min(int64(f.t.Codec.HeadSize()), f.t.Unit(unit).Len))
+func readHead(codec blob.Codec, size int64, packed io.Reader) ([]byte, error) {
+	head := make([]byte, min(int64(codec.HeadSize()), size))
 	_, err := io.ReadFull(packed, head)
 	return head, err
 }
@@ -163,14 +163,16 @@ func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.
 	return nil
 }
 
-// streamUnit decodes and stores one unit of a Stream.
+// streamUnit decodes and stores one unit of a Stream. It has a place while it decodes, and none while it waits for packed.
 func (f *Fetcher) streamUnit(ctx context.Context, u uint32, packed io.Reader, also io.Writer) error {
-	in, err := f.memoryFor(ctx, u, nil) // it is decoded as it comes, once: whatever its frames need
+	in, err := f.memoryFor(ctx, u, nil)
 	if err != nil {
 		return err
 	}
 	defer in.share.Release()
-	plain, err := f.decode(u, packed, also, &in)
+	place := f.pool.placeFor(ctx, f.user(), prefetch)
+	defer place.give()
+	plain, err := f.decode(u, place.steps(packed, f.t.Unit(u).Len), also, &in)
 	if err != nil {
 		return err
 	}

@@ -155,6 +155,11 @@ func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.
 		return fmt.Errorf("read unit %d: %w", u, err)
 	}
 	defer share.Release()
+	leave, err := p.fetch.Decoding(ctx)
+	if err != nil {
+		return fmt.Errorf("read unit %d: %w", u, err)
+	}
+	defer leave()
 	rest, err := p.img.Residue().Read(at)
 	if err != nil {
 		return err
