@@ -197,17 +197,11 @@ func TestViewOfContested(t *testing.T) {
 	for _, f := range formats {
 		for _, what := range []string{"view", "unpack"} {
 			t.Run(f.name+"/"+what, func(t *testing.T) {
-				victim := newImage(t, "app", nil, f.make(t, file("a", honest)))
-				o := newOrigin(t)
-				evil := forge(t, o, victim, true, false)
-				b := newBed(t, o, nil)
-				name := b.pull(evil.image)
-				b.sees(b.run("evil", name), "a", forged)
-				b.fetch(victim)
+				b, victim, evil, name := newContested(t, f)
 				asked, held := make(chan struct{}), make(chan struct{})
 				ask, release := sync.OnceFunc(func() { close(asked) }), sync.OnceFunc(func() { close(held) })
 				defer release()
-				o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+				b.origin.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 					switch repo, kind, what := split(r.URL.Path); {
 					case kind != "blobs" || digest.Digest(what) != victim.Layers[0].Digest():
 						return false

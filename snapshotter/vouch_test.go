@@ -176,18 +176,25 @@ func TestContestedChainID(t *testing.T) {
 	}
 }
 
+// newContested opens a bed in which containerd has a victim's image, and another one that claims the victim's chainID by a forged table.
+// A container of that one has read its layer, of which name is the snapshot.
+func newContested(t *testing.T, f format) (b *bed, victim *image, evil *forgery, name string) {
+	t.Helper()
+	victim = newImage(t, "app", nil, f.make(t, file("a", honest)))
+	b = newBed(t, newOrigin(t), nil)
+	evil = forge(t, b.origin, victim, true, false)
+	name = b.pull(evil.image)
+	b.sees(b.run("evil", name), "a", forged)
+	b.fetch(victim)
+	return b, victim, evil, name
+}
+
 // TestContestedPrepare: who mounts what Prepare answers, and asks no more, does not see a contested layer before its diffID is proven,
 // though it is mounted for another container: he sees the right one, or fails.
 func TestContestedPrepare(t *testing.T) {
 	for _, f := range formats {
 		t.Run(f.name, func(t *testing.T) {
-			victim := newImage(t, "app", nil, f.make(t, file("a", honest)))
-			o := newOrigin(t)
-			evil := forge(t, o, victim, true, false)
-			b := newBed(t, o, nil)
-			name := b.pull(evil.image)
-			b.sees(b.run("evil", name), "a", forged)
-			b.fetch(victim)
+			b, _, _, name := newContested(t, f)
 			mounts, err := b.Prepare(b.ctx, "victim", name)
 			if err != nil {
 				t.Fatal(err)

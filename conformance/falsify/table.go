@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"strconv"
+	"strings"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -114,6 +115,17 @@ func estargzTable(blob []byte, annotations map[string]string, edit func([]byte) 
 	}
 	annotations[annotation.TOCDigest] = digest.FromBytes(plain).String()
 	return append(out.Bytes(), tail...), nil
+}
+
+// Marked is a table of a directory with attributes, and of marks that it hides what is below it.
+func Marked(attributes, marks int) string {
+	var b strings.Builder
+	b.WriteString(`{"version":1,"entries":[{"name":"d/","type":"dir","mode":493,"xattrs":{"0000":""`)
+	for i := 1; i < attributes; i++ {
+		fmt.Fprintf(&b, `,"%04x":""`, i)
+	}
+	b.WriteString(`}}` + strings.Repeat(`,{"name":"d/.wh..wh..opq","type":"reg"}`, marks))
+	return b.String() + `]}`
 }
 
 // Swap returns an edit that gives two files of a table each other's fields: each chunk of the one and the chunk of the other at its place.

@@ -9,6 +9,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/conformance/falsify"
 	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/format/estargz"
 	"github.com/remora-storage/remora/fs/layout"
@@ -124,21 +125,10 @@ func TestTailsTakeMemory(t *testing.T) {
 	}
 }
 
-// marked is a table of a directory with attributes, and of marks that it hides what is below it.
-func marked(attributes, marks int) string {
-	var b strings.Builder
-	b.WriteString(`{"version":1,"entries":[{"name":"d/","type":"dir","mode":493,"xattrs":{"0000":""`)
-	for i := 1; i < attributes; i++ {
-		fmt.Fprintf(&b, `,"%04x":""`, i)
-	}
-	b.WriteString(`}}` + strings.Repeat(`,{"name":"d/.wh..wh..opq","type":"reg"}`, marks))
-	return b.String() + `]}`
-}
-
 // TestMarksThatRepeat: saying again and again that a directory with many attributes is opaque costs no more than saying so of another
 // one.
 func TestMarksThatRepeat(t *testing.T) {
-	table := marked(10_900, 50_000)
+	table := falsify.Marked(10_900, 50_000)
 	blob, d := fromString(t, table)
 	most := heap.LayerMost(len(table))
 	most.CPU = 3 * time.Second // 40 ms were measured, and 42 s where each mark costs what the directory has

@@ -16,6 +16,7 @@ import (
 	lib "github.com/containerd/stargz-snapshotter/estargz"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/conformance/falsify"
 	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format"
@@ -217,7 +218,7 @@ func FuzzTOC(f *testing.F) {
 	f.Add(reg(`"size":10,"offset":5,"chunkSize":10,"xattrs":{"user.a":"AAAA","security.capability":"AQ=="}`))
 	f.Add(`{"entries":[{"name":"a","type":"reg"},{"name":"b","type":"hardlink","linkName":"a"},` +
 		`{"name":".wh.c","type":"reg"},{"name":".wh..wh..opq","type":"reg"},{"name":"c","type":"char","devMajor":1,"devMinor":3}]}`)
-	f.Add(marked(200, 100))
+	f.Add(falsify.Marked(200, 100))
 	f.Fuzz(func(t *testing.T, toc string) {
 		blob, d := fromString(t, toc)
 		var index *format.Index

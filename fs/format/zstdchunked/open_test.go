@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/conformance/falsify"
 	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/format"
@@ -277,7 +278,7 @@ func FuzzTable(f *testing.F) {
 	data, table, _, _ := twoFiles(f, 2)
 	f.Add([]byte(table))
 	f.Add([]byte(`{"version":1,"entries":[{"name":"f","type":"reg","size":10,"chunkType":"zeros"}]}`))
-	f.Add([]byte(marked(200, 100)))
+	f.Add([]byte(falsify.Marked(200, 100)))
 	f.Fuzz(func(t *testing.T, table []byte) {
 		if len(table) == 0 {
 			return
