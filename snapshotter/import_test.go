@@ -146,6 +146,40 @@ func TestWithoutRanges(t *testing.T) {
 	}
 }
 
+// TestRangesAgain: a registry that stops to serve ranges has new layers read whole until it serves one, whoever asks for that.
+func TestRangesAgain(t *testing.T) {
+	var all []*image
+	for i, path := range []string{"used", "new", "later"} {
+		all = append(all, newImage(t, path, nil, estargzLayer(t, file("a", noise(uint64(20+i), 3<<20)))))
+	}
+	used, whole, later := all[0], all[1], all[2]
+	b := newBed(t, newOrigin(t, all...), nil)
+	mounts := b.run("used", b.pull(used))
+	for _, c := range []struct {
+		im     *image
+		ranges bool
+		format string
+	}{{whole, false, "import"}, {later, true, "estargz"}} {
+		b.origin.SetFault(func(_ http.ResponseWriter, r *http.Request) bool {
+			if !c.ranges {
+				r.Header.Del("Range")
+			}
+			return false
+		})
+		if c.ranges {
+			b.origin.Forget()
+			b.sees(mounts, "a", noise(20, 3<<20))
+			if b.origin.Requests("blobs", used.Layers[0].Digest().String()) == 0 {
+				t.Fatal("nothing was left to be read of the image that is in use")
+			}
+		}
+		b.run(c.im.Path, b.pull(c.im))
+		if got := b.statusOf(c.im.Layers[0]).Format; got != c.format {
+			t.Errorf("where the registry serves ranges: %v, a new layer is read by %q", c.ranges, got)
+		}
+	}
+}
+
 // TestStoredOffline: what containerd has is used for layers of every kind while no registry answers.
 func TestStoredOffline(t *testing.T) {
 	for _, f := range formats {

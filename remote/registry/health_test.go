@@ -46,6 +46,22 @@ func (a *answers) ask(_ context.Context, host docker.RegistryHost) error {
 
 var refused = &net.OpError{Op: "dial", Err: errors.New("connection refused")}
 
+// TestRangesAreForgotten: a host is taken for one that serves no ranges, or that does, for a minute after its last answer to one.
+func TestRangesAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var h health
+		for _, serves := range []bool{false, true, false} {
+			h.ranges(serves, map[bool]error{false: ErrRange}[serves])
+			for at, holds := range []bool{true, false} {
+				if n, s := h.noRanges() != nil, h.servesRanges(); n != (holds && !serves) || s != (holds && serves) {
+					t.Errorf("after %d minutes, having served one %v: none %v, some %v", at, serves, n, s)
+				}
+				time.Sleep(time.Minute)
+			}
+		}
+	})
+}
+
 // TestHostIsLeftOut: a host that failed twice is left out for 1, 2, 4 … 60 s, each time until one request has failed; the last host
 // is asked all the same.
 func TestHostIsLeftOut(t *testing.T) {

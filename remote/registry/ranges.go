@@ -61,7 +61,17 @@ func (r *Registry) rangeless(hosts []docker.RegistryHost) (some, all bool) {
 			some, all = some || none, all && none
 		}
 	}
-	return some, all
+	return some, some && all
+}
+
+// LacksRanges reports whether no host of a registry serves ranges, as far as each has lately shown.
+func (r *Registry) LacksRanges(ctx context.Context, registry string) bool {
+	hosts, err := r.registryHosts(ctx, registry)
+	if err != nil {
+		return false // the next request says so
+	}
+	_, all := r.rangeless(hosts)
+	return all
 }
 
 // ServesRanges reports whether the host that a registry asks first has lately served a range.

@@ -111,6 +111,38 @@ func TestRangesOfAnotherHost(t *testing.T) {
 	}
 }
 
+// TestLacksRanges: a registry is known to serve no ranges while the last answers of all its hosts show that.
+func TestLacksRanges(t *testing.T) {
+	mirror, origin := newForgetful(t, data), newForgetful(t, data)
+	for name, c := range map[string]struct{ toml string }{
+		"one host": {plain(origin.host())}, "a mirror before it": {mirrored(mirror.host(), origin.host())},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := registry.New(registry.Options{ConfigPath: []string{hostsDir(t, "reg.test", c.toml)}, Retry: registry.Retry{Attempts: 1}})
+			b := r.Blob(registry.Repository{Host: "reg.test", Path: repo}, digest.FromBytes(data), int64(len(data)))
+			want := func(lacks, serves bool) {
+				t.Helper()
+				_, _ = b.ReadAt(t.Context(), make([]byte, 100), 100) // fails where no range comes
+				if l, s := r.LacksRanges(t.Context(), "reg.test"), r.ServesRanges(t.Context(), "reg.test"); l != lacks || s != serves {
+					t.Errorf("lacks them: %v, serves them: %v; want %v, %v", l, s, lacks, serves)
+				}
+			}
+			if r.LacksRanges(t.Context(), "reg.test") {
+				t.Error("before it was asked")
+			}
+			two := name != "one host"
+			mirror.whole.Store(two)
+			origin.whole.Store(false)
+			want(false, !two) // ServesRanges is of the first
+			origin.whole.Store(true)
+			want(true, false)
+			want(true, false)
+			origin.whole.Store(false)
+			want(false, !two)
+		})
+	}
+}
+
 // TestSkippedAndCut: an answer that breaks where its beginning is skipped, or later, goes on by the next one.
 func TestSkippedAndCut(t *testing.T) {
 	s := newServer(t, func(w http.ResponseWriter, _ *http.Request, n int64) bool {

@@ -19,14 +19,11 @@ const servedLately = time.Minute
 
 const restHolds = time.Hour // at most, for a host that says how long it is to be left alone
 
-const wholeHolds = time.Hour // for a host that serves no ranges
-
 // failures are the hosts and repositories of which proofs failed lately, for reasons that are not a layer's own.
 type failures struct {
 	mu     sync.Mutex // guards the fields below
 	all    lru.Cache  // of failure, by registry.Repository; those of a host have no path
 	served lru.Cache  // when a host has proven something last
-	whole  lru.Cache  // until when a host is taken for one that serves no ranges
 }
 
 type failure struct {
@@ -61,25 +58,6 @@ func (f *failures) note(repo registry.Repository, err error) {
 func redirected(err error) bool {
 	var status *registry.StatusError
 	return errors.As(err, &status) && status.Redirected
-}
-
-// noteRange remembers a host that serves no ranges, if err says so.
-func (f *failures) noteRange(host string, err error) {
-	if !errors.Is(err, registry.ErrRange) {
-		return
-	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.whole.MaxEntries = knownFailures
-	f.whole.Add(host, time.Now().Add(wholeHolds))
-}
-
-// rangeless reports whether a host has lately served no ranges.
-func (f *failures) rangeless(host string) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	until, ok := f.whole.Get(host)
-	return ok && time.Now().Before(until.(time.Time))
 }
 
 // of returns why proofs of a repository fail, or nil.

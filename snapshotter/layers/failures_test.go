@@ -70,6 +70,8 @@ func (w way) Present(context.Context, string) error { return nil }
 
 func (w way) ServesRanges(context.Context, string) bool { return false }
 
+func (w way) LacksRanges(context.Context, string) bool { return false }
+
 func (w way) Forgive() {}
 
 func (w way) Manifest(context.Context, registry.Repository, string) (ocispec.Descriptor, []byte, error) {

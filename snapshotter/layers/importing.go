@@ -80,7 +80,7 @@ func (i *Imports) layer(ctx context.Context, o *Opening, codec blob.Codec) (*Tre
 }
 
 func (i *Imports) tryImport(ctx context.Context, o *Opening, codec blob.Codec, limits layout.Limits) (*Tree, error) {
-	whole := i.proofs.failures.rangeless(o.src.Repo.Host)
+	whole := i.places.lacksRanges(ctx, &o.src)
 	for try := 0; ; try++ {
 		im, err := i.cache.Import(ctx, o.key) // another repository's is another import: it may never end
 		if err != nil {
@@ -101,7 +101,6 @@ func (i *Imports) tryImport(ctx context.Context, o *Opening, codec blob.Codec, l
 		case wrong || beyond:
 			return nil, NotLazy("%w", err)
 		case !whole && ctx.Err() == nil && (errors.Is(err, registry.ErrRange) || registry.Retryable(err) && !registry.Unasked(err)):
-			i.proofs.failures.noteRange(o.src.Repo.Host, err)
 			i.log.Info("layer is asked for without ranges", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
 			whole = true
 		default:

@@ -353,7 +353,6 @@ func (x *Indexes) byMadeIndex(ctx context.Context, o *Opening) (*Tree, error) {
 		if err == nil {
 			x.proofs.proveRead(ctx, o)
 		}
-		x.proofs.failures.noteRange(s.Repo.Host, err)
 		able <- err
 	})
 	found := x.find(ctx, s)

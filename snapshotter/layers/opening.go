@@ -99,10 +99,9 @@ func (l *Layers) read(ctx context.Context, o *Opening, p promise) (*Tree, error)
 			return nil, err
 		}
 	}
-	rangeless := p.noImport == "" && l.Proofs.failures.rangeless(o.src.Repo.Host)
+	rangeless := p.noImport == "" && l.Places.lacksRanges(ctx, &o.src)
 	if p.format != formatImport && !rangeless && !stored {
 		x, err := l.readIndex(ctx, o, p)
-		l.Proofs.failures.noteRange(o.src.Repo.Host, err)
 		if err == nil || !errors.Is(err, ErrNotLazy) || p.noImport != "" {
 			return x, err
 		}

@@ -35,6 +35,8 @@ type Registry interface {
 	Present(ctx context.Context, registry string) error
 	// ServesRanges reports whether the host that a registry asks first has lately served a range.
 	ServesRanges(ctx context.Context, registry string) bool
+	// LacksRanges reports whether no host of a registry serves ranges, as far as each has lately shown.
+	LacksRanges(ctx context.Context, registry string) bool
 	// Forgive has hosts asked again that are left alone since they failed.
 	Forgive()
 	// Manifest returns a manifest, that a tag or a digest names, with its descriptor.
@@ -71,6 +73,11 @@ type Blobs interface {
 	From(ctx context.Context, namespace string, d digest.Digest, repo registry.Repository) bool
 	// KeepBlob adds a layer's blob.
 	KeepBlob(ctx context.Context, namespace string, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest, r io.Reader) error
+}
+
+// lacksRanges reports whether a layer's registry is known to serve no ranges.
+func (p *Places) lacksRanges(ctx context.Context, s *Source) bool {
+	return s.FromRegistry() && p.registry.LacksRanges(ctx, s.Repo.Host)
 }
 
 const storeWait = time.Second // for containerd to say whether it has a blob

@@ -47,7 +47,7 @@ func (i *Imports) unpackInto(ctx context.Context, src *Source, dir string, lower
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	whole := i.restOf(ctx, src, 0, 0, i.proofs.failures.rangeless(src.Repo.Host))
+	whole := i.restOf(ctx, src, 0, 0, i.places.lacksRanges(ctx, src))
 	defer whole.Close() // only read
 	packedSum, plainSum := sha256.New(), sha256.New()
 	packed := bufio.NewReaderSize(io.TeeReader(whole, packedSum), scan.HeadSize)
