@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/golang/groupcache/lru"
+
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 // An authorizer gives a host's requests credentials as containerd's does, but for this: that one keeps for ever that a token could not be
@@ -30,6 +32,7 @@ type authorizer struct {
 
 // scoped is what authorizes requests of some scopes, one at a time.
 type scoped struct {
+	name string            // of the scopes
 	turn chan struct{}     // holds a token while one is authorized, which guards by
 	by   docker.Authorizer // shared, until a token could not be had
 }
@@ -47,7 +50,7 @@ func (a *authorizer) enter(ctx context.Context) (s *scoped, leave func(), err er
 	if known, ok := a.scopes.Get(name); ok {
 		s = known.(*scoped)
 	} else {
-		s = &scoped{turn: make(chan struct{}, 1), by: a.shared}
+		s = &scoped{name: name, turn: make(chan struct{}, 1), by: a.shared}
 		a.scopes.Add(name, s)
 	}
 	a.mu.Unlock()
@@ -81,7 +84,7 @@ func (a *authorizer) Authorize(ctx context.Context, req *http.Request) error {
 	}
 	defer leave()
 	trips, t := onTrip(ctx, req.URL.Scheme+"://"+req.URL.Host, a.led.Load())
-	t.token = true
+	t.token = fair.User(req.URL.Host + " " + s.name) // a server of tokens is left alone by those alone whose tokens it fails to give
 	if err := s.by.Authorize(trips, req); err != nil {
 		s.by = a.fresh() // the next request asks anew
 		return &tokenFailure{err, time.Duration(t.after.Load())}

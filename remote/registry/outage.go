@@ -11,9 +11,9 @@ import (
 
 // A host that answers 5xx and names no time (RFC 9110, section 15.6) may be overloaded, away, or broken for one blob. So it is left
 // alone, but only by the repository that got these answers: nobody can keep others from a host by what he has it fail at. The waits are
-// those of a round (Retry), shared by all requests of the repository there.
+// those of a round (Retry), shared by all requests of the repository there. So is a server of tokens, by those who ask it for the same.
 
-// An outage is what a host answers to one repository.
+// An outage is what a host answers to one repository, or to who asks for a token.
 type outage struct {
 	era      int64 // Registry.era, when it began
 	failures int   // in a row

@@ -152,15 +152,20 @@ func (p *pace) rest(ctx context.Context, host string) error {
 	return backoff.Sleep(ctx, wait)
 }
 
-// awaitRest is rest for a request that needs no place.
-func (p *pace) awaitRest(ctx context.Context, host string) error {
+// awaitRest is enter for a request that needs no place.
+func (p *pace) awaitRest(ctx context.Context, host string, who fair.User) error {
 	p.mu.Lock()
 	wait := time.Until(p.until)
 	p.mu.Unlock()
 	if wait > 0 && ctx.Value(briskKey{}) != nil {
 		return &busyError{wait}
 	}
-	return p.rest(ctx, host)
+	if err := p.rest(ctx, host); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.outLocked(host, who)
 }
 
 // roughly rounds what is left of a wait.
@@ -171,14 +176,14 @@ func roughly(d time.Duration) time.Duration {
 	return d.Round(time.Second)
 }
 
-// answered notes what the host has answered to a request that began at a time, for a repository if it was for one.
+// answered notes what the host has answered to a repository's request that began at a time.
 func (p *pace) answered(who fair.User, resp *http.Response, began time.Time) {
 	after := retryAfter(resp.Header.Get("Retry-After"))
 	tooMuch := resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable && after > 0
 	now := time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if who != "" && !tooMuch {
+	if !tooMuch {
 		p.heardLocked(who, resp.StatusCode, began, now)
 	}
 	switch {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remora-storage/remora/internal/fair"
 )
 
 // A manifest may name other places for a layer, a registry may send us to another host, and it names the server that gives tokens. All
@@ -33,7 +35,7 @@ func ForeignURLs(d ocispec.Descriptor) []string {
 type trip struct {
 	registry   string       // its scheme and host
 	led        atomic.Bool  // somebody outside has chosen what is asked next
-	token      bool         // it is for a token
+	token      fair.User    // who it asks a token for; "" if it is for none
 	redirected atomic.Bool  // it has left its beginning
 	after      atomic.Int64 // nanoseconds after which the last answer wants the next request of a token
 }
@@ -138,16 +140,16 @@ func (x *router) RoundTrip(req *http.Request) (*http.Response, error) {
 		at, _ = netip.ParseAddrPort(c.Conn.RemoteAddr().String())
 	}})
 	var p *pace
-	if t.token { // other requests have their place already
+	if t.token != "" { // other requests have their place already
 		p = x.pace(req.URL.Host)
-		if err := p.awaitRest(ctx, req.URL.Host); err != nil {
+		if err := p.awaitRest(ctx, req.URL.Host, t.token); err != nil {
 			return nil, failed(req, err)
 		}
 	}
 	began := time.Now()
 	resp, err := by.RoundTrip(req.WithContext(ctx))
 	if err == nil && p != nil {
-		p.answered("", resp, began)
+		p.answered(t.token, resp, began)
 		t.after.Store(int64(retryAfter(resp.Header.Get("Retry-After"))))
 	}
 	if err == nil && !x.isPrivate(req.URL, at.Addr(), proxied) {

@@ -21,9 +21,22 @@ func tokenRegistry(t *testing.T, token func(w http.ResponseWriter, r *http.Reque
 	read func(context.Context) error, tokens *atomic.Int64,
 ) {
 	t.Helper()
-	tokens = new(atomic.Int64)
+	b := newTokenBed(t, token, retry)
+	return func(ctx context.Context) error { return b.read(ctx, "app") }, &b.tokens
+}
+
+// A tokenBed is a registry that has a blob of one byte in each repository, its server of tokens, and a client.
+type tokenBed struct {
+	*Registry
+	host   string
+	tokens atomic.Int64 // that were asked for
+}
+
+func newTokenBed(t *testing.T, token func(w http.ResponseWriter, r *http.Request) bool, retry Retry) *tokenBed {
+	t.Helper()
+	b := new(tokenBed)
 	auth := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		tokens.Add(1)
+		b.tokens.Add(1)
 		if token(w, r) {
 			_ = json.NewEncoder(w).Encode(map[string]string{"token": "t"}) // or the client is gone
 		}
@@ -38,16 +51,19 @@ func tokenRegistry(t *testing.T, token func(w http.ResponseWriter, r *http.Reque
 		http.ServeContent(w, r, "", time.Time{}, strings.NewReader("x"))
 	}))
 	t.Cleanup(s.Close)
-	host := s.Listener.Addr().String()
+	b.host = s.Listener.Addr().String()
 	var logins Logins
-	if _, err := logins.Set(host, Login{PlainHTTP: true}); err != nil {
+	if _, err := logins.Set(b.host, Login{PlainHTTP: true}); err != nil {
 		t.Fatal(err)
 	}
-	r := New(Options{Logins: &logins, Retry: retry})
-	return func(ctx context.Context) error {
-		_, err := r.Blob(Repository{host, "app"}, digest.FromString("x"), 1).ReadAt(ctx, make([]byte, 1), 0)
-		return err
-	}, tokens
+	b.Registry = New(Options{Logins: &logins, Retry: retry})
+	return b
+}
+
+// read reads the blob of a repository.
+func (b *tokenBed) read(ctx context.Context, repo string) error {
+	_, err := b.Blob(Repository{b.host, repo}, digest.FromString("x"), 1).ReadAt(ctx, make([]byte, 1), 0)
+	return err
 }
 
 // TestTokenServerFails: a token server that fails for a moment is asked again, and what it has answered is not kept for its answer.
@@ -87,6 +103,43 @@ func TestTokenServerRests(t *testing.T) {
 	}
 	if n := tokens.Load(); n != 1 {
 		t.Errorf("the token server was asked %d times", n)
+	}
+}
+
+// TestTokenServerOutage: a token server that answers 5xx twice in a row is left alone for a while, by the repository alone whose tokens it
+// fails to give, until somebody asks for that.
+func TestTokenServerOutage(t *testing.T) {
+	for _, status := range []int{500, 502, 503, 504} {
+		var out atomic.Bool
+		out.Store(true)
+		b := newTokenBed(t, func(w http.ResponseWriter, r *http.Request) bool {
+			fails := out.Load() && strings.Contains(r.FormValue("scope"), ":bad:")
+			if fails {
+				w.WriteHeader(status)
+			}
+			return !fails
+		}, Retry{Attempts: 1, First: time.Hour, Max: time.Hour})
+		for i := range 5 {
+			err := b.read(t.Context(), "bad")
+			var said *StatusError
+			if !errors.As(err, &said) || said.Status != status || !Retryable(err) || Unasked(err) != (i >= failuresHold) {
+				t.Errorf("%d, %d before it: %v", status, i, err)
+			}
+		}
+		if n := b.tokens.Load(); n != failuresHold {
+			t.Errorf("%d: the token server was asked %d times", status, n)
+		}
+		if err := b.read(t.Context(), "good"); err != nil {
+			t.Errorf("%d: another repository: %v", status, err)
+		}
+		out.Store(false)
+		if err := b.read(t.Context(), "bad"); !Unasked(err) {
+			t.Errorf("%d: before the time is over: %v", status, err)
+		}
+		b.Forgive()
+		if err := b.read(t.Context(), "bad"); err != nil {
+			t.Errorf("%d: forgiven: %v", status, err)
+		}
 	}
 }
 
