@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -178,6 +179,69 @@ func TestRangesAgain(t *testing.T) {
 			t.Errorf("where the registry serves ranges: %v, a new layer is read by %q", c.ranges, got)
 		}
 	}
+}
+
+// A brief is a registry whose outages end with the first range that is not asked for since its host is left alone.
+type brief struct {
+	layers.Registry
+	unasked atomic.Int64
+}
+
+func (r *brief) Blob(repo registry.Repository, desc ocispec.Descriptor) layers.Blob {
+	return briefBlob{r.Registry.Blob(repo, desc), r}
+}
+
+type briefBlob struct {
+	layers.Blob
+	of *brief
+}
+
+func (b briefBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	r, err := b.Blob.Open(ctx, off, n, try)
+	if registry.Unasked(err) {
+		b.of.unasked.Add(1)
+		b.of.Forgive()
+	}
+	return r, err
+}
+
+// TestUnaskedIsNotWhole: a request that is not made, since the registry is left alone, is no reason to ask for a whole layer: the registry
+// has said nothing of ranges. The next import reads it by them.
+func TestUnaskedIsNotWhole(t *testing.T) {
+	body := noise(7, 3<<20)
+	im := newImage(t, "app", nil, tarLayer(t, file("a", body)))
+	o := newOrigin(t, im)
+	var logins registry.Logins
+	if _, err := logins.Set(o.Host(), registry.Login{PlainHTTP: true}); err != nil {
+		t.Fatal(err)
+	}
+	client := registry.New(registry.Options{
+		Logins: &logins, Retry: registry.Retry{Attempts: 1, First: time.Hour, Max: time.Hour}, Log: logOf(t),
+	})
+	reg := &brief{Registry: layers.Remote{Registry: client}}
+	b := newBed(t, o, func(b *bed) {
+		b.registry = reg
+		b.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{Mode: layers.ImportEager} }
+	})
+	o.Answer("/blobs/", http.StatusServiceUnavailable)
+	for range 2 { // after which it is left alone
+		if _, err := client.Blob(b.repo(im), im.Layers[0].Digest(), im.Layers[0].Desc.Size).Open(t.Context(), 0, 1, 0); err == nil {
+			t.Fatal("a registry that is away has answered")
+		}
+	}
+	o.SetFault(nil)
+	o.Forget()
+	b.fetch(im)
+	if reasons := b.resolve(im); len(reasons) != 1 || reg.unasked.Load() != 1 {
+		t.Errorf("got %v; %d requests were not made", reasons, reg.unasked.Load())
+	}
+	if reasons := b.resolve(im); len(reasons) != 0 {
+		t.Errorf("when it is over: %v", reasons)
+	}
+	if o.Wholly(im.Layers[0]) {
+		t.Error("the layer was asked for whole")
+	}
+	b.sees(b.run("container", b.pull(im)), "a", body)
 }
 
 // TestStoredOffline: what containerd has is used for layers of every kind while no registry answers.
