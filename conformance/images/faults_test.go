@@ -3,7 +3,6 @@ package images_test
 import (
 	"bytes"
 	"encoding/json"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -11,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -161,7 +159,7 @@ func TestFaultsWhileRunning(t *testing.T) {
 	p := newFaultyProxy(t, s)
 	ref := p.Listener.Addr().String() + "/python:lazy"
 	want := mountOrdinary(t, s)
-	for _, name := range slices.Sorted(maps.Keys(faults)) { // wrong bytes come last: the layer is read whole after them
+	for _, name := range sortedKeys(faults) { // wrong bytes come last: the layer is read whole after them
 		f := faults[name]
 		t.Run(name, func(t *testing.T) {
 			p.fault.Store(nil)

@@ -513,7 +513,7 @@ func TestForetold(t *testing.T) {
 	}
 }
 
-// TestProfileUnderFaults: prefetching from a registry that is slow, fails, limits its rate, cuts or garbles
+// TestProfileUnderFaults: prefetching from a registry that is slow, fails, limits its rate, cuts or spoils
 // every third answer keeps no program from running, nor brings it wrong bytes, and ends with its image.
 func TestProfileUnderFaults(t *testing.T) {
 	t.Parallel()
@@ -537,7 +537,9 @@ func TestProfileUnderFaults(t *testing.T) {
 		w.Header().Set("Retry-After", "1")
 		w.WriteHeader(http.StatusTooManyRequests)
 	}
-	for name, f := range map[string]fault{"slow": nil, "fails": status(500), "limits its rate": limited, "cuts": cut, "garbles": wrongBytes} {
+	all := map[string]fault{"slow": nil, "fails": status(500), "limits its rate": limited, "cuts": cut, "wrong bytes": wrongBytes}
+	for _, name := range sortedKeys(all) { // wrong bytes come last: layers are read whole after them
+		f := all[name]
 		t.Run(name, func(t *testing.T) {
 			if f == nil {
 				proxy.delay.Store(int64(200 * time.Millisecond))
