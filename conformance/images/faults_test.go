@@ -3,11 +3,10 @@ package images_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,15 +31,21 @@ type faultyProxy struct {
 
 func newFaultyProxy(t *testing.T, s *testbed.Stack) *faultyProxy {
 	t.Helper()
-	return newFaultyProxyOn(t, s, "127.0.0.1")
+	return newFaultyProxyOn(t, s, "127.0.0.1", false)
 }
 
-// newFaultyProxyOn has the proxy listen on an address of loopback.
-func newFaultyProxyOn(t *testing.T, s *testbed.Stack, ip string) *faultyProxy {
+// behind is the registry that stands behind a proxy.
+type behind struct {
+	http.Handler
+	addr string
+}
+
+// newFaultyProxyOn has the proxy listen on an address of loopback, by TLS if that is wanted.
+func newFaultyProxyOn(t *testing.T, s *testbed.Stack, ip string, tls bool) *faultyProxy {
 	t.Helper()
 	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 	testbed.Must(t, err)
-	p := &faultyProxy{pass: httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: s.Addr})}
+	p := &faultyProxy{pass: behind{registryHandler(s), s.Addr}}
 	p.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.Contains(r.URL.Path, "/blobs/") && r.Header.Get("Range") != "" {
 			time.Sleep(time.Duration(p.delay.Load()))
@@ -54,9 +59,18 @@ func newFaultyProxyOn(t *testing.T, s *testbed.Stack, ip string) *faultyProxy {
 	}))
 	testbed.Must(t, p.Listener.Close())
 	p.Listener = l
-	p.Start()
 	t.Cleanup(p.Close)
-	testbed.Must(t, s.PlainHTTP(p.Listener.Addr().String(), p.Listener.Addr().String()))
+	addr := l.Addr().String()
+	if !tls {
+		p.Start()
+		testbed.Must(t, s.PlainHTTP(addr, addr))
+		return p
+	}
+	p.EnableHTTP2 = true
+	p.StartTLS()
+	testbed.Must(t, os.MkdirAll(filepath.Join(s.HostsDir, addr), 0o755))
+	toml := fmt.Sprintf("server = \"https://%s\"\nskip_verify = true\n", addr)
+	testbed.Must(t, os.WriteFile(filepath.Join(s.HostsDir, addr, "hosts.toml"), []byte(toml), 0o644))
 	return p
 }
 

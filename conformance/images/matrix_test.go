@@ -1,91 +1,18 @@
 package images_test
 
 import (
-	"compress/gzip"
 	"context"
 	"fmt"
 	"maps"
-	"net/http"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
-
-// packing is a registry behind a proxy that packs each answer, to the client, too.
-const packing = "gzip around answers"
-
-// registries misbehave towards remorad, or lack what the client has.
-var registries = func() map[string]fault {
-	all := maps.Clone(faults)
-	all["as it should be"] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) { pass.ServeHTTP(w, r) }
-	all["200 without a length"] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
-		rec := recorded(withoutRange(r), pass)
-		w.WriteHeader(rec.Code)
-		w.(http.Flusher).Flush()
-		_, _ = w.Write(rec.Body.Bytes())
-	}
-	all[packing] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
-		if r.Method != http.MethodGet {
-			pass.ServeHTTP(w, r)
-			return
-		}
-		rec := recorded(withoutRange(r), pass)
-		maps.Copy(w.Header(), rec.Header())
-		w.Header().Del("Content-Length")
-		w.Header().Set("Content-Encoding", "gzip")
-		w.WriteHeader(rec.Code)
-		zw := gzip.NewWriter(w)
-		_, _ = zw.Write(rec.Body.Bytes()) // or the client is gone
-		_ = zw.Close()
-	}
-	var bucket tokens
-	all["10 requests a second"] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
-		if !bucket.take() {
-			w.WriteHeader(http.StatusTooManyRequests)
-			return
-		}
-		pass.ServeHTTP(w, r)
-	}
-	for _, code := range []int{http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
-		all[fmt.Sprintf("%d to itself", code)] = func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
-			if r.URL.Query().Has("signed") {
-				pass.ServeHTTP(w, r)
-				return
-			}
-			http.Redirect(w, r, r.URL.Path+"?signed", code)
-		}
-	}
-	return all
-}()
-
-// tokens are ten a second, of which ten are kept.
-type tokens struct {
-	mu   sync.Mutex // guards the fields below
-	n    int
-	last time.Time
-}
-
-func (b *tokens) take() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if came := int(time.Since(b.last) / (time.Second / 10)); came > 0 {
-		b.n, b.last = min(b.n+came, 10), time.Now()
-	}
-	b.n--
-	return b.n >= 0
-}
-
-func withoutRange(r *http.Request) *http.Request {
-	r = r.Clone(r.Context())
-	r.Header.Del("Range")
-	return r
-}
 
 // matrixClients are all that pull, snapctl among them: it has remorad read the manifest first.
 var matrixClients = func() map[string]puller {
@@ -191,10 +118,10 @@ func TestClientsAndRegistries(t *testing.T) {
 		p := proxies[c[0]]
 		if p == nil {
 			// Who names no port is placed by the host's name, so each has an address of its own.
-			p = newFaultyProxyOn(t, s, fmt.Sprintf("127.0.1.%d", len(proxies)+1))
-			f := registries[c[0]]
-			p.fault.Store(&f)
-			p.every.Store(c[0] == packing)
+			is := registries[c[0]]
+			p = newFaultyProxyOn(t, s, fmt.Sprintf("127.0.1.%d", len(proxies)+1), is.tls)
+			p.fault.Store(&is.fault)
+			p.every.Store(is.every)
 			proxies[c[0]] = p
 			trusted = append(trusted, fmt.Sprintf("%q", p.Listener.Addr()))
 		}
@@ -208,7 +135,7 @@ func TestClientsAndRegistries(t *testing.T) {
 		key := [3]string{row.registry, row.client, row.kind}
 		how := m.insistOn(t, row.proxy.Listener.Addr().String(), row.client, row.kind, want[key]...)
 		seen[key] = strings.Split(how, ", ")
-		fmt.Fprintf(&table, "%-22s %-10s %-7s %s\n", row.registry, row.client, row.kind, how)
+		fmt.Fprintf(&table, "%-24s %-10s %-7s %s\n", row.registry, row.client, row.kind, how)
 	}
 	t.Log("\n" + table.String() + "\n" + seen.table())
 }

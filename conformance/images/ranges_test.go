@@ -23,7 +23,7 @@ func TestRangesEnd(t *testing.T) {
 	m := &matrix{s: s}
 	proxies := map[string]*faultyProxy{}
 	for i, kind := range []string{"lazy", "index"} {
-		proxies[kind] = newFaultyProxyOn(t, s, fmt.Sprintf("127.0.1.%d", i+1))
+		proxies[kind] = newFaultyProxyOn(t, s, fmt.Sprintf("127.0.1.%d", i+1), false)
 	}
 	s.Configure(fmt.Sprintf("[index]\ntrust = [%q]\n", proxies["index"].Listener.Addr()))
 	testbed.Must(t, s.RestartRemorad(syscall.SIGTERM))
