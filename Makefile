@@ -118,7 +118,7 @@ measured: deps-measured tools-measured build ## tests that measure time or memor
 SOAK        := sim oldest outlive kill odd kinds disks volumes cuts outages fuzz
 SOAK_sim     := TestSimulation|TestDetachAndStarts
 SOAK_outlive := images TestSurvive|TestBothKilled|TestMeasuredNeighbours
-SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone
+SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone|TestAccessWithdrawn
 SOAK_odd     := images TestOddImage|TestHugeFile|TestRootElsewhere|TestClientsAndRegistries|TestImagesOfTheClientAlone|TestTablesThatLie
 SOAK_kinds   := images TestForgedLayer|TestLayersOfEveryKind|TestMountedWhileImported|TestDamagedFiles|TestDetachAndContainers
 SOAK_disks   := disks TestDisk.*
