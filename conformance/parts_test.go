@@ -123,6 +123,42 @@ func unitTests(t *testing.T) map[string]bool {
 func testsWith(t *testing.T, is func(ast.Node) bool, apart ...string) map[string]bool {
 	t.Helper()
 	tests := map[string]bool{}
+	eachTest(t, func(_ string, f *ast.FuncDecl) {
+		ast.Inspect(f.Body, func(n ast.Node) bool {
+			tests[f.Name.Name] = tests[f.Name.Name] || n != nil && is(n)
+			return true
+		})
+	}, apart...)
+	return tests
+}
+
+// TestFuzzTargetsBoundCosts: each fuzz target asserts what an input may take, by a heap.Cost.
+func TestFuzzTargetsBoundCosts(t *testing.T) {
+	t.Parallel()
+	targets := 0
+	eachTest(t, func(path string, f *ast.FuncDecl) {
+		if !strings.HasPrefix(f.Name.Name, "Fuzz") {
+			return
+		}
+		targets++
+		bounded := false
+		ast.Inspect(f.Body, func(n ast.Node) bool {
+			call, ok := n.(*ast.SelectorExpr)
+			bounded = bounded || ok && (call.Sel.Name == "Allocates" || call.Sel.Name == "Peaks")
+			return true
+		})
+		if !bounded {
+			t.Errorf("%s in %s says of no input what it may take: call Allocates or Peaks of a heap.Cost", f.Name.Name, path)
+		}
+	})
+	if targets < 30 {
+		t.Errorf("only %d fuzz targets were found", targets)
+	}
+}
+
+// eachTest calls use with the file and the declaration of each test, but for those of some directories.
+func eachTest(t *testing.T, use func(path string, f *ast.FuncDecl), apart ...string) {
+	t.Helper()
 	skipped := regexp.MustCompile(`/(\.[^/]+|` + strings.Join(append(apart, "testdata"), "|") + `)$`)
 	testbed.Must(t, filepath.WalkDir(testbed.Repo(), func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() && skipped.MatchString(path) {
@@ -140,12 +176,8 @@ func testsWith(t *testing.T, is func(ast.Node) bool, apart ...string) map[string
 			if !ok || f.Recv != nil || !regexp.MustCompile("^(Test|Fuzz)[^a-z]").MatchString(f.Name.Name) {
 				continue
 			}
-			ast.Inspect(f.Body, func(n ast.Node) bool {
-				tests[f.Name.Name] = tests[f.Name.Name] || n != nil && is(n)
-				return true
-			})
+			use(path, f)
 		}
 		return nil
 	}))
-	return tests
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/internal/wire"
 )
 
@@ -30,7 +31,9 @@ func FuzzHead(f *testing.F) {
 			}
 			p = append(head, p...)
 		}
-		h, err := decodeHead(p)
+		var h *Head
+		var err error
+		heap.RecordMost(len(p)).Allocates(t, func() int64 { h, err = decodeHead(p); return 0 })
 		if err != nil {
 			return
 		}
@@ -52,7 +55,12 @@ func FuzzTable(f *testing.F) {
 			binary.LittleEndian.PutUint32(p[20:], tableSum(p, p[tableHeader:min(len(p), tableHeader+int(binary.LittleEndian.Uint32(p[8:])))], id, 1))
 		}
 		const size = 1 << 40
-		all, err := decodeTable(p, id, SegmentRef{Seq: 1, Table: table}, size)
+		var all []extent
+		var err error
+		heap.RecordMost(len(p)).Allocates(t, func() int64 {
+			all, err = decodeTable(p, id, SegmentRef{Seq: 1, Table: table}, size)
+			return 0
+		})
 		if err != nil {
 			return
 		}
@@ -79,7 +87,9 @@ func FuzzNode(f *testing.F) {
 		f.Add(n.encode())
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {
-		n, err := decodeNode(p)
+		var n *mapNode
+		var err error
+		heap.RecordMost(len(p)).Allocates(t, func() int64 { n, err = decodeNode(p); return 0 })
 		if err != nil {
 			return
 		}
@@ -98,7 +108,7 @@ func FuzzNode(f *testing.F) {
 	})
 }
 
-// FuzzRoot: what a decoder takes can be written again, and is then read as the same.
+// FuzzRoot: what a decoder takes can be written again, and is then read as the same. No decoder takes much, whatever it makes of the bytes.
 func FuzzRoot(f *testing.F) {
 	root := &mapRoot{Write: 1, Packs: []packUse{{Gen: 1, Size: 100, Live: 50}}}
 	p, err := root.encode()
@@ -118,6 +128,15 @@ func FuzzRoot(f *testing.F) {
 	}
 	f.Add(lease)
 	f.Fuzz(func(t *testing.T, p []byte) {
+		heap.RecordMost(len(p)).Allocates(t, func() int64 {
+			var s memberState
+			_, _ = decodeRoot(p) // below is what comes of them
+			_, _ = decodePackFooter(p, packID{})
+			_, _, _ = decodeSegmentHeader(p)
+			_, _, _ = decodeSegmentFooter(p)
+			_ = unseal("node", memberVersion, p, &s)
+			return 0
+		})
 		if r, err := decodeRoot(p); err == nil {
 			q, err := r.encode()
 			if err != nil {
@@ -176,12 +195,17 @@ func FuzzJournal(f *testing.F) {
 		if _, err := disk.WriteAt(b.record.buf, journalRing); err != nil {
 			t.Fatal(err)
 		}
-		_, _ = replay(disk, vid, id, true, func(_ uint64, entries []entry, _ cursor) {
-			for _, e := range entries {
-				if e.blocks == 0 || !e.hole && len(e.data) != int(e.blocks)*Block {
-					t.Fatalf("entry %+v", e)
+		most := heap.RecordMost(len(b.record.buf))
+		most.Memory += Block + maxRecord // a record may be as long
+		most.Allocates(t, func() int64 {
+			_, _ = replay(disk, vid, id, true, func(_ uint64, entries []entry, _ cursor) {
+				for _, e := range entries {
+					if e.blocks == 0 || !e.hole && len(e.data) != int(e.blocks)*Block {
+						t.Fatalf("entry %+v", e)
+					}
 				}
-			}
+			})
+			return 0
 		})
 	})
 }

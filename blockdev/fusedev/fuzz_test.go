@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/remora-storage/remora/conformance/heap"
 )
 
 // accepting takes every change.
@@ -40,7 +42,15 @@ func FuzzRequest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		out, done, status := l.carryOut(&request{cancel: make(chan struct{})}, h, p[inHeader:h.Length])
+		var out []byte
+		var done func()
+		var status fuse.Status
+		most := heap.RecordMost(len(p))
+		most.Memory += maxRequest // what is asked for
+		most.Allocates(t, func() int64 {
+			out, done, status = l.carryOut(&request{cancel: make(chan struct{})}, h, p[inHeader:h.Length])
+			return 0
+		})
 		if status == fuse.OK && len(out) > maxRequest {
 			t.Errorf("operation %d is answered with %d bytes", h.Opcode, len(out))
 		}

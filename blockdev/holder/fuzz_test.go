@@ -3,6 +3,8 @@ package holder
 import (
 	"encoding/binary"
 	"testing"
+
+	"github.com/remora-storage/remora/conformance/heap"
 )
 
 func FuzzFrame(f *testing.F) {
@@ -14,7 +16,9 @@ func FuzzFrame(f *testing.F) {
 		f.Add(p)
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {
-		got, err := decodeFrame(p)
+		var got frame
+		var err error
+		heap.RecordMost(len(p)).Allocates(t, func() int64 { got, err = decodeFrame(p); return 0 })
 		if err != nil {
 			return
 		}
@@ -39,18 +43,23 @@ func FuzzEvent(f *testing.F) {
 	}
 	f.Add(p)
 	f.Fuzz(func(t *testing.T, p []byte) {
-		if e, err := parseEvent(p); err == nil && (e.Off < 0 || e.Len < 0) {
-			t.Errorf("got %+v", e)
-		}
+		heap.RecordMost(len(p)).Allocates(t, func() int64 {
+			if e, err := parseEvent(p); err == nil && (e.Off < 0 || e.Len < 0) {
+				t.Errorf("got %+v", e)
+			}
+			return 0
+		})
 	})
 }
 
 func FuzzStoreName(f *testing.F) {
 	f.Add(storeName("image/abc", 0))
 	f.Fuzz(func(t *testing.T, s string) {
-		name, part, ok := parseStoreName(s)
-		if ok && (part < 0 || part >= maxFiles) {
-			t.Errorf("%q: %q, %d", s, name, part)
-		}
+		heap.RecordMost(len(s)).Allocates(t, func() int64 {
+			if name, part, ok := parseStoreName(s); ok && (part < 0 || part >= maxFiles) {
+				t.Errorf("%q: %q, %d", s, name, part)
+			}
+			return 0
+		})
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/remora-storage/remora/conformance/heap"
 )
 
 func TestParse(t *testing.T) {
@@ -73,9 +75,12 @@ func TestEverywhere(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	f.Add("36 35 98:0 / /mnt rw - overlay none rw,lowerdir=/a:/b\n")
 	f.Fuzz(func(t *testing.T, s string) {
-		all, _ := parse(strings.NewReader(s)) // must not panic
-		for _, m := range all {
-			m.Lowers()
-		}
+		heap.RecordMost(len(s)).Allocates(t, func() int64 {
+			all, _ := parse(strings.NewReader(s)) // must not panic
+			for _, m := range all {
+				m.Lowers()
+			}
+			return 0
+		})
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/nbd"
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/conformance/suite"
 )
 
@@ -35,9 +36,22 @@ func talk(t testing.TB, c net.Conn, data []byte) {
 	c.Close()
 }
 
+const (
+	requestSize = 28      // bytes of a request's header
+	deviceSize  = 1 << 20 // bytes of each export
+)
+
+// mayTake returns what the server, and the client beside it, may take for some bytes of the client's: what as many answers have as there
+// may be requests in them, whatever these say.
+func mayTake(data []byte) heap.Cost {
+	answers := int64(len(data)/requestSize+1) * (deviceSize + 64<<10)
+	return heap.Cost{Memory: 1<<20 + 2*answers, CPU: 5*time.Second + 2*time.Duration(answers), Written: int64(len(data)) + answers}
+}
+
 // FuzzHandshake: whatever a client says first, nothing panics and the connection ends.
 func FuzzHandshake(f *testing.F) {
-	socket := serve(f, nbd.Options{}, nbd.Export{Device: suite.RAM(f, 1<<20)}, nbd.Export{Name: "other", Device: suite.RAM(f, 1<<20)})
+	socket := serve(f, nbd.Options{},
+		nbd.Export{Device: suite.RAM(f, deviceSize)}, nbd.Export{Name: "other", Device: suite.RAM(f, deviceSize)})
 	option := func(id uint32, data string) []byte {
 		p := binary.BigEndian.AppendUint64([]byte{0, 0, 0, 3}, optMagic)
 		p = binary.BigEndian.AppendUint32(p, id)
@@ -53,16 +67,16 @@ func FuzzHandshake(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		talk(t, c, data)
+		mayTake(data).Allocates(t, func() int64 { talk(t, c, data); return 0 })
 	})
 }
 
 // FuzzRequests: whatever a client says once it has an export, nothing panics and the connection ends.
 func FuzzRequests(f *testing.F) {
 	sockets := []string{
-		serve(f, nbd.Options{}, nbd.Export{Device: suite.RAM(f, 1<<20)}),
-		serve(f, nbd.Options{}, nbd.Export{Device: plain{suite.RAM(f, 1<<20)}}),
-		serve(f, nbd.Options{}, nbd.Export{Device: blockdev.ReadOnly(suite.RAM(f, 1<<20))}),
+		serve(f, nbd.Options{}, nbd.Export{Device: suite.RAM(f, deviceSize)}),
+		serve(f, nbd.Options{}, nbd.Export{Device: plain{suite.RAM(f, deviceSize)}}),
+		serve(f, nbd.Options{}, nbd.Export{Device: blockdev.ReadOnly(suite.RAM(f, deviceSize))}),
 	}
 	rnd := rand.New(rand.NewPCG(1, 1))
 	for range 20 {
@@ -74,7 +88,7 @@ func FuzzRequests(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, data []byte, which uint8) {
 		c := start(t, sockets[which%3], which&4 != 0)
-		talk(t, c.Conn, data)
+		mayTake(data).Allocates(t, func() int64 { talk(t, c.Conn, data); return 0 })
 	})
 }
 

@@ -204,7 +204,18 @@ func TestCorruptFiles(t *testing.T) {
 	}
 }
 
+// reserved reports whether there is a member whose header has flags that RFC 1952 reserves: the standard library does not look at them.
+func reserved(packed []byte) bool {
+	for i := range len(packed) - 3 {
+		if bytes.HasPrefix(packed[i:], []byte{0x1f, 0x8b, 8}) && packed[i+3]&0xe0 != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func FuzzStream(f *testing.F) {
+	f.Add([]byte("\x1f\x8b\b80000000\x00\x00b\a$\x00\x00\xff\xff.zfL\x01\x00\x00\x00"), uint16(1000))
 	for _, p := range files(f) {
 		if len(p) < 20_000 {
 			f.Add(p, uint16(1000))
@@ -222,7 +233,7 @@ func FuzzStream(f *testing.F) {
 			return
 		}
 		want, rerr := io.ReadAll(r)
-		if rerr == nil && (err != nil || !bytes.Equal(got, want)) {
+		if rerr == nil && !reserved(packed) && (err != nil || !bytes.Equal(got, want)) {
 			t.Fatalf("%d bytes, %v; the standard library has %d", len(got), err, len(want))
 		}
 		if err == nil {

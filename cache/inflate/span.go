@@ -1,8 +1,14 @@
 package inflate
 
+// mostOut is how many bytes come of one at most: a match of 258 takes two bits.
+const mostOut = 1032
+
 // Inflate returns the n plain bytes behind the point, given the packed bytes behind it: those up to
 // the next point, or the file's end.
 func (p *Point) Inflate(packed []byte, n int) ([]byte, error) {
+	if int64(n) > mostOut*int64(len(packed)+1) {
+		return nil, ErrCorrupt // there are no bytes for so many: they need no memory
+	}
 	var s Stream
 	s.b.out, s.b.w, s.b.low = make([]byte, BufferSize(n)), Window, Window
 	s.b.in, s.b.last = packed, true

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -152,8 +153,11 @@ func FuzzReader(f *testing.F) {
 		if err != nil {
 			return
 		}
-		budget := 2000
-		walk(r, r.Root(), &budget)
+		const nodes = 2000
+		most := heap.RecordMost(len(p))
+		most.Memory += nodes * (int64(len(p)) + 64<<10) // each may say that its attributes are all of it, and names 100
+		budget := nodes
+		most.Allocates(t, func() int64 { walk(r, r.Root(), &budget); return 0 })
 	})
 }
 

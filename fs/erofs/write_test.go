@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/fs/erofs"
 	"github.com/remora-storage/remora/fs/layout"
 )
@@ -252,28 +254,43 @@ func TestDirectoryOf100000(t *testing.T) {
 	}
 }
 
-// FuzzLayout: whatever tree a builder accepts, fsck.erofs accepts its image.
+// FuzzLayout: whatever tree a builder accepts, fsck.erofs accepts its image, which takes no more than what any layer may.
 func FuzzLayout(f *testing.F) {
 	f.Add("a/b\nc\n.wh.d\na/.wh..wh..opq", uint32(0o644), uint8(3), int64(77))
 	f.Add("x", uint32(0o7777), uint8(200), int64(-1))
 	f.Fuzz(func(t *testing.T, names string, mode uint32, nx uint8, sec int64) {
-		b := layout.NewBuilder(layout.Limits{})
-		last := ""
-		for i, name := range strings.Split(names, "\n") {
-			kinds := []uint32{unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK, unix.S_IFIFO, unix.S_IFCHR}
-			in := layout.Inode{Mode: mode&0o7777 | kinds[(i+int(nx))%len(kinds)], MtimeSec: sec, Target: "t" + name}
-			for k := range int(nx % 8) {
-				in.Xattrs = append(in.Xattrs, layout.Xattr{Name: fmt.Sprintf("user.%d", k), Value: bytes.Repeat([]byte{1}, int(nx)*k*13)})
-			}
-			if last != "" && i%5 == 4 {
-				_ = b.Link(name, last, in) // may be refused
-				continue
-			}
-			if _, ok, err := b.Add(name, in); err == nil && ok && !in.IsDir() {
-				last = name
-			}
+		var xattrs []layout.Xattr
+		for k := range int(nx % 8) {
+			xattrs = append(xattrs, layout.Xattr{Name: fmt.Sprintf("user.%d", k), Value: bytes.Repeat([]byte{1}, int(nx)*k*13)})
 		}
-		l, err := b.Finish(blob.Plain, nil, nil)
+		described := len(names) + (strings.Count(names, "\n")+1)*21*13*int(nx)
+		var l *layout.Layout
+		var err error
+		heap.LayerMost(described).Allocates(t, func() int64 {
+			b := layout.NewBuilder(layout.Limits{})
+			last := ""
+			for i, name := range strings.Split(names, "\n") {
+				kinds := []uint32{unix.S_IFREG, unix.S_IFDIR, unix.S_IFLNK, unix.S_IFIFO, unix.S_IFCHR}
+				in := layout.Inode{
+					Mode: mode&0o7777 | kinds[(i+int(nx))%len(kinds)], MtimeSec: sec, Target: "t" + name, Xattrs: slices.Clone(xattrs),
+				}
+				if last != "" && i%5 == 4 {
+					_ = b.Link(name, last, in) // may be refused
+					continue
+				}
+				if _, ok, err := b.Add(name, in); err == nil && ok && !in.IsDir() {
+					last = name
+				}
+			}
+			if l, err = b.Finish(blob.Plain, nil, nil); err != nil {
+				return 0
+			}
+			plan, err := erofs.NewPlan(l, [16]byte{})
+			if err != nil {
+				return 0
+			}
+			return plan.MetaSize
+		})
 		if err != nil {
 			t.Skip()
 		}

@@ -5,6 +5,8 @@ import (
 	"hash/crc32"
 	"math"
 	"testing"
+
+	"github.com/remora-storage/remora/conformance/heap"
 )
 
 func TestSum(t *testing.T) {
@@ -84,27 +86,32 @@ func FuzzReader(f *testing.F) {
 	f.Add([]byte{5, 1, 0x80, 1, 3, 'a', 'b', 'c'}, []byte{0, 1, 2, 3, 4, 5})
 	f.Fuzz(func(t *testing.T, p, calls []byte) {
 		r := Read(p)
-		for _, c := range calls {
-			before, taken := r.Len(), 0
-			switch c % 5 {
-			case 0:
-				r.Next()
-			case 1:
-				r.Signed()
-			case 2:
-				r.Uint32()
-				taken = 4
-			case 3:
-				taken = len(r.Bytes(uint64(c)))
-			case 4:
-				taken = len(r.Text())
-			}
-			if !r.Bad() && r.Len() > before-taken || r.Bad() && r.Rest() != nil {
-				t.Fatalf("%d bytes of %d were taken, %d are left", taken, before, r.Len())
-			}
-		}
+		heap.RecordMost(len(p)).Allocates(t, func() int64 { reads(t, &r, calls); return 0 })
 		if n := len(p) - r.Len(); !r.Bad() && Sum(p) != crc32.Update(Sum(p[:n]), castagnoli, r.Rest()) {
 			t.Fatal("what is left is not the end of what there was")
 		}
 	})
+}
+
+// reads makes calls of a Reader.
+func reads(t *testing.T, r *Reader, calls []byte) {
+	for _, c := range calls {
+		before, taken := r.Len(), 0
+		switch c % 5 {
+		case 0:
+			r.Next()
+		case 1:
+			r.Signed()
+		case 2:
+			r.Uint32()
+			taken = 4
+		case 3:
+			taken = len(r.Bytes(uint64(c)))
+		case 4:
+			taken = len(r.Text())
+		}
+		if !r.Bad() && r.Len() > before-taken || r.Bad() && r.Rest() != nil {
+			t.Fatalf("%d bytes of %d were taken, %d are left", taken, before, r.Len())
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/snapshotter/boltfile"
 )
 
@@ -70,9 +71,12 @@ func FuzzCheck(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		for range 2 {
-			if err := check(p); err != nil && !errors.Is(err, boltfile.ErrDamaged) {
-				t.Error(err)
-			}
+			heap.RecordMost(len(p)).Allocates(t, func() int64 {
+				if err := check(p); err != nil && !errors.Is(err, boltfile.ErrDamaged) {
+					t.Error(err)
+				}
+				return 0
+			})
 			seal(p)
 		}
 	})

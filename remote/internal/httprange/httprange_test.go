@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/remora-storage/remora/conformance/heap"
 	"github.com/remora-storage/remora/remote/internal/httprange"
 )
 
@@ -34,7 +35,9 @@ func FuzzParse(f *testing.F) {
 	f.Add("bytes 0-9/*")
 	f.Add("bytes 9-0/18446744073709551616")
 	f.Fuzz(func(t *testing.T, header string) {
-		c, ok := httprange.Parse(header)
+		var c httprange.Content
+		var ok bool
+		heap.RecordMost(len(header)).Allocates(t, func() int64 { c, ok = httprange.Parse(header); return 0 })
 		if !ok {
 			return
 		}
