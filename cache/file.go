@@ -132,6 +132,9 @@ func (f *File) Find(digest [sha256.Size]byte, n int64) (found Extent, ok bool) {
 // UnitLen returns the packed bytes of a unit.
 func (f *File) UnitLen(u uint32) int64 { return f.img.Table().Unit(u).Len }
 
+// UnitBytes returns how many bytes of the image a unit fills.
+func (f *File) UnitBytes(u uint32) int64 { return f.img.Table().UnitBytes(u) }
+
 // RecordUses notes which extents readers ask for until the recording is ended. Reads that the
 // kernel serves from memory, or of a complete file that it reads itself, are not seen.
 func (f *File) RecordUses() *Recording { return &Recording{f.img.RecordUses(), f} }

@@ -392,7 +392,7 @@ func (st *start) makeListLocked() []cache.Piece {
 			list = append(list, cache.Piece{File: st.files[d], Unit: u})
 		}
 	}
-	return st.bound(list)
+	return st.bounded(list)
 }
 
 // byProfileLocked turns the profile into units of the layers that are known.
@@ -420,7 +420,7 @@ func (st *start) byProfileLocked() (list []cache.Piece, ok bool) {
 		}
 		return nil, false
 	}
-	return st.bound(list), true
+	return st.bounded(list), true
 }
 
 // locate finds an entry's units: by content in any layer, or else, if all layers are known, by path
@@ -459,15 +459,24 @@ func locate(e *profile.Entry, files []*cache.File, trees map[*cache.File]*erofs.
 	return nil
 }
 
-// bound keeps a list from taking more than a quarter of the cache.
-func (st *start) bound(list []cache.Piece) []cache.Piece {
+// bounded keeps a list from filling more than a quarter of the cache.
+func (st *start) bounded(list []cache.Piece) []cache.Piece {
 	_, limit := st.s.cache.Usage()
+	return bound(list, limit)
+}
+
+func bound(list []cache.Piece, limit int64) []cache.Piece {
 	if limit == 0 {
 		return list
 	}
 	left := limit / 4
+	counted := map[cache.Piece]bool{} // a unit may have very many extents, and be listed for each of them
 	for i, p := range list {
-		if left -= p.File.UnitLen(p.Unit); left < 0 {
+		if counted[p] {
+			continue
+		}
+		counted[p] = true
+		if left -= p.File.UnitBytes(p.Unit); left < 0 {
 			return list[:i]
 		}
 	}
