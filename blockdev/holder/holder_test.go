@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -242,6 +243,61 @@ func TestOneHolder(t *testing.T) {
 	err := holder.Serve(t.Context(), s.root, "second", slog.New(slog.DiscardHandler))
 	if err == nil || !strings.Contains(err.Error(), "already") {
 		t.Errorf("second holder: %v", err)
+	}
+	if err := c.Quit(); err != nil {
+		t.Error(err)
+	}
+	s.wait(t)
+}
+
+// TestOtherUsers: the holder is listened to by the mode of its socket and by the kernel's word of who connects: a process of another user
+// gets no answer, whatever it may do with files. It takes the process's word for nothing.
+func TestOtherUsers(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	s := &starter{t: t, root: t.TempDir()}
+	c, _ := connect(t, s)
+	path := filepath.Join(s.root, "holder.sock")
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("the socket: %v, %v", st.Mode(), err)
+	}
+	ask := func(user int) (answer string, err error) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			runtime.LockOSThread()                                                   // and never unlocked: the thread ends with what it has become
+			if err = unix.Prctl(unix.PR_SET_SECUREBITS, 1<<2, 0, 0, 0); err != nil { // keep all capabilities: SECBIT_NO_SETUID_FIXUP
+				return
+			}
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(user), uintptr(user), uintptr(user)); errno != 0 {
+				err = errno
+				return
+			}
+			var fd int
+			if fd, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0); err != nil {
+				return
+			}
+			defer unix.Close(fd)
+			if err = unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+				return
+			}
+			_, _ = unix.Write(fd, []byte("RMHD\x63\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")) // a version that is not known
+			p := make([]byte, 4096)
+			n, _ := unix.Read(fd, p) // fails if the connection was closed before it was read from
+			answer = string(p[:max(n, 0)])
+		}()
+		<-done
+		return answer, err
+	}
+	if answer, err := ask(0); err != nil || answer == "" {
+		t.Errorf("root is answered %q, %v", answer, err)
+	}
+	if answer, err := ask(12345); err != nil || answer != "" {
+		t.Errorf("another user is answered %q, %v", answer, err)
+	}
+	if err := c.Put("more", file(t, "more")); err != nil {
+		t.Errorf("afterwards: %v", err)
 	}
 	if err := c.Quit(); err != nil {
 		t.Error(err)

@@ -141,4 +141,21 @@ func TestMetrics(t *testing.T) {
 	if _, err := http.Get("http://" + addr + "/metrics"); err == nil {
 		t.Error("metrics are served after the end")
 	}
+
+	ctx, stop = context.WithCancel(t.Context())
+	at := filepath.Join(dir, "metrics.sock")
+	go func() {
+		ended <- listen(ctx, addresses{socket, at, ""}, grpc.NewServer(), metrics, func() {}, discard())
+	}()
+	waitFor(t, "the socket of metrics", func() bool {
+		st, err := os.Stat(at)
+		if err == nil && st.Mode().Perm() != 0o600 {
+			t.Errorf("the socket of metrics has mode %v", st.Mode())
+		}
+		return err == nil
+	})
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("the end: %v", err)
+	}
 }

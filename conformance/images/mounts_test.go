@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -507,6 +508,50 @@ func TestBackendOfRepository(t *testing.T) {
 	testbed.Must(t, err)
 	lazyLayers(t, s, 3, "fuse-tree")
 	testbed.RunImage(t, s, lazy, "c", "remora", testbed.Python)
+}
+
+// TestLayersAreReadOnly: nobody writes to a mounted layer or uses a device of it, root included, in whichever way it is mounted.
+func TestLayersAreReadOnly(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	layout, err := testbed.Python.LazyLayout(t.Context())
+	testbed.Must(t, err)
+	config := "[fetch]\nbackground = \"off\"\n[mount.for]\n"
+	for _, backend := range backends {
+		config += fmt.Sprintf("%q = %q\n", s.Addr+"/"+backend, backend)
+		testbed.Must(t, s.Push(t.Context(), layout, "lazy", backend+":lazy"))
+	}
+	testbed.Must(t, s.StopRemorad(syscall.SIGTERM))
+	s.Configure(config)
+	testbed.Must(t, s.StartRemorad())
+	for _, backend := range backends {
+		ref := s.Ref(backend + ":lazy")
+		_, err := s.Snapctl(t.Context(), "pull", ref)
+		testbed.Must(t, err)
+		lazyLayers(t, s, 3, backend)
+		all, err := mounts.Under(s.Root)
+		testbed.Must(t, err)
+		seen := 0
+		for _, m := range all {
+			if m.Type != "erofs" && m.Type != "fuse.remora" {
+				continue
+			}
+			var st unix.Statfs_t
+			testbed.Must(t, unix.Statfs(m.Dir, &st))
+			err := os.Mkdir(filepath.Join(m.Dir, "new"), 0o700)
+			if st.Flags&unix.ST_NODEV == 0 || m.Type == "erofs" && st.Flags&unix.ST_RDONLY == 0 || err == nil {
+				t.Errorf("%s: %+v has flags %#x, and a directory could be made: %v", backend, m, st.Flags, err == nil)
+			}
+			if m.Type == "erofs" || backend == "fuse-tree" {
+				seen++
+			}
+		}
+		if seen < 3 {
+			t.Errorf("%s: layers were seen on %d mounts", backend, seen)
+		}
+		removeAll(t, s, ref)
+		waitNoLayers(t, s)
+	}
 }
 
 // TestBackground: layers are completed when nobody waits, and then need nobody.

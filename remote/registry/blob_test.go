@@ -128,7 +128,6 @@ func TestRanges(t *testing.T) {
 	}
 }
 
-// TestWrongAnswers: each of these must be an error, and never data.
 // answer is a fault: every request gets a status.
 func answer(status int) func(http.ResponseWriter, *http.Request, int64) bool {
 	return func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
@@ -137,6 +136,7 @@ func answer(status int) func(http.ResponseWriter, *http.Request, int64) bool {
 	}
 }
 
+// TestWrongAnswers: each of these must be an error, and never data.
 func TestWrongAnswers(t *testing.T) {
 	partial := func(w http.ResponseWriter, contentRange string, body []byte) bool {
 		w.Header().Set("Content-Range", contentRange)
@@ -416,6 +416,69 @@ func TestCredentialHelper(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRange(t, blobOn(t, "reg.test", plain(s.host()), registry.Options{DockerConfig: config}), 3, 33)
+}
+
+// TestSecretsAreNotTold: whatever goes wrong behind a redirect to a signed URL, neither it nor the token is in the error, which goes to
+// the log.
+func TestSecretsAreNotTold(t *testing.T) {
+	closed := httptest.NewServer(nil)
+	closed.Close()
+	for name, fails := range map[string]func(w http.ResponseWriter, r *http.Request, n int64) bool{
+		"500": answer(500), "403": answer(403), "404": answer(404),
+		"302 to itself": func(w http.ResponseWriter, r *http.Request, _ int64) bool {
+			http.Redirect(w, r, r.URL.String(), http.StatusFound)
+			return true
+		},
+		"a cut answer": func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
+			w.Header().Set("Content-Length", "100")
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes 0-99/%d", len(data)))
+			w.WriteHeader(http.StatusPartialContent)
+			_, _ = w.Write(data[:10])
+			return true
+		},
+		"a broken connection": func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
+			if c, _, err := w.(http.Hijacker).Hijack(); err == nil {
+				c.Close()
+			}
+			return true
+		},
+		"nobody there": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			storage := closed.Listener.Addr().String()
+			if fails != nil {
+				storage = newServer(t, fails).host()
+			}
+			var asked atomic.Bool
+			var reg *server
+			reg = newServer(t, func(w http.ResponseWriter, r *http.Request, _ int64) bool {
+				switch {
+				case r.URL.Path == "/token":
+					_ = json.NewEncoder(w).Encode(map[string]any{"token": "secret-token", "access_token": "secret-token"})
+				case r.Header.Get("Authorization") != "Bearer secret-token":
+					w.Header().Set("WWW-Authenticate", `Bearer realm="http://`+reg.host()+`/token",service="reg",scope="repository:`+repo+`:pull"`)
+					w.WriteHeader(401)
+				default:
+					asked.Store(true)
+					to := "http://user:secret-word@" + storage + r.URL.Path + "/blobs/?signature=secret-signature"
+					http.Redirect(w, r, to, http.StatusTemporaryRedirect)
+				}
+				return true
+			})
+			var log bytes.Buffer
+			opts := registry.Options{
+				Retry: registry.Retry{Attempts: 2}, Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			}
+			b := blobOn(t, "reg.test", plain(reg.host()), opts)
+			_, err := read(t.Context(), b, 0, 100)
+			if err == nil || !asked.Load() {
+				t.Fatalf("it was read, or the token was not used: %v", err)
+			}
+			if said := err.Error() + log.String(); strings.Contains(said, "secret") {
+				t.Errorf("a secret is told: %s", said)
+			}
+		})
+	}
 }
 
 func TestLoginsSurvive(t *testing.T) {
