@@ -10,17 +10,7 @@ import (
 	"github.com/remora-storage/remora/remote/store"
 )
 
-// A store has one object that says it is for volumes, and that its conditional writes were tried:
-const (
-	storeKey     = "remora"
-	storeVersion = 1
-	nameVersion  = 1
-)
-
-type storeMark struct {
-	ID      ID        `json:"id"`
-	Created time.Time `json:"created"`
-}
+const nameVersion = 1
 
 type nameRecord struct {
 	ID ID `json:"id"`
@@ -30,49 +20,9 @@ type nameRecord struct {
 var (
 	// ErrNameTaken says that a volume of that name exists, and is another one than was asked for.
 	ErrNameTaken = errors.New("a volume of this name exists")
-	// ErrNoStore says that a store was never prepared for volumes.
-	ErrNoStore = errors.New("the store was not prepared for volumes")
 	// ErrHalfRemoved says that a Remove began and did not end.
 	ErrHalfRemoved = errors.New("its removal was begun and has not ended: remove it again")
 )
-
-// Init prepares a store for volumes, unless it is prepared. probe is asked first whether the store is safe.
-func Init(ctx context.Context, st store.Store, probe func(context.Context) error) (made bool, err error) {
-	switch err := CheckStore(ctx, st); {
-	case err == nil:
-		return false, nil
-	case !errors.Is(err, ErrNoStore):
-		return false, err
-	}
-	if err := probe(ctx); err != nil {
-		return false, err
-	}
-	p, err := seal("store", storeVersion, storeMark{ID: NewID(), Created: time.Now().UTC().Truncate(time.Second)})
-	if err != nil {
-		return false, err
-	}
-	_, err = st.PutIfAbsent(ctx, storeKey, p)
-	if errors.Is(err, store.ErrExists) {
-		return false, CheckStore(ctx, st)
-	}
-	return err == nil, err
-}
-
-// CheckStore fails with ErrNoStore unless Init was called for a store.
-func CheckStore(ctx context.Context, st store.Store) error {
-	p, _, err := st.Get(ctx, storeKey, 0, -1)
-	if errors.Is(err, store.ErrNoObject) {
-		return fmt.Errorf("%s: %w", st, ErrNoStore)
-	}
-	if err != nil {
-		return err
-	}
-	var m storeMark
-	if err := unseal("store", storeVersion, p, &m); err != nil {
-		return fmt.Errorf("%s: %w", st, err)
-	}
-	return nil
-}
 
 // A Spec is what a new volume is to be.
 type Spec struct {

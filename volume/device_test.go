@@ -33,7 +33,7 @@ func TestDevice(t *testing.T) {
 // newVolume attaches a new volume of a directory.
 func newVolume(t *testing.T, size int64, class volume.Class) *volume.Volume {
 	t.Helper()
-	store, err := filestore.Open(t.TempDir(), filestore.Options{})
+	store, err := filestore.Make(t.TempDir(), filestore.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -73,7 +73,7 @@ func rssAnon(tb testing.TB) int64 {
 func BenchmarkAttach(b *testing.B) {
 	const size, count = 1 << 40, 10_000_000
 	ctx := b.Context()
-	st, err := filestore.Open(b.TempDir(), filestore.Options{}) // so that none of it is in this process
+	st, err := filestore.Make(b.TempDir(), filestore.Options{}) // so that none of it is in this process
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -145,7 +145,7 @@ func BenchmarkAttach(b *testing.B) {
 	for b.Loop() {
 		slow.rtt = 20 * time.Millisecond
 		begin := time.Now()
-		v, err := Attach(ctx, h.ID, NewMember(slow, MemberOptions{ID: at.id, Incarnation: NewID()}), at,
+		v, err := Attach(ctx, h.ID, NewMember(slow, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary}), at,
 			AttachOptions{Options: Options{Store: slow}})
 		if err != nil {
 			b.Fatal(err)
@@ -172,7 +172,7 @@ const gcPercent = 50
 // BenchmarkMapUpload writes 4 KiB at random into a volume of 1 TiB, and reports what the map takes of what is sent to the store.
 func BenchmarkMapUpload(b *testing.B) {
 	ctx := b.Context()
-	files, err := filestore.Open(b.TempDir(), filestore.Options{}) // so that none of it is in this process
+	files, err := filestore.Make(b.TempDir(), filestore.Options{}) // so that none of it is in this process
 	if err != nil {
 		b.Fatal(err)
 	}

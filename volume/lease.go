@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,14 +11,14 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/remora-storage/remora/internal/backoff"
 	"github.com/remora-storage/remora/remote/store"
 )
 
 // A node's lease is an object that the node rewrites, by compare-and-swap, while it owns volumes. Whoever wants one of
 // them must have seen the object unchanged for TTL and a margin, and swap it for one that says fenced: so a renewal
-// that succeeds proves that nobody has, and one that fails tells the node that it has lost all its volumes. Clocks of
-// different nodes are never compared; each measures its own waiting.
+// that succeeds proves that nobody has. Only another's word in the object tells the node that it has lost all its volumes.
+// Whatever else befalls a renewal is waited out: errors, a store that is away, an object that is gone. Clocks of different
+// nodes are never compared; each measures its own waiting.
 
 // memberState is that object.
 type memberState struct {
@@ -40,17 +41,21 @@ const (
 	leaseReserve  = time.Second // before its end a lease is not certain any more
 )
 
-// MemberOptions say which node it is, and in which life. ID, Incarnation and Boot are needed.
+// MemberOptions say which node it is, and in which life. ID and Incarnation are needed.
 type MemberOptions struct {
 	ID          ID     // kept by the node; never used by two at a time
 	Incarnation ID     // new with each life of the daemon
-	Boot        string // new with each start of the machine
-	Host        string
-	TTL         time.Duration // default 12 s
+	Boot        string // new with each start of the machine; "" if that is not known
+	// Diary has what this root wrote last into the lease. nil keeps nothing: the lease of an earlier life is waited out then.
+	Diary Diary
+	Host  string
+	TTL   time.Duration // default 12 s
 	// Clock returns the time since some moment, which goes on while the machine sleeps. nil takes the
 	// process's.
 	Clock func() time.Duration
-	Log   *slog.Logger
+	// Wall returns the time of day, since some other moment. nil takes the machine's.
+	Wall func() time.Duration
+	Log  *slog.Logger
 }
 
 // A Member is one life of a node, as the others that use the same store see it: it holds the node's lease there.
@@ -64,6 +69,14 @@ type Member struct {
 	version string
 	state   memberState
 	until   time.Duration // on Clock; the lease is certain before
+	due     time.Duration // on Clock; when it is to be renewed
+	waiting map[string]waitState
+	sent    Word          // what the renewal under way writes
+	looking bool          // this process looks again and again whether it runs
+	looked  time.Duration // on Clock; when this process was last seen to run
+	ahead   time.Duration // of wall time before Clock, then
+	pauses  int           // in which it did not run
+	hurry   chan struct{} // a renewal is due
 	err     error
 	changed chan struct{} // closed, and made anew, when until or err changes
 	stop    context.CancelFunc
@@ -79,10 +92,19 @@ func NewMember(st store.Store, opts MemberOptions) *Member {
 		begin := time.Now()
 		opts.Clock = func() time.Duration { return time.Since(begin) }
 	}
+	if opts.Wall == nil {
+		opts.Wall = func() time.Duration { return time.Duration(time.Now().UnixNano()) }
+	}
+	if opts.Diary == nil {
+		opts.Diary = noDiary{}
+	}
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Member{store: st, opts: opts, turn: semaphore.NewWeighted(1), changed: make(chan struct{})}
+	return &Member{
+		hurry: make(chan struct{}, 1),
+		store: st, opts: opts, turn: semaphore.NewWeighted(1), changed: make(chan struct{}), waiting: map[string]waitState{},
+	}
 }
 
 // owner is who owns what this node takes. The caller has acquired the lease.
@@ -92,7 +114,7 @@ func (m *Member) owner() *Owner {
 	return &Owner{Node: m.opts.ID, Incarnation: m.opts.Incarnation}
 }
 
-// readMember returns a node's object.
+// readMember returns a node's object. Of one that is damaged it returns the version.
 func readMember(ctx context.Context, st store.Store, id ID) (memberState, string, error) {
 	var s memberState
 	p, o, err := st.Get(ctx, memberKey(id), 0, -1)
@@ -100,10 +122,10 @@ func readMember(ctx context.Context, st store.Store, id ID) (memberState, string
 		return s, "", err
 	}
 	if err := unseal("node", memberVersion, p, &s); err != nil {
-		return s, "", fmt.Errorf("node %s: %w", id, err)
+		return s, o.Version, fmt.Errorf("node %s: %w", id, err)
 	}
 	if s.Node != id {
-		return s, "", fmt.Errorf("node %s: %w: it is that of %s", id, ErrCorrupt, s.Node)
+		return s, o.Version, fmt.Errorf("node %s: %w: it is that of %s", id, ErrCorrupt, s.Node)
 	}
 	return s, o.Version, nil
 }
@@ -136,23 +158,17 @@ func (m *Member) Acquire(ctx context.Context) error {
 
 // begin takes the lease and starts its renewal.
 func (m *Member) begin(ctx context.Context) error {
-	for tries := 0; ; tries++ {
-		old, version, err := m.previous(ctx)
-		if err == nil {
-			err = m.takeLease(ctx, old, version)
-		}
-		if err == nil {
-			break
-		}
-		// A renewal of this node's dead daemon may have been on its way still. There are not many of them.
-		if !errors.Is(err, errRival) || tries == 3 {
-			return err
-		}
-		m.mu.Lock()
-		m.err = nil
-		m.mu.Unlock()
-	}
+	m.mu.Lock()
+	m.beginLookingLocked()
+	m.mu.Unlock()
 	run, stop := context.WithCancel(context.Background())
+	m.started.Go(func() { m.watch(run) })
+	if err := m.take(ctx); err != nil {
+		stop()
+		m.started.Wait()
+		m.endLooking()
+		return err
+	}
 	m.mu.Lock()
 	m.stop = stop
 	m.mu.Unlock()
@@ -160,16 +176,33 @@ func (m *Member) begin(ctx context.Context) error {
 	return nil
 }
 
+// take makes the lease this life's.
+func (m *Member) take(ctx context.Context) error {
+	for tries := 0; ; tries++ {
+		old, version, err := m.previous(ctx)
+		if err == nil {
+			err = m.takeLease(ctx, old, version)
+		}
+		// A renewal of this node's dead daemon may have been on its way still. There are not many of them.
+		if err == nil || !errors.Is(err, errRival) || tries == 3 {
+			return err
+		}
+		m.mu.Lock()
+		m.err = nil
+		m.mu.Unlock()
+	}
+}
+
 // errRival says that somebody else wrote this node's object.
 var errRival = errors.New("another daemon uses this node's id")
 
-// takeLease makes the lease this life's.
+// takeLease replaces what an earlier life has left.
 func (m *Member) takeLease(ctx context.Context, old memberState, version string) error {
 	next := memberState{
 		Node: m.opts.ID, Incarnation: m.opts.Incarnation, Counter: old.Counter + 1, Nonce: NewID(),
 		State: stateLive, Boot: m.opts.Boot, Host: m.opts.Host, TTL: m.opts.TTL.Milliseconds(),
 	}
-	return m.swap(ctx, next, version)
+	return m.swap(ctx, next, old.word(), version)
 }
 
 // previous returns the node's object as it was left, once it is certain that whoever left it is dead.
@@ -187,72 +220,62 @@ func (m *Member) previous(ctx context.Context) (s memberState, version string, e
 	if err := read(); err != nil || version == "" {
 		return s, version, err
 	}
-	if s.Boot == m.opts.Boot || s.State == stateFenced {
+	if s.State == stateFenced {
+		return s, version, nil
+	}
+	written, err := m.opts.Diary.Read()
+	if err != nil {
+		return s, version, err
+	}
+	if m.opts.Boot != "" && s.Boot == m.opts.Boot && written.has(s.word()) {
 		return s, version, nil // its daemon is dead: this one holds the root's lock
 	}
-	// The machine was started anew, or another machine has this id. The latter would renew.
-	m.opts.Log.Info("waiting for the end of this node's lease of before the machine was started", "ttl", m.opts.TTL)
+	// The machine was started anew, or another process has this id. The latter would renew.
+	m.opts.Log.Info("waiting for the end of this node's lease of an earlier life", "ttl", s.ttl())
 	lives, err := outwait(ctx, &s, &version, read)
 	if lives {
-		err = fmt.Errorf("another machine uses the node id %s (%s): remove this node's id file on one of them", m.opts.ID, s.Host)
+		err = fmt.Errorf("another process or machine uses the node id %s (%s): one of them has a copy of the other's root; "+
+			"give it a root of its own", m.opts.ID, s.Host)
 	}
 	return s, version, err
 }
 
-// outwait returns when a node's object has not changed for its lease and a quarter more, and whether it is being renewed
-// instead. s and version are what was seen of it, and what is there at the end; read brings them up to date. One change
-// alone may be the last request of a node that is dead.
-func outwait(ctx context.Context, s *memberState, version *string, read func() error) (lives bool, err error) {
-	for {
-		before, seen := *s, *version
-		ttl := time.Duration(before.TTL) * time.Millisecond
-		if err := backoff.Sleep(ctx, ttl+ttl/4); err != nil {
-			return false, err
-		}
-		if err := read(); err != nil {
-			return false, err
-		}
-		switch {
-		case *version == seen:
-			return false, nil
-		case s.State == stateLive && (s.Incarnation != before.Incarnation || s.Counter > before.Counter+1):
-			return true, nil
-		}
-	}
-}
-
-// swap writes the node's object. The lease counts from the beginning of the first attempt with these bytes.
-func (m *Member) swap(ctx context.Context, next memberState, version string) error {
+// swap writes the node's object. It waits out whatever fails, and ends with ErrFenced where the object shows that the lease
+// is another's. The lease counts from the beginning of the first attempt with these bytes. last is what it replaces.
+func (m *Member) swap(ctx context.Context, next memberState, last Word, version string) error {
 	p, err := seal("node", memberVersion, next)
 	if err != nil {
 		return err
 	}
-	begin := m.opts.Clock()
-	w := waiter{log: m.opts.Log}
-	var at string
+	if err := m.opts.Diary.Write(DiaryEntry{Last: last, Next: next.word()}); err != nil {
+		if next.Incarnation != last.Incarnation { // a life begins once it is written down
+			return fmt.Errorf("write down the life of this node: %w", err)
+		}
+		m.opts.Log.Warn("the lease is not written down: the next life of this node will wait until it has run out", "err", err)
+	}
+	m.mu.Lock()
+	begin, pauses := m.lookLocked(false), m.pauses
+	m.sent = next.word()
+	m.mu.Unlock()
+	w := waiter{log: m.opts.Log, waits: m.setWaiting, most: m.opts.TTL / 4, ends: func(err error) bool { return errors.Is(err, ErrFenced) }}
 	err = w.until(ctx, "renew the lease", func() error {
 		// An attempt that hangs must not outlast the lease: the store may answer the next one.
 		ctx, stop := context.WithTimeout(ctx, m.opts.TTL/2)
 		defer stop()
 		o, err := put(ctx, m.store, memberKey(m.opts.ID), p, version)
 		if err == nil {
-			at = o.Version
+			version = o.Version
 			return nil
 		}
 		if !errors.Is(err, store.ErrChanged) && !errors.Is(err, store.ErrExists) {
 			return err
 		}
-		s, v, err := readMember(ctx, m.store, m.opts.ID)
-		switch {
-		case err != nil:
-			return err
-		case s.Nonce == next.Nonce:
-			at = v
-			return nil
-		case s.State == stateFenced:
-			return fmt.Errorf("this node was fenced: %w", ErrFenced)
+		var done bool
+		version, done, err = m.refused(ctx, next, version)
+		if err == nil && !done {
+			err = errReplaced
 		}
-		return fmt.Errorf("%w (%s): %w", errRival, s.Host, ErrFenced)
+		return err
 	})
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -263,9 +286,73 @@ func (m *Member) swap(ctx context.Context, next memberState, version string) err
 		}
 		return err
 	}
-	m.state, m.version, m.until = next, at, begin+m.opts.TTL-leaseReserve
+	m.state, m.version = next, version
+	if m.lookLocked(false); m.pauses == pauses {
+		m.until, m.due = begin+m.opts.TTL-leaseReserve, begin+m.opts.TTL/4
+	} // else it may be an old one, which is to be renewed immediately
 	m.tellLocked()
 	return nil
+}
+
+// errReplaced says why a renewal that was refused is tried again.
+var errReplaced = errors.New("the lease in the store was not what this node wrote last, and nobody else's: it is made again")
+
+// refused says what it means that the node's object is not of the version that it was to be replaced from. done says that next
+// is in it. If it is not, and err is nil, next is to replace the version that is returned, "" for none.
+func (m *Member) refused(ctx context.Context, next memberState, version string) (now string, done bool, err error) {
+	s, now, err := readMember(ctx, m.store, m.opts.ID)
+	// What is gone, damaged or older is nobody's word: objects are deleted by mistake, and stores are put back to what they were. A
+	// node that would take a volume writes its word first, and must wait until this lease has run out.
+	mine := errors.Is(err, store.ErrNoObject) || errors.Is(err, ErrCorrupt)
+	if err == nil {
+		switch {
+		case s.Nonce == next.Nonce:
+			return now, true, nil
+		case s.State == stateFenced:
+			return version, false, fmt.Errorf("this node was fenced: %w", ErrFenced)
+		}
+		if mine = s.Incarnation == next.Incarnation && s.Counter < next.Counter; !mine {
+			return version, false, fmt.Errorf("%w (%s): %w", errRival, s.Host, ErrFenced)
+		}
+	}
+	switch {
+	case !mine:
+		return version, false, err
+	case m.certain(), version != "" && now == "" && m.idle():
+		return now, false, nil
+	}
+	return version, false, fmt.Errorf("the lease in the store is gone, damaged or older than what this node wrote, and may be another's: "+
+		"detach the node's volumes (--abandon-to-journal) and attach them again: %w", cmp.Or(err, errReplaced))
+}
+
+// certain reports whether nobody can have taken the lease.
+func (m *Member) certain() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lookLocked(false) < m.until
+}
+
+// idle reports whether the node owns nothing in the store yet.
+func (m *Member) idle() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.owns == 0
+}
+
+func (m *Member) setWaiting(what string, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	setWaiting(m.waiting, what, err)
+}
+
+// Waits returns what waits for the store.
+func (m *Member) Waits() (all []Wait) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for what, w := range m.waiting {
+		all = append(all, Wait{what, w.err, w.since})
+	}
+	return all
 }
 
 // put swaps an object, or makes it if version is empty.
@@ -284,25 +371,25 @@ func (m *Member) tellLocked() {
 // renew keeps the lease until ctx ends or it is lost.
 func (m *Member) renew(ctx context.Context) {
 	for {
-		if backoff.Sleep(ctx, m.opts.TTL/4) != nil {
+		m.mu.Lock()
+		next, version, pause := m.state, m.version, m.due-m.opts.Clock()
+		m.mu.Unlock()
+		t := time.NewTimer(pause)
+		select {
+		case <-t.C:
+		case <-m.hurry:
+			t.Stop()
+		case <-ctx.Done():
+			t.Stop()
 			return
 		}
-		m.mu.Lock()
-		next, version := m.state, m.version
-		m.mu.Unlock()
+		last := next.word()
 		next.Counter++
 		next.Nonce = NewID()
-		if err := m.swap(ctx, next, version); err != nil {
-			if ctx.Err() != nil {
-				return
+		if err := m.swap(ctx, next, last, version); err != nil {
+			if ctx.Err() == nil {
+				m.opts.Log.Error("this node has lost its lease", "err", err)
 			}
-			m.opts.Log.Error("this node has lost its lease", "err", err)
-			m.mu.Lock()
-			if m.err == nil {
-				m.err = fmt.Errorf("%w: %w", ErrFenced, err)
-			}
-			m.tellLocked()
-			m.mu.Unlock()
 			return
 		}
 	}
@@ -313,7 +400,7 @@ func (m *Member) Wait(ctx context.Context) error {
 	for {
 		m.mu.Lock()
 		err, changed := m.err, m.changed
-		certain := m.opts.Clock() < m.until
+		certain := m.lookLocked(false) < m.until
 		m.mu.Unlock()
 		if err != nil || certain {
 			return err
@@ -321,9 +408,17 @@ func (m *Member) Wait(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return fmt.Errorf("the lease of this node has run out: %w", context.Cause(ctx))
+			return fmt.Errorf("the lease of this node has run out%s: %w", m.why(), context.Cause(ctx))
 		}
 	}
+}
+
+// why says what a renewal waits for, behind a colon; "" if it does not.
+func (m *Member) why() string {
+	for _, w := range m.Waits() {
+		return ": " + w.Reason.Error()
+	}
+	return ""
 }
 
 // Margin returns for how long the lease is certain, and whether the node holds one at all.
@@ -344,64 +439,6 @@ func (m *Member) Release() {
 	if last {
 		stop()
 		m.started.Wait()
+		m.endLooking()
 	}
-}
-
-// ErrOwned says that another node owns a volume, and lives.
-var ErrOwned = errors.New("in use by another node")
-
-// awaitEnd returns when the owner of a volume has provably ended: its lease has run out, and its object says fenced. It
-// tells progress what it waits for. ErrOwned if the owner lives.
-func (m *Member) awaitEnd(ctx context.Context, owner Owner, progress func(string)) error {
-	if owner.Node == m.opts.ID {
-		return nil // an earlier life of this daemon, or this machine's before it was started: Acquire has seen to it
-	}
-	w := waiter{log: m.opts.Log}
-	var s memberState
-	var version string
-	read := func() error {
-		return w.until(ctx, "read the owner's lease", func() (err error) {
-			s, version, err = readMember(ctx, m.store, owner.Node)
-			return err
-		})
-	}
-	err := read()
-	switch {
-	case errors.Is(err, store.ErrNoObject):
-		return nil // it never had one, or it was removed
-	case err != nil:
-		return err
-	case s.State == stateFenced:
-		return nil // whichever of its lives: a later one takes the volume again before it uses it
-	}
-	ttl := time.Duration(s.TTL) * time.Millisecond
-	progress(fmt.Sprintf("node %s (%s) owns it; waiting %s for the end of its lease", owner.Node, s.Host, (ttl + ttl/4).Round(time.Second)))
-	switch lives, err := outwait(ctx, &s, &version, read); {
-	case err != nil:
-		return err
-	case lives:
-		return fmt.Errorf("node %s (%s): %w: detach it there first", owner.Node, s.Host, ErrOwned)
-	case s.State == stateFenced: // by somebody else, meanwhile
-		return nil
-	}
-	fenced := s
-	fenced.State, fenced.Nonce, fenced.FencedBy = stateFenced, NewID(), &m.opts.ID
-	p, err := seal("node", memberVersion, fenced)
-	if err != nil {
-		return err
-	}
-	return w.until(ctx, "fence the owner", func() error {
-		_, err := m.store.PutIfMatch(ctx, memberKey(owner.Node), p, version)
-		if err == nil || !errors.Is(err, store.ErrChanged) {
-			return err
-		}
-		now, _, err := readMember(ctx, m.store, owner.Node)
-		switch {
-		case err != nil:
-			return err
-		case now.State == stateFenced:
-			return nil
-		}
-		return fmt.Errorf("node %s (%s): %w: detach it there first", owner.Node, s.Host, ErrOwned)
-	})
 }

@@ -113,6 +113,14 @@ func simulate(t *testing.T, seed uint64) {
 	ctx := context.Background()
 	st := simstore.New(rand.New(rand.NewPCG(seed, 8)))
 	class := []Class{Remote, Local, Writethrough}[rnd.IntN(3)]
+	if _, err := Init(ctx, st, func(context.Context) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	mark, err := StoreID(ctx, st)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spells := rand.New(rand.NewPCG(seed, 9))
 	h, _, err := Create(ctx, st, "sim", Spec{Size: simSize, Class: class})
 	if err != nil {
 		t.Fatal(err)
@@ -131,8 +139,8 @@ func simulate(t *testing.T, seed uint64) {
 	at := nodes[0]
 	for round := range 2 + rnd.IntN(4) {
 		st.SetFaults(faults)
-		cut := &parted{Store: st}
-		node := NewMember(cut, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
+		cut := &parted{Store: Marked(st, mark)}
+		node := NewMember(cut, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot), Diary: &at.diary})
 		v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: cut, Memory: memory()}, AcceptLoss: true})
 		if err != nil {
 			t.Fatalf("round %d: attach: %v", round, err)
@@ -153,7 +161,9 @@ func simulate(t *testing.T, seed uint64) {
 		time.Sleep(time.Duration(rnd.Int64N(int64(5 * time.Second))))
 		if rnd.IntN(3) == 0 {
 			f := faults
-			f.Outage = errors.New("outage")
+			if f.Missing = spells.IntN(2) == 0; !f.Missing {
+				f.Outage = errors.New("outage")
+			}
 			st.SetFaults(f)
 			time.Sleep(time.Duration(rnd.Int64N(int64(60 * time.Second))))
 			if rnd.IntN(2) == 0 {
@@ -171,7 +181,7 @@ func simulate(t *testing.T, seed uint64) {
 			if at == other {
 				other = nodes[1]
 			}
-			rival := NewMember(st, MemberOptions{ID: other.id, Incarnation: NewID(), Boot: strconv.Itoa(other.boot)})
+			rival := NewMember(st, MemberOptions{ID: other.id, Incarnation: NewID(), Boot: strconv.Itoa(other.boot), Diary: &other.diary})
 			w, err := Attach(ctx, h.ID, rival, other, AttachOptions{Options: Options{Store: st, Memory: 4 << 20}, AcceptLoss: true})
 			if err != nil {
 				t.Fatalf("round %d: take over: %v", round, err)
@@ -226,7 +236,7 @@ func simulate(t *testing.T, seed uint64) {
 		checkSim(t, st)
 	}
 	st.SetFaults(simstore.Faults{})
-	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot)})
+	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot), Diary: &at.diary})
 	v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: st, Memory: memory()}, AcceptLoss: true})
 	if err != nil {
 		t.Fatalf("last attach: %v", err)

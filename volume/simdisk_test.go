@@ -156,7 +156,27 @@ type simNode struct {
 	rnd      *rand.Rand
 	delay    time.Duration
 	boot     int
+	diary    simDiary
 	damaged  string // what replay must say of the journals: the test has damaged them on purpose
+}
+
+// simDiary is a diary that outlives what the simulation does to a machine.
+type simDiary struct {
+	mu sync.Mutex
+	e  DiaryEntry
+}
+
+func (d *simDiary) Read() (DiaryEntry, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.e, nil
+}
+
+func (d *simDiary) Write(e DiaryEntry) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.e = e
+	return nil
 }
 
 func (n *simNode) Create(vid, id ID) (JournalFile, error) {

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -69,6 +70,8 @@ type waiter struct {
 	log *slog.Logger
 	// waits is told why something waits, and nil when it does not any more. It may be nil.
 	waits func(what string, err error)
+	most  time.Duration    // between two tries; 0 for the default
+	ends  func(error) bool // which errors end it; nil for those that stay
 }
 
 // quiet returns a waiter that tells nobody.
@@ -82,11 +85,15 @@ const (
 
 // until calls try until it succeeds, ctx ends, or it fails in a way that no repetition helps.
 func (w waiter) until(ctx context.Context, what string, try func() error) error {
-	waits := backoff.Backoff{First: firstPause, Max: longPause}
+	waits := backoff.Backoff{First: firstPause, Max: cmp.Or(w.most, longPause)}
+	ends := w.ends
+	if ends == nil {
+		ends = hopeless
+	}
 	var since time.Time
 	for {
 		slow, err := w.watched(what, try)
-		if err == nil || hopeless(err) {
+		if err == nil || ends(err) {
 			if slow || !since.IsZero() {
 				w.tell(what, nil)
 			}
@@ -132,6 +139,20 @@ func (w waiter) watched(what string, try func() error) (slow bool, err error) {
 	return slow, err
 }
 
+// setWaiting notes why something waits, or that it no longer does.
+func setWaiting(all map[string]waitState, what string, err error) {
+	if err == nil {
+		delete(all, what)
+		return
+	}
+	w, ok := all[what]
+	if !ok {
+		w.since = time.Now()
+	}
+	w.err = err
+	all[what] = w
+}
+
 func (w waiter) tell(what string, err error) {
 	if w.waits != nil {
 		w.waits(what, err)
@@ -139,7 +160,7 @@ func (w waiter) tell(what string, err error) {
 }
 
 // hopeless tells the errors that stay from those that pass: a store that is full, out of reach, or wants other
-// credentials may have room, answer or get them.
+// credentials may have room, answer or get them. Nor is anything known of one that is away.
 func hopeless(err error) bool {
 	for _, e := range []error{
 		ErrCorrupt, ErrVersion, ErrNotFound, ErrFenced, ErrOwned, ErrJournal,

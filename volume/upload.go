@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/blockdev"
-	"github.com/remora-storage/remora/remote/store"
 )
 
 // sealLocked closes the active generation if it is due and there is room for another one on its way to the store. While
@@ -168,9 +167,6 @@ func (v *Volume) uploadSegment(ctx context.Context, job *segmentJob) (SegmentRef
 func (v *Volume) put(ctx context.Context, key string, p []byte) error {
 	return v.wait.until(ctx, "write", func() error {
 		_, err := v.opts.Store.Put(ctx, key, p)
-		if errors.Is(err, store.ErrNoObject) {
-			err = errors.New(err.Error()) // a bucket that is not there may come back
-		}
 		return err
 	})
 }

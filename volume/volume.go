@@ -252,16 +252,7 @@ func (v *Volume) wake() {
 func (v *Volume) setWaiting(what string, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err == nil {
-		delete(v.waiting, what)
-	} else {
-		w, ok := v.waiting[what]
-		if !ok {
-			w.since = time.Now()
-		}
-		w.err = err
-		v.waiting[what] = w
-	}
+	setWaiting(v.waiting, what, err)
 	if v.journal != nil {
 		v.journal.setStalled(len(v.waiting) > 0)
 	}

@@ -19,11 +19,8 @@ func (v *volumes) AttachVolume(
 	req *controlv1.AttachVolumeRequest, stream grpc.ServerStreamingServer[controlv1.AttachVolumeResponse],
 ) error {
 	ctx := stream.Context()
-	url, s, h, err := v.find(ctx, req)
+	url, _, h, err := v.find(ctx, req)
 	if err != nil {
-		return err
-	}
-	if err := volume.CheckStore(ctx, s); err != nil {
 		return err
 	}
 	if _, err := v.host.Attach(ctx, url, h, host.AttachOptions{AcceptLoss: req.GetAcceptLoss(), Progress: func(what string) {
@@ -48,7 +45,7 @@ func (v *volumes) DetachVolume(
 	req *controlv1.DetachVolumeRequest, stream grpc.ServerStreamingServer[controlv1.DetachVolumeResponse],
 ) error {
 	ctx := stream.Context()
-	id, ok, err := v.attachedID(req)
+	id, ok, err := v.attachedID(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -103,7 +100,7 @@ func (v *volumes) tellDetaching(id volume.ID, done <-chan struct{}, send func(*c
 // SetVolumeFileSystem records which file system was made.
 func (v *volumes) SetVolumeFileSystem(ctx context.Context, req *controlv1.SetVolumeFileSystemRequest) (
 	*controlv1.SetVolumeFileSystemResponse, error) {
-	id, ok, err := v.attachedID(req)
+	id, ok, err := v.attachedID(ctx, req)
 	if err == nil && !ok {
 		err = fmt.Errorf("volume %s: %w", req.GetName(), host.ErrNotAttached)
 	}

@@ -9,6 +9,7 @@ import (
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
+	"github.com/remora-storage/remora/volume/host"
 )
 
 // InitStore tries a store and prepares it for volumes.
@@ -21,7 +22,7 @@ func (v *volumes) InitStore(req *controlv1.InitStoreRequest, stream grpc.ServerS
 	if url == "" {
 		return errNoStore
 	}
-	s, err := v.host.Store(url)
+	s, err := v.host.OpenStore(url)
 	if err != nil {
 		return err
 	}
@@ -39,7 +40,7 @@ func (v *volumes) InitStore(req *controlv1.InitStoreRequest, stream grpc.ServerS
 	if err != nil {
 		return err
 	}
-	warnings, err := v.host.Warnings(ctx, url)
+	warnings, err := host.Warnings(ctx, s)
 	if err != nil {
 		return err
 	}
@@ -49,7 +50,7 @@ func (v *volumes) InitStore(req *controlv1.InitStoreRequest, stream grpc.ServerS
 // CheckVolume walks over everything that belongs to a volume.
 func (v *volumes) CheckVolume(req *controlv1.CheckVolumeRequest, stream grpc.ServerStreamingServer[controlv1.CheckVolumeResponse]) error {
 	ctx := stream.Context()
-	_, s, err := v.store(req)
+	_, s, err := v.store(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -81,11 +82,12 @@ func reportMessage(r *volume.Report, repaired string) *controlv1.VolumeReport {
 func (v *volumes) RebuildVolume(
 	req *controlv1.RebuildVolumeRequest, stream grpc.ServerStreamingServer[controlv1.RebuildVolumeResponse],
 ) error {
-	url, s, err := v.store(req)
+	ctx := stream.Context()
+	url, s, err := v.store(ctx, req)
 	if err != nil {
 		return err
 	}
-	made, err := volume.Rebuild(stream.Context(), s, req.GetName(), req.GetInto(), func(what string) {
+	made, err := volume.Rebuild(ctx, s, req.GetName(), req.GetInto(), func(what string) {
 		_ = stream.Send(&controlv1.RebuildVolumeResponse{Step: text(what)}) // the end will say that the caller is gone
 	})
 	if err != nil {

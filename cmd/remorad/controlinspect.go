@@ -37,10 +37,10 @@ func (v *volumes) InspectVolume(ctx context.Context, req *controlv1.InspectVolum
 
 // known is find for a volume that this node may own: then its head is known without the store.
 func (v *volumes) known(ctx context.Context, req named) (url string, s store.Store, h *volume.Head, err error) {
-	id, ok, err := v.attachedID(req)
+	id, ok, err := v.attachedID(ctx, req)
 	if err == nil && ok {
 		if h := v.host.Head(id); h != nil {
-			url, s, err := v.store(req)
+			url, s, err := v.store(ctx, req)
 			return url, s, h, err
 		}
 	}

@@ -13,7 +13,7 @@ import (
 
 // CreateVolume makes a volume, in a store that is prepared if it never was.
 func (v *volumes) CreateVolume(ctx context.Context, req *controlv1.CreateVolumeRequest) (*controlv1.CreateVolumeResponse, error) {
-	url, s, err := v.store(req)
+	url, err := v.storeOf(req)
 	if errors.Is(err, host.ErrUnknownName) {
 		return nil, errNoStore
 	}
@@ -27,7 +27,15 @@ func (v *volumes) CreateVolume(ctx context.Context, req *controlv1.CreateVolumeR
 	if age < 0 || age%time.Second != 0 {
 		return nil, invalid("max_age %s: want whole seconds", age)
 	}
-	prepared, err := volume.Init(ctx, s, func(ctx context.Context) error { return store.Probe(ctx, s, "probe/", func(string) {}) })
+	raw, err := v.host.OpenStore(url)
+	if err != nil {
+		return nil, err
+	}
+	prepared, err := volume.Init(ctx, raw, func(ctx context.Context) error { return store.Probe(ctx, raw, "probe/", func(string) {}) })
+	if err != nil {
+		return nil, err
+	}
+	s, err := v.host.Store(ctx, url)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +65,7 @@ func (v *volumes) ListVolumes(ctx context.Context, req *controlv1.ListVolumesReq
 	}
 	reply := &controlv1.ListVolumesResponse{}
 	for _, url := range urls {
-		s, err := v.host.Store(url)
+		s, err := v.host.Store(ctx, url)
 		if err != nil {
 			return nil, err
 		}
@@ -119,7 +127,7 @@ func (v *volumes) ResizeVolume(ctx context.Context, req *controlv1.ResizeVolumeR
 
 // RemoveVolume deletes a volume. One whose removal was begun before and has not ended is deleted to the end.
 func (v *volumes) RemoveVolume(ctx context.Context, req *controlv1.RemoveVolumeRequest) (*controlv1.RemoveVolumeResponse, error) {
-	url, s, err := v.store(req)
+	url, s, err := v.store(ctx, req)
 	if errors.Is(err, host.ErrUnknownName) {
 		return &controlv1.RemoveVolumeResponse{}, nil
 	}

@@ -33,6 +33,9 @@ type volumes struct {
 // volumesDir returns where what this node knows of its volumes lies.
 func volumesDir(root string) string { return filepath.Join(root, "volumes") }
 
+// nodeLocks is where this machine's remorads lock the nodes that they serve, whatever their roots and sockets.
+const nodeLocks = "/run/remora-nodes"
+
 // openHost opens this node's volumes.
 func openHost(root string, cfg *config, keep volume.Cache, log *slog.Logger) (*host.Host, error) {
 	memory, err := units.RAMInBytes(cfg.Volume.Memory)
@@ -44,7 +47,7 @@ func openHost(root string, cfg *config, keep volume.Cache, log *slog.Logger) (*h
 		return nil, fmt.Errorf("[volume] journal: %w", err)
 	}
 	return host.Open(host.Options{
-		Root: volumesDir(root), OpenStore: storeOpener(cfg.Volume.Credentials),
+		Root: volumesDir(root), Locks: nodeLocks, OpenStore: storeOpener(cfg.Volume.Credentials),
 		Cache: keep, Memory: memory, Journal: journal, TTL: time.Duration(cfg.Volume.Lease), Log: log,
 	})
 }
@@ -82,31 +85,31 @@ func (v *volumes) storeOf(req named) (string, error) {
 	return url, err
 }
 
-// store opens the store that a request means.
-func (v *volumes) store(req named) (url string, s store.Store, err error) {
+// store returns the store that a request means.
+func (v *volumes) store(ctx context.Context, req named) (url string, s store.Store, err error) {
 	if url, err = v.storeOf(req); err == nil {
-		s, err = v.host.Store(url)
+		s, err = v.host.Store(ctx, url)
 	}
 	return url, s, err
 }
 
 // find returns a volume's store and head.
 func (v *volumes) find(ctx context.Context, req named) (url string, s store.Store, h *volume.Head, err error) {
-	if url, s, err = v.store(req); err != nil {
+	if url, s, err = v.store(ctx, req); err != nil {
 		return "", nil, nil, err
 	}
 	h, err = volume.Lookup(ctx, s, req.GetName())
 	return url, s, h, err
 }
 
-// attachedID returns the id of a volume that this node owns, without asking the store.
-func (v *volumes) attachedID(req named) (id volume.ID, ok bool, err error) {
+// attachedID returns the id of a volume that this node owns. It asks no store but one that the node never used by this URL.
+func (v *volumes) attachedID(ctx context.Context, req named) (id volume.ID, ok bool, err error) {
 	url, err := v.storeOf(req)
 	if err != nil {
 		return id, false, err
 	}
 	for _, a := range v.host.Attached() {
-		if a.Name == req.GetName() && a.Store == url {
+		if a.Name == req.GetName() && v.host.Same(ctx, a.Store, url) {
 			return a.ID, true, nil
 		}
 	}

@@ -20,14 +20,18 @@ func TestVolumes(t *testing.T) {
 
 	var steps []string
 	step := func(s string) { steps = append(steps, s) }
-	probe, err := d.InitStore(ctx, &control.InitStoreRequest{Store: store, Probe: true}, step)
-	if err != nil || probe.Made || len(steps) == 0 {
-		t.Errorf("probed: %+v, %v after %v", probe, err, steps)
-	}
+	probing := &control.InitStoreRequest{Store: store, Probe: true}
+	_, err = d.InitStore(ctx, probing, step)
+	fails(t, err, "the store is not there")
+	_, err = d.Volumes(ctx, &control.VolumesRequest{Store: store})
+	fails(t, err, "the store is not there")
 	for _, made := range []bool{true, false} {
 		if r, err := d.InitStore(ctx, &control.InitStoreRequest{Store: store + "/"}, step); err != nil || r.Made != made || r.Store != store {
 			t.Errorf("prepared: %+v, %v", r, err)
 		}
+	}
+	if probe, err := d.InitStore(ctx, probing, step); err != nil || probe.Made || len(steps) == 0 {
+		t.Errorf("probed: %+v, %v after %v", probe, err, steps)
 	}
 	for _, made := range []bool{true, false} {
 		r, err := d.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "data", Store: store},

@@ -68,7 +68,7 @@ func TestAttachedVolume(t *testing.T) {
 	}
 	attach := func() {
 		t.Helper()
-		s, err := h.Store(store)
+		s, err := h.Store(ctx, store)
 		if err != nil {
 			t.Fatal(err)
 		}

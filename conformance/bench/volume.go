@@ -174,7 +174,7 @@ func serveNBD(ctx context.Context, dev blockdev.Device, socket string) (wait fun
 
 func volumeEngine(ctx context.Context, o options) (err error) {
 	dir := filepath.Join(o.work, "volume")
-	st, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
+	st, err := filestore.Make(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
 	if err != nil {
 		return err
 	}
@@ -213,7 +213,7 @@ func volumeEngine(ctx context.Context, o options) (err error) {
 // volumeMount goes through FUSE and loop, beside the same export over a device that has no bytes.
 func volumeMount(ctx context.Context, o options) (err error) {
 	dir := filepath.Join(o.work, "volumemount")
-	st, err := filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
+	st, err := filestore.Make(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
 	if err != nil {
 		return err
 	}

@@ -181,7 +181,7 @@ func TestVolumeDiskFull(t *testing.T) {
 	}
 
 	small := disk("48M")
-	store, err := filestore.Open(filepath.Join(t.TempDir(), "store"), filestore.Options{})
+	store, err := filestore.Make(filepath.Join(t.TempDir(), "store"), filestore.Options{})
 	testbed.Must(t, err)
 	h, _, err := volume.Create(t.Context(), store, "data", volume.Spec{Size: 1 << 30, Class: volume.Local})
 	testbed.Must(t, err)
@@ -197,7 +197,7 @@ func TestVolumeDiskFull(t *testing.T) {
 	}
 
 	dir := disk("400M")
-	store, err = filestore.Open(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
+	store, err = filestore.Make(filepath.Join(dir, "store"), filestore.Options{Bulk: volume.IsSegment})
 	testbed.Must(t, err)
 	opts := volume.AttachOptions{Options: volume.Options{Store: store, Near: true}}
 	h, _, err = volume.Create(t.Context(), store, "data", volume.Spec{Size: 1 << 30, Class: volume.Local, MaxAge: time.Second})

@@ -28,6 +28,12 @@ type Bulk interface {
 	IsBulk(key string) bool
 }
 
+// A Maker is a Store that must be made before it can keep an object, as a directory must. A bucket is made elsewhere.
+type Maker interface {
+	// Make makes the store unless it is there. Nothing else does.
+	Make() error
+}
+
 // Around is what a Store embeds that wraps another: all that the wrapper does not do itself, the inner Store does.
 type Around struct{ Store }
 

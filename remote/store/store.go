@@ -21,7 +21,7 @@ import (
 type Store interface {
 	// Get returns n bytes of an object from off, fewer where it ends before, and all that follows off if n is
 	// negative. The object's Version is set only if the bytes are all of it. More than MostRead bytes are not read:
-	// ErrTooLarge. ErrNoObject.
+	// ErrTooLarge. ErrNoObject. Where the whole store is not there, it is ErrAway instead.
 	Get(ctx context.Context, key string, off, n int64) ([]byte, Object, error)
 
 	// Head returns what is known of an object. ErrNoObject.
@@ -60,8 +60,11 @@ type Object struct {
 // stored, and if not, whether it will be: the request may still be on its way.
 var (
 	ErrNoObject = errors.New("no such object")
-	ErrExists   = errors.New("the object exists")
-	ErrChanged  = errors.New("the object has changed")
+	// ErrAway says that the store itself is not there: a directory that is not mounted, a bucket that does not exist, a proxy with
+	// no server behind it. Nothing is known of the object then. The store may come back.
+	ErrAway    = errors.New("the store is not there")
+	ErrExists  = errors.New("the object exists")
+	ErrChanged = errors.New("the object has changed")
 	// ErrTooLarge says that a Get was to return more than MostRead bytes.
 	ErrTooLarge = errors.New("more bytes than are read into memory together")
 	// ErrNested says that a key continues another object's, or another's continues it, and the store cannot keep both.
@@ -73,6 +76,9 @@ var (
 	// ErrUnsafe says that a store breaks what Store promises.
 	ErrUnsafe = errors.New("the store's conditional writes are not safe")
 )
+
+// MarkKey is the key of the object that says which store a Store is. One that was never prepared has none.
+const MarkKey = "remora"
 
 // MostRead is how many bytes one Get returns at most: twice what the largest object of a volume has. Objects may come from
 // anybody who can write to the store, and all that a Get returns is in memory.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/volume"
 )
 
 const (
@@ -59,10 +60,22 @@ func (h *Host) daily(ctx context.Context) {
 
 // Warnings returns what is unwise about a store's settings. Where they cannot be looked up, that is a warning.
 func (h *Host) Warnings(ctx context.Context, url string) ([]string, error) {
-	s, err := h.store(url)
+	s, err := finder{h}.find(ctx, url)
 	if err != nil {
 		return nil, err
 	}
+	all, err := Warnings(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s.warnings = len(all)
+	return all, nil
+}
+
+// Warnings is Host.Warnings for a store that nobody may have prepared.
+func Warnings(ctx context.Context, s store.Store) ([]string, error) {
 	w, ok := store.As[store.Warner](s)
 	if !ok {
 		return nil, nil
@@ -74,9 +87,6 @@ func (h *Host) Warnings(ctx context.Context, url string) ([]string, error) {
 	if err != nil { // credentials may permit less than this, and servers not know it
 		all = append(all, "whether the bucket keeps old versions, or deletes objects by their age, could not be looked up: "+err.Error())
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	s.warnings = len(all)
 	return all, nil
 }
 
@@ -92,7 +102,7 @@ func (h *Host) warn(ctx context.Context, url string) {
 
 // try probes a store, and remembers whether it is safe.
 func (h *Host) try(ctx context.Context, url string) error {
-	s, err := h.store(url)
+	s, err := finder{h}.find(ctx, url)
 	if err != nil {
 		return err
 	}
@@ -111,7 +121,7 @@ func (h *Host) warningsOf(s *hostStore) int {
 	return s.warnings
 }
 
-func (h *Host) allStores() map[string]*hostStore {
+func (h *Host) allStores() map[volume.ID]*hostStore {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return maps.Clone(h.stores)

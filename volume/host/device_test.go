@@ -1,6 +1,7 @@
 package host_test
 
 import (
+	"context"
 	"errors"
 	"math/rand/v2"
 	"testing"
@@ -23,7 +24,7 @@ func TestDevice(t *testing.T) {
 			suite.Device(t, suite.Implementation{
 				Has: suite.Changes | suite.Mapper,
 				New: func(t *testing.T, size int64) blockdev.Device {
-					s, err := filestore.Open(t.TempDir(), filestore.Options{})
+					s, err := filestore.Make(t.TempDir(), filestore.Options{})
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -57,6 +58,9 @@ func TestDevice(t *testing.T) {
 // attached returns a new volume of a new host.
 func attached(t *testing.T, root string, s store.Store, size int64) (*host.Device, *host.Host, volume.ID) {
 	t.Helper()
+	if _, err := volume.Init(t.Context(), s, func(context.Context) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
 	head, _, err := volume.Create(t.Context(), s, "data", volume.Spec{Size: size})
 	if err != nil {
 		t.Fatal(err)

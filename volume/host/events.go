@@ -35,7 +35,7 @@ func (h *Host) tellEvents() {
 	all := slices.Clone(h.record.Events)
 	h.mu.Unlock()
 	for _, e := range all {
-		s, err := h.store(e.Store)
+		s, err := finder{h}.find(ctx, e.Store)
 		if err == nil {
 			err = e.Event.Store(ctx, s)
 		}

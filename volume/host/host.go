@@ -20,7 +20,10 @@ import (
 // Options of a Host.
 type Options struct {
 	Root string // a directory of its own
-	// OpenStore opens a store by its URL.
+	// Locks is a directory that all processes of this machine share, in which it is locked who serves a node. "" locks
+	// nothing.
+	Locks string
+	// OpenStore opens a store by its URL. It makes no request.
 	OpenStore func(url string) (store.Store, error)
 	Cache     volume.Cache
 	Memory    int64 // bytes for each volume; 0 for the default
@@ -38,24 +41,14 @@ type Host struct {
 	requests *blockdev.Metrics
 
 	lost bool // the record of an earlier life was
+	lock *nodeLock
 
 	mu      sync.Mutex // guards the fields below
 	record  record
-	stores  map[string]*hostStore
+	stores  map[volume.ID]*hostStore
+	at      map[string]*hostStore // by the URLs that were seen to lead to them
 	open    map[volume.ID]*opened
 	started sync.WaitGroup
-}
-
-// hostStore is a store that this node uses.
-type hostStore struct {
-	store.Around
-	meter      *meter
-	leaseMeter *meter // of the requests for the node's lease
-	member     *volume.Member
-
-	// of Host.mu:
-	unsafe   error // what the last probe found; nil if nothing
-	warnings int   // of the last look at its settings
 }
 
 // opened is a volume that this node owns or is taking.
@@ -65,6 +58,24 @@ type opened struct {
 	v     *volume.Volume
 	err   error
 	stop  context.CancelFunc
+	waits []volume.Wait // of Host.mu: why its store is not there yet
+}
+
+// waitsForStore notes why a volume's store is not there, nil when it is.
+func (h *Host) waitsForStore(o *opened, err error) {
+	h.mu.Lock()
+	since := time.Now()
+	first := len(o.waits) == 0
+	if !first {
+		since = o.waits[0].Since
+	}
+	if o.waits = nil; err != nil {
+		o.waits = []volume.Wait{{What: "find the store", Reason: err, Since: since}}
+	}
+	h.mu.Unlock()
+	if first && err != nil {
+		h.opts.Log.Warn("the store of a volume is not there; trying again", "volume", o.Name, "store", o.Store, "err", err)
+	}
 }
 
 // size returns the bytes of the volume: what it says itself, once it can.
@@ -103,8 +114,8 @@ func Open(opts Options) (*Host, error) {
 	if err := os.MkdirAll(opts.Root, 0o700); err != nil {
 		return nil, err
 	}
-	h := &Host{opts: opts, life: volume.NewID(), requests: blockdev.NewMetrics("volume"), stores: map[string]*hostStore{},
-		open: map[volume.ID]*opened{}}
+	h := &Host{opts: opts, life: volume.NewID(), requests: blockdev.NewMetrics("volume"), stores: map[volume.ID]*hostStore{},
+		at: map[string]*hostStore{}, open: map[volume.ID]*opened{}}
 	var err error
 	if err := durable.Sweep(opts.Root); err != nil {
 		return nil, err
@@ -118,49 +129,22 @@ func Open(opts Options) (*Host, error) {
 	if h.id, err = loadIdentity(filepath.Join(opts.Root, NodeFile.Name), h.record.Node, opts.Log); err != nil {
 		return nil, err
 	}
+	if h.lock, err = lockNode(opts.Locks, h.id.Node, opts.Root); err != nil {
+		return nil, err
+	}
 	return h, nil
 }
 
 // NodeID returns this node's id in its stores.
 func (h *Host) NodeID() volume.ID { return h.id.Node }
 
-// Store returns a store by its URL.
-func (h *Host) Store(url string) (store.Store, error) {
-	s, err := h.store(url)
-	if err != nil {
-		return nil, err
-	}
-	return s, nil
-}
-
-func (h *Host) store(url string) (*hostStore, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if s, ok := h.stores[url]; ok {
-		return s, nil
-	}
-	opened, err := h.opts.OpenStore(url)
-	if err != nil {
-		return nil, err
-	}
-	forLease, err := h.opts.OpenStore(url) // connections of its own: none waits behind volumes' data
-	if err != nil {
-		return nil, err
-	}
-	m := metered(opened)
-	lease := metered(forLease)
-	host, _ := os.Hostname() // for people only
-	s := &hostStore{Around: store.Around{Store: m}, meter: m, leaseMeter: lease, member: volume.NewMember(lease, volume.MemberOptions{
-		ID: h.id.Node, Incarnation: h.life, Boot: bootID(), Host: host, TTL: h.opts.TTL, Clock: bootTime, Log: h.opts.Log,
-	})}
-	h.stores[url] = s
-	return s, nil
-}
-
 // Remember notes in which store a volume is.
 func (h *Host) Remember(name, url string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if s := h.at[url]; s != nil {
+		url = s.url
+	}
 	if h.record.Names[name] == url {
 		return nil
 	}
@@ -194,20 +178,6 @@ func (h *Host) StoreOf(name string) (string, error) {
 	return "", fmt.Errorf("volume %s: %w: name it with --store", name, ErrUnknownName)
 }
 
-// Stores returns the stores that this node has used.
-func (h *Host) Stores() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	var all []string
-	for _, url := range h.record.Names {
-		if !slices.Contains(all, url) {
-			all = append(all, url)
-		}
-	}
-	slices.Sort(all)
-	return all
-}
-
 // Attached returns what this node owns.
 func (h *Host) Attached() []Attached {
 	h.mu.Lock()
@@ -223,11 +193,11 @@ type AttachOptions struct {
 
 // Attach takes a volume for this node and returns its device. One that is attached already is returned as it is.
 func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts AttachOptions) (*Device, error) {
-	s, err := h.store(url)
+	s, err := finder{h}.find(ctx, url)
 	if err != nil {
 		return nil, err
 	}
-	a := Attached{ID: head.ID, Name: head.Name, Store: url, Size: head.Size}
+	a := Attached{ID: head.ID, Name: head.Name, Store: s.url, Size: head.Size}
 	h.mu.Lock()
 	if o, ok := h.open[a.ID]; ok {
 		h.mu.Unlock()
@@ -243,7 +213,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	if !known {
 		h.record.Attached = append(h.record.Attached, a)
 	}
-	h.record.Names[a.Name] = url
+	h.record.Names[a.Name] = s.url
 	err = h.saveLocked()
 	h.mu.Unlock()
 	if err == nil {
@@ -306,7 +276,7 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 	h.open[id] = o
 	h.started.Go(func() {
 		defer close(o.ready)
-		s, err := h.store(o.Store)
+		s, err := finder{h}.await(ctx, o.Store, func(err error) { h.waitsForStore(o, err) })
 		if err == nil {
 			o.v, err = volume.Attach(ctx, id, s.member, h.journals, volume.AttachOptions{
 				Options: h.volumeOptions(s), Resume: used,
@@ -411,22 +381,26 @@ func (h *Host) Status(id volume.ID) (st volume.Status, requests Requests, margin
 	o := h.open[id]
 	var s *hostStore
 	if o != nil {
-		s = h.stores[o.Store]
+		s = h.at[o.Store]
+		st.Waits = o.waits
 	}
 	h.mu.Unlock()
 	if o == nil || s == nil {
-		return st, requests, 0, false
+		return st, requests, 0, o != nil
 	}
 	margin, _ = s.member.Margin()
 	select {
 	case <-o.ready:
 	default:
-		return volume.Status{}, s.requests(), margin, true
+		st.Waits = append(st.Waits, s.member.Waits()...)
+		return st, s.requests(), margin, true
 	}
 	if o.v == nil {
 		return volume.Status{Failed: o.err}, s.requests(), margin, true
 	}
-	return o.v.Status(), s.requests(), margin, true
+	st = o.v.Status()
+	st.Waits = append(st.Waits, s.member.Waits()...)
+	return st, s.requests(), margin, true
 }
 
 // Resized notes a volume's new size.
@@ -458,7 +432,7 @@ func (h *Host) Close() error {
 			err = errors.Join(err, o.v.Close())
 		}
 	}
-	return err
+	return errors.Join(err, h.lock.Close())
 }
 
 func (o *opened) wait(ctx context.Context) error {

@@ -48,6 +48,9 @@ func openHost(t *testing.T, root string, st store.Store) *host.Host {
 func newStore(t *testing.T) (*simstore.Store, *volume.Head) {
 	t.Helper()
 	s := simstore.New(rand.New(rand.NewPCG(1, 1)))
+	if _, err := volume.Init(t.Context(), s, func(context.Context) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
 	head, _, err := volume.Create(t.Context(), s, "data", volume.Spec{Size: size})
 	if err != nil {
 		t.Fatal(err)
@@ -260,18 +263,16 @@ func TestAbandon(t *testing.T) {
 	}
 }
 
-// TestCopiedRoot: a root that was copied to another machine is not the same node.
-func TestCopiedRoot(t *testing.T) {
+// TestMachineID: the root says who a node is, whatever becomes of the machine's id, or of the machine.
+func TestMachineID(t *testing.T) {
 	root := t.TempDir()
-	st, _ := newStore(t)
+	st, head := newStore(t)
 	h := openHost(t, root, st)
 	id := h.NodeID()
-	if err := h.Close(); err != nil {
+	d := attach(t, h, head)
+	want := bytes.Repeat([]byte{3}, volume.Block)
+	if err := d.WriteAt(t.Context(), want, 0); err != nil {
 		t.Fatal(err)
-	}
-	h = openHost(t, root, st)
-	if h.NodeID() != id {
-		t.Error("another node after a restart")
 	}
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
@@ -287,8 +288,15 @@ func TestCopiedRoot(t *testing.T) {
 	}
 	h = openHost(t, root, st)
 	defer h.Close()
-	if h.NodeID() == id {
-		t.Error("a copied root is the same node")
+	if h.NodeID() != id {
+		t.Error("another node, for another id of the machine")
+	}
+	if d, err = h.Resume(head.ID, true); err != nil {
+		t.Fatal(err)
+	}
+	mustHold(t, d, 0, want)
+	if err := h.Detach(t.Context(), head.ID); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 // its node owned, so it must wait like any other.
 type identity struct {
 	Node    volume.ID `json:"node"`
-	Machine string    `json:"machine"` // of whom the file is: a copy of the disk is another node
+	Machine string    `json:"machine"` // where it was last, a hint: a machine may get another id, and a root another machine
 }
 
 // NodeFile is what a damaged file of the identity costs.
@@ -32,8 +32,9 @@ var NodeFile = durable.Kind{
 // errNoNode says that an identity is nobody's: two nodes must never be the same one.
 var errNoNode = errors.New("it names no node")
 
-// loadIdentity returns who this node is. Where its file is damaged or gone, that is who earlier was, as the record of
-// volumes has it, if that was this machine; else it is somebody new.
+// loadIdentity returns who this node is: the root says so. Where its file is damaged or gone, that is who earlier was, as the
+// record of volumes has it; else it is somebody new. Whoever runs with a copy of the root is the same node, and is kept from
+// harm by the lease, and on one machine by a lock.
 func loadIdentity(path string, earlier identity, log *slog.Logger) (identity, error) {
 	machine := readLine("/etc/machine-id")
 	id, found, err := durable.LoadJSON(path, NodeFile, log, func(id *identity) error {
@@ -45,18 +46,22 @@ func loadIdentity(path string, earlier identity, log *slog.Logger) (identity, er
 	if err != nil {
 		return id, err
 	}
-	if found == durable.Whole && id.Machine == machine {
-		return id, nil
+	if found == durable.Whole {
+		if id.Machine == machine {
+			return id, nil
+		}
+		log.Info("the machine's id is not what it was: this node stays who it is", "node", id.Node, "was", id.Machine, "is", machine)
+		id.Machine = machine
+		return id, durable.SaveJSON(path, id)
 	}
-	if known := earlier.Node != (volume.ID{}); found != durable.Whole && known {
+	if earlier.Node != (volume.ID{}) {
 		if found == durable.Absent {
 			if err := durable.Miss(path, NodeFile, log, "this node has used volumes before"); err != nil {
 				return id, err
 			}
 		}
-		if earlier.Machine == machine {
-			return earlier, durable.SaveJSON(path, earlier)
-		}
+		earlier.Machine = machine
+		return earlier, durable.SaveJSON(path, earlier)
 	}
 	id = identity{Node: volume.NewID(), Machine: machine}
 	return id, durable.SaveJSON(path, id)

@@ -13,7 +13,7 @@ func TestStoreWrappers(t *testing.T) {
 	})
 	t.Run("host's store", func(t *testing.T) {
 		suite.StoreWrapper(t, func(inner store.Store) store.Store {
-			return &hostStore{Around: store.Around{Store: metered(inner)}}
+			return &hostStore{Store: metered(inner)}
 		})
 	})
 }

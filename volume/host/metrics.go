@@ -86,7 +86,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(st), a.Name)
 		}
 	}
-	for url, s := range c.h.allStores() {
+	for _, s := range c.h.allStores() {
+		url := s.url
 		out <- prometheus.MustNewConstMetric(warningsDesc, prometheus.GaugeValue, float64(c.h.warningsOf(s)), url)
 		r := s.requests()
 		for op, n := range map[string]int64{"get": r.Get, "put": r.Put, "delete": r.Delete, "list": r.List, "lease": r.Lease} {

@@ -16,7 +16,9 @@ type record struct {
 	Node     identity          `json:"node"`  // whose it is, should node.json be lost
 	Names    map[string]string `json:"names"` // of volumes, to the stores in which they were last used
 	Attached []Attached        `json:"attached"`
-	Events   []pendingEvent    `json:"events,omitempty"` // that their stores do not have yet
+	// Stores are which store each URL led to that this node has used.
+	Stores map[string]volume.ID `json:"stores,omitempty"`
+	Events []pendingEvent       `json:"events,omitempty"` // that their stores do not have yet
 }
 
 const recordVersion = 1
@@ -51,6 +53,9 @@ func (h *Host) loadRecord() error {
 	}
 	if h.record = r; r.Names == nil {
 		h.record.Names = map[string]string{}
+	}
+	if h.record.Stores == nil {
+		h.record.Stores = map[string]volume.ID{}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/zeebo/xxh3"
 	"golang.org/x/sys/unix"
@@ -32,6 +33,9 @@ type Store struct {
 	opts   Options
 	synced sync.Map // directories of objects that are known to be on stable storage, by path
 	handles
+
+	entering sync.Mutex // held by whoever looks at the directory before the first request
+	entered  atomic.Bool
 }
 
 const (
@@ -40,25 +44,90 @@ const (
 	reserve = 64 << 20 // bytes that bulk leaves free
 )
 
-// Open opens the store in dir, making the directory if there is none.
+// Open opens the store in dir. It looks at nothing: while there is no store, requests fail with store.ErrAway.
 func Open(dir string, opts Options) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
 	}
-	for _, d := range []string{dir, filepath.Join(dir, tempDir), filepath.Join(dir, lockDir)} {
-		if err := makeDir(d); err != nil {
-			return nil, err
-		}
-	}
 	if opts.Bulk == nil {
 		opts.Bulk = func(string) bool { return false }
 	}
-	s := &Store{dir: dir, opts: opts}
-	if err := s.checkLocal(); err != nil {
+	return &Store{dir: dir, opts: opts}, nil
+}
+
+// Make is Open, and makes the store if there is none.
+func Make(dir string, opts Options) (*Store, error) {
+	s, err := Open(dir, opts)
+	if err != nil {
 		return nil, err
 	}
-	return s, s.sweep()
+	return s, s.Make()
+}
+
+// Make implements store.Maker.
+func (s *Store) Make() error {
+	for _, d := range []string{s.dir, filepath.Join(s.dir, tempDir), filepath.Join(s.dir, lockDir)} {
+		if err := makeDir(d); err != nil {
+			return err
+		}
+	}
+	return s.enter()
+}
+
+// enter looks at the directory before its first request.
+func (s *Store) enter() error {
+	if s.entered.Load() {
+		return nil
+	}
+	s.entering.Lock()
+	defer s.entering.Unlock()
+	if s.entered.Load() {
+		return nil
+	}
+	if err := s.there(); err != nil {
+		return err
+	}
+	if err := s.checkLocal(); err != nil {
+		return err
+	}
+	for _, d := range []string{tempDir, lockDir} { // a backup may have left them out
+		if err := addDir(filepath.Join(s.dir, d)); err != nil {
+			return err
+		}
+	}
+	if err := s.sweep(); err != nil {
+		return err
+	}
+	s.entered.Store(true)
+	return nil
+}
+
+// there fails with ErrAway if the store is not there. The directory alone proves nothing: it may be where a file system is to
+// be mounted.
+func (s *Store) there() error {
+	for _, mark := range []string{lockDir, store.MarkKey} {
+		if _, err := os.Lstat(filepath.Join(s.dir, mark)); !isMissing(err) {
+			return err
+		}
+	}
+	return fmt.Errorf("%s: %w", s, store.ErrAway)
+}
+
+func isMissing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR)
+}
+
+// sure calls do, and again if something is missing though the store is there: it may have come back between.
+func (s *Store) sure(do func() error) error {
+	err := do()
+	if isMissing(err) {
+		if err := s.there(); err != nil {
+			return err
+		}
+		err = do()
+	}
+	return err
 }
 
 // checkLocal refuses file systems whose locks and renames may not be atomic for all who see them.
@@ -105,6 +174,7 @@ func (s *Store) sweep() error {
 var (
 	_ store.Bulk  = (*Store)(nil)
 	_ store.Local = (*Store)(nil)
+	_ store.Maker = (*Store)(nil)
 )
 
 // IsBulk implements store.Bulk.
@@ -124,21 +194,29 @@ func (s *Store) begin(ctx context.Context, op, key string) (path string, err err
 	if err := context.Cause(ctx); err != nil {
 		return "", fmt.Errorf("%s %s: %w", op, key, err)
 	}
+	if err := s.enter(); err != nil {
+		return "", fmt.Errorf("%s %s: %w", op, key, err)
+	}
 	return filepath.Join(s.dir, filepath.FromSlash(key)), nil
 }
 
-// storeError says what an error of the file system is for a Store's callers.
-func storeError(op, key string, err error) error {
-	switch {
-	case err == nil:
+// fail says what an error of the file system is for a Store's callers.
+func (s *Store) fail(op, key string, err error) error {
+	if err == nil {
 		return nil
-	case errors.Is(err, fs.ErrNotExist):
+	}
+	if isMissing(err) {
+		if away := s.there(); away != nil {
+			err = away
+		}
+	}
+	switch {
+	case isMissing(err) && op == "get":
 		err = store.ErrNoObject
 	case errors.Is(err, unix.ENOTDIR): // an object is where the directory would be
 		err = store.ErrNested
-		if op == "get" {
-			err = store.ErrNoObject
-		}
+	case errors.Is(err, fs.ErrNotExist):
+		s.entered.Store(false) // the store's own directories may be missing
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
 		err = fmt.Errorf("%w: %w", store.ErrFull, err)
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, unix.EROFS):
@@ -154,15 +232,24 @@ func versionOf(h xxh3.Uint128) string {
 	return fmt.Sprintf("%016x%016x", h.Hi, h.Lo)
 }
 
+// file returns an object's open file and size.
+func (s *Store) file(path string) (x *handle, size int64, err error) {
+	err = s.sure(func() (err error) {
+		x, size, err = s.handles.get(path)
+		return err
+	})
+	return x, size, err
+}
+
 // Get implements store.Store.
 func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, store.Object, error) {
 	path, err := s.begin(ctx, "get", key)
 	if err != nil {
 		return nil, store.Object{}, err
 	}
-	x, size, err := s.handles.get(path)
+	x, size, err := s.file(path)
 	if err != nil {
-		return nil, store.Object{}, storeError("get", key, err)
+		return nil, store.Object{}, s.fail("get", key, err)
 	}
 	defer s.handles.release(x)
 	if n < 0 || !s.opts.Bulk(key) { // read once, as a rule
@@ -177,7 +264,7 @@ func (s *Store) Get(ctx context.Context, key string, off, n int64) ([]byte, stor
 	}
 	p := make([]byte, n)
 	if _, err := x.f.ReadAt(p, off); err != nil && !(errors.Is(err, io.EOF) && n == 0) {
-		return nil, o, storeError("get", key, err)
+		return nil, o, s.fail("get", key, err)
 	}
 	if n == o.Size {
 		o.Version = version(p)
@@ -191,15 +278,15 @@ func (s *Store) Head(ctx context.Context, key string) (store.Object, error) {
 	if err != nil {
 		return store.Object{}, err
 	}
-	x, size, err := s.handles.get(path)
+	x, size, err := s.file(path)
 	if err != nil {
-		return store.Object{}, storeError("get", key, err)
+		return store.Object{}, s.fail("get", key, err)
 	}
 	defer s.handles.release(x)
 	s.handles.drop(path, x)
 	h := xxh3.New()
 	if _, err := io.Copy(h, io.NewSectionReader(x.f, 0, size)); err != nil {
-		return store.Object{}, storeError("get", key, err)
+		return store.Object{}, s.fail("get", key, err)
 	}
 	return store.Object{Key: key, Size: size, Version: versionOf(h.Sum128())}, nil
 }
@@ -210,11 +297,11 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	switch err := unix.Unlink(path); {
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EISDIR):
+	switch err := s.sure(func() error { return unix.Unlink(path) }); {
+	case isMissing(err), errors.Is(err, unix.EISDIR):
 		return nil
 	case err != nil:
-		return storeError("delete", key, err)
+		return s.fail("delete", key, err)
 	}
 	s.forget(path)
 	dir, gone := s.removeEmpty(filepath.Dir(path))
@@ -226,13 +313,20 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 		dir = filepath.Dir(dir)
 		err = syncDir(dir)
 	}
-	return storeError("delete", key, err)
+	return s.fail("delete", key, err)
 }
 
 // List implements store.Store.
 func (s *Store) List(ctx context.Context, prefix string, yield func(store.Object) bool) error {
+	err := s.enter()
+	if err == nil {
+		err = s.there() // an empty directory would be an empty list
+	}
+	if err != nil {
+		return fmt.Errorf("list %s: %w", prefix, err)
+	}
 	dir, _ := filepath.Split(prefix)
-	_, err := s.list(ctx, dir, prefix, yield)
+	_, err = s.list(ctx, dir, prefix, yield)
 	return err
 }
 
@@ -241,12 +335,16 @@ func (s *Store) list(ctx context.Context, dir, prefix string, yield func(store.O
 	if err := context.Cause(ctx); err != nil {
 		return false, err
 	}
-	entries, err := os.ReadDir(filepath.Join(s.dir, dir))
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+	var entries []fs.DirEntry
+	err = s.sure(func() (err error) {
+		entries, err = os.ReadDir(filepath.Join(s.dir, dir))
+		return err
+	})
+	if isMissing(err) {
 		return true, nil
 	}
 	if err != nil {
-		return false, storeError("list", dir, err)
+		return false, s.fail("list", dir, err)
 	}
 	for _, e := range inKeyOrder(entries) {
 		key := dir + e.Name()
@@ -267,7 +365,7 @@ func (s *Store) list(ctx context.Context, dir, prefix string, yield func(store.O
 			continue // deleted meanwhile
 		}
 		if err != nil {
-			return false, storeError("list", key, err)
+			return false, s.fail("list", key, err)
 		}
 		if !yield(store.Object{Key: key, Size: st.Size()}) {
 			return false, nil

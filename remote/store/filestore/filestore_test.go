@@ -19,7 +19,7 @@ import (
 
 func open(t *testing.T, dir string) *filestore.Store {
 	t.Helper()
-	s, err := filestore.Open(dir, filestore.Options{})
+	s, err := filestore.Make(dir, filestore.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -32,7 +32,7 @@ func TestStore(t *testing.T) {
 
 func TestBulk(t *testing.T) {
 	suite.Bulk(t, func(t *testing.T) store.Bulk {
-		s, err := filestore.Open(t.TempDir(), filestore.Options{Bulk: func(string) bool { return true }})
+		s, err := filestore.Make(t.TempDir(), filestore.Options{Bulk: func(string) bool { return true }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -44,7 +44,7 @@ func TestBulk(t *testing.T) {
 // without a name stays open, and none that nobody reads any more.
 func TestHandles(t *testing.T) {
 	dir := t.TempDir()
-	bulk, err := filestore.Open(dir, filestore.Options{Bulk: func(string) bool { return true }})
+	bulk, err := filestore.Make(dir, filestore.Options{Bulk: func(string) bool { return true }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -256,7 +256,7 @@ func TestKeys(t *testing.T) {
 
 // TestReserve: where room is short bulk is refused, while what frees room is not.
 func TestReserve(t *testing.T) {
-	s, err := filestore.Open(t.TempDir(), filestore.Options{Bulk: func(k string) bool { return strings.HasPrefix(k, "bulk") }})
+	s, err := filestore.Make(t.TempDir(), filestore.Options{Bulk: func(k string) bool { return strings.HasPrefix(k, "bulk") }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -271,7 +271,7 @@ func TestReserve(t *testing.T) {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
 	defer exec.Command("umount", dir).Run()
-	if s, err = filestore.Open(dir, filestore.Options{Bulk: func(k string) bool { return strings.HasPrefix(k, "bulk") }}); err != nil {
+	if s, err = filestore.Make(dir, filestore.Options{Bulk: func(k string) bool { return strings.HasPrefix(k, "bulk") }}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.Put(t.Context(), "bulk/1", make([]byte, 1<<20)); !errors.Is(err, store.ErrFull) {
@@ -291,7 +291,7 @@ func TestReserve(t *testing.T) {
 // TestTooLarge: an object that somebody else has put into the directory is not read into memory whole.
 func TestTooLarge(t *testing.T) {
 	dir := t.TempDir()
-	s, err := filestore.Open(dir, filestore.Options{})
+	s, err := filestore.Make(dir, filestore.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,3 +322,91 @@ func TestTooLarge(t *testing.T) {
 		t.Errorf("that took %d MiB", taken>>20)
 	}
 }
+
+// TestAway: a store whose directory is not there is away, whatever is asked of it, and nothing is made in its place. The same
+// goes for an empty directory, where a file system may be mounted later.
+func TestAway(t *testing.T) {
+	parent := t.TempDir()
+	dir, aside := filepath.Join(parent, "some", "store"), filepath.Join(parent, "aside")
+	s, err := filestore.Open(dir, filestore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := t.Context()
+	mustBeAway := func(s *filestore.Store, when string) {
+		t.Helper()
+		for what, err := range map[string]error{
+			"get": third(s.Get(ctx, "a/b", 0, -1)), "head": second(s.Head(ctx, "a/b")), "put": second(s.Put(ctx, "a/b", []byte("x"))),
+			"put new": second(s.PutIfAbsent(ctx, "a/c", []byte("x"))), "replace": second(s.PutIfMatch(ctx, "a/b", []byte("x"), "v")),
+			"delete": s.Delete(ctx, "a/b"), "list": s.List(ctx, "", func(store.Object) bool { return true }),
+		} {
+			if !errors.Is(err, store.ErrAway) || errors.Is(err, store.ErrNoObject) || errors.Is(err, store.ErrChanged) {
+				t.Errorf("%s, %s: %v", when, what, err)
+			}
+		}
+	}
+	mustBeAway(s, "never made")
+	if entries, err := os.ReadDir(parent); err != nil || len(entries) > 0 {
+		t.Errorf("%d entries were made (%v)", len(entries), err)
+	}
+	if err := s.Make(); err != nil {
+		t.Fatal(err)
+	}
+	o, err := s.Put(ctx, "a/b", []byte("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(dir, aside); err != nil {
+		t.Fatal(err)
+	}
+	mustBeAway(s, "renamed")
+	mustBeAway(reopened(t, dir), "renamed, and opened again")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mustBeAway(s, "an empty directory in its place")
+	mustBeAway(reopened(t, dir), "an empty directory, and opened again")
+	if err := os.Remove(dir); err != nil {
+		t.Errorf("something was made in an empty directory: %v", err)
+	}
+	if err := os.Rename(aside, dir); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PutIfMatch(ctx, "a/b", []byte("y"), o.Version); err != nil {
+		t.Errorf("back again: %v", err)
+	}
+}
+
+// TestRestored: a store that was put back without the directories that hold no objects works, in a process that uses it, too.
+func TestRestored(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	for _, now := range []func() *filestore.Store{func() *filestore.Store { return s }, func() *filestore.Store { return reopened(t, dir) }} {
+		if _, err := s.Put(t.Context(), store.MarkKey, []byte("mark")); err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range []string{".new", ".locks"} {
+			if err := os.RemoveAll(filepath.Join(dir, d)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := now().Put(t.Context(), "k", []byte("x"))
+		if err != nil { // callers try again
+			_, err = now().Put(t.Context(), "k", []byte("x"))
+		}
+		if err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func reopened(t *testing.T, dir string) *filestore.Store {
+	t.Helper()
+	s, err := filestore.Open(dir, filestore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func third[T, U any](_ T, _ U, err error) error { return err }

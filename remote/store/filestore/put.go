@@ -62,7 +62,11 @@ func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, want strin
 			return err
 		}
 		defer unlock()
-		old, err := os.ReadFile(path)
+		var old []byte
+		err = s.sure(func() (err error) {
+			old, err = os.ReadFile(path)
+			return err
+		})
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EISDIR) || err == nil && version(old) != want {
 			return store.ErrChanged
 		}
@@ -92,13 +96,13 @@ func (s *Store) store(ctx context.Context, op, key string, p []byte, publish fun
 	}
 	if s.opts.Bulk(key) {
 		if err := s.leavesReserve(int64(len(p))); err != nil {
-			return store.Object{}, storeError(op, key, err)
+			return store.Object{}, s.fail(op, key, err)
 		}
 	}
 	dir := filepath.Dir(path)
 	t, err := s.writeTemp(p)
 	if err != nil {
-		return store.Object{}, storeError(op, key, err)
+		return store.Object{}, s.fail(op, key, err)
 	}
 	defer t.f.Close() // its lock kept sweep away
 	// A Delete may take the directory away as an empty one.
@@ -120,7 +124,7 @@ func (s *Store) store(ctx context.Context, op, key string, p []byte, publish fun
 		err = syncDir(dir)
 	}
 	if err != nil {
-		return store.Object{}, storeError(op, key, err)
+		return store.Object{}, s.fail(op, key, err)
 	}
 	o := store.Object{Key: key, Size: int64(len(p))}
 	if !s.opts.Bulk(key) { // nobody replaces it

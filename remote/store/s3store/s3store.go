@@ -80,8 +80,14 @@ func Open(o Options) (*Store, error) {
 		&credentials.FileAWSCredentials{Filename: o.Credentials, Profile: o.Profile},
 		&credentials.IAM{},
 	})
+	transport := o.Transport
+	if transport == nil {
+		if transport, err = minio.DefaultTransport(u.Scheme == "https"); err != nil {
+			return nil, fmt.Errorf("s3 at %s: %w", o.Endpoint, err)
+		}
+	}
 	client, err := minio.New(u.Host, &minio.Options{
-		Creds: creds, Secure: u.Scheme == "https", Region: o.Region, Transport: o.Transport, MaxRetries: 1,
+		Creds: creds, Secure: u.Scheme == "https", Region: o.Region, Transport: documented{transport}, MaxRetries: 1,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("s3 at %s: %w", o.Endpoint, err)
@@ -109,9 +115,11 @@ func (s *Store) fail(op, key string, err error) error {
 	r := minio.ToErrorResponse(err)
 	switch {
 	case r.Code == "NoSuchBucket":
-		err = fmt.Errorf("bucket %s does not exist", s.opts.Bucket)
-	case r.Code == "NoSuchKey", r.StatusCode == http.StatusNotFound:
+		err = fmt.Errorf("bucket %s does not exist: %w", s.opts.Bucket, store.ErrAway)
+	case r.Code == "NoSuchKey" && op != "put", r.Code == "NoSuchVersion":
 		err = store.ErrNoObject
+	case r.StatusCode == http.StatusNotFound:
+		err = fmt.Errorf("%w: %s", store.ErrAway, r.Message)
 	case slices.Contains(nested, r.Code):
 		err = fmt.Errorf("%w: %s", store.ErrNested, r.Message)
 	case r.StatusCode == http.StatusInsufficientStorage, strings.Contains(r.Code, "Quota"), r.Code == "XMinioStorageFull":
@@ -199,7 +207,12 @@ var errRange = errors.New("server does not serve the range asked for")
 func (s *Store) Head(ctx context.Context, key string) (store.Object, error) {
 	info, err := s.core.StatObject(ctx, s.opts.Bucket, s.opts.Prefix+key, minio.StatObjectOptions{})
 	if err != nil {
-		return store.Object{}, s.fail("head", key, err)
+		if err = s.fail("head", key, err); errors.Is(err, store.ErrNoObject) { // this answer has no document that would show it
+			if _, _, err = s.Get(ctx, key, 0, 1); err == nil {
+				err = fmt.Errorf("head %s: the server has it, and said that it has not", key)
+			}
+		}
+		return store.Object{}, err
 	}
 	return store.Object{Key: key, Size: info.Size, Version: info.ETag}, nil
 }
@@ -220,11 +233,7 @@ func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Ob
 func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
 	var opts minio.PutObjectOptions
 	opts.SetMatchETag(version)
-	o, err := s.put(ctx, key, p, opts, store.ErrChanged)
-	if errors.Is(err, store.ErrNoObject) { // servers differ in how they say that it is gone
-		err = fmt.Errorf("put %s: %w", key, store.ErrChanged)
-	}
-	return o, err
+	return s.put(ctx, key, p, opts, store.ErrChanged)
 }
 
 func (s *Store) put(ctx context.Context, key string, p []byte, opts minio.PutObjectOptions, unmet error) (store.Object, error) {
@@ -232,7 +241,9 @@ func (s *Store) put(ctx context.Context, key string, p []byte, opts minio.PutObj
 	opts.ContentType = "application/octet-stream"
 	info, err := s.core.Client.PutObject(ctx, s.opts.Bucket, s.opts.Prefix+key, bytes.NewReader(p), int64(len(p)), opts)
 	if err != nil {
-		if unmet != nil && minio.ToErrorResponse(err).StatusCode == http.StatusPreconditionFailed {
+		r := minio.ToErrorResponse(err)
+		gone := errors.Is(unmet, store.ErrChanged) && r.Code == "NoSuchKey" // servers differ in how they say so
+		if gone || unmet != nil && r.StatusCode == http.StatusPreconditionFailed {
 			return store.Object{}, fmt.Errorf("put %s: %w", key, unmet)
 		}
 		return store.Object{}, s.fail("put", key, err)

@@ -179,3 +179,60 @@ func TestNested(t *testing.T) {
 		}
 	}
 }
+
+// TestNotFound: a 404 says that an object is not there only with S3's own document. Everybody else's says that the store is not.
+func TestNotFound(t *testing.T) {
+	document := `<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>why</Message></Error>`
+	for name, c := range map[string]struct {
+		body string
+		gone bool
+	}{
+		"a proxy's page":           {"<html><head><title>404</title></head></html>", false},
+		"nothing":                  {"", false},
+		"another document":         {"<Problem><Code>NoSuchKey</Code></Problem>", false},
+		"a document that is cut":   {"<Error><Code>NoSuchKey</Co", false},
+		"another code":             {fmt.Sprintf(document, "NoSuchRoute"), false},
+		"no bucket":                {fmt.Sprintf(document, "NoSuchBucket"), false},
+		"no object, as S3 says it": {fmt.Sprintf(document, "NoSuchKey"), true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := fake(t)
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(http.StatusNotFound)
+				_, _ = io.WriteString(w, c.body)
+			}))
+			t.Cleanup(srv.Close)
+			o.Endpoint = srv.URL
+			s, ctx := open(t, o), t.Context()
+			missing, changed := store.ErrAway, store.ErrAway
+			if c.gone {
+				missing, changed = store.ErrNoObject, store.ErrChanged
+			}
+			for _, r := range []struct {
+				what string
+				err  error
+				want error
+			}{
+				{"get", third(s.Get(ctx, "k", 0, -1)), missing}, {"get a part", third(s.Get(ctx, "k", 5, 5)), missing},
+				{"get nothing", third(s.Get(ctx, "k", 0, 0)), missing}, {"head", second(s.Head(ctx, "k")), missing},
+				{"replace", second(s.PutIfMatch(ctx, "k", []byte("x"), "v")), changed},
+				{"put", second(s.Put(ctx, "k", []byte("x"))), store.ErrAway},
+				{"put new", second(s.PutIfAbsent(ctx, "k", []byte("x"))), store.ErrAway},
+			} {
+				if !errors.Is(r.err, r.want) || r.want == store.ErrAway && errors.Is(r.err, store.ErrNoObject) {
+					t.Errorf("%s: %v, want %v", r.what, r.err, r.want)
+				}
+			}
+			if err := s.Delete(ctx, "k"); c.gone != (err == nil) {
+				t.Errorf("delete: %v", err)
+			}
+			if err := s.List(ctx, "", func(store.Object) bool { return true }); !c.gone && !errors.Is(err, store.ErrAway) {
+				t.Errorf("list: %v", err)
+			}
+		})
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+func third[T, U any](_ T, _ U, err error) error { return err }

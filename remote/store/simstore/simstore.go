@@ -24,6 +24,7 @@ type Faults struct {
 	Doubled  float64       // carried out, answered, and carried out once more after another Delay or several
 	Delay    time.Duration // of each request, at most
 	Outage   error         // what every request gets, if not nil; nothing is carried out
+	Missing  bool          // every request is answered as if the store were empty; nothing is carried out, and puts fail
 	LateMost time.Duration // how long after its caller was told a request may still arrive
 }
 
@@ -101,6 +102,9 @@ func (s *Store) request(ctx context.Context, kind, key string, changes bool, do 
 	if f.Outage != nil {
 		return none, fmt.Errorf("%s %s: %w", kind, key, f.Outage)
 	}
+	if f.Missing {
+		return none, missing(kind, key)
+	}
 	locked := func() (store.Object, error) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -127,6 +131,17 @@ func (s *Store) request(ctx context.Context, kind, key string, changes bool, do 
 		return o, err
 	}
 	return locked()
+}
+
+// missing is what an empty store answers.
+func missing(kind, key string) error {
+	switch kind {
+	case "delete", "list":
+		return nil
+	case "put":
+		return fmt.Errorf("put %s: %w", key, store.ErrAway)
+	}
+	return fmt.Errorf("%s %s: %w", kind, key, store.ErrNoObject)
 }
 
 func (s *Store) delayLocked(f Faults) time.Duration {
@@ -226,12 +241,16 @@ func (s *Store) PutIfAbsent(ctx context.Context, key string, p []byte) (store.Ob
 
 // PutIfMatch implements store.Store.
 func (s *Store) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
-	return s.put(ctx, key, p, func(held object, ok bool) error {
+	o, err := s.put(ctx, key, p, func(held object, ok bool) error {
 		if !ok || held.version != version {
 			return store.ErrChanged
 		}
 		return nil
 	})
+	if errors.Is(err, store.ErrAway) { // there is none of that version
+		err = fmt.Errorf("put %s: %w", key, store.ErrChanged)
+	}
+	return o, err
 }
 
 // Delete implements store.Store.

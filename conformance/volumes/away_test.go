@@ -1,0 +1,180 @@
+package volumes_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// awayFor is longer than volumeConfig's lease.
+const awayFor = 6 * time.Second
+
+// mountTwo mounts two volumes of a store, and puts load on both.
+func mountTwo(t *testing.T, s *testbed.Stack, store string) (names []string, loads []*testbed.Load) {
+	t.Helper()
+	for _, class := range []string{"remote", "local"} {
+		mnt := filepath.Join(t.TempDir(), "mnt")
+		snapctl(t, s, "volume", "create", "--store", store, "--class", class, class, "1G")
+		snapctl(t, s, "volume", "mount", class, mnt)
+		t.Cleanup(func() {
+			if t.Failed() {
+				_ = unix.Unmount(mnt, unix.MNT_DETACH)
+			}
+		})
+		l := testbed.StartLoad(t, mnt)
+		l.MustReach(t, 200)
+		names, loads = append(names, class), append(loads, l)
+	}
+	return names, loads
+}
+
+// outlive has a store go and come back under two volumes: their writers see no error, and go on.
+func outlive(t *testing.T, s *testbed.Stack, store, why string, gone, back func()) {
+	t.Helper()
+	names, loads := mountTwo(t, s, store)
+	gone()
+	end := time.Now().Add(awayFor)
+	testbed.WaitFor(t, "inspect to say why the volumes wait", func() bool {
+		for _, l := range loads {
+			l.MustRun(t)
+		}
+		return strings.Contains(snapctl(t, s, "volume", "inspect", names[0]), why)
+	})
+	for time.Now().Before(end) {
+		for _, l := range loads {
+			l.MustRun(t)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	back()
+	for i, l := range loads {
+		l.MustReach(t, l.Count()+200)
+		l.End(t)
+		snapctl(t, s, "volume", "umount", names[i])
+		t.Log(strings.TrimSpace(snapctl(t, s, "volume", "fsck", names[i])))
+		snapctl(t, s, "volume", "rm", names[i])
+	}
+	log, err := os.ReadFile(s.RemoradLog())
+	testbed.Must(t, err)
+	for _, never := range []string{"lost its lease", "the volume has failed"} {
+		if strings.Contains(string(log), never) {
+			t.Errorf("the log says %q", never)
+		}
+	}
+}
+
+// TestVolumeStoreRenamed: a store's directory is renamed for longer than a lease, with nothing or an empty directory in its place:
+// its volumes wait, and go on. Nothing is made where it was.
+func TestVolumeStoreRenamed(t *testing.T) {
+	t.Parallel()
+	for name, empty := range map[string]bool{"nothing in its place": false, "an empty directory in its place": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+			dir := filepath.Join(t.TempDir(), "store")
+			outlive(t, s, "file:"+dir, "the store is not there", func() {
+				testbed.Must(t, os.Rename(dir, dir+".aside"))
+				if empty {
+					testbed.Must(t, os.Mkdir(dir, 0o700))
+				}
+			}, func() {
+				if empty {
+					testbed.Must(t, os.Remove(dir))
+				}
+				testbed.Must(t, os.Rename(dir+".aside", dir))
+			})
+		})
+	}
+}
+
+// TestVolumeStoreNotFound: a proxy before a server answers 404 for longer than a lease, as a proxy does or as a server that is empty:
+// volumes wait, and go on.
+func TestVolumeStoreNotFound(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ server, body string }{
+		{"minio", "<html><body>no route</body></html>"},
+		{"versitygw", `<?xml version="1.0" encoding="UTF-8"?><Error><Code>NoSuchKey</Code><Message>none</Message></Error>`},
+	} {
+		t.Run(c.server, func(t *testing.T) {
+			t.Parallel()
+			srv := startS3(t, c.server)
+			to, err := url.Parse(srv.endpoint)
+			testbed.Must(t, err)
+			var missing atomic.Bool
+			proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+				r.SetURL(to)
+				r.Out.Host = r.In.Host // which the request's signature has
+			}}
+			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if !missing.Load() {
+					proxy.ServeHTTP(w, r)
+					return
+				}
+				w.WriteHeader(http.StatusNotFound)
+				_, _ = io.WriteString(w, c.body)
+			}))
+			t.Cleanup(front.Close)
+			config := volumeConfig + fmt.Sprintf("credentials = %q\n", srv.credentials)
+			s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: config})
+			outlive(t, s, strings.Replace(srv.url("away"), srv.endpoint, front.URL, 1), "the store is not there",
+				func() { missing.Store(true) }, func() { missing.Store(false) })
+		})
+	}
+}
+
+// TestVolumeRestartedWithoutStore: a remorad that is killed and started while its store's directory is renamed makes nothing in its
+// place, and waits: the mounted volume goes on once the directory is back. What is asked of a store that never was says so.
+func TestVolumeRestartedWithoutStore(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	mistyped := filepath.Join(t.TempDir(), "stroe")
+	mustRefuse(t, s, "the store is not there", "volume", "ls", "--store", "file:"+mistyped)
+	mustRefuse(t, s, "the store is not there", "volume", "mount", "--store", "file:"+mistyped, "data", filepath.Join(t.TempDir(), "mnt"))
+	mustRefuse(t, s, "the store is not there", "volume", "probe", "file:"+mistyped)
+	if _, err := os.Lstat(mistyped); !os.IsNotExist(err) {
+		t.Errorf("%s is there (%v)", mistyped, err)
+	}
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	store := newVolume(t, s, "data")
+	dir := strings.TrimPrefix(store, "file:")
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+	})
+	l := testbed.StartLoad(t, mnt)
+	l.MustReach(t, 200)
+	testbed.Must(t, s.StopRemorad(unix.SIGKILL))
+	testbed.Must(t, os.Rename(dir, dir+".aside"))
+	started := make(chan error, 1)
+	go func() { started <- s.StartRemoradOnly() }() // it serves once the requests are carried out that were under way
+	testbed.WaitFor(t, "the log to say that the store is not there", func() bool {
+		log, err := os.ReadFile(s.RemoradLog())
+		testbed.Must(t, err)
+		l.MustRun(t)
+		return strings.Contains(string(log), "the store of a volume is not there")
+	})
+	if _, err := os.Lstat(dir); !os.IsNotExist(err) {
+		t.Errorf("%s was made (%v)", dir, err)
+	}
+	testbed.Must(t, os.Rename(dir+".aside", dir))
+	testbed.Must(t, <-started)
+	l.MustReach(t, l.Count()+200)
+	testbed.Must(t, s.AwaitContainerd())
+	mustComeBack(t, s, mnt, l.End(t))
+	mustBeRight(t, s, "data", store)
+}

@@ -1,0 +1,250 @@
+package host_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/filestore"
+	"github.com/remora-storage/remora/volume"
+	"github.com/remora-storage/remora/volume/host"
+)
+
+// openDir is OpenStore for directories.
+func openDir(url string) (store.Store, error) {
+	return filestore.Open(strings.TrimPrefix(url, "file:"), filestore.Options{})
+}
+
+// newDirStore makes a store with volumes, and returns its URL.
+func newDirStore(t *testing.T, dir string, names ...string) string {
+	t.Helper()
+	s, err := filestore.Make(dir, filestore.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := volume.Init(t.Context(), s, func(context.Context) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names {
+		if _, _, err := volume.Create(t.Context(), s, name, volume.Spec{Size: size}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return "file:" + dir
+}
+
+func openDirs(t *testing.T, root string) *host.Host {
+	t.Helper()
+	h, err := host.Open(host.Options{Root: root, Journal: 16 << 20, OpenStore: openDir, TTL: 4 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func attachAt(ctx context.Context, h *host.Host, url, name string) (*host.Device, *volume.Head, error) {
+	s, err := h.Store(ctx, url)
+	if err != nil {
+		return nil, nil, err
+	}
+	head, err := volume.Lookup(ctx, s, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	d, err := h.Attach(ctx, url, head, host.AttachOptions{Progress: func(string) {}})
+	return d, head, err
+}
+
+func mustAttachAt(t *testing.T, h *host.Host, url, name string) (*host.Device, *volume.Head) {
+	t.Helper()
+	d, head, err := attachAt(t.Context(), h, url, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, head
+}
+
+func mustWrite(t *testing.T, d *host.Device, off int64) {
+	t.Helper()
+	if err := d.WriteAt(t.Context(), make([]byte, volume.Block), off); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustDetach(t *testing.T, h *host.Host, heads ...*volume.Head) {
+	t.Helper()
+	for _, head := range heads {
+		if err := h.Detach(t.Context(), head.ID); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestTwoURLs: volumes of one store that are attached by URLs that are spelled in two ways share the node's lease, in another life
+// of the node, too, and are the same by each name.
+func TestTwoURLs(t *testing.T) {
+	dir := t.TempDir()
+	url := newDirStore(t, filepath.Join(dir, "store"), "one", "two")
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(filepath.Join(dir, "store"), link); err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(dir, "root")
+	h := openDirs(t, root)
+	one, first := mustAttachAt(t, h, url, "one")
+	two, second := mustAttachAt(t, h, "file:"+link, "two")
+	again, _ := mustAttachAt(t, h, "file:"+link, "one")
+	for i := range int64(3) {
+		mustWrite(t, one, i*volume.Block)
+		mustWrite(t, two, i*volume.Block)
+		mustWrite(t, again, i*volume.Block)
+	}
+	if !h.Same(t.Context(), url, "file:"+link) {
+		t.Error("the two are not the same")
+	}
+	if n, err := os.ReadDir(filepath.Join(dir, "store", "node")); err != nil || len(n) != 1 || len(h.Stores()) != 1 {
+		t.Errorf("%d leases, stores %q (%v)", len(n), h.Stores(), err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h = openDirs(t, root)
+	if err := h.ResumeAll(); err != nil {
+		t.Fatal(err)
+	}
+	two, _ = mustAttachAt(t, h, url, "two")
+	mustWrite(t, two, 0)
+	mustDetach(t, h, first, second)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func copyDir(t *testing.T, from, to string) {
+	t.Helper()
+	if out, err := exec.CommandContext(t.Context(), "cp", "-a", from, to).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// TestCopiedStore: a copy of a store is refused beside the original, whether a volume is attached or not, by a node that was just
+// started, and while the original is away; the original is not disturbed.
+func TestCopiedStore(t *testing.T) {
+	dir := t.TempDir()
+	url := newDirStore(t, filepath.Join(dir, "store"), "data")
+	root, backup := filepath.Join(dir, "root"), "file:"+filepath.Join(dir, "backup")
+	h := openDirs(t, root)
+	mustRefuse := func(when string) {
+		t.Helper()
+		_, _, err := attachAt(t.Context(), h, backup, "data")
+		if !errors.Is(err, host.ErrCopy) || !strings.Contains(err.Error(), url) || !strings.Contains(err.Error(), backup) {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	d, head := mustAttachAt(t, h, url, "data")
+	mustWrite(t, d, 0)
+	copyDir(t, filepath.Join(dir, "store"), filepath.Join(dir, "backup"))
+	mustRefuse("attached")
+	mustWrite(t, d, volume.Block)
+	mustDetach(t, h, head)
+	mustRefuse("detached")
+	if at, err := h.StoreOf("data"); err != nil || at != url {
+		t.Errorf("its store is %s, %v", at, err)
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h = openDirs(t, root)
+	mustRefuse("started again")
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "store"), filepath.Join(dir, "aside")); err != nil {
+		t.Fatal(err)
+	}
+	h = openDirs(t, root)
+	mustRefuse("the original is away")
+	if err := os.Rename(filepath.Join(dir, "aside"), filepath.Join(dir, "store")); err != nil {
+		t.Fatal(err)
+	}
+	d, head = mustAttachAt(t, h, url, "data")
+	mustWrite(t, d, 0)
+	mustDetach(t, h, head)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestMovedStore: a store that was moved as this node left it is recognised at its new place.
+func TestMovedStore(t *testing.T) {
+	dir := t.TempDir()
+	url := newDirStore(t, filepath.Join(dir, "store"), "data")
+	root := filepath.Join(dir, "root")
+	h := openDirs(t, root)
+	d, head := mustAttachAt(t, h, url, "data")
+	mustWrite(t, d, 0)
+	mustDetach(t, h, head)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dir, "store"), filepath.Join(dir, "moved")); err != nil {
+		t.Fatal(err)
+	}
+	h = openDirs(t, root)
+	d, head = mustAttachAt(t, h, "file:"+filepath.Join(dir, "moved"), "data")
+	mustWrite(t, d, 0)
+	mustDetach(t, h, head)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestNodeLock: a second process with a copy of a root is refused by the name of the first, which goes on. One that follows an
+// ended one is not.
+func TestNodeLock(t *testing.T) {
+	dir := t.TempDir()
+	opts := host.Options{Root: filepath.Join(dir, "root"), OpenStore: openDir, Locks: filepath.Join(dir, "locks")}
+	h, err := host.Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copyDir(t, opts.Root, filepath.Join(dir, "copy"))
+	other := opts
+	other.Root = filepath.Join(dir, "copy")
+	second, err := host.Open(other)
+	if want := fmt.Sprintf("process %d with %s", os.Getpid(), opts.Root); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("a copy: %v, want %q", err, want)
+	}
+	if second != nil {
+		t.Error("it was opened")
+	}
+	var ending sync.WaitGroup
+	ending.Go(func() {
+		time.Sleep(100 * time.Millisecond) // the next one waits for it meanwhile
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	again, err := host.Open(opts)
+	ending.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := os.ReadDir(opts.Locks); err != nil || len(left) > 0 {
+		t.Errorf("%d locks stay (%v)", len(left), err)
+	}
+}
