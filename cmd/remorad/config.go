@@ -23,6 +23,7 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
 	"github.com/remora-storage/remora/snapshotter/layers"
+	"github.com/remora-storage/remora/volume"
 )
 
 // sampleConfig has every key with its default; config_test.go keeps it so.
@@ -89,11 +90,11 @@ type config struct {
 		Memory      string `toml:"memory"`
 	} `toml:"limits"`
 	Volume struct {
-		Store       string   `toml:"store"`
-		Credentials string   `toml:"credentials"`
-		Memory      string   `toml:"memory"`
-		Journal     string   `toml:"journal"`
-		Lease       duration `toml:"lease"`
+		Store       string    `toml:"store"`
+		Credentials string    `toml:"credentials"`
+		Memory      string    `toml:"memory"`
+		Journal     string    `toml:"journal"`
+		Lease       leaseTime `toml:"lease"`
 	} `toml:"volume"`
 	Metrics struct {
 		Address string `toml:"address"`
@@ -190,6 +191,25 @@ func (d *duration) UnmarshalText(p []byte) error {
 	return err
 }
 
+// leaseTime is a duration that a lease may have.
+type leaseTime time.Duration
+
+// Bounds of leases. A shorter one ends with each hiccup of a store, and others wait as long as a longer one.
+const (
+	leastLease = 4 * time.Second
+	mostLease  = volume.MostTTL
+)
+
+// UnmarshalText reads a duration like 12s.
+func (l *leaseTime) UnmarshalText(p []byte) error {
+	v, err := time.ParseDuration(string(p))
+	if err == nil && (v < leastLease || v > mostLease) {
+		err = fmt.Errorf("a lease of %s: want %s to %s", p, leastLease, mostLease)
+	}
+	*l = leaseTime(v)
+	return err
+}
+
 // readConfig reads a file over the defaults. The default file need not exist.
 func readConfig(path string, mayBeMissing bool) (*config, error) {
 	c := new(config)
@@ -208,6 +228,10 @@ func readConfig(path string, mayBeMissing bool) (*config, error) {
 		var strict *toml.StrictMissingError
 		if errors.As(err, &strict) {
 			return nil, fmt.Errorf("configuration %s has keys that remorad does not know:\n%s", path, strict.String())
+		}
+		var wrong *toml.DecodeError
+		if errors.As(err, &wrong) {
+			return nil, fmt.Errorf("configuration %s: %w\n%s", path, err, wrong.String())
 		}
 		return nil, fmt.Errorf("configuration %s: %w", path, err)
 	}

@@ -59,6 +59,11 @@ func TestReadConfig(t *testing.T) {
 		"a wrong rate":         {"[fetch]\nbackground_rate = \"fast\"", "16MiB"},
 		"a back end for one":   {"[mount.for]\n\"r.example.com\" = \"fuse-tree\"", ""},
 		"a wrong one for one":  {"[mount.for]\n\"r.example.com\" = \"magic\"", "want auto"},
+		"a lease below zero":   {"[volume]\nlease = \"-4s\"", "2| lease = \"-4s\""},
+		"a lease too short":    {"[volume]\nlease = \"100ms\"", "a lease of 100ms: want 4s to 1m0s"},
+		"a lease too long":     {"[volume]\nlease = \"61s\"", "want 4s to 1m0s"},
+		"the shortest lease":   {"[volume]\nlease = \"4s\"", ""},
+		"the longest lease":    {"[volume]\nlease = \"60s\"", ""},
 		"a duration as number": {"[fetch]\ndeadline = \"5\"", "configuration"},
 	} {
 		t.Run(name, func(t *testing.T) {
