@@ -116,26 +116,7 @@ func (m *mending) anew(ctx context.Context, b *binding, why string) (with filled
 		return with, fmt.Errorf("%s; and no image of containerd says what it is made of", why)
 	}
 	m.dropUnused(b.image()) // what is wrong
-	errs, gone := []error{errors.New(why), err}, err == nil
-	for i, src := range all {
-		var err error
-		if i > 0 { // whoever needs the layer asks its own repository in any case
-			err = m.layers.Proofs.Failing(src.Repo)
-		}
-		if err == nil {
-			if with, err = m.fill(ctx, b, src); err == nil {
-				return with, nil
-			}
-		}
-		if ctx.Err() != nil {
-			return with, context.Cause(ctx)
-		}
-		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err)), gone && layers.IsGone(err)
-	}
-	if err = errors.Join(errs...); gone {
-		err = &goneError{err}
-	}
-	return with, err
+	return m.firstOf(ctx, b, all, []error{errors.New(why), err}, err == nil)
 }
 
 // fill reads a layer whole, into an image, or, where none can be made of it, into a directory.

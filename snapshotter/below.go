@@ -3,7 +3,6 @@ package snapshotter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path"
 	"path/filepath"
@@ -36,13 +35,19 @@ func (m *mountings) mounted(ctx context.Context, ids []string) (dirs []string, e
 	for _, id := range ids {
 		if b := m.bindings.get(id); b != nil {
 			if err := m.ensure(ctx, b); err != nil {
-				return nil, fmt.Errorf("below it, %w", err)
+				return nil, &belowError{err}
 			}
 		}
 		dirs = append(dirs, m.upperPath(id))
 	}
 	return dirs, nil
 }
+
+// A belowError says that a layer below one could not be mounted. That says nothing of the one itself, neither that it is gone nor that it
+// was refused, so it does not wrap why.
+type belowError struct{ err error }
+
+func (e *belowError) Error() string { return "below it, " + e.err.Error() }
 
 // lookBelow finds p in the topmost root that has it, heeding whiteouts and opaque directories.
 func lookBelow(roots []string, p string) (a layout.Attributes, found bool, err error) {

@@ -9,7 +9,6 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 
-	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
@@ -18,45 +17,50 @@ import (
 // because the blob was deleted, access was withdrawn or other bytes are served, whatever else is known to have it is asked: containerd's
 // content store, and the repositories of other images that containerd says are made of the same layer.
 
-// imageOf returns an image that shows what a binding promises, with the source that it is read from: the binding's own, or one of
-// elsewhere if that fails.
-func (m *mending) imageOf(ctx context.Context, b *binding, saved *savedBinding) (*cache.File, layers.Source, error) {
-	f, err := m.mountings.image(ctx, b, saved)
-	if err == nil || layers.MayUnpack(err) || ctx.Err() != nil {
-		return f, saved.Source, err
+// contentOf returns what a binding is to show: the image that its own source gives, or what that is unpacked into where no image can be
+// made of it; and if that fails, what one of elsewhere gives.
+func (m *mending) contentOf(ctx context.Context, b *binding, saved *savedBinding) (with filled, err error) {
+	with.src = saved.Source
+	with.file, err = m.mountings.image(ctx, b, saved)
+	if layers.MayUnpack(err) && ctx.Err() == nil {
+		with.unpacked, err = m.mountings.unpackInto(ctx, b, &with.src, err)
+	}
+	if err == nil || ctx.Err() != nil {
+		return with, err
 	}
 	others, lerr := m.elsewhere(ctx, b)
 	for i := range others {
 		m.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", others[i].Descriptor.Digest,
 			"repository", others[i].Repo, "err", err)
 	}
-	f, src, err := m.firstProven(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
-	if err != nil {
-		return nil, saved.Source, err
-	}
-	return f, src, nil
+	return m.firstOf(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
 }
 
-// firstProven returns the image of the first source whose bytes are proven to be what a binding promises. The error has those of all,
-// and others that were there before; if all say that the layer is gone, and it was before, it is a goneError.
-func (m *mending) firstProven(
+// firstOf returns what a binding can be filled with from the first source whose bytes are proven to be what the binding promises. The
+// error has those of all, and others that were there before; if all say that the layer is gone, and it was before, it is a goneError.
+func (m *mending) firstOf(
 	ctx context.Context, b *binding, all []layers.Source, before []error, gone bool,
-) (f *cache.File, src layers.Source, err error) {
-	errs := before
-	for _, src := range all {
-		err := m.layers.Proofs.Failing(src.Repo)
-		if err == nil {
-			if f, err = m.prove(ctx, b, &src); err == nil {
-				return f, src, nil
-			}
-			m.dropUnused(f)
+) (with filled, err error) {
+	errs, ours := before, b.source().Repo
+	for i := range all {
+		var err error
+		if all[i].Repo != ours { // whoever needs the layer asks its own repository in any case
+			err = m.layers.Proofs.Failing(all[i].Repo)
 		}
-		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", src.Image, err)), gone && layers.IsGone(err)
+		if err == nil {
+			if with, err = m.fill(ctx, b, all[i]); err == nil {
+				return with, nil
+			}
+		}
+		if ctx.Err() != nil {
+			return filled{}, context.Cause(ctx)
+		}
+		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", all[i].Image, err)), gone && layers.IsGone(err)
 	}
 	if err = errors.Join(errs...); gone {
 		err = &goneError{err}
 	}
-	return nil, layers.Source{}, err
+	return filled{}, err
 }
 
 // elsewhere returns the layers, other than the binding's own, by which images of containerd say that the binding's snapshot can be

@@ -91,13 +91,14 @@ func (m *mountings) mountBinding(ctx context.Context, b *binding) error {
 	if saved.Unpacked != nil {
 		return m.mountAs(b, func() error { return nil })
 	}
-	f, src, err := m.mending.imageOf(ctx, b, &saved)
-	if layers.MayUnpack(err) && ctx.Err() == nil {
-		return m.unpack(ctx, b, err)
-	}
+	with, err := m.mending.contentOf(ctx, b, &saved)
 	if err != nil {
 		return err
 	}
+	if with.unpacked != nil {
+		return m.mountAs(b, func() error { return b.noteLocked(with) })
+	}
+	f, src := with.file, with.src
 	err = m.mending.checkDiffID(ctx, b, f)
 	if errors.Is(err, blob.ErrBytes) && !src.Whole {
 		return m.mountAnew(ctx, b, doubtWhy)
@@ -111,7 +112,7 @@ func (m *mountings) mountBinding(ctx context.Context, b *binding) error {
 			b.file = f // which is on disk
 			return nil
 		}
-		return b.noteLocked(filled{src: src, file: f})
+		return b.noteLocked(with)
 	})
 }
 

@@ -176,7 +176,7 @@ func (r *recovery) makeOne(ctx context.Context, name string) error {
 }
 
 // sourceOf returns the layer that a lost snapshot is made of now: best the one whose claim it was, else one that can be read here, else
-// one that containerd has the blob of. Where none of its places has it, imageOf asks the others.
+// one that containerd has the blob of. Where none of its places has it, contentOf asks the others.
 func (r *recovery) sourceOf(ctx context.Context, name string, k known) (src layers.Source, err error) {
 	if r.sources == nil {
 		all, err := r.images.Known(ctx)

@@ -2,12 +2,15 @@ package snapshotter
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
@@ -264,4 +267,50 @@ func TestLostForGood(t *testing.T) {
 		}
 	}
 	b.mustHaveNone()
+}
+
+// TestLostOrdinary: a layer that is left to containerd, and whose root was lost, comes from another image's repository if its own has it no
+// longer; if none has it, its image is released, and a pull begins anew.
+func TestLostOrdinary(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root unpacks layers")
+	}
+	files := []member{file("a", noise(41, 40_000))}
+	name := ImageName{Namespace: "default", Name: "app:1"}
+	for _, elsewhere := range []bool{true, false} {
+		t.Run(fmt.Sprintf("elsewhere %v", elsewhere), func(t *testing.T) {
+			l := gzipLayer(t, files...)
+			im, twin := newImage(t, "app", []string{"app"}, l), newImage(t, "twin", []string{"twin"}, l)
+			r := &released{}
+			b := newBed(t, newOrigin(t, im, twin), func(b *bed) {
+				withBlobs(b)
+				if !elsewhere {
+					r.all = b.uses(im, name)
+				}
+				b.opts.Releases, b.opts.GoneFor = r, time.Nanosecond
+				b.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{Mode: layers.ImportOrdinary} }
+			})
+			containerd := newDaemon(t, b)
+			top := containerd.pull("default", im, map[int][]member{0: files})
+			b.close()
+			b.mustRemove(b.root)
+			b.open()
+			b.origin.Answer("/v2/app/blobs/"+l.Digest().String(), http.StatusNotFound)
+			ctx := namespaces.WithNamespace(t.Context(), "default")
+			if _, err := containerd.Stat(ctx, top); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.mountings.ensure(b.ctx, b.bindings.all()[0]); err == nil {
+				t.Fatal("nobody has the layer, and it is shown")
+			}
+			if elsewhere {
+				b.fetch(twin)
+				containerd.run("default", top, files...)
+				b.restart()
+				containerd.run("default", top, files...)
+				return
+			}
+			eventually(t, "the image to be removed", func() bool { return slices.Equal(r.names(), []ImageName{name}) })
+		})
+	}
 }

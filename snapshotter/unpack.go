@@ -31,16 +31,6 @@ func (b *binding) isUnpacked() bool {
 	return b.saved.Unpacked != nil
 }
 
-// unpack has a binding show its layer as containerd unpacks it, since it was refused otherwise.
-func (m *mountings) unpack(ctx context.Context, b *binding, refused error) error {
-	src := b.source()
-	takes, err := m.unpackInto(ctx, b, &src, refused)
-	if err != nil {
-		return err
-	}
-	return m.mountAs(b, func() error { return b.noteLocked(filled{src: src, unpacked: takes}) })
-}
-
 // unpackInto unpacks a layer beside a binding's directory, and returns what it takes there.
 func (m *mountings) unpackInto(ctx context.Context, b *binding, src *layers.Source, refused error) (*unpackedUsage, error) {
 	b.mu.Lock()
@@ -59,7 +49,8 @@ func (m *mountings) unpackInto(ctx context.Context, b *binding, src *layers.Sour
 		}
 	}
 	if err := m.layers.Imports.UnpackInto(ctx, src, dir, lowers); err != nil {
-		return nil, errors.Join(fmt.Errorf("unpack it, since it was refused: %w", err), refused, os.RemoveAll(dir))
+		// Whether the layer is gone is what unpacking it says, rather than why no image was made of it.
+		return nil, errors.Join(fmt.Errorf("unpack it, since it was refused (%v): %w", refused, err), os.RemoveAll(dir))
 	}
 	takes, err := fs.DiskUsage(ctx, dir)
 	if err != nil {

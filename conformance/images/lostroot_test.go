@@ -2,10 +2,14 @@ package images_test
 
 import (
 	"archive/tar"
+	"fmt"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -69,3 +73,86 @@ func TestLostRoot(t *testing.T) {
 
 // notListed is the directory that the upper layers do not list: each unpacker gives it a time of its own.
 func notListed(path string) bool { return path == "d" }
+
+// TestLostRootOfOrdinary: layers that containerd unpacked, since remorad is told to leave them to it, are made whole after their root was
+// lost, though neither containerd's content store nor their own repository has them: from the repository of another image, or once a
+// login lets remorad into the one that has them. An image of which nobody has a layer is removed, and the next pull begins anew.
+func TestLostRootOfOrdinary(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info", Config: impatient + "[import]\nmode = \"ordinary\"\n"})
+	dir, p := t.TempDir(), newFaultyProxy(t, s)
+	closed := fault(func(w http.ResponseWriter, r *http.Request, pass http.Handler) {
+		user, password, _ := r.BasicAuth()
+		if strings.Contains(r.URL.Path, "/closed/") && (user != testbed.User || password != testbed.Password) {
+			w.Header().Set("WWW-Authenticate", `Basic realm="closed"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		pass.ServeHTTP(w, r)
+	})
+	p.every.Store(true)
+	refs := map[string]string{"moved": s.Ref("moved:1"), "closed": p.Listener.Addr().String() + "/closed:1", "lost": s.Ref("lost:1")}
+	pull := func(ref string) {
+		t.Helper()
+		_, err := s.Ctr(t.Context(), "images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", ref)
+		testbed.Must(t, err)
+	}
+	for i, name := range []string{"moved", "closed", "lost"} {
+		layout := filepath.Join(dir, name)
+		testbed.Must(t, testbed.WriteTars(layout, "src", randomLayer(uint64(60+i), 1<<20), randomLayer(uint64(70+i), 1<<20)))
+		testbed.Must(t, s.Push(t.Context(), layout, "src", name+":1"))
+		pull(refs[name])
+		ordinaryTree(t, s, s.Ref(name+":1"))
+	}
+	if n := claimed(t, s); n != 0 {
+		t.Fatalf("%d layers are claimed that are left to containerd", n)
+	}
+	p.fault.Store(&closed)
+	for name := range refs {
+		for _, l := range manifestOf(t, filepath.Join(dir, name), "src").Layers {
+			_, err := s.Ctr(t.Context(), "content", "rm", l.Digest.String())
+			testbed.Must(t, err)
+		}
+	}
+	for _, name := range []string{"moved", "lost"} {
+		deleteBlobs(t, s, filepath.Join(dir, name), "src", name)
+	}
+	testbed.Must(t, s.StopRemorad(syscall.SIGTERM))
+	testbed.Must(t, os.RemoveAll(s.Root))
+	testbed.Must(t, s.StartRemorad())
+	nothing := func(string) bool { return false }
+	start := func(name, id string) error {
+		_, err := s.Ctr(t.Context(), "run", "--rm", "--snapshotter", "remora", refs[name], id, "true")
+		return err
+	}
+	for _, name := range []string{"moved", "closed"} {
+		if start(name, "early-"+name) == nil {
+			t.Errorf("%s runs, and nobody has its layers, or may read them", name)
+		}
+	}
+	testbed.Must(t, s.Push(t.Context(), filepath.Join(dir, "moved"), "src", "twin:1"))
+	pull(s.Ref("twin:1"))
+	sameTree(t, s, refs["moved"], s.Ref("twin:1"), nothing)
+	login := filepath.Join(t.TempDir(), "password")
+	testbed.Must(t, os.WriteFile(login, []byte(testbed.Password), 0o600))
+	_, err := s.Snapctl(t.Context(), "pull", "--user", testbed.User, "--password-file", login, refs["closed"])
+	testbed.Must(t, err)
+	sameTree(t, s, refs["closed"], s.Ref("closed:1"), nothing)
+	try := 0
+	testbed.WaitFor(t, "the image to be removed", func() bool {
+		time.Sleep(time.Second) // as a kubelet waits
+		try++
+		if start("lost", fmt.Sprint("c", try)) == nil {
+			t.Fatal("it runs")
+		}
+		names, err := s.Ctr(t.Context(), "images", "ls", "-q")
+		testbed.Must(t, err)
+		return !strings.Contains(names, "lost")
+	})
+	testbed.Must(t, s.Push(t.Context(), filepath.Join(dir, "lost"), "src", "lost:1"))
+	pull(refs["lost"])
+	sameTree(t, s, refs["lost"], refs["lost"], nothing)
+	if n := claimed(t, s); n != 4 {
+		t.Errorf("%d layers are supplied here, not those of the two images that were never removed", n)
+	}
+}

@@ -2,7 +2,6 @@ package layers
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -124,21 +123,34 @@ type storedBlob struct {
 // Open implements cache.Source.
 func (b *storedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
 	if try == 0 || b.alone {
-		r, err := b.blobs.Blob(ctx, b.namespace, b.digest) // which reads with this context, too
-		if err == nil {
-			if r.Size() == b.Size() {
-				return struct {
-					io.Reader
-					io.Closer
-				}{io.NewSectionReader(r, off, n), r}, nil
-			}
-			r.Close() // only read
-		}
-		if b.alone {
-			return nil, fmt.Errorf("it came from no registry, and containerd's content store does not have it: %w", cmp.Or(err, errWrongBlob))
+		if r, err := b.openStored(ctx, off, n); err == nil || b.alone {
+			return r, err
 		}
 	}
 	return b.Blob.Open(ctx, off, n, try)
+}
+
+// Whole implements Blob.
+func (b *storedBlob) Whole(ctx context.Context) (io.ReadCloser, error) {
+	if r, err := b.openStored(ctx, 0, b.Size()); err == nil || b.alone {
+		return r, err
+	}
+	return b.Blob.Whole(ctx)
+}
+
+// openStored is Open of what containerd has.
+func (b *storedBlob) openStored(ctx context.Context, off, n int64) (io.ReadCloser, error) {
+	r, err := b.blobs.Blob(ctx, b.namespace, b.digest) // which reads with this context, too
+	if err == nil && r.Size() != b.Size() {
+		err = errors.Join(errWrongBlob, r.Close())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("it came from no registry, and containerd's content store does not have it: %w", err)
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(r, off, n), r}, nil
 }
 
 // nowhere is the blob of a layer that came from no registry, where the content store does not have it.
