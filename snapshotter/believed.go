@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
@@ -24,10 +26,48 @@ const (
 	neighbours   = 4
 )
 
+// spellsKind is the file that keeps spells over restarts: else a remorad that is restarted again and again would remove ever more.
+var spellsKind = durable.Kind{
+	Name: "releases.json",
+	Lost: "of which repositories images were removed within the last hour: as many again may be",
+	Do:   "remove this file",
+}
+
+const spellsVersion = 1
+
+// savedSpells are spells on disk.
+type savedSpells struct {
+	Version int     `json:"version"`
+	Spells  []spell `json:"spells"`
+}
+
 // A spell is when images of a repository were released last.
 type spell struct {
-	repo registry.Repository
-	at   time.Time
+	Repo registry.Repository `json:"repository"`
+	At   time.Time           `json:"at"`
+}
+
+// load reads the spells of an earlier life.
+func (r *releasing) load() {
+	saved, _, err := durable.LoadJSON(filepath.Join(r.root, spellsKind.Name), spellsKind, r.log, func(s *savedSpells) error {
+		switch {
+		case s.Version > spellsVersion:
+			return fmt.Errorf("version %d: %w", s.Version, durable.ErrNewer)
+		case s.Version != spellsVersion:
+			return fmt.Errorf("it has version %d", s.Version)
+		}
+		return nil
+	})
+	if r.unknown = err; err != nil {
+		r.log.Error("no image is removed, since nobody knows how many were within the last hour", "err", err)
+	}
+	now := time.Now()
+	for i := range saved.Spells {
+		if saved.Spells[i].At.After(now) { // the clock was set back
+			saved.Spells[i].At = now
+		}
+	}
+	r.spells = saved.Spells
 }
 
 // lostOf returns the images that lack a layer for good, of those that may have it, or why none is to be removed. others are the places,
@@ -145,13 +185,16 @@ func (r *releasing) neighboursOf(repo registry.Repository) (all []layers.Source)
 func (r *releasing) mayRelease(c *layers.Claim) error {
 	r.lostMu.Lock()
 	defer r.lostMu.Unlock()
-	r.spells = slices.DeleteFunc(r.spells, func(s spell) bool { return time.Since(s.at) >= releasesSpan })
+	if r.unknown != nil {
+		return fmt.Errorf("nobody knows how many images were removed within %s: %w", releasesSpan, r.unknown)
+	}
 	count := 0
 	for _, s := range r.spells {
-		if s.repo == c.Repo {
+		switch {
+		case time.Since(s.At) >= releasesSpan:
+		case s.Repo == c.Repo:
 			return nil
-		}
-		if s.repo.Host == c.Repo.Host {
+		case s.Repo.Host == c.Repo.Host:
 			count++
 		}
 	}
@@ -162,16 +205,27 @@ func (r *releasing) mayRelease(c *layers.Claim) error {
 	return nil
 }
 
-// noteReleased counts a release.
-func (r *releasing) noteReleased(use *Use) {
-	r.lostMu.Lock()
-	defer r.lostMu.Unlock()
+// noteRelease counts a release that is to come, unless it is one too many and no operator has asked for it. It is on stable storage then,
+// so that whatever ends this process, the next one counts it, too.
+func (r *releasing) noteRelease(use *Use, operator bool) error {
 	for i := range use.From {
-		repo := use.From[i].Repo
-		if at := slices.IndexFunc(r.spells, func(s spell) bool { return s.repo == repo }); at >= 0 {
-			r.spells[at].at = time.Now()
-		} else {
-			r.spells = append(r.spells, spell{repo, time.Now()})
+		if !operator {
+			if err := r.mayRelease(&use.From[i]); err != nil {
+				return err
+			}
+		}
+		if err := r.noteSpell(use.From[i].Repo); err != nil && !operator {
+			return fmt.Errorf("note that it is removed: %w", err)
 		}
 	}
+	return nil
+}
+
+func (r *releasing) noteSpell(repo registry.Repository) error {
+	r.lostMu.Lock()
+	defer r.lostMu.Unlock()
+	now := time.Now()
+	r.spells = slices.DeleteFunc(r.spells, func(s spell) bool { return s.Repo == repo || now.Sub(s.At) >= releasesSpan })
+	r.spells = append(r.spells, spell{repo, now})
+	return durable.SaveJSON(filepath.Join(r.root, spellsKind.Name), savedSpells{spellsVersion, r.spells})
 }

@@ -34,7 +34,7 @@ var (
 
 // ListDamaged returns what was set aside below a root of what this package keeps there.
 func ListDamaged(root string) ([]durable.Damage, error) {
-	all, err := durable.ListDamaged(root, databaseKind, instanceKind, BrokenFile)
+	all, err := durable.ListDamaged(root, databaseKind, instanceKind, spellsKind, BrokenFile)
 	if err != nil {
 		return nil, err
 	}

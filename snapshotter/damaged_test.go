@@ -193,20 +193,24 @@ func TestDamagedNotes(t *testing.T) {
 	im := newImage(t, "app", nil, l)
 	for _, h := range suite.Harms(harmSeed) {
 		t.Run(h.Name, func(t *testing.T) {
-			b := newBed(t, newOrigin(t, im), nil)
+			b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Releases = &released{} })
 			b.run("container", b.pull(im))
-			path := filepath.Join(b.root, BrokenFile.Name)
-			if err := durable.SaveJSON(path, map[string]string{"99": "lost"}); err != nil {
-				t.Fatal(err)
+			for name, content := range map[string]any{
+				BrokenFile.Name: map[string]string{"99": "lost"}, spellsKind.Name: savedSpells{},
+			} {
+				path := filepath.Join(b.root, name)
+				b.close()
+				if err := durable.SaveJSON(path, content); err != nil {
+					t.Fatal(err)
+				}
+				h.Do(t, path)
+				b.open()
+				b.mustRemove(b.mustName(path))
 			}
-			b.close()
-			h.Do(t, path)
-			b.open()
-			b.mustRemove(b.mustName(path))
 			if _, err := b.AddProfile(im.Target.Digest, profile.New(im.Target.Digest, "r", nil)); err != nil {
 				t.Fatal(err)
 			}
-			path = b.profileOf(im)
+			path := b.profileOf(im)
 			h.Do(t, path)
 			if _, err := b.AddProfile(im.Target.Digest, profile.New(im.Target.Digest, "r", nil)); err != nil {
 				t.Errorf("a profile is not kept: %v", err)

@@ -112,6 +112,7 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 	s.started.Go(func() { s.chores.completeLayers(s.life) })
 	s.started.Go(func() { s.chores.keepBlobs(s.life) })
 	if s.opts.Releases != nil {
+		s.releasing.load()
 		s.started.Go(func() { s.releasing.releaseGone(s.life) })
 	}
 	return s, nil

@@ -31,6 +31,7 @@ type releasing struct {
 	lostMu     sync.Mutex      // guards the fields below
 	lostImages map[string]bool // by name in the cache
 	spells     []spell         // of the last hour
+	unknown    error           // why those of an earlier life are not known; nil if they are
 
 	released atomic.Uint64 // images
 }
@@ -252,6 +253,9 @@ func (r *releasing) release(ctx context.Context, b *binding, others []layers.Sou
 	}
 	for i := range lost {
 		use := &lost[i]
+		if err := r.noteRelease(use, operator); err != nil {
+			return fmt.Errorf("image %s: %w", use, err)
+		}
 		removed, err := r.opts.Releases.Release(ctx, use)
 		if err != nil {
 			return fmt.Errorf("remove image %s: %w", use, err)
@@ -259,7 +263,6 @@ func (r *releasing) release(ctx context.Context, b *binding, others []layers.Sou
 		if !removed {
 			continue
 		}
-		r.noteReleased(use)
 		r.released.Add(1)
 		r.log.Warn("image was removed from containerd, since a layer of it is no longer anywhere: pull it again", "image", use.Name,
 			"namespace", use.Namespace, "digest", b.source().Descriptor.Digest)

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
@@ -203,6 +206,52 @@ func TestStorageLost(t *testing.T) {
 				return
 			}
 		})
+	}
+}
+
+// TestReleasesBoundedOverRestarts: remorad removes images of no more repositories of a host within an hour for being restarted after each.
+func TestReleasesBoundedOverRestarts(t *testing.T) {
+	var all []*image
+	for i := range releasesMost + 3 {
+		all = append(all, newImage(t, fmt.Sprint("app", i), nil, gzipLayer(t, file("a", noise(uint64(i), 100_000)))))
+	}
+	o := newOrigin(t, all...)
+	release := lose(o, http.StatusNotFound, func(repo, kind, _ string) bool { return kind != "" && repo != "app0" })
+	r := &released{}
+	b := newBed(t, o, func(b *bed) {
+		for _, im := range all {
+			r.all = append(r.all, b.uses(im, ImageName{Namespace: "default", Name: im.Path})...)
+		}
+		b.opts.Releases, b.opts.GoneFor = r, time.Nanosecond
+	})
+	for _, im := range all {
+		b.pull(im)
+	}
+	release()
+	removed := func() map[string]bool { // those of before are named again after a restart, as their snapshots are not removed here
+		names := map[string]bool{}
+		for _, name := range r.names() {
+			names[name.Name] = true
+		}
+		return names
+	}
+	for _, im := range all[1:] {
+		b.fails(im)
+		eventually(t, "what becomes of it to be known", func() bool {
+			return removed()[im.Path] || strings.Contains(b.statusOf(im.Layers[0]).Reason, "snapctl repair --release")
+		})
+		b.restart()
+	}
+	if n := len(removed()); n != releasesMost {
+		t.Errorf("removed images of %d repositories: %v", n, removed())
+	}
+	b.close()
+	if err := os.WriteFile(filepath.Join(b.root, spellsKind.Name), []byte(`{"version": 99}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.open()
+	if err := b.releasing.mayRelease(&r.all[0].From[0]); !errors.Is(err, durable.ErrNewer) {
+		t.Errorf("where nobody knows how many were: %v", err)
 	}
 }
 
