@@ -196,7 +196,7 @@ func TestDamagedNotes(t *testing.T) {
 			b := newBed(t, newOrigin(t, im), func(b *bed) { b.opts.Releases = &released{} })
 			b.run("container", b.pull(im))
 			for name, content := range map[string]any{
-				BrokenFile.Name: map[string]string{"99": "lost"}, spellsKind.Name: savedSpells{},
+				BrokenFile.Name: map[string]string{"99": "lost"}, spellsKind.Name: savedSpells{}, "refused.json": map[string]int{"version": 1},
 			} {
 				path := filepath.Join(b.root, name)
 				b.close()

@@ -295,6 +295,44 @@ func TestImportBeyondLimits(t *testing.T) {
 	}
 }
 
+// TestBeyondLimitsRemembered: of a layer that turned out to be beyond the limits after it was claimed, that is known at the next Prepare,
+// without a request, also after a restart; another repository's is tried, and so is each under other limits.
+func TestBeyondLimitsRemembered(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root unpacks layers")
+	}
+	l := gzipLayer(t, file("a", honest), file("b", honest), file("c", noise(1, 100_000)), file("d", honest))
+	im, twin := newImage(t, "app", nil, l), newImage(t, "twin", []string{"twin"}, l)
+	o := newOrigin(t, im, twin)
+	b := newBed(t, o, func(b *bed) { b.opts.Layers.Limits.Nodes = 3 })
+	top := refusedLate(b, im)
+	b.sees(b.run("container", top), "a", honest)
+	for _, key := range []string{"container", top} {
+		if err := errors.Join(b.Remove(b.ctx, key), b.Cleanup(b.ctx)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		b.restart()
+		o.Forget()
+		b.decline(im, 0, "")
+		if reasons := b.resolve(im); !strings.Contains(reasons[l.Digest()], "files and directories") {
+			t.Errorf("got %v", reasons)
+		}
+		if n := o.Requests("blobs", l.Digest().String()); n != 0 {
+			t.Errorf("asked %d times for what is known", n)
+		}
+	}
+	b.fetch(twin)
+	b.resolve(twin)
+	if n := o.Requests("blobs", l.Digest().String()); n == 0 {
+		t.Error("another repository was not asked")
+	}
+	b.opts.Layers.Limits.Nodes = 100
+	b.restart()
+	b.sees(b.run("roomy", b.claim(im, 0, "")), "a", honest)
+}
+
 // TestImportRightAtLast: bytes that are right at the second try are taken.
 func TestImportRightAtLast(t *testing.T) {
 	body := noise(4, 10_000)

@@ -144,7 +144,7 @@ func (t *tree) entries() error {
 			return t.blame(err)
 		}
 		if n >= t.o.Limits.Entries {
-			return fmt.Errorf("%w: more than %d entries", layout.ErrInvalid, t.o.Limits.Entries)
+			return fmt.Errorf("%w: more than %d entries", layout.ErrBeyond, t.o.Limits.Entries)
 		}
 		if err := t.closeFile(); err != nil {
 			return err

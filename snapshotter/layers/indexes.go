@@ -75,7 +75,9 @@ var indexKind = durable.Kind{
 
 // ListDamaged returns what was set aside below a root of what this package keeps there.
 func ListDamaged(root string) ([]durable.Damage, error) {
-	return durable.ListDamaged(filepath.Join(root, indexesDir), indexKind)
+	all, err := durable.ListDamaged(filepath.Join(root, indexesDir), indexKind)
+	some, rerr := durable.ListDamaged(root, refusalsKind)
+	return append(all, some...), errors.Join(err, rerr)
 }
 
 // clean deletes what replacements of files that a power cut ended have left.

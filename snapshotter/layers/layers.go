@@ -27,6 +27,7 @@ const (
 // of use.
 type Layers struct {
 	promises // how each of them is read
+	refusals *refusals
 
 	Places  *Places
 	Proofs  *Proofs
@@ -55,6 +56,14 @@ type Layers struct {
 	active   int                 // openings under way
 	idle     time.Time           // when there was none any more
 	garbage  bool                // something was opened since memory was given back
+}
+
+// Refuses says why containerd is to unpack a layer; nil if it is read here. The error wraps ErrNotLazy.
+func (l *Layers) Refuses(s *Source) error {
+	if err := l.promises.refuses(s); err != nil {
+		return err
+	}
+	return l.refusals.of(s)
 }
 
 // Open starts opening a layer, or joins who does. An opening that failed a moment ago is returned as it is.
@@ -93,6 +102,9 @@ func (l *Layers) open(s Source, key string, whole bool, failedFor time.Duration)
 		o.ended = time.Now()
 		if o.err != nil {
 			l.Proofs.failures.note(s.Repo, o.err)
+			if !whole { // else another way of reading it may do
+				l.refusals.note(&s, o.err)
+			}
 			l.hooks.Unreadable(&s)
 			l.log.Warn("layer not opened", "digest", s.Descriptor.Digest, "image", s.Image, "err", o.err)
 			return

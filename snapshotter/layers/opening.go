@@ -77,6 +77,9 @@ func (l *Layers) fill(ctx context.Context, o *Opening) error {
 		o.file = l.Sources.Add(f, &o.src)
 		return nil
 	}
+	if err := l.refusals.of(&o.src); err != nil { // it was claimed before that was known, and is unpacked
+		return err
+	}
 	x, err := l.read(ctx, o, promised)
 	if err != nil {
 		return err

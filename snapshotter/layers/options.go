@@ -94,6 +94,7 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 		promises: promises{&opts}, Tracer: new(Tracer), cache: c, hooks: hooks, log: opts.Log, life: life,
 		slots: fair.NewTieredPool(openAtOnce, openAtOnceOfOne, openAtOnceWithin), openings: map[string]*Opening{},
 	}
+	l.refusals = openRefusals(root, &opts)
 	how := &l.promises
 	l.Places = &Places{registry: reg, blobs: opts.Blobs, memory: opts.Memory}
 	l.Proofs = &Proofs{places: l.Places, wait: opts.ProofWait, life: l.life, started: &l.started}

@@ -59,8 +59,8 @@ func (r *promises) promiseOf(s *Source) (promise, error) {
 	return p, nil
 }
 
-// Refuses says why containerd is to unpack a layer; nil if it is read here. The error wraps ErrNotLazy.
-func (r *promises) Refuses(s *Source) error {
+// refuses says why a layer is not read here, whatever it is; nil if it is. The error wraps ErrNotLazy.
+func (r *promises) refuses(s *Source) error {
 	_, err := r.promiseOf(s)
 	return err
 }
