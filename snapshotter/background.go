@@ -3,6 +3,8 @@ package snapshotter
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/remora-storage/remora/cache"
@@ -24,39 +26,63 @@ const (
 	completeAgain   = time.Minute     // after a layer could not be completed
 )
 
+// oneByOne has do done to each of what list returns, again and again until ctx ends: to one after another, while others are not busy.
+// What has failed is left alone for a while.
+func oneByOne[T comparable](ctx context.Context, busy func() bool, list func() []T, do func(T) error) {
+	tick := time.NewTicker(backgroundCheck)
+	defer tick.Stop()
+	next := func() bool {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-tick.C:
+			return true
+		}
+	}
+	notBefore := map[T]time.Time{}
+	for next() {
+		maps.DeleteFunc(notBefore, func(_ T, again time.Time) bool { return time.Now().After(again) })
+		for _, one := range list() {
+			if !notBefore[one].IsZero() {
+				continue
+			}
+			for busy() {
+				if !next() {
+					return
+				}
+			}
+			if ctx.Err() != nil {
+				return
+			}
+			if err := do(one); err != nil {
+				notBefore[one] = time.Now().Add(completeAgain)
+			}
+		}
+	}
+}
+
 // completeLayers completes one layer after another until ctx ends.
 func (c *chores) completeLayers(ctx context.Context) {
 	if c.opts.Background != BackgroundIdle && c.opts.Background != BackgroundOn {
 		return
 	}
-	tick := time.NewTicker(backgroundCheck)
-	defer tick.Stop()
-	notBefore := map[*cache.File]time.Time{}
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+	busy := func() bool { return c.opts.Background == BackgroundIdle && c.cache.Busy(idleAfter) }
+	oneByOne(ctx, busy, c.incomplete, func(b *binding) error {
+		f := c.toComplete(b)
+		if f == nil {
+			return nil // it was completed meanwhile
 		}
-		for f, again := range notBefore {
-			if time.Now().After(again) {
-				delete(notBefore, f)
-			}
+		err := c.completeOne(ctx, f)
+		if err != nil {
+			c.log.Debug("layer not completed yet", "digest", f.ID(), "err", err)
 		}
-		for _, b := range c.bindings.all() {
-			f := c.toComplete(b)
-			if f == nil || ctx.Err() != nil || !notBefore[f].IsZero() {
-				continue
-			}
-			if c.opts.Background == BackgroundIdle && c.cache.Busy(idleAfter) {
-				break
-			}
-			if err := c.completeOne(ctx, f); err != nil {
-				notBefore[f] = time.Now().Add(completeAgain)
-				c.log.Debug("layer not completed yet", "digest", f.ID(), "err", err)
-			}
-		}
-	}
+		return err
+	})
+}
+
+// incomplete returns the layers to complete.
+func (c *chores) incomplete() []*binding {
+	return slices.DeleteFunc(c.bindings.all(), func(b *binding) bool { return c.toComplete(b) == nil })
 }
 
 // toComplete returns a binding's image if it is mounted and misses something that would fit.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
@@ -27,6 +28,7 @@ type base struct {
 	exports Mounter
 	kernel  Kernel
 	caps    Capabilities
+	changed atomic.Bool // a layer was pulled or mounted since keepBlobs has looked
 
 	// life ends in Close; started waits for what runs until then.
 	life    context.Context

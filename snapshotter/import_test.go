@@ -9,11 +9,13 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -399,25 +401,72 @@ func TestKeepBlobs(t *testing.T) {
 	}
 }
 
-// TestKeepBlobsOfIndexed: so is what is read by an index, later.
-func TestKeepBlobsOfIndexed(t *testing.T) {
+// TestKeepBlobsLater: so is, in the background and in each namespace, what is read by an index, and what was unpacked.
+func TestKeepBlobsLater(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root unpacks layers")
+	}
 	one := estargzLayer(t, file("a", noise(61, 10_000)), file("b", noise(62, 300_000)))
 	two := zstdChunkedLayer(t, file("c", noise(63, 10_000)), file("d", noise(64, 300_000)))
-	im := newImage(t, "app", nil, one, two)
+	late := gzipLayer(t, file("e", noise(65, 300_000)), device("odd"))
+	im := newImage(t, "app", nil, one, two, late)
+	kept := &namespaced{all: map[string][]byte{}}
 	b := newBed(t, newOrigin(t, im), func(b *bed) {
-		withBlobs(b)
+		b.opts.Layers.Blobs, b.opts.Metadata, b.opts.KeepBlobs = kept, kept, true
 		b.opts.Layers.ImportOf = func(registry.Repository) layers.ImportPolicy { return layers.ImportPolicy{KeepBlobs: true} }
 	})
-	b.run("container", b.pull(im))
-	for _, l := range im.Layers {
-		eventually(t, "the blob is kept", func() bool {
-			_, err := b.store.Info(b.ctx, l.Digest())
-			return err == nil
-		})
-		if p, err := content.ReadBlob(b.ctx, b.store, l.Desc); err != nil || !bytes.Equal(p, l.Blob) {
-			t.Errorf("got %d bytes, %v", len(p), err)
+	b.run("container", refusedLate(b, im))
+	for _, namespace := range []string{"default", "other"} {
+		for _, l := range im.Layers {
+			eventually(t, "the blob is kept", func() bool { return kept.has(namespace, l.Digest()) != nil })
+			if p := kept.has(namespace, l.Digest()); !bytes.Equal(p, l.Blob) {
+				t.Errorf("got %d bytes", len(p))
+			}
 		}
 	}
+}
+
+// namespaced are two namespaces, and the blobs of each.
+type namespaced struct {
+	mu  sync.Mutex // guards all
+	all map[string][]byte
+}
+
+func (n *namespaced) Namespaces(context.Context) ([]string, error) {
+	return []string{"default", "other"}, nil
+}
+
+func (n *namespaced) Walk(context.Context, snapshots.WalkFunc) error { return nil }
+
+func (n *namespaced) has(namespace string, d digest.Digest) []byte {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.all[namespace+" "+d.String()]
+}
+
+func (n *namespaced) Blob(_ context.Context, namespace string, d digest.Digest) (content.ReaderAt, error) {
+	p := n.has(namespace, d)
+	if p == nil {
+		return nil, errdefs.ErrNotFound
+	}
+	return struct {
+		*bytes.Reader
+		io.Closer
+	}{bytes.NewReader(p), io.NopCloser(nil)}, nil
+}
+
+func (n *namespaced) From(context.Context, string, digest.Digest, registry.Repository) bool {
+	return false
+}
+
+func (n *namespaced) KeepBlob(
+	_ context.Context, namespace string, desc ocispec.Descriptor, _ registry.Repository, _ digest.Digest, r io.Reader,
+) error {
+	p, err := io.ReadAll(r)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.all[namespace+" "+desc.Digest.String()] = p
+	return err
 }
 
 // TestKeepBlobFails: a blob that cannot be kept is no reason to fail.

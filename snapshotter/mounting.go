@@ -129,6 +129,7 @@ func (m *mountings) mountAs(b *binding, note func() error) error {
 	if err := note(); err != nil {
 		return err
 	}
+	m.changed.Store(true)
 	return m.mountLocked(b)
 }
 

@@ -46,6 +46,8 @@ type Options struct {
 	GoneFor time.Duration
 	// Learn has the first starts of an image recorded and merged into its profile.
 	Learn bool
+	// KeepBlobs says that Layers.ImportOf has the blobs of some repositories kept in containerd's content store.
+	KeepBlobs bool
 	// Background says when incomplete layers are completed.
 	Background Background
 	// Exports are what OpenExports returned; with nil, nothing incomplete can be mounted.
@@ -175,6 +177,7 @@ func (s *Snapshotter) Prepare(ctx context.Context, key, parent string, opts ...s
 	}
 	chainID, isLayer := info.Labels[snapshots.LabelSnapshotRef]
 	if isLayer {
+		s.changed.Store(true)
 		err := s.claims.orRecover(ctx, parent, func() error { return s.claims.claim(ctx, chainID, parent, info.Labels) })
 		if err == nil {
 			return nil, fmt.Errorf("prepare %s on %q: layer %s is supplied remotely: %w", key, parent, chainID, errdefs.ErrAlreadyExists)
@@ -336,6 +339,7 @@ func (s *Snapshotter) ensureAll(ctx context.Context, ids []string) error {
 
 // Commit implements snapshots.Snapshotter.
 func (s *Snapshotter) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	defer s.changed.Store(true)
 	return s.store.WithTransaction(ctx, true, func(ctx context.Context) error {
 		id, _, _, err := storage.GetInfo(ctx, key)
 		if err != nil {

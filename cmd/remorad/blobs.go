@@ -2,7 +2,9 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -74,33 +76,51 @@ func (b *storedBlobs) KeepBlob(ctx context.Context, namespace string, desc ocisp
 // putBlob adds a layer's blob to a content store, unless it is there.
 func putBlob(ctx context.Context, store content.Store, desc ocispec.Descriptor, repo registry.Repository, diffID digest.Digest,
 	write func(io.Writer) error) error {
+	about := content.WithLabels(map[string]string{
+		labels.LabelDistributionSource + "." + repo.Hostname(): repo.Path, labels.LabelUncompressed: diffID.String(),
+	})
+	err := withWriter(ctx, store, desc, func(w content.Writer) error {
+		st, err := w.Status()
+		if err == nil && st.Offset == desc.Size { // another namespace has it, or an earlier try had all of it
+			if err = w.Commit(ctx, desc.Size, desc.Digest, about); err == nil || errdefs.IsAlreadyExists(err) {
+				return nil
+			}
+		}
+		return cmp.Or(err, errIncomplete)
+	})
+	if err == nil {
+		return nil
+	}
+	return withWriter(ctx, store, desc, func(w content.Writer) error {
+		if err := w.Truncate(0); err != nil { // what an earlier try left
+			return err
+		}
+		buf := bufio.NewWriterSize(onlyWriter{w}, 1<<20) // each write is a request
+		if err := write(buf); err != nil {
+			return err
+		}
+		if err := buf.Flush(); err != nil {
+			return err
+		}
+		err := w.Commit(ctx, desc.Size, desc.Digest, about)
+		if errdefs.IsFailedPrecondition(err) { // size or digest
+			return fmt.Errorf("the registry serves another blob under this digest: %w", err)
+		}
+		return err
+	})
+}
+
+var errIncomplete = errors.New("not all of the blob is there")
+
+// withWriter has a blob written that a content store lacks.
+func withWriter(ctx context.Context, store content.Store, desc ocispec.Descriptor, write func(content.Writer) error) error {
 	w, err := content.OpenWriter(ctx, store, content.WithRef("remora-fetch-"+desc.Digest.String()), content.WithDescriptor(desc))
+	if err == nil {
+		err = write(w)
+		w.Close() // what counts is whether it was committed
+	}
 	if errdefs.IsAlreadyExists(err) {
 		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	if err := w.Truncate(0); err != nil { // what an earlier try left
-		return err
-	}
-	buf := bufio.NewWriterSize(onlyWriter{w}, 1<<20) // each write is a request
-	if err := write(buf); err != nil {
-		return err
-	}
-	if err := buf.Flush(); err != nil {
-		return err
-	}
-	err = w.Commit(ctx, desc.Size, desc.Digest, content.WithLabels(map[string]string{
-		labels.LabelDistributionSource + "." + repo.Hostname(): repo.Path,
-		labels.LabelUncompressed:                               diffID.String(),
-	}))
-	if errdefs.IsAlreadyExists(err) {
-		return nil
-	}
-	if errdefs.IsFailedPrecondition(err) { // size or digest
-		return fmt.Errorf("the registry serves another blob under this digest: %w", err)
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -170,6 +171,12 @@ func (c *config) importOf(repo registry.Repository) layers.ImportPolicy {
 	i, _ := mostSpecific(c.Import.For, repo)
 	i = i.or(c.Import.importConfig)
 	return layers.ImportPolicy{Mode: layers.ImportMode(i.Mode), KeepBlobs: i.KeepBlobs != nil && *i.KeepBlobs}
+}
+
+// keepsBlobs reports whether the blobs of some repository's layers are kept.
+func (c *config) keepsBlobs() bool {
+	keeps := func(i importConfig) bool { return i.KeepBlobs != nil && *i.KeepBlobs }
+	return keeps(c.Import.importConfig) || slices.ContainsFunc(slices.Collect(maps.Values(c.Import.For)), keeps)
 }
 
 // indexOf returns what holds for a repository.

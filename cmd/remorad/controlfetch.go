@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -87,7 +86,7 @@ func (i *imagesService) fetchLayer(
 		return i.fetchLayer(ctx, f, src, img, true, progress)
 	}
 	if f == nil {
-		return errors.New("its blob is neither in containerd's content store nor read by remora; pull the image again")
+		return i.sn.DownloadBlob(ctx, src)
 	}
 	desc := ocispec.Descriptor{MediaType: src.Descriptor.MediaType, Digest: src.Descriptor.Digest, Size: src.Descriptor.Size}
 	return putBlob(ctx, store, desc, img.Repo, src.DiffID, func(w io.Writer) error {

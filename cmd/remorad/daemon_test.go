@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -70,7 +71,7 @@ func TestPrimeAndResolve(t *testing.T) {
 	}
 }
 
-// TestFetchOrdinary: of layers that containerd has unpacked, the blobs must be in its store.
+// TestFetchOrdinary: of layers that containerd has unpacked, the blobs are in its store, or come from the registry.
 func TestFetchOrdinary(t *testing.T) {
 	d, reg := newDaemon(t, ""), cmdtest.NewRegistry(t)
 	img := testImage(t)
@@ -90,14 +91,23 @@ func TestFetchOrdinary(t *testing.T) {
 			t.Errorf("layer %s is not done: %v", l.Digest, done)
 		}
 	}
-	gone := cmdtest.NewImage(t, cmdtest.OCI, []cmdtest.File{{Path: "x", Data: cmdtest.Noise(3, 1000)}})
-	for _, l := range gone.Manifest(t).Layers {
-		delete(gone.Docs, l.Digest)
+	files := []cmdtest.File{{Path: "x", Data: cmdtest.Noise(3, 1000)}}
+	dropped := cmdtest.NewImage(t, cmdtest.OCI, files)
+	blob := dropped.Manifest(t).Layers[0].Digest
+	delete(dropped.Docs, blob)
+	d.containerd.Put(t, reg.Ref("dropped:1"), dropped)
+	fetch := func() error {
+		return d.Fetch(t.Context(), &control.FetchRequest{Namespace: "default", Manifest: dropped.Target.Digest, Ref: reg.Ref("dropped:1")},
+			func(*control.FetchProgress) {})
 	}
-	d.containerd.Put(t, reg.Ref("gone:1"), gone)
-	err := d.Fetch(t.Context(), &control.FetchRequest{Namespace: "default", Manifest: gone.Target.Digest, Ref: reg.Ref("gone:1")},
-		func(*control.FetchProgress) {})
-	fails(t, err, "layer "+gone.Manifest(t).Layers[0].Digest.String(), "pull the image again")
+	fails(t, fetch(), "layer "+blob.String(), "404")
+	reg.Put("dropped", "1", cmdtest.NewImage(t, cmdtest.OCI, files))
+	if err := fetch(); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(d.containerd.Blobs(t), blob) {
+		t.Error("the blob is not in containerd's store")
+	}
 }
 
 // TestProfiles of images are kept, merged and removed.

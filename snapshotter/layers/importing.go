@@ -52,6 +52,7 @@ type Imports struct {
 	proofs  *Proofs
 	decoder *decoder
 	indexes *Indexes
+	granted *Grants
 	cache   *cache.Cache
 	tracer  *Tracer
 	pool    *fair.Pool[fair.User] // bounds how many layers are imported

@@ -115,7 +115,7 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 		published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
 	}
 	l.Imports = &Imports{
-		opts: &opts, places: l.Places, proofs: l.Proofs, decoder: l.decoder, indexes: l.Indexes, cache: c, tracer: l.Tracer,
+		opts: &opts, places: l.Places, proofs: l.Proofs, decoder: l.decoder, indexes: l.Indexes, granted: l.Granted, cache: c, tracer: l.Tracer,
 		pool: fair.NewTieredPool(importAtOnce, importAtOnceOfOne, importAtOnceWithin), log: opts.Log, started: &l.started,
 		refused: lru.New(unpackRefusedKept),
 	}
