@@ -69,7 +69,7 @@ func (m *mountings) mountAnew(ctx context.Context, b *binding, why string) error
 			err = m.unmountLocked(b)
 			b.attempt = under
 		}
-		return errors.Join(err, b.fillLocked(with))
+		return errors.Join(err, m.mending.fillLocked(b, with))
 	}); err != nil {
 		return err
 	}
@@ -77,8 +77,15 @@ func (m *mountings) mountAnew(ctx context.Context, b *binding, why string) error
 }
 
 // fillLocked notes what a binding that was wrong is filled with.
-func (b *binding) fillLocked(with filled) error {
-	b.wrong, b.doubt, b.saved.Quarantined = nil, nil, ""
+func (m *mending) fillLocked(b *binding, with filled) error {
+	if b.saved.Quarantined != "" || b.doubt != nil || b.gone != nil {
+		told := &b.saved.Source
+		if told.Image == "" { // its record was lost
+			told = &with.src
+		}
+		m.telling.image(EventMended, told, "it was filled anew")
+	}
+	b.wrong, b.doubt, b.gone, b.saved.Quarantined = nil, nil, nil, ""
 	return b.noteLocked(with)
 }
 

@@ -28,6 +28,7 @@ type base struct {
 	exports Mounter
 	kernel  Kernel
 	caps    Capabilities
+	telling *telling
 	changed atomic.Bool // a layer was pulled or mounted since keepBlobs has looked
 
 	// life ends in Close; started waits for what runs until then.
@@ -38,6 +39,7 @@ type base struct {
 // wire ties the parts of a Snapshotter together.
 func (s *Snapshotter) wire(b *base) {
 	s.base = b
+	b.telling = &telling{base: b, waiting: make(chan Event, eventsWaiting)}
 	s.bindings = &bindings{base: b, byID: map[string]*binding{}}
 	s.breakage = &breakage{base: b, bindings: s.bindings, broken: map[string]string{}}
 	s.mountings = &mountings{base: b, bindings: s.bindings}

@@ -139,7 +139,7 @@ func (m *mending) refill(b *binding, with filled) error {
 		return errors.New("snapshot was removed")
 	}
 	was := b.file
-	err := errors.Join(m.mountings.makeWayLocked(b), b.fillLocked(with))
+	err := errors.Join(m.mountings.makeWayLocked(b), m.fillLocked(b, with))
 	b.mu.Unlock()
 	if was != with.file {
 		m.dropUnused(was)

@@ -155,7 +155,7 @@ func (d *doubting) show(b *binding, with filled) (shown bool, err error) {
 			return false, err
 		}
 	}
-	return true, b.fillLocked(with)
+	return true, d.mending.fillLocked(b, with)
 }
 
 // uses reports whether something has a binding's layer mounted, or was told of late where it is. The caller lets nobody mount it.

@@ -33,7 +33,11 @@ func (m *mending) contentOf(ctx context.Context, b *binding, saved *savedBinding
 		m.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", others[i].Descriptor.Digest,
 			"repository", others[i].Repo, "err", err)
 	}
-	return m.firstOf(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
+	with, err = m.firstOf(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
+	if err == nil && !b.isMissing() { // else its being back is told
+		m.telling.image(EventMended, &saved.Source, "it comes from "+with.src.Image)
+	}
+	return with, err
 }
 
 // firstOf returns what a binding can be filled with from the first source whose bytes are proven to be what the binding promises. The

@@ -107,6 +107,7 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 	if err := s.restore(earlier); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", root, err)
 	}
+	s.started.Go(func() { s.telling.run(s.life) })
 	s.started.Go(func() { s.chores.watch(s.life) })
 	s.started.Go(func() { s.doubting.watch(s.life) })
 	s.started.Go(func() { s.chores.completeLayers(s.life) })

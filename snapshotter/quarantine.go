@@ -91,6 +91,7 @@ func (m *mending) quarantine(f *cache.File, why error) {
 		close(failed.done)
 		stays := m.mountings.unmountLocked(b)
 		b.attempt = failed
+		m.telling.image(EventBroken, &b.saved.Source, b.saved.Quarantined)
 		b.mu.Unlock()
 		m.log.Error("layer quarantined", "key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest,
 			"image", b.saved.Source.Image, "err", errors.Join(why, err))

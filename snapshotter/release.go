@@ -73,9 +73,10 @@ func (e *goneError) Unwrap() error { return e.err }
 
 // gone is what is known of a layer that is nowhere any more.
 type gone struct {
-	since time.Time // the first answer that said so
-	next  time.Time // when it may be released
-	why   string    // it is not yet; "" if nothing stands in the way
+	src   layers.Source // that is told of
+	since time.Time     // the first answer that said so
+	next  time.Time     // when it may be released
+	why   string        // it is not yet; "" if nothing stands in the way
 }
 
 // describe says for status what is known, after why the layer failed, if it did.
@@ -94,16 +95,28 @@ func (g *gone) describe(failed string) string {
 func (r *releasing) noteAttempt(b *binding, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if errors.As(err, new(*goneError)) {
-		b.noteGoneLocked(r.opts.GoneFor)
-	} else {
-		b.gone = nil
+	switch {
+	case errors.As(err, new(*goneError)):
+		r.noteGoneLocked(b, err.Error())
+	case err == nil:
+		r.noteBackLocked(b)
+	default:
+		b.gone = nil // nobody knows
 	}
 }
 
-func (b *binding) noteGoneLocked(wait time.Duration) {
+func (r *releasing) noteGoneLocked(b *binding, why string) {
 	if now := time.Now(); b.gone == nil {
-		b.gone = &gone{since: now, next: now.Add(wait)}
+		b.gone = &gone{src: b.saved.Source, since: now, next: now.Add(r.opts.GoneFor)}
+		r.telling.image(EventBroken, &b.saved.Source, why)
+	}
+}
+
+// noteBackLocked notes that a layer can be had.
+func (r *releasing) noteBackLocked(b *binding) {
+	if b.gone != nil {
+		r.telling.image(EventMended, &b.gone.src, "what was missing can be had again")
+		b.gone = nil
 	}
 }
 
@@ -130,7 +143,7 @@ func (r *releasing) noteLost() {
 	for _, b := range r.bindings.all() {
 		b.mu.Lock()
 		if lost[b.saved.CacheID] {
-			b.noteGoneLocked(r.opts.GoneFor)
+			r.noteGoneLocked(b, "a read met a part of it that is no longer anywhere")
 		}
 		b.mu.Unlock()
 	}
@@ -182,6 +195,13 @@ func (b *binding) isGone(now time.Time) bool {
 	return b.gone != nil && !now.Before(b.gone.next)
 }
 
+// isMissing reports whether a layer was found to be nowhere.
+func (b *binding) isMissing() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.gone != nil
+}
+
 // noteStays notes why a layer that is nowhere any more stays for now, or that nothing keeps it, and when it is looked at again.
 func (r *releasing) noteStays(b *binding, err error, used bool) {
 	b.mu.Lock()
@@ -199,6 +219,7 @@ func (r *releasing) noteStays(b *binding, err error, used bool) {
 	if why != b.gone.why && why != "" && !used { // users may come and go each second
 		r.log.Error("images of which a layer is no longer anywhere stay",
 			"key", b.saved.Name, "digest", b.saved.Source.Descriptor.Digest, "err", err)
+		r.telling.image(EventBroken, &b.saved.Source, "it is no longer anywhere, and its images stay: "+why)
 	}
 	b.gone.why = why
 }
@@ -219,7 +240,7 @@ func (r *releasing) stillGone(ctx context.Context, b *binding, others []layers.S
 	}
 	if err == nil {
 		b.mu.Lock()
-		b.gone = nil
+		r.noteBackLocked(b)
 		b.mu.Unlock()
 		return fmt.Errorf("layer %s can be had again", ours.Descriptor.Digest)
 	}
@@ -264,6 +285,7 @@ func (r *releasing) release(ctx context.Context, b *binding, others []layers.Sou
 			continue
 		}
 		r.released.Add(1)
+		r.telling.note(Event{EventReleased, use.Namespace, use.Name, b.source().Descriptor.Digest, "a layer of it is no longer anywhere"})
 		r.log.Warn("image was removed from containerd, since a layer of it is no longer anywhere: pull it again", "image", use.Name,
 			"namespace", use.Namespace, "digest", b.source().Descriptor.Digest)
 		tell(use.ImageName)

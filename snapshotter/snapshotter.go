@@ -42,6 +42,8 @@ type Options struct {
 	Releases Releases
 	// ReleaseAsk leaves that to the operator; see Repair.
 	ReleaseAsk bool
+	// Tell is told of events, one at a time; nil for nobody.
+	Tell func(ctx context.Context, e Event) error
 	// GoneFor is how long a layer must have been nowhere before that; 0 for the default.
 	GoneFor time.Duration
 	// Learn has the first starts of an image recorded and merged into its profile.

@@ -2,8 +2,10 @@ package images_test
 
 import (
 	"archive/tar"
+	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -232,6 +234,7 @@ func TestReleased(t *testing.T) {
 		_, err := s.Ctr(t.Context(), "containers", "rm", "sleeper")
 		return err == nil
 	})
+	events := startEvents(t, s)
 	try := 0
 	start := func(repo string) error { // it fails, as a kubelet tries it again and again
 		try++
@@ -257,8 +260,48 @@ func TestReleased(t *testing.T) {
 	if out, err := s.Snapctl(t.Context(), "repair", "--release", refs["pinned"]); err == nil || !strings.Contains(err.Error(), "pinned") {
 		t.Errorf("%s, %v", out, err)
 	}
+	for event, name := range map[string]string{"released": refs["lost"], "released ": "another.test/name:1", "broken": refs["pinned"]} {
+		testbed.WaitFor(t, "ctr events to say "+event+" of "+name, func() bool { return events(strings.TrimSpace(event), name) })
+	}
 	close(hold)
 	testbed.Must(t, s.Push(t.Context(), filepath.Join(dir, "lost"), "src", "lost:1"))
 	pull(refs["lost"])
 	sameTree(t, s, refs["lost"], s.Ref("lost:1"), func(string) bool { return false })
+}
+
+// startEvents has ctr print our events. It returns whether one of a kind was printed of an image, with its layer and a reason.
+func startEvents(t *testing.T, s *testbed.Stack) func(kind, name string) bool {
+	t.Helper()
+	c, err := s.CtrCommand(t.Context(), "events", `topic~="^/remora/image/"`)
+	testbed.Must(t, err)
+	printed := filepath.Join(t.TempDir(), "events")
+	f, err := os.Create(printed)
+	testbed.Must(t, err)
+	c.Stdout = f
+	testbed.Must(t, c.Start())
+	t.Cleanup(func() {
+		_ = c.Process.Kill() // it may have ended with containerd
+		_ = c.Wait()
+		f.Close()
+	})
+	return func(kind, name string) bool {
+		t.Helper()
+		p, err := os.ReadFile(printed)
+		testbed.Must(t, err)
+		for line := range strings.Lines(string(p)) {
+			head, body, _ := strings.Cut(line, "{")
+			if !strings.HasSuffix(body, "}\n") { // it is being written
+				continue
+			}
+			var image struct {
+				Name   string
+				Labels map[string]string
+			}
+			testbed.Must(t, json.Unmarshal([]byte("{"+body), &image))
+			if strings.HasSuffix(head, " "+s.Namespace+" /remora/image/"+kind+" ") && image.Name == name {
+				return image.Labels["remora.layer"] != "" && image.Labels["remora.reason"] != ""
+			}
+		}
+		return false
+	}
 }
