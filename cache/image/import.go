@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -215,7 +216,7 @@ func (im *Import) flush() error {
 // writeOut writes what is buffered. A whole buffer of zeros is a hole, as it was before: zeros cost a layer next to nothing, and
 // would keep the disk from others. It is paid for all the same.
 func (im *Import) writeOut(off int64) error {
-	if len(im.buf) == cap(im.buf) && !slices.ContainsFunc(im.buf, func(b byte) bool { return b != 0 }) {
+	if n := len(im.buf); n > 0 && n == cap(im.buf) && im.buf[0] == 0 && bytes.Equal(im.buf[1:], im.buf[:n-1]) {
 		return nil
 	}
 	_, err := im.file.WriteAt(im.buf, off)

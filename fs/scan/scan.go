@@ -132,7 +132,7 @@ func Scan(ctx context.Context, r io.Reader, codec blob.Codec, o Options) (*Layer
 		return in.drain()
 	})
 	group.Go(func() error { return out.hash(plainSum) })
-	t := &tree{o: o, b: layout.NewBuilder(o.Limits), w: index.NewWriter(), at: o.DataStart, sum: sha256.New()}
+	t := &tree{o: o, b: layout.NewBuilder(o.Limits), w: index.NewWriter(), at: o.DataStart, sum: newExtentSum()}
 	group.Go(func() error { return t.read(out) })
 	if err := group.Wait(); err != nil {
 		if cause := context.Cause(ctx); cause != nil {

@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"math"
 	"path"
@@ -26,7 +25,7 @@ type tree struct {
 	b   *layout.Builder
 	w   *index.Writer
 	at  int64 // where the next file's data goes
-	sum hash.Hash
+	sum *extentSum
 
 	in    plain
 	file  *file // whose data comes now; nil for none
@@ -293,7 +292,7 @@ func (t *tree) data(n int64) ([]byte, error) {
 	if f.length == 0 {
 		f.unit, f.inner, f.off = t.in.unit, t.in.pos-int64(len(b))-t.in.unitFrom, off
 	}
-	t.sum.Write(b)
+	t.sum.write(b)
 	f.length += int64(len(b))
 	if t.o.Data != nil {
 		if _, err := t.o.Data.WriteAt(b, f.data+off); err != nil {
@@ -328,10 +327,8 @@ func (t *tree) closeExtent() error {
 	if f.length == 0 {
 		return nil
 	}
-	e := layout.Extent{FileOff: f.off, Len: f.length, Unit: f.unit, Inner: f.inner}
-	t.sum.Sum(e.Digest[:0])
+	e := layout.Extent{FileOff: f.off, Len: f.length, Unit: f.unit, Inner: f.inner, Digest: t.sum.end()}
 	t.w.Digest(e.Digest)
-	t.sum.Reset()
 	f.length = 0
 	if t.whole = t.whole || !fits(e.Inner); t.whole {
 		e.Inner = 0
