@@ -170,13 +170,11 @@ func TestFaultsWhileRunning(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{Config: impatient, LogLevel: "info"})
 	_, _ = testbed.Pushed(t, s, testbed.Python)
-	p := newFaultyProxy(t, s)
-	ref := p.Listener.Addr().String() + "/python:lazy"
 	want := mountOrdinary(t, s)
 	for _, name := range sortedKeys(faults) { // wrong bytes come last: the layer is read whole after them
-		f := faults[name]
+		f, p := faults[name], newFaultyProxy(t, s) // what remorad remembers of a host is no other one's
+		ref := p.Listener.Addr().String() + "/python:lazy"
 		t.Run(name, func(t *testing.T) {
-			p.fault.Store(nil)
 			_, err := s.Snapctl(t.Context(), "pull", ref)
 			testbed.Must(t, err)
 			root := testbed.MountImage(t, s, ref, "remora")

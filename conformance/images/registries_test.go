@@ -34,7 +34,7 @@ var registries = func() map[string]misbehaviour {
 		"gzip around answers":      {fault: packedAnswers, every: true},
 		"gzip around ranges":       {fault: packedRanges},
 		"10 requests a second":     {fault: new(tokens).limit},
-		"429 with Retry-After":     {fault: refusesOneOf(7), every: true},
+		"Retry-After":              {fault: refusesOneOf(7), every: true},
 		"403 for an expired URL":   {fault: signedForOne(), every: true},
 		"405 to HEAD":              {fault: refusesHead(http.StatusMethodNotAllowed, func(string) bool { return true }), every: true},
 		"403 to HEAD, but of tags": {fault: refusesHead(http.StatusForbidden, isDigest), every: true}, // nobody pulls without
