@@ -118,8 +118,8 @@ func FindLoop(path string) (string, error) {
 	return "", err
 }
 
-// DetachLoop ends a loop device that nobody uses: that is not mounted and that nobody has opened exclusively. What
-// was written to it has reached the file then. EBUSY says that somebody does.
+// DetachLoop ends a loop device that nobody uses: that is not mounted, and that nobody has open. What was written to it has
+// reached the file then. EBUSY says that somebody does; the device stays as it was.
 func DetachLoop(dev string) error {
 	f, err := os.OpenFile(dev, os.O_RDWR|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
@@ -132,7 +132,22 @@ func DetachLoop(dev string) error {
 	if err := f.Sync(); err != nil {
 		return err
 	}
-	return clearLoop(f)
+	if err := clearLoop(f); err != nil {
+		return err
+	}
+	// The kernel counts who has it open. One that others have stays, and would go with the last of them.
+	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
+	if errors.Is(err, unix.ENXIO) {
+		return nil
+	}
+	if err == nil {
+		info.Flags &^= unix.LO_FLAGS_AUTOCLEAR
+		err = unix.IoctlLoopSetStatus64(int(f.Fd()), info)
+	}
+	if err == nil {
+		err = unix.EBUSY
+	}
+	return &os.PathError{Op: "detach", Path: dev, Err: err}
 }
 
 // DropLoop ends a loop device when its last user goes, whoever that is, and at once if there is none. Nothing is flushed.

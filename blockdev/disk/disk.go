@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -76,7 +77,7 @@ type attached struct {
 	dev Device
 }
 
-// ErrInUse says that a disk is mounted, or opened by somebody exclusively.
+// ErrInUse says that a disk is mounted, or that somebody has it open.
 var ErrInUse = errors.New("in use")
 
 // firstNode is the least number of a disk. FUSE has the ones below.
@@ -292,12 +293,13 @@ func (d *Disks) Grow(source string) error {
 	return nil
 }
 
-// Detach ends the disk of a source or of a block device. It fails with ErrInUse, at once if this process sees it mounted,
-// otherwise if somebody goes on using it. One that is not attached is no error.
+// Detach ends the disk of a source or of a block device. It fails with ErrInUse, immediately if this process sees it mounted,
+// otherwise if somebody goes on using it, and names the users. One that is not attached is no error.
 func (d *Disks) Detach(ctx context.Context, name string) (k Disk, err error) {
+	open := openSince(time.Now())
 	mounts.While(ctx, mounts.Passing, func() bool {
 		k, err = d.detachNow(ctx, name)
-		return errors.Is(err, ErrInUse) && !mountedHere(k.Path)
+		return errors.Is(err, ErrInUse) && !mountedHere(k.Path) && !open(k.Path)
 	})
 	if errors.Is(err, ErrInUse) {
 		err = fmt.Errorf("%w: %s", err, usersOf(k.Path))

@@ -61,7 +61,7 @@ func (a *app) devDetachCommand() *cobra.Command {
 		Use:   "detach DEVICE | FILE",
 		Short: "End a block device",
 		Long: `detach ends a block device that remorad serves, named by its path or by its file. What was written to it
-is on stable storage then. It is refused while the device is mounted or otherwise in use. A device that is not
+is on stable storage then. It is refused while the device is mounted or open, and names the users. A device that is not
 attached is no error.`,
 		Args: exactly(1, "one DEVICE or FILE"),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/conformance/testbed"
 	"github.com/remora-storage/remora/conformance/tools/fsx"
 )
@@ -500,4 +501,35 @@ func TestVolumeEmptiedRoot(t *testing.T) {
 	}
 	snapctl(t, s, "volume", "detach", "data")
 	snapctl(t, s, "volume", "rm", "data")
+}
+
+// TestVolumeOpen: a device that somebody has open, or has made a device of, is not detached, and who that is, is said.
+func TestVolumeOpen(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	store := newVolume(t, s, "data")
+	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+	f, err := os.OpenFile(dev, os.O_RDWR, 0) // not exclusively: as a database or a virtual machine
+	testbed.Must(t, err)
+	mustRefuse(t, s, fmt.Sprintf("in use: open by process %d (", os.Getpid()), "volume", "detach", "data")
+	want := bytes.Repeat([]byte("data"), 1024)
+	_, err = f.WriteAt(want, 1<<20)
+	testbed.Must(t, errors.Join(err, f.Sync(), f.Close())) // it went on working
+	above, err := blockdev.AttachLoopOn(dev, blockdev.LoopOptions{})
+	testbed.Must(t, err)
+	mustRefuse(t, s, "in use: open by device "+above.Path(), "volume", "detach", "data")
+	mustRefuse(t, s, "in use: open by device "+above.Path(), "volume", "detach", "--abandon-to-journal", "data")
+	testbed.Must(t, above.Release())
+	snapctl(t, s, "volume", "detach", "data")
+	dev = strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+	got := make([]byte, len(want))
+	f, err = os.Open(dev)
+	testbed.Must(t, err)
+	_, err = f.ReadAt(got, 1<<20)
+	testbed.Must(t, errors.Join(err, f.Close()))
+	if !bytes.Equal(got, want) {
+		t.Error("what was written while detaching was refused is gone")
+	}
+	snapctl(t, s, "volume", "detach", "data")
+	mustBeRight(t, s, "data", store)
 }
