@@ -45,6 +45,7 @@ var arrows = []struct{ from, may string }{
 	{"fs/format/...", "fs/format/... fs/annotation fs/layout cache/blob"},
 	// The engine: a Store's contract is all that it knows of the network.
 	{"volume", "blockdev remote/store internal/backoff internal/durable internal/wire"},
+	{"volume/mount", "blockdev/mounts blockdev/openers"},
 	{"volume/...", "volume/... blockdev remote/store internal/backoff internal/durable internal/wire"},
 	{"snapshotter/layers", "fs/... cache cache/blob remote/registry internal/..."}, // no snapshots, no mounts
 	{"snapshotter/start", "snapshotter/layers fs/... cache remote/registry internal/..."},

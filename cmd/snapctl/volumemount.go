@@ -2,21 +2,16 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
-	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/volume/mount"
 )
 
 // mounted is what mount prints with --json.
@@ -58,15 +53,8 @@ volume that is a root file system.`,
 	return c
 }
 
-// mkfsOf has the commands that make file systems. None discards first: a new volume is empty.
-var mkfsOf = map[string][]string{
-	"ext4":  {"mkfs.ext4", "-q", "-E", "nodiscard"},
-	"xfs":   {"mkfs.xfs", "-q", "-K"},
-	"btrfs": {"mkfs.btrfs", "-q", "-K"},
-}
-
 func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, dir, fs, options string) error {
-	if fs != "" && mkfsOf[fs] == nil {
+	if fs != "" && !mount.Known(fs) {
 		return cli.Usagef("--fs %s: want ext4, xfs or btrfs", fs)
 	}
 	dir, err := filepath.Abs(dir)
@@ -78,7 +66,7 @@ func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, 
 		return err
 	}
 	v := reply.Volume
-	if where, err := mountsOf(v.Device); err != nil {
+	if where, err := mount.On(v.Device); err != nil {
 		return err
 	} else if len(where) > 0 {
 		real, err := filepath.EvalSymlinks(dir)
@@ -87,136 +75,44 @@ func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, 
 		}
 		return fmt.Errorf("%s is mounted on %s", v.Name, where[0])
 	}
-	options = mountOptions(options, v.ReadOnly)
-	if v.FS, err = a.fileSystem(ctx, req.VolumeRequest, reply, fs); err != nil {
+	kind, err := mount.Prepare(ctx, mount.Volume{Name: v.Name, Device: v.Device, ReadOnly: v.ReadOnly, Fresh: reply.Fresh}, fs,
+		func(what string) { a.note("%s", what) })
+	if err != nil {
+		return err
+	}
+	if err := a.noteFileSystem(ctx, v, kind); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	if v.FS == "ext4" && !v.ReadOnly { // it may have been resized while it was not mounted
-		if err := growExt4(ctx, v.Device); err != nil {
-			return err
-		}
-	}
-	if skip := noRecovery[v.FS]; v.ReadOnly && skip != "" {
-		options += "," + skip
-	}
-	if err := command(ctx, "mount", "-t", v.FS, "-o", options, v.Device, dir); err != nil {
+	if err := mount.Mount(v.FS, v.Device, dir, options, v.ReadOnly); err != nil {
 		return err
 	}
-	if v.FS != "ext4" && !v.ReadOnly {
-		if err := growFS(ctx, v.FS, v.Device, dir); err != nil {
-			return err
+	if v.FS != mount.Default && !v.ReadOnly && !mount.ReadOnly(options) { // an ext4 has grown before
+		if err := mount.Grow(v.FS, v.Device, dir); err != nil {
+			return fmt.Errorf("%s is mounted on %s, but has not grown: %w", v.Name, dir, err)
 		}
 	}
 	return a.printMounted(v, dir, "mounted on")
-}
-
-// noRecovery has the options by which a file system is mounted as it is, though its log could be replayed: that would
-// write.
-var noRecovery = map[string]string{"ext4": "noload", "xfs": "norecovery", "btrfs": "rescue=nologreplay"}
-
-// mountOptions puts what holds for every volume before what the user asks for: of options that contradict each other mount(8)
-// takes the last. A volume's bytes come from a store that others may write to, so devices and set-user-ID programs on it count
-// only where the user says so.
-func mountOptions(asked string, readOnly bool) string {
-	options := "nodev,nosuid"
-	if readOnly {
-		options += ",ro"
-	}
-	if asked != "" {
-		options += "," + asked
-	}
-	return options
 }
 
 func (a *app) printMounted(v *control.Volume, dir, how string) error {
 	return a.print(mounted{*v, dir}, func(w io.Writer) { fmt.Fprintf(w, "%s (%s, %s) %s %s\n", v.Name, v.Device, v.FS, how, dir) })
 }
 
-// fileSystem returns which file system a volume has. A volume that nobody has ever written to gets one.
-func (a *app) fileSystem(ctx context.Context, req control.VolumeRequest, reply *control.AttachVolumeReply, want string) (string, error) {
-	v := reply.Volume
-	has, err := signature(ctx, v.Device)
-	if err != nil {
-		return "", err
+// noteFileSystem has remorad note which file system a volume has, where it did not know.
+func (a *app) noteFileSystem(ctx context.Context, v *control.Volume, kind string) error {
+	known := v.FS
+	v.FS = kind
+	if known == kind || v.ReadOnly {
+		return nil
 	}
-	switch {
-	case has != "" && mkfsOf[has] == nil:
-		return "", fmt.Errorf("%s holds %s, not a file system that can be mounted", v.Name, has)
-	case has == "" && !reply.Fresh:
-		return "", fmt.Errorf("%s has been written to, and no file system is known on it; make one on %s yourself if its content is of no use",
-			v.Name, v.Device)
-	case has != "" && want != "" && has != want:
-		return "", fmt.Errorf("%s holds %s, not %s", v.Name, has, want)
-	case has == "":
-		if has = want; has == "" {
-			has = "ext4"
-		}
-		mkfs := mkfsOf[has]
-		if err := command(ctx, mkfs[0], append(mkfs[1:], v.Device)...); err != nil {
-			return "", err
-		}
-		if err := syncDevice(v.Device); err != nil {
-			return "", err
-		}
-	}
-	if v.FS == has || v.ReadOnly {
-		return has, nil
-	}
-	_, err = ask(a, func(c *control.Client) (struct{}, error) {
+	_, err := ask(a, func(c *control.Client) (struct{}, error) {
 		return struct{}{}, c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store},
-			FS: has})
+			FS: kind})
 	})
-	return has, err
-}
-
-// signature returns what a device begins with, "" if nothing is known there.
-func signature(ctx context.Context, dev string) (string, error) {
-	out, err := exec.CommandContext(ctx, "blkid", "-p", "-o", "value", "-s", "TYPE", dev).Output()
-	var exit *exec.ExitError
-	switch {
-	case err == nil && strings.TrimSpace(string(out)) == "":
-		return "a partition table", nil
-	case err == nil:
-		return strings.TrimSpace(string(out)), nil
-	case errors.As(err, &exit) && exit.ExitCode() == 2:
-		return "", nil
-	}
-	return "", fmt.Errorf("what %s holds cannot be told: blkid: %w", dev, err)
-}
-
-func syncDevice(dev string) error {
-	f, err := os.OpenFile(dev, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
-// command runs a program whose output matters only if it fails.
-func command(ctx context.Context, name string, args ...string) error {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, strings.TrimSpace(string(out)))
-	}
-	return nil
-}
-
-// mountsOf returns where a device is mounted.
-func mountsOf(dev string) (dirs []string, err error) {
-	on, err := mounts.On(dev)
-	if err != nil {
-		return nil, err
-	}
-	all, err := mounts.Own()
-	for _, m := range all {
-		if on(m) {
-			dirs = append(dirs, m.Dir)
-		}
-	}
-	return dirs, err
+	return err
 }
 
 func (a *app) volumeUmountCommand() *cobra.Command {
@@ -249,16 +145,11 @@ func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest,
 	}
 	done := unmounted{Name: req.Name, Dirs: []string{}, DetachVolumeReply: &control.DetachVolumeReply{Was: v != nil}}
 	if v != nil && v.Device != "" {
-		dirs, err := mountsOf(v.Device)
-		if err != nil {
+		if err := mount.Free(ctx, v.Device, func(dir string) {
+			a.note("%s unmounted", dir)
+			done.Dirs = append(done.Dirs, dir)
+		}); err != nil {
 			return err
-		}
-		for i := len(dirs) - 1; i >= 0; i-- {
-			if err := unmount(ctx, dirs[i]); err != nil {
-				return err
-			}
-			a.note("%s unmounted", dirs[i])
-			done.Dirs = append(done.Dirs, dirs[i])
 		}
 	}
 	if keep {
@@ -268,19 +159,6 @@ func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest,
 		return err
 	}
 	return a.print(done, func(w io.Writer) { printDetached(w, req.Name, done.DetachVolumeReply) })
-}
-
-// unmount takes a mount away. What it was used by a moment ago may take another to be gone: a file that was closed is
-// open in every process that is about to start.
-func unmount(ctx context.Context, dir string) (err error) {
-	mounts.While(ctx, time.Second, func() bool {
-		err = unix.Unmount(dir, 0)
-		return errors.Is(err, unix.EBUSY)
-	})
-	if err != nil {
-		return &os.PathError{Op: "unmount", Path: dir, Err: err}
-	}
-	return nil
 }
 
 // findAttached returns a volume that has a device here, nil if it has none.
@@ -319,9 +197,9 @@ mount. Volumes do not shrink.`,
 				return err
 			}
 			if v.Device != "" && v.FS != "" {
-				dirs, err := mountsOf(v.Device)
+				dirs, err := mount.On(v.Device)
 				if err == nil && len(dirs) > 0 {
-					err = growFS(ctx, v.FS, v.Device, dirs[0])
+					err = mount.Grow(v.FS, v.Device, dirs[0])
 				}
 				if err != nil {
 					return fmt.Errorf("the volume has %s now, its file system has not grown; unmount it and mount it again: %w", size(v.Size), err)
@@ -332,32 +210,4 @@ mount. Volumes do not shrink.`,
 	}
 	storeFlag(c, &req.VolumeRequest)
 	return c
-}
-
-// growExt4 makes an ext4 that is not mounted as large as its device, which needs no more rights than writing to it.
-func growExt4(ctx context.Context, dev string) error {
-	err := command(ctx, "resize2fs", dev)
-	if err == nil {
-		return nil // it was so large already
-	}
-	if err := command(ctx, "e2fsck", "-fp", dev); err != nil {
-		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.ExitCode() > 1 { // 1: corrected
-			return err
-		}
-	}
-	return command(ctx, "resize2fs", dev)
-}
-
-// growFS makes a mounted file system as large as its device. One that is stays as it is.
-func growFS(ctx context.Context, fs, dev, dir string) error {
-	switch fs {
-	case "ext4":
-		return command(ctx, "resize2fs", dev)
-	case "xfs":
-		return command(ctx, "xfs_growfs", "-d", dir)
-	case "btrfs":
-		return command(ctx, "btrfs", "filesystem", "resize", "max", dir)
-	}
-	return fmt.Errorf("%s: not a file system that can grow", fs)
 }

@@ -294,6 +294,8 @@ func TestVolumeSeenElsewhere(t *testing.T) {
 	sleeper, end := testbed.CopyOfMounts(t, mnt)
 	mustRefuse(t, s, fmt.Sprintf("mounted in other mount namespaces: on %s by process %d (sleep)", mnt,
 		sleeper.Process.Pid), "volume", "umount", "data")
+	snapctl(t, s, "volume", "mount", "data", mnt) // the same file system once more
+	snapctl(t, s, "volume", "umount", "--keep-attached", "data")
 	end()
 	snapctl(t, s, "volume", "umount", "data")
 	snapctl(t, s, "volume", "mount", "data", mnt)
