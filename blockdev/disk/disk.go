@@ -334,8 +334,13 @@ func (d *Disks) detach(ctx context.Context, k Disk) error {
 	d.mu.Lock()
 	a := d.disks[k.Node]
 	delete(d.disks, k.Node)
+	last := len(d.disks) == 0
 	d.mu.Unlock()
-	return errors.Join(leave(ctx, a, k.Reason == ""), d.save())
+	err = errors.Join(leave(ctx, a, k.Reason == ""), d.save())
+	if last { // nothing of ours stays mounted under the root; the next one makes it anew
+		err = errors.Join(err, d.opts.Way.End())
+	}
+	return err
 }
 
 func leave(ctx context.Context, a *attached, works bool) error {

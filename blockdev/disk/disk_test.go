@@ -184,6 +184,9 @@ func TestDetach(t *testing.T) {
 	if got, err := d.Detach(ctx, "a"); err != nil || got.Path != "" {
 		t.Errorf("detached again: %+v, %v", got, err)
 	}
+	if len(k.calls) > 0 {
+		t.Errorf("calls %v while a disk is attached", k.calls)
+	}
 	k.kill()
 	s.sizes["b"] = 1 << 20 // it has become smaller: these are other bytes
 	d = open(t, root, k, s, true)
@@ -193,6 +196,10 @@ func TestDetach(t *testing.T) {
 	if _, err := d.Detach(ctx, "b"); err != nil || len(k.devices) != 0 {
 		t.Errorf("detached what is lost: %v, devices %v", err, k.devices)
 	}
+	if k.calls[len(k.calls)-1] != "end" { // there is nothing left to serve
+		t.Errorf("calls %v after the last was detached", k.calls)
+	}
+	attach(t, d, "a")
 }
 
 // TestAttachFails: what the kernel refuses is not written down, and its bytes are closed.

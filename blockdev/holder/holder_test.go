@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -22,11 +23,15 @@ import (
 )
 
 // A test that wants a holder's process starts itself with this variable, which names the root.
-const rootVariable = "REMORA_TEST_HOLDER"
+const rootVariable, idleVariable = "REMORA_TEST_HOLDER", "REMORA_TEST_HOLDER_IDLE"
 
 func TestMain(m *testing.M) {
 	if root := os.Getenv(rootVariable); root != "" {
-		if err := holder.Serve(context.Background(), root, "test", slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		idle, _ := time.ParseDuration(os.Getenv(idleVariable))
+		err := holder.Serve(ctx, holder.Options{Root: root, Text: "test", Idle: idle, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		stop()
+		if err != nil {
 			slog.Error("holder", "err", err)
 			os.Exit(1)
 		}
@@ -39,6 +44,7 @@ func TestMain(m *testing.M) {
 type starter struct {
 	t    *testing.T
 	root string
+	idle string // for how long it waits, "" for its own
 
 	mu  sync.Mutex
 	cmd *exec.Cmd
@@ -46,7 +52,7 @@ type starter struct {
 
 func (s *starter) start() error {
 	c := exec.Command(os.Args[0])
-	c.Env = append(os.Environ(), rootVariable+"="+s.root)
+	c.Env = append(os.Environ(), rootVariable+"="+s.root, idleVariable+"="+s.idle)
 	c.Stderr = os.Stderr
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -240,7 +246,7 @@ func TestOrphan(t *testing.T) {
 func TestOneHolder(t *testing.T) {
 	s := &starter{t: t, root: t.TempDir()}
 	c, _ := connect(t, s)
-	err := holder.Serve(t.Context(), s.root, "second", slog.New(slog.DiscardHandler))
+	err := holder.Serve(t.Context(), holder.Options{Root: s.root, Text: "second", Log: slog.New(slog.DiscardHandler)})
 	if err == nil || !strings.Contains(err.Error(), "already") {
 		t.Errorf("second holder: %v", err)
 	}
@@ -407,5 +413,43 @@ func TestFDStore(t *testing.T) {
 	defer c.Close()
 	if len(kept["group/1"]) != 2 || content(t, kept["group/1"][0]) != "one" || content(t, kept["group/1"][1]) != "two" {
 		t.Errorf("kept %v", kept)
+	}
+}
+
+// TestEndsWhenNotNeeded: a holder whose daemon is dead ends when it is asked to, or after a while, if nothing depends on what it keeps.
+func TestEndsWhenNotNeeded(t *testing.T) {
+	for name, c := range map[string]struct {
+		item, asked bool
+	}{
+		"nothing, asked": {false, true}, "a memory, asked": {true, true}, "a memory, after a while": {true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := &starter{t: t, root: t.TempDir(), idle: "1ms"}
+			if c.asked {
+				s.idle = "1h"
+			}
+			daemon, _ := connect(t, s)
+			if c.asked { // while the daemon is there it is not the time
+				if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if c.item {
+				fd, err := unix.MemfdCreate("slots", unix.MFD_CLOEXEC)
+				if err != nil {
+					t.Fatal(err)
+				}
+				f := os.NewFile(uintptr(fd), "slots")
+				defer f.Close()
+				if err := daemon.Put("slots", f); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := daemon.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s.wait(t)
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package holder
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,25 +17,40 @@ import (
 	"github.com/remora-storage/remora/internal/peer"
 )
 
-// rootCheck is how often a holder looks whether its root is still there.
-const rootCheck = 2 * time.Second
+// look is how often a holder looks whether its root is still there, and whether anything needs it.
+const look = 2 * time.Second
 
-// Serve is a holder's process: it keeps what the root's daemon gives it until the daemon says
-// quit, or goes without leaving anything here; until the root is gone; or until ctx ends.
-func Serve(ctx context.Context, root, text string, log *slog.Logger) error {
+// Options of Serve.
+type Options struct {
+	Root string
+	Text string // who we are
+	// Idle is for how long nobody may have come, with nothing here that anything depends on, before the holder ends. 0 is a minute.
+	Idle time.Duration
+	Log  *slog.Logger
+}
+
+// Serve is a holder's process: it keeps what the root's daemon gives it until the daemon says quit, or goes without leaving
+// anything here; until the root is gone; or until nothing depends on what is here, and no daemon has come for a while. The end of
+// ctx asks it to end as soon as no daemon is here and nothing depends on it.
+func Serve(ctx context.Context, opts Options) error {
+	root, log := opts.Root, opts.Log
 	l, lock, err := listen(root)
 	if err != nil {
 		return err
 	}
 	defer lock.Close()
-	ctx, stop := context.WithCancel(ctx)
-	h := &server{root: root, text: text, log: log, stop: stop, items: map[string][]*os.File{}, watches: map[string]*watch{}}
+	asked := ctx.Done()
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	h := &server{
+		root: root, text: opts.Text, idle: cmp.Or(opts.Idle, time.Minute), log: log, stop: stop, left: time.Now(),
+		items: map[string][]*os.File{}, watches: map[string]*watch{},
+	}
 	h.store, h.items = openStore(log)
 	var started sync.WaitGroup
 	defer h.close()
 	defer started.Wait()
 	defer stop()
-	started.Go(func() { h.watchRoot(ctx) })
+	started.Go(func() { h.watchNeed(ctx, asked) })
 	started.Go(func() {
 		<-ctx.Done()
 		l.Close()
@@ -74,12 +90,14 @@ func checkPeer(c *net.UnixConn) error {
 // server is a holder.
 type server struct {
 	root, text string
+	idle       time.Duration
 	log        *slog.Logger
 	stop       context.CancelFunc
 	store      *fdStore
 
 	mu      sync.Mutex    // guards the fields below
 	daemon  *net.UnixConn // the daemon that said hello last; it is the only one that is listened to
+	left    time.Time     // when the last one has gone
 	items   map[string][]*os.File
 	watches map[string]*watch
 
@@ -269,41 +287,63 @@ func (h *server) disconnect(c *net.UnixConn) {
 	if h.daemon != c || c == nil {
 		return
 	}
-	h.daemon = nil
+	h.daemon, h.left = nil, time.Now()
 	if len(h.items) == 0 {
 		h.log.Info("nothing to hold, and nobody to hold it for")
 		h.stop()
 	}
 }
 
-// watchRoot ends the holder when its root is no longer there: nobody will ever come for what it
-// keeps.
-func (h *server) watchRoot(ctx context.Context) {
+// watchNeed ends the holder when its root is no longer there, since nobody will ever come for what it keeps, and when nothing
+// depends on that.
+func (h *server) watchNeed(ctx context.Context, asked <-chan struct{}) {
 	var own unix.Stat_t
 	if err := unix.Stat(h.root, &own); err != nil {
 		h.stop()
 		return
 	}
-	tick := time.NewTicker(rootCheck)
+	tick := time.NewTicker(look)
 	defer tick.Stop()
+	idle := h.idle
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-asked:
+			asked, idle = nil, 0
+			h.mu.Lock()
+			needed, daemon := needed(h.items), h.daemon != nil
+			h.mu.Unlock()
+			h.log.Info("asked to end", "needed", needed, "daemon", daemon)
 		case <-tick.C:
 		}
-		var now unix.Stat_t
-		err := unix.Stat(h.root, &now)
-		if err == nil && now.Ino == own.Ino && now.Dev == own.Dev {
-			continue
+		if h.rootGone(own) || h.endIdle(idle) {
+			h.stop()
+			return
 		}
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			continue // a file system in trouble is not a root that has gone
-		}
-		h.log.Warn("root has gone, ending", "root", h.root)
-		h.stop()
-		return
 	}
+}
+
+// rootGone reports whether the root is no longer the directory that it was.
+func (h *server) rootGone(own unix.Stat_t) bool {
+	var now unix.Stat_t
+	err := unix.Stat(h.root, &now)
+	if err == nil && now.Ino == own.Ino && now.Dev == own.Dev || err != nil && !errors.Is(err, unix.ENOENT) {
+		return false // a file system in trouble is not a root that has gone
+	}
+	h.log.Warn("root has gone, ending", "root", h.root)
+	return true
+}
+
+// endIdle reports whether no daemon was here for so long, and nothing depends on what is here.
+func (h *server) endIdle(idle time.Duration) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.daemon != nil || time.Since(h.left) < idle || needed(h.items) {
+		return false
+	}
+	h.log.Info("nothing depends on what is here, ending", "kept", len(h.items))
+	return true
 }
 
 func (h *server) close() {

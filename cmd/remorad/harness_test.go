@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -20,8 +21,11 @@ import (
 	"github.com/remora-storage/remora/snapshotter"
 )
 
-// TestMain lets this program be the holder that a daemon under test starts.
+// TestMain lets this program be the holder that a daemon under test starts, or a daemon that starts one and does no more.
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == "start-holder" {
+		cli.Main("remorad", func(context.Context, []string, io.Writer, io.Writer) error { return startHolder(os.Args[2]) })
+	}
 	if len(os.Args) > 1 && os.Args[1] == "holder" {
 		cli.Main("remorad", run)
 	}

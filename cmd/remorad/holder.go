@@ -121,8 +121,8 @@ func hold(ctx context.Context, f flags, stderr io.Writer) error {
 		}
 	}
 	spareFromOOM(log) // now that it is in its own group
-	// A signal to stop is for those who want the mounts to end: they run snapctl detach --all.
-	return holder.Serve(context.WithoutCancel(ctx), root, version.String(), log)
+	// A signal does not end what mounts depend on: those who want them to end run snapctl detach --all.
+	return holder.Serve(ctx, holder.Options{Root: root, Text: version.String(), Log: log})
 }
 
 // ownGroup moves this process into a control group of its own, beside the one it is in. leave moves

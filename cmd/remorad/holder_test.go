@@ -2,11 +2,15 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/cmdtest"
@@ -67,6 +71,42 @@ func TestHolderAuto(t *testing.T) {
 		p, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 		return err != nil || strings.Contains(string(p), ") Z ")
 	})
+}
+
+// TestChildrenInherit: the holder has nothing open of what remorad was started with.
+func TestChildrenInherit(t *testing.T) {
+	root := shortDir(t)
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	c := exec.Command(os.Args[0], "start-holder", root) // see TestMain
+	c.Env = append(os.Environ(), "INVOCATION_ID=x")
+	c.Stderr, c.ExtraFiles = os.Stderr, []*os.File{write}
+	if err := c.Run(); err != nil {
+		t.Fatal(err)
+	}
+	if err := write.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { _, err := read.Read(make([]byte, 1)); ended <- err }()
+	h, _, err := connectHolder(flags{root: root, holder: holderExternal}, discard())
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-ended:
+		if !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("whoever waits for the pipe's end waits for the holder's")
+	}
+	if err := h.close(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestControlGroups: what cannot be entered is said.

@@ -72,7 +72,8 @@ for the next remorad. It uses no network and needs no restart at an upgrade.
 
 remorad starts one for its root unless --holder says otherwise. Under systemd it has a unit of its
 own, remora-holder.service. It ends when remorad stops and nothing is left to hold, as after snapctl
-detach --all, or when its root is deleted.`,
+detach --all, or when its root is deleted. Where no mount depends on it and no remorad is there, it
+also ends by itself within minutes, or when it is told to (SIGTERM).`,
 			RunE: func(cmd *cobra.Command, _ []string) error { return hold(cmd.Context(), f, stderr) }},
 	)
 	return cli.Execute(ctx, cmd, args)

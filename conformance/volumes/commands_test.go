@@ -535,3 +535,29 @@ func TestVolumeOpen(t *testing.T) {
 	snapctl(t, s, "volume", "detach", "data")
 	mustBeRight(t, s, "data", store)
 }
+
+// TestVolumeNothingStays: when all is detached nothing is mounted under the root any longer, and a holder whose remorad was killed ends
+// when it is told to.
+func TestVolumeNothingStays(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	store := newVolume(t, s, "data")
+	for range 2 {
+		snapctl(t, s, "volume", "attach", "data")
+		if _, err := os.ReadDir(filepath.Join(s.Root, "disks")); err != nil {
+			t.Error(err)
+		}
+		snapctl(t, s, "volume", "detach", "data")
+		if left, err := testbed.MountsUnder(s.Root); err != nil || len(left) > 0 {
+			t.Errorf("mounts left: %v, %v", left, err)
+		}
+	}
+	pid := s.HolderPID()
+	testbed.Must(t, s.StopRemorad(unix.SIGKILL))
+	if err := unix.Kill(pid, unix.SIGTERM); !errors.Is(err, unix.ESRCH) { // it has ended by itself
+		testbed.Must(t, err)
+	}
+	testbed.WaitFor(t, "the holder to end", func() bool { return s.HolderPID() != pid })
+	testbed.Must(t, s.StartRemorad())
+	mustBeRight(t, s, "data", store)
+}
