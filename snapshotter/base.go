@@ -66,6 +66,8 @@ func (g *base) snapshotDir(id string) string { return filepath.Join(g.snapshotsD
 
 func snapshotsOf(root string) string { return filepath.Join(root, "snapshots") }
 
+func (g *base) gatesDir() string { return filepath.Join(g.root, "gates") }
+
 func (g *base) upperPath(id string) string { return filepath.Join(g.snapshotDir(id), "fs") }
 
 func (g *base) workPath(id string) string { return filepath.Join(g.snapshotDir(id), "work") }

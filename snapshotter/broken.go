@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/internal/durable"
 )
 
@@ -58,15 +57,15 @@ func (x *breakage) find() {
 	}
 	earlier := x.read()
 	for _, m := range all {
-		id, ok := x.activeOf(m)
-		if !ok {
+		id, lowers := x.overlayOf(m)
+		if id == "" {
 			continue
 		}
 		if why, was := earlier[id]; was {
 			x.broken[id] = why
 			continue
 		}
-		for _, lower := range x.lowersOf(m) {
+		for _, lower := range lowers {
 			if b := x.bindings.get(lower); b != nil && b.dead != "" {
 				x.broken[id] = b.dead + "; start its container again"
 				x.log.Error("container may see errors or wrong data", "container", containerOf(m.Dir),
@@ -116,7 +115,7 @@ func (x *breakage) still() []BrokenSnapshot {
 	}
 	mounted := map[string]string{}
 	for _, m := range left {
-		if id, ok := x.activeOf(m); ok {
+		if id, _ := x.overlayOf(m); id != "" {
 			mounted[id] = m.Dir
 		}
 	}
@@ -139,39 +138,15 @@ func (x *breakage) still() []BrokenSnapshot {
 	return all
 }
 
-// inUse returns the snapshots that overlay mounts of containers are made of.
+// inUse returns the snapshots that overlay mounts of containers and views are made of.
 func (x *breakage) inUse() (map[string]bool, error) {
 	all, err := x.kernel.Own()
 	used := map[string]bool{}
 	for _, m := range all {
-		if id, ok := x.activeOf(m); ok {
+		active, lowers := x.overlayOf(m)
+		for _, id := range append(lowers, active) {
 			used[id] = true
-			for _, lower := range x.lowersOf(m) {
-				used[lower] = true
-			}
 		}
 	}
 	return used, err
-}
-
-// activeOf returns the snapshot whose upper directory an overlay mount has.
-func (x *breakage) activeOf(m mounts.Mount) (id string, ok bool) {
-	if m.Type != "overlay" {
-		return "", false
-	}
-	for opt := range strings.SplitSeq(m.Options, ",") {
-		if dir, is := strings.CutPrefix(opt, "upperdir="); is && strings.HasPrefix(dir, x.snapshotsDir()+"/") {
-			return filepath.Base(filepath.Dir(dir)), true
-		}
-	}
-	return "", false
-}
-
-// lowersOf returns the snapshots whose directories are an overlay mount's lower ones. containerd
-// shortens the paths, so only the parts "<id>/fs" are relied on.
-func (x *breakage) lowersOf(m mounts.Mount) (ids []string) {
-	for _, dir := range m.Lowers() {
-		ids = append(ids, filepath.Base(filepath.Dir(filepath.Clean(dir))))
-	}
-	return ids
 }

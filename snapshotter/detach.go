@@ -164,10 +164,11 @@ func (d *detaching) lasting(users func() ([]user, error)) (names []string, err e
 func (d *detaching) mountUsers() ([]user, error) {
 	var users, roots []user
 	err := d.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		if m.Type != "overlay" || !strings.Contains(m.Options, "="+d.snapshotsDir()+"/") && !strings.Contains(m.Options, "="+d.gating.dir()+"/") {
+		active, lowers := d.overlayOf(m)
+		if active == "" && len(lowers) == 0 {
 			return
 		}
-		d.seen(m.Options)
+		d.seen(active)
 		name := containerOf(m.Dir)
 		switch {
 		case m.Dir == "/": // inside a container, whose root file system is mostly seen outside too
@@ -236,15 +237,11 @@ func (d *detaching) imageUsers(shows map[string]bool) (users []user, err error) 
 	return users, err
 }
 
-// seen notes that a snapshot is mounted, whose directory is among an overlay's options.
-func (d *detaching) seen(options string) {
+// seen notes that a snapshot is mounted.
+func (d *detaching) seen(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for id := range d.answered {
-		if strings.Contains(options, "="+d.upperPath(id)) {
-			delete(d.answered, id)
-		}
-	}
+	delete(d.answered, id)
 }
 
 // answer notes that a container is told its mounts, unless a Detach has taken a layer away since they were ensured. One that was told

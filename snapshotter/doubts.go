@@ -3,7 +3,7 @@ package snapshotter
 import (
 	"context"
 	"fmt"
-	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -165,15 +165,9 @@ func (d *detaching) uses(b *binding) (used bool, err error) {
 		return true, err
 	}
 	err = d.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		switch {
-		case m.Type == "overlay" && (!strings.Contains(m.Options, "upperdir=") || strings.Contains(m.Options, "upperdir="+d.snapshotsDir()+"/")):
-			d.seen(m.Options)
-			for _, dir := range m.Lowers() { // containerd shortens these: of a view it cannot be told whose numbers they are
-				used = used || filepath.Base(filepath.Dir(filepath.Clean(dir))) == b.id
-			}
-		case shows[shown(m)] && !(n.Own && strings.HasPrefix(m.Dir, d.root+"/")):
-			used = true
-		}
+		active, lowers := d.overlayOf(m)
+		d.seen(active)
+		used = used || slices.Contains(lowers, b.id) || shows[shown(m)] && !(n.Own && strings.HasPrefix(m.Dir, d.root+"/"))
 	})
 	d.mu.Lock()
 	defer d.mu.Unlock()

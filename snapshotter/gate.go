@@ -28,8 +28,7 @@ type gating struct {
 	gates Gates // on directories of layers; nil where the kernel has none
 }
 
-func (g *gating) dir() string             { return filepath.Join(g.root, "gates") }
-func (g *gating) dirOf(b *binding) string { return filepath.Join(g.dir(), b.id, "fs") }
+func (g *gating) dirOf(b *binding) string { return filepath.Join(g.gatesDir(), b.id, "fs") }
 func (g *gating) of(dir string) *binding  { return g.bindings.get(filepath.Base(filepath.Dir(dir))) }
 
 // open makes gates possible, where the kernel has them.
@@ -156,7 +155,7 @@ func (g *gating) renew(left []mounts.Mount) {
 
 // removeStray removes directories of gates on which nothing is mounted.
 func (g *gating) removeStray() {
-	entries, err := os.ReadDir(g.dir())
+	entries, err := os.ReadDir(g.gatesDir())
 	if err != nil {
 		return // there never was one
 	}
@@ -165,7 +164,7 @@ func (g *gating) removeStray() {
 		if b != nil && b.hasGate() {
 			continue
 		}
-		dir := filepath.Join(g.dir(), e.Name())
+		dir := filepath.Join(g.gatesDir(), e.Name())
 		_ = os.Remove(filepath.Join(dir, "fs")) // not if something is mounted there
 		_ = os.Remove(dir)
 	}

@@ -22,7 +22,7 @@ func (s *Snapshotter) sortMounts(left []mounts.Mount) earlierMounts {
 		switch {
 		case m.Dir == s.snapshotsDir() && m.Type == "ext4":
 			e.scratch = true
-		case strings.HasPrefix(m.Dir, s.gating.dir()+"/"):
+		case strings.HasPrefix(m.Dir, s.gatesDir()+"/"):
 			e.gates = append(e.gates, m)
 		case s.exports.holds(m):
 		case strings.HasPrefix(m.Dir, s.snapshotsDir()+"/") && filepath.Base(m.Dir) == "fs":

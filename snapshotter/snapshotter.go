@@ -415,8 +415,9 @@ func (s *Snapshotter) mounts(snap storage.Snapshot, labels, gates map[string]str
 		}
 		return []mount.Mount{{Type: "bind", Source: source, Options: append(mapping, access, "rbind")}}
 	}
-	options := mapping
+	options, source := mapping, s.snapshotsDir() // by which it is known (overlayOf)
 	if snap.Kind == snapshots.KindActive {
+		source = "overlay"
 		options = append(options, "workdir="+s.workPath(snap.ID), "upperdir="+s.upperPath(snap.ID))
 	}
 	lower := "lowerdir="
@@ -426,5 +427,5 @@ func (s *Snapshotter) mounts(snap storage.Snapshot, labels, gates map[string]str
 		}
 		lower += lowerDir(id)
 	}
-	return []mount.Mount{{Type: "overlay", Source: "overlay", Options: append(append(options, lower), s.extra...)}}
+	return []mount.Mount{{Type: "overlay", Source: source, Options: append(append(options, lower), s.extra...)}}
 }
