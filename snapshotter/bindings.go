@@ -80,11 +80,12 @@ func (x *bindings) firstWith(f *cache.File) *binding {
 	return nil
 }
 
-// keys returns the keys of layers that have a snapshot.
+// keys returns the keys of layers that have a snapshot, and whether nothing of them is missing.
 func (x *bindings) keys() map[string]bool {
 	bound := map[string]bool{}
 	for _, b := range x.all() {
-		bound[x.keyOf(b)] = true
+		key := x.keyOf(b)
+		bound[key] = bound[key] || b.isHere()
 	}
 	return bound
 }

@@ -65,10 +65,17 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 	if err != nil {
 		return err
 	}
-	if b == nil || !b.isUsable() {
-		if err := c.prove(ctx, img, index); err != nil {
-			return err
+	switch {
+	case b == nil || !b.isUsable():
+		err = c.prove(ctx, img, index)
+	case !b.isHere() && !c.layers.Proves(&src):
+		if !c.declines.below(&img, index) {
+			c.startFrom(img, index)
 		}
+		err = c.layers.Proofs.Still(ctx, &src)
+	}
+	if err != nil {
+		return err
 	}
 	if b == nil {
 		b, err = c.commitRemote(ctx, savedBinding{Name: name, Source: src}, parent, labels)
@@ -109,6 +116,9 @@ func (c *claims) prove(ctx context.Context, img layers.Image, index int) error {
 	if errors.Is(err, layers.ErrUnproven) {
 		c.abandon(img.Layers[index:]) // containerd downloads them
 		c.declines.note(&img, index)
+	}
+	if err == nil && !c.layers.Proves(&src) {
+		err = c.layers.Proofs.Still(ctx, &src)
 	}
 	return err
 }
@@ -182,18 +192,31 @@ func (b *binding) isUsable() bool {
 	return b.how != notMounted || b.saved.Unpacked != nil || f != nil && f.Complete() && f.Verified(b.saved.Source.DiffID)
 }
 
+// isHere reports whether nothing of a layer is missing that would have to be read.
+func (b *binding) isHere() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.saved.Unpacked != nil || b.file != nil && b.file.Complete()
+}
+
 // startAll starts opening every layer of the image that may be lazy and has no snapshot yet:
 // their indexes come while containerd still works its way up.
 func (c *claims) startAll(img layers.Image) { c.startFrom(img, 0) }
 
-// startFrom is startAll without those below a layer: containerd has them, or downloads them.
+// startFrom is startAll without those below a layer: containerd has them, or downloads them. Of those that have a snapshot, and of which
+// something is missing, their repository is asked whether it still lets us have them.
 func (c *claims) startFrom(img layers.Image, index int) {
 	c.layers.Indexes.Expect(img)
 	c.starts.Begin(img)
 	bound := c.bindings.keys()
 	for _, src := range img.Layers[index:] {
-		if c.layers.Refuses(&src) == nil && !bound[c.layers.KeyOf(&src)] {
+		here, isBound := bound[c.layers.KeyOf(&src)]
+		switch {
+		case c.layers.Refuses(&src) != nil:
+		case !isBound:
 			c.layers.Open(src)
+		case !here && !c.layers.Proves(&src):
+			c.layers.Proofs.AskAgain(&src)
 		}
 	}
 }
@@ -202,7 +225,7 @@ func (c *claims) startFrom(img layers.Image, index int) {
 func (c *claims) abandon(all []layers.Source) {
 	bound := c.bindings.keys()
 	for i := range all {
-		if !bound[c.layers.KeyOf(&all[i])] {
+		if _, isBound := bound[c.layers.KeyOf(&all[i])]; !isBound {
 			c.layers.Abandon(&all[i])
 		}
 	}

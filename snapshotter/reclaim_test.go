@@ -1,6 +1,7 @@
 package snapshotter
 
 import (
+	"fmt"
 	"net/http"
 	"testing"
 
@@ -60,5 +61,51 @@ func TestClaimedAndHere(t *testing.T) {
 				t.Errorf("the registry was asked %d times", n)
 			}
 		})
+	}
+}
+
+// TestMountedAndWithdrawn: a layer that is mounted, and of which something is missing, is promised to a further image only while its
+// repository lets us have it: in another namespace, over restarts, too, and on other layers. An outage takes nothing back.
+func TestMountedAndWithdrawn(t *testing.T) {
+	for _, f := range formats {
+		if f.whole {
+			continue
+		}
+		for status, promised := range map[int]bool{
+			http.StatusUnauthorized: false, http.StatusForbidden: false, http.StatusNotFound: false,
+			http.StatusServiceUnavailable: true, http.StatusOK: true,
+		} {
+			for _, further := range []string{"another namespace", "after a restart", "on another layer"} {
+				t.Run(fmt.Sprint(f.name, " ", status, " ", further), func(t *testing.T) {
+					shared, below := f.make(t, file("a", noise(1, 3<<20)), file("b", honest)), f.make(t, file("c", honest))
+					im, alone, other := newImage(t, "app", nil, shared), newImage(t, "app", nil, below), newImage(t, "app", nil, below, shared)
+					alone.Tag, other.Tag = "alone", "other"
+					o := newOrigin(t, im, alone, other)
+					b := newBed(t, o, held)
+					b.sees(b.run("container", b.pull(im)), "b", honest)
+					parent := b.pull(alone)
+					if st := b.statusOf(shared); st.State != "mounted" || st.Present == st.Data {
+						t.Fatalf("status: %+v", st)
+					}
+					if further == "after a restart" {
+						b.restart()
+					}
+					if status != http.StatusOK {
+						o.Answer("/blobs/", status)
+					}
+					index := 1
+					if further != "on another layer" {
+						b.ctx = namespaces.WithNamespace(t.Context(), "other")
+						other, parent, index = im, "", 0
+					}
+					b.fetch(other)
+					if promised {
+						b.claim(other, index, parent)
+					} else {
+						b.decline(other, index, parent)
+					}
+				})
+			}
+		}
 	}
 }

@@ -51,6 +51,28 @@ func (o *Opening) hasEnded() bool {
 	}
 }
 
+// proves reports whether an opening shows by itself that a layer can be read for an image: its registry was asked for that image, or
+// nothing of the layer is missing.
+func (o *Opening) proves(s *Source) bool {
+	if o.src.Image == s.Image && o.src.Namespace == s.Namespace && o.proof.isShown() {
+		return true
+	}
+	return o.hasEnded() && o.file != nil && o.file.Complete()
+}
+
+// Proves reports whether there is an opening that shows that a layer can be read for an image, or none need show it, since the operator
+// gives the image what others had.
+func (l *Layers) Proves(s *Source) bool {
+	if l.opts.TrustOf(s.Repo).Shared {
+		return true
+	}
+	key := l.KeyOf(s)
+	l.mu.Lock()
+	o := l.openings[key]
+	l.mu.Unlock()
+	return o != nil && o.proves(s)
+}
+
 // Err returns why the opening failed, once it is done; nil if it did not.
 func (o *Opening) Err() error { return o.err }
 

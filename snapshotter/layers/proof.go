@@ -71,14 +71,18 @@ type Proofs struct {
 	life     context.Context
 	started  *sync.WaitGroup
 
-	mu     sync.Mutex // guards trials
+	mu     sync.Mutex // guards the fields below
 	trials map[string]bool
+	again  map[string]*asked // by namespace, image, repository and digest
 }
 
 // Forgive has registries asked again that would not let us in, or failed: credentials have changed, or somebody has asked for it.
 func (p *Proofs) Forgive() {
 	p.failures.forgive()
 	p.places.registry.Forgive()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.again = nil
 }
 
 // Failing returns why proofs of a repository's layers fail now, or nil.
@@ -169,22 +173,28 @@ func (p *Proofs) try(s Source) {
 	}
 	p.trials[s.Repo.Host] = true
 	p.started.Go(func() {
-		ctx, cancel := context.WithTimeout(p.life, proofMost)
-		defer cancel()
-		err := p.places.TryRange(registry.BeforeBulk(ctx), &s)
-		switch {
-		case p.life.Err() != nil:
-		case err == nil, errors.Is(err, registry.ErrRange), IsGone(err):
-			p.failures.note(s.Repo, nil)
-		case ctx.Err() != nil:
-			p.failures.slow(s.Repo, fmt.Errorf("%w (%s)", ErrUnproven, proofMost))
-		default:
-			p.failures.note(s.Repo, err)
-		}
+		_ = p.ask(&s) // which has noted it
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		delete(p.trials, s.Repo.Host)
 	})
+}
+
+// ask asks a layer's repository for a byte of it, and notes what that says of the registry.
+func (p *Proofs) ask(s *Source) error {
+	ctx, cancel := context.WithTimeout(p.life, proofMost)
+	defer cancel()
+	err := p.places.TryRange(registry.BeforeBulk(ctx), s)
+	switch {
+	case p.life.Err() != nil:
+	case err == nil, errors.Is(err, registry.ErrRange), IsGone(err):
+		p.failures.note(s.Repo, nil)
+	case ctx.Err() != nil:
+		p.failures.slow(s.Repo, fmt.Errorf("%w (%s)", ErrUnproven, proofMost))
+	default:
+		p.failures.note(s.Repo, err)
+	}
+	return err
 }
 
 // unawaited is the answer to who needs a registry that is known to hang, or may need it.
