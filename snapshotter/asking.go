@@ -24,8 +24,11 @@ type Metadata interface {
 	Walk(ctx context.Context, fn snapshots.WalkFunc) error
 }
 
-// nameLabel is, in answers to a question alone, our name of a snapshot.
-const nameLabel = "containerd.io/snapshot/remora.name"
+// These are, in answers to a question alone, our name of a snapshot, and whether it was lost here.
+const (
+	nameLabel = "containerd.io/snapshot/remora.name"
+	lostLabel = "containerd.io/snapshot/remora.lost"
+)
 
 // A known snapshot of a layer is what containerd says of it.
 type known struct {
@@ -58,37 +61,42 @@ func (a *asking) begin(namespace string, n int) {
 	}
 }
 
-// ask returns the snapshots of layers that containerd has in the namespace of the context, by our names.
-func (a *asking) ask(ctx context.Context) (map[string]known, error) {
-	ctx, err := forward(ctx)
-	if err != nil {
-		return nil, err
+// ask returns the snapshots of layers that containerd has in the namespace of the context, by our names, and containerd's keys of
+// others that were lost here.
+func (a *asking) ask(ctx context.Context) (found map[string]known, others []string, err error) {
+	if ctx, err = forward(ctx); err != nil {
+		return nil, nil, err
 	}
 	namespace, _ := namespaces.Namespace(ctx)
-	type entry struct{ name, parent string }
+	type entry struct {
+		name, parent string
+		lost         bool
+	}
 	all := map[string]entry{} // by containerd's keys
 	a.begin(namespace, 1)
 	err = a.metadata.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
 		if name := info.Labels[nameLabel]; name != "" {
-			all[info.Name] = entry{name, info.Parent}
+			all[info.Name] = entry{name, info.Parent, info.Labels[lostLabel] != ""}
 		}
 		return nil
 	})
 	a.begin(namespace, -1)
 	if err != nil {
-		return nil, fmt.Errorf("which snapshots containerd has in namespace %s: %w", namespace, err)
+		return nil, nil, fmt.Errorf("which snapshots containerd has in namespace %s: %w", namespace, err)
 	}
-	found := map[string]known{}
+	found = map[string]known{}
 	for key, e := range all {
 		below, isKnown := all[e.parent]
-		if id, err := digest.Parse(key); err == nil && (isKnown || e.parent == "") {
+		if id, err := digest.Parse(key); err == nil && mayBeLayer(e.name) && (isKnown || e.parent == "") {
 			found[e.name] = known{id, below.name}
+		} else if e.lost {
+			others = append(others, key)
 		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.known[namespace] = found
-	return found, nil
+	return found, others, nil
 }
 
 // of returns what containerd says of the namespace of the context. That is old where it has the snapshot: what containerd says of one,
@@ -101,7 +109,8 @@ func (a *asking) of(ctx context.Context, name string) (map[string]known, error) 
 	if _, ok := found[name]; ok {
 		return found, nil
 	}
-	return a.ask(ctx)
+	found, _, err := a.ask(ctx)
+	return found, err
 }
 
 // mayBeLayer reports whether a name may be that of a layer's snapshot: one of ours, or one that containerd has given to a layer that it
@@ -116,8 +125,8 @@ func isUnpackedName(name string) bool {
 	return err == nil && path.Base(name) != name
 }
 
-// answered is what Stat answers while a question is under way: the name, too. Of a layer's snapshot that was lost containerd hears what
-// it is to be once it is made anew.
+// answered is what Stat answers while a question is under way: the name, too. Of a snapshot that was lost containerd hears what one of a
+// layer is to be once it is made anew.
 func answered(name string, info snapshots.Info, lost bool) snapshots.Info {
 	if lost {
 		info = snapshots.Info{Kind: snapshots.KindCommitted, Name: name}
@@ -127,5 +136,8 @@ func answered(name string, info snapshots.Info, lost bool) snapshots.Info {
 		info.Labels = map[string]string{}
 	}
 	info.Labels[nameLabel] = name
+	if lost {
+		info.Labels[lostLabel] = "true"
+	}
 	return info
 }

@@ -45,14 +45,15 @@ func (s *Snapshotter) wire(b *base) {
 	s.mountings = &mountings{base: b, bindings: s.bindings}
 	s.gating = &gating{base: b, bindings: s.bindings, mountings: s.mountings}
 	s.mending = &mending{base: b, bindings: s.bindings, mountings: s.mountings}
-	s.claims = &claims{base: b, bindings: s.bindings, mountings: s.mountings}
+	s.losses = &losses{log: b.log}
+	s.claims = &claims{base: b, bindings: s.bindings, mountings: s.mountings, losses: s.losses}
 	s.claims.asking = asking{metadata: b.opts.Metadata, open: map[string]int{}, known: map[string]map[string]known{}}
 	s.releasing = &releasing{base: b, bindings: s.bindings, mountings: s.mountings, mending: s.mending, lostImages: map[string]bool{}}
 	s.mountings.gating, s.mountings.mending, s.mountings.releasing = s.gating, s.mending, s.releasing
 	s.gating.mending, s.mending.releasing = s.mending, s.releasing
 	s.detaching = &detaching{base: b, bindings: s.bindings, mountings: s.mountings, gating: s.gating, answered: map[string]time.Time{}}
 	s.recordings = &recordings{base: b, bindings: s.bindings, mountings: s.mountings, byID: map[string]*Recording{}}
-	s.reports = &reports{base: b, bindings: s.bindings, breakage: s.breakage}
+	s.reports = &reports{base: b, bindings: s.bindings, breakage: s.breakage, losses: s.losses}
 	s.doubting = &doubting{
 		base: b, bindings: s.bindings, mountings: s.mountings, mending: s.mending, detaching: s.detaching, images: map[string]bool{},
 	}

@@ -39,6 +39,7 @@ type claims struct {
 	*base
 	bindings  *bindings
 	mountings *mountings
+	losses    *losses
 	answers   answers
 	declines  declines
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -20,10 +21,15 @@ import (
 // answer every pull with "already exists", and no container could start. So what containerd has of layers, and we have not, is made anew
 // under the names that containerd knows, from the images that containerd has now: when remorad starts, and when containerd asks for it.
 // Each is supplied as if it was claimed now, once somebody wants it: a whole node's layers would come together otherwise. A layer that
-// containerd had unpacked itself comes from its content store, or its registry.
+// containerd had unpacked itself comes from its content store, or its registry. What cannot be made anew is named as lost, until
+// containerd has it no longer.
 
-// recoverFirst and recoverMost are the waits before containerd is asked again that did not answer.
-const recoverFirst, recoverMost = time.Second, time.Minute
+const (
+	// recoverFirst and recoverMost are the waits before containerd is asked again that did not answer.
+	recoverFirst, recoverMost = time.Second, time.Minute
+	// lostAgain is the wait while something is lost for good: an image that has it may have come, or nobody wants it any longer.
+	lostAgain = time.Minute
+)
 
 // Serving is told that containerd reaches this Snapshotter from now on: what it knows, and we have not, is made anew.
 func (s *Snapshotter) Serving() {
@@ -34,11 +40,17 @@ func (s *Snapshotter) Serving() {
 		again := backoff.Backoff{First: recoverFirst, Max: recoverMost}
 		for {
 			err := s.claims.recoverAll(s.life)
-			if err == nil || s.life.Err() != nil {
+			wait := lostAgain
+			switch {
+			case s.life.Err() != nil:
+				return
+			case err != nil:
+				s.log.Warn("what containerd knows and was lost here is not known yet", "err", err)
+				wait = again.Next()
+			case s.losses.none():
 				return
 			}
-			s.log.Warn("what containerd knows and was lost here is not known yet", "err", err)
-			if backoff.Sleep(s.life, again.Next()) != nil {
+			if backoff.Sleep(s.life, wait) != nil {
 				return
 			}
 		}
@@ -52,30 +64,47 @@ func (c *claims) recoverAll(ctx context.Context) error {
 		return fmt.Errorf("namespaces of containerd: %w", err)
 	}
 	var errs []error
+	lost := map[string]map[string]string{}
 	for _, namespace := range all {
-		ctx := namespaces.WithNamespace(ctx, namespace)
-		found, err := c.asking.ask(ctx)
-		if err == nil {
-			err = c.recoverEach(ctx, found)
+		some, err := c.recoverIn(namespaces.WithNamespace(ctx, namespace))
+		if errs = append(errs, err); err != nil {
+			some = c.losses.in(namespace)
 		}
-		errs = append(errs, err)
+		lost[namespace] = some
 	}
+	c.losses.set(lost)
 	return errors.Join(errs...)
 }
 
-func (c *claims) recoverEach(ctx context.Context, found map[string]known) error {
+// recoverIn does so in the namespace of the context. It returns why what stays lost cannot be made anew, by containerd's keys.
+func (c *claims) recoverIn(ctx context.Context) (lost map[string]string, err error) {
+	found, others, err := c.asking.ask(ctx)
+	if err == nil && len(others) > 0 { // a snapshot that was being committed has two names for a moment
+		var again []string
+		found, again, err = c.asking.ask(ctx)
+		others = slices.DeleteFunc(others, func(key string) bool { return !slices.Contains(again, key) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	lost = map[string]string{}
+	for _, key := range others {
+		lost[key] = "nothing says what was in it"
+	}
 	r := recovery{claims: c, known: found, tried: map[string]error{}}
 	var errs []error
-	for name := range found {
+	for name, k := range found {
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 		err := c.serially(func() error { return r.make(ctx, name) })
-		if !errors.Is(err, errNoImage) { // which make has said: no pull stumbles over it
-			errs = append(errs, err)
+		if errors.Is(err, errNoImage) { // no pull stumbles over it
+			lost[k.chainID.String()] = err.Error()
+			continue
 		}
+		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	return lost, errors.Join(errs...)
 }
 
 // serially does what makes snapshots anew: whoever needs the same one waits.
@@ -139,9 +168,7 @@ func (r *recovery) make(ctx context.Context, name string) error {
 		return err
 	}
 	err := r.makeOne(ctx, name)
-	if r.tried[name] = err; errors.Is(err, errNoImage) {
-		r.log.Warn("a snapshot that containerd knows was lost, and cannot be made anew", "key", name, "err", err)
-	}
+	r.tried[name] = err
 	return err
 }
 
@@ -163,7 +190,11 @@ func (r *recovery) makeOne(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	_, err = r.commitRemote(ctx, savedBinding{Name: name, Source: src, Unasked: true}, k.parent,
+	nowhere, err := r.isNowhere(ctx, &src, k.chainID)
+	if err != nil {
+		return err
+	}
+	b, err := r.commitRemote(ctx, savedBinding{Name: name, Source: src, Unasked: !nowhere}, k.parent,
 		map[string]string{snapshots.LabelSnapshotRef: k.chainID.String()})
 	if errdefs.IsAlreadyExists(err) {
 		return nil
@@ -172,7 +203,34 @@ func (r *recovery) makeOne(ctx context.Context, name string) error {
 		return fmt.Errorf("make snapshot %s anew: %w", name, err)
 	}
 	r.log.Warn("a snapshot that containerd knows was lost: it is made anew", "key", name, "image", src.Image)
+	if nowhere {
+		r.mountings.startAttempt(b) // which fails, and says so
+	}
 	return nil
+}
+
+// isNowhere reports whether nobody has a layer that came from no registry: containerd unpacked it, and dropped its blob. Then it says of
+// which image it is by a name that people know.
+func (r *recovery) isNowhere(ctx context.Context, src *layers.Source, chainID digest.Digest) (bool, error) {
+	for _, other := range r.sources[chainID] {
+		if other.FromRegistry() || r.layers.Places.Stored(ctx, &other) {
+			return false, nil
+		}
+	}
+	if r.opts.Releases == nil {
+		return true, nil
+	}
+	uses, err := r.opts.Releases.Using(ctx, chainID)
+	if err != nil {
+		return false, fmt.Errorf("which images have layer %s: %w", chainID, err)
+	}
+	for _, use := range uses {
+		if use.Namespace == src.Namespace && use.Unread == "" {
+			src.Image = use.Name
+			break
+		}
+	}
+	return true, nil
 }
 
 // sourceOf returns the layer that a lost snapshot is made of now: best the one whose claim it was, else one that can be read here, else

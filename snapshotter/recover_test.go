@@ -314,3 +314,87 @@ func TestLostOrdinary(t *testing.T) {
 		})
 	}
 }
+
+// TestLostIsNamed: of what containerd knows and a lost root took away, that which cannot be made anew is named until containerd has it no
+// longer: what was committed by hand, what a container wrote, and a layer of which containerd has no image.
+func TestLostIsNamed(t *testing.T) {
+	im, other := newImage(t, "app", nil, estargzLayer(t, file("a", honest))), newImage(t, "other", nil, estargzLayer(t, file("b", honest)))
+	b := newBed(t, newOrigin(t, im, other), withBlobs)
+	containerd := newDaemon(t, b)
+	b.restart()
+	top, gone := containerd.pull("default", im, nil), containerd.pull("default", other, nil)
+	for _, key := range []string{"work", "container"} {
+		if _, err := containerd.Prepare(b.ctx, key, top); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := containerd.Commit(b.ctx, "mine", "work"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := containerd.Prepare(b.ctx, "on mine", "mine"); err != nil {
+		t.Fatal(err)
+	}
+	b.close()
+	b.mustRemove(b.root)
+	if err := b.store.Delete(b.ctx, other.Target.Digest); err != nil {
+		t.Fatal(err)
+	}
+	b.open()
+	b.Serving()
+	names := func() (all []string) {
+		for _, broken := range b.Status().Broken {
+			if broken.Reason == "" || broken.Mounted != "" {
+				t.Errorf("broken: %+v", broken)
+			}
+			all = append(all, broken.ID)
+		}
+		return all
+	}
+	want := []string{"default/container", "default/mine", "default/on mine", "default/" + gone}
+	eventually(t, "what was lost is named", func() bool { return slices.Equal(names(), want) })
+	containerd.run("default", top, file("a", honest))
+	for _, key := range []string{"container", "on mine", "mine"} {
+		if err := containerd.Remove(b.ctx, key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b.fetch(other)
+	if err := b.claims.recoverAll(b.ctx); err != nil { // as a minute later
+		t.Fatal(err)
+	}
+	if left := names(); len(left) > 0 {
+		t.Errorf("still named: %q", left)
+	}
+	containerd.run("default", gone, file("b", honest))
+}
+
+// TestLostLoadedIsNamed: an image that came from no registry, and of which containerd has unpacked a layer and dropped the blob, is named
+// as broken by its name without anybody's asking for it, over restarts, too, and is whole once it is loaded again.
+func TestLostLoadedIsNamed(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			files := []member{file("a", noise(41, 40_000))}
+			im := newImage(t, "loaded", nil, f.make(t, files...))
+			uses := &released{}
+			b := newBed(t, newOrigin(t), func(b *bed) { withBlobs(b); b.opts.Releases = uses })
+			uses.all = b.uses(im, ImageName{Namespace: "elsewhere", Name: "x"}, ImageName{Namespace: "default", Name: "example.com/loaded:1"})
+			containerd := newDaemon(t, b)
+			b.put(im.ConfigDesc, im.Config, nil)
+			b.put(im.Target, im.Manifest, map[string]string{configRefLabel: im.ConfigDesc.Digest.String()})
+			top := containerd.unpack("default", im, map[int][]member{0: files})
+			b.close()
+			b.mustRemove(b.root)
+			b.open()
+			b.Serving()
+			named := func() bool {
+				all := b.Status().Layers
+				return len(all) == 1 && all[0].State == "failed" && all[0].Image == "example.com/loaded:1" && all[0].Reason != ""
+			}
+			eventually(t, "it is named", named)
+			b.restart()
+			eventually(t, "it is named after a restart", named)
+			b.put(im.Layers[0].Desc, im.Layers[0].Blob, nil)
+			containerd.run("default", top, files...)
+		})
+	}
+}

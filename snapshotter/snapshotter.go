@@ -83,6 +83,7 @@ type Snapshotter struct {
 	breakage  *breakage
 	chores    *chores
 	doubting  *doubting
+	losses    *losses
 
 	stop  context.CancelFunc
 	extra []string // options of every overlay mount
@@ -113,7 +114,7 @@ func (s *Snapshotter) Stat(ctx context.Context, key string) (info snapshots.Info
 		return info, err
 	}
 	err = look()
-	if lost := errdefs.IsNotFound(err) && mayBeLayer(key); err == nil || lost {
+	if lost := errdefs.IsNotFound(err); err == nil || lost {
 		return answered(key, info, lost), nil
 	}
 	return info, err

@@ -18,6 +18,7 @@ type reports struct {
 	*base
 	bindings *bindings
 	breakage *breakage
+	losses   *losses
 }
 
 // Status is what the snapshotter does now.
@@ -41,10 +42,12 @@ type LayerStatus struct {
 	cache.Stats
 }
 
-// A BrokenSnapshot is an active snapshot whose processes may get EIO.
+// A BrokenSnapshot is an active snapshot whose processes may get EIO, or one that was lost.
 type BrokenSnapshot struct {
-	ID, Mounted, Reason string
-	Container           string // namespace/name as containerd has them, "" if unknown
+	ID        string // of one that was lost, its namespace and containerd's key
+	Mounted   string // "" for one that was lost
+	Reason    string
+	Container string // namespace/name as containerd has them, "" if unknown
 }
 
 // A WaitingReader is a process that has waited for missing data for a while.
@@ -60,7 +63,7 @@ type WaitingReader struct {
 
 // Status returns the state of every remote layer.
 func (x *reports) Status() Status {
-	st := Status{Capabilities: x.caps, Broken: x.breakage.still(), Waiting: x.waiting()}
+	st := Status{Capabilities: x.caps, Broken: append(x.breakage.still(), x.losses.broken()...), Waiting: x.waiting()}
 	for _, b := range x.bindings.all() {
 		st.Layers = append(st.Layers, x.layerStatus(b))
 	}

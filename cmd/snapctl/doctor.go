@@ -41,9 +41,9 @@ func (a *app) doctorCommand() *cobra.Command {
 		Short: "Check the kernel, containerd's configuration and remorad's",
 		Long: `doctor checks that lazy images can work on this machine: what the kernel has, whether remorad
 runs and which back end it found, whether containerd knows remorad and tells it which image a
-layer belongs to, and whether both have the same proxies. It names the images that cannot be
-exported yet, since their layers are in the registry alone. It prints what to change, and exits
-with 1 if something must be.`,
+layer belongs to, and whether both have the same proxies. It names layers and snapshots that are
+broken, and the images that cannot be exported yet, since their layers are in the registry alone.
+It prints what to change, and exits with 1 if something must be.`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context(), configPath, name) },
 	}
@@ -153,8 +153,17 @@ func (a *app) remoraFindings(ctx context.Context) (*control.StatusReply, []findi
 	}
 	all = append(all, h)
 	for _, b := range st.Broken {
-		all = append(all, finding{Check: "container " + cmp.Or(b.Container, b.Mounted), Result: warning, Detail: b.Reason,
-			Fix: "start that container again"})
+		f := finding{Check: "container " + cmp.Or(b.Container, b.Mounted), Result: warning, Detail: b.Reason, Fix: "start that container again"}
+		if b.Container == "" && b.Mounted == "" {
+			f.Check, f.Fix = "snapshot "+b.Snapshot, "remove the container or the image that was made of it; build or load that again"
+		}
+		all = append(all, f)
+	}
+	for _, l := range st.Layers {
+		if l.State == "failed" || l.State == "quarantined" {
+			all = append(all, finding{Check: "layer " + short(l.Digest) + " of " + l.Image, Result: warning, Detail: l.State + ": " + l.Reason,
+				Fix: "snapctl repair " + l.Image})
+		}
 	}
 	for _, d := range st.Damaged {
 		all = append(all, finding{Check: "file " + d.File, Result: warning, Detail: "was damaged, and is " + d.Aside + " now; lost: " + d.Lost,

@@ -23,8 +23,9 @@ func (a *app) statusCommand() *cobra.Command {
 		Short: "Show the back end, the cache and every lazy layer, or how an image's start went",
 		Long: `status shows how layers are mounted here and why, how full the cache is, and for every lazy
 layer how much of it is present and how much was fetched since remorad started. It names the
-processes that wait for a registry, and the containers that may have seen errors or wrong data
-since what their mounts depend on was lost. It names each file of remorad's that was damaged and set
+processes that wait for a registry, the containers that may have seen errors or wrong data
+since what their mounts depend on was lost, and the snapshots that containerd knows and that were
+lost with remorad's root. It names each file of remorad's that was damaged and set
 aside, what was lost with it and what to do, until that file is removed.
 
 With an image it shows that image's layers, and what became of the bytes that were fetched since
@@ -150,6 +151,7 @@ func humanStatus(w io.Writer, st *control.StatusReply) {
 	}
 	if len(st.Layers) == 0 {
 		fmt.Fprintln(w, "\nno lazy layers; pull an image with: snapctl pull IMAGE")
+		humanBroken(w, st)
 		return
 	}
 	fmt.Fprintln(w)
@@ -177,9 +179,16 @@ func humanStatus(w io.Writer, st *control.StatusReply) {
 		fmt.Fprintf(w, "process %d (%s, %s) has waited for %.0f s for data of %s: %s\n", p.PID, p.Command, p.Container, p.Seconds, p.Image,
 			reason)
 	}
+	humanBroken(w, st)
+}
+
+func humanBroken(w io.Writer, st *control.StatusReply) {
 	for _, b := range st.Broken {
 		name := "container " + b.Container
-		if b.Container == "" {
+		switch {
+		case b.Mounted == "" && b.Container == "":
+			name = "snapshot " + b.Snapshot
+		case b.Container == "":
 			name = "snapshot " + b.Snapshot + ", mounted on " + b.Mounted + ","
 		}
 		fmt.Fprintf(w, "%s is broken: %s\n", name, b.Reason)

@@ -21,6 +21,8 @@ func TestStatus(t *testing.T) {
 	contains(t, u.run("status").ok(), "remorad   test, root /var/lib/remora", "back end  fuse-file (pinned)", "process 7 keeps mounts alive",
 		"1MiB of 10GiB", "no lazy layers")
 	layer := digest.FromString("layer").String()
+	f.set(func() { f.status.Broken = []*controlv1.Broken{{Snapshot: "default/mine", Reason: "it was lost"}} })
+	contains(t, u.run("status").ok(), "no lazy layers", "snapshot default/mine is broken: it was lost")
 	f.set(func() {
 		f.status.Backend = &controlv1.Backend{Reason: "nothing works"}
 		f.status.Holder = nil
@@ -32,7 +34,7 @@ func TestStatus(t *testing.T) {
 			{Pid: 43, Command: "sh", Container: "pod", Image: "app:1", Waited: durationpb.New(2 * time.Second)},
 		}
 		f.status.Broken = []*controlv1.Broken{{Container: "default/web", Reason: "its holder ended"},
-			{Snapshot: "9", Mounted: "/mnt", Reason: "it is lost"}}
+			{Snapshot: "9", Mounted: "/mnt", Reason: "it is lost"}, {Snapshot: "default/mine", Reason: "it was lost"}}
 		f.status.Damaged = []*controlv1.DamagedFile{{File: "/root/logins.json", Aside: "/root/logins.json.damaged-1",
 			Found: timestamppb.New(time.Unix(0, 0)), Lost: "passwords", Advice: "log in again"}}
 	})
@@ -40,11 +42,11 @@ func TestStatus(t *testing.T) {
 		"1MiB", "4MiB",
 		short(digest.Digest(layer))+": it was damaged once", "process 42 (redis, pod) has waited for 3 s for data of app:1: no route",
 		"process 43", "the registry is slow", "container default/web is broken: its holder ended",
-		"snapshot 9, mounted on /mnt, is broken: it is lost",
+		"snapshot 9, mounted on /mnt, is broken: it is lost", "snapshot default/mine is broken: it was lost",
 		"damaged   /root/logins.json: set aside on 1970-01-01 00:00:00 UTC as /root/logins.json.damaged-1",
 		"lost: passwords", "do: log in again")
 	st := decode[control.StatusReply](u.run("--json", "status"))
-	if len(st.Layers) != 1 || st.Layers[0].Digest.String() != layer || st.Waiting[0].Seconds != 3 || len(st.Broken) != 2 ||
+	if len(st.Layers) != 1 || st.Layers[0].Digest.String() != layer || st.Waiting[0].Seconds != 3 || len(st.Broken) != 3 ||
 		len(st.Damaged) != 1 || st.Damaged[0].Aside != "/root/logins.json.damaged-1" {
 		t.Errorf("as JSON: %+v", st)
 	}
@@ -93,12 +95,15 @@ func TestDoctorRemorad(t *testing.T) {
 		f.status.Backend = &controlv1.Backend{Reason: "no FUSE", DirectReason: "no loop", IdmapReason: "too old"}
 		f.status.Holder, f.status.Root = nil, "/elsewhere"
 		f.status.Cache.Bytes = f.status.Cache.Limit
-		f.status.Broken = []*controlv1.Broken{{Container: "default/web", Reason: "its holder ended"}}
+		f.status.Broken = []*controlv1.Broken{{Container: "default/web", Reason: "its holder ended"},
+			{Snapshot: "default/mine", Reason: "it was lost"}}
+		f.status.Layers = []*controlv1.Layer{{Digest: "sha256:1", Image: "app:1", State: "failed", Reason: "nobody has it"}}
 		f.status.Damaged = []*controlv1.DamagedFile{{File: "/f", Aside: "/g", Lost: "it", Advice: "remove it"}}
 	})
 	all = findings(u, "--containerd-config", u.file("c.toml", ""))
 	for check, want := range map[string]string{"back end": failure, "complete layers": warning, "holder": warning, "cache": warning,
-		"container default/web": warning, "file /f": warning, "exports.root": warning, "user namespaces": failure} {
+		"container default/web": warning, "snapshot default/mine": warning, "layer sha256:1 of app:1": warning,
+		"file /f": warning, "exports.root": warning, "user namespaces": failure} {
 		if all[check].Result != want || all[check].Fix == "" {
 			t.Errorf("%s: %+v, want %s", check, all[check], want)
 		}

@@ -2,6 +2,7 @@ package images_test
 
 import (
 	"archive/tar"
+	"context"
 	"fmt"
 	"net/http"
 	"os"
@@ -10,6 +11,12 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -155,4 +162,86 @@ func TestLostRootOfOrdinary(t *testing.T) {
 	if n := claimed(t, s); n != 4 {
 		t.Errorf("%d layers are supplied here, not those of the two images that were never removed", n)
 	}
+}
+
+// TestLostForGood: what a lost root takes away for good is named by status, by doctor and in the log, and nothing else of containerd's is
+// broken: a snapshot that was committed by hand, and an image that was loaded, of which containerd has dropped a blob. It stays in
+// containerd until somebody removes it, and is whole once it is loaded again.
+func TestLostForGood(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	dir := t.TempDir()
+	for name, seed := range map[string]uint64{"pulled": 6, "loaded": 7} {
+		testbed.Must(t, testbed.WriteTars(filepath.Join(dir, name), "src", randomLayer(seed, 1<<20)))
+		testbed.Must(t, s.Push(t.Context(), filepath.Join(dir, name), "src", name+":1"))
+	}
+	pulled, loaded, archive := s.Ref("pulled:1"), "example.com/loaded:1", filepath.Join(dir, "archive.tar")
+	ctr := func(args ...string) string {
+		t.Helper()
+		out, err := s.Ctr(t.Context(), args...)
+		testbed.Must(t, err)
+		return out
+	}
+	testbed.Must(t, s.PullOrdinary(t.Context(), s.Ref("loaded:1"), "overlayfs"))
+	want := ordinaryTree(t, s, s.Ref("loaded:1"))
+	ctr("images", "tag", s.Ref("loaded:1"), loaded)
+	ctr("images", "export", archive, loaded)
+	removeAll(t, s, s.Ref("loaded:1"), loaded)
+	apart := s.In(s.Namespace + "-apart") // of blobs that came from a registry, containerd says so in all namespaces that have them
+	_, err := apart.Ctr(t.Context(), "images", "import", "--snapshotter", "remora", archive)
+	testbed.Must(t, err)
+	c, err := client.New(s.Socket)
+	testbed.Must(t, err)
+	defer c.Close()
+	ctx := namespaces.WithNamespace(t.Context(), apart.Namespace)
+	manifest, err := images.Manifest(ctx, c.ContentStore(), imageTarget(ctx, t, c, loaded), platforms.Default())
+	testbed.Must(t, err)
+	testbed.Must(t, c.ContentStore().Delete(ctx, manifest.Layers[0].Digest))
+
+	ctr("images", "pull", "--hosts-dir", s.HostsDir, "--snapshotter", "remora", pulled)
+	t.Run("before", func(t *testing.T) { sameTree(t, s, pulled, pulled, notListed) })
+	ctr("snapshots", "--snapshotter", "remora", "prepare", "work")
+	ctr("snapshots", "--snapshotter", "remora", "commit", "mine", "work")
+	testbed.WaitFor(t, "nothing to use a layer", func() bool {
+		_, err := s.Snapctl(t.Context(), "detach", "--all")
+		return err == nil
+	})
+	testbed.Must(t, s.StopRemorad(syscall.SIGTERM))
+	testbed.Must(t, os.RemoveAll(s.Root))
+	testbed.Must(t, s.StartRemorad())
+	snapshot := "snapshot " + s.Namespace + "/mine"
+	testbed.WaitFor(t, "status to name what was lost", func() bool {
+		out, err := s.Snapctl(t.Context(), "status")
+		testbed.Must(t, err)
+		return strings.Contains(out, snapshot+" is broken") && strings.Contains(out, loaded) && strings.Contains(out, "failed")
+	})
+	doctor, _ := s.Snapctl(t.Context(), "doctor") // which finds more that is wrong here
+	log, err := os.ReadFile(s.RemoradLog())
+	testbed.Must(t, err)
+	for _, name := range []string{"warning  " + snapshot, " of " + loaded + ": failed"} {
+		if !strings.Contains(doctor, name) {
+			t.Errorf("doctor does not say %q:\n%s", name, doctor)
+		}
+	}
+	if !strings.Contains(string(log), "key=mine") {
+		t.Error("the log does not name the snapshot")
+	}
+	sameTree(t, s, pulled, pulled, notListed)
+	if all, err := apart.Ctr(t.Context(), "images", "ls", "-q"); err != nil || !strings.Contains(all, loaded) {
+		t.Errorf("images: %s, %v", all, err)
+	}
+	_, err = apart.Ctr(t.Context(), "images", "import", "--snapshotter", "remora", archive)
+	testbed.Must(t, err)
+	got, err := testbed.Tree(testbed.MountImage(t, apart, loaded, "remora"))
+	testbed.Must(t, err)
+	if err := testbed.CompareTrees(got, want, func(path string) bool { return path == "." }); err != nil {
+		t.Errorf("loaded again: %v", err)
+	}
+}
+
+func imageTarget(ctx context.Context, t *testing.T, c *client.Client, name string) ocispec.Descriptor {
+	t.Helper()
+	image, err := c.ImageService().Get(ctx, name)
+	testbed.Must(t, err)
+	return image.Target
 }

@@ -638,12 +638,12 @@ func (x *Layer) GetDiskBytes() int64 {
 	return 0
 }
 
-// Broken is an active snapshot whose processes may get EIO, or have read wrong data.
+// Broken is an active snapshot whose processes may get EIO, or have read wrong data, or one that was lost.
 type Broken struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"` // namespace/name; empty if it is not known
-	Snapshot      string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`   // its key
-	Mounted       string                 `protobuf:"bytes,3,opt,name=mounted,proto3" json:"mounted,omitempty"`     // where
+	Snapshot      string                 `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`   // its key, after its namespace if it was lost
+	Mounted       string                 `protobuf:"bytes,3,opt,name=mounted,proto3" json:"mounted,omitempty"`     // where; empty if it was lost
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -91,7 +91,7 @@ type Layer struct {
 	DiskBytes         int64   `json:"disk_bytes"`
 }
 
-// Broken is an active snapshot whose processes may get EIO.
+// Broken is an active snapshot whose processes may get EIO, or one that was lost.
 type Broken struct {
 	Container string `json:"container,omitempty"` // namespace/name
 	Snapshot  string `json:"snapshot"`
