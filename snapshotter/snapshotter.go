@@ -261,7 +261,8 @@ func removeUnlessMade(dir string, err error) error {
 }
 
 // makeDirs makes a snapshot's directories. As in containerd's overlay snapshotter the root
-// belongs to whom the parent's belongs to, or to the root user of a user namespace.
+// belongs to whom the parent's belongs to, or to the root user of a user namespace. That of a layer belongs to root, whether the layer is
+// mounted yet or not: containerd ignores what an archive says of its root, and so do we.
 func (s *Snapshotter) makeDirs(snap storage.Snapshot, labels map[string]string) error {
 	dir := s.snapshotDir(snap.ID)
 	if err := os.RemoveAll(dir); err != nil { // of a transaction that was rolled back by a crash
