@@ -278,6 +278,15 @@ func (c *Cache) Stream(ctx context.Context, src Source, open func(context.Contex
 	return c.fetches.Stream(ctx, src, open)
 }
 
+// Sample draws a few units of a blob that nobody can foresee, for a name of it and of what says what is in it; the same ones each time
+// while this process lives. An error that wraps ErrNotByParts says that only the whole blob would show that a source has it.
+func (c *Cache) Sample(name string, of *Content) (*Sample, error) { return c.fetches.Sample(name, of) }
+
+// Shows returns nil if a source serves some units of a blob as they are. An error that wraps blob.ErrBytes says that it serves others.
+func (c *Cache) Shows(ctx context.Context, src Source, s *Sample) error {
+	return c.fetches.Shows(ctx, src, s)
+}
+
 // Register adds the cache's metrics to a registry.
 func (c *Cache) Register(r prometheus.Registerer) {
 	r.MustRegister(slices.Concat(c.fetches.Collectors(), c.images.Collectors(), c.budget.Collectors())...)

@@ -52,6 +52,11 @@ func (f *File) Image() *os.File { return f.img.File() }
 // MetaSize returns the bytes at the image's start that are always present.
 func (f *File) MetaSize() int64 { return f.img.Table().MetaSize }
 
+// Sample draws a few units of the file's blob, as Cache.Sample does.
+func (f *File) Sample(name string) (*Sample, error) {
+	return f.c.Sample(name, fetch.ContentOf(f.img))
+}
+
 // Imported reports whether the image's data came whole, by an Import.
 func (f *File) Imported() bool { return f.img.Table().Imported() }
 

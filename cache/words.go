@@ -13,6 +13,7 @@ type (
 	Extent  = image.Extent
 	Spec    = image.Spec
 	Use     = image.Use
+	Part    = image.Part
 
 	Source   = fetch.Source
 	Placed   = fetch.Placed
@@ -20,6 +21,8 @@ type (
 	Policy   = fetch.Policy
 	Wait     = fetch.Wait
 	Event    = fetch.Event
+	Content  = fetch.Content
+	Sample   = fetch.Sample
 )
 
 // The kinds of Events.
@@ -48,4 +51,6 @@ var (
 	ErrMissing  = image.ErrMissing
 	ErrDiffID   = proof.ErrDiffID
 	ErrTooLarge = proof.ErrTooLarge
+
+	ErrNotByParts = fetch.ErrNotByParts
 )

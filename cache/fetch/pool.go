@@ -1,6 +1,7 @@
 package fetch
 
 import (
+	"crypto/rand"
 	"log/slog"
 	"sync"
 
@@ -27,6 +28,7 @@ type Pool struct {
 	memory      *memory.Budget
 	limiter     *rate.Limiter // of CompleteInBackground; nil for none
 	decoding    *fair.Pool[fair.User]
+	key         [32]byte // by which units are drawn that show a blob
 
 	scheds    scheds
 	waits     waits
@@ -44,6 +46,7 @@ func NewPool(o Options) *Pool {
 		log: o.Log, unreachable: o.Unreachable, memory: o.Memory,
 		decoding: newDecoding(), metrics: newMetrics(),
 	}
+	_, _ = rand.Read(p.key[:]) // it cannot fail
 	if o.Rate > 0 {
 		p.limiter = rate.NewLimiter(rate.Limit(o.Rate), bulkRequestSize)
 	}

@@ -27,6 +27,20 @@ func ByTable(by string) Voucher {
 	return Voucher("v" + hex.EncodeToString(sum[:16]))
 }
 
+// At is what vouches for an image that is read by a table as one registry serves it.
+func (v Voucher) At(host string) Voucher {
+	sum := sha256.Sum256([]byte(host))
+	return v + atHost + Voucher(hex.EncodeToString(sum[:16]))
+}
+
+// Table returns what vouches for an image wherever it is read.
+func (v Voucher) Table() Voucher {
+	table, _, _ := strings.Cut(string(v), atHost)
+	return Voucher(table)
+}
+
+const atHost = "."
+
 // String returns the ID by which the cache knows the image.
 func (n Name) String() string {
 	s := n.Blob

@@ -166,6 +166,12 @@ func checkPoints(t testing.TB, name string, packed, want []byte, points []Point)
 		if err != nil || !bytes.Equal(got, want[p.Plain:plainEnd]) {
 			t.Fatalf("%s: span %d of %d at %d: %v", name, i, len(points), p.Off, err)
 		}
+		for _, n := range []int{1, len(got) / 2, len(got)} {
+			some, err := p.InflateSome(packed[p.Off:end], n)
+			if err != nil || !bytes.Equal(some, got[:n]) {
+				t.Fatalf("%s: %d bytes of span %d of %d at %d: %v", name, n, i, len(points), p.Off, err)
+			}
+		}
 	}
 }
 
@@ -258,6 +264,11 @@ func FuzzSpan(f *testing.F) {
 		heap.LayerMost(len(packed)).Allocates(t, func() int64 { got, err = p.Inflate(packed, int(n)); return 0 })
 		if err == nil && len(got) != int(n) {
 			t.Fatalf("%d bytes of %d", len(got), n)
+		}
+		var some []byte
+		heap.LayerMost(len(packed)).Allocates(t, func() int64 { some, err = p.InflateSome(packed, int(n)); return 0 })
+		if got != nil && (err != nil || !bytes.Equal(some, got)) {
+			t.Fatalf("%d bytes of %d where all are there, %v", len(some), n, err)
 		}
 	})
 }

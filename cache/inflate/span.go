@@ -6,6 +6,25 @@ const mostOut = 1032
 // Inflate returns the n plain bytes behind the point, given the packed bytes behind it: those up to
 // the next point, or the file's end.
 func (p *Point) Inflate(packed []byte, n int) ([]byte, error) {
+	out, err := p.inflate(packed, n, false)
+	if err == nil && len(out) != n {
+		return nil, ErrCorrupt
+	}
+	return out, err
+}
+
+// InflateSome returns the first n plain bytes behind the point, given the first packed ones. It fails if they do not give as many.
+func (p *Point) InflateSome(packed []byte, n int) ([]byte, error) {
+	out, err := p.inflate(packed, n, true)
+	if err != nil {
+		return nil, err
+	}
+	return out[:n:n], nil
+}
+
+// inflate returns the plain bytes behind the point, n and perhaps a few more. What comes behind them may be wrong, or missing, if only some
+// are wanted.
+func (p *Point) inflate(packed []byte, n int, some bool) ([]byte, error) {
 	if int64(n) > mostOut*int64(len(packed)+1) {
 		return nil, ErrCorrupt // there are no bytes for so many: they need no memory
 	}
@@ -32,22 +51,17 @@ func (p *Point) Inflate(packed []byte, n int) ([]byte, error) {
 			}
 		}
 		st, err := s.b.run()
-		if err != nil {
+		enough := s.b.w-Window >= n
+		switch {
+		case err != nil && !(some && enough):
 			return nil, err
-		}
-		switch st {
-		case streamEnd:
+		case st == streamEnd:
 			s.frame.inData = false
-		case blockStart:
-		default:
+		case st != blockStart && !(some && enough):
 			return nil, ErrCorrupt // more than n bytes
 		}
-		if s.b.w-Window >= n {
-			break
+		if enough {
+			return s.b.out[Window:s.b.w:s.b.w], nil
 		}
 	}
-	if s.b.w-Window != n {
-		return nil, ErrCorrupt
-	}
-	return s.b.out[Window : Window+n : Window+n], nil
 }
