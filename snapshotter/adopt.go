@@ -15,7 +15,7 @@ func (m *mountings) openImage(b *binding) *cache.File {
 	if saved.Quarantined != "" || saved.CacheID == "" {
 		return nil
 	}
-	m.layers.Granted.Note(&saved.Source) // by an earlier life
+	m.layers.Granted.Note(&saved.Source, saved.CacheID) // by an earlier life
 	f, err := m.layers.File(saved.CacheID, &saved.Source)
 	if err != nil {
 		m.log.Warn("image not in the cache", "digest", saved.Source.Descriptor.Digest, "err", err)

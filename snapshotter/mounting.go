@@ -150,7 +150,7 @@ func (m *mountings) image(ctx context.Context, b *binding, saved *savedBinding) 
 	if err != nil {
 		return nil, err
 	}
-	return m.layers.BuildOn(&saved.Source, tree, below)
+	return m.layers.BuildOn(ctx, &saved.Source, tree, below)
 }
 
 // mountLocked mounts b.file on the binding's directory, directly if it is complete and checked, or what the layer was unpacked into.

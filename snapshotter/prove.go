@@ -218,7 +218,7 @@ func (m *mending) prove(ctx context.Context, b *binding, src *layers.Source) (*c
 		if err != nil {
 			return nil, err
 		}
-		if f, err = m.layers.BuildOn(src, tree, below); err != nil {
+		if f, err = m.layers.BuildOn(ctx, src, tree, below); err != nil {
 			return nil, err
 		}
 	}

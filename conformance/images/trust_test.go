@@ -32,9 +32,7 @@ import (
 // whoLayer is a layer with a file that says who has made it, behind as many bytes as several requests take.
 func whoLayer(who string) func(*tar.Writer) error {
 	return func(w *tar.Writer) error {
-		pad := make([]byte, 3<<20)
-		_, _ = rand.NewChaCha8(digestBytes(who)).Read(pad) // it cannot fail
-		for name, body := range map[string][]byte{"who": []byte(who), "pad": pad} {
+		for name, body := range map[string][]byte{"who": []byte(who), "pad": padOf(who)} {
 			if err := w.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(body)),
 				ModTime: time.Unix(1700000000, 0)}); err != nil {
 				return err
@@ -45,6 +43,12 @@ func whoLayer(who string) func(*tar.Writer) error {
 		}
 		return nil
 	}
+}
+
+func padOf(who string) []byte {
+	pad := make([]byte, 3<<20)
+	_, _ = rand.NewChaCha8(digestBytes(who)).Read(pad) // it cannot fail
+	return pad
 }
 
 func digestBytes(s string) (sum [32]byte) {

@@ -2,6 +2,7 @@ package layers
 
 import (
 	"cmp"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -14,16 +15,13 @@ import (
 	"github.com/remora-storage/remora/fs/layout"
 )
 
-// build writes a layer's image into the cache and tells who wants to know. below is part of the image's name.
-func (l *Layers) build(s *Source, index *Tree, below string) (_ *cache.File, err error) {
-	im, by := index.take(), index.by
-	if im == nil && by == "" {
-		by = madeHere // the data went into an image on other layers, and the rest comes by parts
+// build writes a layer's image into the cache, unless somebody else has made it. below is part of the image's name.
+func (l *Layers) build(s *Source, index *Tree, below string) (_ *cache.File, made bool, err error) {
+	im, name := index.take(), index.name(s)
+	if im == nil && index.by == "" {
+		name.Voucher = madeHere // the data went into an image on other layers, and the rest comes by parts
 	}
-	name := cache.Name{Blob: s.BlobName(), Voucher: cache.Whole, Below: below}
-	if by != "" {
-		name.Voucher = cache.ByTable(by)
-	}
+	name.Below = below
 	id := name.String()
 	defer func() {
 		index.share.Release()
@@ -37,19 +35,20 @@ func (l *Layers) build(s *Source, index *Tree, below string) (_ *cache.File, err
 	began := time.Now()
 	plan, err := erofs.NewPlan(index.layout, uuid)
 	if err != nil {
-		return nil, NotLazy("%w", err)
+		return nil, false, NotLazy("%w", err)
 	}
 	spec, err := plan.Spec(index.tail)
 	if err != nil {
-		return nil, NotLazy("%w", err)
+		return nil, false, NotLazy("%w", err)
 	}
 	if im == nil && index.layout.Codec == blob.Whole {
-		return nil, errors.New("its data went into another image, and it cannot be read by parts")
+		return nil, false, errors.New("its data went into another image, and it cannot be read by parts")
 	}
 	v, err, _ := l.building.Do(id, func() (any, error) {
 		if f, err := l.File(id, s); err == nil { // an opening from another repository has made it
 			return f, nil
 		}
+		made = true
 		if im == nil {
 			return l.cache.Create(id, spec, l.Places.blob(s))
 		}
@@ -59,32 +58,50 @@ func (l *Layers) build(s *Source, index *Tree, below string) (_ *cache.File, err
 	})
 	l.Tracer.Ended(began, Span{Kind: "image", Digest: s.Descriptor.Digest, Len: plan.MetaSize, Err: err})
 	if errors.Is(err, cache.ErrNoRoom) {
-		return nil, NotLazy("%w", err)
+		return nil, false, NotLazy("%w", err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	f := l.Sources.Add(v.(*cache.File), s)
+	return v.(*cache.File), made, nil
+}
+
+// take has a layer read from its image, which was made of it or which its repository lets it have, and tells who wants to know.
+func (l *Layers) take(ctx context.Context, s *Source, index *Tree, f *cache.File, made bool) (*cache.File, error) {
+	if !made {
+		if err := l.Granted.Ask(ctx, f, s); err != nil {
+			return nil, err
+		}
+	}
+	l.Sources.Add(f, s)
 	f.AddFetched(index.fetched)
 	l.setPolicy(f, s)
+	l.Granted.Compare(ctx, f, s)
 	l.hooks.Built(s, f, index.layout.Prefetch)
 	return f, nil
 }
 
 // BuildOn builds the image of a layer whose tree has implicit directories, given what lies below it: the attributes of a directory by
 // its path, and whether there is one.
-func (l *Layers) BuildOn(s *Source, tree *Tree, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
-	l.fillMu.Lock() // Fill changes the tree, which others may share
-	defer l.fillMu.Unlock()
-	f, err := l.fillAndBuild(s, tree, below)
-	if err == nil {
+func (l *Layers) BuildOn(
+	ctx context.Context, s *Source, tree *Tree, below func(string) (layout.Attributes, bool, error),
+) (*cache.File, error) {
+	f, made, err := l.fillAndBuild(s, tree, below)
+	if err != nil {
+		return nil, err
+	}
+	if f, err = l.take(ctx, s, tree, f, made); err == nil {
 		// The tree is large and another base for the same layer is rare.
 		l.Forget(s)
 	}
 	return f, err
 }
 
-func (l *Layers) fillAndBuild(s *Source, index *Tree, below func(string) (layout.Attributes, bool, error)) (*cache.File, error) {
+func (l *Layers) fillAndBuild(
+	s *Source, index *Tree, below func(string) (layout.Attributes, bool, error),
+) (_ *cache.File, made bool, err error) {
+	l.fillMu.Lock() // Fill changes the tree, which others may share
+	defer l.fillMu.Unlock()
 	taken := sha256.New()
 	if err := index.layout.Fill(l.opts.Limits, func(path string) (layout.Attributes, bool, error) {
 		a, found, err := below(path)
@@ -100,11 +117,11 @@ func (l *Layers) fillAndBuild(s *Source, index *Tree, below func(string) (layout
 		}
 		return a, found, err
 	}); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	name := hex.EncodeToString(taken.Sum(nil)[:16])
-	if f := l.cachedImage(s, name, cmp.Or(index.by, madeHere)); f != nil { // that it may be read shows the index
-		return l.Sources.Add(f, s), nil
+	if f := l.cachedImage(s, name, cmp.Or(index.by, madeHere)); f != nil {
+		return f, false, nil
 	}
 	return l.build(s, index, name)
 }

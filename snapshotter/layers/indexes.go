@@ -14,6 +14,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/fs/index"
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
@@ -37,6 +38,7 @@ type Indexes struct {
 	places   *Places
 	proofs   *Proofs
 	decoder  *decoder
+	granted  *Grants
 	tracer   *Tracer
 	cached   func(s *Source) bool // Layers.Cached
 	log      *slog.Logger
@@ -310,7 +312,7 @@ func (x *Indexes) Sweep(keep func(image string) bool) {
 type foundIndex struct {
 	size int64
 	read func() ([]byte, error) // once there is memory for size bytes
-	by   string                 // describes it
+	by   cache.Voucher
 }
 
 // find returns a layer's index, or nil.
@@ -333,7 +335,8 @@ func (x *Indexes) find(ctx context.Context, s *Source) *foundIndex {
 		select {
 		case <-p.done:
 			if data := p.layers[d]; data != nil {
-				return &foundIndex{0, func() ([]byte, error) { return data, nil }, publishedBy(data, s)} // its publication has the memory
+				// Its publication has the memory.
+				return &foundIndex{0, func() ([]byte, error) { return data, nil }, cache.ByTable(publishedBy(data, s))}
 			}
 		case <-ctx.Done():
 			return nil
@@ -367,17 +370,25 @@ func (x *Indexes) byMadeIndex(ctx context.Context, o *Opening) (*Tree, error) {
 	if err := <-able; err != nil {
 		return nil, err
 	}
-	return x.decoder.inMemory(ctx, o, indexMemory+found.size, func(limits layout.Limits) (*Tree, error) {
-		data, err := found.read()
-		if err != nil {
+	decode := func(ctx context.Context) (*Tree, error) {
+		return x.decoder.inMemory(ctx, o, indexMemory+found.size, func(limits layout.Limits) (*Tree, error) {
+			data, err := found.read()
+			if err != nil {
+				return nil, err
+			}
+			return x.byIndex(ctx, s, data, found.by, limits)
+		})
+	}
+	if found.by == madeHere { // names of files are not for everybody, too
+		if err := x.granted.AskMade(ctx, s, decode); err != nil {
 			return nil, err
 		}
-		return x.byIndex(ctx, s, data, found.by, limits)
-	})
+	}
+	return decode(ctx)
 }
 
 // byIndex makes a layer's tree of an index that is not in the layer.
-func (x *Indexes) byIndex(ctx context.Context, s *Source, data []byte, by string, limits layout.Limits) (*Tree, error) {
+func (x *Indexes) byIndex(ctx context.Context, s *Source, data []byte, by cache.Voucher, limits layout.Limits) (*Tree, error) {
 	h, err := index.ReadHead(data)
 	if err != nil {
 		return nil, err

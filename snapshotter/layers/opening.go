@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -87,17 +88,22 @@ func (l *Layers) fill(ctx context.Context, o *Opening) error {
 		return err
 	}
 	if o.whole {
-		if promised.noImport != "" {
-			return NotLazy("%s", promised.noImport)
-		}
-		promised.format, promised.index, promised.eager = formatImport, nil, true
-	}
-	if f := l.cachedImage(&o.src, "", promised.tableOf(&o.src)); f != nil {
-		if err := l.Granted.Ask(ctx, &o.src); err != nil {
+		if promised, err = promised.whole(); err != nil {
 			return err
 		}
-		o.file = l.Sources.Add(f, &o.src)
-		return nil
+	}
+	if f := l.cachedImage(&o.src, "", promised.tableOf(&o.src)); f != nil {
+		err := l.Granted.Ask(ctx, f, &o.src)
+		if err == nil {
+			o.file = l.Sources.Add(f, &o.src)
+			return nil
+		}
+		if !errors.Is(err, cache.ErrNotByParts) {
+			return err
+		}
+		if promised, err = promised.whole(); err != nil { // all of it is compared, by its digest
+			return err
+		}
 	}
 	if err := l.refusals.of(&o.src); err != nil { // it was claimed before that was known, and is unpacked
 		return err
@@ -106,12 +112,16 @@ func (l *Layers) fill(ctx context.Context, o *Opening) error {
 	if err != nil {
 		return err
 	}
-	l.Granted.Note(&o.src)
+	l.Granted.note(&o.src, x.name(&o.src))
 	if len(x.layout.Implicit) > 0 {
 		o.index = x
 		return nil
 	}
-	o.file, err = l.build(&o.src, x, "")
+	f, made, err := l.build(&o.src, x, "")
+	if err != nil {
+		return err
+	}
+	o.file, err = l.take(ctx, &o.src, x, f, made)
 	return err
 }
 
@@ -120,7 +130,7 @@ func (l *Layers) read(ctx context.Context, o *Opening, p promise) (*Tree, error)
 	// What containerd has is not fetched, and a host that serves no ranges is not asked for them.
 	stored := p.noImport == "" && l.Places.Stored(ctx, &o.src)
 	if stored { // whoever brought it there
-		if err := l.Granted.Ask(ctx, &o.src); err != nil {
+		if err := l.Granted.AskStored(ctx, &o.src); err != nil {
 			return nil, err
 		}
 	}
@@ -161,7 +171,7 @@ func (l *Layers) readIndex(ctx context.Context, o *Opening, p promise) (*Tree, e
 		if err != nil {
 			return nil, refusal(err)
 		}
-		return &Tree{by: p.vouchedBy(&o.src), layout: x.Layout, tail: x.Tail, fetched: counted.n}, nil
+		return &Tree{by: p.tableOf(&o.src), layout: x.Layout, tail: x.Tail, fetched: counted.n}, nil
 	})
 	l.Tracer.Ended(began, Span{Kind: "index", Digest: o.src.Descriptor.Digest, Len: counted.n, Err: err})
 	return x, err
@@ -187,7 +197,7 @@ var _ toc.Blob = (*countedBlob)(nil)
 
 // A Tree is what an opened layer shows, before an image was made of it.
 type Tree struct {
-	by      string // describes the table that it is read by; "" if it was read whole
+	by      cache.Voucher // the table that it is read by; "" if it was read whole
 	layout  *layout.Layout
 	tail    []byte        // what is known of the blob's last unit, packed, or nil
 	diffID  digest.Digest // of the layer, if it was read whole
@@ -196,6 +206,11 @@ type Tree struct {
 
 	mu       sync.Mutex    // guards imported
 	imported *cache.Import // the layer's data, if it was read whole; nil once an image was made of it
+}
+
+// name is what the tree was read by, as the name of an image has it.
+func (x *Tree) name(s *Source) cache.Name {
+	return cache.Name{Blob: s.BlobName(), Voucher: cmp.Or(x.by, cache.Whole)}
 }
 
 // take returns the layer's data, once.

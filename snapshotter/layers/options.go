@@ -107,11 +107,11 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 		promises: how, places: l.Places, aheads: l.Aheads, more: hooks.Places, lost: hooks.Lost, doubted: hooks.Doubted,
 		all: map[string]*repositories{},
 	}
-	l.Granted = &Grants{opts: &opts, places: l.Places, sources: l.Sources}
+	l.Granted = &Grants{opts: &opts, places: l.Places, sources: l.Sources, cache: c}
 	c.CopyOnly(l.Granted.MayCopy)
 	l.Indexes = &Indexes{
 		dir: filepath.Join(root, indexesDir), opts: &opts, promises: how, places: l.Places, proofs: l.Proofs, decoder: l.decoder,
-		tracer: l.Tracer, cached: l.Cached, log: opts.Log, life: life, started: &l.started,
+		granted: l.Granted, tracer: l.Tracer, cached: l.Cached, log: opts.Log, life: life, started: &l.started,
 		published: map[string]*publication{}, making: map[digest.Digest]chan struct{}{},
 	}
 	l.Imports = &Imports{

@@ -3,6 +3,7 @@ package layers
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cache"
+	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
@@ -214,4 +216,28 @@ func (p *Places) AnyHas(ctx context.Context, all []Source) error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// storedUnit is what of a blob in the content store is compared with a repository's, in bytes.
+const storedUnit = 64 << 10
+
+// contentOfBlob describes a layer's blob that r reads.
+func contentOfBlob(r io.ReaderAt, size int64) *cache.Content {
+	unit := func(u int) blob.Unit {
+		off := int64(u) * storedUnit
+		return blob.Unit{Off: off, Len: min(storedUnit, size-off)}
+	}
+	return &cache.Content{
+		Codec: blob.Plain, Units: int((size + storedUnit - 1) / storedUnit),
+		Unit:  unit,
+		Holds: func(int) bool { return true },
+		Part: func(u int) (cache.Part, error) {
+			at := unit(u)
+			p := make([]byte, at.Len)
+			if _, err := r.ReadAt(p, at.Off); err != nil && err != io.EOF {
+				return cache.Part{}, err
+			}
+			return cache.Part{Unit: at, Extents: []cache.Extent{{Len: uint32(at.Len), Digest: sha256.Sum256(p)}}}, nil
+		},
+	}
 }

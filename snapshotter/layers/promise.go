@@ -59,6 +59,15 @@ func (r *promises) promiseOf(s *Source) (promise, error) {
 	return p, nil
 }
 
+// whole is a promise of the same layer that is read whole, whatever its table.
+func (p promise) whole() (promise, error) {
+	if p.noImport != "" {
+		return p, NotLazy("%s", p.noImport)
+	}
+	p.format, p.index, p.eager = formatImport, nil, true
+	return p, nil
+}
+
 // refuses says why a layer is not read here, whatever it is; nil if it is. The error wraps ErrNotLazy.
 func (r *promises) refuses(s *Source) error {
 	_, err := r.promiseOf(s)

@@ -23,7 +23,7 @@ func (x *Indexes) Publish(img Image) {
 	bytes := int64(0)
 	for i := range img.Layers {
 		p, err := x.promises.promiseOf(&img.Layers[i])
-		if err != nil || p.format != formatImport {
+		if err != nil || p.format != formatImport || !x.granted.Has(img.Repo, wholeOf(&img.Layers[i])) {
 			continue
 		}
 		if n, err := x.made(ctx, img.Layers[i].Descriptor.Digest); err == nil {

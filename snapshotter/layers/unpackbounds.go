@@ -121,7 +121,7 @@ type refusedLayer struct {
 func (i *Imports) unpackable(s *Source) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	known, ok := i.refused.Get(granted{s.Repo, s.Descriptor.Digest})
+	known, ok := i.refused.Get(granted{s.Repo, s.BlobName()})
 	if ok && time.Now().Before(known.(refusedLayer).until) {
 		return known.(refusedLayer).err
 	}
@@ -132,5 +132,5 @@ func (i *Imports) unpackable(s *Source) error {
 func (i *Imports) noteBeyond(s *Source, err error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.refused.Add(granted{s.Repo, s.Descriptor.Digest}, refusedLayer{time.Now().Add(unpackRefusedHolds), err})
+	i.refused.Add(granted{s.Repo, s.BlobName()}, refusedLayer{time.Now().Add(unpackRefusedHolds), err})
 }

@@ -12,8 +12,9 @@ import (
 // shows. An image that is read by parts is believed by a table, which another manifest may have named beside the same digest;
 // and it reads from one repository, whose owner may let others wait.
 //
-// So what was read whole has one image for all, and what is read by a table has one for each table; where nobody but a
-// repository says which table is right, that is one for each repository.
+// So what was read whole has one image for all, and what is read by a table has one for each table and registry: a table says nothing of
+// who has the bytes, and one registry's are not for another one's images (grant.go). Where nobody but a repository says which table is
+// right, that is one for each repository.
 
 // vouchedBy describes what a layer is read by: two that are read by equal tables have equal descriptions.
 func (p promise) vouchedBy(s *Source) string {
@@ -26,17 +27,20 @@ func (p promise) vouchedBy(s *Source) string {
 	return fmt.Sprintf("%s of %s", p.format, s.Repo)
 }
 
-// tableOf describes the table by which an image in the cache may have been made for this promise. An image by a published
+// tableOf is what vouches for an image in the cache that may have been made for this promise. An image by a published
 // index is found with the index alone.
-func (p promise) tableOf(s *Source) string {
+func (p promise) tableOf(s *Source) cache.Voucher {
 	if p.format == formatImport {
 		return madeHere
 	}
-	return p.vouchedBy(s)
+	return cache.ByTable(p.vouchedBy(s)).At(s.Repo.Host)
 }
 
-// madeHere describes an index that this node made of a layer that it had read whole.
-const madeHere = "index made here"
+// madeHere vouches for an image by an index that this node made of a layer that it had read whole.
+var madeHere = cache.ByTable("index made here")
+
+// isWhole reports whether a voucher is of images whose tree this node made of the whole layer.
+func isWhole(v cache.Voucher) bool { return v == cache.Whole || v == madeHere }
 
 // publishedBy describes an index that is published in a layer's repository.
 func publishedBy(index []byte, s *Source) string {
@@ -88,13 +92,12 @@ func Proven(f *cache.File, s *Source) bool {
 
 // readWhole reports whether this node made an image's tree of the whole layer, now or when it made the index.
 func readWhole(f *cache.File) bool {
-	v := cache.ParseName(f.ID()).Voucher
-	return f.Imported() || v == cache.Whole || v == cache.ByTable(madeHere)
+	return f.Imported() || isWhole(cache.ParseName(f.ID()).Voucher)
 }
 
 // cachedImage returns an image in the cache that may show a layer, or nil: one that is proven goes first, and the other
-// is the one that s names. by describes its table; below is part of the image's name.
-func (l *Layers) cachedImage(s *Source, below, by string) *cache.File {
+// is the one that s names, by its table; below is part of the image's name.
+func (l *Layers) cachedImage(s *Source, below string, by cache.Voucher) *cache.File {
 	blob := s.BlobName()
 	for _, voucher := range []cache.Voucher{cache.Whole, ""} { // the second is of earlier versions
 		// It may not be open yet.
@@ -107,7 +110,7 @@ func (l *Layers) cachedImage(s *Source, below, by string) *cache.File {
 			return f
 		}
 	}
-	if f, err := l.File(cache.Name{Blob: blob, Voucher: cache.ByTable(by), Below: below}.String(), s); err == nil {
+	if f, err := l.File(cache.Name{Blob: blob, Voucher: by, Below: below}.String(), s); err == nil {
 		return f
 	}
 	return nil
@@ -124,7 +127,7 @@ func (r *promises) Agree(f *cache.File, ours, theirs *Source) bool {
 	}
 	mine, others := r.contentOf(ours), r.contentOf(theirs)
 	switch {
-	case f != nil && cache.ParseName(f.ID()).Voucher == cache.ByTable(others):
+	case f != nil && cache.ParseName(f.ID()).Voucher.Table() == cache.ByTable(others):
 		return true
 	case f == nil && !r.mayBePublished(ours):
 		return mine == others
