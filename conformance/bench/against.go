@@ -30,8 +30,9 @@ func against(ctx context.Context, o options) (err error) {
 			return err
 		}
 		defer func() { err = errors.Join(err, v.s.Close(), v.k.Close()) }()
-		// An earlier release need not read what a later one has written.
-		if err := errors.Join(v.s.StopRemorad(syscall.SIGTERM), os.RemoveAll(v.s.Root)); err != nil {
+		// An earlier release need not read what a later one has written. No image is mounted then: what reads one whose remorad was
+		// stopped, removing its directories too, waits for the next.
+		if err := errors.Join(clean(ctx, v.s), v.s.StopRemorad(syscall.SIGTERM), os.RemoveAll(v.s.Root)); err != nil {
 			return err
 		}
 		v.s.UseRemorad(filepath.Join(dir, "remorad"))
