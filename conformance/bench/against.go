@@ -35,7 +35,7 @@ func against(ctx context.Context, o options) (err error) {
 		if err := errors.Join(clean(ctx, v.s), v.s.StopRemorad(syscall.SIGTERM), os.RemoveAll(v.s.Root)); err != nil {
 			return err
 		}
-		v.s.UseRemorad(filepath.Join(dir, "remorad"))
+		v.s.UsePrograms(filepath.Join(dir, "remorad"), filepath.Join(dir, "snapctl"))
 		if err := v.s.StartRemorad(); err != nil {
 			return err
 		}
@@ -56,11 +56,6 @@ type version struct {
 	dir string
 	s   *testbed.Stack
 	k   *link.Link
-}
-
-func (v *version) pull(ctx context.Context, s *testbed.Stack, ref, _ string) error {
-	_, err := testbed.Output(ctx, s.SnapctlEnv(), filepath.Join(v.dir, "snapctl"), "pull", ref)
-	return err
 }
 
 type comparison struct {
@@ -124,7 +119,6 @@ func (a *comparison) starts(ctx context.Context) error {
 }
 
 func (a *comparison) start(ctx context.Context, i int, v *version, w way, p testbed.Program) error {
-	w.pull = v.pull
 	before, err := cpuOf(v.s.RemoradPID())
 	if err != nil {
 		return err

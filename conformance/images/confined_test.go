@@ -36,7 +36,7 @@ exec %[1]s %[2]s/remorad.service %[3]s --holder external "$@"
 	program := filepath.Join(t.TempDir(), "remorad")
 	testbed.Must(t, os.WriteFile(program, fmt.Appendf(nil, script, confine, filepath.Join(testbed.Repo(), "cmd", "remorad"),
 		strings.TrimSpace(remorad), s.Root), 0o755))
-	s.UseRemorad(program)
+	s.UsePrograms(program, "")
 	return confine
 }
 

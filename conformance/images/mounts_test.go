@@ -460,7 +460,7 @@ func TestUpgrade(t *testing.T) {
 	testbed.Must(t, err)
 	holder := s.HolderPID()
 	testbed.Must(t, s.StopRemorad(syscall.SIGTERM))
-	s.UseRemorad(next)
+	s.UsePrograms(next, "")
 	testbed.Must(t, s.StartRemorad())
 	out, err := s.Snapctl(t.Context(), "--json", "status")
 	testbed.Must(t, err)

@@ -2,6 +2,7 @@ package testbed
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -42,7 +43,7 @@ func (s *Stack) ctrEnv() []string {
 
 // Snapctl runs snapctl and returns its stdout.
 func (s *Stack) Snapctl(ctx context.Context, args ...string) (string, error) {
-	return Output(ctx, s.SnapctlEnv(), "snapctl", args...)
+	return Output(ctx, s.SnapctlEnv(), cmp.Or(s.snapctl, "snapctl"), args...)
 }
 
 // SnapctlEnv is what snapctl needs in its environment to work with the stack.

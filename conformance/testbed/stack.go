@@ -53,13 +53,14 @@ type Stack struct {
 	containerd *Process
 	remorad    *Process
 	opts       Options
-	program    string // instead of remorad
+	program    string // instead of remorad, and the other instead of snapctl
+	snapctl    string
 	// containerdDir has the programs of a containerd that is not PATH's.
 	containerdDir string
 }
 
-// UseRemorad has another program started as remorad from now on.
-func (s *Stack) UseRemorad(path string) { s.program = path }
+// UsePrograms has other programs used as remorad and snapctl from now on. "" is that of PATH.
+func (s *Stack) UsePrograms(remorad, snapctl string) { s.program, s.snapctl = remorad, snapctl }
 
 // Configure adds to the configuration of the next remorad.
 func (s *Stack) Configure(more string) { s.opts.Config += more }
