@@ -60,7 +60,7 @@ func (e *Exporter) Export(id uint64, dev blockdev.Device, _ export.How) (export.
 	if err != nil {
 		return nil, err
 	}
-	return export.File(files.Export(e.node(id), dev)), nil
+	return export.File(files.Make(e.node(id), dev)), nil
 }
 
 // Adopt implements export.Exporter.

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -30,7 +31,15 @@ type Files struct {
 	crowded rate.Sometimes     // says that errCrowd is given
 
 	mu    sync.Mutex // guards the fields below
-	files map[uint64]blockdev.Device
+	files map[uint64]*file
+}
+
+// file is a device's file.
+type file struct {
+	dev blockdev.Device
+	// unwritten says that nothing was written to it since it was made. There is nothing to flush then. A device may wait with a flush
+	// for its store, and the kernel asks for one while it makes a loop device of a file, with a lock held that all loop devices need.
+	unwritten atomic.Bool
 }
 
 const (
@@ -81,7 +90,7 @@ func newFiles(conn *fusedev.Conn, log *slog.Logger) *Files {
 	// The kernel lets so many reads ahead be under way, of all files together.
 	n := conn.Background()
 	return &Files{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), conn: conn, log: log, files: map[uint64]blockdev.Device{},
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), conn: conn, log: log, files: map[uint64]*file{},
 		readers: fair.NewPool[uint64](n, n/2), crowded: rate.Sometimes{First: 1, Interval: 10 * time.Second},
 	}
 }
@@ -130,9 +139,20 @@ func Path(dir string, node uint64) string {
 
 // Export adds a file for a device, or gives the file another device, and returns its path.
 func (f *Files) Export(node uint64, dev blockdev.Device) (path string) {
+	return f.add(node, &file{dev: dev})
+}
+
+// Make adds a file that nobody has opened yet, and returns its path.
+func (f *Files) Make(node uint64, dev blockdev.Device) (path string) {
+	made := &file{dev: dev}
+	made.unwritten.Store(true)
+	return f.add(node, made)
+}
+
+func (f *Files) add(node uint64, added *file) (path string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.files[node] = dev
+	f.files[node] = added
 	return f.Path(node)
 }
 
@@ -146,6 +166,13 @@ func (f *Files) Withdraw(node uint64) {
 }
 
 func (f *Files) device(node uint64) blockdev.Device {
+	if found := f.file(node); found != nil {
+		return found.dev
+	}
+	return nil
+}
+
+func (f *Files) file(node uint64) *file {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.files[node]
@@ -258,7 +285,7 @@ func (f *Files) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 
 // Write writes to the device.
 func (f *Files) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	w, ctx, status := f.writer(cancel, &in.InHeader)
+	w, ctx, status := f.writer(cancel, &in.InHeader, true)
 	if status != fuse.OK {
 		return 0, status
 	}
@@ -270,8 +297,8 @@ func (f *Files) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 
 // Fsync flushes the device. It must never be ENOSYS, which the kernel takes for success from then on.
 func (f *Files) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	w, ctx, status := f.writer(cancel, &in.InHeader)
-	if status == fuse.EROFS {
+	w, ctx, status := f.writer(cancel, &in.InHeader, false)
+	if w == nil && status != fuse.EIO {
 		return fuse.OK // nothing was written
 	}
 	if status != fuse.OK {
@@ -285,7 +312,7 @@ func (f *Files) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 
 // Fallocate punches holes and writes zeros.
 func (f *Files) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	w, ctx, status := f.writer(cancel, &in.InHeader)
+	w, ctx, status := f.writer(cancel, &in.InHeader, true)
 	if status != fuse.OK {
 		return status
 	}
@@ -303,15 +330,20 @@ func (f *Files) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	return fuse.OK
 }
 
-// writer finds the device that a request changes.
-func (f *Files) writer(cancel <-chan struct{}, h *fuse.InHeader) (blockdev.Writer, context.Context, fuse.Status) {
-	dev := f.device(h.NodeId)
-	if dev == nil {
+// writer finds the device that a request writes to, or flushes: of one that was never written to there is none then, and no error.
+func (f *Files) writer(cancel <-chan struct{}, h *fuse.InHeader, writes bool) (blockdev.Writer, context.Context, fuse.Status) {
+	of := f.file(h.NodeId)
+	if of == nil {
 		return nil, nil, fuse.EIO
 	}
-	w, ok := dev.(blockdev.Writer)
-	if !ok {
+	w, ok := of.dev.(blockdev.Writer)
+	switch {
+	case !ok:
 		return nil, nil, fuse.EROFS
+	case !writes && of.unwritten.Load():
+		return nil, nil, fuse.OK
+	case writes && of.unwritten.Load():
+		of.unwritten.Store(false)
 	}
 	return w, &fuse.Context{Caller: h.Caller, Cancel: cancel}, fuse.OK
 }

@@ -94,6 +94,48 @@ func TestWrite(t *testing.T) {
 	}
 }
 
+// TestFlushOfNothing: a file that nobody has written to is flushed without its device, whose flush may wait. With one that another
+// process served nobody knows.
+func TestFlushOfNothing(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	f, err := fusefile.Mount(t.TempDir(), writable)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := f.Unmount(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for what, c := range map[string]struct {
+		export func(uint64, blockdev.Device) string
+		before int32 // flushes of a file that this process did not write to
+	}{"made": {f.Make, 0}, "taken over": {f.Export, 1}} {
+		var flushes atomic.Int32
+		fd := openFile(t, c.export(node, faultdev.Faulty(suite.RAM(t, 1<<20), func(_ context.Context, op blockdev.Op, _, _ int64) error {
+			if op == blockdev.OpFlush {
+				flushes.Add(1)
+			}
+			return nil
+		})), unix.O_RDWR)
+		if err := unix.Fsync(fd); err != nil || flushes.Load() != c.before {
+			t.Errorf("%s: %d flushes before a write (%v)", what, flushes.Load(), err)
+		}
+		if _, err := unix.Pwrite(fd, make([]byte, 4096), 0); err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(unix.Fsync(fd), unix.Fsync(fd)); err != nil || flushes.Load() != c.before+2 {
+			t.Errorf("%s: %d flushes after a write (%v)", what, flushes.Load(), err)
+		}
+		if err := unix.Close(fd); err != nil {
+			t.Error(err)
+		}
+		f.Withdraw(node)
+	}
+}
+
 // TestWriteTakenOver: a write that one server had read and not carried out is carried out by the next, before
 // anything that comes later.
 func TestWriteTakenOver(t *testing.T) {
