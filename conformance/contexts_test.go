@@ -37,6 +37,7 @@ var keepContexts = map[string]string{
 	"layers.unpackTally":   "one layer that is unpacked",
 	"start.prediction":     "one prediction",
 	"start.Starts":         "life: ends before Close",
+	"node.Attachments":     "life: Close",
 }
 
 // TestContextsInStructs: a context is a parameter, but for the structs above, and these do keep one.

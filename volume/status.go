@@ -22,6 +22,7 @@ type Status struct {
 	Waits     []Wait        // what waits for the store
 	Throttled string        // why writes wait: ThrottleJournal, ThrottleStore, or "" if they do not
 	Failed    error
+	Closed    bool // it works no more, because it was to be given up
 	Stats     Stats
 }
 
@@ -45,7 +46,7 @@ func (v *Volume) Status() Status {
 	s := Status{Class: v.head.Class, Tail: len(v.head.Tail), Mapped: v.root.Blocks * Block, Failed: v.err, Stats: v.stats}
 	s.Stats.Written, s.Stats.Read, s.Stats.Flushes = v.bytesWritten.Load(), v.bytesRead.Load(), v.flushes.Load()
 	if errors.Is(v.err, ErrClosed) {
-		s.Failed = nil
+		s.Failed, s.Closed = nil, true
 	}
 	for _, g := range slices.Concat(v.sealed, []*generation{v.active}) { // append would write into what sealed may grow into
 		s.AtRisk += g.bytes

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -12,6 +11,7 @@ import (
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
+	"github.com/remora-storage/remora/volume/node"
 )
 
 // AttachVolume makes a block device of a volume.
@@ -19,17 +19,15 @@ func (v *volumes) AttachVolume(
 	req *controlv1.AttachVolumeRequest, stream grpc.ServerStreamingServer[controlv1.AttachVolumeResponse],
 ) error {
 	ctx := stream.Context()
-	url, _, h, err := v.find(ctx, req)
+	url, _, h, err := v.known(ctx, req) // one that comes back to its node has no need of its store
 	if err != nil {
 		return err
 	}
-	if _, err := v.host.Attach(ctx, url, h, host.AttachOptions{AcceptLoss: req.GetAcceptLoss(), Progress: func(what string) {
+	tell := func(what string) {
 		_ = stream.Send(&controlv1.AttachVolumeResponse{Waits: text(what)}) // the end will say that the caller is gone
-	}}); err != nil {
-		return err
 	}
-	if _, err := v.disks.Attach(ctx, volumeSource+h.ID.String(), h.Mode == volume.ModeReadOnly, volume.Block); err != nil {
-		return errors.Join(err, v.host.Detach(ctx, h.ID))
+	if err := v.node.Attach(ctx, h.ID, v.hands(url, h), node.How{AcceptLoss: req.GetAcceptLoss()}, tell); err != nil {
+		return fmt.Errorf("volume %s: %w", h.Name, err)
 	}
 	open, err := v.host.Volume(ctx, h.ID)
 	if err != nil {
@@ -52,26 +50,23 @@ func (v *volumes) DetachVolume(
 	if !ok {
 		return stream.Send(&controlv1.DetachVolumeResponse{Done: true})
 	}
-	if _, err := v.disks.Detach(ctx, volumeSource+id.String()); err != nil {
-		return err
-	}
+	away := v.node.Detach
 	if req.GetAbandonToJournal() {
-		v.log.Warn("a volume was detached with acknowledged writes in this node's journal alone", "volume", req.GetName())
-		if err := v.host.Abandon(id); err != nil {
-			return err
-		}
-		return stream.Send(&controlv1.DetachVolumeResponse{Done: true, WasAttached: true})
+		away = v.node.Abandon
 	}
 	var telling sync.WaitGroup
 	done := make(chan struct{})
 	telling.Go(func() { v.tellDetaching(id, done, stream.Send) })
-	err = v.host.Detach(ctx, id)
+	was, err := away(ctx, id)
 	close(done)
 	telling.Wait()
-	if err != nil {
-		return fmt.Errorf("%w; the volume stays with this node until its store has everything", err)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("%w; it goes on without you, and gives the volume up when its store has everything", err)
+	case err != nil:
+		return err
 	}
-	return stream.Send(&controlv1.DetachVolumeResponse{Done: true, WasAttached: true})
+	return stream.Send(&controlv1.DetachVolumeResponse{Done: true, WasAttached: was})
 }
 
 // tellDetaching sends how much the store does not have yet, until done is closed or the caller is gone.

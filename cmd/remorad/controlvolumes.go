@@ -95,7 +95,7 @@ func (v *volumes) ListAttachedVolumes(context.Context, *controlv1.ListAttachedVo
 	reply := &controlv1.ListAttachedVolumesResponse{}
 	for _, a := range v.host.Attached() {
 		m := &controlv1.Volume{Name: a.Name, Id: a.ID.String(), Store: text(a.Store), SizeBytes: a.Size, Here: true}
-		m.Device, m.Failed = v.device(a.ID)
+		v.tellState(m, a.ID)
 		reply.Volumes = append(reply.Volumes, m)
 	}
 	return reply, nil

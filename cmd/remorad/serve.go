@@ -35,6 +35,7 @@ import (
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter"
 	"github.com/remora-storage/remora/snapshotter/layers"
+	"github.com/remora-storage/remora/volume/node"
 )
 
 // serve runs the daemon until ctx ends.
@@ -135,7 +136,9 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, disks.Close()) }()
-	if err := owned.ResumeAll(); err != nil {
+	vols := &volumes{host: owned, disks: disks, node: node.New(), byName: cleanStore(cfg.Volume.Store), log: log}
+	defer vols.node.Close()
+	if err := vols.adoptVolumes(); err != nil {
 		return err
 	}
 	var daily sync.WaitGroup
@@ -173,7 +176,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		node:    &nodeService{root: f.root, cfg: cfg, cache: images, sn: sn, holder: h},
 		images:  &imagesService{sn: sn, registry: reg, containerd: containerd},
 		disks:   &disksService{disks: disks, host: owned},
-		volumes: &volumes{host: owned, disks: disks, byName: cleanStore(cfg.Volume.Store), log: log},
+		volumes: vols,
 	}.register(server)
 	metrics := prometheus.NewRegistry()
 	metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

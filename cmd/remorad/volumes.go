@@ -17,6 +17,7 @@ import (
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
+	"github.com/remora-storage/remora/volume/node"
 )
 
 const volumeSource = "volume:" // before an id, in the name of a disk's bytes
@@ -26,6 +27,7 @@ type volumes struct {
 	controlv1.UnsafeVolumesServer
 	host   *host.Host
 	disks  *disk.Disks
+	node   *node.Attachments
 	byName string // store of names that this node does not know; "" for none
 	log    *slog.Logger
 }
@@ -119,7 +121,7 @@ func (v *volumes) attachedID(ctx context.Context, req named) (id volume.ID, ok b
 // describe says what a head says, and what this node knows beside.
 func (v *volumes) describe(url string, h *volume.Head) *controlv1.Volume {
 	m := headMessage(url, h, v.host.NodeID())
-	m.Device, m.Failed = v.device(h.ID)
+	v.tellState(m, h.ID)
 	return m
 }
 
@@ -133,6 +135,16 @@ func headMessage(url string, h *volume.Head, self volume.ID) *controlv1.Volume {
 		m.Here = h.Owner.Node == self
 	}
 	return m
+}
+
+// tellState adds what this node does with a volume.
+func (v *volumes) tellState(m *controlv1.Volume, id volume.ID) {
+	m.Device, m.Failed = v.device(id)
+	st := v.node.StateOf(id)
+	m.State = st.Name
+	if st.Stuck != nil && m.Failed == "" {
+		m.Failed = text(st.Stuck.Error())
+	}
 }
 
 // device returns a volume's block device on this node, and why it fails if it does.

@@ -12,10 +12,11 @@ import (
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
+	"github.com/remora-storage/remora/volume/node"
 )
 
-// volumeNode serves volumes as remorad does, and returns the host that owns them.
-func volumeNode(t *testing.T) (*control.Client, *host.Host, string) {
+// volumeNode serves volumes as remorad does, and returns what serves them.
+func volumeNode(t *testing.T) (*control.Client, *volumes, string) {
 	t.Helper()
 	dir := shortDir(t)
 	cfg, err := readConfig(filepath.Join(dir, "none"), true)
@@ -31,9 +32,9 @@ func volumeNode(t *testing.T) (*control.Client, *host.Host, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	v := &volumes{host: h, disks: disks, node: node.New(), log: discard()}
 	server := grpc.NewServer(controlOptions()...)
-	controls{node: &nodeService{}, images: &imagesService{}, disks: &disksService{disks: disks, host: h},
-		volumes: &volumes{host: h, disks: disks, log: discard()}}.register(server)
+	controls{node: &nodeService{}, images: &imagesService{}, disks: &disksService{disks: disks, host: h}, volumes: v}.register(server)
 	l, err := new(net.ListenConfig).Listen(t.Context(), "unix", filepath.Join(dir, "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -47,18 +48,20 @@ func volumeNode(t *testing.T) (*control.Client, *host.Host, string) {
 	t.Cleanup(func() {
 		closer.Close()
 		server.Stop()
+		v.node.Close()
 		for _, err := range []error{<-done, disks.Close(), h.Close()} {
 			if err != nil {
 				t.Error(err)
 			}
 		}
 	})
-	return c, h, dir
+	return c, v, dir
 }
 
 // TestAttachedVolume is about a volume that this node owns, without the block device that only root can make.
 func TestAttachedVolume(t *testing.T) {
-	c, h, dir := volumeNode(t)
+	c, v, dir := volumeNode(t)
+	h := v.host
 	ctx, store := t.Context(), "file:"+filepath.Join(dir, "store")
 	named := control.VolumeRequest{Name: "data"}
 	made, err := c.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "data", Store: store},
@@ -80,6 +83,7 @@ func TestAttachedVolume(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		v.node.Adopt(head.ID, v.hands(store, head), true)
 		p := blockdev.AlignedBuffer(volume.Block)
 		p[0] = 1
 		if err := dev.WriteAt(ctx, p, 0); err != nil {
@@ -131,8 +135,8 @@ func TestAttachedVolume(t *testing.T) {
 
 // TestSources opens what disks are made of, and nothing else.
 func TestSources(t *testing.T) {
-	_, h, dir := volumeNode(t)
-	open := sourceOpener(h)
+	_, v, dir := volumeNode(t)
+	open := sourceOpener(v.host)
 	file := filepath.Join(dir, "disk.img")
 	if err := os.WriteFile(file, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)

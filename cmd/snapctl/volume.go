@@ -210,6 +210,8 @@ func whereAttached(v *control.Volume) string {
 	switch {
 	case v.Failed != "":
 		return "FAILED: " + v.Failed
+	case v.State != "" && v.State != "absent" && v.State != "attached":
+		return strings.TrimSpace(v.State + " " + v.Device)
 	case v.Device != "":
 		return v.Device
 	case v.Here:

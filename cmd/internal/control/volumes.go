@@ -31,6 +31,7 @@ type Volume struct {
 	ReadOnly bool      `json:"read_only"`
 	Device   string    `json:"device,omitempty"` // on this node
 	Failed   string    `json:"failed,omitempty"` // why everything that uses the device fails
+	State    string    `json:"state,omitempty"`  // what this node does with it
 	Error    string    `json:"error,omitempty"`  // why nothing more is known
 }
 
@@ -88,7 +89,7 @@ func volumeOf(m *controlv1.Volume) Volume {
 	return Volume{
 		Name: m.GetName(), ID: m.GetId(), Store: m.GetStore(), Size: m.GetSizeBytes(), Class: m.GetClass(), FS: m.GetFs(),
 		Created: timeOf(m.GetCreated()), Epoch: m.GetEpoch(), Owner: m.GetOwner(), Here: m.GetHere(), ReadOnly: m.GetReadOnly(),
-		Device: m.GetDevice(), Failed: m.GetFailed(), Error: m.GetError(),
+		Device: m.GetDevice(), Failed: m.GetFailed(), State: m.GetState(), Error: m.GetError(),
 	}
 }
 

@@ -1,0 +1,96 @@
+package volumes_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/conformance/testbed"
+)
+
+// stateOf is what this node does with the volume data.
+func stateOf(t *testing.T, s *testbed.Stack) string {
+	t.Helper()
+	var d struct{ State string }
+	testbed.Must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
+	return d.State
+}
+
+// TestVolumeBounces: a volume that is being given up, and waits for its store for that, is wanted on its node again. It is kept, without
+// asking the store, and whoever detached it is told. An interrupted detach goes on by itself.
+func TestVolumeBounces(t *testing.T) {
+	t.Parallel()
+	testbed.NeedRoot(t)
+	srv := startS3(t, "minio")
+	// Without a lease everything waits: it outlives the time for which the store is away.
+	s, mnt := onS3(t, srv, srv.endpoint, "local", "[volume]\njournal = \"64MiB\"\nlease = \"60s\"\n")
+	file := filepath.Join(mnt, "file")
+	write := func(b byte) {
+		t.Helper()
+		f, err := os.OpenFile(file, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+		testbed.Must(t, err)
+		_, err = f.Write(bytes.Repeat([]byte{b}, 1<<20))
+		testbed.Must(t, errors.Join(err, f.Sync(), f.Close()))
+	}
+	write(1)
+	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
+	write(2) // the store does not have it
+	snapctl(t, s, "volume", "umount", "--keep-attached", "data")
+
+	_, err := s.Snapctl(t.Context(), "volume", "detach", "--timeout", "100ms", "data")
+	if err == nil {
+		t.Fatal("detached, though the store did not answer")
+	}
+	if state := stateOf(t, s); state != "leaving" {
+		t.Errorf("%s after an interrupted detach (%v)", state, err)
+	}
+	c, err := testbed.Command(t.Context(), "snapctl", "volume", "detach", "data")
+	testbed.Must(t, err)
+	c.Env = append(c.Env, s.SnapctlEnv()...)
+	says, err := c.StderrPipe()
+	testbed.Must(t, err)
+	testbed.Must(t, c.Start())
+	lines := bufio.NewScanner(says)
+	if !lines.Scan() || !strings.Contains(lines.Text(), "not in the store yet") {
+		t.Errorf("another detach says %q", lines.Text())
+	}
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	why := ""
+	for lines.Scan() {
+		why = lines.Text()
+	}
+	if err := c.Wait(); err == nil || !strings.Contains(why, "attached again") {
+		t.Errorf("the other detach: %q (%v)", why, err)
+	}
+	write(3)
+	if state := stateOf(t, s); state != "attached" {
+		t.Errorf("%s after it was attached again", state)
+	}
+	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGCONT))
+	write(4)
+	got, err := os.ReadFile(file)
+	testbed.Must(t, err)
+	for i, b := range []byte{1, 2, 3, 4} {
+		if !bytes.Equal(got[i<<20:(i+1)<<20], bytes.Repeat([]byte{b}, 1<<20)) {
+			t.Errorf("the %d. megabyte is wrong", i+1)
+		}
+	}
+
+	// Nobody waits for the end of this one.
+	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
+	write(5)
+	snapctl(t, s, "volume", "umount", "--keep-attached", "data")
+	if _, err := s.Snapctl(t.Context(), "volume", "detach", "--timeout", "100ms", "data"); err == nil {
+		t.Error("detached, though the store did not answer")
+	}
+	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGCONT))
+	testbed.WaitFor(t, "the volume to be given up", func() bool { return stateOf(t, s) == "absent" })
+	mustBeWhole(t, s)
+}
