@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -21,6 +22,45 @@ func stateOf(t *testing.T, s *testbed.Stack) string {
 	var d struct{ State string }
 	testbed.Must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
 	return d.State
+}
+
+// A detaching is a detach under way, which waits for its store.
+type detaching struct {
+	cmd   *exec.Cmd
+	lines *bufio.Scanner // what it says
+}
+
+// beginDetach begins to detach data, whose store is away, and returns when remorad has said what that waits for.
+func beginDetach(t *testing.T, s *testbed.Stack) *detaching {
+	t.Helper()
+	c, err := testbed.Command(t.Context(), "snapctl", "volume", "detach", "data")
+	testbed.Must(t, err)
+	c.Env = append(c.Env, s.SnapctlEnv()...)
+	says, err := c.StderrPipe()
+	testbed.Must(t, err)
+	testbed.Must(t, c.Start())
+	d := &detaching{c, bufio.NewScanner(says)}
+	if !d.lines.Scan() || !strings.Contains(d.lines.Text(), "not in the store yet") {
+		t.Errorf("a detach says %q", d.lines.Text())
+	}
+	return d
+}
+
+// end waits for the end and returns the last line.
+func (d *detaching) end() (last string, err error) {
+	for d.lines.Scan() {
+		last = d.lines.Text()
+	}
+	return last, d.cmd.Wait()
+}
+
+// stop interrupts it.
+func (d *detaching) stop(t *testing.T) {
+	t.Helper()
+	testbed.Must(t, d.cmd.Process.Signal(os.Interrupt))
+	if _, err := d.end(); err == nil {
+		t.Error("detached, though the store did not answer")
+	}
 }
 
 // TestVolumeBounces: a volume that is being given up, and waits for its store for that, is wanted on its node again. It is kept, without
@@ -44,29 +84,14 @@ func TestVolumeBounces(t *testing.T) {
 	write(2) // the store does not have it
 	snapctl(t, s, "volume", "umount", "--keep-attached", "data")
 
-	_, err := s.Snapctl(t.Context(), "volume", "detach", "--timeout", "100ms", "data")
-	if err == nil {
-		t.Fatal("detached, though the store did not answer")
-	}
+	interrupted := beginDetach(t, s)
+	interrupted.stop(t)
 	if state := stateOf(t, s); state != "leaving" {
-		t.Errorf("%s after an interrupted detach (%v)", state, err)
+		t.Errorf("%s after an interrupted detach", state)
 	}
-	c, err := testbed.Command(t.Context(), "snapctl", "volume", "detach", "data")
-	testbed.Must(t, err)
-	c.Env = append(c.Env, s.SnapctlEnv()...)
-	says, err := c.StderrPipe()
-	testbed.Must(t, err)
-	testbed.Must(t, c.Start())
-	lines := bufio.NewScanner(says)
-	if !lines.Scan() || !strings.Contains(lines.Text(), "not in the store yet") {
-		t.Errorf("another detach says %q", lines.Text())
-	}
+	other := beginDetach(t, s)
 	snapctl(t, s, "volume", "mount", "data", mnt)
-	why := ""
-	for lines.Scan() {
-		why = lines.Text()
-	}
-	if err := c.Wait(); err == nil || !strings.Contains(why, "attached again") {
+	if why, err := other.end(); err == nil || !strings.Contains(why, "attached again") {
 		t.Errorf("the other detach: %q (%v)", why, err)
 	}
 	write(3)
@@ -87,9 +112,7 @@ func TestVolumeBounces(t *testing.T) {
 	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
 	write(5)
 	snapctl(t, s, "volume", "umount", "--keep-attached", "data")
-	if _, err := s.Snapctl(t.Context(), "volume", "detach", "--timeout", "100ms", "data"); err == nil {
-		t.Error("detached, though the store did not answer")
-	}
+	beginDetach(t, s).stop(t)
 	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGCONT))
 	testbed.WaitFor(t, "the volume to be given up", func() bool { return stateOf(t, s) == "absent" })
 	mustBeWhole(t, s)
