@@ -91,7 +91,7 @@ type taking struct {
 
 	disk     JournalFile
 	journal  ID
-	existing bool   // it may hold acknowledged writes
+	existing bool   // it may hold acknowledged writes: the head that this attempt replaces names it
 	lost     bool   // what another journal may hold is given up
 	from     *Owner // another node that the volume is taken from
 }
@@ -129,17 +129,22 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 	return h, version, swapped, err
 }
 
-// findJournal opens the journal that the head names, or makes one.
+// findJournal opens the journal that the head names, or makes one. One that an attempt before has opened is let go: another
+// head named it, and whoever came since may have gone on without it.
 func (t *taking) findJournal(h *Head) error {
-	if h.Journal != nil && h.Journal.Node == t.member.opts.ID {
-		if t.disk != nil && t.journal == h.Journal.ID {
-			return nil
+	if t.existing {
+		t.existing = false
+		if err := t.use(nil, ID{}); err != nil {
+			return err
 		}
+	}
+	t.lost = false
+	if h.Journal != nil && h.Journal.Node == t.member.opts.ID {
 		f, err := t.journals.Open(h.ID, h.Journal.ID)
 		switch {
 		case err == nil:
-			t.disk, t.journal, t.existing = f, h.Journal.ID, true
-			return nil
+			t.existing = true
+			return t.use(f, h.Journal.ID)
 		case !errors.Is(err, ErrNoJournal):
 			return err
 		}
@@ -155,13 +160,21 @@ func (t *taking) findJournal(h *Head) error {
 	if t.disk != nil {
 		return nil // made by an attempt before
 	}
-	t.journal = NewID()
-	f, err := t.journals.Create(h.ID, t.journal)
+	id := NewID()
+	f, err := t.journals.Create(h.ID, id)
 	if err != nil {
 		return err
 	}
-	t.disk = f
-	return formatJournal(f, h.ID, t.journal)
+	return errors.Join(t.use(f, id), formatJournal(f, h.ID, id))
+}
+
+// use makes f the journal of this attempt, and closes the one before.
+func (t *taking) use(f JournalFile, id ID) (err error) {
+	if t.disk != nil {
+		err = t.disk.Close()
+	}
+	t.disk, t.journal = f, id
+	return err
 }
 
 // open makes a Volume of what was taken.

@@ -119,7 +119,7 @@ func (v *Volume) update(ctx context.Context, change func(*Head) error, apply fun
 	defer v.updating.Release(1)
 	for {
 		v.mu.RLock()
-		old, version := v.head, v.version
+		old, version, unsure := v.head, v.version, v.unsure
 		v.mu.RUnlock()
 		next := old.clone()
 		if err := change(next); err != nil {
