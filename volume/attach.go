@@ -122,7 +122,7 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 	next.Epoch++
 	next.Owner = t.member.owner()
 	next.Journal = &JournalRef{Node: t.member.opts.ID, ID: t.journal}
-	h, version, swapped, err = swapHead(ctx, t.opts.Store, next, version, w)
+	h, version, swapped, err = swapHead(ctx, t.opts.Store, h, next, version, w)
 	if swapped && h.Nonce != next.Nonce {
 		swapped = false // and taken by another since
 	}

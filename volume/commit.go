@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -62,6 +63,9 @@ func (v *Volume) ready() (gens []*generation, cp *checkpoint) {
 // commit has the head name generations, and a checkpoint if there is one.
 func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint) error {
 	if err := v.update(ctx, func(h *Head) error {
+		if err := v.wait.until(ctx, "hold the lease", func() error { return v.lease.Wait(ctx) }); err != nil {
+			return err
+		}
 		if cp != nil {
 			h.Root = &cp.ref
 			h.Tail = h.Tail[len(cp.segments):]
@@ -111,7 +115,9 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 }
 
 // update changes the head. apply is called with v.mu held when the store has it. Others may change a head that this
-// node owns, if they leave the owner alone: change is made anew over theirs.
+// node owns, if they leave the owner and the log alone: change is made anew over theirs. A log that is not as this node has left it
+// was written by another copy of this process, such as that of a machine which was restored with its memory, or the store was put
+// back: this node has lost the volume.
 func (v *Volume) update(ctx context.Context, change func(*Head) error, apply func()) error {
 	if v.updating.Acquire(ctx, 1) != nil { // one change at a time: what is known of the head never goes back
 		return context.Cause(ctx)
@@ -126,12 +132,15 @@ func (v *Volume) update(ctx context.Context, change func(*Head) error, apply fun
 			return err
 		}
 		next.next()
-		current, at, swapped, err := swapHead(ctx, v.opts.Store, next, version, v.wait)
+		current, at, swapped, err := swapHead(ctx, v.opts.Store, old, next, version, v.wait)
 		if err != nil {
+			v.mu.Lock()
+			v.unsure = append(v.unsure, next)
+			v.mu.Unlock()
 			return err
 		}
 		if swapped {
-			if current.Nonce != next.Nonce && !current.sameOwner(next) {
+			if current.Nonce != next.Nonce && (!current.sameOwner(next) || next.departs(current) != "") {
 				// Somebody has taken it since, with this change in it. The next one will be refused.
 				current, at = next, ""
 			}
@@ -144,11 +153,25 @@ func (v *Volume) update(ctx context.Context, change func(*Head) error, apply fun
 		if !current.sameOwner(old) {
 			return fmt.Errorf("epoch %d, this node's is %d: %w", current.Epoch, old.Epoch, ErrFenced)
 		}
+		what := old.departs(current)
+		// A change whose caller did not wait for its end may have been carried out.
+		if what != "" && !slices.ContainsFunc(unsure, func(h *Head) bool { return h.departs(current) == "" }) {
+			return fencing("the head is not what this node has left: " + what +
+				". A copy of this machine writes to the volume, or the store was put back to an earlier state")
+		}
 		v.mu.Lock()
 		v.head, v.version = current, at
 		v.mu.Unlock()
 	}
 }
+
+// fencing is an ErrFenced by something else than another node's taking the volume.
+type fencing string
+
+func (f fencing) Error() string { return string(f) }
+
+// Is implements errors.Is.
+func (f fencing) Is(err error) bool { return err == ErrFenced }
 
 const (
 	leafBytes  = 12 << 10 // of a leaf, about

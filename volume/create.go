@@ -71,9 +71,6 @@ func Create(ctx context.Context, st store.Store, name string, spec Spec) (h *Hea
 // publish stores the head of a new volume and gives it its name. ErrNameTaken if another volume has it: then nothing of
 // the new one's head stays.
 func publish(ctx context.Context, st store.Store, h *Head) error {
-	if err := h.check(); err != nil {
-		return err
-	}
 	p, err := h.encode()
 	if err != nil {
 		return err

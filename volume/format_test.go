@@ -44,11 +44,45 @@ func TestHead(t *testing.T) {
 		t.Errorf("a newer version: %v", err)
 	}
 	h.Snapshots = []string{"s"}
-	if p, err = h.encode(); err != nil {
+	if _, err := h.encode(); !errors.Is(err, ErrVersion) {
+		t.Errorf("what this version does not know can be written: %v", err)
+	}
+	if p, err = seal("head", headVersion, h); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := decodeHead(p); !errors.Is(err, ErrVersion) {
 		t.Errorf("what a later version writes: %v", err)
+	}
+}
+
+// TestHeadSucceeds: no head is written that could not be read, or whose numbers go back.
+func TestHeadSucceeds(t *testing.T) {
+	t.Parallel()
+	old := testHead()
+	for name, change := range map[string]func(*Head){
+		"the same log":       nil,
+		"one segment more":   func(h *Head) { h.Segment++; h.Tail = append(h.Tail, SegmentRef{Seq: h.Segment, Epoch: 3}) },
+		"a checkpoint":       func(h *Head) { h.Tail = nil },
+		"no generation":      func(h *Head) { h.Gen-- },
+		"a generation less":  func(h *Head) { h.Gen -= 2 },
+		"an epoch less":      func(h *Head) { h.Epoch--; h.Tail[1].Epoch-- },
+		"a segment less":     func(h *Head) { h.Segment--; h.Tail = h.Tail[:1] },
+		"a segment again":    func(h *Head) { h.Tail = append(h.Tail, h.Tail[0]) },
+		"a segment unnamed":  func(h *Head) { h.Segment++ },
+		"a write less":       func(h *Head) { h.Write-- },
+		"fewer bytes":        func(h *Head) { h.Size -= Block },
+		"bytes of no blocks": func(h *Head) { h.Size++ },
+	} {
+		next := old.clone()
+		next.next()
+		good := change == nil || name == "one segment more" || name == "a checkpoint"
+		if change != nil {
+			change(next)
+		}
+		_, _, _, err := swapHead(t.Context(), newTestStore(t), old, next, "", quiet())
+		if missing := errors.Is(err, ErrNotFound); missing != good {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 

@@ -174,12 +174,52 @@ func (h *Head) wrote(nonce ID) bool {
 	return h.Nonce == nonce || slices.Contains(h.Recent, nonce)
 }
 
+// encode returns a head's bytes, if it is one that can be read again.
 func (h *Head) encode() ([]byte, error) {
+	if err := h.check(); err != nil {
+		return nil, fmt.Errorf("head: %w", err)
+	}
 	p, err := seal("head", headVersion, h)
 	if err == nil && len(p) > maxHead {
 		err = fmt.Errorf("head of %d bytes: %d at most", len(p), maxHead)
 	}
 	return p, err
+}
+
+// succeeds fails unless h may follow a head: no number goes back, but for those of a volume that is being removed.
+func (h *Head) succeeds(old *Head) error {
+	bad := h.ID != old.ID || h.Gen != old.Gen+1 || h.Epoch < old.Epoch || h.Size < old.Size
+	if !h.removing() {
+		bad = bad || h.Segment < old.Segment || h.Write < old.Write
+		if n := len(h.Tail); n > 0 {
+			bad = bad || h.Tail[n-1].Seq != h.Segment
+		}
+	}
+	if bad {
+		return fmt.Errorf("head %d (epoch %d, segment %d, write %d) cannot follow head %d (epoch %d, segment %d, write %d)",
+			h.Gen, h.Epoch, h.Segment, h.Write, old.Gen, old.Epoch, old.Segment, old.Write)
+	}
+	return nil
+}
+
+// departs says what the log of a later head with the same owner has that h does not account for, "" if it is the same. Others may
+// change a volume's head beside its owner, but never its log.
+func (h *Head) departs(later *Head) string {
+	switch {
+	case later.Gen < h.Gen:
+		return fmt.Sprintf("it went back from generation %d to %d", h.Gen, later.Gen)
+	case later.Segment != h.Segment:
+		return fmt.Sprintf("its last segment is %d, not %d", later.Segment, h.Segment)
+	case later.Write != h.Write:
+		return fmt.Sprintf("its last write is %d, not %d", later.Write, h.Write)
+	case (later.Root == nil) != (h.Root == nil) || h.Root != nil && *later.Root != *h.Root:
+		return "it has another map"
+	case !slices.Equal(later.Tail, h.Tail):
+		return "it names other segments"
+	case (later.Journal == nil) != (h.Journal == nil) || h.Journal != nil && *later.Journal != *h.Journal:
+		return "it names another journal"
+	}
+	return ""
 }
 
 // decodeHead reads a head and checks all that others rely on.

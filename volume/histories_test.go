@@ -6,8 +6,10 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/remote/store/simstore"
@@ -99,6 +101,144 @@ func TestStaleJournal(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustBe(t, v, 3)
+		if err := v.Detach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// fork returns a second engine that goes on from what v knows at this moment, and the machine it is on: a copy with the memory and the
+// disk of v's.
+func fork(ctx context.Context, v *Volume, at *simNode) (*Volume, *simNode, error) {
+	m := v.owned.member
+	m.mu.Lock()
+	opts := m.opts
+	v.mu.RLock()
+	head, version, on := v.head.clone(), v.version, at.copy()
+	v.mu.RUnlock()
+	opts.Diary = &on.diary
+	twin := NewMember(m.store, opts)
+	twin.owns, twin.version, twin.state, twin.until, twin.due = 1, m.version, m.state, m.until, m.due
+	m.mu.Unlock()
+	run, stop := context.WithCancel(context.Background())
+	twin.stop = stop
+	twin.mu.Lock()
+	twin.beginLookingLocked()
+	twin.mu.Unlock()
+	twin.started.Go(func() { twin.watch(run) })
+	twin.started.Go(func() { twin.renew(run) })
+	disk, err := on.Open(v.id, v.owned.id)
+	if err != nil {
+		return nil, nil, err
+	}
+	t := taking{id: v.id, member: twin, journals: on, opts: AttachOptions{Options: v.opts}, disk: disk, journal: v.owned.id, existing: true}
+	w, err := t.open(ctx, head, version)
+	return w, on, err
+}
+
+// TestForked: of two copies of a machine that go on from the same memory the one that commits second has lost the volume: its flush
+// fails and says why, and the head stays as the other has left it.
+func TestForked(t *testing.T) {
+	t.Parallel()
+	for _, class := range []Class{Remote, Writethrough} {
+		synctest.Test(t, func(t *testing.T) {
+			st := newTestStore(t)
+			h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: class})
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := newSimNode(t)
+			v, err := openVolume(t, st, at, h.ID, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 3 {
+				mustSet(t, v, 0, 1)
+				mustFlush(t, v)
+			}
+			w, _, err := fork(t.Context(), v, at)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustBe(t, w, 1)
+			for range 2 {
+				mustSet(t, v, 1, 2)
+				mustFlush(t, v)
+			}
+			err = w.WriteAt(t.Context(), bytes.Repeat([]byte{3}, Block), Block)
+			if err == nil {
+				err = w.Flush(t.Context())
+			}
+			if !errors.Is(err, ErrFenced) || !strings.Contains(err.Error(), "its last segment is 5, not 3") {
+				t.Errorf("%s: the copy's flush: %v", class, err)
+			}
+			if err := w.Close(); err != nil {
+				t.Error(err)
+			}
+			mustSet(t, v, 2, 4)
+			mustFlush(t, v)
+			mustBe(t, v, 1, 2, 4)
+			if err := v.Detach(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// leaseless is a store that can be told not to answer for leases.
+type leaseless struct {
+	store.Store
+	off atomic.Bool
+}
+
+func (l *leaseless) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
+	if l.off.Load() && strings.HasPrefix(key, "node/") {
+		return store.Object{}, errors.New("no answer")
+	}
+	return l.Store.PutIfMatch(ctx, key, p, version)
+}
+
+// TestCommitLeased: a node whose lease is uncertain commits nothing until it is certain again.
+func TestCommitLeased(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := &leaseless{Store: newTestStore(t)}
+		h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: Local})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v, err := openVolume(t, st, newSimNode(t), h.ID, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		committed := func() uint64 {
+			h, _, err := readHead(t.Context(), st, h.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h.Write
+		}
+		st.off.Store(true)
+		time.Sleep(8 * time.Second)
+		mustSet(t, v, 0, 1)
+		if margin, held := v.owned.member.Margin(); margin <= 0 || margin > defaultMaxAge || !held {
+			t.Fatalf("the lease is certain for %v: it is to end before what is old is committed", margin)
+		}
+		time.Sleep(time.Minute)
+		if n := committed(); n != 0 {
+			t.Errorf("write %d was committed without a lease", n)
+		}
+		if w := v.Status().Waits; len(w) != 1 || w[0].What != "hold the lease" {
+			t.Errorf("%+v waits, want the lease", w)
+		}
+		st.off.Store(false)
+		time.Sleep(time.Minute)
+		if n := committed(); n != 1 {
+			t.Errorf("write %d is committed after the lease was renewed, want 1", n)
+		}
+		if w := v.Status().Waits; len(w) > 0 {
+			t.Errorf("%+v waits though the lease is certain", w)
+		}
 		if err := v.Detach(t.Context()); err != nil {
 			t.Fatal(err)
 		}

@@ -113,9 +113,9 @@ func BenchmarkAttach(b *testing.B) {
 		root, ref = cp.root, &cp.ref
 		h.Segment, h.Write = seq, seq
 	}
+	h.Gen += count
 	next := h.clone()
 	next.next()
-	next.Gen += count
 	next.Root = ref
 	for range checkpointTail { // and a tail as long as it gets
 		seq++
@@ -132,7 +132,7 @@ func BenchmarkAttach(b *testing.B) {
 		next.Tail = append(next.Tail, s)
 	}
 	next.Epoch, next.Segment, next.Write = 1, seq, seq
-	if _, _, ok, err := swapHead(ctx, st, next, version, waiter{}); !ok || err != nil {
+	if _, _, ok, err := swapHead(ctx, st, h, next, version, waiter{}); !ok || err != nil {
 		b.Fatal(ok, err)
 	}
 	nodes = nil

@@ -73,7 +73,7 @@ func Remove(ctx context.Context, st store.Store, name string) (r Removed, err er
 		next.next()
 		next.Epoch++
 		next.Name, next.Root, next.Tail, next.Segment, next.Write = "", nil, nil, 0, 0
-		if _, _, swapped, err := swapHead(ctx, st, next, version, quiet()); err != nil {
+		if _, _, swapped, err := swapHead(ctx, st, h, next, version, quiet()); err != nil {
 			return r, err
 		} else if !swapped {
 			return r, fmt.Errorf("%s: %w meanwhile", name, ErrAttached)

@@ -64,7 +64,7 @@ func Repair(ctx context.Context, st store.Store, name string, progress func(what
 	next.next()
 	next.Epoch++
 	next.Root, next.Tail = &cp.ref, nil
-	_, _, swapped, err := swapHead(ctx, st, next, version, w)
+	_, _, swapped, err := swapHead(ctx, st, h, next, version, w)
 	if err != nil {
 		return "", err
 	}

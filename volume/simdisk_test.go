@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -147,6 +148,16 @@ func (d *simDisk) next(power bool, delay time.Duration) *simDisk {
 	return n
 }
 
+// copy is another disk with the same bytes.
+func (d *simDisk) copy() *simDisk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return &simDisk{
+		vid: d.vid, stable: maps.Clone(d.stable), now: maps.Clone(d.now), pending: slices.Clone(d.pending), writes: d.writes,
+		rnd: rand.New(rand.NewPCG(d.rnd.Uint64(), 0)), delay: d.delay, dead: d.dead,
+	}
+}
+
 // simNode is a machine: it keeps its journals over crashes.
 type simNode struct {
 	mu       sync.Mutex
@@ -213,6 +224,18 @@ func (n *simNode) Orphan(_, except ID) error {
 		}
 	}
 	return nil
+}
+
+// copy is another machine with the same disks, that takes itself for the same.
+func (n *simNode) copy() *simNode {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := &simNode{id: n.id, journals: map[ID]*simDisk{}, rnd: n.rnd, delay: n.delay, boot: n.boot}
+	c.diary.e, _ = n.diary.Read()
+	for id, d := range n.journals {
+		c.journals[id] = d.copy()
+	}
+	return c
 }
 
 // crash ends the machine's daemon; power says that the machine goes with it. Requests of the old life that are on

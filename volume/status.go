@@ -97,7 +97,7 @@ func Resize(ctx context.Context, st store.Store, id ID, size int64) (*Head, erro
 			return nil, err
 		}
 		next.next()
-		h, _, swapped, err := swapHead(ctx, st, next, version, quiet())
+		h, _, swapped, err := swapHead(ctx, st, h, next, version, quiet())
 		if err != nil || swapped {
 			return h, err
 		}

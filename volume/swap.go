@@ -35,13 +35,16 @@ func readHead(ctx context.Context, st store.Store, id ID) (*Head, string, error)
 	return h, o.Version, nil
 }
 
-// swapHead replaces the head of a given version by next, and returns the version of what is there then and whether
+// swapHead replaces the head old, of a given version, by next, and returns the version of what is there then and whether
 // next was written. It does not return before that is certain, or ctx ends: an answer that is lost leaves open whether
 // the head was replaced, and whether it will be. Only seeing next or what followed it, or a later swap from the same
 // version that succeeds, closes that.
 func swapHead(
-	ctx context.Context, st store.Store, next *Head, version string, wait waiter,
+	ctx context.Context, st store.Store, old, next *Head, version string, wait waiter,
 ) (current *Head, at string, swapped bool, err error) {
+	if err := next.succeeds(old); err != nil {
+		return nil, "", false, err
+	}
 	p, err := next.encode()
 	if err != nil {
 		return nil, "", false, err

@@ -117,11 +117,12 @@ type Volume struct {
 	tailSegs  map[uint64]SegmentRef
 	frozen    *extents // what a checkpoint under way puts into the map
 	due       *checkpoint
-	making    bool   // a checkpoint is being made
-	written   uint64 // last write that is in active or before
-	committed uint64 // last write that the head holds
-	next      uint64 // number of the next segment
-	flushTo   uint64 // somebody waits for the commit of this write
+	unsure    []*Head // that may have been written, or be on their way still
+	making    bool    // a checkpoint is being made
+	written   uint64  // last write that is in active or before
+	committed uint64  // last write that the head holds
+	next      uint64  // number of the next segment
+	flushTo   uint64  // somebody waits for the commit of this write
 	draining  bool
 	err       error
 	progress  chan struct{} // closed, and made anew, when committed or err changes
