@@ -42,7 +42,8 @@ var (
 // AttachOptions say how a volume is taken.
 type AttachOptions struct {
 	Options
-	// AcceptLoss takes a volume of class Local without the journal that its last owner had.
+	// AcceptLoss takes a volume of class Local without the journal that its last owner had, and one of any class without a
+	// journal that does not continue what the store has.
 	AcceptLoss bool
 	// Resume says that the volume's device has stayed attached to the kernel: the journal must be there, whole.
 	Resume bool
@@ -76,9 +77,14 @@ func Attach(ctx context.Context, id ID, m *Member, journals Journals, opts Attac
 		if err != nil {
 			return nil, err
 		}
-		if swapped {
-			return t.open(ctx, h, version)
+		if !swapped {
+			continue
 		}
+		v, err := t.open(ctx, h, version)
+		if !errors.Is(err, ErrLoss) || !opts.AcceptLoss || opts.Resume {
+			return v, err
+		}
+		t.refused, t.why = t.journal, err // and go on from the last commit
 	}
 }
 
@@ -93,6 +99,8 @@ type taking struct {
 	journal  ID
 	existing bool   // it may hold acknowledged writes: the head that this attempt replaces names it
 	lost     bool   // what another journal may hold is given up
+	refused  ID     // a journal that does not continue what the store has
+	why      error  // it does not
 	from     *Owner // another node that the volume is taken from
 }
 
@@ -121,7 +129,10 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 	next.next()
 	next.Epoch++
 	next.Owner = t.member.owner()
-	next.Journal = &JournalRef{Node: t.member.opts.ID, ID: t.journal}
+	if !t.existing {
+		next.Journal = &JournalRef{Node: t.member.opts.ID, ID: t.journal}
+		next.meets(journalStart(t.journal))
+	}
 	h, version, swapped, err = swapHead(ctx, t.opts.Store, h, next, version, w)
 	if swapped && h.Nonce != next.Nonce {
 		swapped = false // and taken by another since
@@ -139,7 +150,11 @@ func (t *taking) findJournal(h *Head) error {
 		}
 	}
 	t.lost = false
-	if h.Journal != nil && h.Journal.Node == t.member.opts.ID {
+	refused := h.Journal != nil && h.Journal.ID == t.refused
+	if !refused {
+		t.why = nil
+	}
+	if h.Journal != nil && h.Journal.Node == t.member.opts.ID && !refused {
 		f, err := t.journals.Open(h.ID, h.Journal.ID)
 		switch {
 		case err == nil:
@@ -156,7 +171,7 @@ func (t *taking) findJournal(h *Head) error {
 		return fmt.Errorf("%w: those since the last commit are in journal %s of node %s only; attach it there, or accept the loss "+
 			"(--accept-loss)", ErrLoss, h.Journal.ID, h.Journal.Node)
 	}
-	t.lost = h.Journal != nil && h.Class == Local
+	t.lost = h.Journal != nil && (h.Class == Local || refused)
 	if t.disk != nil {
 		return nil // made by an attempt before
 	}
@@ -188,7 +203,7 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	loading.Go(func() error { return v.load(loadCtx) })
 	active := v.active
 	var stored cursor // behind the last record that the store has
-	r, err := replay(t.disk, h.ID, t.journal, t.opts.Resume, func(first uint64, entries []entry, end cursor) {
+	r, err := replay(t.disk, h.ID, t.journal, h, t.opts.Resume, func(first uint64, entries []entry, end cursor) {
 		for len(entries) > 0 && first <= h.Write {
 			first, entries = first+1, entries[1:]
 		}
@@ -197,6 +212,9 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 		}
 		v.applyLocked(first, entries)
 	})
+	if errors.Is(err, ErrLoss) {
+		err = fmt.Errorf("%w; --accept-loss goes on from the last commit, and keeps the journal as an orphan", err)
+	}
 	if err := errors.Join(err, loading.Wait()); err != nil {
 		return nil, fmt.Errorf("volume %s: %w", h.Name, err)
 	}
@@ -217,7 +235,10 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 		v.tell(EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit",
 			t.from.Node, h.Write))
 	}
-	if t.lost {
+	switch {
+	case t.lost && t.why != nil:
+		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d: %v", h.Write, t.why))
+	case t.lost:
 		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d, at most %s before", h.Write,
 			time.Duration(h.MaxAge)*time.Second))
 	}

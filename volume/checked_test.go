@@ -87,7 +87,7 @@ func (n *simNode) walk(t *testing.T) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id, d := range n.journals {
-		_, err := replay(d, d.vid, id, false, func(uint64, []entry, cursor) {})
+		_, err := replay(d, d.vid, id, nil, false, func(uint64, []entry, cursor) {})
 		switch {
 		case n.damaged == "" && err != nil:
 			t.Errorf("at the end: journal %s: %v", id, err)

@@ -76,6 +76,7 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 			if k := len(g.segments); k > 0 {
 				h.Segment = g.segments[k-1].Seq
 			}
+			h.meets(g.end)
 		}
 		return nil
 	}, func() {

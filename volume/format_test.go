@@ -15,7 +15,7 @@ func testHead() *Head {
 	return &Head{
 		ID: NewID(), Name: "data", Gen: 7, Nonce: NewID(), Recent: []ID{NewID(), NewID()},
 		Size: 1 << 30, Block: Block, Class: Local, MaxAge: 5, FS: "ext4",
-		Epoch: 3, Owner: &Owner{NewID(), NewID()}, Journal: &JournalRef{NewID(), NewID()}, Segment: 9, Write: 1234,
+		Epoch: 3, Owner: &Owner{NewID(), NewID()}, Journal: &JournalRef{NewID(), NewID(), 3, 20, 9}, Segment: 9, Write: 1234,
 		Root: &NodeRef{Gen: 5, Random: 6, Off: 7, Len: 800, Sum: 9}, Created: time.Unix(1e9, 0).UTC(),
 		Tail: segmentSet{{Seq: 8, Epoch: 2, Random: 1, Size: 5000, Table: 4000}, {Seq: 9, Epoch: 3, Random: 2, Size: 6000, Table: 5000}},
 	}

@@ -198,7 +198,7 @@ func FuzzJournal(f *testing.F) {
 		most := heap.RecordMost(len(b.record.buf))
 		most.Memory += Block + maxRecord // a record may be as long
 		most.Allocates(t, func() int64 {
-			_, _ = replay(disk, vid, id, true, func(_ uint64, entries []entry, _ cursor) {
+			_, _ = replay(disk, vid, id, nil, true, func(_ uint64, entries []entry, _ cursor) {
 				for _, e := range entries {
 					if e.blocks == 0 || !e.hole && len(e.data) != int(e.blocks)*Block {
 						t.Fatalf("entry %+v", e)

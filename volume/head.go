@@ -77,10 +77,15 @@ type Owner struct {
 	Incarnation ID `json:"incarnation"`
 }
 
-// JournalRef is a journal on a node's disk.
+// JournalRef is a journal on a node's disk, and where its history and the log meet: behind the head's Write follows record Record,
+// whose predecessor has the checksum Sum. Both are as of Epoch; later takings may have gone on otherwise, after a power cut. With
+// a Record of 0 it is not known.
 type JournalRef struct {
-	Node ID `json:"node"`
-	ID   ID `json:"id"`
+	Node   ID     `json:"node"`
+	ID     ID     `json:"id"`
+	Epoch  uint64 `json:"epoch,omitempty"`
+	Record uint64 `json:"record,omitempty"`
+	Sum    uint32 `json:"crc32c,omitempty"`
 }
 
 // A SegmentRef names a segment.
@@ -198,6 +203,32 @@ func (h *Head) succeeds(old *Head) error {
 	if bad {
 		return fmt.Errorf("head %d (epoch %d, segment %d, write %d) cannot follow head %d (epoch %d, segment %d, write %d)",
 			h.Gen, h.Epoch, h.Segment, h.Write, old.Gen, old.Epoch, old.Segment, old.Write)
+	}
+	return nil
+}
+
+// meets moves the place where the journal's history and the log meet to a cursor.
+func (h *Head) meets(at cursor) {
+	if h.Journal != nil {
+		h.Journal = &JournalRef{Node: h.Journal.Node, ID: h.Journal.ID, Epoch: h.Epoch, Record: at.seq, Sum: at.prev}
+	}
+}
+
+// continues fails unless a record of the journal that h names, which comes behind write have, is of the history that h tells of.
+func (h *Head) continues(b *batch, epoch, have uint64) error {
+	last := b.first + uint64(len(b.entries)) - 1
+	if have = max(have, h.Write); b.first > have+1 {
+		return fmt.Errorf("%w: writes %d to %d are in neither the store nor the journal: the store was put back to an earlier state",
+			ErrLoss, have+1, b.first-1)
+	}
+	j := h.Journal
+	if j == nil || j.Record == 0 || epoch > j.Epoch {
+		return nil
+	}
+	same := b.at.seq != j.Record || b.at.prev == j.Sum
+	if behind := b.at.seq >= j.Record; !same || behind != (last > h.Write) || behind && b.first <= h.Write {
+		return fmt.Errorf("%w: from record %d on the journal has writes of another history than the store: a copy of this machine has written "+
+			"to the volume", ErrLoss, b.at.seq)
 	}
 	return nil
 }

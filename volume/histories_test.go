@@ -91,7 +91,8 @@ func TestStaleJournal(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			if err := errors.Join(w.WriteAt(t.Context(), bytes.Repeat([]byte{3}, Block), 0), w.Flush(t.Context()), w.Detach(t.Context())); err != nil {
+			p := bytes.Repeat([]byte{3}, Block)
+			if err := errors.Join(w.WriteAt(t.Context(), p, 0), w.Flush(t.Context()), w.Detach(t.Context())); err != nil {
 				t.Error(err)
 			}
 		}()
@@ -109,7 +110,7 @@ func TestStaleJournal(t *testing.T) {
 
 // fork returns a second engine that goes on from what v knows at this moment, and the machine it is on: a copy with the memory and the
 // disk of v's.
-func fork(ctx context.Context, v *Volume, at *simNode) (*Volume, *simNode, error) {
+func fork(ctx context.Context, v *Volume, at *simNode, st store.Store) (*Volume, *simNode, error) {
 	m := v.owned.member
 	m.mu.Lock()
 	opts := m.opts
@@ -117,7 +118,7 @@ func fork(ctx context.Context, v *Volume, at *simNode) (*Volume, *simNode, error
 	head, version, on := v.head.clone(), v.version, at.copy()
 	v.mu.RUnlock()
 	opts.Diary = &on.diary
-	twin := NewMember(m.store, opts)
+	twin := NewMember(st, opts)
 	twin.owns, twin.version, twin.state, twin.until, twin.due = 1, m.version, m.state, m.until, m.due
 	m.mu.Unlock()
 	run, stop := context.WithCancel(context.Background())
@@ -131,7 +132,9 @@ func fork(ctx context.Context, v *Volume, at *simNode) (*Volume, *simNode, error
 	if err != nil {
 		return nil, nil, err
 	}
-	t := taking{id: v.id, member: twin, journals: on, opts: AttachOptions{Options: v.opts}, disk: disk, journal: v.owned.id, existing: true}
+	with := v.opts
+	with.Store = st
+	t := taking{id: v.id, member: twin, journals: on, opts: AttachOptions{Options: with}, disk: disk, journal: v.owned.id, existing: true}
 	w, err := t.open(ctx, head, version)
 	return w, on, err
 }
@@ -156,7 +159,7 @@ func TestForked(t *testing.T) {
 				mustSet(t, v, 0, 1)
 				mustFlush(t, v)
 			}
-			w, _, err := fork(t.Context(), v, at)
+			w, _, err := fork(t.Context(), v, at, st)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -243,4 +246,148 @@ func TestCommitLeased(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// accept attaches a volume though it may have lost writes.
+func accept(t *testing.T, st store.Store, at *simNode, id ID) (*Volume, error) {
+	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary})
+	return Attach(t.Context(), id, node, at, AttachOptions{Options: Options{Store: st}, AcceptLoss: true})
+}
+
+// mustHaveAccepted fails unless the store says that a loss was accepted, and what of.
+func mustHaveAccepted(t *testing.T, st store.Store, id ID, detail string) {
+	t.Helper()
+	synctest.Wait()
+	events, err := Events(t.Context(), st, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range events {
+		if e.What == EventLoss && strings.Contains(e.Detail, detail) {
+			return
+		}
+	}
+	t.Errorf("the events are %+v, want a loss with %q", events, detail)
+}
+
+// TestForkedJournal: the journal of the copy that lost the volume is not replayed over what the other has committed, though the head
+// names a journal of its id. It is kept when the loss is accepted. That of the other is replayed.
+func TestForkedJournal(t *testing.T) {
+	t.Parallel()
+	for _, class := range []Class{Remote, Local} {
+		synctest.Test(t, func(t *testing.T) {
+			st := newTestStore(t)
+			h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: class})
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := newSimNode(t)
+			v, err := openVolume(t, st, at, h.ID, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustSet(t, v, 0, 1)
+			if err := v.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			w, twin, err := fork(t.Context(), v, at, st)
+			if err != nil {
+				t.Fatal(err)
+			}
+			mustSet(t, v, 1, 2)
+			if err := v.Commit(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			for range 3 { // more than the other has
+				mustSet(t, w, 1, 3)
+			}
+			mustSet(t, v, 2, 4)
+			if err := errors.Join(v.Close(), w.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if v, err = openVolume(t, st, at, h.ID, Options{}); err != nil {
+				t.Fatal(err)
+			}
+			mustBe(t, v, 1, 2, 4)
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err = openVolume(t, st, twin, h.ID, Options{}); !errors.Is(err, ErrLoss) || !strings.Contains(err.Error(), "another history") {
+				t.Fatalf("%s: the journal of the copy that lost the volume: %v", class, err)
+			}
+			if w, err = accept(t, st, twin, h.ID); err != nil {
+				t.Fatal(err)
+			}
+			mustBe(t, w, 1, 2)
+			if twin.orphans != 1 {
+				t.Errorf("%s: %d journals were kept", class, twin.orphans)
+			}
+			mustHaveAccepted(t, st, h.ID, "another history")
+			if err := w.Detach(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+// TestPutBack: the store goes back to an earlier state. An owner that lives is fenced, and not by another node. Its journal brings back
+// what the store has lost if it has all of it; else the volume is refused, with what is missing.
+func TestPutBack(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		more int // writes of 512 KiB that are flushed: the journal gives their room away when it is a quarter of it
+		want string
+	}{"the journal has all": {1, ""}, "it has not": {20, "writes 3 to "}} {
+		synctest.Test(t, func(t *testing.T) {
+			st := newTestStore(t)
+			h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := newSimNode(t)
+			v, err := openVolume(t, st, at, h.ID, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				mustSet(t, v, 0, 1)
+				mustFlush(t, v)
+			}
+			earlier := st.Snapshot()
+			mustSet(t, v, 1, 2)
+			for range tc.more {
+				if err := v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, 512<<10), 1<<20); err != nil {
+					t.Fatal(err)
+				}
+				mustFlush(t, v)
+			}
+			st.Restore(earlier)
+			mustSet(t, v, 2, 3)
+			if err := v.Flush(t.Context()); !errors.Is(err, ErrFenced) || !strings.Contains(err.Error(), "it went back") {
+				t.Errorf("%s: a flush: %v", name, err)
+			}
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+			v, err = openVolume(t, st, at, h.ID, Options{})
+			if tc.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustBe(t, v, 1, 2, 3)
+			} else {
+				if !errors.Is(err, ErrLoss) || !strings.Contains(err.Error(), tc.want) {
+					t.Fatalf("%s: %v, want %q", name, err, tc.want)
+				}
+				if v, err = accept(t, st, at, h.ID); err != nil {
+					t.Fatal(err)
+				}
+				mustBe(t, v, 1, 0, 0)
+				mustHaveAccepted(t, st, h.ID, tc.want)
+			}
+			if err := v.Detach(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
 }

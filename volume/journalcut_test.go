@@ -99,7 +99,7 @@ func TestJournalEveryCut(t *testing.T) {
 	look := func() {
 		cuts += disk.everyCut(t, func(left Disk) {
 			last := uint64(0)
-			_, err := replay(left, vid, id, false, func(first uint64, entries []entry, _ cursor) {
+			_, err := replay(left, vid, id, nil, false, func(first uint64, entries []entry, _ cursor) {
 				for i, e := range entries {
 					n := first + uint64(i)
 					if last > 0 && n != last+1 {

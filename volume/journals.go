@@ -180,7 +180,7 @@ func isEmptyJournal(path string, vid ID) (bool, error) {
 		return true, nil // its Create did not end
 	}
 	records := 0
-	_, err = replay(f, vid, id, true, func(uint64, []entry, cursor) { records++ })
+	_, err = replay(f, vid, id, nil, true, func(uint64, []entry, cursor) { records++ })
 	return err == nil && records == 0, nil
 }
 

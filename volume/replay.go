@@ -21,8 +21,9 @@ type replayed struct {
 // replay reads a journal's records and calls apply for each, whose entries' data are valid until it returns. It stops
 // at the first that is bad, out of sequence or not its predecessor's successor. That is how a journal ends, unless
 // a later record proves that there was more: sameBoot says that everything acknowledged must be there, since no
-// power cut came between.
-func replay(disk Disk, vid, id ID, sameBoot bool, apply func(first uint64, entries []entry, end cursor)) (*replayed, error) {
+// power cut came between. With the head that names the journal it fails with ErrLoss at a record that does not continue what the
+// store has: with a hole before it, or of another history. The head may be nil.
+func replay(disk Disk, vid, id ID, h *Head, sameBoot bool, apply func(first uint64, entries []entry, end cursor)) (*replayed, error) {
 	super, err := openSuperblock(disk, vid, id)
 	if err != nil {
 		return nil, err
@@ -36,6 +37,11 @@ func replay(disk Disk, vid, id ID, sameBoot bool, apply func(first uint64, entri
 		}
 		if b == nil || epoch < r.epoch || b.first <= r.write || epoch == r.epoch && b.first != r.write+1 {
 			break // an epoch may begin later: the store can have writes whose records a power cut has taken
+		}
+		if h != nil {
+			if err := h.continues(b, epoch, r.write); err != nil {
+				return nil, fmt.Errorf("journal %s: %w", id, err)
+			}
 		}
 		apply(b.first, b.entries, b.next)
 		r.epoch, r.write, r.end = epoch, b.first+uint64(len(b.entries))-1, b.next

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -235,6 +236,15 @@ func simulate(t *testing.T, seed uint64) {
 		}
 		checkSim(t, st)
 	}
+	p := &parting{st: st, id: h.ID, class: class, faults: faults, rnd: rand.New(rand.NewPCG(seed, 10)), m: m, at: at}
+	for range 1 + p.rnd.IntN(2) {
+		if p.rnd.IntN(2) == 0 {
+			p.putBack(t)
+		} else {
+			p.fork(t)
+		}
+	}
+	m, nodes[slices.Index(nodes, at)], at = p.m, p.at, p.at
 	st.SetFaults(simstore.Faults{})
 	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot), Diary: &at.diary})
 	v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: st, Memory: memory()}, AcceptLoss: true})

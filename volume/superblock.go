@@ -22,8 +22,7 @@ func formatJournal(disk Disk, vid, id ID) error {
 	if size < minRing || size%Block != 0 {
 		return fmt.Errorf("journal of %d bytes: at least %d", disk.Size(), minRing+journalRing)
 	}
-	// A first record of another journal must not follow from this one's start.
-	s := superblock{gen: 1, vid: vid, id: id, size: size, start: cursor{seq: 1, prev: wire.Sum(id[:])}}
+	s := superblock{gen: 1, vid: vid, id: id, size: size, start: journalStart(id)}
 	for i := range int64(2) {
 		s.gen = uint64(i) + 1
 		if _, err := disk.WriteAt(s.encode(), i*Block); err != nil {
@@ -32,6 +31,9 @@ func formatJournal(disk Disk, vid, id ID) error {
 	}
 	return disk.Sync()
 }
+
+// journalStart is where a journal begins. A first record of another journal does not follow from there.
+func journalStart(id ID) cursor { return cursor{seq: 1, prev: wire.Sum(id[:])} }
 
 func (s superblock) encode() []byte {
 	p := blockdev.AlignedBuffer(Block)
