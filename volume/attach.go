@@ -226,7 +226,7 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	}
 	active.end = r.end
 	v.journal = newJournal(t.disk, r.super, cmp.Or(stored, r.super.start), r.end, v.written, h.Epoch, t.opts.Memory*3/16)
-	v.journal.written, v.journal.full = v.applyWritten, v.wake
+	v.journal.written, v.journal.full, v.journal.waits = v.applyWritten, v.wake, v.setWaiting
 	if t.opts.Near {
 		v.journal.lead = int64(len(v.journal.window.mem)) * 3 / 4
 	}

@@ -18,7 +18,7 @@ func (v *Volume) pump(ctx context.Context) {
 			}
 			continue
 		}
-		if v.journal.throttled() == ThrottleJournal {
+		if v.journal.throttled() == ThrottleJournal || v.journal.owes() {
 			if err := v.journal.relieve(); err != nil {
 				v.fail(err)
 			}
@@ -31,6 +31,9 @@ func (v *Volume) pump(ctx context.Context) {
 			pause = max(v.maxAgeLocked()-time.Since(v.active.oldest), time.Millisecond)
 		}
 		v.mu.Unlock()
+		if v.journal.owes() {
+			pause = min(pause, time.Second)
+		}
 		t := time.NewTimer(pause)
 		select {
 		case <-v.kick:

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/remote/store/simstore"
 )
@@ -390,4 +392,80 @@ func TestPutBack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestJournalDiskFull: a write waits while the journal's disk is full, and status says so; it ends when there is room. Reads and what
+// makes room in the ring go on. A failed sync is final.
+func TestJournalDiskFull(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newTestStore(t)
+		h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := newSimNode(t)
+		v, err := openVolume(t, st, at, h.ID, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		large := bytes.Repeat([]byte{1}, 2<<20) // of which the ring gives the room away
+		if err := v.WriteAt(t.Context(), large, 0); err != nil {
+			t.Fatal(err)
+		}
+		at.full.Store(true)
+		mustFlush(t, v)
+		wrote := make(chan error, 2)
+		for i := range int64(2) {
+			go func() {
+				wrote <- errors.Join(v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(2 + i)}, Block), i*Block), v.Flush(t.Context()))
+			}()
+		}
+		time.Sleep(10 * time.Minute)
+		if len(wrote) > 0 {
+			t.Errorf("a write has ended: %v", <-wrote)
+		}
+		if w := v.Status().Waits; len(w) != 1 || w[0].What != waitForRoom || !errors.Is(w[0].Reason, unix.ENOSPC) {
+			t.Errorf("%+v waits, want the journal", w)
+		}
+		mustBe(t, v, 1, 1)
+		at.full.Store(false)
+		if err := errors.Join(<-wrote, <-wrote); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Second)
+		if w := v.Status().Waits; len(w) > 0 {
+			t.Errorf("%+v waits though there is room", w)
+		}
+		if used, _ := v.journal.used(); used > 0 || v.journal.super.start.pos < int64(len(large)) {
+			t.Errorf("%d bytes of the journal are in use, which begins at %d", used, v.journal.super.start.pos)
+		}
+		mustBe(t, v, 2, 3, 1)
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if v, err = openVolume(t, st, at, h.ID, Options{}); err != nil {
+			t.Fatal(err)
+		}
+		mustBe(t, v, 2, 3, 1)
+		fail := func(err error) {
+			for _, d := range at.journals {
+				d.mu.Lock()
+				d.failing = err
+				d.mu.Unlock()
+			}
+		}
+		fail(unix.ENOSPC)
+		mustSet(t, v, 0, 4)
+		if err := v.journal.sync(); !errors.Is(err, ErrJournal) {
+			t.Errorf("a sync that fails: %v", err)
+		}
+		fail(nil)
+		if err := v.WriteAt(t.Context(), large, 0); !errors.Is(err, ErrJournal) {
+			t.Errorf("a write after a failed sync: %v", err)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

@@ -8,9 +8,12 @@ import (
 	"io"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/internal/backoff"
 	"github.com/remora-storage/remora/internal/wire"
 )
 
@@ -79,6 +82,8 @@ type journal struct {
 	ring  int64 // bytes
 	// full is called when a record waits for room.
 	full func()
+	// waits is told that records, or what makes room in the ring, wait for room on the disk, and nil when they do not any more.
+	waits func(what string, err error)
 	// written is called for each batch, in the order of the log: the first of its write sequence numbers, its
 	// entries, and where the record ends.
 	written func(first uint64, entries []entry, end cursor)
@@ -100,6 +105,7 @@ type journal struct {
 	needed  int64         // position before which nobody makes segments of records any more
 	pressed bool          // a record waits for that to move
 	stalled bool          // it will not for a while: the store does not take segments
+	owing   bool          // the superblock is to move, and the disk has no room to write it
 
 	window window
 	// lead is how far, in bytes, records may get ahead of what segments were made of, while the store takes them; 0
@@ -120,7 +126,7 @@ func newJournal(disk Disk, super superblock, needed, end cursor, write, epoch ui
 		disk: disk, epoch: epoch, ring: super.size, super: super, end: end, write: write, done: end,
 		wanted: needed, synced: super.start.seq, needed: needed.pos,
 		taking: semaphore.NewWeighted(1), syncing: semaphore.NewWeighted(1),
-		last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: window{mem: mem},
+		waits: func(string, error) {}, last: complete, more: make(chan struct{}, 1), space: make(chan struct{}), window: window{mem: mem},
 	}
 	// Not before: whoever still reads has the journal.
 	runtime.AddCleanup(j, func(free func()) { free() }, free)
@@ -211,9 +217,32 @@ func (j *journal) run(ctx context.Context) {
 			return
 		}
 		_, err := j.disk.WriteAt(b.record.buf, ringPlace(j.ring, b.at.pos))
+		if noRoom(err) {
+			err = j.awaitRoom(ctx, b, err)
+		}
 		<-b.before
 		j.finish(b, err)
 	}
+}
+
+// noRoom tells a disk that is full from one that fails: file systems that copy on write need room for what is written over, too.
+func noRoom(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) }
+
+// What waits for room on the journal's disk, as Status says it.
+const waitForRoom = "write the journal"
+
+// awaitRoom writes a record again until its disk has room, or ctx ends. What the disk has of it meanwhile is no record.
+func (j *journal) awaitRoom(ctx context.Context, b *batch, err error) error {
+	pauses := backoff.Backoff{First: firstPause, Max: time.Second}
+	for noRoom(err) {
+		j.waits(waitForRoom, err)
+		if backoff.Sleep(ctx, pauses.Next()) != nil {
+			break
+		}
+		_, err = j.disk.WriteAt(b.record.buf, ringPlace(j.ring, b.at.pos))
+	}
+	j.waits(waitForRoom, nil) // others that still wait say so again
+	return err
 }
 
 // take waits for requests and room, and makes a record. It returns nil when ctx has ended or the journal failed.
@@ -431,12 +460,12 @@ func (j *journal) relieve() error {
 }
 
 // release says that no record before c is needed any more. Nobody may read there. That is written down when it makes much
-// room, or when room is wanted.
+// room, or when room is wanted. A disk that is full is to be tried again: owes says so.
 func (j *journal) release(c cursor) error {
 	j.mu.Lock()
 	j.wanted = c
 	next := j.super
-	due := c.pos-next.start.pos > next.size/4 || j.starved && c != next.start
+	due := c.pos-next.start.pos > next.size/4 || j.starved && c != next.start || j.owing
 	j.mu.Unlock()
 	if !due {
 		return nil
@@ -444,6 +473,9 @@ func (j *journal) release(c cursor) error {
 	next.start = c
 	next.gen++
 	_, err := j.disk.WriteAt(next.encode(), int64(next.gen%2)*Block)
+	if j.owe(err) {
+		return nil
+	}
 	if err == nil {
 		err = j.disk.Sync()
 	}
@@ -457,6 +489,29 @@ func (j *journal) release(c cursor) error {
 	close(j.space)
 	j.space = make(chan struct{})
 	return nil
+}
+
+// owe notes whether the superblock could not be written for want of room on the disk. The other one still counts.
+func (j *journal) owe(err error) bool {
+	j.mu.Lock()
+	before := j.owing
+	j.owing = noRoom(err)
+	owing := j.owing
+	j.mu.Unlock()
+	if before || owing {
+		if !owing {
+			err = nil
+		}
+		j.waits(waitForRoom, err)
+	}
+	return owing
+}
+
+// owes reports whether relieve is to be called again after a while.
+func (j *journal) owes() bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.owing
 }
 
 // used returns how many bytes of the ring hold what may be needed, and how many there are.

@@ -238,11 +238,7 @@ func simulate(t *testing.T, seed uint64) {
 	}
 	p := &parting{st: st, id: h.ID, class: class, faults: faults, rnd: rand.New(rand.NewPCG(seed, 10)), m: m, at: at}
 	for range 1 + p.rnd.IntN(2) {
-		if p.rnd.IntN(2) == 0 {
-			p.putBack(t)
-		} else {
-			p.fork(t)
-		}
+		[]func(*testing.T){p.putBack, p.fork, p.fillDisk}[p.rnd.IntN(3)](t)
 	}
 	m, nodes[slices.Index(nodes, at)], at = p.m, p.at, p.at
 	st.SetFaults(simstore.Faults{})

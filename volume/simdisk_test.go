@@ -7,7 +7,10 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // simDisk is a journal's file whose unsynced writes a power cut loses, tears or keeps.
@@ -20,7 +23,9 @@ type simDisk struct {
 	writes  int
 	rnd     *rand.Rand
 	delay   time.Duration
-	dead    bool // power is off: nothing arrives any more
+	dead    bool         // power is off: nothing arrives any more
+	full    *atomic.Bool // of its machine: what is written does not fit, or a part does
+	failing error        // of Sync
 }
 
 // pages are blocks that are replaced and never changed, so that copies share them.
@@ -84,6 +89,13 @@ func (d *simDisk) WriteAt(p []byte, off int64) (int, error) {
 	if d.dead {
 		return 0, errors.New("no power")
 	}
+	if d.full != nil && d.full.Load() {
+		d.writes++
+		w := simWrite{d.writes, off, append([]byte(nil), p[:d.rnd.IntN(len(p)/Block)*Block]...)}
+		d.now.write(off, w.p)
+		d.pending = append(d.pending, w)
+		return len(w.p), unix.ENOSPC
+	}
 	d.writes++
 	w := simWrite{d.writes, off, append([]byte(nil), p...)}
 	d.now.write(off, w.p)
@@ -101,6 +113,9 @@ func (d *simDisk) Sync() error {
 	if d.dead {
 		return errors.New("no power")
 	}
+	if d.failing != nil {
+		return d.failing
+	}
 	for len(d.pending) > 0 && d.pending[0].seq <= upTo {
 		d.stable.write(d.pending[0].off, d.pending[0].p)
 		d.pending = d.pending[1:]
@@ -115,6 +130,9 @@ func (d *simDisk) Close() error { return nil }
 func (d *simDisk) cut() {
 	for _, i := range d.rnd.Perm(len(d.pending)) {
 		w := d.pending[i]
+		if len(w.p) == 0 {
+			continue
+		}
 		switch d.rnd.IntN(3) {
 		case 0:
 			d.stable.write(w.off, w.p)
@@ -140,7 +158,7 @@ func (d *simDisk) next(power bool, delay time.Duration) *simDisk {
 	}
 	n := &simDisk{
 		vid: d.vid, stable: maps.Clone(d.stable), now: maps.Clone(d.now), pending: d.pending, writes: d.writes,
-		rnd: rand.New(rand.NewPCG(d.rnd.Uint64(), 0)), delay: delay,
+		rnd: rand.New(rand.NewPCG(d.rnd.Uint64(), 0)), delay: delay, full: d.full,
 	}
 	if power {
 		n.now = maps.Clone(d.stable)
@@ -168,7 +186,8 @@ type simNode struct {
 	delay    time.Duration
 	boot     int
 	diary    simDiary
-	damaged  string // what replay must say of the journals: the test has damaged them on purpose
+	full     atomic.Bool // its disk
+	damaged  string      // what replay must say of the journals: the test has damaged them on purpose
 }
 
 // simDiary is a diary that outlives what the simulation does to a machine.
@@ -193,7 +212,8 @@ func (d *simDiary) Write(e DiaryEntry) error {
 func (n *simNode) Create(vid, id ID) (JournalFile, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	d := &simDisk{vid: vid, stable: pages{}, now: pages{}, rnd: rand.New(rand.NewPCG(n.rnd.Uint64(), 0)), delay: n.delay}
+	d := &simDisk{vid: vid, stable: pages{}, now: pages{}, rnd: rand.New(rand.NewPCG(n.rnd.Uint64(), 0)), delay: n.delay,
+		full: &n.full}
 	n.journals[id] = d
 	return d, nil
 }
@@ -234,6 +254,7 @@ func (n *simNode) copy() *simNode {
 	c.diary.e, _ = n.diary.Read()
 	for id, d := range n.journals {
 		c.journals[id] = d.copy()
+		c.journals[id].full = &c.full
 	}
 	return c
 }

@@ -125,6 +125,36 @@ func (p *parting) putBack(t *testing.T) {
 	checkSim(t, p.st)
 }
 
+// fillDisk has the disk of the journals full for a while. Nothing fails; the daemon may die meanwhile.
+func (p *parting) fillDisk(t *testing.T) {
+	p.st.SetFaults(p.faults)
+	v, err := p.attach(p.st, true)
+	if err != nil {
+		t.Fatalf("full disk: attach: %v", err)
+	}
+	p.m.verify(t, v)
+	stop := p.loads(t, p.m, v, 2*time.Second)
+	p.at.full.Store(true)
+	time.Sleep(time.Duration(p.rnd.Int64N(int64(20 * time.Second))))
+	if p.rnd.IntN(2) == 0 {
+		p.at.full.Store(false)
+		time.Sleep(time.Duration(p.rnd.Int64N(int64(3 * time.Second))))
+	}
+	if err := v.failed(); err != nil {
+		t.Errorf("full disk: %v", err)
+	}
+	p.dies(v, p.at)
+	stop()
+	p.at.full.Store(false)
+	p.m.flushed = p.m.acked
+	if v, err = p.attach(p.st, false); err != nil {
+		t.Fatalf("full disk: attach: %v", err)
+	}
+	p.m.verify(t, v)
+	p.dies(v, p.at)
+	p.m.flushed = p.m.acked
+}
+
 // fork has two copies of the machine go on from one moment, and one of them later.
 func (p *parting) fork(t *testing.T) {
 	p.st.SetFaults(p.faults)

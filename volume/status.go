@@ -19,7 +19,7 @@ type Status struct {
 	JournalOf int64         // bytes of the journal
 	Tail      int           // segments since the last checkpoint
 	Mapped    int64         // bytes that the map named at the last checkpoint
-	Waits     []Wait        // what waits for the store
+	Waits     []Wait        // what waits for the store, or for room on the journal's disk
 	Throttled string        // why writes wait: ThrottleJournal, ThrottleStore, or "" if they do not
 	Failed    error
 	Closed    bool // it works no more, because it was to be given up
