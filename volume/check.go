@@ -236,7 +236,8 @@ func (c *checker) checkData(ctx context.Context) error {
 			c.problem("segment %d has %d bytes, not %d", seq, len(p), ref.Size)
 			continue
 		}
-		if at, _, err := decodeSegmentHeader(p); err != nil || at.id != c.id || at.seq != seq || at.epoch != ref.Epoch {
+		at, random, err := decodeSegmentHeader(p)
+		if err != nil || at.id != c.id || at.seq != seq || at.epoch != ref.Epoch || random != ref.Random {
 			c.problem("segment %d: its header is another's (%v)", seq, err)
 		}
 		if table, size, err := decodeSegmentFooter(p); err != nil || table != ref.Table || size != ref.Size {
@@ -252,7 +253,7 @@ func (c *checker) checkData(ctx context.Context) error {
 				c.problem("segment %d: a frame at %d of %d bytes", seq, off, len(p))
 				continue
 			}
-			if _, err := openFrame(p[off:end], c.id, seq, off); err != nil {
+			if _, err := openFrame(p[off:end], c.id, ref, off); err != nil {
 				c.problem("%v", err)
 			}
 		}

@@ -120,7 +120,7 @@ func (v *Volume) fetchRange(ctx context.Context, ref SegmentRef, missing []exten
 
 // copyFrame checks the frame that an extent is of, and copies what the extent has of it.
 func (v *Volume) copyFrame(ref SegmentRef, e extent, frame []byte, part func(extent) []byte) error {
-	blocks, err := openFrame(frame, v.id, e.place.seg, e.place.off)
+	blocks, err := openFrame(frame, v.id, ref, e.place.off)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,7 @@ func TestHead(t *testing.T) {
 			t.Errorf("byte %d of %q may be changed", i, p)
 		}
 	}
-	newer := bytes.Replace(p, []byte("remora-head 1 "), []byte("remora-head 2 "), 1)
+	newer := bytes.Replace(p, []byte("remora-head 2 "), []byte("remora-head 3 "), 1)
 	if _, err := decodeHead(newer); !errors.Is(err, ErrVersion) {
 		t.Errorf("a newer version: %v", err)
 	}
@@ -124,6 +124,15 @@ func TestSegment(t *testing.T) {
 		want = append(want, e)
 	}
 	p, ref, _ := w.finish()
+	others := []SegmentRef{ref, ref, ref}
+	others[0].Seq++
+	others[1].Epoch++
+	others[2].Random++
+	for _, other := range others {
+		if _, err := decodeTable(p[ref.Table:], id, other, MaxSize); err == nil {
+			t.Errorf("the table passes for that of segment %+v", other)
+		}
+	}
 	got, err := decodeTable(p[ref.Table:], id, ref, MaxSize)
 	if err != nil || len(got) != len(want) {
 		t.Fatalf("%d extents, %v", len(got), err)
@@ -136,14 +145,16 @@ func TestSegment(t *testing.T) {
 			continue
 		}
 		frame := p[e.place.off:][:frameSize(e.place.whole)]
-		blocks, err := openFrame(frame, id, 17, e.place.off)
+		blocks, err := openFrame(frame, id, ref, e.place.off)
 		if err != nil || !bytes.Equal(blocks, bytes.Repeat([]byte{byte(i)}, int(e.blocks)*Block)) {
 			t.Errorf("frame %d: %v", i, err)
 		}
-		if _, err := openFrame(frame, id, 18, e.place.off); err == nil {
-			t.Errorf("frame %d passes for one of another segment", i)
+		for _, other := range others {
+			if _, err := openFrame(frame, id, other, e.place.off); err == nil {
+				t.Errorf("frame %d passes for one of segment %+v", i, other)
+			}
 		}
-		if _, err := openFrame(frame, id, 17, e.place.off+1); err == nil {
+		if _, err := openFrame(frame, id, ref, e.place.off+1); err == nil {
 			t.Errorf("frame %d passes for one of another place", i)
 		}
 	}

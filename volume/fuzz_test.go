@@ -23,7 +23,7 @@ func FuzzHead(f *testing.F) {
 	f.Add([]byte(`{"block":4096,"size":1048576,"class":"remote","max_age_seconds":5,"tail":"AAAA"}`), true)
 	f.Fuzz(func(t *testing.T, p []byte, body bool) {
 		if body {
-			head := []byte("remora-head 1 00000000\n")
+			head := []byte("remora-head 2 00000000\n")
 			const digits = "0123456789abcdef"
 			sum := wire.Sum(p)
 			for i := range 8 {
@@ -52,7 +52,8 @@ func FuzzTable(f *testing.F) {
 	f.Add(p[ref.Table:], ref.Table)
 	f.Fuzz(func(t *testing.T, p []byte, table uint32) {
 		if len(p) >= tableHeader {
-			binary.LittleEndian.PutUint32(p[20:], tableSum(p, p[tableHeader:min(len(p), tableHeader+int(binary.LittleEndian.Uint32(p[8:])))], id, 1))
+			body := p[tableHeader:min(len(p), tableHeader+int(binary.LittleEndian.Uint32(p[8:])))]
+			binary.LittleEndian.PutUint32(p[20:], tableSum(p, body, id, SegmentRef{Seq: 1}))
 		}
 		const size = 1 << 40
 		var all []extent

@@ -99,7 +99,7 @@ type SegmentRef struct {
 
 // Limits of a volume.
 const (
-	headVersion    = 1
+	headVersion    = 2        // the first is read: its segments have other checksums
 	maxHead        = 64 << 10 // bytes
 	recentNonces   = 16
 	maxTail        = 256 // segments

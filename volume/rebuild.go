@@ -339,7 +339,7 @@ func (b *rebuild) copy(ctx context.Context) error {
 				lost.set(e)
 				continue
 			}
-			blocks, err := openFrame(p[e.place.off:end], b.From, seq, e.place.off)
+			blocks, err := openFrame(p[e.place.off:end], b.From, ref, e.place.off)
 			if err != nil {
 				lost.set(e)
 				continue

@@ -16,8 +16,10 @@ import (
 // A frame is a header of 16 bytes and the blocks of one extent, at most maxFrame. docs/formats.md has every byte.
 const (
 	segmentMagic  = "RSG1"
-	frameMagic    = "RFR1"
-	tableMagic    = "RST1"
+	frameMagic    = "RFR2"
+	tableMagic    = "RST2"
+	frameMagic1   = "RFR1" // whose checksums do not cover all that makes a segment unique
+	tableMagic1   = "RST1"
 	footerMagic   = "RSE1"
 	segmentHeader = 96 // bytes
 	frameHeader   = 16
@@ -26,6 +28,9 @@ const (
 	maxFrame      = 32      // blocks
 	segmentTarget = 8 << 20 // bytes of a segment that nobody waits for
 )
+
+// segmentVersion is what is written; earlier ones are read.
+const segmentVersion = 2
 
 // logPosition says where in the log a segment belongs.
 type logPosition struct {
@@ -55,7 +60,7 @@ func segmentCapacity(frames int64, extents int) int {
 // and where it lies are of no matter.
 func newSegmentWriter(at logPosition, random uint32, p []byte) *segmentWriter {
 	p = append(p, segmentMagic...)
-	p = binary.LittleEndian.AppendUint32(p, headVersion)
+	p = binary.LittleEndian.AppendUint32(p, segmentVersion)
 	p = append(p, at.id[:]...)
 	for _, v := range []uint64{at.epoch, at.seq, at.previous, at.after, at.write, at.committed} {
 		p = binary.LittleEndian.AppendUint64(p, v)
@@ -84,30 +89,41 @@ func (w *segmentWriter) frame(e extent) []byte {
 }
 
 // putFrameHeader fills in the header of a frame that is all of p.
-func putFrameHeader(p []byte, id ID, seq uint64, off int64) {
+func putFrameHeader(p []byte, id ID, ref SegmentRef, off int64) {
 	copy(p, frameMagic)
 	binary.LittleEndian.PutUint32(p[4:], uint32(len(p)-frameHeader))
 	binary.LittleEndian.PutUint32(p[8:], 0) // codec: plain
-	binary.LittleEndian.PutUint32(p[12:], frameSum(p, id, seq, off))
+	binary.LittleEndian.PutUint32(p[12:], frameSum(p, id, ref, off))
+}
+
+// appendOwner adds what tells a segment from every other: a number of the log may be used again by who never knew of it, such as
+// another epoch, or another copy of the machine. The first version had the number alone.
+func (r SegmentRef) appendOwner(p []byte, id ID, first bool) []byte {
+	p = append(p, id[:]...)
+	p = binary.LittleEndian.AppendUint64(p, r.Seq)
+	if first {
+		return p
+	}
+	return binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint64(p, r.Epoch), r.Random)
 }
 
 // frameSum covers which segment the frame is of and where in it, so that another frame is never taken for it.
-func frameSum(p []byte, id ID, seq uint64, off int64) uint32 {
-	var where [32]byte
-	copy(where[:], id[:])
-	binary.LittleEndian.PutUint64(where[16:], seq)
-	binary.LittleEndian.PutUint64(where[24:], uint64(off))
-	return wire.Sum(where[:], p[:12], p[frameHeader:])
+func frameSum(p []byte, id ID, ref SegmentRef, off int64) uint32 {
+	var buf [44]byte
+	where := ref.appendOwner(buf[:0], id, string(p[:4]) == frameMagic1)
+	where = binary.LittleEndian.AppendUint64(where, uint64(off))
+	return wire.Sum(where, p[:12], p[frameHeader:])
 }
 
 // openFrame checks a frame and returns its blocks.
-func openFrame(p []byte, id ID, seq uint64, off int64) ([]byte, error) {
-	if len(p) < frameHeader || string(p[:4]) != frameMagic || int(binary.LittleEndian.Uint32(p[4:])) != len(p)-frameHeader ||
+func openFrame(p []byte, id ID, ref SegmentRef, off int64) ([]byte, error) {
+	if len(p) < frameHeader || string(p[:4]) != frameMagic && string(p[:4]) != frameMagic1 ||
+		int(binary.LittleEndian.Uint32(p[4:])) != len(p)-frameHeader ||
 		binary.LittleEndian.Uint32(p[8:]) != 0 {
-		return nil, fmt.Errorf("frame at %d of segment %d: %w: its header is wrong", off, seq, ErrCorrupt)
+		return nil, fmt.Errorf("frame at %d of segment %d: %w: its header is wrong", off, ref.Seq, ErrCorrupt)
 	}
-	if frameSum(p, id, seq, off) != binary.LittleEndian.Uint32(p[12:]) {
-		return nil, fmt.Errorf("frame at %d of segment %d: %w: its checksum is wrong", off, seq, ErrCorrupt)
+	if frameSum(p, id, ref, off) != binary.LittleEndian.Uint32(p[12:]) {
+		return nil, fmt.Errorf("frame at %d of segment %d: %w: its checksum is wrong", off, ref.Seq, ErrCorrupt)
 	}
 	return p[frameHeader:], nil
 }
@@ -117,9 +133,10 @@ func frameSize(blocks uint32) int64 { return frameHeader + int64(blocks)*Block }
 
 // finish returns the segment's bytes, its name, and its extents.
 func (w *segmentWriter) finish() ([]byte, SegmentRef, []extent) {
+	ref := SegmentRef{Seq: w.at.seq, Epoch: w.at.epoch, Random: w.random}
 	for _, e := range w.extents {
 		if !e.hole {
-			putFrameHeader(w.p[e.place.off:][:frameSize(e.blocks)], w.at.id, w.at.seq, e.place.off)
+			putFrameHeader(w.p[e.place.off:][:frameSize(e.blocks)], w.at.id, ref, e.place.off)
 		}
 	}
 	table := len(w.p)
@@ -139,22 +156,20 @@ func (w *segmentWriter) finish() ([]byte, SegmentRef, []extent) {
 	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(len(w.extents)))
 	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(len(body)))
 	w.p = binary.LittleEndian.AppendUint64(w.p, w.at.write)
-	w.p = binary.LittleEndian.AppendUint32(w.p, tableSum(w.p[table:], body, w.at.id, w.at.seq))
+	w.p = binary.LittleEndian.AppendUint32(w.p, tableSum(w.p[table:], body, w.at.id, ref))
 	w.p = append(w.p, body...)
 	end := len(w.p)
 	w.p = append(w.p, footerMagic...)
 	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(table))
 	w.p = binary.LittleEndian.AppendUint32(w.p, uint32(end+segmentFooter))
 	w.p = binary.LittleEndian.AppendUint32(w.p, wire.Sum(w.p[end:]))
-	ref := SegmentRef{Seq: w.at.seq, Epoch: w.at.epoch, Random: w.random, Size: uint32(len(w.p)), Table: uint32(table)}
+	ref.Size, ref.Table = uint32(len(w.p)), uint32(table)
 	return w.p, ref, w.extents
 }
 
-func tableSum(header, body []byte, id ID, seq uint64) uint32 {
-	var where [24]byte
-	copy(where[:], id[:])
-	binary.LittleEndian.PutUint64(where[16:], seq)
-	return wire.Sum(where[:], header[:20], body)
+func tableSum(header, body []byte, id ID, ref SegmentRef) uint32 {
+	var buf [36]byte
+	return wire.Sum(ref.appendOwner(buf[:0], id, string(header[:4]) == tableMagic1), header[:20], body)
 }
 
 // findTable completes a reference of which only the key, and the size of its object, are known.
@@ -185,7 +200,7 @@ func decodeTable(p []byte, id ID, ref SegmentRef, size int64) ([]extent, error) 
 	bad := func(why string) error {
 		return fmt.Errorf("table of segment %d: %w: %s", ref.Seq, ErrCorrupt, why)
 	}
-	if len(p) < tableHeader || string(p[:4]) != tableMagic {
+	if len(p) < tableHeader || string(p[:4]) != tableMagic && string(p[:4]) != tableMagic1 {
 		return nil, bad("it does not begin as one")
 	}
 	count, n := binary.LittleEndian.Uint32(p[4:]), binary.LittleEndian.Uint32(p[8:])
@@ -194,7 +209,7 @@ func decodeTable(p []byte, id ID, ref SegmentRef, size int64) ([]extent, error) 
 		return nil, bad("it is cut short")
 	}
 	body := p[tableHeader : tableHeader+int(n)]
-	if tableSum(p, body, id, ref.Seq) != binary.LittleEndian.Uint32(p[20:]) {
+	if tableSum(p, body, id, ref) != binary.LittleEndian.Uint32(p[20:]) {
 		return nil, bad("its checksum is wrong")
 	}
 	all := make([]extent, 0, count)
@@ -237,7 +252,7 @@ func decodeSegmentHeader(p []byte) (logPosition, uint32, error) {
 		wire.Sum(p[:segmentHeader-4]) != binary.LittleEndian.Uint32(p[segmentHeader-4:]) {
 		return at, 0, fmt.Errorf("header of a segment: %w", ErrCorrupt)
 	}
-	if v := binary.LittleEndian.Uint32(p[4:]); v != headVersion {
+	if v := binary.LittleEndian.Uint32(p[4:]); v < 1 || v > segmentVersion {
 		return at, 0, fmt.Errorf("segment of format %d: %w", v, ErrVersion)
 	}
 	copy(at.id[:], p[8:])

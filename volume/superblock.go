@@ -8,6 +8,8 @@ import (
 	"github.com/remora-storage/remora/internal/wire"
 )
 
+const journalVersion = 1
+
 // superblock is what is written down of a journal beside its records.
 type superblock struct {
 	gen     uint64
@@ -38,7 +40,7 @@ func journalStart(id ID) cursor { return cursor{seq: 1, prev: wire.Sum(id[:])} }
 func (s superblock) encode() []byte {
 	p := blockdev.AlignedBuffer(Block)
 	b := append(p[:0], superMagic...)
-	b = binary.LittleEndian.AppendUint32(b, headVersion)
+	b = binary.LittleEndian.AppendUint32(b, journalVersion)
 	b = binary.LittleEndian.AppendUint64(b, s.gen)
 	b = append(b, s.vid[:]...)
 	b = append(b, s.id[:]...)
@@ -56,7 +58,7 @@ func decodeSuperblock(p []byte) (s superblock, err error) {
 	if len(p) < superSize+4 || string(p[:4]) != superMagic || wire.Sum(p[:superSize]) != binary.LittleEndian.Uint32(p[superSize:]) {
 		return s, fmt.Errorf("superblock of a journal: %w", ErrCorrupt)
 	}
-	if v := binary.LittleEndian.Uint32(p[4:]); v != headVersion {
+	if v := binary.LittleEndian.Uint32(p[4:]); v != journalVersion {
 		return s, fmt.Errorf("journal of format %d: %w", v, ErrVersion)
 	}
 	s.gen = binary.LittleEndian.Uint64(p[8:])
