@@ -72,8 +72,11 @@ func (e DiaryEntry) encode() (p []byte) {
 }
 
 func decodeDiary(p []byte) (e DiaryEntry, ok bool) {
-	lines := bytes.Split(p, []byte("\n"))
 	ids := e.ids()
+	if len(p) != len(e.encode()) {
+		return e, false
+	}
+	lines := bytes.Split(p, []byte("\n"))
 	if len(lines) != len(ids)+1 {
 		return e, false
 	}

@@ -210,3 +210,23 @@ func FuzzJournal(f *testing.F) {
 		})
 	})
 }
+
+func FuzzDiary(f *testing.F) {
+	f.Add(DiaryEntry{Word{NewID(), NewID()}, Word{NewID(), NewID()}}.encode())
+	f.Add(DiaryEntry{}.encode())
+	f.Add([]byte(nil))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		var e DiaryEntry
+		var ok bool
+		heap.RecordMost(len(p)).Allocates(t, func() int64 {
+			e, ok = decodeDiary(p)
+			return 0
+		})
+		if again, ok2 := decodeDiary(e.encode()); !ok2 || again != e {
+			t.Errorf("%+v is read as %+v", e, again)
+		}
+		if ok && len(p) != len(e.encode()) {
+			t.Errorf("%d bytes are read as an entry", len(p))
+		}
+	})
+}

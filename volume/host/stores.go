@@ -65,6 +65,9 @@ func (f finder) find(ctx context.Context, url string) (*hostStore, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	id, err := volume.StoreID(ctx, opened)
+	if err != nil && ctx.Err() != nil {
+		return nil, fmt.Errorf("%s does not say within %v which store it is: %w", url, patience, err)
+	}
 	if err != nil {
 		return nil, err
 	}
