@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // keyDir makes an object's directory and those above it, each on stable storage when it returns: one that is there already
@@ -25,11 +27,39 @@ func (s *Store) keyDir(dir string) error {
 	if err := s.keyDir(filepath.Dir(dir)); err != nil {
 		return err
 	}
-	if err := addDir(dir); err != nil {
+	if err := s.addKeyDir(dir); err != nil {
 		return err
 	}
 	s.synced.Store(dir, true)
 	return nil
+}
+
+// addKeyDir is addDir for an object's directory. It works in the directory that is the store now: if that is renamed meanwhile,
+// nothing is made where it was.
+func (s *Store) addKeyDir(dir string) error {
+	rel, err := filepath.Rel(s.dir, dir)
+	if err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(s.dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	if _, err := root.Lstat(lockDir); err != nil {
+		if _, err := root.Lstat(store.MarkKey); err != nil {
+			return err
+		}
+	}
+	if err := root.Mkdir(rel, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	above, err := root.Open(filepath.Dir(rel))
+	if err != nil {
+		return err
+	}
+	defer above.Close()
+	return above.Sync()
 }
 
 // removeEmpty removes an object's directory, and those above it, while they are empty. It returns the first that stays, and
