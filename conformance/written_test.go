@@ -51,7 +51,7 @@ func TestPackagesAreDescribed(t *testing.T) {
 	}
 }
 
-// TestLinesAreNarrow: what people read has no line wider than 140 columns.
+// TestLinesAreNarrow: what people read has no line wider than 140 columns, and none that a merge has left.
 func TestLinesAreNarrow(t *testing.T) {
 	t.Parallel()
 	const widest = 140
@@ -67,6 +67,9 @@ func TestLinesAreNarrow(t *testing.T) {
 			n++
 			if w := utf8.RuneCountInString(strings.TrimRight(line, "\n")); w > widest {
 				t.Errorf("%s:%d has %d columns, the most are %d", file, n, w, widest)
+			}
+			if strings.HasPrefix(line, "<<<<<<< ") || strings.HasPrefix(line, ">>>>>>> ") {
+				t.Errorf("%s:%d is of a merge that was not finished", file, n)
 			}
 		}
 	}

@@ -60,14 +60,9 @@ func (a *app) volumeDetachCommand() *cobra.Command {
 		Use:   "detach NAME",
 		Short: "Detach a volume and give it up",
 		Long: `detach ends a volume's block device and gives the volume up when its store has everything that was written. If the store
-<<<<<<< HEAD
-is unreachable, detach waits and says why. If you interrupt it, the node keeps storing; run detach again. It is refused while
-the device is mounted or open, and names the users. A volume that is not attached here is no error.
-=======
 is unreachable, detach waits and says why. If you interrupt it, the node goes on without you; run detach again to wait for its
-end, or attach to keep the volume. It is refused while the device is mounted or otherwise in use. A volume that is not
-attached here is no error.
->>>>>>> fe59418 (volume/node: one owner of what is done with a volume)
+end, or attach to keep the volume. It is refused while the device is mounted or open, and names the users. A volume that is
+not attached here is no error.
 
 --abandon-to-journal does not wait: what the store does not have stays in this node's journal, and is there again when
 the volume is attached on this node. If another node attaches it first, that node goes on without these writes.`,
