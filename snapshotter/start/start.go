@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/hex"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"sync"
 	"time"
@@ -122,9 +123,10 @@ func (s *Starts) Begin(img layers.Image) {
 		}
 	}
 	known := s.hooks.Known(img)
+	expected := maps.Clone(st.waiting) // others change that from when they find the start
 	s.mu.Lock()
 	old := s.all[img.ID()]
-	if old != nil && !old.over() && !old.gone() || len(known) >= len(st.waiting) {
+	if old != nil && !old.over() && !old.gone() || len(known) >= len(expected) {
 		s.mu.Unlock()
 		stop()
 		return
@@ -137,7 +139,7 @@ func (s *Starts) Begin(img layers.Image) {
 	var beginnings []*layers.Ahead // before any layer is opened, so that its image is filled from there
 	for i := range img.Layers {
 		l := &img.Layers[i]
-		if !st.waiting[l.Descriptor.Digest] || known[l.Descriptor.Digest] != nil || s.layers.Cached(l) {
+		if !expected[l.Descriptor.Digest] || known[l.Descriptor.Digest] != nil || s.layers.Cached(l) {
 			continue
 		}
 		if a := s.layers.Aheads.Add(l); a != nil {
