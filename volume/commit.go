@@ -154,6 +154,9 @@ func (v *Volume) update(ctx context.Context, change func(*Head) error, apply fun
 			v.mu.Unlock()
 			return nil
 		}
+		if slices.ContainsFunc(unsure, func(h *Head) bool { return h.Owner == nil && current.wrote(h.Nonce) }) {
+			return nil // the volume was given up by a change whose caller did not wait for its end
+		}
 		if !current.sameOwner(old) {
 			return fmt.Errorf("epoch %d, this node's is %d: %w", current.Epoch, old.Epoch, ErrFenced)
 		}

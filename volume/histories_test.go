@@ -469,3 +469,54 @@ func TestJournalDiskFull(t *testing.T) {
 		}
 	})
 }
+
+// unheard is a store whose answer to a swap of a head is lost if somebody stops waiting for it.
+type unheard struct {
+	store.Store
+	stop atomic.Pointer[context.CancelFunc]
+}
+
+func (u *unheard) PutIfMatch(ctx context.Context, key string, p []byte, version string) (store.Object, error) {
+	o, err := u.Store.PutIfMatch(ctx, key, p, version)
+	if stop := u.stop.Swap(nil); stop != nil && strings.HasSuffix(key, "/head") {
+		(*stop)()
+		return store.Object{}, context.Canceled
+	}
+	return o, err
+}
+
+// TestReleasedUnheard: a volume that was given up while its caller stopped waiting was given up, not taken by another node, and its
+// journal goes.
+func TestReleasedUnheard(t *testing.T) {
+	t.Parallel()
+	st := &unheard{Store: newTestStore(t)}
+	h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := newSimNode(t)
+	v, err := openVolume(t, st, at, h.ID, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustSet(t, v, 0, 1)
+	mustFlush(t, v)
+	ctx, stop := context.WithCancel(t.Context())
+	st.stop.Store(&stop)
+	if err := v.Detach(ctx); err == nil {
+		t.Fatal("its end is known, though nobody heard of it")
+	}
+	if err := v.Detach(t.Context()); err != nil {
+		t.Errorf("the second time: %v", err)
+	}
+	if n := len(at.journals); n > 0 {
+		t.Errorf("%d journals stay", n)
+	}
+	if v, err = openVolume(t, st, at, h.ID, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	mustBe(t, v, 1)
+	if err := v.Detach(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
