@@ -133,27 +133,42 @@ func readMember(ctx context.Context, st store.Store, id ID) (memberState, string
 // Acquire makes sure that the node has its lease, and keeps it until Release was called as often. A node that lost its lease
 // gets another one, as another life, once it owns nothing any more.
 func (m *Member) Acquire(ctx context.Context) error {
+	first, err := m.join(ctx)
+	if err != nil {
+		return fmt.Errorf("lease of this node: %w", err)
+	}
+	if first {
+		return nil
+	}
+	// It is not this one's turn any longer: another volume may be released while the store does not answer.
+	if err := m.Wait(ctx); err != nil {
+		m.Release()
+		return fmt.Errorf("lease of this node: %w; detach its volumes", err)
+	}
+	return nil
+}
+
+// join counts one that wants the lease. The first one takes it.
+func (m *Member) join(ctx context.Context) (first bool, err error) {
 	if m.turn.Acquire(ctx, 1) != nil {
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
 	defer m.turn.Release(1)
 	m.mu.Lock()
-	first := m.owns == 0
+	first = m.owns == 0
 	if first && m.err != nil {
 		m.opts.Incarnation, m.err = NewID(), nil
 	}
 	m.mu.Unlock()
 	if first {
 		if err := m.begin(ctx); err != nil {
-			return fmt.Errorf("lease of this node: %w", err)
+			return true, err
 		}
-	} else if err := m.Wait(ctx); err != nil {
-		return fmt.Errorf("lease of this node: %w; detach its volumes", err)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.owns++
-	return nil
+	return first, nil
 }
 
 // begin takes the lease and starts its renewal.

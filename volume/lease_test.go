@@ -269,3 +269,40 @@ func TestTakerAfterOutage(t *testing.T) {
 		})
 	}
 }
+
+// TestReleaseBesideAcquire: whoever waits for a lease that is uncertain keeps nobody from giving it up.
+func TestReleaseBesideAcquire(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st, sure := newMarked(t)
+		m, v, _ := newLeased(t, sure, "data")
+		if err := m.Acquire(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		st.SetFaults(simstore.Faults{Outage: store.ErrAway})
+		time.Sleep(time.Minute)
+		acquired := make(chan error, 1)
+		go func() { acquired <- m.Acquire(t.Context()) }()
+		synctest.Wait()
+		released := make(chan struct{})
+		go func() {
+			m.Release()
+			close(released)
+		}()
+		synctest.Wait()
+		select {
+		case <-released:
+		default:
+			t.Error("a release waits for the store, since somebody acquires")
+		}
+		st.SetFaults(simstore.Faults{})
+		if err := <-acquired; err != nil {
+			t.Error(err)
+		}
+		<-released
+		m.Release()
+		if err := v.Detach(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
