@@ -51,8 +51,8 @@ type attachment struct {
 
 // waiter is what a caller is told by.
 type waiter struct {
-	tell   func(string)
-	answer chan error // room for one
+	says   chan string // what the volume waits for; what finds no room is left out
+	answer chan error  // room for one
 }
 
 // errClosed says that remorad is ending: what was begun goes on with the next one.
@@ -106,7 +106,7 @@ func (a *Attachments) away(ctx context.Context, id volume.ID, w want) (was bool,
 }
 
 func (a *Attachments) call(ctx context.Context, id volume.ID, hands Hands, c caller, tell func(string)) error {
-	w := waiter{tell, make(chan error, 1)}
+	w := waiter{make(chan string, 16), make(chan error, 1)}
 	a.mu.Lock()
 	if a.closed {
 		a.mu.Unlock()
@@ -119,11 +119,19 @@ func (a *Attachments) call(ctx context.Context, id volume.ID, hands Hands, c cal
 	v.waiting[c.n] = w
 	a.doLocked(v, v.call(c))
 	a.mu.Unlock()
-	select {
-	case err := <-w.answer:
-		return err
-	case <-ctx.Done():
-	case <-a.ctx.Done():
+	for waits := true; waits; {
+		select {
+		case err := <-w.answer:
+			return err
+		case what := <-w.says:
+			if tell != nil {
+				tell(what)
+			}
+		case <-ctx.Done():
+			waits = false
+		case <-a.ctx.Done():
+			waits = false
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -204,18 +212,15 @@ func (a *Attachments) do(v *attachment, hands Hands, e effect, told <-chan struc
 	return hands.Abandon(a.ctx)
 }
 
-// tell tells all who wait for a volume what that waits for.
+// tell tells all who wait for a volume what that waits for, without waiting for them.
 func (a *Attachments) tell(v *attachment, what string) {
 	a.mu.Lock()
-	var all []func(string)
+	defer a.mu.Unlock()
 	for _, w := range v.waiting {
-		if w.tell != nil {
-			all = append(all, w.tell)
+		select {
+		case w.says <- what:
+		default:
 		}
-	}
-	a.mu.Unlock()
-	for _, tell := range all {
-		tell(what)
 	}
 }
 
