@@ -65,19 +65,7 @@ func (v *volumes) ListVolumes(ctx context.Context, req *controlv1.ListVolumesReq
 	}
 	reply := &controlv1.ListVolumesResponse{}
 	for _, url := range urls {
-		s, err := v.host.Store(ctx, url)
-		if err != nil {
-			return nil, err
-		}
-		err = patiently(ctx, s, func(ctx context.Context, s store.Store) error {
-			return volume.List(ctx, s, func(name string, h *volume.Head, err error) {
-				if err != nil {
-					reply.Volumes = append(reply.Volumes, &controlv1.Volume{Name: text(name), Store: text(url), Error: text(err.Error())})
-					return
-				}
-				reply.Volumes = append(reply.Volumes, v.describe(url, h))
-			})
-		})
+		err := v.addVolumes(ctx, url, reply)
 		if err != nil && req.GetStore() != "" {
 			return nil, err
 		}
@@ -86,6 +74,23 @@ func (v *volumes) ListVolumes(ctx context.Context, req *controlv1.ListVolumesReq
 		}
 	}
 	return reply, nil
+}
+
+// addVolumes adds the volumes of a store to a list.
+func (v *volumes) addVolumes(ctx context.Context, url string, to *controlv1.ListVolumesResponse) error {
+	s, err := v.host.Store(ctx, url)
+	if err != nil {
+		return err
+	}
+	return patiently(ctx, s, func(ctx context.Context, s store.Store) error {
+		return volume.List(ctx, s, func(name string, h *volume.Head, err error) {
+			if err != nil {
+				to.Volumes = append(to.Volumes, &controlv1.Volume{Name: text(name), Store: text(url), Error: text(err.Error())})
+				return
+			}
+			to.Volumes = append(to.Volumes, v.describe(url, h))
+		})
+	})
 }
 
 // ListAttachedVolumes lists what this node owns, without asking stores.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
 	"github.com/remora-storage/remora/volume/node"
@@ -41,8 +42,12 @@ func (h volumeHands) Open(ctx context.Context, how node.How, stop <-chan struct{
 
 // Export implements node.Hands.
 func (h volumeHands) Export(ctx context.Context) error {
-	if st, _, _, ok := h.host.Status(h.head.ID); ok && st.Failed != nil {
+	st, _, _, ok := h.host.Status(h.head.ID)
+	switch {
+	case ok && st.Failed != nil:
 		return fmt.Errorf("detach it here first: %w", st.Failed)
+	case ok && st.Closed:
+		return errors.New("it is half given up; detach it here first")
 	}
 	_, err := h.disks.Attach(ctx, h.source(), h.head.Mode == volume.ModeReadOnly, volume.Block)
 	return err
@@ -51,6 +56,13 @@ func (h volumeHands) Export(ctx context.Context) error {
 // Withdraw implements node.Hands.
 func (h volumeHands) Withdraw(ctx context.Context) error {
 	_, err := h.disks.Detach(ctx, h.source())
+	if err == nil || errors.Is(err, disk.ErrInUse) {
+		return err
+	}
+	if device, _ := h.device(h.head.ID); device == "" {
+		h.log.Warn("a volume's device has gone, not without trouble", "volume", h.head.Name, "err", err)
+		return nil
+	}
 	return err
 }
 

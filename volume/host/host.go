@@ -311,7 +311,7 @@ func (h *Host) Detach(ctx context.Context, id volume.ID) error {
 		return nil
 	}
 	if err := o.wait(ctx); err != nil {
-		if o.v == nil && ctx.Err() == nil { // it could not be opened: there is nothing to give up
+		if ctx.Err() == nil && o.v == nil { // it could not be opened: there is nothing to give up
 			return h.forget(id, true)
 		}
 		return err
