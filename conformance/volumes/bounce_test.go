@@ -5,13 +5,16 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -63,14 +66,67 @@ func (d *detaching) stop(t *testing.T) {
 	}
 }
 
-// TestVolumeBounces: a volume that is being given up, and waits for its store for that, is wanted on its node again. It is kept, without
-// asking the store, and whoever detached it is told. An interrupted detach goes on by itself.
+// A segmentGate is an S3 server that takes no segments while it is shut, and answers everything else.
+type segmentGate struct {
+	mu   sync.Mutex // guards open
+	open chan struct{}
+}
+
+// newSegmentGate returns a gate before a server, which is open, and its URL.
+func newSegmentGate(t *testing.T, endpoint string) (*segmentGate, string) {
+	t.Helper()
+	to, err := url.Parse(endpoint)
+	testbed.Must(t, err)
+	g := &segmentGate{open: make(chan struct{})}
+	close(g.open)
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(to)
+		r.Out.Host = r.In.Host // which the request's signature has
+	}}
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/seg/") {
+			g.mu.Lock()
+			open := g.open
+			g.mu.Unlock()
+			select {
+			case <-open:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		proxy.ServeHTTP(w, r)
+	}))
+	t.Cleanup(func() {
+		g.let()
+		front.Close()
+	})
+	return g, front.URL
+}
+
+func (g *segmentGate) shut() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open = make(chan struct{})
+}
+
+func (g *segmentGate) let() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	select {
+	case <-g.open:
+	default:
+		close(g.open)
+	}
+}
+
+// TestVolumeBounces: a volume that is being given up, and waits for its store for that, is wanted on its node again. It is kept, and
+// whoever detached it is told. An interrupted detach goes on by itself.
 func TestVolumeBounces(t *testing.T) {
 	t.Parallel()
 	testbed.NeedRoot(t)
 	srv := startS3(t, "minio")
-	// Without a lease everything waits: it outlives the time for which the store is away.
-	s, mnt := onS3(t, srv, srv.endpoint, "local", "[volume]\njournal = \"64MiB\"\nlease = \"60s\"\n")
+	gate, endpoint := newSegmentGate(t, srv.endpoint)
+	s, mnt := onS3(t, srv, endpoint, "local", volumeConfig)
 	file := filepath.Join(mnt, "file")
 	write := func(b byte) {
 		t.Helper()
@@ -80,12 +136,11 @@ func TestVolumeBounces(t *testing.T) {
 		testbed.Must(t, errors.Join(err, f.Sync(), f.Close()))
 	}
 	write(1)
-	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
+	gate.shut()
 	write(2) // the store does not have it
 	snapctl(t, s, "volume", "umount", "--keep-attached", "data")
 
-	interrupted := beginDetach(t, s)
-	interrupted.stop(t)
+	beginDetach(t, s).stop(t)
 	if state := stateOf(t, s); state != "leaving" {
 		t.Errorf("%s after an interrupted detach", state)
 	}
@@ -98,7 +153,7 @@ func TestVolumeBounces(t *testing.T) {
 	if state := stateOf(t, s); state != "attached" {
 		t.Errorf("%s after it was attached again", state)
 	}
-	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGCONT))
+	gate.let()
 	write(4)
 	got, err := os.ReadFile(file)
 	testbed.Must(t, err)
@@ -109,11 +164,11 @@ func TestVolumeBounces(t *testing.T) {
 	}
 
 	// Nobody waits for the end of this one.
-	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGSTOP))
+	gate.shut()
 	write(5)
 	snapctl(t, s, "volume", "umount", "--keep-attached", "data")
 	beginDetach(t, s).stop(t)
-	testbed.Must(t, srv.process.Cmd.Process.Signal(unix.SIGCONT))
+	gate.let()
 	testbed.WaitFor(t, "the volume to be given up", func() bool { return stateOf(t, s) == "absent" })
 	mustBeWhole(t, s)
 }
