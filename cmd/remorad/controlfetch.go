@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
 	"github.com/remora-storage/remora/cache"
@@ -29,17 +31,13 @@ func (i *imagesService) Fetch(req *controlv1.FetchRequest, stream grpc.ServerStr
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var (
-		mu    sync.Mutex // for stream
-		wg    sync.WaitGroup
-		slots = make(chan struct{}, 2)
-	)
+	var mu sync.Mutex // for stream
+	var fetching errgroup.Group
+	fetching.SetLimit(2)
 	for n := range img.Layers {
 		src := &img.Layers[n]
 		f := files[src.Descriptor.Digest]
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
+		fetching.Go(func() error {
 			last := time.Time{}
 			tell := func(n int64, done bool) {
 				if !done && time.Since(last) < progressEvery {
@@ -56,13 +54,13 @@ func (i *imagesService) Fetch(req *controlv1.FetchRequest, stream grpc.ServerStr
 			}
 			if err := i.fetchLayer(ctx, f, src, img, req.GetCacheOnly(), func(n int64) { tell(n, false) }); err != nil {
 				cancel(fmt.Errorf("layer %s: %w", src.Descriptor.Digest, err))
-				return
+				return nil // the others end by that
 			}
 			tell(src.Descriptor.Size, true)
+			return nil
 		})
 	}
-	wg.Wait()
-	return context.Cause(ctx)
+	return errors.Join(fetching.Wait(), context.Cause(ctx))
 }
 
 // fetchLayer makes one layer complete. f is nil if the layer took the ordinary path.
