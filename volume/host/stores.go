@@ -35,8 +35,13 @@ func (s *hostStore) Unwrap() store.Store { return s.Store }
 // ErrCopy says that a store has the id of another one that this node uses, and is not it.
 var ErrCopy = errors.New("it is a copy of that store: attach its volumes on a node that does not know the other one")
 
-// patience is how long a store may take to say which one it is.
-const patience = 5 * time.Second
+const (
+	// patience is how long a store may take to say which one it is.
+	patience = 5 * time.Second
+	// provePatience is how long it may take to see whether two URLs lead to one store. After a reboot the longest lease of before has
+	// to end, and a quarter more.
+	provePatience = 90 * time.Second
+)
 
 // OpenStore returns a store by its URL as it is: nobody may have prepared it.
 func (h *Host) OpenStore(url string) (store.Store, error) { return h.opts.OpenStore(url) }
@@ -62,10 +67,10 @@ func (f finder) find(ctx context.Context, url string) (*hostStore, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	id, err := volume.StoreID(ctx, opened)
-	if err != nil && ctx.Err() != nil {
+	id, err := volume.StoreID(asking, opened)
+	if err != nil && asking.Err() != nil {
 		return nil, fmt.Errorf("%s does not say within %v which store it is: %w", url, patience, err)
 	}
 	if err != nil {
@@ -120,6 +125,8 @@ func (f finder) otherLocked(url string, id volume.ID) string {
 // this node writes into it by the other URL. Where that is no longer a store, the new one must show what this node wrote last.
 func (f finder) prove(ctx context.Context, url string, opened store.Store, id volume.ID, other string) error {
 	h := f.h
+	ctx, cancel := context.WithTimeout(ctx, provePatience)
+	defer cancel()
 	was, err := f.find(ctx, other)
 	shown := false
 	switch {

@@ -131,6 +131,38 @@ func TestTwoURLs(t *testing.T) {
 	}
 }
 
+// TestOtherURLAfterReboot: where the lease of before must end first, it is waited for until it is seen that two URLs lead to one store.
+func TestOtherURLAfterReboot(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	url := newDirStore(t, filepath.Join(dir, "store"), "data")
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(filepath.Join(dir, "store"), link); err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(dir, "root")
+	h := openDirs(t, root)
+	_, head := mustAttachAt(t, h, url, "data")
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// As after a reboot, nothing says that this is the life of before.
+	if err := os.RemoveAll(filepath.Join(root, "leases")); err != nil {
+		t.Fatal(err)
+	}
+	h = openDirs(t, root)
+	if _, err := h.Store(t.Context(), "file:"+link); err != nil {
+		t.Error(err)
+	}
+	if err := h.ResumeAll(); err != nil {
+		t.Fatal(err)
+	}
+	mustDetach(t, h, head)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func copyDir(t *testing.T, from, to string) {
 	t.Helper()
 	if out, err := exec.CommandContext(t.Context(), "cp", "-a", from, to).CombinedOutput(); err != nil {
