@@ -22,6 +22,8 @@ var makers = map[string][]string{
 	"btrfs": {"mkfs.btrfs", "-q", "-K"},
 }
 
+const mkfsTries = 20
+
 // Known reports whether volumes can have a kind of file system.
 func Known(kind string) bool { return makers[kind] != nil }
 
@@ -31,7 +33,13 @@ func Make(kind, dev string) error {
 	if m == nil {
 		return fmt.Errorf("%s: not a file system of volumes", kind)
 	}
-	if err := program(m[0], append(m[1:len(m):len(m)], dev)...); err != nil {
+	args := append(m[1:len(m):len(m)], dev)
+	err := program(m[0], args...)
+	// mkfs.btrfs looks at all loop devices that are mounted anywhere, and gives up, before it writes, if one of them ends meanwhile.
+	for tries := 1; tries < mkfsTries && err != nil && strings.Contains(err.Error(), "cannot check mount status"); tries++ {
+		err = program(m[0], args...)
+	}
+	if err != nil {
 		return err
 	}
 	f, err := os.OpenFile(dev, os.O_RDWR, 0)

@@ -106,6 +106,24 @@ func TestPrograms(t *testing.T) {
 	}
 }
 
+// TestMkfsTriesAgain: a mkfs.btrfs that stumbles over somebody else's loop device has written nothing, and is tried again.
+func TestMkfsTriesAgain(t *testing.T) {
+	dir := t.TempDir()
+	dev, stumbled := filepath.Join(dir, "dev"), filepath.Join(dir, "stumbled")
+	if err := os.WriteFile(dev, make([]byte, 1<<16), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	programs(t, map[string]string{"mkfs.btrfs": "test -e " + stumbled + " && exit 0; touch " + stumbled +
+		"; echo 'ERROR: cannot check mount status of " + dev + ": No such device or address'; exit 1"})
+	if err := mount.Make("btrfs", dev); err != nil {
+		t.Error(err)
+	}
+	programs(t, map[string]string{"mkfs.btrfs": "echo 'ERROR: no room'; exit 1"})
+	if err := mount.Make("btrfs", dev); err == nil || !strings.Contains(err.Error(), "no room") {
+		t.Errorf("without room: %v", err)
+	}
+}
+
 // TestProgramsAreLeftAlone: a signal that a terminal sends reaches no program that changes a device.
 func TestProgramsAreLeftAlone(t *testing.T) {
 	session := filepath.Join(t.TempDir(), "session")
