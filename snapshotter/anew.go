@@ -16,8 +16,8 @@ import (
 )
 
 // A snapshot whose bytes turned out wrong, or of whose layer the record was lost, is quarantined. Whoever mounts it has it filled anew:
-// from whatever containerd says that it is made of, read whole, without any table that may have lied. Nothing of that is shown before
-// its diffID is right, which the chainID fixes, so nobody gains by claiming it.
+// from whatever images of its namespace say that it is made of, read whole, without any table that may have lied. Nothing of that is shown
+// before its diffID is right, which the chainID fixes, so nobody gains by claiming it.
 
 // anewFirst and anewMost are the waits before whole layers are read again that were wrong.
 const anewFirst, anewMost = time.Minute, time.Hour
@@ -141,7 +141,7 @@ func (m *mending) fill(ctx context.Context, b *binding, src layers.Source) (fill
 }
 
 // madeOf returns the layers, to be read whole, by which images of containerd say that a binding's snapshot can be made: first its own,
-// if that is known, and then those of all namespaces.
+// if that is known.
 func (m *mending) madeOf(ctx context.Context, b *binding) (all []layers.Source, err error) {
 	chains, err := m.bindings.chainsOf(ctx, []*binding{b})
 	if err != nil {
@@ -159,9 +159,11 @@ func (m *mending) madeOf(ctx context.Context, b *binding) (all []layers.Source, 
 	if ours.Descriptor.Digest != "" && ours.DiffID != "" {
 		add(ours)
 	}
-	spaces, err := m.namespacesOf(ctx, &ours)
-	if err != nil {
-		return all, err
+	spaces := namespacesOf(ctx, &ours)
+	if ours.Namespace == "" && m.opts.Metadata != nil { // its record was lost
+		if spaces, err = m.namespacesWith(ctx, b.name()); err != nil {
+			return all, err
+		}
 	}
 	for _, ns := range spaces {
 		images, err := m.images.Known(namespaces.WithNamespace(ctx, ns))
@@ -182,14 +184,34 @@ func (m *mending) madeOf(ctx context.Context, b *binding) (all []layers.Source, 
 	return all, nil
 }
 
-// namespacesOf returns the namespaces that may have an image of a layer.
-func (m *mending) namespacesOf(ctx context.Context, ours *layers.Source) ([]string, error) {
-	if m.opts.Metadata != nil {
-		return m.opts.Metadata.Namespaces(ctx)
-	}
+// namespacesOf returns the namespaces whose images may say what a layer's snapshot is made of: the one that claimed it, and the request's.
+// Those of others may not: whoever claims the chainID of a private layer would be shown it, by the credentials of somebody else's image.
+func namespacesOf(ctx context.Context, ours *layers.Source) (all []string) {
 	asked, _ := namespaces.Namespace(ctx)
-	all := []string{ours.Namespace, asked}
-	return slices.Compact(slices.DeleteFunc(all, func(ns string) bool { return ns == "" })), nil
+	for _, ns := range []string{ours.Namespace, asked} {
+		if ns != "" && !slices.Contains(all, ns) {
+			all = append(all, ns)
+		}
+	}
+	return all
+}
+
+// namespacesWith returns the namespaces in which containerd has a snapshot of a layer.
+func (m *mending) namespacesWith(ctx context.Context, name string) (all []string, err error) {
+	spaces, err := m.opts.Metadata.Namespaces(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("namespaces of containerd: %w", err)
+	}
+	for _, ns := range spaces {
+		found, err := m.asking.of(namespaces.WithNamespace(ctx, ns), name)
+		if err != nil {
+			return nil, err
+		}
+		if _, has := found[name]; has {
+			all = append(all, ns)
+		}
+	}
+	return all, nil
 }
 
 // findParents has a binding know again what it lies on, if its record was lost.

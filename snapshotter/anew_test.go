@@ -153,3 +153,55 @@ func TestQuarantineFilledAnew(t *testing.T) {
 		})
 	}
 }
+
+// TestFilledAnewApart: what another namespace has is shown to nobody who claims its chainID by bytes of his own: neither once his snapshot
+// is quarantined, nor when its record is lost. Then each namespace's snapshot is filled from its own images.
+func TestFilledAnewApart(t *testing.T) {
+	for _, f := range formats {
+		t.Run(f.name, func(t *testing.T) {
+			private, bait := f.make(t, file("a", honest)), f.make(t, file("a", forged))
+			var config ocispec.Image
+			config.RootFS.DiffIDs = []digest.Digest{private.DiffID}
+			im, liar := newImage(t, "private", nil, private), imageOf(t, "liar", config, bait)
+			b := newBed(t, newOrigin(t, im, liar), beforeUse)
+			containerd := newDaemon(t, b)
+			b.store = containerd.db.ContentStore() // each namespace has its own there
+			b.restart()
+			top := containerd.pull("default", im, nil)
+			containerd.run("default", top, file("a", honest))
+			b.ctx = namespaces.WithNamespace(t.Context(), "thieves")
+			containerd.pull("thieves", liar, nil)
+			stolen, name := b.boundTo(bait), b.boundTo(private)
+			if _, err := b.Prepare(b.ctx, "container", stolen); err != nil {
+				t.Fatal(err)
+			}
+			fails := func() {
+				t.Helper()
+				for range 3 {
+					if mounts, err := b.Mounts(b.ctx, "container"); err == nil {
+						got, err := b.look(mounts, "a")
+						t.Fatalf("it was mounted, with %d bytes, which are the private ones: %v, %v", len(got), string(got) == string(honest), err)
+					}
+					if st := b.statusOf(bait); st.State != "quarantined" {
+						t.Errorf("status: %+v", st)
+					}
+				}
+			}
+			fails()
+			b.restart()
+			fails()
+			dirs := []string{b.snapshotDir(b.id(stolen)), b.snapshotDir(b.id(name))}
+			b.close()
+			for _, dir := range dirs {
+				b.mustRemove(filepath.Join(dir, bindingFile))
+			}
+			b.open()
+			if mounts, err := b.Mounts(b.ctx, "container"); err == nil {
+				t.Errorf("without its record, it was mounted: %v", mounts)
+			}
+			fails()
+			containerd.run("default", top, file("a", honest))
+			b.remove("container", stolen)
+		})
+	}
+}

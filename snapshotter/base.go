@@ -48,6 +48,7 @@ func (s *Snapshotter) wire(b *base) {
 	s.losses = &losses{log: b.log}
 	s.claims = &claims{base: b, bindings: s.bindings, mountings: s.mountings, losses: s.losses}
 	s.claims.asking = asking{metadata: b.opts.Metadata, open: map[string]int{}, known: map[string]map[string]known{}}
+	s.mending.asking = &s.claims.asking
 	s.releasing = &releasing{base: b, bindings: s.bindings, mountings: s.mountings, mending: s.mending, lostImages: map[string]bool{}}
 	s.mountings.gating, s.mountings.mending, s.mountings.releasing = s.gating, s.mending, s.releasing
 	s.gating.mending, s.mending.releasing = s.mending, s.releasing

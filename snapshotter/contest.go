@@ -24,6 +24,7 @@ type mending struct {
 	mountings *mountings
 	releasing *releasing
 	doubting  *doubting
+	asking    *asking
 }
 
 // settle proves the contested ones among bindings before a container of the request's namespace sees them. Parents come before their

@@ -68,22 +68,15 @@ func (m *mending) firstOf(
 }
 
 // elsewhere returns the layers, other than the binding's own, by which images of containerd say that the binding's snapshot can be
-// made: those of the namespace that claimed it, and of the request's.
+// made.
 func (m *mending) elsewhere(ctx context.Context, b *binding) (others []layers.Source, err error) {
 	chains, err := m.bindings.chainsOf(ctx, []*binding{b})
 	if err != nil {
 		return nil, err
 	}
 	ours := b.source()
-	all := []string{ours.Namespace}
-	if asked, ok := namespaces.Namespace(ctx); ok && asked != ours.Namespace {
-		all = append(all, asked)
-	}
 	known := map[string]bool{m.layers.KeyOf(&ours): true}
-	for _, ns := range all {
-		if ns == "" {
-			continue
-		}
+	for _, ns := range namespacesOf(ctx, &ours) {
 		claims, err := m.images.Claims(namespaces.WithNamespace(ctx, ns), map[digest.Digest]bool{chains[b]: true})
 		if err != nil {
 			return others, fmt.Errorf("which images of namespace %s have layer %s: %w", ns, ours.Descriptor.Digest, err)
