@@ -78,14 +78,14 @@ func (m *mountings) mountAnew(ctx context.Context, b *binding, why string) error
 
 // fillLocked notes what a binding that was wrong is filled with.
 func (m *mending) fillLocked(b *binding, with filled) error {
-	if b.saved.Quarantined != "" || b.doubt != nil || b.gone != nil {
+	if b.saved.Quarantined != "" || b.doubt != nil || b.missed != nil {
 		told := &b.saved.Source
 		if told.Image == "" { // its record was lost
 			told = &with.src
 		}
 		m.telling.image(EventMended, told, "it was filled anew")
 	}
-	b.wrong, b.doubt, b.gone, b.saved.Quarantined = nil, nil, nil, ""
+	b.wrong, b.doubt, b.gone, b.missed, b.saved.Quarantined = nil, nil, nil, nil, ""
 	return b.noteLocked(with)
 }
 

@@ -34,9 +34,11 @@ type binding struct {
 	pinned  int                // pins of file that direct mounts have
 	dead    string             // why what an earlier process had mounted could not be taken over
 	removed bool
-	gone    *gone      // nil unless it is nowhere any more
-	wrong   *wrongAnew // nil unless it was filled anew in vain
-	doubt   *doubt     // nil unless its table lies
+	gone    *gone // nil unless it is nowhere any more
+	// missed is what was told of as nowhere any more, until its being back is told; nil for nothing. An outage between changes nothing.
+	missed *layers.Source
+	wrong  *wrongAnew // nil unless it was filled anew in vain
+	doubt  *doubt     // nil unless its table lies
 	// rivals are by which others were seen to claim its chainID before it was proven, by their namespaces.
 	rivals map[string][]layers.Source
 	gated  bool // there is a gate

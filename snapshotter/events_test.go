@@ -2,6 +2,7 @@ package snapshotter
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -39,7 +40,8 @@ func (e *told) must(t *testing.T, want ...string) {
 	}
 }
 
-// TestEvents: it is told once each that a layer is nowhere any more, that it is back, from another place too, and which images are removed.
+// TestEvents: it is told once each that a layer is nowhere any more, that it is back, from another place too and whatever outages come
+// between, and which images are removed.
 func TestEvents(t *testing.T) {
 	event := func(what EventKind, image string, d digest.Digest) string {
 		return fmt.Sprintf("%s default/%s %s", what, image, d)
@@ -52,6 +54,20 @@ func TestEvents(t *testing.T) {
 	}{
 		"back": {
 			func(b *bed, _, _ *image) { b.origin.SetFault(nil) },
+			func(b *bed, im *image) []string { return []string{event(EventMended, b.ref(im), d)} },
+		},
+		"back after outages": {
+			func(b *bed, im, _ *image) {
+				binding := b.bindings.get(b.id(b.named(im.ChainIDs[0], "")))
+				for _, status := range []int{http.StatusServiceUnavailable, http.StatusNotFound, http.StatusServiceUnavailable} {
+					b.origin.Answer(d.String(), status)
+					eventually(b.t, fmt.Sprint("it fails by ", status), func() bool {
+						err := b.mountings.ensure(b.ctx, binding)
+						return err != nil && errors.As(err, new(*goneError)) == (status == http.StatusNotFound)
+					})
+				}
+				b.origin.SetFault(nil)
+			},
 			func(b *bed, im *image) []string { return []string{event(EventMended, b.ref(im), d)} },
 		},
 		"elsewhere": {
@@ -86,9 +102,7 @@ func TestEvents(t *testing.T) {
 			}
 			if c.after(b, im, twin); name != "released" {
 				e.must(t, event(EventBroken, b.ref(im), d))
-				if err := b.mountings.ensure(b.ctx, binding); err != nil {
-					t.Fatal(err)
-				}
+				eventually(t, "the layer is mounted", func() bool { return b.mountings.ensure(b.ctx, binding) == nil })
 			}
 			e.must(t, append([]string{event(EventBroken, b.ref(im), d)}, c.want(b, im)...)...)
 		})

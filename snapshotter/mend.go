@@ -34,7 +34,7 @@ func (m *mending) contentOf(ctx context.Context, b *binding, saved *savedBinding
 			"repository", others[i].Repo, "err", err)
 	}
 	with, err = m.firstOf(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
-	if err == nil && !b.isMissing() { // else its being back is told
+	if err == nil && !b.isMissed() { // else its being back is told
 		m.telling.image(EventMended, &saved.Source, "it comes from "+with.src.Image)
 	}
 	return with, err

@@ -73,10 +73,9 @@ func (e *goneError) Unwrap() error { return e.err }
 
 // gone is what is known of a layer that is nowhere any more.
 type gone struct {
-	src   layers.Source // that is told of
-	since time.Time     // the first answer that said so
-	next  time.Time     // when it may be released
-	why   string        // it is not yet; "" if nothing stands in the way
+	since time.Time // the first answer that said so
+	next  time.Time // when it may be released
+	why   string    // it is not yet; "" if nothing stands in the way
 }
 
 // describe says for status what is known, after why the layer failed, if it did.
@@ -107,17 +106,21 @@ func (r *releasing) noteAttempt(b *binding, err error) {
 
 func (r *releasing) noteGoneLocked(b *binding, why string) {
 	if now := time.Now(); b.gone == nil {
-		b.gone = &gone{src: b.saved.Source, since: now, next: now.Add(r.opts.GoneFor)}
-		r.telling.image(EventBroken, &b.saved.Source, why)
+		b.gone = &gone{since: now, next: now.Add(r.opts.GoneFor)}
+	}
+	if b.missed == nil {
+		src := b.saved.Source
+		b.missed = &src
+		r.telling.image(EventBroken, &src, why)
 	}
 }
 
 // noteBackLocked notes that a layer can be had.
 func (r *releasing) noteBackLocked(b *binding) {
-	if b.gone != nil {
-		r.telling.image(EventMended, &b.gone.src, "what was missing can be had again")
-		b.gone = nil
+	if b.missed != nil {
+		r.telling.image(EventMended, b.missed, "what was missing can be had again")
 	}
+	b.gone, b.missed = nil, nil
 }
 
 // lost notes that what an image in the cache misses is nowhere any more, as all places have answered a read.
@@ -195,11 +198,11 @@ func (b *binding) isGone(now time.Time) bool {
 	return b.gone != nil && !now.Before(b.gone.next)
 }
 
-// isMissing reports whether a layer was found to be nowhere.
-func (b *binding) isMissing() bool {
+// isMissed reports whether it was told that a layer is nowhere any more, and not that it is back.
+func (b *binding) isMissed() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.gone != nil
+	return b.missed != nil
 }
 
 // noteStays notes why a layer that is nowhere any more stays for now, or that nothing keeps it, and when it is looked at again.
