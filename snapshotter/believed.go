@@ -185,11 +185,16 @@ func (r *releasing) neighboursOf(repo registry.Repository) (all []layers.Source)
 func (r *releasing) mayRelease(c *layers.Claim) error {
 	r.lostMu.Lock()
 	defer r.lostMu.Unlock()
+	return r.mayFollowLocked(r.spells, c)
+}
+
+// mayFollowLocked is mayRelease after some spells.
+func (r *releasing) mayFollowLocked(spells []spell, c *layers.Claim) error {
 	if r.unknown != nil {
 		return fmt.Errorf("nobody knows how many images were removed within %s: %w", releasesSpan, r.unknown)
 	}
 	count := 0
-	for _, s := range r.spells {
+	for _, s := range spells {
 		switch {
 		case time.Since(s.At) >= releasesSpan:
 		case s.Repo == c.Repo:
@@ -205,27 +210,29 @@ func (r *releasing) mayRelease(c *layers.Claim) error {
 	return nil
 }
 
-// noteRelease counts a release that is to come, unless it is one too many and no operator has asked for it. It is on stable storage then,
-// so that whatever ends this process, the next one counts it, too.
+// noteRelease counts a release that is to come, for all repositories of the image, or none: unless it is one too many and no operator has
+// asked for it. It is on stable storage then, so that whatever ends this process, the next one counts it, too.
 func (r *releasing) noteRelease(use *Use, operator bool) error {
+	if len(use.From) == 0 { // it came from no registry
+		return nil
+	}
+	r.lostMu.Lock()
+	defer r.lostMu.Unlock()
+	now, spells := time.Now(), slices.Clone(r.spells)
 	for i := range use.From {
+		c := &use.From[i]
 		if !operator {
-			if err := r.mayRelease(&use.From[i]); err != nil {
+			if err := r.mayFollowLocked(spells, c); err != nil {
 				return err
 			}
 		}
-		if err := r.noteSpell(use.From[i].Repo); err != nil && !operator {
-			return fmt.Errorf("note that it is removed: %w", err)
-		}
+		spells = slices.DeleteFunc(spells, func(s spell) bool { return s.Repo == c.Repo || now.Sub(s.At) >= releasesSpan })
+		spells = append(spells, spell{c.Repo, now})
 	}
+	err := durable.SaveJSON(filepath.Join(r.root, spellsKind.Name), savedSpells{spellsVersion, spells})
+	if err != nil && !operator {
+		return fmt.Errorf("note that it is removed: %w", err)
+	}
+	r.spells = spells
 	return nil
-}
-
-func (r *releasing) noteSpell(repo registry.Repository) error {
-	r.lostMu.Lock()
-	defer r.lostMu.Unlock()
-	now := time.Now()
-	r.spells = slices.DeleteFunc(r.spells, func(s spell) bool { return s.Repo == repo || now.Sub(s.At) >= releasesSpan })
-	r.spells = append(r.spells, spell{repo, now})
-	return durable.SaveJSON(filepath.Join(r.root, spellsKind.Name), savedSpells{spellsVersion, r.spells})
 }

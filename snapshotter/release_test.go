@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/internal/durable"
+	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
 
@@ -252,6 +253,37 @@ func TestReleasesBoundedOverRestarts(t *testing.T) {
 	b.open()
 	if err := b.releasing.mayRelease(&r.all[0].From[0]); !errors.Is(err, durable.ErrNewer) {
 		t.Errorf("where nobody knows how many were: %v", err)
+	}
+}
+
+// TestReleaseRefusedCountsNothing: an image that was had from so many repositories that it must not be removed counts for none of them, now
+// and over restarts, and those of one image count together.
+func TestReleaseRefusedCountsNothing(t *testing.T) {
+	r := &releasing{base: &base{root: t.TempDir(), log: logOf(t)}}
+	use := func(paths ...string) *Use {
+		use := &Use{}
+		for _, path := range paths {
+			use.From = append(use.From, layers.Claim{Source: layers.Source{Repo: registry.Repository{Host: "reg.test", Path: path}}})
+		}
+		return use
+	}
+	for i := range releasesMost - 1 {
+		if err := r.noteRelease(use(fmt.Sprint("app", i)), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.noteRelease(use("app0", "two", "many"), false); err == nil {
+		t.Error("images of too many repositories may be removed")
+	}
+	next := &releasing{base: r.base}
+	next.load()
+	for _, r := range []*releasing{r, next} {
+		if n := len(r.spells); n != releasesMost-1 {
+			t.Errorf("%d repositories count: %v", n, r.spells)
+		}
+	}
+	if err := next.noteRelease(use("app0", "last"), false); err != nil {
+		t.Errorf("the last that may be removed: %v", err)
 	}
 }
 
