@@ -18,6 +18,22 @@ type daemon struct {
 	snapshots.Snapshotter
 	b  *bed
 	db *metadata.DB
+	// committing is called when a commit is done here, and not yet in containerd; nil for nothing.
+	committing func()
+}
+
+// A backend is a bed's Snapshotter as containerd calls it.
+type backend struct {
+	*bed
+	d *daemon
+}
+
+func (x backend) Commit(ctx context.Context, name, key string, opts ...snapshots.Opt) error {
+	err := x.bed.Commit(ctx, name, key, opts...)
+	if x.d.committing != nil {
+		x.d.committing()
+	}
+	return err
 }
 
 // newDaemon has a bed's Snapshotters ask containerd's metadata, from the next one on.
@@ -28,7 +44,8 @@ func newDaemon(t *testing.T, b *bed) *daemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { file.Close() })
-	d := &daemon{b: b, db: metadata.NewDB(file, b.store, map[string]snapshots.Snapshotter{"remora": b})}
+	d := &daemon{b: b}
+	d.db = metadata.NewDB(file, b.store, map[string]snapshots.Snapshotter{"remora": backend{b, d}})
 	if err := d.db.Init(b.ctx); err != nil {
 		t.Fatal(err)
 	}

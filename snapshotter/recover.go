@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -27,6 +26,8 @@ import (
 const (
 	// recoverFirst and recoverMost are the waits before containerd is asked again that did not answer.
 	recoverFirst, recoverMost = time.Second, time.Minute
+	// lostSurely is the wait before what was found lost once is named, if it is found so again.
+	lostSurely = 2 * time.Second
 	// lostAgain is the wait while something is lost for good: an image that has it may have come, or nobody wants it any longer.
 	lostAgain = time.Minute
 )
@@ -49,6 +50,8 @@ func (s *Snapshotter) Serving() {
 				wait = again.Next()
 			case s.losses.none():
 				return
+			case s.losses.suspected():
+				wait = lostSurely
 			}
 			if backoff.Sleep(s.life, wait) != nil {
 				return
@@ -79,11 +82,6 @@ func (c *claims) recoverAll(ctx context.Context) error {
 // recoverIn does so in the namespace of the context. It returns why what stays lost cannot be made anew, by containerd's keys.
 func (c *claims) recoverIn(ctx context.Context) (lost map[string]string, err error) {
 	found, others, err := c.asking.ask(ctx)
-	if err == nil && len(others) > 0 { // a snapshot that was being committed has two names for a moment
-		var again []string
-		found, again, err = c.asking.ask(ctx)
-		others = slices.DeleteFunc(others, func(key string) bool { return !slices.Contains(again, key) })
-	}
 	if err != nil {
 		return nil, err
 	}

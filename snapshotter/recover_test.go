@@ -368,6 +368,40 @@ func TestLostIsNamed(t *testing.T) {
 	containerd.run("default", gone, file("b", honest))
 }
 
+// TestCommittingIsNotLost: what containerd is committing, and knows by a name that is none here any more, is not taken for lost.
+func TestCommittingIsNotLost(t *testing.T) {
+	b := newBed(t, nil, nil)
+	containerd := newDaemon(t, b)
+	b.restart()
+	if _, err := containerd.Prepare(b.ctx, "work", ""); err != nil {
+		t.Fatal(err)
+	}
+	looks := func() {
+		t.Helper()
+		if err := b.claims.recoverAll(b.ctx); err != nil {
+			t.Fatal(err)
+		}
+		if broken := b.Status().Broken; len(broken) > 0 {
+			t.Errorf("named as lost: %+v", broken)
+		}
+	}
+	asked := false
+	containerd.committing = func() {
+		asked = true
+		looks()
+	}
+	if err := containerd.Commit(b.ctx, "mine", "work"); err != nil || !asked {
+		t.Fatalf("%v, asked %v", err, asked)
+	}
+	if !b.losses.suspected() {
+		t.Error("containerd knew no name that is none here") // so this test shows nothing
+	}
+	looks()
+	if !b.losses.none() {
+		t.Error("after the commit, something is suspected")
+	}
+}
+
 // TestLostLoadedIsNamed: an image that came from no registry, and of which containerd has unpacked a layer and dropped the blob, is named
 // as broken by its name without anybody's asking for it, over restarts, too, and is whole once it is loaded again.
 func TestLostLoadedIsNamed(t *testing.T) {
