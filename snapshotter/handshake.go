@@ -204,19 +204,21 @@ func (b *binding) isHere() bool {
 // their indexes come while containerd still works its way up.
 func (c *claims) startAll(img layers.Image) { c.startFrom(img, 0) }
 
-// startFrom is startAll without those below a layer: containerd has them, or downloads them. Of those that have a snapshot, and of which
-// something is missing, their repository is asked whether it still lets us have them.
+// startFrom is startAll without those below a layer: containerd has them, or downloads them. Of those that have a snapshot, or that another
+// image has opened, and of which something is missing, their repository is asked whether it still lets us have them.
 func (c *claims) startFrom(img layers.Image, index int) {
 	c.layers.Indexes.Expect(img)
 	c.starts.Begin(img)
 	bound := c.bindings.keys()
 	for _, src := range img.Layers[index:] {
 		here, isBound := bound[c.layers.KeyOf(&src)]
-		switch {
-		case c.layers.Refuses(&src) != nil:
-		case !isBound:
-			c.layers.Open(src)
-		case !here && !c.layers.Proves(&src):
+		if c.layers.Refuses(&src) != nil || here {
+			continue
+		}
+		if !isBound && c.layers.Open(src).IsOf(&src) {
+			continue
+		}
+		if !c.layers.Proves(&src) {
 			c.layers.Proofs.AskAgain(&src)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -282,6 +283,44 @@ func TestHeldRegistry(t *testing.T) {
 			b.sees(b.run("quick", b.pull(quick)), "a", honest)
 		})
 	}
+}
+
+// TestOpenedForAnother: the repository is asked together for all layers of an image that were opened for another one, and that nobody has
+// claimed, and not for one after the other as containerd prepares them.
+func TestOpenedForAnother(t *testing.T) {
+	var all []layer
+	for i := range 3 {
+		all = append(all, estargzLayer(t, file(fmt.Sprint(i), noise(uint64(i), 300_000))))
+	}
+	im := newImage(t, "app", nil, all...)
+	o := newOrigin(t, im)
+	b := newBed(t, o, nil)
+	b.fetch(im)
+	if failed := b.resolve(im); len(failed) > 0 {
+		t.Fatal(failed)
+	}
+	var mu sync.Mutex
+	asked := map[string]bool{} // layers whose last byte was asked for
+	o.SetFault(func(_ http.ResponseWriter, r *http.Request) bool {
+		_, _, what := split(r.URL.Path)
+		mu.Lock()
+		defer mu.Unlock()
+		for _, l := range all {
+			last := l.Desc.Size - 1
+			if what == l.Digest().String() && r.Header.Get("Range") == fmt.Sprintf("bytes=%d-%d", last, last) {
+				asked[what] = true
+			}
+		}
+		return false
+	})
+	b.ctx = namespaces.WithNamespace(t.Context(), "other")
+	b.fetch(im)
+	b.claim(im, 0, "")
+	eventually(t, "all three are asked for", func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(asked) == len(all)
+	})
 }
 
 // TestKnownDigest: to know the digest of somebody's layer gives nobody the layer.

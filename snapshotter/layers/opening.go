@@ -52,10 +52,15 @@ func (o *Opening) hasEnded() bool {
 	}
 }
 
+// IsOf reports whether an opening was begun for an image.
+func (o *Opening) IsOf(s *Source) bool {
+	return o.src.Image == s.Image && o.src.Namespace == s.Namespace
+}
+
 // proves reports whether an opening shows by itself that a layer can be read for an image: its registry was asked for that image, or
 // nothing of the layer is missing.
 func (o *Opening) proves(s *Source) bool {
-	if o.src.Image == s.Image && o.src.Namespace == s.Namespace && o.proof.isShown() {
+	if o.IsOf(s) && o.proof.isShown() {
 		return true
 	}
 	return o.hasEnded() && o.file != nil && o.file.Complete()
