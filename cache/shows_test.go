@@ -136,7 +136,7 @@ func TestFewUnits(t *testing.T) {
 
 // TestSampleHasBoth: those that have all small units of a blob, or its large one alone, have not the blob.
 func TestSampleHasBoth(t *testing.T) {
-	const small, large = 10_000, 1 << 30
+	const small, large = 10_000, 1 << 40 // what is drawn by where it lies is the large one
 	c := open(t, t.TempDir(), cache.Options{})
 	unit := func(u int) blob.Unit {
 		if u == small {
