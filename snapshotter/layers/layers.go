@@ -102,7 +102,7 @@ func (l *Layers) open(s Source, key string, whole bool, failedFor time.Duration)
 		o.ended = time.Now()
 		if o.err != nil {
 			l.Proofs.failures.note(s.Repo, o.err)
-			if !whole { // else another way of reading it may do
+			if !whole { // that it cannot be read whole says nothing of its table
 				l.refusals.note(&s, o.err)
 			}
 			l.hooks.Unreadable(&s)

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,6 +32,8 @@ type refusals struct {
 	limits string // describes those
 	log    *slog.Logger
 
+	saving sync.Mutex // one writes the file at a time; taken before mu
+
 	mu  sync.Mutex     // guards all
 	all []knownRefusal // the oldest first
 }
@@ -39,6 +42,7 @@ const (
 	refusalsMost    = 1024
 	refusalsHold    = 7 * 24 * time.Hour
 	refusalsVersion = 1
+	refusalsWhy     = 500 // bytes of each reason
 )
 
 var refusalsKind = durable.Kind{
@@ -100,14 +104,29 @@ func (r *refusals) note(s *Source, err error) {
 		return
 	}
 	by := r.contentOf(s)
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.all = append(slices.DeleteFunc(r.all, func(known knownRefusal) bool { return known.is(s, by) || known.isOld() }),
-		knownRefusal{s.Repo, s.Descriptor.Digest, by, bomb, err.Error(), time.Now()})
-	r.all = r.all[max(len(r.all)-refusalsMost, 0):]
-	if err := durable.SaveJSON(r.path, savedRefusals{refusalsVersion, r.limits, r.all}); err != nil {
+	why := err.Error()
+	why = strings.ToValidUTF8(why[:min(len(why), refusalsWhy)], "")
+	r.add(s, by, knownRefusal{s.Repo, s.Descriptor.Digest, by, bomb, why, time.Now()})
+	if err := r.save(); err != nil {
 		r.log.Warn("that a layer is beyond [limits] is known only until remorad ends", "digest", s.Descriptor.Digest, "err", err)
 	}
+}
+
+func (r *refusals) add(s *Source, by string, one knownRefusal) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.all = append(slices.DeleteFunc(r.all, func(known knownRefusal) bool { return known.is(s, by) || known.isOld() }), one)
+	r.all = r.all[max(len(r.all)-refusalsMost, 0):]
+}
+
+// save writes what is known now. Nobody who asks waits for that.
+func (r *refusals) save() error {
+	r.saving.Lock()
+	defer r.saving.Unlock()
+	r.mu.Lock()
+	all := slices.Clone(r.all)
+	r.mu.Unlock()
+	return durable.SaveJSON(r.path, savedRefusals{refusalsVersion, r.limits, all})
 }
 
 // of returns why no image is made of a layer, if that is known; else nil. The error wraps ErrNotLazy.
