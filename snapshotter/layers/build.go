@@ -69,7 +69,7 @@ func (l *Layers) build(s *Source, index *Tree, below string) (_ *cache.File, mad
 // take has a layer read from its image, which was made of it or which its repository lets it have, and tells who wants to know.
 func (l *Layers) take(ctx context.Context, s *Source, index *Tree, f *cache.File, made bool) (*cache.File, error) {
 	if !made {
-		if err := l.Granted.Ask(ctx, f, s); err != nil {
+		if err := l.Imports.orWhole(ctx, s, l.Granted.Ask(ctx, f, s)); err != nil {
 			return nil, err
 		}
 	}

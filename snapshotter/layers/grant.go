@@ -101,7 +101,7 @@ func (g *Grants) MayCopy(to, from string) bool {
 }
 
 // Ask fails unless a layer's own repository lets us have what an image in the cache shows. An error that wraps cache.ErrNotByParts says
-// that only the whole layer would show that it has it.
+// that only the whole layer would show that it has it (Imports.orWhole).
 func (g *Grants) Ask(ctx context.Context, f *cache.File, s *Source) error {
 	n := cache.ParseName(f.ID())
 	return g.ask(ctx, s, n, g.places.TryRange, func(context.Context) (*cache.Sample, error) { return f.Sample(grantOf(n)) })
@@ -162,15 +162,20 @@ func (g *Grants) ask(
 		err = fmt.Errorf("%w: %w", cache.ErrNotByParts, err)
 	}
 	if err != nil {
-		err = fmt.Errorf("it is in the cache, but its own repository does not serve it "+
-			"([trust] shared = \"open\" gives it all the same): %w", err)
-		if errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrNotPublic) {
-			return NotLazy("%w", err)
-		}
-		return err
+		return notServed(err)
 	}
 	g.note(s, n)
 	return nil
+}
+
+// notServed is why a repository is not given what is here.
+func notServed(err error) error {
+	err = fmt.Errorf("it is in the cache, but its own repository does not serve it "+
+		"([trust] shared = \"open\" gives it all the same): %w", err)
+	if errors.Is(err, registry.ErrNotFound) || errors.Is(err, registry.ErrNotPublic) {
+		return NotLazy("%w", err)
+	}
+	return err
 }
 
 // shows compares a sample of a layer's blob with what its repository serves.

@@ -2,13 +2,17 @@ package layers
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"io"
 	"net/http"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/content"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -284,6 +288,101 @@ func TestShownWhole(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// storeOf is a content store. Nobody knows where it has its blobs from.
+type storeOf map[digest.Digest][]byte
+
+type storedBytes struct{ *bytes.Reader }
+
+func (storedBytes) Close() error { return nil }
+
+func (b storeOf) Blob(_ context.Context, _ string, d digest.Digest) (content.ReaderAt, error) {
+	if p := b[d]; p != nil {
+		return storedBytes{bytes.NewReader(p)}, nil
+	}
+	return nil, os.ErrNotExist
+}
+
+func (storeOf) From(context.Context, string, digest.Digest, registry.Repository) bool { return false }
+
+func (b storeOf) KeepBlob(
+	_ context.Context, _ string, desc ocispec.Descriptor, _ registry.Repository, _ digest.Digest, r io.Reader,
+) error {
+	p, err := io.ReadAll(r)
+	if err == nil && digest.FromBytes(p) != desc.Digest {
+		err = errWrongBlob
+	}
+	if err == nil {
+		b[desc.Digest] = p
+	}
+	return err
+}
+
+// TestShownWholeElsewhere: so it is of an image on other layers, of what containerd has, and of what it is to keep.
+func TestShownWholeElsewhere(t *testing.T) {
+	secret := imagetest.Noise(1, 300_000)
+	onOthers := imagetest.EstargzLayer(t, imagetest.File("unlisted/a", secret))
+	nothing := func(string) (layout.Attributes, bool, error) { return layout.Attributes{}, false, nil }
+	for name, c := range map[string]struct {
+		layer imagetest.Layer
+		open  func(p *possession, stored storeOf, noRanges *atomic.Bool) error
+	}{
+		"on others": {onOthers, func(p *possession, _ storeOf, noRanges *atomic.Bool) error {
+			_, tree, err := p.l.WholeImage(t.Context(), &p.ours)
+			if err == nil {
+				_, err = p.l.BuildOn(t.Context(), &p.ours, tree, nothing)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, tree, err = p.l.Image(t.Context(), &p.theirs); err != nil || tree == nil {
+				t.Fatalf("got %v, %v", tree, err)
+			}
+			noRanges.Store(true)
+			_, err = p.l.BuildOn(t.Context(), &p.theirs, tree, nothing)
+			return err
+		}},
+		"stored": {imagetest.GzipLayer(t, imagetest.File("a", secret)), func(p *possession, stored storeOf, noRanges *atomic.Bool) error {
+			stored[p.layer.Digest()] = p.layer.Blob
+			noRanges.Store(true)
+			_, err := p.open(&p.theirs)
+			return err
+		}},
+		"to be kept": {imagetest.GzipLayer(t, imagetest.Link("a", "b")), func(p *possession, stored storeOf, _ *atomic.Bool) error {
+			f, err := p.open(&p.ours)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = p.l.Imports.FileBlob(t.Context(), f, &p.theirs)
+			if kept := stored[p.layer.Digest()] != nil; kept != (err == nil) {
+				t.Errorf("kept: %v, though %v", kept, err)
+			}
+			return err
+		}},
+	} {
+		for _, spoilt := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", spoilt: ", spoilt), func(t *testing.T) {
+				var noRanges atomic.Bool
+				p := newPossession(t, c.layer, nil, func(w http.ResponseWriter, r *http.Request) {
+					b := bytes.Clone(c.layer.Blob)
+					if spoilt {
+						b[15] ^= 1 // before any table
+					}
+					if noRanges.Load() {
+						_, _ = w.Write(b)
+					} else {
+						http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(b))
+					}
+				})
+				stored := storeOf{}
+				p.l.opts.Blobs, p.l.Places.blobs, p.theirs.Namespace = stored, stored, "theirs"
+				if err := c.open(p, stored, &noRanges); (err != nil) != spoilt {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package layers
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -178,6 +179,30 @@ func (i *Imports) restOf(ctx context.Context, s *Source, off int64, try int, who
 		}
 		return r, nil
 	})
+}
+
+// orWhole is the answer of Grants.Ask, but where no part of a layer would show that its repository has it: then all of it does, by its
+// digest.
+func (i *Imports) orWhole(ctx context.Context, s *Source, asked error) error {
+	if !errors.Is(asked, cache.ErrNotByParts) {
+		return asked
+	}
+	release, err := i.pool.Acquire(ctx, userOf(s.Repo))
+	if err != nil {
+		return err
+	}
+	defer release()
+	src, sum := i.places.blob(s), sha256.New() // not what containerd has
+	r := i.cache.Stream(ctx, src, src.Whole)
+	defer r.Close() // only read
+	if _, err := io.Copy(sum, r); err != nil {
+		return notServed(err)
+	}
+	if got := digest.NewDigest(digest.SHA256, sum); got != s.Descriptor.Digest {
+		return notServed(fmt.Errorf("%w: its digest is %s", errWrongBlob, got))
+	}
+	i.granted.note(s, wholeOf(s))
+	return nil
 }
 
 type readerFunc func([]byte) (int, error)

@@ -17,7 +17,7 @@ func (i *Imports) FileBlob(ctx context.Context, f *cache.File, src *Source) erro
 	if f == nil {
 		return i.downloadBlob(ctx, src)
 	}
-	if err := i.granted.Ask(ctx, f, src); err != nil { // it may be another repository's that the cache has it from
+	if err := i.orWhole(ctx, src, i.granted.Ask(ctx, f, src)); err != nil { // it may be another repository's that the cache has it from
 		return err
 	}
 	streaming, cancel := context.WithCancel(ctx)

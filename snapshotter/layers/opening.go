@@ -135,7 +135,7 @@ func (l *Layers) read(ctx context.Context, o *Opening, p promise) (*Tree, error)
 	// What containerd has is not fetched, and a host that serves no ranges is not asked for them.
 	stored := p.noImport == "" && l.Places.Stored(ctx, &o.src)
 	if stored { // whoever brought it there
-		if err := l.Granted.AskStored(ctx, &o.src); err != nil {
+		if err := l.Imports.orWhole(ctx, &o.src, l.Granted.AskStored(ctx, &o.src)); err != nil {
 			return nil, err
 		}
 	}
