@@ -76,8 +76,10 @@ func (l *Layers) take(ctx context.Context, s *Source, index *Tree, f *cache.File
 	l.Sources.Add(f, s)
 	f.AddFetched(index.fetched)
 	l.setPolicy(f, s)
-	l.Granted.Compare(ctx, f, s)
 	l.hooks.Built(s, f, index.layout.Prefetch)
+	ctx, cancel := context.WithTimeout(ctx, l.Proofs.patience(s)) // who mounts it may wait for this
+	defer cancel()
+	l.Granted.Compare(ctx, f, s)
 	return f, nil
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/golang/groupcache/lru"
 
@@ -40,11 +39,7 @@ type granted struct {
 	what string // see grantOf
 }
 
-const (
-	maxGrants = 1 << 17 // of which each may be asked for again
-	// compareFor is how long a registry may take to show that it has what is here, where its image can do without.
-	compareFor = 10 * time.Second
-)
+const maxGrants = 1 << 17 // of which each may be asked for again
 
 // grantOf names what is granted with an image in the cache: the blob, where this node read the whole of it, and else what its table says,
 // which may be anybody's. What lies below has no part in that.
@@ -104,12 +99,12 @@ func (g *Grants) MayCopy(to, from string) bool {
 // that only the whole layer would show that it has it (Imports.orWhole).
 func (g *Grants) Ask(ctx context.Context, f *cache.File, s *Source) error {
 	n := cache.ParseName(f.ID())
-	return g.ask(ctx, s, n, g.places.TryRange, func(context.Context) (*cache.Sample, error) { return f.Sample(grantOf(n)) })
+	return g.ask(ctx, s, n, func(context.Context) (*cache.Sample, error) { return f.Sample(grantOf(n)) })
 }
 
 // AskStored is Ask of a blob in containerd's content store.
 func (g *Grants) AskStored(ctx context.Context, s *Source) error {
-	return g.ask(ctx, s, wholeOf(s), g.places.TryRange, func(ctx context.Context) (*cache.Sample, error) {
+	return g.ask(ctx, s, wholeOf(s), func(ctx context.Context) (*cache.Sample, error) {
 		r, err := g.places.blobs.Blob(ctx, s.Namespace, s.Descriptor.Digest)
 		if err != nil {
 			return nil, err
@@ -119,10 +114,9 @@ func (g *Grants) AskStored(ctx context.Context, s *Source) error {
 	})
 }
 
-// AskMade is Ask of what an index says that was made here, which decode decodes. The repository has served the beginning of the layer.
+// AskMade is Ask of what an index says that was made here, which decode decodes.
 func (g *Grants) AskMade(ctx context.Context, s *Source, decode func(context.Context) (*Tree, error)) error {
-	word := func(context.Context, *Source) error { return nil }
-	return g.ask(ctx, s, wholeOf(s), word, func(ctx context.Context) (*cache.Sample, error) {
+	return g.ask(ctx, s, wholeOf(s), func(ctx context.Context) (*cache.Sample, error) {
 		x, err := decode(ctx)
 		if err != nil {
 			return nil, err
@@ -136,10 +130,9 @@ func (g *Grants) AskMade(ctx context.Context, s *Source, decode func(context.Con
 func wholeOf(s *Source) cache.Name { return cache.Name{Blob: s.BlobName(), Voucher: cache.Whole} }
 
 // ask fails unless a repository has let us have something, or containerd has had it from there. Else its registry shows by a sample that
-// it has it, unless it has before: then word asks it about this repository.
+// it has it, unless it has before: then it is asked for a byte, by this repository.
 func (g *Grants) ask(
-	ctx context.Context, s *Source, n cache.Name, word func(context.Context, *Source) error,
-	sample func(context.Context) (*cache.Sample, error),
+	ctx context.Context, s *Source, n cache.Name, sample func(context.Context) (*cache.Sample, error),
 ) error {
 	if g.Has(s.Repo, n) {
 		return nil
@@ -155,7 +148,7 @@ func (g *Grants) ask(
 	defer cancel()
 	err := error(nil)
 	if g.has(registry.Repository{Host: s.Repo.Host}, n) && len(registry.ForeignURLs(s.Descriptor)) == 0 {
-		if err = word(ctx, s); errors.Is(err, registry.ErrRange) { // it serves it, but whole
+		if err = g.places.TryRange(ctx, s); errors.Is(err, registry.ErrRange) { // it serves it, but whole
 			err = nil
 		}
 	} else if err = g.shows(ctx, s, sample); errors.Is(err, registry.ErrRange) {
@@ -203,8 +196,6 @@ func (g *Grants) Compare(ctx context.Context, f *cache.File, s *Source) {
 	if i < 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, compareFor)
-	defer cancel()
 	if g.shows(ctx, s, func(context.Context) (*cache.Sample, error) { return all[i].Sample(grantOf(anywhere)) }) == nil {
 		g.note(s, anywhere)
 	}

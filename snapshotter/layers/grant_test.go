@@ -3,8 +3,10 @@ package layers
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"strings"
@@ -382,6 +384,75 @@ func TestShownWholeElsewhere(t *testing.T) {
 					t.Errorf("got %v", err)
 				}
 			})
+		}
+	}
+}
+
+// TestMadeIndexIsAskedFor: what an index says that was made here is for no repository of the registry that does not serve the layer,
+// though containerd has it.
+func TestMadeIndexIsAskedFor(t *testing.T) {
+	secret := imagetest.Noise(1, 300_000)
+	p := newPossession(t, imagetest.GzipLayer(t, imagetest.File("a", secret)), secret, nil)
+	p.has("a")
+	if _, err := p.l.Indexes.made(t.Context(), p.layer.Digest()); err != nil {
+		t.Fatal(err)
+	}
+	p.owner.Answer("/v2/thief/blobs/", http.StatusNotFound)
+	p.theirs = p.ours
+	p.theirs.Repo.Path, p.theirs.Namespace = "thief", "thieves"
+	p.l.Places.blobs = storeOf{p.layer.Digest(): p.layer.Blob}
+	x, err := p.l.Indexes.byMadeIndex(t.Context(), &Opening{src: p.theirs, proof: newProof()})
+	if x != nil || !errors.Is(err, registry.ErrNotFound) {
+		t.Errorf("got %v, %v", x, err)
+	}
+}
+
+// watchedRegistry notes how long what is asked of it may take, once it is to.
+type watchedRegistry struct {
+	Registry
+	watch atomic.Bool
+	left  chan time.Duration
+}
+
+func (r *watchedRegistry) Blob(repo registry.Repository, desc ocispec.Descriptor) Blob {
+	return &watchedBlob{r.Registry.Blob(repo, desc), r}
+}
+
+type watchedBlob struct {
+	Blob
+	of *watchedRegistry
+}
+
+func (b *watchedBlob) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	if b.of.watch.Load() {
+		left := time.Duration(math.MaxInt64)
+		if at, ok := ctx.Deadline(); ok {
+			left = time.Until(at)
+		}
+		b.of.left <- left
+	}
+	return b.Blob.Open(ctx, off, n, try)
+}
+
+// TestComparingHoldsUpNobody: whether a registry has what another one's image shows is found out once the image is there and known, and
+// whoever mounts it waits for that no longer than for a proof.
+func TestComparingHoldsUpNobody(t *testing.T) {
+	const patience = 5 * time.Second
+	secret := imagetest.Noise(1, 300_000)
+	p := newPossession(t, imagetest.EstargzLayer(t, imagetest.File("a", secret)), secret, nil)
+	p.has("a")
+	reg := &watchedRegistry{Registry: p.l.Places.registry, left: make(chan time.Duration, 100)}
+	p.l.Places.registry, p.l.Proofs.wait = reg, patience
+	p.l.hooks.Built = func(*Source, *cache.File, []uint32) { reg.watch.Store(true) }
+	if _, err := p.open(&p.theirs); err != nil {
+		t.Fatal(err)
+	}
+	if len(reg.left) == 0 {
+		t.Error("nothing was compared after the image was there")
+	}
+	for range len(reg.left) {
+		if left := <-reg.left; left > patience {
+			t.Errorf("a comparison may take %s more", left)
 		}
 	}
 }

@@ -57,8 +57,8 @@ func (o *Opening) IsOf(s *Source) bool {
 	return o.src.Image == s.Image && o.src.Namespace == s.Namespace
 }
 
-// proves reports whether an opening shows by itself that a layer can be read for an image: its registry was asked for that image, or
-// nothing of the layer is missing.
+// proves reports whether an opening shows by itself that a layer can be read for an image: its registry, or containerd's content store,
+// has served it for that image, or nothing of the layer is missing.
 func (o *Opening) proves(s *Source) bool {
 	if o.IsOf(s) && o.proof.isShown() {
 		return true
