@@ -96,7 +96,8 @@ test: ## everything, as root; ONLY="volumes" for parts of: unit race images disk
 # Long work of one goroutine, in which the detector has nothing to find: it makes that five to ten times slower.
 ALONE   := Fuzz.*|TestRebuild|TestCorrupt|TestRepair|TestReproducible|TestInvalid|TestRefusingCostsLittle|TestDirectoryOf100000|$\
   TestProbeOnBadNetwork|TestAnnounced|Test.*ThatGrow|TestTreesThatAreLarge|TestZeros|TestJournalEveryCut|TestMarksThatRepeat|$\
-  TestBehindExtents|TestUnpack|TestInflateStream|TestVerifyingIsBounded|TestBombs|TestDamage|TestAttributesThatAreShared
+  TestBehindExtents|TestUnpack|TestInflateStream|TestVerifyingIsBounded|TestBombs|TestDamage|TestAttributesThatAreShared|$\
+  TestDecodingIsBounded
 # Tests that do less with -short, as the detector has them. Without it they run whole.
 SHORTER := TestSimulation|TestCheckpoints|TestMutants|TestAllocations|TestScan|TestSourceFails|TestCommandsAreDocumented
 
