@@ -50,6 +50,7 @@ func TestClaimedAndHere(t *testing.T) {
 			b.sees(b.run("container", name), "a", honest)
 			b.complete(im.Layers[0], name)
 			eventually(t, "its diffID to be checked", func() bool { return b.Status().Layers[0].Verified })
+			b.remove("container") // whom Detach would wait for to mount what it was told
 			if _, err := b.Detach(); err != nil {
 				t.Fatal(err)
 			}
