@@ -118,7 +118,7 @@ measured: deps-measured tools-measured build ## tests that measure time or memor
 # The parts of make soak: those tests that do more with REMORA_SOAK, in groups that end within 45 minutes on two cores each.
 SOAK        := sim oldest outlive kill odd kinds disks volumes cuts outages fuzz
 SOAK_sim     := TestSimulation|TestDetachAndStarts
-SOAK_outlive := images TestSurvive|TestBothKilled|TestMeasuredNeighbours
+SOAK_outlive := images TestOwnerOfRoot|TestSurvive|TestBothKilled|TestMeasuredNeighbours
 SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone|TestAccessWithdrawn
 SOAK_odd     := images TestOddImage|TestHugeFile|TestRootElsewhere|TestClientsAndRegistries|TestImagesOfTheClientAlone|TestTablesThatLie
 SOAK_kinds   := images TestForgedLayer|TestPretender|TestLayersOfEveryKind|TestMountedWhileImported|TestDamagedFiles|TestDetachAndContainers
