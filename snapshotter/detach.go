@@ -230,11 +230,20 @@ func (d *detaching) viewed(shows map[string]bool) (dirs []string, err error) {
 // imageUsers names the processes in whose mount namespaces our image files are mounted, or what was mounted on layers' directories.
 func (d *detaching) imageUsers(shows map[string]bool) (users []user, err error) {
 	err = d.kernel.Everywhere(func(n mounts.Namespace, m mounts.Mount) {
-		if shows[shown(m)] || m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(d.root, "cache")+"/") {
+		if shows[shown(m)] && !d.reused(m) || m.Type == "erofs" && strings.HasPrefix(m.Source, filepath.Join(d.root, "cache")+"/") {
 			users = append(users, user{fmt.Sprintf("%s on %s", n, m.Dir), n.Own})
 		}
 	})
 	return users, err
+}
+
+// reused reports whether a mount is of a loop device whose number one of ours had, and that has another's file by now.
+func (d *detaching) reused(m mounts.Mount) bool {
+	if !strings.HasPrefix(m.Source, "/dev/loop") {
+		return false
+	}
+	file := d.kernel.LoopFile(m.Source)
+	return filepath.Dir(file) != "/" && file != "" && !strings.HasPrefix(file, d.root+"/") // one on a mount that has gone is just /2
 }
 
 // seen notes that a snapshot is mounted.

@@ -38,7 +38,8 @@ type double struct {
 	pinned map[uint64]*cache.File
 	busy   map[string]bool // directories that are in use
 	fails  map[string]error
-	served int // devices that are exported
+	served int               // devices that are exported
+	loops  map[string]string // files of loop devices
 	gates  *doubleGates
 }
 
@@ -207,6 +208,12 @@ func (k *double) Unmount(dir string) error {
 	}
 	k.dropLocked(dir)
 	return nil
+}
+
+func (k *double) LoopFile(dev string) string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.loops[dev]
 }
 
 func (k *double) UnmountUnused(dir string) error {

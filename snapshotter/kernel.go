@@ -31,6 +31,8 @@ type Kernel interface {
 	Gates(answer func(dir string) error) (Gates, error)
 	// Bind shows a directory, or what is mounted on it, on another one, too.
 	Bind(from, to string) error
+	// LoopFile returns the file that a loop device is set up on, "" if that is not known.
+	LoopFile(dev string) string
 	// Own returns the mounts of this process's namespace, the oldest first.
 	Own() ([]mounts.Mount, error)
 	// Everywhere calls use with every mount of every mount namespace that has a process.
@@ -50,6 +52,16 @@ type machine struct{ log *slog.Logger }
 
 func (k machine) Probe(dir string, pinned blockdev.Backend, safe bool) (Capabilities, error) {
 	return Probe(dir, pinned, safe, k.log)
+}
+
+func (machine) LoopFile(dev string) string {
+	all, _ := blockdev.LoopFiles() // what of them is not known counts as ours
+	for _, l := range all {
+		if l.Dev == dev {
+			return l.File
+		}
+	}
+	return ""
 }
 
 func (machine) TryUpper(dir string) error { return tryUpper(dir) }

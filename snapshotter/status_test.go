@@ -331,6 +331,17 @@ func TestDetachAndOtherNamespaces(t *testing.T) {
 	}
 }
 
+// TestReusedLoop: a loop device that has another's file by now shows none of our layers. What is not known counts as ours.
+func TestReusedLoop(t *testing.T) {
+	b := newBed(t, newOrigin(t), nil)
+	for file, reused := range map[string]bool{"": false, "/2": false, b.root + "/fuse/2": false, "/elsewhere/fuse/2": true} {
+		b.kernel.loops = map[string]string{"/dev/loop9": file}
+		if got := b.detaching.reused(mounts.Mount{Type: "erofs", Source: "/dev/loop9"}); got != reused {
+			t.Errorf("on %q: %v", file, got)
+		}
+	}
+}
+
 // TestDetachAndViews: a layer of which a view is mounted, which is a bind mount, stays with what serves it, whatever the way, and
 // so does one whose place something else is to take.
 func TestDetachAndViews(t *testing.T) {

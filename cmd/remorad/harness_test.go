@@ -47,6 +47,7 @@ func (noBackend) Probe(string, blockdev.Backend, bool) (snapshotter.Capabilities
 func (noBackend) TryUpper(string) error                                 { return nil }
 func (noBackend) MountImage(string, string, bool) error                 { return errors.New("nothing is mounted here") }
 func (noBackend) Unmount(string) error                                  { return nil }
+func (noBackend) LoopFile(string) string                                { return "" }
 func (noBackend) UnmountUnused(string) error                            { return nil }
 func (noBackend) Own() ([]mounts.Mount, error)                          { return nil, nil }
 func (noBackend) Everywhere(func(mounts.Namespace, mounts.Mount)) error { return nil }
