@@ -50,13 +50,7 @@ type spell struct {
 // load reads the spells of an earlier life.
 func (r *releasing) load() {
 	saved, _, err := durable.LoadJSON(filepath.Join(r.root, spellsKind.Name), spellsKind, r.log, func(s *savedSpells) error {
-		switch {
-		case s.Version > spellsVersion:
-			return fmt.Errorf("version %d: %w", s.Version, durable.ErrNewer)
-		case s.Version != spellsVersion:
-			return fmt.Errorf("it has version %d", s.Version)
-		}
-		return nil
+		return durable.CheckVersion(s.Version, spellsVersion)
 	})
 	if r.unknown = err; err != nil {
 		r.log.Error("no image is removed, since nobody knows how many were within the last hour", "err", err)

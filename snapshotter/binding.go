@@ -130,11 +130,10 @@ func neverWritten(dir string) bool {
 
 // check says whether a record can be the one that was saved of a snapshot.
 func (s *savedBinding) check(name string) error {
+	if err := durable.CheckVersion(s.Version, bindingVersion); err != nil {
+		return err
+	}
 	switch {
-	case s.Version > bindingVersion:
-		return fmt.Errorf("version %d: %w", s.Version, durable.ErrNewer)
-	case s.Version != bindingVersion:
-		return fmt.Errorf("it has version %d", s.Version)
 	case s.Name != name:
 		return fmt.Errorf("it is of snapshot %q, not %q", s.Name, name)
 	case s.Source.Descriptor.Size < 0:

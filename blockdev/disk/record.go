@@ -52,11 +52,8 @@ func (d *Disks) load() (r record, lost bool, err error) {
 
 // check says whether a record can be one that was saved.
 func (r *record) check() error {
-	switch {
-	case r.Version > recordVersion:
-		return fmt.Errorf("version %d, this remorad knows %d: %w", r.Version, recordVersion, durable.ErrNewer)
-	case r.Version != recordVersion:
-		return fmt.Errorf("it has version %d", r.Version)
+	if err := durable.CheckVersion(r.Version, recordVersion); err != nil {
+		return err
 	}
 	nodes, sources := map[uint64]bool{}, map[string]bool{"": true}
 	for _, k := range r.Disks {

@@ -44,6 +44,17 @@ const (
 // ErrNewer says that a file is whole, and made by a later release. It is never set aside.
 var ErrNewer = errors.New("it was written by a later release: run that one, or remove the file and what it says is lost")
 
+// CheckVersion fails unless a file has the version that this release knows, by ErrNewer if it has a later one.
+func CheckVersion(has, known int) error {
+	switch {
+	case has > known:
+		return fmt.Errorf("version %d, this remorad knows %d: %w", has, known, ErrNewer)
+	case has != known:
+		return fmt.Errorf("it has version %d", has)
+	}
+	return nil
+}
+
 // ErrDamaged says that what is in a file's place cannot be what was saved.
 var ErrDamaged = errors.New("damaged")
 

@@ -80,13 +80,7 @@ func openRefusals(root string, opts *Options) *refusals {
 		promises: promises{opts}, path: filepath.Join(root, refusalsKind.Name), limits: hex.EncodeToString(sum[:8]), log: opts.Log,
 	}
 	saved, _, err := durable.LoadJSON(r.path, refusalsKind, r.log, func(s *savedRefusals) error {
-		switch {
-		case s.Version > refusalsVersion:
-			return fmt.Errorf("version %d: %w", s.Version, durable.ErrNewer)
-		case s.Version != refusalsVersion:
-			return fmt.Errorf("it has version %d", s.Version)
-		}
-		return nil
+		return durable.CheckVersion(s.Version, refusalsVersion)
 	})
 	if err != nil {
 		r.log.Warn("which layers are beyond [limits] is found out again", "err", err)

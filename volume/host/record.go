@@ -62,11 +62,8 @@ func (h *Host) loadRecord() error {
 
 // check says whether a record can be one that was saved.
 func (r *record) check() error {
-	switch {
-	case r.Version > recordVersion:
-		return fmt.Errorf("version %d, this remorad knows %d: %w", r.Version, recordVersion, durable.ErrNewer)
-	case r.Version != recordVersion:
-		return fmt.Errorf("it has version %d", r.Version)
+	if err := durable.CheckVersion(r.Version, recordVersion); err != nil {
+		return err
 	}
 	seen := map[volume.ID]bool{{}: true} // which no volume has
 	for _, a := range r.Attached {
