@@ -285,7 +285,7 @@ func (f *Files) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.
 
 // Write writes to the device.
 func (f *Files) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
-	w, ctx, status := f.writer(cancel, &in.InHeader, true)
+	w, ctx, status := f.writer(cancel, &in.InHeader)
 	if status != fuse.OK {
 		return 0, status
 	}
@@ -297,8 +297,11 @@ func (f *Files) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (ui
 
 // Fsync flushes the device. It must never be ENOSYS, which the kernel takes for success from then on.
 func (f *Files) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
-	w, ctx, status := f.writer(cancel, &in.InHeader, false)
-	if w == nil && status != fuse.EIO {
+	if of := f.file(in.NodeId); of != nil && of.unwritten.Load() {
+		return fuse.OK
+	}
+	w, ctx, status := f.writer(cancel, &in.InHeader)
+	if status == fuse.EROFS {
 		return fuse.OK // nothing was written
 	}
 	if status != fuse.OK {
@@ -312,7 +315,7 @@ func (f *Files) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 
 // Fallocate punches holes and writes zeros.
 func (f *Files) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
-	w, ctx, status := f.writer(cancel, &in.InHeader, true)
+	w, ctx, status := f.writer(cancel, &in.InHeader)
 	if status != fuse.OK {
 		return status
 	}
@@ -330,19 +333,17 @@ func (f *Files) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Sta
 	return fuse.OK
 }
 
-// writer finds the device that a request writes to, or flushes: of one that was never written to there is none then, and no error.
-func (f *Files) writer(cancel <-chan struct{}, h *fuse.InHeader, writes bool) (blockdev.Writer, context.Context, fuse.Status) {
+// writer finds the device that a request changes.
+func (f *Files) writer(cancel <-chan struct{}, h *fuse.InHeader) (blockdev.Writer, context.Context, fuse.Status) {
 	of := f.file(h.NodeId)
 	if of == nil {
 		return nil, nil, fuse.EIO
 	}
 	w, ok := of.dev.(blockdev.Writer)
-	switch {
-	case !ok:
+	if !ok {
 		return nil, nil, fuse.EROFS
-	case !writes && of.unwritten.Load():
-		return nil, nil, fuse.OK
-	case writes && of.unwritten.Load():
+	}
+	if of.unwritten.Load() {
 		of.unwritten.Store(false)
 	}
 	return w, &fuse.Context{Caller: h.Caller, Cancel: cancel}, fuse.OK
