@@ -49,13 +49,13 @@ func (h volumeHands) Export(ctx context.Context) error {
 	case ok && st.Closed:
 		return errors.New("it is half given up; detach it here first")
 	}
-	_, err := h.disks.Attach(ctx, h.source(), h.head.Mode == volume.ModeReadOnly, volume.Block)
+	_, err := h.disks.Attach(ctx, sourceOf(h.head.ID), h.head.Mode == volume.ModeReadOnly, volume.Block)
 	return err
 }
 
 // Withdraw implements node.Hands.
 func (h volumeHands) Withdraw(ctx context.Context) error {
-	_, err := h.disks.Detach(ctx, h.source())
+	_, err := h.disks.Detach(ctx, sourceOf(h.head.ID))
 	if err == nil || errors.Is(err, disk.ErrInUse) {
 		return err
 	}
@@ -85,8 +85,6 @@ func (h volumeHands) Abandon(context.Context) error {
 	h.log.Warn("a volume is given up with acknowledged writes in this node's journal alone", "volume", h.head.Name)
 	return h.host.Abandon(h.head.ID)
 }
-
-func (h volumeHands) source() string { return volumeSource + h.head.ID.String() }
 
 var errNotWanted = errors.New("somebody wants something else of the volume by now")
 

@@ -22,6 +22,9 @@ import (
 
 const volumeSource = "volume:" // before an id, in the name of a disk's bytes
 
+// sourceOf names a volume's bytes for disks.
+func sourceOf(id volume.ID) string { return volumeSource + id.String() }
+
 // volumes is what remorad does with volumes.
 type volumes struct {
 	controlv1.UnsafeVolumesServer
@@ -150,7 +153,7 @@ func (v *volumes) tellState(m *controlv1.Volume, id volume.ID) {
 // device returns a volume's block device on this node, and why it fails if it does.
 func (v *volumes) device(id volume.ID) (path, failed string) {
 	for _, k := range v.disks.List() {
-		if k.Source == volumeSource+id.String() {
+		if k.Source == sourceOf(id) {
 			path, failed = k.Path, text(k.Reason)
 		}
 	}
