@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/remora-storage/remora/volume"
 )
@@ -44,7 +43,6 @@ type attachment struct {
 	machine
 	id      volume.ID
 	hands   Hands
-	since   time.Time     // doing began
 	told    chan struct{} // closed when doing is not wanted
 	waiting map[int]waiter
 }
@@ -178,7 +176,7 @@ func (a *Attachments) doLocked(v *attachment, effects []effect) {
 }
 
 func (a *Attachments) beginLocked(v *attachment, e effect) {
-	v.told, v.since = make(chan struct{}), time.Now()
+	v.told = make(chan struct{})
 	told, hands := v.told, v.hands
 	work := func() {
 		err := a.do(v, hands, e, told)
@@ -226,9 +224,8 @@ func (a *Attachments) tell(v *attachment, what string) {
 
 // State says what this node does with a volume.
 type State struct {
-	Name  string        // absent, opening, exporting, attached, withdrawing, leaving, abandoning, or stuck
-	For   time.Duration // how long something has been under way; 0 if nothing is
-	Stuck error         // why it could not be given up
+	Name  string // absent, opening, exporting, attached, withdrawing, leaving, abandoning, or stuck
+	Stuck error  // why it could not be given up
 }
 
 // StateOf returns a volume's state.
@@ -240,7 +237,7 @@ func (a *Attachments) StateOf(id volume.ID) State {
 	case v == nil:
 		return State{Name: "absent"}
 	case v.doing != nothing:
-		return State{Name: v.doing.String(), For: time.Since(v.since)}
+		return State{Name: v.doing.String()}
 	case v.stuck != nil:
 		return State{Name: "stuck", Stuck: v.stuck}
 	}
