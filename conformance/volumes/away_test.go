@@ -5,8 +5,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,13 +109,8 @@ func TestVolumeStoreNotFound(t *testing.T) {
 		t.Run(c.server, func(t *testing.T) {
 			t.Parallel()
 			srv := startS3(t, c.server)
-			to, err := url.Parse(srv.endpoint)
-			testbed.Must(t, err)
 			var missing atomic.Bool
-			proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-				r.SetURL(to)
-				r.Out.Host = r.In.Host // which the request's signature has
-			}}
+			proxy := proxyTo(t, srv.endpoint)
 			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				if !missing.Load() {
 					proxy.ServeHTTP(w, r)

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,14 +73,9 @@ type segmentGate struct {
 // newSegmentGate returns a gate before a server, which is open, and its URL.
 func newSegmentGate(t *testing.T, endpoint string) (*segmentGate, string) {
 	t.Helper()
-	to, err := url.Parse(endpoint)
-	testbed.Must(t, err)
 	g := &segmentGate{open: make(chan struct{})}
 	close(g.open)
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
-		r.SetURL(to)
-		r.Out.Host = r.In.Host // which the request's signature has
-	}}
+	proxy := proxyTo(t, endpoint)
 	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut && strings.Contains(r.URL.Path, "/seg/") {
 			g.mu.Lock()

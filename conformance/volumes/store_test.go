@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -238,4 +240,15 @@ func TestVolumeS3(t *testing.T) {
 	snapctl(t, b, "volume", "umount", "data")
 	t.Log(strings.TrimSpace(snapctl(t, b, "volume", "fsck", "data")))
 	snapctl(t, b, "volume", "rm", "data")
+}
+
+// proxyTo returns a handler that passes requests on to a server, with the host that they were signed for.
+func proxyTo(t *testing.T, endpoint string) http.Handler {
+	t.Helper()
+	to, err := url.Parse(endpoint)
+	testbed.Must(t, err)
+	return &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) {
+		r.SetURL(to)
+		r.Out.Host = r.In.Host
+	}}
 }
