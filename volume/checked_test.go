@@ -106,3 +106,18 @@ func openVolume(t *testing.T, st store.Store, at *simNode, id ID, opts Options) 
 	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary})
 	return Attach(t.Context(), id, node, at, AttachOptions{Options: opts})
 }
+
+// newOpened makes the volume v, and opens it on a node of its own.
+func newOpened(t *testing.T, st store.Store, spec Spec, opts Options) (*Head, *simNode, *Volume) {
+	t.Helper()
+	h, _, err := Create(t.Context(), st, "v", spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := newSimNode(t)
+	v, err := openVolume(t, st, at, h.ID, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h, at, v
+}

@@ -263,14 +263,7 @@ func TestHangingStore(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		st := newTestStore(t)
-		h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, err := openVolume(t, st, newSimNode(t), h.ID, Options{Store: &hanging{st, 20 * time.Second}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		_, _, v := newOpened(t, st, Spec{Size: 8 << 20}, Options{Store: &hanging{st, 20 * time.Second}})
 		if err := v.WriteAt(t.Context(), make([]byte, Block), 0); err != nil {
 			t.Fatal(err)
 		}
@@ -301,15 +294,7 @@ func TestHangingStore(t *testing.T) {
 func TestJournalDamage(t *testing.T) {
 	t.Parallel()
 	st := newTestStore(t)
-	h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: Local})
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := newSimNode(t)
-	v, err := openVolume(t, st, at, h.ID, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	h, at, v := newOpened(t, st, Spec{Size: 8 << 20, Class: Local}, Options{})
 	st.SetFaults(simstore.Faults{Outage: errors.New("out")})
 	for i := range 20 {
 		if err := v.WriteAt(t.Context(), bytes.Repeat([]byte{byte(i)}, Block), int64(i)*Block); err != nil {

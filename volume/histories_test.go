@@ -148,15 +148,7 @@ func TestForked(t *testing.T) {
 	for _, class := range []Class{Remote, Writethrough} {
 		synctest.Test(t, func(t *testing.T) {
 			st := newTestStore(t)
-			h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: class})
-			if err != nil {
-				t.Fatal(err)
-			}
-			at := newSimNode(t)
-			v, err := openVolume(t, st, at, h.ID, Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			_, at, v := newOpened(t, st, Spec{Size: 8 << 20, Class: class}, Options{})
 			for range 3 {
 				mustSet(t, v, 0, 1)
 				mustFlush(t, v)
@@ -208,14 +200,7 @@ func TestCommitLeased(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		st := &leaseless{Store: newTestStore(t)}
-		h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: Local})
-		if err != nil {
-			t.Fatal(err)
-		}
-		v, err := openVolume(t, st, newSimNode(t), h.ID, Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		h, _, v := newOpened(t, st, Spec{Size: 8 << 20, Class: Local}, Options{})
 		committed := func() uint64 {
 			h, _, err := readHead(t.Context(), st, h.ID)
 			if err != nil {
@@ -279,15 +264,7 @@ func TestForkedJournal(t *testing.T) {
 	for _, class := range []Class{Remote, Local} {
 		synctest.Test(t, func(t *testing.T) {
 			st := newTestStore(t)
-			h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20, Class: class})
-			if err != nil {
-				t.Fatal(err)
-			}
-			at := newSimNode(t)
-			v, err := openVolume(t, st, at, h.ID, Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			h, at, v := newOpened(t, st, Spec{Size: 8 << 20, Class: class}, Options{})
 			mustSet(t, v, 0, 1)
 			if err := v.Commit(t.Context()); err != nil {
 				t.Fatal(err)
@@ -342,15 +319,7 @@ func TestPutBack(t *testing.T) {
 	}{"the journal has all": {1, ""}, "it has not": {20, "writes 3 to "}} {
 		synctest.Test(t, func(t *testing.T) {
 			st := newTestStore(t)
-			h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
-			if err != nil {
-				t.Fatal(err)
-			}
-			at := newSimNode(t)
-			v, err := openVolume(t, st, at, h.ID, Options{})
-			if err != nil {
-				t.Fatal(err)
-			}
+			h, at, v := newOpened(t, st, Spec{Size: 8 << 20}, Options{})
 			for range 2 {
 				mustSet(t, v, 0, 1)
 				mustFlush(t, v)
@@ -371,7 +340,7 @@ func TestPutBack(t *testing.T) {
 			if err := v.Close(); err != nil {
 				t.Fatal(err)
 			}
-			v, err = openVolume(t, st, at, h.ID, Options{})
+			v, err := openVolume(t, st, at, h.ID, Options{})
 			if tc.want == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -400,15 +369,7 @@ func TestJournalDiskFull(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		st := newTestStore(t)
-		h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
-		if err != nil {
-			t.Fatal(err)
-		}
-		at := newSimNode(t)
-		v, err := openVolume(t, st, at, h.ID, Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
+		h, at, v := newOpened(t, st, Spec{Size: 8 << 20}, Options{})
 		large := bytes.Repeat([]byte{1}, 2<<20) // of which the ring gives the room away
 		if err := v.WriteAt(t.Context(), large, 0); err != nil {
 			t.Fatal(err)
@@ -444,7 +405,8 @@ func TestJournalDiskFull(t *testing.T) {
 		if err := v.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if v, err = openVolume(t, st, at, h.ID, Options{}); err != nil {
+		v, err := openVolume(t, st, at, h.ID, Options{})
+		if err != nil {
 			t.Fatal(err)
 		}
 		mustBe(t, v, 2, 3, 1)
@@ -490,15 +452,7 @@ func (u *unheard) PutIfMatch(ctx context.Context, key string, p []byte, version 
 func TestReleasedUnheard(t *testing.T) {
 	t.Parallel()
 	st := &unheard{Store: newTestStore(t)}
-	h, _, err := Create(t.Context(), st, "v", Spec{Size: 8 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := newSimNode(t)
-	v, err := openVolume(t, st, at, h.ID, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	h, at, v := newOpened(t, st, Spec{Size: 8 << 20}, Options{})
 	mustSet(t, v, 0, 1)
 	mustFlush(t, v)
 	ctx, stop := context.WithCancel(t.Context())
@@ -512,7 +466,8 @@ func TestReleasedUnheard(t *testing.T) {
 	if n := len(at.journals); n > 0 {
 		t.Errorf("%d journals stay", n)
 	}
-	if v, err = openVolume(t, st, at, h.ID, Options{}); err != nil {
+	v, err := openVolume(t, st, at, h.ID, Options{})
+	if err != nil {
 		t.Fatal(err)
 	}
 	mustBe(t, v, 1)
