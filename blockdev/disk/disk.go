@@ -199,19 +199,36 @@ func (d *Disks) prepare() {
 	})
 }
 
+// Find returns the disk of a source, which has no Path if there is none.
+func (d *Disks) Find(source string) Disk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, a := range d.disks {
+		if a.Source == source {
+			return a.now()
+		}
+	}
+	return Disk{}
+}
+
+// now returns the disk with what is known of it now.
+func (a *attached) now() Disk {
+	k := a.Disk
+	if f, ok := a.dev.(Failer); ok && k.Reason == "" {
+		if err := f.Failed(); err != nil {
+			k.Reason = err.Error()
+		}
+	}
+	return k
+}
+
 // List returns what is attached, in the order of attaching.
 func (d *Disks) List() []Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	all := make([]Disk, 0, len(d.disks))
 	for _, a := range d.disks {
-		k := a.Disk
-		if f, ok := a.dev.(Failer); ok && k.Reason == "" {
-			if err := f.Failed(); err != nil {
-				k.Reason = err.Error()
-			}
-		}
-		all = append(all, k)
+		all = append(all, a.now())
 	}
 	slices.SortFunc(all, func(a, b Disk) int { return cmp.Compare(a.Node, b.Node) })
 	return all

@@ -19,7 +19,7 @@ func (v *volumes) AttachVolume(
 	req *controlv1.AttachVolumeRequest, stream grpc.ServerStreamingServer[controlv1.AttachVolumeResponse],
 ) error {
 	ctx := stream.Context()
-	url, _, h, err := v.known(ctx, req) // one that comes back to its node has no need of its store
+	url, _, h, err := v.find(ctx, req) // one that comes back to its node has no need of its store
 	if err != nil {
 		return err
 	}
@@ -43,7 +43,7 @@ func (v *volumes) DetachVolume(
 	req *controlv1.DetachVolumeRequest, stream grpc.ServerStreamingServer[controlv1.DetachVolumeResponse],
 ) error {
 	ctx := stream.Context()
-	id, ok, err := v.attachedID(ctx, req)
+	t, ok, err := v.ownTarget(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -56,8 +56,8 @@ func (v *volumes) DetachVolume(
 	}
 	var telling sync.WaitGroup
 	done := make(chan struct{})
-	telling.Go(func() { v.tellDetaching(id, done, stream.Send) })
-	was, err := away(ctx, id)
+	telling.Go(func() { v.tellDetaching(t.id, done, stream.Send) })
+	was, err := away(ctx, t.id)
 	close(done)
 	telling.Wait()
 	switch {
@@ -95,14 +95,14 @@ func (v *volumes) tellDetaching(id volume.ID, done <-chan struct{}, send func(*c
 // SetVolumeFileSystem records which file system was made.
 func (v *volumes) SetVolumeFileSystem(ctx context.Context, req *controlv1.SetVolumeFileSystemRequest) (
 	*controlv1.SetVolumeFileSystemResponse, error) {
-	id, ok, err := v.attachedID(ctx, req)
+	t, ok, err := v.ownTarget(ctx, req)
 	if err == nil && !ok {
 		err = fmt.Errorf("volume %s: %w", req.GetName(), host.ErrNotAttached)
 	}
 	if err != nil {
 		return nil, err
 	}
-	open, err := v.host.Volume(ctx, id)
+	open, err := v.host.Volume(ctx, t.id)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 
 // InspectVolume tells all about a volume.
 func (v *volumes) InspectVolume(ctx context.Context, req *controlv1.InspectVolumeRequest) (*controlv1.InspectVolumeResponse, error) {
-	url, s, h, err := v.known(ctx, req)
+	url, s, h, err := v.find(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -33,18 +33,6 @@ func (v *volumes) InspectVolume(ctx context.Context, req *controlv1.InspectVolum
 		addUse(m, st, requests, margin)
 	}
 	return m, nil
-}
-
-// known is find for a volume that this node may own: then its head is known without the store.
-func (v *volumes) known(ctx context.Context, req named) (url string, s store.Store, h *volume.Head, err error) {
-	id, ok, err := v.attachedID(ctx, req)
-	if err == nil && ok {
-		if h := v.host.Head(id); h != nil {
-			url, s, err := v.store(ctx, req)
-			return url, s, h, err
-		}
-	}
-	return v.find(ctx, req)
 }
 
 // addStored adds what only the store knows.

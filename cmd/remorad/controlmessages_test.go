@@ -89,7 +89,7 @@ func TestMessagesHaveEverything(t *testing.T) {
 		"span":            {message: spanMessage(filled[layers.Span]())},
 		"disk":            {message: diskMessage(filled[disk.Disk]())},
 		"head": {message: headMessage("file:/store", &head, head.Owner.Node),
-			others: []protoreflect.Name{"device", "failed", "error", "state"}},
+			others: []protoreflect.Name{"device", "failed", "error", "state", "mount_points"}},
 		"event":   {message: eventMessage(filled[volume.Event]())},
 		"report":  {message: reportMessage(new(filled[volume.Report]()), "repaired")},
 		"rebuilt": {message: rebuiltMessage(new(filled[volume.Rebuilt]()))},

@@ -8,18 +8,18 @@ import (
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
-	"github.com/remora-storage/remora/volume/host"
 )
 
 // CreateVolume makes a volume, in a store that is prepared if it never was.
 func (v *volumes) CreateVolume(ctx context.Context, req *controlv1.CreateVolumeRequest) (*controlv1.CreateVolumeResponse, error) {
-	url, err := v.storeOf(req)
-	if errors.Is(err, host.ErrUnknownName) {
+	t, err := v.target(ctx, req)
+	if errors.Is(err, errUnknownName) {
 		return nil, errNoStore
 	}
 	if err != nil {
 		return nil, err
 	}
+	url := t.url
 	if err := volume.CheckName(req.GetName()); err != nil {
 		return nil, invalid("%v", err)
 	}
@@ -133,7 +133,7 @@ func (v *volumes) ResizeVolume(ctx context.Context, req *controlv1.ResizeVolumeR
 // RemoveVolume deletes a volume. One whose removal was begun before and has not ended is deleted to the end.
 func (v *volumes) RemoveVolume(ctx context.Context, req *controlv1.RemoveVolumeRequest) (*controlv1.RemoveVolumeResponse, error) {
 	url, s, err := v.store(ctx, req)
-	if errors.Is(err, host.ErrUnknownName) {
+	if errors.Is(err, errUnknownName) {
 		return &controlv1.RemoveVolumeResponse{}, nil
 	}
 	if err != nil {
@@ -146,9 +146,9 @@ func (v *volumes) RemoveVolume(ctx context.Context, req *controlv1.RemoveVolumeR
 	r, err := remove(ctx, s, req.GetName())
 	switch {
 	case errors.Is(err, volume.ErrNotFound):
-		return &controlv1.RemoveVolumeResponse{Store: text(url)}, v.host.Forget(req.GetName())
+		return &controlv1.RemoveVolumeResponse{Store: text(url)}, v.host.Forget(req.GetName(), url)
 	case err == nil && !req.GetDryRun():
-		err = v.host.Removed(req.GetName(), r.ID)
+		err = v.host.Removed(req.GetName(), url, r.ID)
 	}
 	return &controlv1.RemoveVolumeResponse{Store: text(url), Objects: r.Objects, Bytes: r.Bytes, Existed: true}, err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -14,9 +13,9 @@ import (
 
 	"github.com/remora-storage/remora/blockdev/disk"
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
-	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
 	"github.com/remora-storage/remora/volume/host"
+	"github.com/remora-storage/remora/volume/mount"
 	"github.com/remora-storage/remora/volume/node"
 )
 
@@ -72,55 +71,6 @@ func sourceOpener(h *host.Host) func(context.Context, string, bool) (disk.Device
 	}
 }
 
-// A named request is about a volume.
-type named interface {
-	GetName() string
-	GetStore() string
-}
-
-// storeOf returns the store that a request means.
-func (v *volumes) storeOf(req named) (string, error) {
-	if req.GetStore() != "" {
-		return cleanStore(req.GetStore()), nil
-	}
-	url, err := v.host.StoreOf(req.GetName())
-	if errors.Is(err, host.ErrUnknownName) && v.byName != "" {
-		return v.byName, nil
-	}
-	return url, err
-}
-
-// store returns the store that a request means.
-func (v *volumes) store(ctx context.Context, req named) (url string, s store.Store, err error) {
-	if url, err = v.storeOf(req); err == nil {
-		s, err = v.host.Store(ctx, url)
-	}
-	return url, s, err
-}
-
-// find returns a volume's store and head.
-func (v *volumes) find(ctx context.Context, req named) (url string, s store.Store, h *volume.Head, err error) {
-	if url, s, err = v.store(ctx, req); err != nil {
-		return "", nil, nil, err
-	}
-	h, err = volume.Lookup(ctx, s, req.GetName())
-	return url, s, h, err
-}
-
-// attachedID returns the id of a volume that this node owns. It asks no store but one that the node never used by this URL.
-func (v *volumes) attachedID(ctx context.Context, req named) (id volume.ID, ok bool, err error) {
-	url, err := v.storeOf(req)
-	if err != nil {
-		return id, false, err
-	}
-	for _, a := range v.host.Attached() {
-		if a.Name == req.GetName() && v.host.Same(ctx, a.Store, url) {
-			return a.ID, true, nil
-		}
-	}
-	return id, false, nil
-}
-
 // describe says what a head says, and what this node knows beside.
 func (v *volumes) describe(url string, h *volume.Head) *controlv1.Volume {
 	m := headMessage(url, h, v.host.NodeID())
@@ -143,6 +93,9 @@ func headMessage(url string, h *volume.Head, self volume.ID) *controlv1.Volume {
 // tellState adds what this node does with a volume.
 func (v *volumes) tellState(m *controlv1.Volume, id volume.ID) {
 	m.Device, m.Failed = v.device(id)
+	if m.Device != "" {
+		m.MountPoints = list(mountPoints(m.Device), text)
+	}
 	st := v.node.StateOf(id)
 	m.State = st.Name
 	if st.Stuck != nil && m.Failed == "" {
@@ -150,14 +103,17 @@ func (v *volumes) tellState(m *controlv1.Volume, id volume.ID) {
 	}
 }
 
-// device returns a volume's block device on this node, and why it fails if it does.
-func (v *volumes) device(id volume.ID) (path, failed string) {
-	for _, k := range v.disks.List() {
-		if k.Source == sourceOf(id) {
-			path, failed = k.Path, text(k.Reason)
-		}
+// mountPoints returns where this mount namespace has a device, for people: one that has just gone has none.
+func mountPoints(dev string) []string {
+	dirs, err := mount.On(dev)
+	if err != nil {
+		return nil
 	}
-	return path, failed
+	return dirs
 }
 
-var errNoStore = errors.New("name a store: --store, or [volume] store in remorad's configuration")
+// device returns a volume's block device on this node, and why it fails if it does.
+func (v *volumes) device(id volume.ID) (path, failed string) {
+	k := v.disks.Find(sourceOf(id))
+	return k.Path, text(k.Reason)
+}

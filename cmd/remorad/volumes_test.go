@@ -119,3 +119,42 @@ func TestConfiguredStore(t *testing.T) {
 		fails(t, err, "[volume] "+key)
 	}
 }
+
+// TestSameName: of a name in two stores nothing is done without one, until only one of the volumes is left.
+func TestSameName(t *testing.T) {
+	d := newDaemon(t, "")
+	ctx := t.Context()
+	stores := []string{"file:" + d.path("a"), "file:" + d.path("b")}
+	for _, store := range stores {
+		if _, err := d.CreateVolume(ctx, &control.CreateVolumeRequest{VolumeRequest: control.VolumeRequest{Name: "data", Store: store},
+			Size: 1 << 30}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	named := control.VolumeRequest{Name: "data"}
+	inspect := func() error {
+		_, err := d.InspectVolume(ctx, &named)
+		return err
+	}
+	remove := func(req control.VolumeRequest) error {
+		_, err := d.RemoveVolume(ctx, &control.RemoveVolumeRequest{VolumeRequest: req})
+		return err
+	}
+	for _, err := range []error{inspect(), remove(named)} {
+		fails(t, err, "volume data: several volumes have this name; choose one with --store: "+stores[0]+" (id ")
+		fails(t, err, stores[1]+" (id ")
+	}
+	detach := &control.DetachVolumeRequest{VolumeRequest: named}
+	if r, err := d.DetachVolume(ctx, detach, func(*control.DetachVolumeReply) {}); err != nil || r.Was {
+		t.Errorf("none is attached: %+v, %v", r, err)
+	}
+	if err := remove(control.VolumeRequest{Name: "data", Store: stores[0]}); err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{inspect(), remove(named)} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	fails(t, inspect(), "this node does not know in which store it is")
+}

@@ -29,7 +29,8 @@ func (a *app) volumeCommand() *cobra.Command {
 
 A store is a directory of this machine, file:/path, or a bucket, s3://BUCKET/PREFIX?endpoint=URL, whose server must have
 conditional writes. Credentials of buckets are remorad's: its environment, ~/.aws/credentials or [volume] credentials.
-Without --store a volume is looked for where this node has created or attached it, else in [volume] store.
+Without --store a volume is looked for where this node has created or attached it, else in [volume] store. A name that volumes
+of several stores have is refused, and the error lists them. A store is the same by each of its URLs.
 
 A volume's class says when a flush (fsync) returns, and so what can be lost:
   remote        when the store has everything: nothing flushed is ever lost

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -86,7 +87,8 @@ func TestVolumeCopiedStore(t *testing.T) {
 	dir := strings.TrimPrefix(store, "file:")
 	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
 	testbed.Tool(t, "cp", "-a", dir, dir+".backup")
-	for _, verb := range [][]string{{"attach", "data"}, {"ls"}, {"rm", "data"}, {"fsck", "data"}} {
+	for _, verb := range [][]string{{"attach", "data"}, {"ls"}, {"rm", "data"}, {"fsck", "data"}, {"detach", "data"},
+		{"inspect", "data"}, {"resize", "data", "2G"}} {
 		mustRefuse(t, s, "it is a copy of that store", append([]string{"volume", verb[0], "--store", store + ".backup"}, verb[1:]...)...)
 	}
 	if again := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data")); again != dev {
@@ -94,6 +96,61 @@ func TestVolumeCopiedStore(t *testing.T) {
 	}
 	snapctl(t, s, "volume", "detach", "data")
 	mustBeRight(t, s, "data", store)
+}
+
+// TestVolumeSameNames: a name that volumes of two stores have is refused by every verb, which lists them, and the store chooses, however
+// it is spelled. What takes a volume away chooses among those that are attached. Metrics tell the two apart.
+func TestVolumeSameNames(t *testing.T) {
+	t.Parallel()
+	addr, err := testbed.FreeAddr()
+	testbed.Must(t, err)
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig + "[metrics]\naddress = \"" + addr + "\"\n"})
+	dir := t.TempDir()
+	store := map[string]string{"a": newVolume(t, s, "data"), "b": newVolume(t, s, "data")}
+	for name, url := range store {
+		snapctl(t, s, "volume", "mount", "--store", url, "data", filepath.Join(dir, name))
+		testbed.Must(t, os.WriteFile(filepath.Join(dir, name, "of"), []byte(name), 0o600))
+	}
+	for _, verb := range [][]string{{"detach", "data"}, {"mount", "data", dir + "/c"}, {"attach", "data"},
+		{"inspect", "data"}, {"resize", "data", "2G"}, {"rm", "data"}, {"rm", "--dry-run", "data"}, {"fsck", "data"}, {"create", "data", "1G"}} {
+		_, err := s.Snapctl(t.Context(), append([]string{"volume"}, verb...)...)
+		if err == nil {
+			t.Errorf("%s was done to one of two", verb)
+			continue
+		}
+		for name, url := range store {
+			for _, part := range []string{"volume data: several volumes have this name; choose one with --store: ", url + " (id ",
+				" on " + filepath.Join(dir, name)} {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("%s: %v; want %q", verb, err, part)
+				}
+			}
+		}
+	}
+	out := snapctl(t, s, "volume", "ls", "--json")
+	if strings.Count(out, `"mount_points"`) != 2 || !strings.Contains(out, filepath.Join(dir, "a")) {
+		t.Errorf("ls does not say where they are mounted:\n%s", out)
+	}
+	resp, err := http.Get("http://" + addr + "/metrics")
+	testbed.Must(t, err)
+	testbed.Must(t, resp.Body.Close())
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("metrics: %s", resp.Status)
+	}
+	link := filepath.Join(dir, "link")
+	testbed.Must(t, os.Symlink(strings.TrimPrefix(store["a"], "file:"), link))
+	snapctl(t, s, "volume", "umount", "--store", store["a"], "data")
+	if p, err := os.ReadFile(filepath.Join(dir, "b", "of")); err != nil || string(p) != "b" {
+		t.Errorf("the other one has %q, %v", p, err)
+	}
+	mustRefuse(t, s, "several volumes have this name", "volume", "inspect", "data")
+	snapctl(t, s, "volume", "umount", "data") // of the one that is attached
+	if left, err := testbed.MountsUnder(dir); err != nil || len(left) > 0 {
+		t.Errorf("mounts left: %v, %v", left, err)
+	}
+	mustRefuse(t, s, "several volumes have this name", "volume", "rm", "data")
+	snapctl(t, s, "volume", "rm", "--store", "file:"+link, "data")
+	mustBeRight(t, s, "data", store["b"]) // it is the only one now
 }
 
 // TestVolumeCopiedRoot: a second remorad of the machine with a copy of a root does not start, and says whose node it would be. The first

@@ -99,13 +99,8 @@ type Attached struct {
 	Size  int64     `json:"size"` // bytes
 }
 
-// Errors that callers act on.
-var (
-	// ErrNotAttached says that this node does not own a volume.
-	ErrNotAttached = errors.New("not attached on this node")
-	// ErrUnknownName says that this node does not know in which store a volume is.
-	ErrUnknownName = errors.New("this node does not know in which store it is")
-)
+// ErrNotAttached says that this node does not own a volume.
+var ErrNotAttached = errors.New("not attached on this node")
 
 // Open takes over what an earlier process has left. Close must be called.
 func Open(opts Options) (*Host, error) {
@@ -139,46 +134,6 @@ func Open(opts Options) (*Host, error) {
 
 // NodeID returns this node's id in its stores.
 func (h *Host) NodeID() volume.ID { return h.id.Node }
-
-// Remember notes in which store a volume is.
-func (h *Host) Remember(name, url string) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if s := h.at[url]; s != nil {
-		url = s.url
-	}
-	if h.record.Names[name] == url {
-		return nil
-	}
-	h.record.Names[name] = url
-	return h.saveLocked()
-}
-
-// Forget undoes Remember.
-func (h *Host) Forget(name string) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, ok := h.record.Names[name]; !ok {
-		return nil
-	}
-	delete(h.record.Names, name)
-	return h.saveLocked()
-}
-
-// Removed forgets a volume that is no more, and whatever journals this node has of it.
-func (h *Host) Removed(name string, id volume.ID) error {
-	return errors.Join(h.Forget(name), h.journals.RemoveAll(id))
-}
-
-// StoreOf returns the store in which a volume was last used. ErrUnknownName.
-func (h *Host) StoreOf(name string) (string, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if url, ok := h.record.Names[name]; ok {
-		return url, nil
-	}
-	return "", fmt.Errorf("volume %s: %w: name it with --store", name, ErrUnknownName)
-}
 
 // Attached returns what this node owns.
 func (h *Host) Attached() []Attached {
@@ -215,7 +170,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	if !known {
 		h.record.Attached = append(h.record.Attached, a)
 	}
-	h.record.Names[a.Name] = s.url
+	h.record.remember(a.Name, s.url)
 	err = h.saveLocked()
 	h.mu.Unlock()
 	if err == nil {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -142,8 +143,8 @@ func TestResume(t *testing.T) {
 	if at := h.Attached(); len(at) != 1 || at[0].Name != "data" {
 		t.Fatalf("attached: %+v", at)
 	}
-	if known, err := h.StoreOf("data"); err != nil || known != url {
-		t.Errorf("store %q, %v", known, err)
+	if known := h.StoresOf("data"); !slices.Equal(known, []string{url}) {
+		t.Errorf("stores %q", known)
 	}
 	d, err := h.Resume(head.ID, true)
 	if err != nil {

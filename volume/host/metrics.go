@@ -15,7 +15,7 @@ func (h *Host) Register(r prometheus.Registerer) {
 type collector struct{ h *Host }
 
 var (
-	byVolume = []string{"volume"}
+	byVolume = []string{"volume", "store"} // other stores may have volumes of the same name
 	byStore  = []string{"store"}
 
 	volumeMetrics = []struct {
@@ -48,10 +48,11 @@ var (
 		{prometheus.NewDesc("remora_volume_uploaded_map_bytes_total", "bytes of map nodes stored", byVolume, nil), prometheus.CounterValue,
 			func(s volume.Status) float64 { return float64(s.Stats.Map) }},
 	}
-	throttledDesc = prometheus.NewDesc("remora_volume_throttled", "1 while writes wait for this reason", []string{"volume", "reason"}, nil)
-	requestsDesc  = prometheus.NewDesc("remora_store_requests_total", "requests to a store", []string{"store", "op"}, nil)
-	failuresDesc  = prometheus.NewDesc("remora_store_errors_total", "requests that failed", byStore, nil)
-	warningsDesc  = prometheus.NewDesc("remora_store_warnings",
+	throttledDesc = prometheus.NewDesc("remora_volume_throttled", "1 while writes wait for this reason",
+		[]string{"volume", "store", "reason"}, nil)
+	requestsDesc = prometheus.NewDesc("remora_store_requests_total", "requests to a store", []string{"store", "op"}, nil)
+	failuresDesc = prometheus.NewDesc("remora_store_errors_total", "requests that failed", byStore, nil)
+	warningsDesc = prometheus.NewDesc("remora_store_warnings",
 		"settings of a store that are unwise; snapctl volume probe names them", byStore, nil)
 	leaseDesc = prometheus.NewDesc("remora_volume_lease_seconds", "for how long the node's lease in a store is certain", byStore, nil)
 )
@@ -80,10 +81,10 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 			volume.ThrottleStore:   st.Throttled == volume.ThrottleStore,
 			"lease_uncertain":      margin <= 0,
 		} {
-			out <- prometheus.MustNewConstMetric(throttledDesc, prometheus.GaugeValue, oneIf(waits), a.Name, reason)
+			out <- prometheus.MustNewConstMetric(throttledDesc, prometheus.GaugeValue, oneIf(waits), a.Name, a.Store, reason)
 		}
 		for _, m := range volumeMetrics {
-			out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(st), a.Name)
+			out <- prometheus.MustNewConstMetric(m.desc, m.kind, m.value(st), a.Name, a.Store)
 		}
 	}
 	for _, s := range c.h.allStores() {

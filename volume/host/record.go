@@ -14,7 +14,7 @@ import (
 type record struct {
 	Version  int               `json:"version"`
 	Node     identity          `json:"node"`  // whose it is, should node.json be lost
-	Names    map[string]string `json:"names"` // of volumes, to the stores in which they were last used
+	Names    map[string]places `json:"names"` // of volumes, to the stores in which they were used
 	Attached []Attached        `json:"attached"`
 	// Stores are which store each URL led to that this node has used.
 	Stores map[string]volume.ID `json:"stores,omitempty"`
@@ -52,7 +52,7 @@ func (h *Host) loadRecord() error {
 		}
 	}
 	if h.record = r; r.Names == nil {
-		h.record.Names = map[string]string{}
+		h.record.Names = map[string]places{}
 	}
 	if h.record.Stores == nil {
 		h.record.Stores = map[string]volume.ID{}

@@ -212,49 +212,30 @@ func (f finder) await(ctx context.Context, url string, waits func(error)) (*host
 	}
 }
 
-// Same reports whether two URLs lead to one store, as far as that can be seen.
-func (h *Host) Same(ctx context.Context, a, b string) bool {
+// Same reports whether two URLs lead to one store. What is known of them is not asked for again.
+func (h *Host) Same(ctx context.Context, a, b string) (bool, error) {
 	if a == b {
-		return true
+		return true, nil
 	}
-	ida, aok := finder{h}.id(ctx, a)
-	idb, bok := finder{h}.id(ctx, b)
-	return aok && bok && ida == idb
+	ida, err := finder{h}.id(ctx, a)
+	if err != nil {
+		return false, err
+	}
+	idb, err := finder{h}.id(ctx, b)
+	return ida == idb, err
 }
 
-func (f finder) id(ctx context.Context, url string) (id volume.ID, ok bool) {
+func (f finder) id(ctx context.Context, url string) (volume.ID, error) {
 	h := f.h
 	h.mu.Lock()
-	id, ok = h.record.Stores[url]
+	id, ok := h.record.Stores[url]
 	h.mu.Unlock()
 	if ok {
-		return id, true
+		return id, nil
 	}
 	s, err := f.find(ctx, url)
 	if err != nil {
-		return id, false
+		return id, err
 	}
-	return s.id, true
-}
-
-// Stores returns the stores that this node has used, each by one of its URLs.
-func (h *Host) Stores() []string {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	var all []string
-	seen := map[volume.ID]bool{}
-	urls := []string{}
-	for _, url := range h.record.Names {
-		urls = append(urls, url)
-	}
-	slices.Sort(urls)
-	for _, url := range slices.Compact(urls) {
-		id, ok := h.record.Stores[url]
-		if ok && seen[id] {
-			continue
-		}
-		seen[id] = ok
-		all = append(all, url)
-	}
-	return all
+	return s.id, nil
 }

@@ -7,10 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/remote/store/filestore"
@@ -110,8 +113,11 @@ func TestTwoURLs(t *testing.T) {
 		mustWrite(t, two, i*volume.Block)
 		mustWrite(t, again, i*volume.Block)
 	}
-	if !h.Same(t.Context(), url, "file:"+link) {
-		t.Error("the two are not the same")
+	if same, err := h.Same(t.Context(), url, "file:"+link); err != nil || !same {
+		t.Errorf("the two are the same: %v, %v", same, err)
+	}
+	if err := h.Remember("one", "file:"+link); err != nil || len(h.StoresOf("one")) != 1 {
+		t.Errorf("one is in %q, %v", h.StoresOf("one"), err)
 	}
 	if n, err := os.ReadDir(filepath.Join(dir, "store", "node")); err != nil || len(n) != 1 || len(h.Stores()) != 1 {
 		t.Errorf("%d leases, stores %q (%v)", len(n), h.Stores(), err)
@@ -191,8 +197,8 @@ func TestCopiedStore(t *testing.T) {
 	mustWrite(t, d, volume.Block)
 	mustDetach(t, h, head)
 	mustRefuse("detached")
-	if at, err := h.StoreOf("data"); err != nil || at != url {
-		t.Errorf("its store is %s, %v", at, err)
+	if known := h.StoresOf("data"); !slices.Equal(known, []string{url}) {
+		t.Errorf("its stores are %q", known)
 	}
 	if err := h.Close(); err != nil {
 		t.Fatal(err)
@@ -278,5 +284,41 @@ func TestNodeLock(t *testing.T) {
 	}
 	if left, err := os.ReadDir(opts.Locks); err != nil || len(left) > 0 {
 		t.Errorf("%d locks stay (%v)", len(left), err)
+	}
+}
+
+// TestNameInTwoStores: volumes of one name in two stores are both known, in another life of the node, too, until each is forgotten, and
+// metrics tell them apart. The record of a version that knew one store of a name is read.
+func TestNameInTwoStores(t *testing.T) {
+	dir := t.TempDir()
+	a, b := newDirStore(t, filepath.Join(dir, "a"), "data"), newDirStore(t, filepath.Join(dir, "b"), "data")
+	root := filepath.Join(dir, "root")
+	h := openDirs(t, root)
+	_, first := mustAttachAt(t, h, a, "data")
+	record := filepath.Join(root, host.RecordFile.Name)
+	if p, err := os.ReadFile(record); err != nil || !strings.Contains(strings.ReplaceAll(string(p), " ", ""), `"data":"`+a+`"`) {
+		t.Errorf("a name in one store is recorded otherwise than before: %s, %v", p, err)
+	}
+	_, second := mustAttachAt(t, h, b, "data")
+	r := prometheus.NewRegistry()
+	h.Register(r)
+	if _, err := r.Gather(); err != nil {
+		t.Error(err)
+	}
+	mustDetach(t, h, first, second)
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h = openDirs(t, root)
+	if known := h.StoresOf("data"); !slices.Equal(known, []string{a, b}) {
+		t.Errorf("known in %q", known)
+	}
+	for _, url := range []string{a, b} {
+		if err := h.Forget("data", url); err != nil || slices.Contains(h.StoresOf("data"), url) {
+			t.Errorf("%s was to be forgotten: %q, %v", url, h.StoresOf("data"), err)
+		}
+	}
+	if err := h.Close(); err != nil {
+		t.Fatal(err)
 	}
 }

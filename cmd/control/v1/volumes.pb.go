@@ -167,10 +167,11 @@ type Volume struct {
 	Owner         string                 `protobuf:"bytes,9,opt,name=owner,proto3" json:"owner,omitempty"`  // id of the node that has it attached
 	Here          bool                   `protobuf:"varint,10,opt,name=here,proto3" json:"here,omitempty"`  // the owner is this node
 	ReadOnly      bool                   `protobuf:"varint,11,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	Device        string                 `protobuf:"bytes,12,opt,name=device,proto3" json:"device,omitempty"` // its path on this node
-	Failed        string                 `protobuf:"bytes,13,opt,name=failed,proto3" json:"failed,omitempty"` // why everything that uses the device fails
-	Error         string                 `protobuf:"bytes,14,opt,name=error,proto3" json:"error,omitempty"`   // why nothing more is known
-	State         string                 `protobuf:"bytes,15,opt,name=state,proto3" json:"state,omitempty"`   // what this node does with it: absent, opening, exporting, attached, withdrawing, leaving, abandoning, stuck
+	Device        string                 `protobuf:"bytes,12,opt,name=device,proto3" json:"device,omitempty"`                              // its path on this node
+	Failed        string                 `protobuf:"bytes,13,opt,name=failed,proto3" json:"failed,omitempty"`                              // why everything that uses the device fails
+	Error         string                 `protobuf:"bytes,14,opt,name=error,proto3" json:"error,omitempty"`                                // why nothing more is known
+	State         string                 `protobuf:"bytes,15,opt,name=state,proto3" json:"state,omitempty"`                                // what this node does with it: absent, opening, exporting, attached, withdrawing, leaving, abandoning, stuck
+	MountPoints   []string               `protobuf:"bytes,16,rep,name=mount_points,json=mountPoints,proto3" json:"mount_points,omitempty"` // of the device, in remorad's mount namespace, the oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -308,6 +309,13 @@ func (x *Volume) GetState() string {
 		return x.State
 	}
 	return ""
+}
+
+func (x *Volume) GetMountPoints() []string {
+	if x != nil {
+		return x.MountPoints
+	}
+	return nil
 }
 
 type CreateVolumeRequest struct {
@@ -2259,7 +2267,7 @@ const file_cmd_control_v1_volumes_proto_rawDesc = "" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x12\n" +
 	"\x04done\x18\x03 \x01(\bR\x04done\x12\x12\n" +
 	"\x04made\x18\x04 \x01(\bR\x04made\x12\x1a\n" +
-	"\bwarnings\x18\x05 \x03(\tR\bwarnings\"\xf6\x02\n" +
+	"\bwarnings\x18\x05 \x03(\tR\bwarnings\"\x99\x03\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x12\x14\n" +
@@ -2277,7 +2285,8 @@ const file_cmd_control_v1_volumes_proto_rawDesc = "" +
 	"\x06device\x18\f \x01(\tR\x06device\x12\x16\n" +
 	"\x06failed\x18\r \x01(\tR\x06failed\x12\x14\n" +
 	"\x05error\x18\x0e \x01(\tR\x05error\x12\x14\n" +
-	"\x05state\x18\x0f \x01(\tR\x05state\"\xa8\x01\n" +
+	"\x05state\x18\x0f \x01(\tR\x05state\x12!\n" +
+	"\fmount_points\x18\x10 \x03(\tR\vmountPoints\"\xa8\x01\n" +
 	"\x13CreateVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\tR\x05store\x12\x1d\n" +

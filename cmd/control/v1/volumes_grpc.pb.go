@@ -39,8 +39,10 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Volumes are disks that live in an object store. A store is a URL: file:/PATH or s3://BUCKET/PREFIX?endpoint=URL. Where a
-// request leaves it empty, it is the one in which this node last used a volume of that name, else the configured one.
+// Volumes are disks that live in an object store. A store is a URL: file:/PATH or s3://BUCKET/PREFIX?endpoint=URL. Several URLs may
+// lead to one store. Where a request leaves it empty, it is the one in which this node knows a volume of that name, else the configured
+// one. FAILED_PRECONDITION if this node knows several volumes of the name: the message lists them. What detaches and unmounts chooses
+// among those that are attached here.
 type VolumesClient interface {
 	// InitStore tries whether a store is safe for volumes and, unless probe is set, prepares it. The last message has done.
 	// FAILED_PRECONDITION if the store lets two writers win.
@@ -249,8 +251,10 @@ type Volumes_RebuildVolumeClient = grpc.ServerStreamingClient[RebuildVolumeRespo
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
 //
-// Volumes are disks that live in an object store. A store is a URL: file:/PATH or s3://BUCKET/PREFIX?endpoint=URL. Where a
-// request leaves it empty, it is the one in which this node last used a volume of that name, else the configured one.
+// Volumes are disks that live in an object store. A store is a URL: file:/PATH or s3://BUCKET/PREFIX?endpoint=URL. Several URLs may
+// lead to one store. Where a request leaves it empty, it is the one in which this node knows a volume of that name, else the configured
+// one. FAILED_PRECONDITION if this node knows several volumes of the name: the message lists them. What detaches and unmounts chooses
+// among those that are attached here.
 type VolumesServer interface {
 	// InitStore tries whether a store is safe for volumes and, unless probe is set, prepares it. The last message has done.
 	// FAILED_PRECONDITION if the store lets two writers win.

@@ -9,8 +9,8 @@ import (
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 )
 
-// VolumeRequest names a volume. An empty Store means the one in which this node last used a volume of that name, or else the
-// configured one.
+// VolumeRequest names a volume. An empty Store means the one in which this node knows a volume of that name, or else the configured
+// one.
 type VolumeRequest struct {
 	Name  string `json:"name"`
 	Store string `json:"store,omitempty"`
@@ -33,6 +33,8 @@ type Volume struct {
 	Failed   string    `json:"failed,omitempty"` // why everything that uses the device fails
 	State    string    `json:"state,omitempty"`  // what this node does with it
 	Error    string    `json:"error,omitempty"`  // why nothing more is known
+
+	MountPoints []string `json:"mount_points,omitempty"` // of the device, in remorad's mount namespace, the oldest first
 }
 
 // CreateVolumeRequest asks for a volume. A class of "" is remote, an age of 0 the default.
@@ -89,7 +91,7 @@ func volumeOf(m *controlv1.Volume) Volume {
 	return Volume{
 		Name: m.GetName(), ID: m.GetId(), Store: m.GetStore(), Size: m.GetSizeBytes(), Class: m.GetClass(), FS: m.GetFs(),
 		Created: timeOf(m.GetCreated()), Epoch: m.GetEpoch(), Owner: m.GetOwner(), Here: m.GetHere(), ReadOnly: m.GetReadOnly(),
-		Device: m.GetDevice(), Failed: m.GetFailed(), State: m.GetState(), Error: m.GetError(),
+		Device: m.GetDevice(), Failed: m.GetFailed(), State: m.GetState(), Error: m.GetError(), MountPoints: m.GetMountPoints(),
 	}
 }
 
