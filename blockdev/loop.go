@@ -119,8 +119,9 @@ func FindLoop(path string) (string, error) {
 }
 
 // DetachLoop ends a loop device that nobody uses: that is not mounted, and that nobody has open. What was written to it has
-// reached the file then. EBUSY says that somebody does; the device stays as it was.
-func DetachLoop(dev string) error {
+// reached the file then. EBUSY says that somebody does; the device stays as it was. held is called once nobody can mount the device, and
+// what it returns when that is so no longer.
+func DetachLoop(dev string, held func() (end func())) error {
 	f, err := os.OpenFile(dev, os.O_RDWR|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.EACCES) {
 		f, err = os.OpenFile(dev, os.O_RDONLY|unix.O_EXCL, 0)
@@ -129,6 +130,7 @@ func DetachLoop(dev string) error {
 		return err
 	}
 	defer f.Close()
+	defer held()()
 	if err := f.Sync(); err != nil {
 		return err
 	}

@@ -44,12 +44,12 @@ func TestPausedProcess(t *testing.T) {
 				st.SetFaults(simstore.Faults{Outage: store.ErrAway})
 				clock.Add(int64(c.clock))
 				wall.Add(int64(c.wall))
-				if margin, _ := m.Margin(); m.certain() != c.certain {
+				if margin, _ := m.Margin(); m.unexpired() != c.certain {
 					t.Errorf("certain: %v, for %v", !c.certain, margin)
 				}
 				st.SetFaults(simstore.Faults{})
 				time.Sleep(time.Second)
-				if err := m.Wait(t.Context()); err != nil || !m.certain() {
+				if err := m.Wait(t.Context()); err != nil || !m.unexpired() {
 					t.Errorf("a second later: %v", err)
 				}
 				if renewed := m.state.Counter > before; renewed == c.certain {

@@ -333,15 +333,15 @@ func (m *Member) refused(ctx context.Context, next memberState, version string) 
 	switch {
 	case !mine:
 		return version, false, err
-	case m.certain(), version != "" && now == "" && m.idle():
+	case m.unexpired(), version != "" && now == "" && m.idle():
 		return now, false, nil
 	}
 	return version, false, fmt.Errorf("the lease in the store is gone, damaged or older than what this node wrote, and may be another's: "+
 		"detach the node's volumes (--abandon-to-journal) and attach them again: %w", cmp.Or(err, errReplaced))
 }
 
-// certain reports whether nobody can have taken the lease.
-func (m *Member) certain() bool {
+// unexpired reports whether nobody can have taken the lease.
+func (m *Member) unexpired() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.lookLocked(false) < m.until
@@ -410,13 +410,23 @@ func (m *Member) renew(ctx context.Context) {
 	}
 }
 
+// Certain implements Lease.
+func (m *Member) Certain() (bool, error) {
+	certain, _, err := m.now()
+	return certain, err
+}
+
+// now says whether the lease is certain, and what is closed when that may be otherwise.
+func (m *Member) now() (certain bool, changed <-chan struct{}, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lookLocked(false) < m.until && m.err == nil, m.changed, m.err
+}
+
 // Wait implements Lease.
 func (m *Member) Wait(ctx context.Context) error {
 	for {
-		m.mu.Lock()
-		err, changed := m.err, m.changed
-		certain := m.lookLocked(false) < m.until
-		m.mu.Unlock()
+		certain, changed, err := m.now()
 		if err != nil || certain {
 			return err
 		}

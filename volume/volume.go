@@ -39,6 +39,8 @@ type Lease interface {
 	// Wait returns nil at once while the lease is certain, and waits while it is not. It fails with ErrFenced if
 	// the node has lost it.
 	Wait(ctx context.Context) error
+	// Certain says whether it is certain now. It fails as Wait does.
+	Certain() (bool, error)
 }
 
 // Options of a Volume. Store is needed.
@@ -50,7 +52,9 @@ type Options struct {
 	// Near says that the store is this machine's: letting writes get far ahead of it gains nothing, since what segments
 	// are made of then has to be read again from the disk that both share.
 	Near bool
-	Log  *slog.Logger
+	// Quiet knows when nobody but this node uses the volume; nil if it may always be used by others.
+	Quiet *Quiet
+	Log   *slog.Logger
 }
 
 const (
@@ -74,6 +78,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Cache == nil {
 		o.Cache = noCache{}
+	}
+	if o.Quiet == nil {
+		o.Quiet = NewQuiet()
 	}
 	return o
 }

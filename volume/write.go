@@ -96,10 +96,13 @@ func (v *Volume) journalError(err error) error {
 	return err
 }
 
-// leased waits while it is not certain that this node owns the volume. Requests ask when they begin and before they
-// are answered.
+// leased waits while it is not certain that this node owns the volume, and others may use it. Requests ask when they begin and before
+// they are answered.
 func (v *Volume) leased(ctx context.Context) error {
-	err := v.lease.Wait(ctx)
+	certain, err := v.lease.Certain()
+	if !certain && err == nil {
+		_, err = v.opts.Quiet.Or(ctx, v.lease.Wait)
+	}
 	if errors.Is(err, ErrFenced) {
 		v.fail(err)
 	}
@@ -141,13 +144,15 @@ func (v *Volume) Flush(ctx context.Context) error {
 		return err
 	}
 	v.flushes.Add(1)
-	if v.class == Local {
-		if err := v.journal.sync(); err != nil {
-			return v.journalError(err)
+	if v.class != Local {
+		if own, err := v.opts.Quiet.Or(ctx, v.Commit); err != nil || !own {
+			return err
 		}
-		return v.leased(ctx)
 	}
-	return v.Commit(ctx)
+	if err := v.journal.sync(); err != nil {
+		return v.journalError(err)
+	}
+	return v.leased(ctx)
 }
 
 // Commit returns when the store has every write that was acknowledged before.

@@ -101,6 +101,12 @@ type InPlace interface {
 	Forget(image string) error
 }
 
+// A Quieter is a Device that answers flushes sooner where no program waits for them. Withdraw says so while it holds the kernel's path
+// to it: whenever alone says that no program has it open, until end is called.
+type Quieter interface {
+	Quiet(alone func() bool) (end func())
+}
+
 // How says how the kernel may use a device. The zero value is how a disk is used by default.
 type How struct {
 	ReadOnly bool

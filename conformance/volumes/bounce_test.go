@@ -13,6 +13,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -164,4 +167,58 @@ func TestVolumeBounces(t *testing.T) {
 	gate.let()
 	testbed.WaitFor(t, "the volume to be given up", func() bool { return stateOf(t, s) == "absent" })
 	mustBeWhole(t, s)
+}
+
+// TestVolumeAbandoned: the store of a volume of class remote is away for longer than the lease. The volume is given up to its journal
+// with what a program has written to the device and not flushed, and a volume of another store is attached and detached as ever. So it is
+// where remorad was killed meanwhile, and never found the store again. All of it is there when the volume is attached again.
+func TestVolumeAbandoned(t *testing.T) {
+	t.Parallel()
+	for name, again := range map[string]bool{"written to": false, "remorad started again": true} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+			store := newVolume(t, s, "data")
+			other := newVolume(t, s, "other")
+			dir := strings.TrimPrefix(store, "file:")
+			dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+			testbed.Must(t, os.Rename(dir, dir+".aside"))
+			back := sync.OnceFunc(func() { testbed.Must(t, os.Rename(dir+".aside", dir)) })
+			t.Cleanup(back)
+			testbed.WaitFor(t, "the lease to run out", func() bool { return inspectOutage(t, s).Lease <= 0 })
+			want := bytes.Repeat([]byte("data"), 64<<10)
+			if again {
+				testbed.Must(t, s.StopRemorad(unix.SIGKILL))
+				testbed.Must(t, s.StartRemorad())
+				want = make([]byte, len(want))
+			} else {
+				f, err := os.OpenFile(dev, os.O_WRONLY, 0)
+				testbed.Must(t, err)
+				_, err = f.WriteAt(want, 1<<20) // into pages of the kernel
+				testbed.Must(t, err)
+				closed := make(chan error, 1)
+				go func() { closed <- f.Close() }() // for which the kernel hands them down
+				defer func() { testbed.Must(t, <-closed) }()
+			}
+			waited := time.AfterFunc(time.Minute, back) // so that nothing stays hung
+			snapctl(t, s, "volume", "detach", "--abandon-to-journal", "data")
+			snapctl(t, s, "volume", "attach", "--store", other, "other")
+			snapctl(t, s, "volume", "detach", "other")
+			if !waited.Stop() {
+				t.Error("a detach has waited for a store that is away")
+			}
+			back()
+			dev = strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+			got := make([]byte, len(want))
+			f, err := os.Open(dev)
+			testbed.Must(t, err)
+			_, err = f.ReadAt(got, 1<<20)
+			testbed.Must(t, errors.Join(err, f.Close()))
+			if !bytes.Equal(got, want) {
+				t.Error("what was written is not there")
+			}
+			snapctl(t, s, "volume", "detach", "data")
+			mustBeWhole(t, s)
+		})
+	}
 }

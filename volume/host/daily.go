@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"sync"
 	"time"
 
 	"github.com/remora-storage/remora/remote/store"
@@ -17,14 +16,8 @@ const (
 )
 
 // Run does what is to be done once a day, until ctx ends: objects are deleted that nothing uses, and stores are tried
-// again, which may have become unsafe by an upgrade. Beside that it keeps a journal ready.
+// again, which may have become unsafe by an upgrade.
 func (h *Host) Run(ctx context.Context) {
-	var beside sync.WaitGroup
-	defer beside.Wait()
-	beside.Go(func() { h.spare.run(ctx) })
-	if len(h.Stores()) > 0 {
-		h.spare.want()
-	}
 	t := time.NewTimer(firstDaily)
 	defer t.Stop()
 	for {
@@ -40,9 +33,6 @@ func (h *Host) Run(ctx context.Context) {
 
 func (h *Host) daily(ctx context.Context) {
 	h.tellEvents()
-	if len(h.Stores()) > 0 {
-		h.spare.want()
-	}
 	tried := map[string]bool{}
 	for _, a := range h.Attached() {
 		v, err := h.Volume(ctx, a.ID)

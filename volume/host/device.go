@@ -24,6 +24,9 @@ func (d *Device) Close() error { return nil }
 // Leave implements disk.Leaver: giving a volume up is the Host's, which waits for its store.
 func (d *Device) Leave(context.Context) error { return nil }
 
+// Quiet implements export.Quieter.
+func (d *Device) Quiet(alone func() bool) (end func()) { return d.o.quiet.Begin(alone) }
+
 // Failed implements disk.Failer.
 func (d *Device) Failed() error {
 	select {
@@ -70,10 +73,14 @@ func (w waiting) WriteSync(ctx context.Context, p []byte, off int64) error {
 	return w.o.v.WriteSync(ctx, p, off)
 }
 
-// Flush implements blockdev.Writer.
+// Flush implements blockdev.Writer. What was acknowledged before the volume is open is in its journal, which an earlier process wrote.
 func (w waiting) Flush(ctx context.Context) error {
-	if err := w.o.wait(ctx); err != nil {
+	own, err := w.o.quiet.Or(ctx, w.o.wait)
+	switch {
+	case err != nil:
 		return err
+	case own:
+		return w.o.journals.Sync(w.o.ID)
 	}
 	return w.o.v.Flush(ctx)
 }

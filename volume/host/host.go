@@ -36,7 +36,6 @@ type Options struct {
 type Host struct {
 	opts     Options
 	journals *volume.JournalDir
-	spare    spareMaker
 	id       identity
 	life     volume.ID
 	requests *blockdev.Metrics
@@ -59,7 +58,15 @@ type opened struct {
 	v     *volume.Volume
 	err   error
 	stop  context.CancelFunc
+	quiet *volume.Quiet
 	waits []volume.Wait // of Host.mu: why its store is not there yet
+
+	journals *volume.JournalDir
+}
+
+// newOpened returns a volume that is about to be taken. stop ends that.
+func (h *Host) newOpened(a Attached, stop context.CancelFunc) *opened {
+	return &opened{Attached: a, ready: make(chan struct{}), stop: stop, quiet: volume.NewQuiet(), journals: h.journals}
 }
 
 // waitsForStore notes why a volume's store is not there, nil when it is.
@@ -119,7 +126,6 @@ func Open(opts Options) (*Host, error) {
 	if h.journals, err = volume.NewJournalDir(filepath.Join(opts.Root, "journals"), opts.Journal); err != nil {
 		return nil, err
 	}
-	h.spare = newSpareMaker(h.journals, opts.Log)
 	if err := h.loadRecord(); err != nil {
 		return nil, err
 	}
@@ -164,7 +170,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 		h.mu.Unlock()
 		return nil, s.unsafe
 	}
-	o := &opened{Attached: a, ready: make(chan struct{}), stop: func() {}}
+	o := h.newOpened(a, func() {})
 	h.open[a.ID] = o
 	known := slices.ContainsFunc(h.record.Attached, func(x Attached) bool { return x.ID == a.ID })
 	if !known {
@@ -175,7 +181,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	h.mu.Unlock()
 	if err == nil {
 		o.v, err = volume.Attach(ctx, a.ID, s.member, h.journals, volume.AttachOptions{
-			Options: h.volumeOptions(s), AcceptLoss: opts.AcceptLoss, Progress: opts.Progress,
+			Options: h.volumeOptions(s, o), AcceptLoss: opts.AcceptLoss, Progress: opts.Progress,
 		})
 	}
 	if err != nil {
@@ -185,12 +191,11 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	}
 	close(o.ready)
 	h.started.Go(h.tellEvents)
-	h.spare.want()
 	return newDevice(o, h.requests), nil
 }
 
-func (h *Host) volumeOptions(s *hostStore) volume.Options {
-	opts := volume.Options{Store: s, Cache: h.opts.Cache, Memory: h.opts.Memory, Log: h.opts.Log}
+func (h *Host) volumeOptions(s *hostStore, o *opened) volume.Options {
+	opts := volume.Options{Store: s, Cache: h.opts.Cache, Memory: h.opts.Memory, Quiet: o.quiet, Log: h.opts.Log}
 	if store.IsNear(s) {
 		opts.Cache, opts.Near = nil, true
 	}
@@ -230,14 +235,14 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 		return nil, h.notAttached(id)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	o := &opened{Attached: h.record.Attached[i], ready: make(chan struct{}), stop: stop}
+	o := h.newOpened(h.record.Attached[i], stop)
 	h.open[id] = o
 	h.started.Go(func() {
 		defer close(o.ready)
 		s, err := finder{h}.await(ctx, o.Store, func(err error) { h.waitsForStore(o, err) })
 		if err == nil {
 			o.v, err = volume.Attach(ctx, id, s.member, h.journals, volume.AttachOptions{
-				Options: h.volumeOptions(s), Resume: used,
+				Options: h.volumeOptions(s, o), Resume: used,
 				Progress: func(what string) { h.opts.Log.Info("attaching again", "volume", o.Name, "waits", what) },
 			})
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/blockdev/export"
 	"github.com/remora-storage/remora/blockdev/mounts"
+	"github.com/remora-storage/remora/blockdev/openers"
 )
 
 // Disks is the way of disks: loop devices that stay, past the page cache of the file below, so that only the file system
@@ -25,14 +26,20 @@ import (
 type Disks struct {
 	Files
 
-	mu    sync.Mutex // guards paths
-	paths map[uint64]string
+	mu    sync.Mutex // guards loops
+	loops map[uint64]looped
+}
+
+// looped is an export's loop device.
+type looped struct {
+	path string
+	dev  blockdev.Device // its bytes
 }
 
 var _ export.Blocks = (*Disks)(nil)
 
 // NewDisks returns the way of loop devices on files.
-func NewDisks(files Files) *Disks { return &Disks{Files: files, paths: map[uint64]string{}} }
+func NewDisks(files Files) *Disks { return &Disks{Files: files, loops: map[uint64]looped{}} }
 
 // Backend implements export.Exporter.
 func (*Disks) Backend() blockdev.Backend { return "loop" }
@@ -41,7 +48,7 @@ func (*Disks) Backend() blockdev.Backend { return "loop" }
 func (d *Disks) Export(id uint64, dev blockdev.Device, how export.How) (export.Path, error) {
 	p, err := attach(d.Files, id, dev, how, blockdev.LoopOptions{Stays: true, Direct: true})
 	if err == nil {
-		d.know(id, p.String())
+		d.know(id, looped{p.String(), dev})
 	}
 	return p, err
 }
@@ -60,23 +67,23 @@ func attach(files Files, id uint64, dev blockdev.Device, how export.How, opts bl
 	return device{l}, file.Release()
 }
 
-func (d *Disks) know(id uint64, path string) {
+func (d *Disks) know(id uint64, l looped) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.paths[id] = path
+	d.loops[id] = l
 }
 
-// known returns an export's device without a look at the kernel's list.
-func (d *Disks) known(id uint64) string {
+// known returns an export's device without a look at the kernel's list, with an empty path if it is not known.
+func (d *Disks) known(id uint64) looped {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.paths[id]
+	return d.loops[id]
 }
 
 // Find implements export.Blocks.
 func (d *Disks) Find(id uint64) (string, error) {
-	if path := d.known(id); path != "" {
-		return path, nil
+	if l := d.known(id); l.path != "" {
+		return l.path, nil
 	}
 	return blockdev.FindLoop(d.File(id))
 }
@@ -129,7 +136,7 @@ func (d *Disks) Adopt(id uint64, dev blockdev.Device) error {
 		err = d.Files.Adopt(id, dev)
 	}
 	if err == nil {
-		d.know(id, path)
+		d.know(id, looped{path, dev})
 	}
 	return err
 }
@@ -137,17 +144,29 @@ func (d *Disks) Adopt(id uint64, dev blockdev.Device) error {
 // Withdraw implements export.Exporter. What was written to the device has been handed down when it returns; a device that
 // somebody else has ended already has been, too.
 func (d *Disks) Withdraw(ctx context.Context, id uint64) error {
-	if path := d.known(id); path != "" {
-		if err := blockdev.DetachLoop(path); err != nil && !errors.Is(err, unix.ENXIO) {
+	if l := d.known(id); l.path != "" {
+		if err := blockdev.DetachLoop(l.path, l.quiet); err != nil && !errors.Is(err, unix.ENXIO) {
 			return err
 		}
 	}
 	return d.forget(ctx, id)
 }
 
+// quiet has a device that no program has open answer flushes sooner, until end is called. Mounted it cannot be.
+func (l looped) quiet() (end func()) {
+	q, ok := l.dev.(export.Quieter)
+	if !ok {
+		return func() {}
+	}
+	return q.Quiet(func() bool {
+		by, err := openers.Of(l.path)
+		return err == nil && by.None()
+	})
+}
+
 func (d *Disks) forget(ctx context.Context, id uint64) error {
 	d.mu.Lock()
-	delete(d.paths, id)
+	delete(d.loops, id)
 	d.mu.Unlock()
 	return d.Files.Withdraw(ctx, id)
 }

@@ -1,0 +1,125 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/remora-storage/remora/blockdev"
+	"github.com/remora-storage/remora/remote/store"
+	"github.com/remora-storage/remora/remote/store/simstore"
+)
+
+// TestQuiet: a store is away for longer than the lease. While programs may use a volume its writes and flushes wait. Once only its node
+// does, they are answered when the journal has them, those that wait, too, whatever the class. The volume is not given up without its
+// store, and what was written is there when it is attached again, after a power cut as well.
+func TestQuiet(t *testing.T) {
+	t.Parallel()
+	for _, class := range []Class{Remote, Local, Writethrough} {
+		t.Run(string(class), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st := newTestStore(t)
+				quiet := NewQuiet()
+				h, at, v := newOpened(t, st, Spec{Size: 8 << 20, Class: class}, Options{Quiet: quiet})
+				mustWrite(t, v, 0)
+				st.SetFaults(simstore.Faults{Outage: store.ErrAway})
+				flush := func() error { return v.WriteZeroes(t.Context(), 4*Block, Block, blockdev.Zeroing{}) }
+				if class != Writethrough { // which flushes with each write
+					mustSet(t, v, 4, 4)
+					flush = func() error { return v.Flush(t.Context()) }
+				}
+				time.Sleep(time.Minute)
+				var answered atomic.Int32
+				answers := make(chan error, 3)
+				for _, request := range []func() error{
+					func() error { return v.WriteAt(t.Context(), stamped(1), Block) },
+					func() error { return v.WriteSync(t.Context(), stamped(2), 2*Block) },
+					flush,
+				} {
+					go func() {
+						err := request()
+						answered.Add(1)
+						answers <- err
+					}()
+				}
+				var alone atomic.Bool
+				end := quiet.Begin(alone.Load)
+				time.Sleep(time.Minute)
+				if n := answered.Load(); n > 0 {
+					t.Fatalf("%d requests were answered without a lease, though programs may wait for them", n)
+				}
+				alone.Store(true)
+				for range cap(answers) {
+					if err := <-answers; err != nil {
+						t.Error(err)
+					}
+				}
+				mustSet(t, v, 3, 3)
+				mustFlush(t, v)
+				ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+				defer stop()
+				if err := v.Detach(ctx); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("given up without its store: %v", err)
+				}
+				end()
+				if certain, err := v.lease.Certain(); certain || err != nil {
+					t.Errorf("a lease without its store: %v, %v", certain, err)
+				}
+				at.crash(true)
+				if err := v.Close(); err != nil {
+					t.Fatal(err)
+				}
+				st.SetFaults(simstore.Faults{})
+				v, err := openVolume(t, st, at, h.ID, Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustBe(t, v, 0, 1, 2, 3)
+				if err := v.Detach(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+	}
+}
+
+// stamped returns a block full of b.
+func stamped(b byte) []byte {
+	p := make([]byte, Block)
+	for i := range p {
+		p[i] = b
+	}
+	return p
+}
+
+// TestQuietEnds: what only this node used is used by others again, and flushes wait for the store as before.
+func TestQuietEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newTestStore(t)
+		quiet := NewQuiet()
+		_, _, v := newOpened(t, st, Spec{Size: 8 << 20}, Options{Quiet: quiet})
+		quiet.Begin(func() bool { return true })()
+		st.SetFaults(simstore.Faults{Outage: store.ErrAway})
+		mustSet(t, v, 0, 1)
+		flushed := make(chan error, 1)
+		go func() { flushed <- v.Flush(t.Context()) }()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		select {
+		case err := <-flushed:
+			t.Errorf("flushed without the store: %v", err)
+		default:
+		}
+		st.SetFaults(simstore.Faults{})
+		if err := <-flushed; err != nil {
+			t.Error(err)
+		}
+		if err := v.Detach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
