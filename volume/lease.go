@@ -320,13 +320,15 @@ func (m *Member) refused(ctx context.Context, next memberState, version string) 
 	// node that would take a volume writes its word first, and must wait until this lease has run out.
 	mine := errors.Is(err, store.ErrNoObject) || errors.Is(err, ErrCorrupt)
 	if err == nil {
+		// Nor is that of an earlier life of this node: whoever would be this node now, or has fenced it, counts on from what it saw.
+		earlier := s.Incarnation != next.Incarnation && s.Counter < next.Counter && !m.idle()
 		switch {
 		case s.Nonce == next.Nonce:
 			return now, true, nil
-		case s.State == stateFenced:
+		case s.State == stateFenced && !(earlier && m.unexpired()):
 			return version, false, fmt.Errorf("this node was fenced: %w", ErrFenced)
 		}
-		if mine = s.Incarnation == next.Incarnation && s.Counter < next.Counter; !mine {
+		if mine = earlier || s.Incarnation == next.Incarnation && s.Counter < next.Counter; !mine {
 			return version, false, fmt.Errorf("%w (%s): %w", errRival, s.Host, ErrFenced)
 		}
 	}

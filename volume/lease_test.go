@@ -171,6 +171,52 @@ func TestLeaseMadeAgain(t *testing.T) {
 	}
 }
 
+// TestLeaseOfEarlierLife: a store is put back to when an earlier life of the node had the lease, or had lost it. That is no other node's
+// word: the node writes its own again, and its volumes go on.
+func TestLeaseOfEarlierLife(t *testing.T) {
+	t.Parallel()
+	for _, state := range []string{stateLive, stateFenced} {
+		t.Run(state, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				st, sure := newMarked(t)
+				m, v, h := newLeased(t, sure, "data")
+				key := memberKey(m.opts.ID)
+				s, _, err := readMember(t.Context(), st, m.opts.ID)
+				if err != nil {
+					t.Fatal(err)
+				}
+				s.State = state
+				old, err := seal("node", memberVersion, s)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := v.Detach(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				at := newSimNode(t)
+				at.id, at.diary.e = m.opts.ID, m.opts.Diary.(*simDiary).e
+				m = NewMember(sure, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary, TTL: testTTL})
+				if v, err = Attach(t.Context(), h.ID, m, at, AttachOptions{Options: Options{Store: st}}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				if _, err := st.Put(t.Context(), key, old); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(testTTL / 2)
+				s, _, err = readMember(t.Context(), st, m.opts.ID)
+				if margin, _ := m.Margin(); err != nil || s.Incarnation != m.opts.Incarnation || margin < testTTL/2 {
+					t.Errorf("%+v, %v; certain for %v", s, err, margin)
+				}
+				mustWrite(t, v, 0)
+				if err := v.Detach(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 // TestLeaseGoneTooLong: where the lease has run out meanwhile, another may have taken the volume, and its word be lost: the owner
 // acknowledges nothing.
 func TestLeaseGoneTooLong(t *testing.T) {
