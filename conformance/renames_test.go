@@ -21,6 +21,7 @@ func TestRenames(t *testing.T) {
 		"filestore/put.go":            "a put is a rename under a condition, with a lock, or before the sync where nothing is replaced",
 		"image/import.go":             "a directory that counts from the first record on, which syncs the directory above",
 		"volume/journals.go":          "a journal keeps its content and gets another suffix; then the directory is synced",
+		"volume/spare.go":             "a file of which nothing counts becomes the spare, or a journal; it was synced, and the directory is then",
 	}
 	rename := regexp.MustCompile(`\b(os\.Rename|(?:unix|syscall)\.Rename\w*|AtomicWriteFile|renameio\.\w+)\(`)
 	found := map[string]bool{}

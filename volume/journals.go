@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -32,6 +34,7 @@ const (
 type JournalDir struct {
 	dir  string
 	size int64
+	mu   sync.Mutex // held while the spare comes or goes
 }
 
 // NewJournalDir returns the journals in dir, which is made if need be. Those that it makes have size bytes, 0 for
@@ -46,7 +49,11 @@ func NewJournalDir(dir string, size int64) (*JournalDir, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	return &JournalDir{dir, size}, nil
+	d := &JournalDir{dir: dir, size: size}
+	if err := os.Remove(filepath.Join(dir, makingName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return d, nil
 }
 
 // Any reports whether there is a journal of any volume.
@@ -87,33 +94,32 @@ func (j *journalFile) Sync() error                              { return unix.Fd
 func (j *journalFile) Size() int64                              { return j.size }
 func (j *journalFile) Close() error                             { return j.f.Close() }
 
-// Create implements Journals. The file is written to the end: what is merely allocated costs the file system a change
-// of its own with each first write, and may still be refused room.
+// Create implements Journals. It takes the spare if there is one. Another file's room is taken and not written to: until the ring
+// has gone round once, each sync costs the file system a change of its own.
 func (d *JournalDir) Create(vid, id ID) (_ JournalFile, err error) {
 	path := d.path(vid, id)
-	f, err := openJournalFile(path, os.O_CREATE|os.O_EXCL)
+	f, err := d.takeSpare(path)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("journal of %d bytes in %s: %w", d.size, d.dir, err), f.Close(), os.Remove(path))
-		}
-	}()
-	if err := unix.Fallocate(int(f.f.Fd()), 0, 0, d.size); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
-		return nil, err
-	}
-	zeros := blockdev.AlignedBuffer(4 << 20)
-	for off := int64(0); off < d.size; off += int64(len(zeros)) {
-		if _, err := f.f.WriteAt(zeros[:min(int64(len(zeros)), d.size-off)], off); err != nil {
-			return nil, err
+	if f == nil {
+		if f, err = openJournalFile(path, os.O_CREATE|os.O_EXCL); err == nil {
+			if err = d.allocate(f); errors.Is(err, unix.EOPNOTSUPP) {
+				err = d.fill(context.Background(), f, 0)
+			}
 		}
 	}
-	if err := f.f.Sync(); err != nil {
+	if err == nil {
+		err = durable.SyncDir(d.dir)
+	}
+	if err != nil {
+		err = fmt.Errorf("journal of %d bytes in %s: %w", d.size, d.dir, err)
+		if f != nil {
+			err = errors.Join(err, f.Close(), os.Remove(path))
+		}
 		return nil, err
 	}
-	f.size = d.size
-	return f, durable.SyncDir(d.dir)
+	return f, nil
 }
 
 // Open implements Journals.
@@ -141,9 +147,17 @@ func (d *JournalDir) Sync(vid ID) error {
 	return err
 }
 
-// Remove implements Journals.
+// Remove implements Journals. The file may become the spare.
 func (d *JournalDir) Remove(vid, id ID) error {
-	if err := os.Remove(d.path(vid, id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	path := d.path(vid, id)
+	kept, err := d.keepAsSpare(path, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if kept || err != nil {
+		return err
+	}
+	if err := os.Remove(path); err != nil {
 		return err
 	}
 	return durable.SyncDir(d.dir)

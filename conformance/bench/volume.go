@@ -42,6 +42,9 @@ func newVolume(ctx context.Context, dir string, st store.Store, class volume.Cla
 	if err != nil {
 		return nil, err
 	}
+	if err := journals.MakeSpare(ctx, true); err != nil { // as a node has it that has been up for some minutes
+		return nil, err
+	}
 	c, err := cache.Open(filepath.Join(dir, "cache"), cache.Options{Limit: cacheLimit})
 	if err != nil {
 		return nil, err

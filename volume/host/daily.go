@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"sync"
 	"time"
 
 	"github.com/remora-storage/remora/remote/store"
@@ -16,8 +17,14 @@ const (
 )
 
 // Run does what is to be done once a day, until ctx ends: objects are deleted that nothing uses, and stores are tried
-// again, which may have become unsafe by an upgrade.
+// again, which may have become unsafe by an upgrade. Beside that it keeps a journal ready.
 func (h *Host) Run(ctx context.Context) {
+	var beside sync.WaitGroup
+	defer beside.Wait()
+	beside.Go(func() { h.spare.run(ctx) })
+	if len(h.Stores()) > 0 {
+		h.spare.want()
+	}
 	t := time.NewTimer(firstDaily)
 	defer t.Stop()
 	for {
@@ -33,6 +40,9 @@ func (h *Host) Run(ctx context.Context) {
 
 func (h *Host) daily(ctx context.Context) {
 	h.tellEvents()
+	if len(h.Stores()) > 0 {
+		h.spare.want()
+	}
 	tried := map[string]bool{}
 	for _, a := range h.Attached() {
 		v, err := h.Volume(ctx, a.ID)

@@ -36,6 +36,7 @@ type Options struct {
 type Host struct {
 	opts     Options
 	journals *volume.JournalDir
+	spare    spareMaker
 	id       identity
 	life     volume.ID
 	requests *blockdev.Metrics
@@ -126,6 +127,7 @@ func Open(opts Options) (*Host, error) {
 	if h.journals, err = volume.NewJournalDir(filepath.Join(opts.Root, "journals"), opts.Journal); err != nil {
 		return nil, err
 	}
+	h.spare = newSpareMaker(h.journals, opts.Log)
 	if err := h.loadRecord(); err != nil {
 		return nil, err
 	}
@@ -191,6 +193,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	}
 	close(o.ready)
 	h.started.Go(h.tellEvents)
+	h.spare.want()
 	return newDevice(o, h.requests), nil
 }
 
