@@ -1,9 +1,11 @@
 package blockdev
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -131,7 +133,7 @@ func DetachLoop(dev string, held func() (end func())) error {
 	}
 	defer f.Close()
 	defer held()()
-	if err := f.Sync(); err != nil {
+	if err := handDown(f); err != nil {
 		return err
 	}
 	if err := clearLoop(f); err != nil {
@@ -150,6 +152,22 @@ func DetachLoop(dev string, held func() (end func())) error {
 		err = unix.EBUSY
 	}
 	return &os.PathError{Op: "detach", Path: dev, Err: err}
+}
+
+// handDown has all that was written to a device reach its file, by another process. It is this one that may serve the file: killed
+// meanwhile, it would stay in the kernel until somebody answers, with all that it has open and locked, and whoever is to answer in its
+// place waits for the end of it.
+func handDown(dev *os.File) error {
+	c := exec.Command("sync", dev.Name())
+	c.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a Ctrl-C is not for it
+	says, err := c.CombinedOutput()
+	if errors.Is(err, exec.ErrNotFound) { // an image without programs
+		return dev.Sync()
+	}
+	if err != nil {
+		return &os.PathError{Op: "sync", Path: dev.Name(), Err: fmt.Errorf("%w: %s", err, bytes.TrimSpace(says))}
+	}
+	return nil
 }
 
 // DropLoop ends a loop device when its last user goes, whoever that is, and at once if there is none. Nothing is flushed.

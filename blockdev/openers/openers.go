@@ -1,9 +1,11 @@
 package openers
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -85,6 +87,22 @@ func processes(st unix.Stat_t) (all []Process, err error) {
 		all = append(all, Process{pid, strings.TrimSpace(string(name))})
 	}
 	return all, nil
+}
+
+// Others are those whom this process has not started.
+func (o Openers) Others() Openers {
+	o.Processes = slices.DeleteFunc(slices.Clone(o.Processes), func(p Process) bool { return startedHere(p.PID) })
+	return o
+}
+
+// startedHere reports whether a process was started by this one.
+func startedHere(pid int) bool {
+	p, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	fields := bytes.Fields(p[bytes.LastIndexByte(p, ')')+1:]) // behind its name, which may have anything in it
+	return len(fields) > 1 && string(fields[1]) == strconv.Itoa(os.Getpid())
 }
 
 func hasOpen(pid int, st unix.Stat_t) bool {

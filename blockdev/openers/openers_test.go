@@ -33,6 +33,9 @@ func TestOf(t *testing.T) {
 		o.Swap || len(o.Devices) > 0 {
 		t.Errorf("got %+v, %v; want %s beside %v", o, err, want, before)
 	}
+	if others := o.Others(); strings.Contains(others.String(), want) || len(others.Processes) != len(before.Processes) {
+		t.Errorf("%v has others in it, %v beside what this process has started", others, before)
+	}
 	if err := c.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}

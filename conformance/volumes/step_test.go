@@ -1,9 +1,14 @@
 package volumes_test
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -30,7 +35,7 @@ func killAtStep(t *testing.T, s *testbed.Stack, calls string, n int, within time
 	case <-time.After(within): // nothing of the kind was due
 		hit = false
 	}
-	_ = c.Process.Signal(unix.SIGINT) // it may have ended
+	_ = c.Process.Kill() // it may have ended; told to end, it would wait for what remorad has started, which may wait for the next one
 	_ = c.Wait()
 	testbed.Must(t, s.StopRemorad(unix.SIGKILL))
 	return hit
@@ -75,4 +80,54 @@ func TestVolumeKilledAtSteps(t *testing.T) {
 			mustBeRight(t, s, "data", store)
 		})
 	}
+}
+
+// traced reports whether each thread of a process is traced.
+func traced(pid int) bool {
+	all, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	for _, name := range all {
+		if p, err := os.ReadFile(name); err == nil && strings.Contains(string(p), "TracerPid:\t0\n") {
+			return false
+		}
+	}
+	return err == nil && len(all) > 0
+}
+
+// TestVolumeKilledDetaching: a remorad that is killed while the kernel asks it to flush a device that it takes away is gone
+// nevertheless: the next one starts, and what was written is there.
+func TestVolumeKilledDetaching(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	store := newVolume(t, s, "data", "--class", "local")
+	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
+	want := bytes.Repeat([]byte("data"), 1<<18)
+	testbed.Must(t, os.WriteFile(dev, want, 0)) // which flushes nothing
+	detach := make(chan error, 1)
+	pid := s.RemoradPID()
+	go func() {
+		for range 60000 {
+			if traced(pid) {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		_, err := s.Snapctl(t.Context(), "volume", "detach", "data")
+		detach <- err
+	}()
+	if !killAtStep(t, s, "fdatasync", 1, time.Minute) {
+		t.Error("a detach flushes nothing")
+	}
+	testbed.Must(t, s.StartRemoradOnly())
+	t.Logf("the detach: %v", <-detach)
+	snapctl(t, s, "volume", "detach", "data")
+	f, err := os.Open(strings.TrimSpace(snapctl(t, s, "volume", "attach", "data")))
+	testbed.Must(t, err)
+	got := make([]byte, len(want))
+	_, err = io.ReadFull(f, got)
+	testbed.Must(t, errors.Join(err, f.Close()))
+	if !bytes.Equal(got, want) {
+		t.Error("what was written is not there")
+	}
+	snapctl(t, s, "volume", "detach", "data")
+	mustBeRight(t, s, "data", store)
 }

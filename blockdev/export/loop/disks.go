@@ -160,7 +160,7 @@ func (l looped) quiet() (end func()) {
 	}
 	return q.Quiet(func() bool {
 		by, err := openers.Of(l.path)
-		return err == nil && by.None()
+		return err == nil && by.Others().None() // what hands down what was written is ours
 	})
 }
 
