@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// seedFrom names the seed of the samples that Covering takes, to have those of an earlier run again.
+// seedFrom names the seed of what is drawn by chance, to have that of an earlier run again.
 const seedFrom = "REMORA_SEED"
 
 // Combinations returns each value of the first dimension with each of the second, and so on.
@@ -33,15 +33,24 @@ func Covering(t *testing.T, all [][]string) [][]string {
 	if os.Getenv("REMORA_SOAK") != "" {
 		return all
 	}
+	seed := Seed(t)
+	some := covering(all, seed)
+	t.Logf("%d of %d combinations", len(some), len(all))
+	return some
+}
+
+// Seed returns the seed of what a test draws by chance, and the test's log names it: that of an earlier run if the environment has
+// it, else a new one.
+func Seed(t *testing.T) uint64 {
+	t.Helper()
 	seed := uint64(time.Now().UnixNano())
 	if s := os.Getenv(seedFrom); s != "" {
 		var err error
 		seed, err = strconv.ParseUint(s, 10, 64)
 		Must(t, err)
 	}
-	some := covering(all, seed)
-	t.Logf("%d of %d combinations; %s=%d takes the same", len(some), len(all), seedFrom, seed)
-	return some
+	t.Logf("%s=%d draws the same", seedFrom, seed)
+	return seed
 }
 
 // covering takes combinations by chance, as long as each brings as many new values as any that is left.

@@ -29,6 +29,9 @@ type Link struct {
 
 	started sync.WaitGroup
 	stop    context.CancelFunc
+
+	mu     sync.Mutex // guards silent
+	silent chan struct{}
 }
 
 // New listens on a free port of loopback and forwards to the address. Close must be called.
@@ -38,7 +41,7 @@ func New(to string, opts Options) (*Link, error) {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	k := &Link{to: to, opts: opts, l: l, stop: stop, up: bucket{rate: opts.Rate}, down: bucket{rate: opts.Rate}}
+	k := &Link{to: to, opts: opts, l: l, stop: stop, silent: make(chan struct{}), up: bucket{rate: opts.Rate}, down: bucket{rate: opts.Rate}}
 	k.started.Go(func() { k.accept(ctx) })
 	return k, nil
 }
@@ -53,6 +56,15 @@ func (k *Link) Stats() (connections, received int64) { return k.conns.Load(), k.
 func (k *Link) SetRate(rate int64) {
 	k.up.set(rate)
 	k.down.set(rate)
+}
+
+// Silence has nothing more come through the connections that there are, and nobody is told: as where a machine between has forgotten
+// them. New ones work.
+func (k *Link) Silence() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	close(k.silent)
+	k.silent = make(chan struct{})
 }
 
 // Close ends all connections.
@@ -70,11 +82,14 @@ func (k *Link) accept(ctx context.Context) {
 			return // closed
 		}
 		k.conns.Add(1)
-		k.started.Go(func() { k.forward(ctx, c) })
+		k.mu.Lock()
+		silent := k.silent
+		k.mu.Unlock()
+		k.started.Go(func() { k.forward(ctx, c, silent) })
 	}
 }
 
-func (k *Link) forward(ctx context.Context, c net.Conn) {
+func (k *Link) forward(ctx context.Context, c net.Conn, silent <-chan struct{}) {
 	defer c.Close()
 	s, err := net.Dial("tcp", k.to)
 	if err != nil {
@@ -85,8 +100,17 @@ func (k *Link) forward(ctx context.Context, c net.Conn) {
 	defer stop()
 	opened := time.Now().Add(k.opts.RTT) // SYN there, SYN-ACK back
 	var both sync.WaitGroup
-	both.Go(func() { k.pump(s, c, &k.up, opened, nil) })
-	both.Go(func() { k.pump(c, s, &k.down, opened, &k.received) })
+	passes := func() bool {
+		select {
+		case <-silent:
+			<-ctx.Done()
+			return false
+		default:
+			return true
+		}
+	}
+	both.Go(func() { k.pump(s, c, &k.up, opened, passes, nil) })
+	both.Go(func() { k.pump(c, s, &k.down, opened, passes, &k.received) })
 	both.Wait()
 }
 
@@ -105,7 +129,8 @@ const (
 	queueTime = time.Second
 )
 
-func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, count *atomic.Int64) {
+// pump carries bytes one way. passes waits for the end of the link, and then says no, if nothing comes through any longer.
+func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, passes func() bool, count *atomic.Int64) {
 	queue := make(chan packet, window)
 	var writer sync.WaitGroup
 	writer.Go(func() {
@@ -113,6 +138,9 @@ func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, count *at
 			time.Sleep(time.Until(p.at))
 			if count != nil { // before: who has the bytes must find them counted
 				count.Add(int64(len(p.data)))
+			}
+			if !passes() {
+				continue
 			}
 			if _, err := dst.Write(p.data); err != nil {
 				src.Close() // ends the reader below
@@ -128,6 +156,9 @@ func (k *Link) pump(dst, src net.Conn, b *bucket, notBefore time.Time, count *at
 	for {
 		buf := make([]byte, packetSize)
 		n, err := src.Read(buf)
+		if !passes() {
+			break
+		}
 		if n > 0 {
 			sent := time.Now()
 			if sent.Before(notBefore) {

@@ -1,9 +1,11 @@
 package link_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -127,4 +129,37 @@ func throughput(t *testing.T, conns int, rate int64) float64 {
 		t.Errorf("counted %d bytes, want %d", received, n*conns)
 	}
 	return float64(n*conns) / (took - 2*rtt).Seconds() // the handshake and the request
+}
+
+// TestSilence: what was connected before hears nothing more, without an error; what connects after that works.
+func TestSilence(t *testing.T) {
+	t.Parallel()
+	k, err := link.New(serve(t, 1), link.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dial := func() net.Conn {
+		c, err := net.Dial("tcp", k.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	old := dial()
+	ask(t, old, 1)
+	k.Silence()
+	if _, err := old.Write([]byte{1}); err != nil {
+		t.Error(err)
+	}
+	ask(t, dial(), 1) // which takes as long as an answer would
+	if err := old.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := old.Read(make([]byte, 1)); n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%d bytes came, %v", n, err)
+	}
+	if err := k.Close(); err != nil {
+		t.Error(err)
+	}
 }
