@@ -116,7 +116,7 @@ measured: deps-measured tools-measured build ## tests that measure time or memor
 	  $$(grep -rl 'func TestMeasured' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
 # The parts of make soak: those tests that do more with REMORA_SOAK, in groups that end within 45 minutes on two cores each.
-SOAK        := sim oldest outlive kill odd kinds disks volumes cuts outages fuzz
+SOAK        := sim oldest outlive kill odd kinds disks volumes cuts outages operators fuzz
 SOAK_sim     := TestSimulation|TestDetachAndStarts
 SOAK_outlive := images TestOwnerOfRoot|TestSurvive|TestBothKilled|TestMeasuredNeighbours
 SOAK_kill    := images TestKilledUnderLoad|TestImportKilled|TestConvertKilled|TestPowerCut|TestRegistryGone|TestAccessWithdrawn
@@ -126,6 +126,7 @@ SOAK_disks   := disks TestDisk.*
 SOAK_volumes := volumes TestVolumeKilled.*|TestVolumePostgres
 SOAK_cuts    := volumes TestVolumePowerCut
 SOAK_outages := volumes TestVolumeOutage.*|TestVolumeSlowLink|TestVolumeFileSystems
+SOAK_operators := volumes TestVolumePairs|TestVolumeOperators|TestVolumePostgresFaults
 
 soak: ## full counts, in parts of at most 45 minutes; SOAK="disks cuts" for some
 	@conformance/tools/parts $(addprefix soak-,$(SOAK))
@@ -137,7 +138,8 @@ soak-sim:
 soak-oldest: deps-images tools-images build
 	REMORA_ONE_EACH=1 REMORA_CONTAINERD=2.1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/images
 
-soak-outlive soak-kill soak-odd soak-kinds soak-disks soak-volumes soak-cuts soak-outages: soak-%: deps-measured tools-measured build
+soak-outlive soak-kill soak-odd soak-kinds soak-disks soak-volumes soak-cuts soak-outages soak-operators: \
+  soak-%: deps-measured tools-measured build
 	REMORA_SOAK=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -run '^($(word 2,$(SOAK_$*)))$$' \
 	  ./conformance/$(firstword $(SOAK_$*))
 

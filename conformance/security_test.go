@@ -13,15 +13,7 @@ import (
 // TestCitedTestsExist: every test that documents name as the one that shows a promise is there.
 func TestCitedTestsExist(t *testing.T) {
 	t.Parallel()
-	defined := map[string]bool{}
-	definition := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
-	for _, file := range tracked(t, "*_test.go") {
-		p, err := os.ReadFile(filepath.Join(testbed.Repo(), file))
-		testbed.Must(t, err)
-		for _, m := range definition.FindAllStringSubmatch(string(p), -1) {
-			defined[m[1]] = true
-		}
-	}
+	defined := definedTests(t)
 	cited := regexp.MustCompile(`\bTest[A-Z]\w*`)
 	for doc, least := range map[string]int{"docs/security.md": 40, "docs/volumes.md": 10, "docs/operations.md": 1} {
 		p, err := os.ReadFile(filepath.Join(testbed.Repo(), doc))
@@ -38,4 +30,19 @@ func TestCitedTestsExist(t *testing.T) {
 			}
 		}
 	}
+}
+
+// definedTests returns the names of all tests.
+func definedTests(t *testing.T) map[string]bool {
+	t.Helper()
+	defined := map[string]bool{}
+	definition := regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
+	for _, file := range tracked(t, "*_test.go") {
+		p, err := os.ReadFile(filepath.Join(testbed.Repo(), file))
+		testbed.Must(t, err)
+		for _, m := range definition.FindAllStringSubmatch(string(p), -1) {
+			defined[m[1]] = true
+		}
+	}
+	return defined
 }

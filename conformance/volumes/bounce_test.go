@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -17,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remora-storage/remora/blockdev"
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -221,4 +223,34 @@ func TestVolumeAbandoned(t *testing.T) {
 			mustBeWhole(t, s)
 		})
 	}
+}
+
+// TestVolumeWithoutDevice: a node that lost its device with the holder, or by a reboot, stores what its journal has and gives the volume
+// up by itself; another node gets it then.
+func TestVolumeWithoutDevice(t *testing.T) {
+	t.Parallel()
+	a := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	b := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	store := newVolume(t, a, "data", "--class", "local", "--max-age", "1h")
+	dev := strings.TrimSpace(snapctl(t, a, "volume", "attach", "data"))
+	want := bytes.Repeat([]byte("data"), 1<<18)
+	f, err := os.OpenFile(dev, os.O_RDWR, 0)
+	testbed.Must(t, err)
+	_, err = f.Write(want)
+	testbed.Must(t, errors.Join(err, f.Sync(), f.Close()))
+	testbed.Must(t, a.StopRemorad(unix.SIGKILL))
+	testbed.Must(t, a.KillHolder())
+	testbed.Must(t, blockdev.DropLoop(dev))
+	testbed.Must(t, a.StartRemorad())
+	testbed.WaitFor(t, "the volume to be given up", func() bool { return stateOf(t, a) == "absent" })
+	f, err = os.Open(strings.TrimSpace(snapctl(t, b, "volume", "attach", "--store", store, "data")))
+	testbed.Must(t, err)
+	got := make([]byte, len(want))
+	_, err = io.ReadFull(f, got)
+	testbed.Must(t, errors.Join(err, f.Close()))
+	if !bytes.Equal(got, want) {
+		t.Error("what was flushed is not there")
+	}
+	snapctl(t, b, "volume", "detach", "data")
+	mustBeRight(t, b, "data", store)
 }

@@ -86,6 +86,124 @@ func (p *postgres) sql(query string) (string, error) {
 	return strings.TrimSpace(out), err
 }
 
+// commits are transactions on a server under load, of which this process keeps which ones a client was told were committed.
+type commits struct {
+	acked [2][]int // of each client
+	count atomic.Int64
+	load  sync.WaitGroup
+	stop  chan struct{}
+	fails chan error // of each client, and only if it was not told to stop
+}
+
+// startCommits makes a database and puts load on it. It ends with the server.
+func (p *postgres) startCommits(t *testing.T) *commits {
+	t.Helper()
+	p.init(t)
+	p.start(t)
+	_, err := p.sql("create table committed (id bigint primary key, filler text)")
+	testbed.Must(t, err)
+	_, err = p.run("pgbench", "-h", p.dir, "-i", "-q", "postgres")
+	testbed.Must(t, err)
+	c := &commits{stop: make(chan struct{})}
+	c.fails = make(chan error, len(c.acked))
+	c.load.Go(func() { _, _ = p.run("pgbench", "-h", p.dir, "-c", "4", "-T", "3600", "postgres") }) // it ends with the server
+	for client := range c.acked {
+		c.load.Go(func() { c.fails <- c.commit(p, client) })
+	}
+	return c
+}
+
+// commit commits until it is told to stop, or cannot.
+func (c *commits) commit(p *postgres, client int) error {
+	for i := 0; ; i++ {
+		select {
+		case <-c.stop:
+			return nil
+		default:
+		}
+		id := i*len(c.acked) + client
+		if _, err := p.sql(fmt.Sprintf("insert into committed values (%d, repeat('x', 500))", id)); err != nil {
+			return err
+		}
+		c.acked[client] = append(c.acked[client], id)
+		c.count.Add(1)
+	}
+}
+
+// mustRun insists that no client has seen an error.
+func (c *commits) mustRun(t *testing.T) {
+	t.Helper()
+	select {
+	case err := <-c.fails:
+		t.Fatalf("a client ended: %v", err)
+	default:
+	}
+}
+
+// mustGoOn waits until a few more transactions are committed than were when it was called.
+func (c *commits) mustGoOn(t *testing.T) {
+	t.Helper()
+	enough := c.count.Load() + 4
+	testbed.WaitFor(t, "transactions to be committed", func() bool {
+		c.mustRun(t)
+		return c.count.Load() >= enough
+	})
+}
+
+// cutPower ends server and load as a power cut would.
+func (c *commits) cutPower(t *testing.T, p *postgres) {
+	t.Helper()
+	p.kill(t)
+	close(c.stop)
+	c.load.Wait()
+}
+
+// mustBeThere insists that a server that was started again has all that was committed, and no index is damaged.
+func (c *commits) mustBeThere(t *testing.T, p *postgres) {
+	t.Helper()
+	out, err := p.sql("select id from committed")
+	testbed.Must(t, err)
+	there := map[string]bool{}
+	for id := range strings.FieldsSeq(out) {
+		there[id] = true
+	}
+	all := slices.Concat(c.acked[:]...)
+	for _, id := range all {
+		if !there[fmt.Sprint(id)] {
+			t.Errorf("transaction %d was committed, and is missing", id)
+		}
+	}
+	t.Logf("%d transactions were committed, %d are there", len(all), len(there))
+	_, err = p.run("pg_amcheck", "-h", p.dir, "--install-missing", "-d", "postgres")
+	testbed.Must(t, err)
+}
+
+// losePower has a node lose its power, and mounts the volume again: from its journal and the store if the class is local, else on
+// another node from the store alone, which it returns.
+func losePower(t *testing.T, a *testbed.Stack, store, class, mnt, config string) (next *testbed.Stack) {
+	t.Helper()
+	testbed.Must(t, a.StopRemorad(unix.SIGKILL))
+	testbed.Must(t, a.KillHolder()) // the device goes too
+	testbed.Must(t, unix.Unmount(mnt, unix.MNT_DETACH))
+	next = a
+	if class == "local" {
+		testbed.Must(t, a.StartRemorad())
+		snapctl(t, a, "volume", "detach", "data") // what its journal has goes to the store
+	} else {
+		next = testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: config})
+	}
+	snapctl(t, next, "volume", "mount", "--store", store, "data", mnt)
+	return next
+}
+
+// publicDir returns a new directory that a server's own user can reach.
+func publicDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	testbed.Must(t, os.Chmod(filepath.Dir(dir), 0o755))
+	return dir
+}
+
 // TestVolumePostgres: a database on a volume under load, whose remorad is killed again and again, and whose node then loses its
 // power: no transaction that a client was told was committed is missing, whether the volume is attached anew from journal
 // and store (class local) or on another node from the store alone (class remote).
@@ -95,9 +213,7 @@ func TestVolumePostgres(t *testing.T) {
 		t.Run(class, func(t *testing.T) {
 			t.Parallel()
 			a := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
-			dir := t.TempDir()
-			testbed.Must(t, os.Chmod(filepath.Dir(dir), 0o755)) // the server has a user of its own
-			mnt := filepath.Join(dir, "mnt")
+			mnt := filepath.Join(publicDir(t), "mnt")
 			store := newVolume(t, a, "data", "--class", class)
 			snapctl(t, a, "volume", "mount", "data", mnt)
 			t.Cleanup(func() {
@@ -106,77 +222,19 @@ func TestVolumePostgres(t *testing.T) {
 				}
 			})
 			pg := newPostgres(t, mnt)
-			pg.init(t)
-			pg.start(t)
-			_, err := pg.sql("create table committed (id bigint primary key, filler text)")
-			testbed.Must(t, err)
-			_, err = pg.run("pgbench", "-h", pg.dir, "-i", "-q", "postgres")
-			testbed.Must(t, err)
-
-			var load sync.WaitGroup
-			stop := make(chan struct{})
-			load.Go(func() { _, _ = pg.run("pgbench", "-h", pg.dir, "-c", "4", "-T", "600", "postgres") }) // it ends with the server
-			acked := make([][]int, 2)
-			var committed atomic.Int64
-			for client := range acked {
-				load.Go(func() {
-					for i := 0; ; i++ {
-						select {
-						case <-stop:
-							return
-						default:
-						}
-						id := i*len(acked) + client
-						if _, err := pg.sql(fmt.Sprintf("insert into committed values (%d, repeat('x', 500))", id)); err != nil {
-							return // the power is gone
-						}
-						acked[client] = append(acked[client], id)
-						committed.Add(1)
-					}
-				})
-			}
-			more := func() { // commits, while the kills go on
-				enough := committed.Load() + 4
-				testbed.WaitFor(t, "transactions to be committed", func() bool { return committed.Load() >= enough })
-			}
+			load := pg.startCommits(t)
 			for range testbed.Rounds(5, 100) {
-				more()
+				load.mustGoOn(t)
 				testbed.Must(t, a.RestartRemorad(unix.SIGKILL))
 			}
-			more()
-			pg.kill(t)
-			close(stop)
-			load.Wait()
-			testbed.Must(t, a.StopRemorad(unix.SIGKILL))
-			testbed.Must(t, a.KillHolder()) // the device goes too
-			testbed.Must(t, unix.Unmount(mnt, unix.MNT_DETACH))
-			next := a
-			if class == "local" {
-				testbed.Must(t, a.StartRemorad())
-				snapctl(t, a, "volume", "detach", "data") // what its journal has goes to the store
-			} else {
-				next = testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
-			}
-			snapctl(t, next, "volume", "mount", "--store", store, "data", mnt)
+			load.mustGoOn(t)
+			load.cutPower(t, pg)
+			next := losePower(t, a, store, class, mnt, volumeConfig)
 			pg.start(t)
-			out, err := pg.sql("select id from committed")
-			testbed.Must(t, err)
-			there := map[string]bool{}
-			for id := range strings.FieldsSeq(out) {
-				there[id] = true
+			load.mustBeThere(t, pg)
+			if n := load.count.Load(); n < 20 {
+				t.Errorf("only %d transactions were committed", n)
 			}
-			all := slices.Concat(acked...)
-			for _, id := range all {
-				if !there[fmt.Sprint(id)] {
-					t.Errorf("transaction %d was committed, and is missing", id)
-				}
-			}
-			t.Logf("%d transactions were committed, %d are there", len(all), len(there))
-			if len(all) < 20 {
-				t.Errorf("only %d transactions were committed", len(all))
-			}
-			_, err = pg.run("pg_amcheck", "-h", pg.dir, "--install-missing", "-d", "postgres")
-			testbed.Must(t, err)
 			pg.kill(t)
 			snapctl(t, next, "volume", "umount", "data")
 			t.Log(strings.TrimSpace(snapctl(t, next, "volume", "fsck", "data")))
