@@ -54,7 +54,7 @@ var arrows = []struct{ from, may string }{
 	// The suites of contracts, and benchmarks: tests alone import it.
 	{"conformance/falsify", "fs/annotation fs/format/zstdchunked"},
 	{"conformance/heap", ""},
-	{"conformance/testbed", "conformance/... cache blockdev/... snapshotter/boltfile"}, // it walks the roots that tests leave
+	{"conformance/testbed", "conformance/... volume cache blockdev/... remote/store/... snapshotter/boltfile"}, // it walks what tests leave
 	{"conformance/...", "conformance/... volume/... cache blockdev/... remote/..."},
 }
 

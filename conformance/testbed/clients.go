@@ -43,7 +43,11 @@ func (s *Stack) ctrEnv() []string {
 
 // Snapctl runs snapctl and returns its stdout.
 func (s *Stack) Snapctl(ctx context.Context, args ...string) (string, error) {
-	return Output(ctx, s.SnapctlEnv(), cmp.Or(s.snapctl, "snapctl"), args...)
+	out, err := Output(ctx, s.SnapctlEnv(), cmp.Or(s.snapctl, "snapctl"), args...)
+	if err == nil {
+		s.stores.note(args)
+	}
+	return out, err
 }
 
 // SnapctlEnv is what snapctl needs in its environment to work with the stack.

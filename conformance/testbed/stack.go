@@ -55,6 +55,7 @@ type Stack struct {
 	opts       Options
 	program    string // instead of remorad, and the other instead of snapctl
 	snapctl    string
+	stores     *usedStores
 	// containerdDir has the programs of a containerd that is not PATH's.
 	containerdDir string
 }
@@ -69,7 +70,7 @@ func (s *Stack) Configure(more string) { s.opts.Config += more }
 func NewStack(dir string, opts Options) (_ *Stack, err error) {
 	s := &Stack{
 		Dir: dir, Root: opts.Root, Socket: filepath.Join(dir, "containerd.sock"), Remora: filepath.Join(dir, "remora.sock"),
-		HostsDir: filepath.Join(dir, "hosts"), Namespace: newNamespace(), opts: opts,
+		HostsDir: filepath.Join(dir, "hosts"), Namespace: newNamespace(), opts: opts, stores: new(usedStores),
 	}
 	if s.Root == "" {
 		s.Root = filepath.Join(dir, "remora")

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// New starts a stack that ends with the test, and must leave nothing but a root that is whole.
+// New starts a stack that ends with the test, and must leave nothing but a root that is whole, and stores that are.
 func New(t *testing.T, opts Options) *Stack {
 	t.Helper()
 	NeedRoot(t)
@@ -30,6 +30,9 @@ func New(t *testing.T, opts Options) *Stack {
 		}
 		if err := walkRoot(s.Root); err != nil {
 			t.Errorf("remorad left: %v", err)
+		}
+		if err := s.stores.walk(s.opts.Config); err != nil {
+			t.Errorf("volumes are left in %v", err)
 		}
 	})
 	return s

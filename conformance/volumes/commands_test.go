@@ -255,9 +255,9 @@ func TestVolumeFileSystems(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	for i, fs := range testbed.FileSystems {
+		store := newVolume(t, s, fs.Name, "--class", []string{"remote", "local", "local"}[i])
 		t.Run(fs.Name, func(t *testing.T) {
 			mnt := filepath.Join(t.TempDir(), "mnt")
-			store := newVolume(t, s, fs.Name, "--class", []string{"remote", "local", "local"}[i])
 			snapctl(t, s, "volume", "mount", fs.Name, mnt, "--fs", fs.Name)
 			for _, direct := range []bool{false, true} {
 				flag := "--direct=" + map[bool]string{false: "0", true: "1"}[direct]
@@ -467,7 +467,7 @@ func TestVolumeLeftJournal(t *testing.T) {
 	if err != nil || len(orphans) != 1 {
 		t.Errorf("the journal that was left behind: %q, %v", orphans, err)
 	}
-	snapctl(t, a, "volume", "rm", "data")
+	mustBeWhole(t, a)
 }
 
 // TestVolumeEmptiedRoot: a node whose root was emptied is another one: it waits for the end of the lease, and a volume of class
@@ -502,7 +502,7 @@ func TestVolumeEmptiedRoot(t *testing.T) {
 		t.Errorf("%d takeovers in the log of a node that is another one", n)
 	}
 	snapctl(t, s, "volume", "detach", "data")
-	snapctl(t, s, "volume", "rm", "data")
+	mustBeWhole(t, s)
 }
 
 // TestVolumeOpen: a device that somebody has open, or has made a device of, is not detached, and who that is, is said.

@@ -178,19 +178,20 @@ func TestVolumePowerCut(t *testing.T) {
 						w.mustHave(t, v, at)
 					}
 					testbed.Must(t, v.Detach(t.Context()))
-					report, err := volume.Check(t.Context(), store, "data", true, func(string) {})
-					testbed.Must(t, err)
-					for _, p := range report.Problems {
-						t.Error(p)
+					if err := testbed.WalkStore(t.Context(), store); err != nil {
+						t.Error(err)
 					}
 				})
 				if class == volume.Remote { // without the node's journal
 					testbed.CutAndLook(t, rec, at, rnd, func(dir string) {
-						v, _ := attachCut(t, r.Node, dir, filepath.Join(dir, "others"))
+						v, store := attachCut(t, r.Node, dir, filepath.Join(dir, "others"))
 						for _, w := range r.Writers {
 							w.mustHave(t, v, at)
 						}
 						testbed.Must(t, v.Detach(t.Context()))
+						if err := testbed.WalkStore(t.Context(), store); err != nil {
+							t.Error(err)
+						}
 					})
 				}
 				if t.Failed() {
