@@ -31,7 +31,8 @@ const longestSentence = 25
 
 // readByMost are the documents that people read first.
 var readByMost = []string{
-	"README.md", "docs/architecture.md", "docs/security.md", "docs/operations.md", "docs/volumes.md", "docs/registries.md",
+	"README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/security.md", "docs/operations.md", "docs/volumes.md", "docs/registries.md",
+	"docs/dependencies.md",
 }
 
 // TestSentencesAreShort: no sentence of what most people read is long.
@@ -65,8 +66,9 @@ var (
 func sentences(document string) (all []string) {
 	var text string
 	end := func() {
+		text = begins.ReplaceAllString(strings.TrimSpace(text), "")
 		text = codeAlone.ReplaceAllString(code.ReplaceAllString(links.ReplaceAllString(text, "$1"), "\x00"), "")
-		all, text = append(all, sentence.Split(strings.TrimSpace(text), -1)...), ""
+		all, text = append(all, sentence.Split(text, -1)...), ""
 	}
 	for line := range strings.Lines(fenced.ReplaceAllString(document, "")) {
 		line = strings.TrimSpace(line)
@@ -88,7 +90,7 @@ func TestSentences(t *testing.T) {
 	t.Parallel()
 	got := sentences("# A head\n\nOne of\ntwo lines. Two (`a`, `b` and `c`)! See [that](x.md#y.z).\n- **An item.** With `co. de`: more\n" +
 		"| a | b |\n```\nno. no\n```\n")
-	want := []string{"# A head", "One of two lines", "Two ", "See that.", "- **An item", "With \x00", "more", " a ", " b "}
+	want := []string{" A head", "One of two lines", "Two ", "See that.", "**An item", "With \x00", "more", " a ", " b "}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}

@@ -66,7 +66,7 @@ to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotte
 			RunE: func(cmd *cobra.Command, _ []string) error { return printContainerdConfig(stdout, f.root) }},
 		&cobra.Command{Use: "holder", Short: "Keep mounts alive while remorad is not there (remorad starts it itself)", Args: cobra.NoArgs,
 			Long: `holder is a second, small process beside remorad. It has a reference to everything that mounts of
-lazy layers depend on, and keeps reads that the kernel has handed out until they are answered. So
+lazy layers depend on. It keeps reads that the kernel has handed out until they are answered. So
 remorad can be killed, stopped or upgraded while containers run: their reads of missing data wait
 for the next remorad. It uses no network and needs no restart at an upgrade.
 

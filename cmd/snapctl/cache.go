@@ -17,8 +17,8 @@ func (a *app) cacheCommand() *cobra.Command {
 		Use:   "cache",
 		Short: "List, pin and prune what is cached",
 		Long: `cache shows and changes what remorad keeps on disk. The cache never exceeds [cache] limit: the least
-recently used data goes first. What the kernel reads without asking (complete layers, and those
-mounted by the precontent back end) cannot go while it is mounted, and pinned images never go.`,
+recently used data goes first. What the kernel reads without asking cannot go while it is mounted:
+complete layers, and those mounted by the precontent back end. Pinned images never go.`,
 	}
 	c.AddCommand(
 		&cobra.Command{Use: "ls", Short: "List the layers in the cache", Args: exactly(0, "no arguments"),

@@ -39,11 +39,11 @@ func (a *app) doctorCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check the kernel, containerd's configuration and remorad's",
-		Long: `doctor checks that lazy images can work on this machine: what the kernel has, whether remorad
-runs and which back end it found, whether containerd knows remorad and tells it which image a
-layer belongs to, and whether both have the same proxies. It names layers and snapshots that are
-broken, and the images that cannot be exported yet, since their layers are in the registry alone.
-It prints what to change, and exits with 1 if something must be.`,
+		Long: `doctor checks that lazy images can work on this machine. It looks at what the kernel has, whether
+remorad runs, and which back end it found. It asks whether containerd knows remorad and tells it
+which image a layer belongs to, and whether both have the same proxies. It names layers and
+snapshots that are broken, and the images that cannot be exported yet, since their layers are in the
+registry alone. It prints what to change, and exits with 1 if something must be.`,
 		Args: exactly(0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.doctor(cmd.Context(), configPath, name) },
 	}

@@ -26,9 +26,9 @@ func (a *app) fetchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "fetch [flags] IMAGE",
 		Short: "Make a lazily pulled image complete",
-		Long: `fetch downloads what is missing of an image that was pulled lazily, checks every layer against
-its diffID, and puts the layers' blobs into containerd's content store, so that the image can be
-pushed to another registry, exported or converted. After that the registry is no longer needed.`,
+		Long: `fetch downloads what is missing of an image that was pulled lazily, and checks every layer against
+its diffID. It puts the layers' blobs into containerd's content store, so that you can push the
+image to another registry, export or convert it. After that the registry is no longer needed.`,
 		Example: `  snapctl fetch registry.example.com/redis:7-lazy
   ctr images export redis.tar registry.example.com/redis:7-lazy`,
 		Args: exactly(1, "one image"),

@@ -28,8 +28,8 @@ func (a *app) indexCommand() *cobra.Command {
 		Use:   "index",
 		Short: "Make images lazy without changing them",
 		Long: `An index lets nodes read an ordinary image by parts: it says what is in each layer, and where in the
-compressed layer decoding can begin. It is about one percent of the image, lies beside it in the
-registry as an artifact that refers to it, and the image itself, its digest too, stays as it is.
+compressed layer decoding can begin. It is about one percent of the image, and lies beside it in the
+registry as an artifact that refers to it. The image itself, its digest too, stays as it is.
 
 remorad makes one whenever it imports an image, for this node's next pull of it, and publishes it with
 [index] publish = true. These commands make and publish one without remorad or containerd, say after

@@ -58,11 +58,11 @@ func (a *app) pullCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "pull [flags] IMAGE",
 		Short: "Pull an image, lazily where that is possible",
-		Long: `pull makes an image ready to run: manifest, configuration and the indexes of its layers are
-fetched, the layers' data stays in the registry until it is read. It returns when the image's
-root file system can be mounted. A layer without an index is imported: downloaded and decoded
-straight into an image that is mounted, and an index is made of it on the way, which "snapctl index"
-can publish for other nodes.
+		Long: `pull makes an image ready to run: manifest, configuration and the indexes of its layers are fetched,
+the layers' data stays in the registry until it is read. It returns when the image's root file
+system can be mounted. remorad imports a layer without an index: it downloads and decodes the layer
+straight into an image that it mounts. On the way it makes an index, which "snapctl index" can
+publish for other nodes.
 
 Registries on localhost are reached by plain HTTP; others as hosts.toml in remorad's
 [registry] config_path says.`,

@@ -40,9 +40,9 @@ func (a *app) recordCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "record [flags] IMAGE [-- CMD...]",
 		Short: "Run an image once and record what it reads when it starts",
-		Long: `record runs a container of an image, pulling it if need be, and records which parts of
-which files are read, mapped or executed, in order. The result is merged into the image's
-profile on this node, by which later pulls fetch them before the container exists.
+		Long: `record runs a container of an image, which it pulls if need be. It records which parts of which
+files are read, mapped or executed, in order. The result is merged into the image's profile on this
+node, by which later pulls fetch them before the container exists.
 
 It ends with the first of: the process exits, --until-line, --until-port, --for, Ctrl-C.
 The container has a network of its own with loopback alone, and is removed at the end.

@@ -21,19 +21,20 @@ func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status [IMAGE]",
 		Short: "Show the back end, the cache and every lazy layer, or how an image's start went",
-		Long: `status shows how layers are mounted here and why, how full the cache is, and for every lazy
-layer how much of it is present and how much was fetched since remorad started. It names the
-processes that wait for a registry, the containers that may have seen errors or wrong data
-since what their mounts depend on was lost, and the snapshots that containerd knows and that were
-lost with remorad's root. It names each file of remorad's that was damaged and set
-aside, what was lost with it and what to do, until that file is removed.
+		Long: `status shows how layers are mounted here and why, and how full the cache is. For every lazy layer it
+shows how much is present, and how much was fetched since remorad started. It names the processes
+that wait for a registry. It names the containers that may have seen errors or wrong data since what
+their mounts depend on was lost. It names the snapshots that containerd knows and that were lost
+with remorad's root. It names each file of remorad's that was damaged and set aside, until you
+remove that file, with what was lost and what to do.
 
 With an image it shows that image's layers, and what became of the bytes that were fetched since
-remorad started: how many were fetched before anybody asked, how many of these were used, how many
-were fetched because a program waited, and how often and how long it waited. Use these
-numbers to judge a profile: record it again if much is unused, or if programs wait. Sizes there are packed; what the
-kernel reads of complete layers by itself is not seen. It also says whether the image can be
-exported: a layer that was never downloaded whole is not in containerd's content store.
+remorad started. It says how many were fetched before anybody asked, and how many of these were
+used. It says how many were fetched because a program waited, and how often and how long it waited.
+Use these numbers to judge a profile: record it again if much is unused, or if programs wait. Sizes
+there are packed; what the kernel reads of complete layers by itself is not seen. It also says
+whether the image can be exported: a layer that was never downloaded whole is not in containerd's
+content store.
 
 With --json it prints one object: backend.name, backend.reason, holder.pid, cache.bytes,
 cache.limit, cache.pinned, layers[] with digest, image, format, backend, state, present_bytes,

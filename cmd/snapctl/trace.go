@@ -57,10 +57,10 @@ func (a *app) traceCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "trace [flags] IMAGE [-- CMD...]",
 		Short: "Pull and run an image once and show where the time goes",
-		Long: `trace pulls an image, runs a container of it until it has started, and shows when what happened:
-the manifest, the layers' indexes, the profile, each request for data and what it was made for,
-the mounts, the container's creation and first instruction, and each read for which the program
-had to wait. With --svg it draws that.
+		Long: `trace pulls an image, runs a container of it until it has started, and shows when what happened. It
+shows the manifest, the layers' indexes, the profile, and each request for data with what it was
+made for. It shows the mounts, the container's creation and first instruction, and each read for
+which the program had to wait. With --svg it draws that.
 
 An image that is on this node already is started from what is cached: remove it first (ctr images
 rm --sync IMAGE) to see a cold start. What other images do at the same time is shown as well.`,
