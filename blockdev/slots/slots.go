@@ -43,7 +43,7 @@ type Slots struct {
 	avail chan struct{}
 }
 
-// New makes the memory for n slots of size bytes, all of them free. name is for people.
+// New makes the memory for n slots of size bytes. None of them is free yet, as with Open. name is for people.
 func New(name string, n, size int) (*Slots, error) {
 	if n <= 0 || n > maxSlots || size <= 0 || size > maxSize || size%8 != 0 {
 		return nil, fmt.Errorf("slots %s: %d of %d bytes", name, n, size)
@@ -69,14 +69,7 @@ func New(name string, n, size int) (*Slots, error) {
 		f.Close()
 		return nil, fmt.Errorf("slots %s: %w", name, err)
 	}
-	s, err := Open(f)
-	if err != nil {
-		return nil, err
-	}
-	for i := n - 1; i >= 0; i-- {
-		s.free = append(s.free, i)
-	}
-	return s, nil
+	return Open(f)
 }
 
 // Open maps memory that New made, here or in another process. No slot is free until it is

@@ -38,9 +38,13 @@ func TestTwoMappings(t *testing.T) {
 	if o.Len() != 8 || o.Size() != 64 {
 		t.Fatalf("%d of %d", o.Len(), o.Size())
 	}
+	if _, ok := s.TryTake(); ok {
+		t.Error("a new one has free slots before it was said which are")
+	}
+	s.Release(3)
 	slot, ok := s.TryTake()
-	if !ok {
-		t.Fatal("none free")
+	if !ok || slot != 3 {
+		t.Fatalf("slot %d, %v", slot, ok)
 	}
 	copy(s.Slot(slot), "hello")
 	copy(s.Own(), "own")
@@ -59,6 +63,9 @@ func TestTakeAndRelease(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
+	for i := range s.Len() {
+		s.Release(i)
+	}
 	stop := make(chan struct{})
 	var all sync.WaitGroup
 	var mu sync.Mutex
