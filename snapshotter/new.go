@@ -83,7 +83,8 @@ func New(root string, c *cache.Cache, reg layers.Registry, images Images, opts O
 		return nil, err
 	}
 	left = slices.DeleteFunc(left, func(m mounts.Mount) bool {
-		return !strings.HasPrefix(m.Dir, root+"/") || slices.Contains(opts.NotOurs, m.Dir)
+		return !strings.HasPrefix(m.Dir, root+"/") ||
+			slices.ContainsFunc(opts.NotOurs, func(dir string) bool { return m.Dir == dir || strings.HasPrefix(m.Dir, dir+"/") })
 	})
 	earlier := s.sortMounts(left)
 	if err := os.MkdirAll(s.snapshotsDir(), 0o700); err != nil {

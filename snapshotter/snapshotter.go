@@ -58,7 +58,7 @@ type Options struct {
 	Kernel Kernel
 	// Pod says that whatever ends this process may end the holder too.
 	Pod bool
-	// NotOurs are directories under the root on which others mount something.
+	// NotOurs are directories under the root on which, or below which, others mount something.
 	NotOurs []string
 	// MapsMounts says why containerd, as it runs now, shows a container in a user namespace nothing that is mounted on its layers. It
 	// returns nil if containerd shows that, and so does a nil MapsMounts.

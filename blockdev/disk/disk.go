@@ -63,13 +63,14 @@ type Options struct {
 type Disks struct {
 	opts Options
 
-	attaching sync.Mutex // one attach or detach at a time; taken before mu
-
 	prepared sync.Once // this process is fit for the kernel's need of it
+
+	saving sync.Mutex // one record at a time; taken before mu
 
 	mu    sync.Mutex // guards the fields below
 	disks map[uint64]*attached
 	next  uint64
+	turns map[string]chan struct{} // by source: closed when what is done with its disk has ended
 }
 
 type attached struct {
@@ -85,7 +86,7 @@ const firstNode = 2
 
 // Open takes over what an earlier process had attached. That process must be dead: whoever holds the root's lock knows.
 func Open(ctx context.Context, opts Options) (*Disks, error) {
-	d := &Disks{opts: opts, disks: map[uint64]*attached{}, next: firstNode}
+	d := &Disks{opts: opts, disks: map[uint64]*attached{}, next: firstNode, turns: map[string]chan struct{}{}}
 	r, lost, err := d.load()
 	if err != nil {
 		return nil, err
@@ -139,7 +140,14 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 		k.Reason = err.Error()
 		dev = lost{k.Size, err}
 	}
-	if err := d.opts.Way.Adopt(k.Node, dev); err != nil { // its device went just now
+	err = d.opts.Way.Adopt(k.Node, dev)
+	switch {
+	case errors.Is(err, export.ErrLost):
+		d.opts.Log.Error("a disk has ended with who kept it: what uses it gets errors", "source", k.Source, "device", path,
+			"err", errors.Join(err, dev.Close()))
+		d.drop(k)
+		return
+	case err != nil: // its device went just now
 		d.opts.Log.Info("a disk is no longer attached", "source", k.Source, "err", errors.Join(err, dev.Close()))
 		return
 	}
@@ -187,8 +195,11 @@ func (d *Disks) isLost(k Disk) bool {
 	return is
 }
 
-// Dir returns where under a root a way may mount what disks depend on.
-func Dir(root string) string { return filepath.Join(root, "disks") }
+// Dir returns below which directory of a root a way may mount what disks depend on.
+func Dir(root string) string { return filepath.Join(root, "fuse-disks") }
+
+// EarlierDir returns where earlier versions mounted what all disks depended on.
+func EarlierDir(root string) string { return filepath.Join(root, "disks") }
 
 // prepare makes this process fit for the kernel's need of it.
 func (d *Disks) prepare() {
@@ -226,6 +237,10 @@ func (a *attached) now() Disk {
 func (d *Disks) List() []Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return d.listLocked()
+}
+
+func (d *Disks) listLocked() []Disk {
 	all := make([]Disk, 0, len(d.disks))
 	for _, a := range d.disks {
 		all = append(all, a.now())
@@ -234,10 +249,40 @@ func (d *Disks) List() []Disk {
 	return all
 }
 
+// turn waits until nothing else is done with a source's disk, and keeps others from it until end is called. The kernel may wait for
+// one disk's store as long as that is away: other disks have turns of their own.
+func (d *Disks) turn(ctx context.Context, source string) (end func(), err error) {
+	mine := make(chan struct{})
+	for {
+		d.mu.Lock()
+		busy := d.turns[source]
+		if busy == nil {
+			d.turns[source] = mine
+		}
+		d.mu.Unlock()
+		if busy == nil {
+			return func() {
+				d.mu.Lock()
+				defer d.mu.Unlock()
+				delete(d.turns, source)
+				close(mine)
+			}, nil
+		}
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, fmt.Errorf("wait for what is done with %s: %w", source, context.Cause(ctx))
+		}
+	}
+}
+
 // Attach makes a block device of a source's bytes. One that is attached already stays as it is.
 func (d *Disks) Attach(ctx context.Context, source string, readOnly bool, sector int) (Disk, error) {
-	d.attaching.Lock()
-	defer d.attaching.Unlock()
+	end, err := d.turn(ctx, source)
+	if err != nil {
+		return Disk{}, err
+	}
+	defer end()
 	for _, k := range d.List() {
 		if k.Source != source {
 			continue
@@ -266,8 +311,9 @@ func (d *Disks) attach(source string, dev Device, readOnly bool, sector int) (Di
 		return Disk{}, fmt.Errorf("%s has %d bytes in blocks of %d: no disk with sectors of %d", source, dev.Size(), dev.BlockSize(), sector)
 	}
 	d.prepare()
-	a := &attached{Disk{Source: source, ReadOnly: readOnly, Sector: sector, Size: dev.Size(), Node: d.next}, dev}
+	a := &attached{Disk{Source: source, ReadOnly: readOnly, Sector: sector, Size: dev.Size()}, dev}
 	d.mu.Lock()
+	a.Node = d.next
 	d.next++
 	d.disks[a.Node] = a
 	d.mu.Unlock()
@@ -291,9 +337,12 @@ func (d *Disks) attach(source string, dev Device, readOnly bool, sector int) (Di
 }
 
 // Grow tells the kernel that the bytes of a source have become more. A source without a disk is no error.
-func (d *Disks) Grow(source string) error {
-	d.attaching.Lock()
-	defer d.attaching.Unlock()
+func (d *Disks) Grow(ctx context.Context, source string) error {
+	end, err := d.turn(ctx, source)
+	if err != nil {
+		return err
+	}
+	defer end()
 	for _, k := range d.List() {
 		if k.Source != source || k.Reason != "" {
 			continue
@@ -325,14 +374,30 @@ func (d *Disks) Detach(ctx context.Context, name string) (k Disk, err error) {
 }
 
 func (d *Disks) detachNow(ctx context.Context, name string) (Disk, error) {
-	d.attaching.Lock()
-	defer d.attaching.Unlock()
-	for _, k := range d.List() {
-		if k.Source == name || k.Path == name {
-			return k, d.detach(ctx, k)
-		}
+	source := name
+	if k, ok := d.named(name); ok {
+		source = k.Source
 	}
-	return Disk{}, nil
+	end, err := d.turn(ctx, source)
+	if err != nil {
+		return Disk{}, err
+	}
+	defer end()
+	k, ok := d.named(name)
+	if !ok || k.Source != source { // it went meanwhile, and its device is another's
+		return Disk{}, nil
+	}
+	return k, d.detach(ctx, k)
+}
+
+// named returns the disk of a source or of a block device.
+func (d *Disks) named(name string) (Disk, bool) {
+	all := d.List()
+	i := slices.IndexFunc(all, func(k Disk) bool { return k.Source == name || k.Path == name })
+	if i < 0 {
+		return Disk{}, false
+	}
+	return all[i], true
 }
 
 func (d *Disks) detach(ctx context.Context, k Disk) error {
@@ -351,13 +416,8 @@ func (d *Disks) detach(ctx context.Context, k Disk) error {
 	d.mu.Lock()
 	a := d.disks[k.Node]
 	delete(d.disks, k.Node)
-	last := len(d.disks) == 0
 	d.mu.Unlock()
-	err = errors.Join(leave(ctx, a, k.Reason == ""), d.save())
-	if last { // nothing of ours stays mounted under the root; the next one makes it anew
-		err = errors.Join(err, d.opts.Way.End())
-	}
-	return err
+	return errors.Join(leave(ctx, a, k.Reason == ""), d.save())
 }
 
 func leave(ctx context.Context, a *attached, works bool) error {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -23,13 +24,33 @@ type kernel struct {
 	busy    map[uint64]bool
 	served  map[uint64]blockdev.Device
 	calls   []string
+	lost    uint64     // its connection has ended
+	mu      sync.Mutex // guards all
+	holds   map[uint64]held
+}
+
+// held is a device that is let go when it is told to.
+type held struct{ begun, end chan struct{} }
+
+// hold returns what tells and ends the wait of Withdraw.
+func (k *kernel) hold(id uint64) held {
+	h := held{make(chan struct{}), make(chan struct{})}
+	k.holds[id] = h
+	return h
 }
 
 func newKernel() *kernel {
-	return &kernel{devices: map[uint64]string{}, busy: map[uint64]bool{}, served: map[uint64]blockdev.Device{}}
+	return &kernel{
+		devices: map[uint64]string{}, busy: map[uint64]bool{}, served: map[uint64]blockdev.Device{}, holds: map[uint64]held{},
+	}
 }
 
-func (k *kernel) call(name string) error { k.calls = append(k.calls, name); return nil }
+func (k *kernel) call(name string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.calls = append(k.calls, name)
+	return nil
+}
 
 // kill ends the process that serves.
 func (k *kernel) kill() { clear(k.served); k.calls = nil }
@@ -47,13 +68,21 @@ func (k *kernel) Left() (left []export.Block, err error) {
 	}
 	return left, nil
 }
-func (k *kernel) Grow(id uint64) error                       { return k.call("grow") }
-func (k *kernel) Adopt(id uint64, dev blockdev.Device) error { k.served[id] = dev; return nil }
+func (k *kernel) Grow(id uint64) error { return k.call("grow") }
+func (k *kernel) Adopt(id uint64, dev blockdev.Device) error {
+	if id == k.lost {
+		return export.ErrLost
+	}
+	k.served[id] = dev
+	return nil
+}
 
 func (k *kernel) Export(id uint64, dev blockdev.Device, how export.How) (export.Path, error) {
 	if how.Sector == 8192 {
 		return nil, errors.New("no such sectors")
 	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	k.devices[id], k.served[id] = fmt.Sprintf("/dev/toy%d", id), dev
 	return export.File(k.devices[id]), nil
 }
@@ -62,6 +91,10 @@ func (k *kernel) Withdraw(_ context.Context, id uint64) error {
 	if k.busy[id] {
 		return unix.EBUSY
 	}
+	if h, ok := k.holds[id]; ok {
+		close(h.begun)
+		<-h.end
+	}
 	if _, err := k.served[id].ReadAt(context.Background(), make([]byte, 512), 0); err != nil {
 		return err // as a flush does
 	}
@@ -69,6 +102,8 @@ func (k *kernel) Withdraw(_ context.Context, id uint64) error {
 }
 
 func (k *kernel) Drop(id uint64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	delete(k.devices, id)
 	delete(k.served, id)
 	return nil
@@ -196,10 +231,60 @@ func TestDetach(t *testing.T) {
 	if _, err := d.Detach(ctx, "b"); err != nil || len(k.devices) != 0 {
 		t.Errorf("detached what is lost: %v, devices %v", err, k.devices)
 	}
-	if k.calls[len(k.calls)-1] != "end" { // there is nothing left to serve
-		t.Errorf("calls %v after the last was detached", k.calls)
-	}
 	attach(t, d, "a")
+}
+
+// TestDetachWaits: a device of one disk that is not let go, since its store is away, keeps nobody from the others; who wants the
+// same disk may leave, and has it afterwards.
+func TestDetachWaits(t *testing.T) {
+	root, k, s := t.TempDir(), newKernel(), newStore()
+	d := open(t, root, k, s, false)
+	a := attach(t, d, "a")
+	waits := k.hold(a.Node)
+	detached := make(chan error, 1)
+	go func() {
+		_, err := d.Detach(t.Context(), a.Path)
+		detached <- err
+	}()
+	<-waits.begun
+	b := attach(t, d, "b")
+	if err := d.Grow(t.Context(), "b"); err != nil {
+		t.Error(err)
+	}
+	if got, err := d.Detach(t.Context(), b.Path); err != nil || got.Node != b.Node {
+		t.Errorf("detached %+v, %v", got, err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errors.New("has no time"))
+	if _, err := d.Attach(ctx, "a", false, 512); err == nil || !strings.Contains(err.Error(), "has no time") {
+		t.Errorf("attached while it is detached: %v", err)
+	}
+	if _, err := d.Detach(ctx, a.Path); err == nil || !strings.Contains(err.Error(), "has no time") {
+		t.Errorf("detached twice: %v", err)
+	}
+	close(waits.end)
+	if err := <-detached; err != nil {
+		t.Error(err)
+	}
+	if again := attach(t, d, "a"); again.Node <= b.Node {
+		t.Errorf("attached again as %+v", again)
+	}
+	if d = open(t, root, k, s, true); len(d.List()) != 1 {
+		t.Errorf("written down: %+v", d.List())
+	}
+}
+
+// TestAdoptLost: a disk whose connection has ended ends, and no other one.
+func TestAdoptLost(t *testing.T) {
+	root, k, s := t.TempDir(), newKernel(), newStore()
+	d := open(t, root, k, s, false)
+	a, b := attach(t, d, "a"), attach(t, d, "b")
+	k.kill()
+	k.lost = a.Node
+	d = open(t, root, k, s, true)
+	if got := d.List(); len(got) != 1 || got[0] != b || len(k.devices) != 1 || s.closed["a"] != 1 {
+		t.Errorf("taken over: %+v, devices %v, closed %v", got, k.devices, s.closed)
+	}
 }
 
 // TestAttachFails: what the kernel refuses is not written down, and its bytes are closed.
@@ -221,10 +306,10 @@ func TestGrow(t *testing.T) {
 	root, k, s := t.TempDir(), newKernel(), newStore()
 	d := open(t, root, k, s, false)
 	attach(t, d, "a")
-	if err := d.Grow("b"); err != nil || len(k.calls) != 0 {
+	if err := d.Grow(t.Context(), "b"); err != nil || len(k.calls) != 0 {
 		t.Errorf("grown what is not attached: %v, %v", err, k.calls)
 	}
-	if err := d.Grow("a"); err != nil || strings.Join(k.calls, " ") != "grow" {
+	if err := d.Grow(t.Context(), "a"); err != nil || strings.Join(k.calls, " ") != "grow" {
 		t.Errorf("grown: %v, %v", err, k.calls)
 	}
 }

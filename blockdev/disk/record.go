@@ -87,5 +87,10 @@ func (d *Disks) unnamed() ([]Disk, error) {
 
 // save writes the record down. A crash leaves the one before or this one.
 func (d *Disks) save() error {
-	return durable.SaveJSON(d.recordPath(), record{Version: recordVersion, Next: d.next, Disks: d.List()})
+	d.saving.Lock()
+	defer d.saving.Unlock()
+	d.mu.Lock()
+	r := record{Version: recordVersion, Next: d.next, Disks: d.listLocked()}
+	d.mu.Unlock()
+	return durable.SaveJSON(d.recordPath(), r)
 }

@@ -123,5 +123,8 @@ const (
 	Connection             // exports depend on it, and it was taken over or made by this process
 )
 
+// ErrOver says that Stop was called: nothing begins any more.
+var ErrOver = errors.New("what is exported is left to the next process")
+
 // ErrLost says that what an export depended on has ended, with every process that kept it.
 var ErrLost = errors.New("remorad and its holder both ended while it was mounted; reads of data that was not cached fail")

@@ -44,8 +44,6 @@ type Held[C Connecting] struct {
 	over    bool // it is the next process's: nothing begins any more
 }
 
-var errOver = errors.New("what is exported is left to the next process")
-
 // NewHeld returns a Held without a connection.
 func NewHeld[C Connecting](opts HeldOptions[C]) *Held[C] { return &Held[C]{opts: opts} }
 
@@ -83,7 +81,7 @@ func (h *Held[C]) Get() (conn C, err error) {
 	defer h.mu.Unlock()
 	switch {
 	case h.over:
-		return conn, errOver
+		return conn, ErrOver
 	case h.has:
 		return h.conn, nil
 	}
@@ -144,12 +142,12 @@ func (h *Held[C]) Stop() error {
 func (h *Held[C]) End() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.has {
-		return blockdev.Unmount(h.opts.Dir)
-	}
 	var dropped error
-	if h.opts.Keeper != nil {
+	if h.opts.Keeper != nil { // it may have what could not be taken over
 		dropped = h.opts.Keeper.Drop(h.opts.Item)
+	}
+	if !h.has {
+		return errors.Join(dropped, blockdev.Unmount(h.opts.Dir))
 	}
 	return errors.Join(dropped, h.dropLocked().Unmount())
 }

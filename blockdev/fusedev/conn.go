@@ -138,7 +138,7 @@ func (c *Conn) Files() []*os.File { return []*os.File{c.dev, c.mem.File()} }
 // Dir returns where the connection is mounted.
 func (c *Conn) Dir() string { return c.dir }
 
-// Start serves fs until Stop or Unmount. What an earlier process left unanswered comes first.
+// Start serves fs until Stop or Unmount. What an earlier process left unanswered comes first; Start does not wait for that.
 func (c *Conn) Start(fs fuse.RawFileSystem) error {
 	c.served = make(chan struct{})
 	l := &loop{c: c, fs: fs}
@@ -146,11 +146,12 @@ func (c *Conn) Start(fs fuse.RawFileSystem) error {
 		defer close(c.served)
 		l.run()
 	}()
-	var st unix.Stat_t
-	if err := unix.Lstat(c.dir, &st); err != nil {
+	// What the kernel knows by itself: asked for more, it would ask us, and wait until what an earlier process left is done.
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, c.dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_STATX_DONT_SYNC, 0, &st); err != nil {
 		return fmt.Errorf("stat FUSE mount %s: %w", c.dir, err)
 	}
-	c.number = unix.Minor(st.Dev)
+	c.number = st.Dev_minor
 	return nil
 }
 

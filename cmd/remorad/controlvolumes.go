@@ -119,7 +119,7 @@ func (v *volumes) ResizeVolume(ctx context.Context, req *controlv1.ResizeVolumeR
 		if err := v.host.Resized(h.ID, req.GetSizeBytes()); err != nil {
 			return nil, err
 		}
-		if err := v.disks.Grow(sourceOf(h.ID)); err != nil {
+		if err := v.disks.Grow(ctx, sourceOf(h.ID)); err != nil {
 			return nil, err
 		}
 		return &controlv1.ResizeVolumeResponse{Volume: v.describe(url, open.Head())}, nil

@@ -163,7 +163,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 		Metadata: &noted{containerd, f.address},
 		Releases: &releases{containerd.NamespaceService(), containerd.ImageService(), known}, ReleaseAsk: cfg.Images.Release == releaseAsk,
 		Tell:    tellBy(containerd),
-		NotOurs: []string{disk.Dir(f.root)}, MapsMounts: mapsMounts(containerd), Log: log,
+		NotOurs: []string{disk.Dir(f.root), disk.EarlierDir(f.root)}, MapsMounts: mapsMounts(containerd), Log: log,
 	})
 	if err != nil {
 		return err

@@ -39,7 +39,13 @@ type detaching struct {
 // beginDetach begins to detach data, whose store is away, and returns when remorad has said what that waits for.
 func beginDetach(t *testing.T, s *testbed.Stack) *detaching {
 	t.Helper()
-	c, err := testbed.Command(t.Context(), "snapctl", "volume", "detach", "data")
+	return beginDetachOf(t, s, "data")
+}
+
+// beginDetachOf is beginDetach for a volume of another name.
+func beginDetachOf(t *testing.T, s *testbed.Stack, name string) *detaching {
+	t.Helper()
+	c, err := testbed.Command(t.Context(), "snapctl", "volume", "detach", name)
 	testbed.Must(t, err)
 	c.Env = append(c.Env, s.SnapctlEnv()...)
 	says, err := c.StderrPipe()

@@ -544,7 +544,7 @@ func TestVolumeNothingStays(t *testing.T) {
 	store := newVolume(t, s, "data")
 	for range 2 {
 		snapctl(t, s, "volume", "attach", "data")
-		if _, err := os.ReadDir(filepath.Join(s.Root, "disks")); err != nil {
+		if _, err := os.ReadDir(filepath.Join(s.Root, "fuse-disks")); err != nil {
 			t.Error(err)
 		}
 		snapctl(t, s, "volume", "detach", "data")

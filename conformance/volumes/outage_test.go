@@ -56,9 +56,14 @@ type outage struct {
 	Waits  []struct{ What, Reason string }
 }
 
-func inspectOutage(t *testing.T, s *testbed.Stack) (d outage) {
+func inspectOutage(t *testing.T, s *testbed.Stack) outage {
 	t.Helper()
-	testbed.Must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", "data", "--json")), &d))
+	return inspectOutageOf(t, s, "data")
+}
+
+func inspectOutageOf(t *testing.T, s *testbed.Stack, name string) (d outage) {
+	t.Helper()
+	testbed.Must(t, json.Unmarshal([]byte(snapctl(t, s, "volume", "inspect", name, "--json")), &d))
 	return d
 }
 

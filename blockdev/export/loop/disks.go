@@ -24,31 +24,90 @@ import (
 // Disks is the way of disks: loop devices that stay, past the page cache of the file below, so that only the file system
 // above keeps pages.
 type Disks struct {
-	Files
+	files   Files   // of what is exported
+	earlier []Files // of what earlier versions exported: nothing new comes here
 
-	mu    sync.Mutex // guards loops
-	loops map[uint64]looped
+	mu      sync.Mutex // guards the fields below
+	at      map[uint64]place
+	started bool // all that there is of earlier versions is in at
 }
 
-// looped is an export's loop device.
-type looped struct {
-	path string
-	dev  blockdev.Device // its bytes
+// A place is where an export is.
+type place struct {
+	path  string // of the loop device
+	files Files
+	dev   blockdev.Device // its bytes
 }
 
 var _ export.Blocks = (*Disks)(nil)
 
-// NewDisks returns the way of loop devices on files.
-func NewDisks(files Files) *Disks { return &Disks{Files: files, loops: map[uint64]looped{}} }
+// NewDisks returns the way of loop devices on files. earlier are the ways by which earlier versions have exported files: what is
+// there is taken over, and each of them ends with its last device.
+func NewDisks(files Files, earlier ...Files) *Disks {
+	return &Disks{files: files, earlier: earlier, at: map[uint64]place{}}
+}
 
 // Backend implements export.Exporter.
 func (*Disks) Backend() blockdev.Backend { return "loop" }
 
+func (d *Disks) all() []Files { return append([]Files{d.files}, d.earlier...) }
+
+// each does the same on each of the ways of files.
+func (d *Disks) each(do func(Files) error) error {
+	var errs []error
+	for _, f := range d.all() {
+		errs = append(errs, do(f))
+	}
+	return errors.Join(errs...)
+}
+
+// Take implements export.Life.
+func (d *Disks) Take(kept map[string][]*os.File) (taken bool, err error) {
+	err = d.each(func(f Files) error {
+		has, err := f.Take(kept)
+		taken = taken || has
+		return err
+	})
+	return taken, err
+}
+
+// Start implements export.Life.
+func (d *Disks) Start() error {
+	d.mu.Lock()
+	d.started = true
+	d.mu.Unlock()
+	return errors.Join(d.endUnused(), d.each(Files.Start))
+}
+
+// endUnused ends the ways of earlier versions that have no device any more.
+func (d *Disks) endUnused() error {
+	d.mu.Lock()
+	unused := slices.Clone(d.earlier)
+	if !d.started {
+		unused = nil
+	}
+	for _, p := range d.at {
+		unused = slices.DeleteFunc(unused, func(f Files) bool { return f == p.files })
+	}
+	d.mu.Unlock()
+	var errs []error
+	for _, f := range unused {
+		errs = append(errs, f.End())
+	}
+	return errors.Join(errs...)
+}
+
+// Stop implements export.Life.
+func (d *Disks) Stop() error { return d.each(Files.Stop) }
+
+// End implements export.Life.
+func (d *Disks) End() error { return d.each(Files.End) }
+
 // Export implements export.Exporter.
 func (d *Disks) Export(id uint64, dev blockdev.Device, how export.How) (export.Path, error) {
-	p, err := attach(d.Files, id, dev, how, blockdev.LoopOptions{Stays: true, Direct: true})
+	p, err := attach(d.files, id, dev, how, blockdev.LoopOptions{Stays: true, Direct: true})
 	if err == nil {
-		d.know(id, looped{p.String(), dev})
+		d.know(id, place{p.String(), d.files, dev})
 	}
 	return p, err
 }
@@ -67,25 +126,36 @@ func attach(files Files, id uint64, dev blockdev.Device, how export.How, opts bl
 	return device{l}, file.Release()
 }
 
-func (d *Disks) know(id uint64, l looped) {
+func (d *Disks) know(id uint64, p place) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.loops[id] = l
+	d.at[id] = p
 }
 
-// known returns an export's device without a look at the kernel's list, with an empty path if it is not known.
-func (d *Disks) known(id uint64) looped {
+// known returns where an export is without a look at the kernel's list.
+func (d *Disks) known(id uint64) place {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.loops[id]
+	return d.at[id]
+}
+
+// find returns where an export is, whoever made it. Its path is "" if the kernel has no device of it.
+func (d *Disks) find(id uint64) (place, error) {
+	if p := d.known(id); p.path != "" {
+		return p, nil
+	}
+	for _, f := range d.all() {
+		if path, err := blockdev.FindLoop(f.File(id)); err != nil || path != "" {
+			return place{path: path, files: f}, err
+		}
+	}
+	return place{files: d.files}, nil
 }
 
 // Find implements export.Blocks.
 func (d *Disks) Find(id uint64) (string, error) {
-	if l := d.known(id); l.path != "" {
-		return l.path, nil
-	}
-	return blockdev.FindLoop(d.File(id))
+	p, err := d.find(id)
+	return p.path, err
 }
 
 // Left implements export.Blocks.
@@ -97,7 +167,7 @@ func (d *Disks) Left() ([]export.Block, error) {
 	var left []export.Block
 	for _, l := range all {
 		id, err := strconv.ParseUint(filepath.Base(l.File), 10, 64)
-		if err != nil || d.File(id) != l.File {
+		if err != nil || !slices.ContainsFunc(d.all(), func(f Files) bool { return f.File(id) == l.File }) {
 			continue // it is on another file
 		}
 		size, err := sysfs(l.Dev, "size")
@@ -128,15 +198,16 @@ func sysfs(dev, name string) (int64, error) {
 
 // Adopt implements export.Exporter.
 func (d *Disks) Adopt(id uint64, dev blockdev.Device) error {
-	path, err := blockdev.FindLoop(d.File(id))
-	if err == nil && path == "" {
-		err = fmt.Errorf("no loop device on %s", d.File(id))
+	p, err := d.find(id)
+	if err == nil && p.path == "" {
+		err = fmt.Errorf("no loop device on %s", p.files.File(id))
 	}
 	if err == nil {
-		err = d.Files.Adopt(id, dev)
+		err = p.files.Adopt(id, dev)
 	}
 	if err == nil {
-		d.know(id, looped{path, dev})
+		p.dev = dev
+		d.know(id, p)
 	}
 	return err
 }
@@ -144,61 +215,66 @@ func (d *Disks) Adopt(id uint64, dev blockdev.Device) error {
 // Withdraw implements export.Exporter. What was written to the device has been handed down when it returns; a device that
 // somebody else has ended already has been, too.
 func (d *Disks) Withdraw(ctx context.Context, id uint64) error {
-	if l := d.known(id); l.path != "" {
-		if err := blockdev.DetachLoop(l.path, l.quiet); err != nil && !errors.Is(err, unix.ENXIO) {
-			return err
-		}
+	p := d.known(id)
+	if p.path == "" {
+		return d.forget(ctx, id, d.files)
 	}
-	return d.forget(ctx, id)
+	if err := blockdev.DetachLoop(p.path, p.quiet); err != nil && !errors.Is(err, unix.ENXIO) {
+		return err
+	}
+	return d.forget(ctx, id, p.files)
 }
 
 // quiet has a device that no program has open answer flushes sooner, until end is called. Mounted it cannot be.
-func (l looped) quiet() (end func()) {
-	q, ok := l.dev.(export.Quieter)
+func (p place) quiet() (end func()) {
+	q, ok := p.dev.(export.Quieter)
 	if !ok {
 		return func() {}
 	}
 	return q.Quiet(func() bool {
-		by, err := openers.Of(l.path)
+		by, err := openers.Of(p.path)
 		return err == nil && by.Others().None() // what hands down what was written is ours
 	})
 }
 
-func (d *Disks) forget(ctx context.Context, id uint64) error {
+// forget takes the file of an export away, whose device has gone.
+func (d *Disks) forget(ctx context.Context, id uint64, files Files) error {
 	d.mu.Lock()
-	delete(d.loops, id)
+	delete(d.at, id)
 	d.mu.Unlock()
-	return d.Files.Withdraw(ctx, id)
+	return errors.Join(files.Withdraw(ctx, id), d.endUnused())
 }
 
 // Drop implements export.Blocks.
 func (d *Disks) Drop(id uint64) error {
-	path, err := d.Find(id)
-	if err == nil && path != "" {
-		err = blockdev.DropLoop(path)
+	p, err := d.find(id)
+	if err == nil && p.path != "" {
+		err = blockdev.DropLoop(p.path)
 	}
 	if err != nil {
 		return err
 	}
-	return d.forget(context.Background(), id) // it waits for nothing
+	return d.forget(context.Background(), id, p.files) // it waits for nothing
 }
 
 // Grow implements export.Blocks.
 func (d *Disks) Grow(id uint64) error {
-	if _, err := os.Stat(d.File(id)); err != nil { // the kernel asks for its size
-		return err
-	}
-	path, err := d.Find(id)
+	p, err := d.find(id)
 	if err != nil {
 		return err
 	}
-	return blockdev.GrowLoop(path)
+	if _, err := os.Stat(p.files.File(id)); err != nil { // the kernel asks for its size
+		return err
+	}
+	return blockdev.GrowLoop(p.path)
 }
 
 // Made implements export.Exporter: disks are mounted by others.
 func (d *Disks) Made(m mounts.Mount) export.Made {
-	if made := d.Files.Made(m); made == export.Connection {
-		return made
+	for _, f := range d.all() {
+		if f.Made(m) == export.Connection {
+			return export.Connection
+		}
 	}
 	return export.NotMade
 }
