@@ -2,6 +2,7 @@ package cache_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -134,6 +135,74 @@ func TestFewUnits(t *testing.T) {
 	}
 }
 
+// contentOf is a blob of a gzip member for each of some files, as the cache knows it.
+func contentOf(t *testing.T, files ...[]byte) (packed []byte, c *cache.Content) {
+	t.Helper()
+	var units []blob.Unit
+	for _, p := range files {
+		var buf bytes.Buffer
+		w := gzip.NewWriter(&buf)
+		_, err := w.Write(p)
+		if err := errors.Join(err, w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		units = append(units, blob.Unit{Off: int64(len(packed)), Len: int64(buf.Len())})
+		packed = append(packed, buf.Bytes()...)
+	}
+	return packed, &cache.Content{
+		Codec: blob.Gzip, Units: len(files),
+		Unit:  func(u int) blob.Unit { return units[u] },
+		Bytes: func(u int) int64 { return int64(len(files[u])) },
+		Part: func(u int) (cache.Part, error) {
+			return cache.Part{Unit: units[u], Extents: []cache.Extent{{Len: uint32(len(files[u])), Digest: sha256.Sum256(files[u])}}}, nil
+		},
+	}
+}
+
+// TestGuessedUnits: files of zeros, and such as a converter puts into each layer, show nothing, since anybody can serve them. Others of the
+// layer do, if there are some among those that are looked at; else only all of it would.
+func TestGuessedUnits(t *testing.T) {
+	landmark, zeros, sparse := []byte{0xf}, make([]byte, 300_000), append(make([]byte, 300_000), 1)
+	text := []byte("whoever has this file has seen it, and nobody else could tell")
+	for name, files := range map[string]struct {
+		guessed [][]byte
+		secrets int
+		byParts bool
+	}{
+		"a landmark":              {[][]byte{landmark}, 0, false},
+		"a file of zeros":         {[][]byte{zeros, landmark}, 0, false},
+		"little but zeros":        {[][]byte{sparse}, 0, false},
+		"one of few":              {[][]byte{zeros, landmark, sparse, zeros}, 1, true},
+		"as many as are wanted":   {[][]byte{zeros, landmark}, 4, true},
+		"too few among very many": {slices.Repeat([][]byte{zeros}, 50), 1, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			all := slices.Concat(files.guessed, slices.Repeat([][]byte{text}, files.secrets))
+			c := open(t, t.TempDir(), cache.Options{})
+			packed, content := contentOf(t, all...)
+			secret := int64(len(packed))
+			if files.secrets > 0 {
+				secret = content.Unit(len(files.guessed)).Off
+			}
+			s, err := c.Sample(name, content)
+			if err == nil {
+				_, err = shows(t, c, s, &source{blob: packed})
+			}
+			if files.byParts && err != nil || !files.byParts && !errors.Is(err, cache.ErrNotByParts) {
+				t.Errorf("who has it: %v", err)
+			}
+			if s == nil {
+				return
+			}
+			guessed := bytes.Clone(packed)
+			clear(guessed[secret:])
+			if _, err := shows(t, c, s, &source{blob: guessed}); !errors.Is(err, blob.ErrBytes) && !errors.Is(err, cache.ErrNotByParts) {
+				t.Errorf("who has guessed: %v", err)
+			}
+		})
+	}
+}
+
 // TestSampleHasBoth: those that have all small units of a blob, or its large one alone, have not the blob.
 func TestSampleHasBoth(t *testing.T) {
 	const small, large = 10_000, 1 << 40 // what is drawn by where it lies is the large one
@@ -147,10 +216,10 @@ func TestSampleHasBoth(t *testing.T) {
 	for i := range 100 {
 		var drawn []int
 		_, err := c.Sample(fmt.Sprint(i), &cache.Content{
-			Codec: blob.Plain, Units: small + 1, Unit: unit, Holds: func(int) bool { return true },
+			Codec: blob.Plain, Units: small + 1, Unit: unit, Bytes: func(int) int64 { return 100 },
 			Part: func(u int) (cache.Part, error) { drawn = append(drawn, u); return cache.Part{Unit: unit(u)}, nil },
 		})
-		if err != nil || len(drawn) != 4 || !slices.Contains(drawn, small) {
+		if err != nil || len(drawn) < 4 || !slices.Contains(drawn[:4], small) { // those that are asked for if they show something
 			t.Fatalf("drew %v, %v", drawn, err)
 		}
 	}
@@ -172,7 +241,7 @@ func TestShowsLargeWindows(t *testing.T) {
 	c := open(t, t.TempDir(), cache.Options{})
 	s, err := c.Sample("layer", &cache.Content{
 		Codec: blob.Zstd, Units: 1, Unit: func(int) blob.Unit { return blob.Unit{Len: int64(len(packed))} },
-		Holds: func(int) bool { return true },
+		Bytes: func(int) int64 { return 100 },
 		Part: func(int) (cache.Part, error) {
 			return cache.Part{Unit: blob.Unit{Len: int64(len(packed))}, Extents: []cache.Extent{
 				{Inner: 5, Len: uint32(len(plain)), Digest: sha256.Sum256(plain)}}}, nil

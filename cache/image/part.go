@@ -28,6 +28,13 @@ const (
 	partLeast  = 16 << 10
 )
 
+// leastShown is how many bytes of a part must differ from the one before them, if it is to show that somebody has it. Anybody can guess
+// files of zeros, and the few bytes of a converter's landmarks.
+const leastShown = 32
+
+// MayShow reports whether extents of n bytes together may be a secret.
+func MayShow(n int64) bool { return n > leastShown }
+
 // PartOf returns a unit of an image's blob, or its beginning.
 func PartOf(m *Image, unit uint32) (p Part, err error) {
 	p.Unit = m.table.Unit(unit)
@@ -96,25 +103,32 @@ func (p *Part) PlainBytes() int64 {
 }
 
 // Compare decodes packed bytes of a unit, in a window as blob.Room has it, and compares what is in it. An error wraps blob.ErrBytes, but
-// for those of packed and blob.ErrWindow.
-func (p *Part) Compare(codec blob.Codec, packed io.Reader, window int64) error {
+// for those of packed and blob.ErrWindow. Without one it reports whether those bytes show anything: whether nobody could guess them.
+func (p *Part) Compare(codec blob.Codec, packed io.Reader, window int64) (shows bool, err error) {
 	plain, err := p.unpack(codec, packed, window)
 	var source *blob.SourceError
 	switch {
 	case errors.As(err, &source):
-		return source.Err
+		return false, source.Err
 	case errors.Is(err, blob.ErrWindow):
-		return err
+		return false, err
 	case err != nil:
-		return fmt.Errorf("%w: decode: %w", blob.ErrBytes, err)
+		return false, fmt.Errorf("%w: decode: %w", blob.ErrBytes, err)
 	}
+	differ := 0
 	for i := range p.Extents {
 		e := &p.Extents[i]
-		if sha256.Sum256(plain[e.Inner:e.Inner+e.Len]) != e.Digest {
-			return fmt.Errorf("%w: extent at %d of the unit has another digest", blob.ErrBytes, e.Inner)
+		b := plain[e.Inner : e.Inner+e.Len]
+		if sha256.Sum256(b) != e.Digest {
+			return false, fmt.Errorf("%w: extent at %d of the unit has another digest", blob.ErrBytes, e.Inner)
+		}
+		for k := 1; k < len(b) && differ < leastShown; k++ {
+			if b[k] != b[k-1] {
+				differ++
+			}
 		}
 	}
-	return nil
+	return differ >= leastShown, nil
 }
 
 // unpack returns the plain bytes up to the last extent's end.

@@ -203,14 +203,14 @@ func (g *Grants) Compare(ctx context.Context, f *cache.File, s *Source) {
 
 // contentOf describes a layer's blob by what was found in it.
 func contentOf(l *layout.Layout) *cache.Content {
-	holds := make([]bool, len(l.Units))
+	held := make([]int64, len(l.Units))
 	for i := range l.Extents {
-		holds[l.Extents[i].Unit] = true
+		held[l.Extents[i].Unit] += l.Extents[i].Len
 	}
 	return &cache.Content{
 		Codec: l.Codec, Units: len(l.Units),
 		Unit:  func(u int) blob.Unit { return l.Units[u] },
-		Holds: func(u int) bool { return holds[u] },
+		Bytes: func(u int) int64 { return held[u] },
 		Part: func(u int) (cache.Part, error) {
 			p := cache.Part{Unit: l.Units[u]}
 			for i := range l.Extents {

@@ -262,6 +262,12 @@ func TestShownWhole(t *testing.T) {
 	data := func(t testing.TB, _ ...imagetest.Member) imagetest.Layer {
 		return imagetest.GzipLayer(t, imagetest.File("a", imagetest.Noise(1, 300_000)))
 	}
+	// The converter adds a landmark, which is the same in all layers, and all of what whoever reads the layer whole can compare.
+	converted := func(convert func(testing.TB, ...imagetest.Member) imagetest.Layer) func(testing.TB, ...imagetest.Member) imagetest.Layer {
+		return func(t testing.TB, _ ...imagetest.Member) imagetest.Layer {
+			return convert(t, imagetest.Link("a-name-that-nobody-knows", "b"))
+		}
+	}
 	for name, c := range map[string]struct {
 		make   func(testing.TB, ...imagetest.Member) imagetest.Layer
 		spoilt bool
@@ -269,6 +275,9 @@ func TestShownWhole(t *testing.T) {
 	}{
 		"names": {names, false, true}, "names, spoilt": {names, true, true},
 		"without ranges": {data, false, false}, "without ranges, spoilt": {data, true, false},
+		"estargz": {converted(imagetest.EstargzLayer), false, true}, "estargz, spoilt": {converted(imagetest.EstargzLayer), true, true},
+		"zstdchunked":         {converted(imagetest.ZstdChunkedLayer), false, true},
+		"zstdchunked, spoilt": {converted(imagetest.ZstdChunkedLayer), true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			layer := c.make(t)
@@ -283,7 +292,7 @@ func TestShownWhole(t *testing.T) {
 					_, _ = w.Write(b)
 				}
 			})
-			if _, err := p.open(&p.ours); err != nil {
+			if _, _, err := p.l.WholeImage(t.Context(), &p.ours); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := p.open(&p.theirs); (err != nil) != c.spoilt {

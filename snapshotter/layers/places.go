@@ -230,7 +230,7 @@ func contentOfBlob(r io.ReaderAt, size int64) *cache.Content {
 	return &cache.Content{
 		Codec: blob.Plain, Units: int((size + storedUnit - 1) / storedUnit),
 		Unit:  unit,
-		Holds: func(int) bool { return true },
+		Bytes: func(u int) int64 { return unit(u).Len },
 		Part: func(u int) (cache.Part, error) {
 			at := unit(u)
 			p := make([]byte, at.Len)
