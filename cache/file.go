@@ -22,6 +22,7 @@ type File struct {
 	img   *image.Image
 	fetch *fetch.Fetcher
 	proof *proof.Prover
+	who   any // asks, of those that share it; nil for nobody in particular
 }
 
 var _ blockdev.Device = (*File)(nil)
@@ -29,6 +30,21 @@ var _ blockdev.Device = (*File)(nil)
 func (c *Cache) newFile(img *image.Image, src Source) *File {
 	f := c.fetches.Fetcher(img, src, c.policy)
 	return &File{c: c, img: img, fetch: f, proof: proof.New(img, f, c.plain, c.log)}
+}
+
+// For returns the file as one of those that share it reads it: what is missing comes first from what who has, of a Shared source.
+func For(f *File, who any) *File {
+	mine := *f
+	mine.who = who
+	return &mine
+}
+
+// by returns a context of what is fetched for who reads a file; nil changes nothing.
+func by(ctx context.Context, who any) context.Context {
+	if who == nil {
+		return ctx
+	}
+	return fetch.AskedBy(ctx, who)
 }
 
 // discard closes the file for good and returns how many bytes it had on disk.
@@ -157,7 +173,7 @@ func (r *Recording) File() *File { return r.f }
 // with others that wait for the same bytes, and returns soon after ctx ends. At the image's end it
 // returns fewer bytes and no error.
 func (f *File) ReadAt(ctx context.Context, p []byte, off int64) (int, error) {
-	return f.fetch.ReadAt(ctx, p, off)
+	return f.fetch.ReadAt(by(ctx, f.who), p, off)
 }
 
 // Peek reads what is here, without fetching and without counting as a reader. It fails with ErrMissing if anything of
@@ -167,7 +183,9 @@ func (f *File) Peek(p []byte, off int64) (int, error) { return f.img.Peek(p, off
 // Fill returns when every byte of [off, off+n) is in the image file itself, for a reader that is
 // the kernel. An n of 0 means up to the end. Where there is no room for it, it waits for room up to
 // the policy's deadline, and fails with ENOSPC. The caller has pinned the file.
-func (f *File) Fill(ctx context.Context, off, n int64) error { return f.fetch.Fill(ctx, off, n) }
+func (f *File) Fill(ctx context.Context, off, n int64) error {
+	return f.fetch.Fill(by(ctx, f.who), off, n)
+}
 
 // Wants reports whether fetching a unit would bring anything that is neither here nor on its way.
 func (f *File) Wants(u uint32) bool { return f.fetch.Wants(u) }
@@ -183,15 +201,15 @@ func (f *File) AddFetched(n int64) { f.fetch.AddFetched(n) }
 
 // Prefetch makes units of the file present.
 func (f *File) Prefetch(ctx context.Context, units []uint32) error {
-	return f.fetch.Prefetch(ctx, units)
+	return f.fetch.Prefetch(by(ctx, f.who), units)
 }
 
 // PrefetchAll makes the file complete.
-func (f *File) PrefetchAll(ctx context.Context) error { return f.fetch.PrefetchAll(ctx) }
+func (f *File) PrefetchAll(ctx context.Context) error { return f.fetch.PrefetchAll(by(ctx, f.who)) }
 
 // CompleteInBackground makes the file complete behind everything else, at Options.Rate.
 func (f *File) CompleteInBackground(ctx context.Context) error {
-	return f.fetch.CompleteInBackground(ctx)
+	return f.fetch.CompleteInBackground(by(ctx, f.who))
 }
 
 // Verified reports whether the plain blob is known to be what a diffID says, from this life or an
@@ -204,12 +222,12 @@ func (f *File) Known() bool { return f.img.Proof().Known() }
 // Verify computes the digest of the whole plain blob and compares it with the diffID. Most of
 // it comes from the image; what the cache has not kept is fetched. The result is remembered.
 func (f *File) Verify(ctx context.Context, diffID digest.Digest) error {
-	return f.proof.Verify(ctx, diffID)
+	return f.proof.Verify(by(ctx, f.who), diffID)
 }
 
 // Stream reads the whole blob from the source once. It writes the packed bytes to packed, fills
 // every missing extent on the way and checks the diffID. progress, if not nil, is told how many
 // bytes were read so far.
 func (f *File) Stream(ctx context.Context, diffID digest.Digest, packed io.Writer, progress func(int64)) error {
-	return f.proof.Stream(ctx, diffID, packed, progress)
+	return f.proof.Stream(by(ctx, f.who), diffID, packed, progress)
 }

@@ -1,6 +1,8 @@
 package cache
 
 import (
+	"context"
+
 	"github.com/remora-storage/remora/cache/fetch"
 	"github.com/remora-storage/remora/cache/image"
 	"github.com/remora-storage/remora/cache/proof"
@@ -17,6 +19,7 @@ type (
 
 	Source   = fetch.Source
 	Placed   = fetch.Placed
+	Shared   = fetch.Shared
 	Measured = fetch.Measured
 	Policy   = fetch.Policy
 	Wait     = fetch.Wait
@@ -39,6 +42,9 @@ func ByTable(by string) Voucher { return image.ByTable(by) }
 
 // ParseName returns the name that a file's ID is of.
 func ParseName(id string) Name { return image.ParseName(id) }
+
+// AskedBy returns a context of fetches that are made for one of those that share a file, as For makes them.
+func AskedBy(ctx context.Context, who any) context.Context { return fetch.AskedBy(ctx, who) }
 
 // DataStart is where an imported image's data begins: behind the most metadata that there can be.
 const DataStart = image.DataStart

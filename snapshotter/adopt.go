@@ -64,7 +64,7 @@ func (m *mountings) adoptBinding(b *binding, left []mounts.Mount) {
 
 // adoptMountLocked takes one mount over. It returns why that is not possible.
 func (m *mountings) adoptMountLocked(b *binding, on mounts.Mount) (dead string) {
-	way, err := m.exports.adopt(on, b.number(), b.file)
+	way, err := m.exports.adopt(on, b.number(), cache.For(b.file, b.saved.Source.Repo))
 	if err != nil {
 		return err.Error()
 	}

@@ -90,11 +90,18 @@ func (m *mountings) wayFor(b *binding) (blockdev.Backend, string) {
 			way, reason = pinned, "pinned for its repository"
 		}
 	}
-	if way == blockdev.Precontent && !b.file.Fits() {
-		// What the kernel reads this way cannot be evicted.
+	unfit := ""
+	switch {
+	case way != blockdev.Precontent:
+	case !b.file.Fits(): // what the kernel reads this way cannot be evicted
+		unfit = "the layer would not fit the cache whole"
+	case m.layers.Sources.Mixed(b.file.ID()): // the kernel reads one file for all, and does not say for whom
+		unfit = "images of several registries share it"
+	}
+	if unfit != "" {
 		for _, other := range order(false) {
 			if m.caps.Ways[other].OK {
-				return other, "the layer would not fit the cache whole"
+				return other, unfit
 			}
 		}
 	}

@@ -92,7 +92,7 @@ func (c *chores) toComplete(b *binding) *cache.File {
 	if b.how != mountedLazy || b.saved.Quarantined != "" || b.file.Complete() || !b.file.Fits() {
 		return nil
 	}
-	return b.file
+	return cache.For(b.file, b.saved.Source.Repo)
 }
 
 var errBusy = errors.New("readers wait")

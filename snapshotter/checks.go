@@ -90,7 +90,7 @@ func (x *checks) start(ctx context.Context, one *check) {
 		release, err := x.pool.Acquire(ctx, fair.User(one.src.Repo.String()))
 		if one.err = err; err == nil {
 			one.began.Store(time.Now().UnixNano())
-			one.err = one.f.Verify(ctx, one.src.DiffID)
+			one.err = cache.For(one.f, one.src.Repo).Verify(ctx, one.src.DiffID)
 			if errors.Is(context.Cause(ctx), errTurn) && !errors.Is(one.err, cache.ErrDiffID) {
 				one.err = errTurn
 			}

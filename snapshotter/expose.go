@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/remora-storage/remora/cache"
 )
 
 // Expose makes a file of the image of one of a pulled image's layers: what is mounted of it, from its first byte to its
@@ -18,5 +20,5 @@ func (rs *recordings) Expose(ctx context.Context, manifest, layer digest.Digest,
 	if f == nil {
 		return "", nil, fmt.Errorf("%s is no lazy layer of %s: snapctl status %s lists those that are", layer, img.Ref, img.Ref)
 	}
-	return rs.exports.expose(firstRecorded+rs.recorded.Add(1), f)
+	return rs.exports.expose(firstRecorded+rs.recorded.Add(1), cache.For(f, img.Repo))
 }

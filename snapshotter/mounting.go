@@ -169,7 +169,7 @@ func (m *mountings) mountLocked(b *binding) error {
 		return fmt.Errorf("this kernel cannot mount an incomplete image: %s", reason)
 	}
 	began := time.Now()
-	err := m.exports.mount(way, b.number(), b.file, b.fsDir())
+	err := m.exports.mount(way, b.number(), cache.For(b.file, b.saved.Source.Repo), b.fsDir())
 	m.layers.Tracer.Ended(began, layers.Span{Kind: "mount", Digest: b.saved.Source.Descriptor.Digest, What: string(way), Err: err})
 	if err != nil {
 		return err

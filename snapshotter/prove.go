@@ -223,9 +223,9 @@ func (m *mending) prove(ctx context.Context, b *binding, src *layers.Source) (*c
 		}
 	}
 	if !f.Known() { // it is read by the index that was made of it here, and what has come is kept if others have their turn
-		if err := f.PrefetchAll(ctx); err != nil {
+		if err := cache.For(f, src.Repo).PrefetchAll(ctx); err != nil {
 			return f, err
 		}
 	}
-	return f, f.Verify(ctx, src.DiffID)
+	return f, cache.For(f, src.Repo).Verify(ctx, src.DiffID)
 }

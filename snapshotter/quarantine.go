@@ -17,11 +17,11 @@ func (m *mending) checkDiffID(ctx context.Context, b *binding, f *cache.File) er
 		if !m.layers.ProveBeforeUse(&src) {
 			return nil
 		}
-		if err := f.PrefetchAll(ctx); err != nil {
+		if err := cache.For(f, src.Repo).PrefetchAll(ctx); err != nil {
 			return err
 		}
 	}
-	err := f.Verify(ctx, b.source().DiffID)
+	err := cache.For(f, src.Repo).Verify(ctx, src.DiffID)
 	if errors.Is(err, cache.ErrDiffID) {
 		b.mu.Lock()
 		b.file = f

@@ -94,7 +94,7 @@ func (rs *recordings) Record(ctx context.Context, manifest digest.Digest, ref st
 		if f == nil || b.image() != f {
 			continue
 		}
-		l := &recordedLayer{Recorder: start.NewRecorder(f), number: firstRecorded + rs.recorded.Add(1)}
+		l := &recordedLayer{Recorder: start.NewRecorder(cache.For(f, b.source().Repo)), number: firstRecorded + rs.recorded.Add(1)}
 		l.dir = filepath.Join(r.dir, strconv.FormatUint(l.number, 10))
 		if err := os.MkdirAll(l.dir, 0o700); err != nil {
 			return nil, err

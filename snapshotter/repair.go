@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/cache"
 	"github.com/remora-storage/remora/cache/blob"
 	"github.com/remora-storage/remora/snapshotter/layers"
 )
@@ -98,9 +99,11 @@ func (m *mending) repair(ctx context.Context, b *binding) error {
 	if f == nil { // it was unpacked
 		return nil
 	}
+	src := b.source()
+	f = cache.For(f, src.Repo)
 	err := f.PrefetchAll(ctx)
 	if err == nil {
-		err = f.Verify(ctx, b.source().DiffID)
+		err = f.Verify(ctx, src.DiffID)
 	}
 	if errors.Is(err, blob.ErrBytes) {
 		return m.doubting.repair(ctx, b, err)

@@ -30,6 +30,19 @@ type Placed interface {
 	Place() (host, user string)
 }
 
+// A Shared source is several places that have a blob. Each of those that share an image asks its own one first.
+type Shared interface {
+	// For returns a source that asks what who has first.
+	For(who any) Source
+}
+
+type asker struct{}
+
+// AskedBy returns a context of fetches that are made for one of those that share an image.
+func AskedBy(ctx context.Context, who any) context.Context {
+	return context.WithValue(ctx, asker{}, who)
+}
+
 // A Fetcher brings what one image lacks.
 type Fetcher struct {
 	pool *Pool
@@ -93,10 +106,20 @@ func (f *Fetcher) SetSource(src Source) {
 	f.mu.Unlock()
 }
 
-func (f *Fetcher) source() Source {
+// source returns where missing extents come from for who asks.
+func (f *Fetcher) source(ctx context.Context) Source {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.src
+	return forAsker(ctx, f.src)
+}
+
+// forAsker returns a source as the one asks it for whom a context is.
+func forAsker(ctx context.Context, src Source) Source {
+	who := ctx.Value(asker{})
+	if shared, ok := src.(Shared); ok && who != nil {
+		return shared.For(who)
+	}
+	return src
 }
 
 // SetPolicy says what becomes of reads while the source does not answer.

@@ -84,7 +84,7 @@ func (f *Fetcher) demandUnits(ctx context.Context, units []uint32) ([]*fill, err
 		for covered < len(fresh) && fresh[covered] < run[0]+uint32(len(run)) {
 			covered++
 		}
-		started := f.startLocked(run, demand, 0)
+		started := f.startLocked(ctx, run, demand, 0)
 		for _, one := range started {
 			if slices.Contains(fresh[:covered], one.unit) {
 				one.job.users++
@@ -155,11 +155,12 @@ func (f *Fetcher) runLocked(u uint32, size int64) []uint32 {
 }
 
 // startLocked starts a job for a run of units, none of which is in flight. It may read gaps of some
-// packed bytes between them. The job has one user.
-func (f *Fetcher) startLocked(run []uint32, prio priority, gap int64) []*fill {
-	ctx, cancel := context.WithCancelCause(context.Background())
+// packed bytes between them. The job has one user, and outlives ctx, which says for whom it is.
+func (f *Fetcher) startLocked(ctx context.Context, run []uint32, prio priority, gap int64) []*fill {
+	src := forAsker(ctx, f.src)
+	ctx, cancel := context.WithCancelCause(AskedBy(context.Background(), ctx.Value(asker{})))
 	j := &job{
-		f: f, src: f.src, prio: prio, gap: gap, cancel: cancel, ended: make(chan struct{}), ticket: f.pool.scheds.enter(f.src, prio), users: 1,
+		f: f, src: src, prio: prio, gap: gap, cancel: cancel, ended: make(chan struct{}), ticket: f.pool.scheds.enter(src, prio), users: 1,
 	}
 	fills := make([]*fill, len(run))
 	for i, u := range run {

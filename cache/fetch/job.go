@@ -171,7 +171,7 @@ func (j *job) fetchStream(ctx context.Context, fills []*fill, try int) (err erro
 		if room, err = f.memoryFor(ctx, one.unit, head); err != nil {
 			break
 		}
-		place := f.pool.placeFor(ctx, f.user(), j.prio)
+		place := f.pool.placeFor(ctx, f.user(ctx), j.prio)
 		if u.Len > maxHeld {
 			rest := io.MultiReader(bytes.NewReader(head), io.LimitReader(in, u.Len-int64(len(head))))
 			as := place.steps(rest, u.Len)

@@ -45,7 +45,7 @@ func (p *place) give() {
 
 // Decoding waits for a place among those that decode, for what is here and decoded again. leave must be called.
 func (f *Fetcher) Decoding(ctx context.Context) (leave func(), err error) {
-	return f.pool.decoding.Acquire(ctx, f.user())
+	return f.pool.decoding.Acquire(ctx, f.user(ctx))
 }
 
 // stepBytes is how much of a unit that is decoded as it comes is decoded in one go.

@@ -105,8 +105,8 @@ func (p *Pool) prefetch(ctx context.Context, next func(n int64) []Piece, m manne
 		if len(pieces) == 0 {
 			break
 		}
-		window = sizesOf(pieces[0].Of.source()).flight
-		for _, b := range batches(pieces, m) {
+		window = sizesOf(pieces[0].Of.source(ctx)).flight
+		for _, b := range batches(ctx, pieces, m) {
 			if ctx.Err() != nil {
 				break
 			}
@@ -148,7 +148,7 @@ type batch struct {
 
 // batches makes as few requests of pieces as their places allow, in the order in which the first
 // piece of each came.
-func batches(pieces []Piece, m manner) []batch {
+func batches(ctx context.Context, pieces []Piece, m manner) []batch {
 	byImage := map[*Fetcher][]uint32{}
 	rank := map[Piece]int{}
 	var fetchers []*Fetcher
@@ -167,7 +167,7 @@ func batches(pieces []Piece, m manner) []batch {
 	for _, f := range fetchers {
 		units := byImage[f]
 		slices.Sort(units)
-		most := m.gap(f.source())
+		most := m.gap(f.source(ctx))
 		start, n, least := 0, int64(0), len(pieces)
 		for i, u := range units {
 			if i > start {
@@ -201,7 +201,7 @@ func batches(pieces []Piece, m manner) []batch {
 // fetch makes the units present: those that nobody fetches yet by one job, the others by joining.
 func (b batch) fetch(ctx context.Context, m manner) error {
 	for {
-		fills := b.start(m)
+		fills := b.start(ctx, m)
 		if len(fills) == 0 {
 			return nil
 		}
@@ -214,7 +214,7 @@ func (b batch) fetch(ctx context.Context, m manner) error {
 }
 
 // start starts one job for the units that are wanted, and joins those in flight.
-func (b batch) start(m manner) (fills []*fill) {
+func (b batch) start(ctx context.Context, m manner) (fills []*fill) {
 	f := b.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -233,7 +233,7 @@ func (b batch) start(m manner) (fills []*fill) {
 	if len(run) == 0 {
 		return fills
 	}
-	started := f.startLocked(run, m.prio, m.gap(f.src))
+	started := f.startLocked(ctx, run, m.prio, m.gap(forAsker(ctx, f.src)))
 	started[0].job.users += len(started) - 1 // one for each fill that is awaited
 	return append(fills, started...)
 }

@@ -48,12 +48,12 @@ func readHead(codec blob.Codec, size int64, packed io.Reader) ([]byte, error) {
 // Memory waits for bytes of memory, as others do that read from the image's source. Who has them waits for no fetch: that waits
 // for memory, too.
 func (f *Fetcher) Memory(ctx context.Context, n int64) (*memory.Share, error) {
-	return f.pool.memory.Acquire(ctx, f.user(), n)
+	return f.pool.memory.Acquire(ctx, f.user(ctx), n)
 }
 
 // user returns who shares with others what the image's units take.
-func (f *Fetcher) user() fair.User {
-	host, user := placeOf(f.source())
+func (f *Fetcher) user(ctx context.Context) fair.User {
+	host, user := placeOf(f.source(ctx))
 	return fair.User(host + "/" + user)
 }
 
@@ -128,7 +128,7 @@ func (f *Fetcher) store(one *fill) {
 // Stream reads units [from, to) by one request, stores their extents, and writes the packed
 // and the plain bytes to where they are wanted. progress, if not nil, is told how many bytes were read so far.
 func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.Writer, progress func(int64)) error {
-	src := f.source()
+	src := f.source(ctx)
 	if src == nil {
 		return errors.New("no source for this image")
 	}
@@ -170,7 +170,7 @@ func (f *Fetcher) streamUnit(ctx context.Context, u uint32, packed io.Reader, al
 		return err
 	}
 	defer in.share.Release()
-	place := f.pool.placeFor(ctx, f.user(), prefetch)
+	place := f.pool.placeFor(ctx, f.user(ctx), prefetch)
 	defer place.give()
 	plain, err := f.decode(u, place.steps(packed, f.t.Unit(u).Len), also, &in)
 	if err != nil {

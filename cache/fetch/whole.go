@@ -83,7 +83,7 @@ func (s *streamReader) Close() error {
 
 // ReadBlob returns a reader of the image's whole blob.
 func (f *Fetcher) ReadBlob(ctx context.Context) io.ReadCloser {
-	return f.pool.Read(ctx, f.source(), 0, f.t.BlobSize, 0, false)
+	return f.pool.Read(ctx, f.source(ctx), 0, f.t.BlobSize, 0, false)
 }
 
 // readPart fetches one piece.

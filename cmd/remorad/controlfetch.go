@@ -71,6 +71,7 @@ func (i *imagesService) fetchLayer(
 		if f == nil {
 			return nil // unpacked: all of it is here
 		}
+		f = cache.For(f, src.Repo)
 		if err := f.PrefetchAll(ctx); err != nil {
 			return err
 		}
@@ -88,6 +89,6 @@ func (i *imagesService) fetchLayer(
 	}
 	desc := ocispec.Descriptor{MediaType: src.Descriptor.MediaType, Digest: src.Descriptor.Digest, Size: src.Descriptor.Size}
 	return putBlob(ctx, store, desc, img.Repo, src.DiffID, func(w io.Writer) error {
-		return f.Stream(ctx, src.DiffID, w, progress)
+		return cache.For(f, src.Repo).Stream(ctx, src.DiffID, w, progress)
 	})
 }

@@ -26,7 +26,7 @@ func (i *Imports) FileBlob(ctx context.Context, f *cache.File, src *Source) erro
 	streamed := make(chan struct{})
 	i.started.Go(func() {
 		defer close(streamed)
-		w.CloseWithError(f.Stream(streaming, src.DiffID, w, nil))
+		w.CloseWithError(cache.For(f, src.Repo).Stream(streaming, src.DiffID, w, nil))
 	})
 	err := i.fileBlob(ctx, src, r)
 	cancel() // if the store has enough, or has failed

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/remora-storage/remora/remote/registry"
 )
 
 // A race reads one range of a blob that several repositories have. It asks one of them. When that one is slow, it asks the next
@@ -271,13 +269,4 @@ func (r *race) Close() error {
 	r.ended.Wait()
 	r.stop()
 	return nil
-}
-
-// pass has another repository asked next, if this one is asked now.
-func (x *repositories) pass(repo registry.Repository) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.all[x.now].repo == repo {
-		x.now, x.passed = (x.now+1)%len(x.all), time.Now()
-	}
 }

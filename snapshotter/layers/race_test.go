@@ -81,7 +81,7 @@ func among(places ...*fakePlace) *repositories {
 		lost: func() {},
 	}
 	for i, p := range places {
-		x.add(repositorySource{registry.Repository{Host: "reg.test", Path: fmt.Sprint(i)}, p})
+		x.add(repositorySource{repo: registry.Repository{Host: "reg.test", Path: fmt.Sprint(i)}, placedSource: p})
 	}
 	return x
 }
@@ -179,12 +179,66 @@ func TestFirstAgain(t *testing.T) {
 		}
 		time.Sleep(homeAgain + time.Second)
 		better := &fakePlace{blob: blob}
-		x.add(repositorySource{registry.Repository{Host: "reg.test", Path: "0"}, better}) // it has new credentials, for example
+		again := registry.Repository{Host: "reg.test", Path: "0"}
+		x.add(repositorySource{repo: again, placedSource: better}) // it has new credentials, for example
 		read()
 		if better.opens.Load() != 1 || second.opens.Load() != 2 {
 			t.Errorf("they were asked %d and %d times", better.opens.Load(), second.opens.Load())
 		}
 	})
+}
+
+// TestOwnFirst: each repository asks itself first, and the others where it fails; then it is the last, until a while has passed.
+func TestOwnFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		blob := imagetest.Noise(1, 1<<20)
+		places := []*fakePlace{{blob: blob}, {blob: blob}, {blob: blob}}
+		x := among(places...)
+		ask := func(who any, want ...int32) {
+			t.Helper()
+			r, err := x.For(who).Open(t.Context(), 0, 1<<20, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, blob) {
+				t.Errorf("%d other bytes, %v", len(got), err)
+			}
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+			for i, p := range places {
+				if n := p.opens.Swap(0); n != want[i] {
+					t.Errorf("for %v, place %d was asked %d times, want %d", who, i, n, want[i])
+				}
+			}
+		}
+		own := registry.Repository{Host: "reg.test", Path: "2"}
+		ask(own, 0, 0, 1)
+		ask(registry.Repository{Host: "reg.test", Path: "other"}, 1, 0, 0)
+		ask(nil, 1, 0, 0)
+		places[2].refuse = errors.New("away")
+		ask(own, 1, 0, 1)
+		places[2].refuse = nil
+		ask(own, 1, 0, 0)
+		time.Sleep(homeAgain + time.Second)
+		ask(own, 0, 0, 1)
+	})
+}
+
+// TestMixed: an image of several registries is told from one of several repositories.
+func TestMixed(t *testing.T) {
+	x := &Sources{all: map[string]*repositories{}}
+	if x.Mixed("image") {
+		t.Error("nobody reads it")
+	}
+	x.all["image"] = among(&fakePlace{}, &fakePlace{})
+	if x.Mixed("image") {
+		t.Error("one registry's repositories read it")
+	}
+	x.all["image"].add(repositorySource{repo: registry.Repository{Host: "other.test", Path: "0"}, placedSource: &fakePlace{}})
+	if !x.Mixed("image") {
+		t.Error("two registries' read it")
+	}
 }
 
 // TestRaceLeaves: a reader that leaves a race leaves nothing behind, whichever state the repositories are in.

@@ -13,7 +13,7 @@ import (
 )
 
 // repositories are those of all images that use one image in the cache. What is missing of it comes from whichever
-// answers: no image depends on the repository of another.
+// answers: no image depends on the repository of another. Each asks its own one first.
 type repositories struct {
 	more  func(ctx context.Context) []repositorySource // other places that may have the blob
 	lost  func()                                       // is called if no place has it
@@ -23,10 +23,8 @@ type repositories struct {
 	asked   time.Time  // when more was called last
 	found   bool       // whether it had any
 
-	mu     sync.Mutex         // guards the fields below
-	all    []repositorySource // in the order in which they came
-	now    int                // the one that is asked first
-	passed time.Time          // when now was changed last
+	mu  sync.Mutex         // guards all
+	all []repositorySource // in the order in which they came
 }
 
 // moreAgain is how long nobody looks for more places that may have a blob, after somebody has.
@@ -36,6 +34,7 @@ const moreAgain = 10 * time.Second
 type repositorySource struct {
 	repo registry.Repository
 	placedSource
+	passed time.Time // when it was left behind: it failed, or others were better
 }
 
 type placedSource interface {
@@ -68,13 +67,13 @@ func (x *Sources) Add(f *cache.File, s *Source) *cache.File {
 		id := f.ID()
 		all = &repositories{more: func(ctx context.Context) (more []repositorySource) {
 			for _, s := range x.more(ctx, id) {
-				more = append(more, repositorySource{s.Repo, x.places.whole(&s)})
+				more = append(more, repositorySource{repo: s.Repo, placedSource: x.places.whole(&s)})
 			}
 			return more
 		}, lost: func() { x.lost(id) }, doubt: func() { x.doubted(id) }}
 		x.all[id] = all
 	}
-	all.add(repositorySource{s.Repo, from})
+	all.add(repositorySource{repo: s.Repo, placedSource: from})
 	f.SetSource(all)
 	return f
 }
@@ -93,6 +92,12 @@ func (x *Sources) repositories(id string) (repos []registry.Repository) {
 		repos = append(repos, one.repo)
 	}
 	return repos
+}
+
+// Mixed reports whether an image is read from several registries.
+func (x *Sources) Mixed(id string) bool {
+	repos := x.repositories(id)
+	return slices.ContainsFunc(repos, func(repo registry.Repository) bool { return repo.Host != repos[0].Host })
 }
 
 // Remove takes a repository away from those that an image is read from.
@@ -120,7 +125,7 @@ func (x *repositories) add(one repositorySource) int {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if i := x.index(one.repo); i >= 0 {
-		x.all[i] = one
+		x.all[i].placedSource = one.placedSource
 		return i
 	}
 	x.all = append(x.all, one)
@@ -131,8 +136,20 @@ func (x *repositories) add(one repositorySource) int {
 func (x *repositories) prefer(i int) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	for k := range x.all {
+		x.all[k].passed = time.Now()
+	}
 	if i < len(x.all) {
-		x.now, x.passed = i, time.Now()
+		x.all[i].passed = time.Time{}
+	}
+}
+
+// pass has a repository asked after the others for a while.
+func (x *repositories) pass(repo registry.Repository) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if i := x.index(repo); i >= 0 {
+		x.all[i].passed = time.Now()
 	}
 }
 
@@ -141,33 +158,70 @@ func (x *repositories) remove(repo registry.Repository) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if i := x.index(repo); i >= 0 && len(x.all) > 1 {
-		x.all, x.now = slices.Delete(x.all, i, i+1), 0
+		x.all = slices.Delete(x.all, i, i+1)
 	}
 }
 
-func (x *repositories) current() repositorySource {
+// order returns the repositories in the order in which one of them asks: itself, and then as they came. Those that were left behind lately
+// are the last. The zero Repository is none of them.
+func (x *repositories) order(own registry.Repository) []repositorySource {
 	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.all[x.firstLocked()]
+	order := slices.Clone(x.all)
+	x.mu.Unlock()
+	rank := func(one repositorySource) int {
+		switch {
+		case time.Since(one.passed) <= homeAgain:
+			return 2
+		case one.repo != own || own == (registry.Repository{}):
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(order, func(a, b repositorySource) int {
+		if n := rank(a); n != 2 || rank(b) != 2 {
+			return n - rank(b)
+		}
+		return a.passed.Compare(b.passed)
+	})
+	return order
 }
 
-// firstLocked returns which repository is asked first: the first that came, unless it has failed lately.
-func (x *repositories) firstLocked() int {
-	if x.now != 0 && time.Since(x.passed) > homeAgain {
-		x.now = 0
-	}
-	return x.now
+// For implements cache.Shared, of a registry.Repository.
+func (x *repositories) For(who any) cache.Source {
+	own, _ := who.(registry.Repository)
+	return &askedBy{x, own}
+}
+
+// askedBy are the repositories of an image as one of them asks.
+type askedBy struct {
+	*repositories
+	own registry.Repository
 }
 
 // Open implements cache.Source.
+func (a *askedBy) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	return a.open(ctx, a.own, off, n, try)
+}
+
+// Place implements cache.Placed.
+func (a *askedBy) Place() (host, user string) { return a.order(a.own)[0].Place() }
+
+// Link implements cache.Measured.
+func (a *askedBy) Link() (time.Duration, int64) { return a.order(a.own)[0].Link() }
+
+// Open implements cache.Source.
 func (x *repositories) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
+	return x.open(ctx, registry.Repository{}, off, n, try)
+}
+
+func (x *repositories) open(ctx context.Context, own registry.Repository, off, n int64, try int) (io.ReadCloser, error) {
 	began := time.Now()
-	r, err := x.openAny(ctx, off, n, try)
+	r, err := x.openAny(ctx, own, off, n, try)
 	if err != nil && ctx.Err() == nil && x.look(ctx, began) {
-		r, err = x.openAny(ctx, off, n, 0)
+		r, err = x.openAny(ctx, own, off, n, 0)
 	}
 	if errors.Is(err, registry.ErrRange) && ctx.Err() == nil { // nobody else downloads what was claimed
-		r, err = x.openAny(registry.Skipping(ctx), off, n, 0)
+		r, err = x.openAny(registry.Skipping(ctx), own, off, n, 0)
 	}
 	if IsGone(err) {
 		x.lost()
@@ -193,22 +247,20 @@ func (x *repositories) look(ctx context.Context, since time.Time) bool {
 	return x.found
 }
 
-func (x *repositories) openAny(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
-	x.mu.Lock()
-	first := x.firstLocked() + try
-	order := append(slices.Clone(x.all[first%len(x.all):]), x.all[:first%len(x.all)]...)
-	x.mu.Unlock()
+func (x *repositories) openAny(ctx context.Context, own registry.Repository, off, n int64, try int) (io.ReadCloser, error) {
+	order := x.order(own)
 	if len(order) == 1 {
 		return order[0].Open(ctx, off, n, try)
 	}
-	return x.race(ctx, order, off, n, try/len(order))
+	first := try % len(order)
+	return x.race(ctx, append(order[first:], order[:first]...), off, n, try/len(order))
 }
 
 // Doubt is told of bytes that are not what the layer's table says.
 func (x *repositories) Doubt() { x.doubt() }
 
 // Place implements cache.Placed.
-func (x *repositories) Place() (host, user string) { return x.current().Place() }
+func (x *repositories) Place() (host, user string) { return x.For(nil).(*askedBy).Place() }
 
 // Link implements cache.Measured.
-func (x *repositories) Link() (time.Duration, int64) { return x.current().Link() }
+func (x *repositories) Link() (time.Duration, int64) { return x.For(nil).(*askedBy).Link() }

@@ -306,6 +306,7 @@ func (st *start) kickLocked() {
 
 // run prefetches until everything on the list is here and no layer is missing any more.
 func (st *start) run(ctx context.Context) {
+	ctx = cache.AskedBy(ctx, st.img.Repo)
 	began := time.Now()
 	for {
 		select {
