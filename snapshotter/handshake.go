@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
@@ -61,7 +62,8 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 	}
 	src := img.Layers[index]
 	key := c.layers.KeyOf(&src)
-	name := remoteName(parent, chainID, key)
+	namespace, _ := namespaces.Namespace(ctx)
+	name := remoteName(namespace, parent, chainID, key)
 	b, err := c.claimed(ctx, name)
 	if err != nil {
 		return err
@@ -80,7 +82,7 @@ func (c *claims) claim(ctx context.Context, chainID, parent string, labels map[s
 	}
 	if b == nil {
 		b, err = c.commitRemote(ctx, savedBinding{Name: name, Source: src}, parent, labels)
-		if err != nil && !errdefs.IsAlreadyExists(err) { // which says that another namespace was faster
+		if err != nil && !errdefs.IsAlreadyExists(err) { // which says that another client was faster
 			return err
 		}
 	}
@@ -135,10 +137,15 @@ func query(chainID string, labels map[string]string) Query {
 	return q
 }
 
-// remoteName is unique in the backend: two namespaces may have the same layer on parents that
-// differ here, or claim the same chainID by another layer or table, which one of them made up.
-func remoteName(parent, chainID, key string) string {
+// remoteName is unique in the backend: a namespace may have the same layer on parents that differ here, or claim the same chainID by
+// another layer or table, which somebody made up. Namespaces have snapshots of their own, and share images in the cache alone: what
+// settles whom one of them believes fills its snapshot with what its images may read, and nobody else's. Without a namespace it is the
+// name of earlier versions, in which namespaces had snapshots of one source together.
+func remoteName(namespace, parent, chainID, key string) string {
 	h := sha256.New()
+	if namespace != "" {
+		fmt.Fprintf(h, "%q ", namespace)
+	}
 	fmt.Fprintf(h, "%q %q %q", parent, chainID, key)
 	return remotePrefix + hex.EncodeToString(h.Sum(nil)[:16])
 }
@@ -153,7 +160,7 @@ func isRemoteName(name string) bool {
 }
 
 // claimed returns the binding of a snapshot that is there already, or nil: it may be there since it was made anew, or since another
-// namespace has it.
+// client pulls the same image.
 func (c *claims) claimed(ctx context.Context, name string) (b *binding, err error) {
 	err = c.store.WithTransaction(ctx, false, func(ctx context.Context) error {
 		id, _, _, err := storage.GetInfo(ctx, name)

@@ -64,13 +64,15 @@ func TestAuthorsLabels(t *testing.T) {
 
 func TestRemoteNames(t *testing.T) {
 	seen := map[string]bool{}
-	for _, parent := range []string{"", "a", "b"} {
-		for _, chain := range []string{"x", "y"} {
-			seen[remoteName(parent, chain, "k")] = true
+	for _, namespace := range []string{"", "default", "k8s.io"} {
+		for _, parent := range []string{"", "a", "b"} {
+			for _, chain := range []string{"x", "y"} {
+				seen[remoteName(namespace, parent, chain, "k")] = true
+			}
 		}
 	}
-	if len(seen) != 6 {
-		t.Errorf("%d names for 6 pairs of parent and chainID", len(seen))
+	if len(seen) != 18 {
+		t.Errorf("%d names for 18 triples of namespace, parent and chainID", len(seen))
 	}
 }
 

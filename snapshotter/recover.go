@@ -250,11 +250,14 @@ func (r *recovery) sourceOf(ctx context.Context, name string, k known) (src laye
 	if len(all) == 0 {
 		return src, fmt.Errorf("%w: %s", errNoImage, k.chainID)
 	}
+	namespace, _ := namespaces.Namespace(ctx)
 	best := -1
 	for _, s := range all {
 		worth := 0
-		if remoteName(k.parent, k.chainID.String(), r.layers.KeyOf(&s)) == name {
-			worth += 4
+		for _, in := range []string{namespace, ""} {
+			if remoteName(in, k.parent, k.chainID.String(), r.layers.KeyOf(&s)) == name {
+				worth += 4
+			}
 		}
 		if r.layers.Refuses(&s) == nil {
 			worth += 2

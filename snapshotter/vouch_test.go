@@ -251,6 +251,34 @@ func TestNamespacesApart(t *testing.T) {
 	}
 }
 
+// TestSettledForItsNamespace: two namespaces have pulled an image that claims somebody's chainID. Once one of them has that somebody's
+// image, too, it is shown his layer, and the other one is not: it was never let have it.
+func TestSettledForItsNamespace(t *testing.T) {
+	private := newImage(t, "private", nil, gzipLayer(t, file("a", honest)))
+	o := newOrigin(t, private)
+	evil := forge(t, o, private, true, true)
+	b := newBed(t, o, nil)
+	containerd := newDaemon(t, b)
+	b.store = containerd.db.ContentStore() // each namespace has its own there
+	b.restart()
+	in := func(namespace string) { b.ctx = namespaces.WithNamespace(t.Context(), namespace) }
+	in("thieves")
+	theirs := containerd.pull("thieves", evil.image, nil)
+	in("default")
+	ours := containerd.pull("default", evil.image, nil)
+	containerd.pull("default", private, nil) // which "exists already"
+	containerd.run("default", ours, file("a", honest))
+	in("thieves")
+	if _, err := containerd.Prepare(b.ctx, "stolen", theirs); err != nil {
+		t.Fatal(err)
+	}
+	if mounts, err := containerd.Mounts(b.ctx, "stolen"); err == nil {
+		if got, err := b.look(mounts, "a"); err == nil && bytes.Equal(got, honest) {
+			t.Error("the other namespace sees the private layer")
+		}
+	}
+}
+
 // complete fetches all of a layer.
 func (b *bed) complete(l layer, name string) {
 	b.t.Helper()
