@@ -3,6 +3,7 @@ package registry_test
 import (
 	"bytes"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -47,5 +48,21 @@ func TestDamagedLogins(t *testing.T) {
 				t.Errorf("got %+v", got)
 			}
 		})
+	}
+}
+
+// TestLoginsOfEarlierVersion: logins that the version of commit 9966ce9 wrote down count.
+func TestLoginsOfEarlierVersion(t *testing.T) {
+	path := filepath.Join(t.TempDir(), registry.LoginsFile.Name)
+	const file = "{\n  \"reg.test:5000\": {\n    \"user\": \"me\",\n    \"secret\": \"secret\",\n    \"plain_http\": true\n  }\n}"
+	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	l, err := registry.OpenLogins(path, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Get("reg.test:5000"); got != (registry.Login{User: "me", Secret: "secret", PlainHTTP: true}) {
+		t.Errorf("got %+v", got)
 	}
 }
