@@ -120,6 +120,16 @@ func FindLoop(path string) (string, error) {
 	return "", err
 }
 
+// LoopSize returns how many bytes a loop device has.
+func LoopSize(dev string) (int64, error) {
+	p, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), "size"))
+	if err != nil {
+		return 0, err
+	}
+	sectors, err := strconv.ParseInt(strings.TrimSpace(string(p)), 10, 64)
+	return sectors * 512, err // of which this file counts, whatever the device's sectors have
+}
+
 // DetachLoop ends a loop device that nobody uses: that is not mounted, and that nobody has open. What was written to it has
 // reached the file then. EBUSY says that somebody does; the device stays as it was. held is called once nobody can mount the device, and
 // what it returns when that is so no longer.
@@ -154,18 +164,23 @@ func DetachLoop(dev string, held func() (end func())) error {
 	return &os.PathError{Op: "detach", Path: dev, Err: err}
 }
 
-// handDown has all that was written to a device reach its file, by another process. It is this one that may serve the file: killed
-// meanwhile, it would stay in the kernel until somebody answers, with all that it has open and locked, and whoever is to answer in its
-// place waits for the end of it.
+// handDown has all that was written to a device reach its file, by another process.
 func handDown(dev *os.File) error {
-	c := exec.Command("sync", dev.Name())
+	return byAnother(dev.Sync, "sync", dev.Name())
+}
+
+// byAnother has another process do what waits for a loop device's file: it is this one that may serve that. Killed meanwhile, this one
+// would stay in the kernel until somebody answers, with all that it has open and locked, and whoever is to answer in its place waits for
+// the end of it. Or it would leave a device without bytes. Where the program is not installed, otherwise does it here.
+func byAnother(otherwise func() error, program, dev string, args ...string) error {
+	c := exec.Command(program, append(args, dev)...)
 	c.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // a Ctrl-C is not for it
 	says, err := c.CombinedOutput()
-	if errors.Is(err, exec.ErrNotFound) { // an image without programs
-		return dev.Sync()
+	if errors.Is(err, exec.ErrNotFound) {
+		return otherwise()
 	}
 	if err != nil {
-		return &os.PathError{Op: "sync", Path: dev.Name(), Err: fmt.Errorf("%w: %s", err, bytes.TrimSpace(says))}
+		return &os.PathError{Op: program, Path: dev, Err: fmt.Errorf("%w: %s", err, bytes.TrimSpace(says))}
 	}
 	return nil
 }
@@ -182,15 +197,17 @@ func DropLoop(dev string) error {
 
 // GrowLoop gives a loop device the size that its file has now.
 func GrowLoop(dev string) error {
-	f, err := os.OpenFile(dev, os.O_RDONLY, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
-		return &os.PathError{Op: "grow", Path: dev, Err: err}
-	}
-	return nil
+	return byAnother(func() error {
+		f, err := os.OpenFile(dev, os.O_RDONLY, 0)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+			return &os.PathError{Op: "grow", Path: dev, Err: err}
+		}
+		return nil
+	}, "losetup", dev, "--set-capacity")
 }
 
 // clearLoop ends a loop device, or marks one that is in use to be ended with its last user (loop_clr_fd in the kernel's

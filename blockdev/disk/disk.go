@@ -110,7 +110,11 @@ func (d *Disks) takeOver(ctx context.Context, left []Disk) error {
 		for _, k := range left {
 			d.adopt(ctx, k)
 		}
-		return d.opts.Way.Start()
+		err := d.opts.Way.Start()
+		if err == nil {
+			d.fit()
+		}
+		return err
 	}
 	if len(left) == 0 {
 		return nil
@@ -120,6 +124,21 @@ func (d *Disks) takeOver(ctx context.Context, left []Disk) error {
 		d.drop(k)
 	}
 	return errors.Join(d.save(), d.opts.Way.End())
+}
+
+// fit gives devices the size of their bytes that another process, which was killed, was about to give them.
+func (d *Disks) fit() {
+	for _, k := range d.List() {
+		size, err := blockdev.LoopSize(k.Path)
+		if err != nil || k.Reason != "" || size >= k.Size { // none, or none to be read
+			continue
+		}
+		d.opts.Log.Warn("a block device has too few bytes, as one has whose growing was cut short", "source", k.Source, "device", k.Path,
+			"size", size, "want", k.Size)
+		if err := d.opts.Way.Grow(k.Node); err != nil {
+			d.opts.Log.Error("a block device keeps too few bytes", "source", k.Source, "device", k.Path, "err", err)
+		}
+	}
 }
 
 // adopt serves a disk that is attached already, if it is.

@@ -27,7 +27,10 @@ func (s *Stack) Close() error {
 	errs = append(errs, s.containerd.Stop(syscall.SIGTERM), unmountUnder(filepath.Join(s.Dir, "containerd")))
 	errs = append(errs, s.endMounts(), s.remorad.Stop(syscall.SIGTERM), s.KillHolder(), s.registry.Stop(syscall.SIGTERM))
 	s.remorad, s.containerd, s.registry = nil, nil, nil
-	return errors.Join(append(errs, dropLoops(s.Dir), unmountUnder(s.Dir), s.removeNamespace(), removeGroup(group))...)
+	for _, dir := range []string{s.Root, s.Dir} { // the root may lie elsewhere
+		errs = append(errs, dropLoops(dir), unmountUnder(dir))
+	}
+	return errors.Join(append(errs, s.removeNamespace(), removeGroup(group))...)
 }
 
 // dropLoops ends the loop devices on files below a directory that are still there: of disks whose remorad and holder were

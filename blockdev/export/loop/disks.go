@@ -170,7 +170,7 @@ func (d *Disks) Left() ([]export.Block, error) {
 		if err != nil || !slices.ContainsFunc(d.all(), func(f Files) bool { return f.File(id) == l.File }) {
 			continue // it is on another file
 		}
-		size, err := sysfs(l.Dev, "size")
+		size, err := blockdev.LoopSize(l.Dev)
 		ro, rerr := sysfs(l.Dev, "ro")
 		sector, serr := sysfs(l.Dev, "queue/logical_block_size")
 		if err := errors.Join(err, rerr, serr); errors.Is(err, fs.ErrNotExist) {
@@ -179,14 +179,12 @@ func (d *Disks) Left() ([]export.Block, error) {
 			return nil, err
 		}
 		left = append(left, export.Block{
-			ID: id, Path: l.Dev, Size: size * sysfsSector, How: export.How{ReadOnly: ro != 0, Sector: int(sector)},
+			ID: id, Path: l.Dev, Size: size, How: export.How{ReadOnly: ro != 0, Sector: int(sector)},
 		})
 	}
 	slices.SortFunc(left, func(a, b export.Block) int { return cmp.Compare(a.ID, b.ID) })
 	return left, nil
 }
-
-const sysfsSector = 512 // bytes of what /sys/block/*/size counts, whatever the device's sectors have
 
 func sysfs(dev, name string) (int64, error) {
 	p, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), name))
