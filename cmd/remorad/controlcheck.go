@@ -32,9 +32,12 @@ func (v *volumes) InitStore(req *controlv1.InitStoreRequest, stream grpc.ServerS
 		})
 	}
 	made := false
-	if req.GetProbe() {
+	switch {
+	case req.GetProbe():
 		err = probe(ctx)
-	} else {
+	case v.uses(ctx, url):
+		_, err = volume.StoreID(ctx, s)
+	default:
 		made, err = volume.Init(ctx, s, probe)
 	}
 	if err != nil {

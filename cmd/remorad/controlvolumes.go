@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
+	"github.com/remora-storage/remora/volume/host"
 )
 
 // CreateVolume makes a volume, in a store that is prepared if it never was.
@@ -27,11 +29,7 @@ func (v *volumes) CreateVolume(ctx context.Context, req *controlv1.CreateVolumeR
 	if age < 0 || age%time.Second != 0 {
 		return nil, invalid("max_age %s: want whole seconds", age)
 	}
-	raw, err := v.host.OpenStore(url)
-	if err != nil {
-		return nil, err
-	}
-	prepared, err := volume.Init(ctx, raw, func(ctx context.Context) error { return store.Probe(ctx, raw, "probe/", func(string) {}) })
+	prepared, err := v.prepare(ctx, url)
 	if err != nil {
 		return nil, err
 	}
@@ -52,6 +50,27 @@ func (v *volumes) CreateVolume(ctx context.Context, req *controlv1.CreateVolumeR
 	}
 	reply := &controlv1.CreateVolumeResponse{Volume: v.describe(url, h), Made: made, Warnings: list(warnings, text)}
 	return reply, v.host.Remember(req.GetName(), url)
+}
+
+// prepare makes a store and prepares it for volumes where that was never done.
+func (v *volumes) prepare(ctx context.Context, url string) (prepared bool, err error) {
+	if v.uses(ctx, url) {
+		return false, nil
+	}
+	raw, err := v.host.OpenStore(url)
+	if err != nil {
+		return false, err
+	}
+	return volume.Init(ctx, raw, func(ctx context.Context) error { return store.Probe(ctx, raw, "probe/", func(string) {}) })
+}
+
+// uses reports whether volumes of the store at a URL are attached here. It is prepared then, and no other is to be made in its place where
+// it is away.
+func (v *volumes) uses(ctx context.Context, url string) bool {
+	return slices.ContainsFunc(v.host.Attached(), func(a host.Attached) bool {
+		same, err := v.host.Same(ctx, a.Store, url)
+		return err == nil && same // of one that this node never used nothing is known
+	})
 }
 
 // ListVolumes lists the volumes of one store, or of all that this node has used.

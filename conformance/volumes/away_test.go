@@ -51,6 +51,9 @@ func outlive(t *testing.T, s *testbed.Stack, store, why string, gone, back func(
 		}
 		return strings.Contains(snapctl(t, s, "volume", "inspect", names[0]), why)
 	})
+	for _, verb := range [][]string{{"create", "--store", store, "other", "1G"}, {"init", store}} { // no other store is made in its place
+		mustRefuse(t, s, "the store ", append([]string{"volume"}, verb...)...)
+	}
 	for time.Now().Before(end) {
 		for _, l := range loads {
 			l.MustRun(t)

@@ -402,7 +402,7 @@ func (th *theatre) step() error {
 		return th.interrupt(m, verb, node)
 	case chance < 23:
 		return th.kill(m, verb, node)
-	case chance < 29:
+	case chance < 29 && verb != "create": // which may make another store in its place
 		return th.lose(m, verb, node)
 	case chance < 32:
 		return th.copy(node)
