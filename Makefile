@@ -14,7 +14,7 @@ DESTDIR     ?=
 FUZZTIME    ?= 20s
 BENCH       ?=
 # Those that take longest go first, so that no processor idles behind them.
-GO_LONGEST  := ./snapshotter ./volume ./cache ./volume/host
+GO_LONGEST  := ./snapshotter ./volume ./snapshotter/layers ./cache ./volume/host ./remote/registry
 GO_UNIT      = $(shell go list $(GO_LONGEST); go list ./... | grep -v -x -e '.*/conformance/\(images\|disks\|volumes\)' \
   $(foreach p,$(GO_LONGEST),-e '$(PKG)$(p:.%=%)'))
 
@@ -22,6 +22,8 @@ GO_UNIT      = $(shell go list $(GO_LONGEST); go list ./... | grep -v -x -e '.*/
 PARTS       := unit race images disks volumes measured
 ONLY        ?= $(PARTS)
 SIDE_BY_SIDE ?= 8
+# How many packages the race detector runs side by side: most tests use one processor, and wait for the disk.
+PACKAGES_SIDE_BY_SIDE := 4
 # Tests that measure time or memory have names that begin so, and run alone.
 MEASURED    := ^TestMeasured
 
@@ -106,7 +108,7 @@ unit: deps-unit build ## tests of the packages that the race detector does not r
 	  $$(grep -rlE '^func ($(ALONE)|$(SHORTER))\(' --include='*_test.go' . | xargs -n1 dirname | sort -u)
 
 race: deps-race ## tests of the packages under the race detector, without containerd
-	CGO_ENABLED=1 go test -race -short -count=1 $(GO_UNIT) -skip '$(MEASURED)|^($(ALONE))$$'
+	CGO_ENABLED=1 go test -race -short -count=1 -timeout 45m -p $(PACKAGES_SIDE_BY_SIDE) $(GO_UNIT) -skip '$(MEASURED)|^($(ALONE))$$'
 
 images disks volumes: %: deps-% tools-% build ## end to end: real containerd, runc, registry, stores and kernel (root)
 	REMORA_ONE_EACH=1 go test -count=1 -timeout 45m -parallel $(SIDE_BY_SIDE) -skip '$(MEASURED)' ./conformance/$@

@@ -96,7 +96,15 @@ func TestImportGoesOn(t *testing.T) {
 // it among them, also if it does not say how much comes, or breaks off.
 func TestWithoutRanges(t *testing.T) {
 	published := format{"published index", gzipLayer, true}
+	body := noise(5, 6<<20)
 	for _, f := range append(slices.Clone(formats), published) {
+		one, two := newImage(t, "one", nil, f.make(t, file("a", body))), newImage(t, "two", nil, f.make(t, file("b", body)))
+		indexes := map[*image][]byte{}
+		if f.name == published.name {
+			for _, im := range []*image{one, two} {
+				indexes[im] = fsindex.Join([][]byte{indexOf(t, im.Layers[0])})
+			}
+		}
 		for name, spoil := range map[string]func(w http.ResponseWriter, p []byte){
 			"plain":   func(w http.ResponseWriter, p []byte) { _, _ = w.Write(p) },
 			"chunked": func(w http.ResponseWriter, p []byte) { w.(http.Flusher).Flush(); _, _ = w.Write(p) },
@@ -114,13 +122,9 @@ func TestWithoutRanges(t *testing.T) {
 			}(),
 		} {
 			t.Run(f.name+" "+name, func(t *testing.T) {
-				body := noise(5, 6<<20)
-				one, two := newImage(t, "one", nil, f.make(t, file("a", body))), newImage(t, "two", nil, f.make(t, file("b", body)))
 				o := newOrigin(t, one, two)
-				if f.name == published.name {
-					for _, im := range []*image{one, two} {
-						publish(t, o, im, fsindex.Artifact, fsindex.Join([][]byte{indexOf(t, im.Layers[0])}))
-					}
+				for im, index := range indexes {
+					publish(t, o, im, fsindex.Artifact, index)
 				}
 				o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 					_, kind, what := split(r.URL.Path)

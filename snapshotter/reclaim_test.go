@@ -72,13 +72,13 @@ func TestMountedAndWithdrawn(t *testing.T) {
 		if f.whole {
 			continue
 		}
+		shared, below := f.make(t, file("a", noise(1, 3<<20)), file("b", honest)), f.make(t, file("c", honest))
 		for status, promised := range map[int]bool{
 			http.StatusUnauthorized: false, http.StatusForbidden: false, http.StatusNotFound: false,
 			http.StatusServiceUnavailable: true, http.StatusOK: true,
 		} {
 			for _, further := range []string{"another namespace", "after a restart", "on another layer"} {
 				t.Run(fmt.Sprint(f.name, " ", status, " ", further), func(t *testing.T) {
-					shared, below := f.make(t, file("a", noise(1, 3<<20)), file("b", honest)), f.make(t, file("c", honest))
 					im, alone, other := newImage(t, "app", nil, shared), newImage(t, "app", nil, below), newImage(t, "app", nil, below, shared)
 					alone.Tag, other.Tag = "alone", "other"
 					o := newOrigin(t, im, alone, other)

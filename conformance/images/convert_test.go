@@ -242,9 +242,7 @@ func TestConvertPlatforms(t *testing.T) {
 func TestConvertKilled(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{})
-	p := testbed.Programs[0]
-	layout, err := p.Layout(t.Context())
-	testbed.Must(t, err)
+	layout, p := smallImage(t)
 	began := time.Now()
 	want := convert(t, s, "oci:"+layout+":src", s.Ref("whole:1"))
 	whole := time.Since(began)
@@ -254,7 +252,7 @@ func TestConvertKilled(t *testing.T) {
 	t.Logf("seed %d, a whole conversion takes %s", seed, whole)
 	r := rand.New(rand.NewPCG(seed, 0))
 	dst := s.Ref("killed:1")
-	for range testbed.Rounds(4, 60) {
+	for range testbed.Rounds(8, 200) {
 		var procs []*testbed.Process
 		for k := range 2 { // to the same place at once
 			log := filepath.Join(t.TempDir(), fmt.Sprint("convert-", k))
@@ -274,7 +272,7 @@ func TestConvertKilled(t *testing.T) {
 	if got.Digest != want.Digest {
 		t.Errorf("got %s, want %s", got.Digest, want.Digest)
 	}
-	_, err = s.Snapctl(t.Context(), "pull", dst)
+	_, err := s.Snapctl(t.Context(), "pull", dst)
 	testbed.Must(t, err)
 	testbed.RunImage(t, s, dst, "killed", "remora", p)
 	// Files of the killed are removed when they are a minute old.

@@ -557,9 +557,8 @@ func TestLayersAreReadOnly(t *testing.T) {
 // TestBackground: layers are completed when nobody waits, and then need nobody.
 func TestBackground(t *testing.T) {
 	t.Parallel()
-	for _, when := range []string{"idle", "on"} {
+	for _, when := range []string{"idle", "on"} { // one after the other: by themselves they would begin last, and idle takes its time
 		t.Run(when, func(t *testing.T) {
-			t.Parallel()
 			s := testbed.New(t, testbed.Options{LogLevel: "info", Config: "[fetch]\nbackground = \"" + when + "\"\nbackground_rate = \"0\"\n"})
 			_, lazy := testbed.Pushed(t, s, testbed.Python)
 			_, err := s.Snapctl(t.Context(), "pull", lazy)

@@ -138,6 +138,7 @@ func answer(status int) func(http.ResponseWriter, *http.Request, int64) bool {
 
 // TestWrongAnswers: each of these must be an error, and never data.
 func TestWrongAnswers(t *testing.T) {
+	t.Parallel() // with others that wait
 	partial := func(w http.ResponseWriter, contentRange string, body []byte) bool {
 		w.Header().Set("Content-Range", contentRange)
 		w.WriteHeader(http.StatusPartialContent)

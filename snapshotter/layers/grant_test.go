@@ -151,14 +151,15 @@ var liars = map[string]func(l imagetest.Layer) func(http.ResponseWriter, *http.R
 func TestPossession(t *testing.T) {
 	secret := imagetest.Noise(1, 300_000)
 	for format, make := range possessed {
+		plain := make(t, imagetest.File("a", secret))
+		unlisted := make(t, imagetest.File("unlisted/a", secret)) // its directory has the attributes that it has below
 		for name, lies := range liars {
 			for _, order := range []string{"after", "before", "removed", "on others"} {
 				t.Run(format+"/"+name+"/"+order, func(t *testing.T) {
-					file := "a"
+					file, layer := "a", plain
 					if order == "on others" {
-						file = "unlisted/a" // its directory has the attributes that it has below
+						file, layer = "unlisted/a", unlisted
 					}
-					layer := make(t, imagetest.File(file, secret))
 					p := newPossession(t, layer, secret, lies(layer))
 					if order == "before" {
 						_, _ = p.open(&p.theirs)

@@ -81,7 +81,10 @@ func GzipLayer(t testing.TB, members ...Member) Layer {
 	t.Helper()
 	plain := tartest.Archive(t, members...)
 	var out bytes.Buffer
-	w := gzip.NewWriter(&out)
+	w, err := gzip.NewWriterLevel(&out, gzip.BestSpeed) // which the race detector makes slow enough
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := w.Write(plain); err != nil {
 		t.Fatal(err)
 	}
