@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -11,6 +12,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/conformance/testbed"
 )
@@ -172,19 +177,26 @@ func (s *stamped) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// hugeLayer packs the huge file quickly: that takes the standard library ten times as long.
+func hugeLayer(t *testing.T) testbed.Blob {
+	t.Helper()
+	var packed bytes.Buffer
+	zw, err := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
+	testbed.Must(t, err)
+	plain := digest.Canonical.Digester()
+	tw := tar.NewWriter(io.MultiWriter(zw, plain.Hash()))
+	testbed.Must(t, tw.WriteHeader(&tar.Header{Name: "huge", Typeflag: tar.TypeReg, Mode: 0o644, Size: hugeSize, Format: tar.FormatPAX}))
+	_, err = io.CopyN(tw, new(stamped), hugeSize)
+	testbed.Must(t, errors.Join(err, tw.Close(), zw.Close()))
+	return testbed.Blob{MediaType: ocispec.MediaTypeImageLayerGzip, Data: packed.Bytes(), DiffID: plain.Digest()}
+}
+
 // TestHugeFile: a file of more than 4 GiB has its bytes where they belong, converted and imported.
 func TestHugeFile(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{LogLevel: "info"})
 	layout := filepath.Join(t.TempDir(), "layout")
-	testbed.Must(t, testbed.WriteTars(layout, "src", func(tw *tar.Writer) error {
-		if err := tw.WriteHeader(&tar.Header{Name: "huge", Typeflag: tar.TypeReg, Mode: 0o644, Size: hugeSize,
-			Format: tar.FormatPAX}); err != nil {
-			return err
-		}
-		_, err := io.CopyN(tw, new(stamped), hugeSize)
-		return err
-	}))
+	testbed.Must(t, testbed.WriteBlobs(layout, "src", hugeLayer(t)))
 	testbed.Must(t, s.Push(t.Context(), layout, "src", "huge:src"))
 	_, err := s.Snapctl(t.Context(), "convert", "oci:"+layout+":src", s.Ref("huge:lazy"))
 	testbed.Must(t, err)
