@@ -37,16 +37,32 @@ var (
 	ErrNoJournal = errors.New("no such journal")
 	// ErrLoss says that flushed writes may be lost if the volume is attached now.
 	ErrLoss = errors.New("writes that were flushed may be lost")
+	// ErrHalfTaken says, beside why an Attach has failed, that the head may say that this node has the volume. An Attach with Settle
+	// finds out, and has it open then, to be given up.
+	ErrHalfTaken = errors.New("half taken")
+	// ErrNotOwned says that a head does not say that this node has the volume, and will not.
+	ErrNotOwned = errors.New("it is not this node's")
 )
+
+// halfTaken is an error that is an ErrHalfTaken, too.
+type halfTaken struct{ error }
+
+func (e halfTaken) Is(err error) bool { return err == ErrHalfTaken }
+func (e halfTaken) Unwrap() error     { return e.error }
 
 // AttachOptions say how a volume is taken.
 type AttachOptions struct {
 	Options
 	// AcceptLoss takes a volume of class Local without the journal that its last owner had, and one of any class without a
-	// journal that does not continue what the store has.
+	// journal that does not continue what the store has, or as an older head has it.
 	AcceptLoss bool
+	// Seen is what this node has seen of the head, zero for nothing.
+	Seen Seen
 	// Resume says that the volume's device has stayed attached to the kernel: the journal must be there, whole.
 	Resume bool
+	// Settle takes the volume only if the head says that it is this node's, as what did not end may have left it. ErrNotOwned says that
+	// it does not, and that nothing is on its way that would change that.
+	Settle bool
 	// Progress is told what Attach waits for. It may be nil.
 	Progress func(string)
 }
@@ -81,10 +97,10 @@ func Attach(ctx context.Context, id ID, m *Member, journals Journals, opts Attac
 			continue
 		}
 		v, err := t.open(ctx, h, version)
-		if !errors.Is(err, ErrLoss) || !opts.AcceptLoss || opts.Resume {
-			return v, err
+		if err != nil {
+			return nil, halfTaken{err}
 		}
-		t.refused, t.why = t.journal, err // and go on from the last commit
+		return v, nil
 	}
 }
 
@@ -99,8 +115,10 @@ type taking struct {
 	journal  ID
 	existing bool   // it may hold acknowledged writes: the head that this attempt replaces names it
 	lost     bool   // what another journal may hold is given up
+	past     past   // of the journal
 	refused  ID     // a journal that does not continue what the store has
 	why      error  // it does not
+	back     error  // how the head is older than what this node has seen of it
 	from     *Owner // another node that the volume is taken from
 }
 
@@ -115,6 +133,12 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 	}
 	if h.removing() {
 		return nil, "", false, fmt.Errorf("volume %s: %w", t.id, ErrHalfRemoved)
+	}
+	if t.opts.Settle && (h.Owner == nil || h.Owner.Node != t.member.opts.ID) {
+		return nil, "", false, t.notOwned(ctx, h, version, w)
+	}
+	if t.back = h.follows(t.opts.Seen); t.back != nil && (!t.opts.AcceptLoss || t.opts.Resume) {
+		return nil, "", false, fmt.Errorf("volume %s: %w; --accept-loss goes on from what the store has", h.Name, t.back)
 	}
 	if h.Owner != nil {
 		if err := t.member.awaitEnd(ctx, *h.Owner, t.opts.Progress); err != nil {
@@ -133,11 +157,80 @@ func (t *taking) try(ctx context.Context) (h *Head, version string, swapped bool
 		next.Journal = &JournalRef{Node: t.member.opts.ID, ID: t.journal}
 		next.meets(journalStart(t.journal))
 	}
+	switch t.past, err = readPast(t.disk, t.journal, next, t.opts.Resume); {
+	case errors.Is(err, ErrLoss) && t.opts.AcceptLoss && !t.opts.Resume:
+		t.refused, t.why = t.journal, err // and go on from the last commit
+		return nil, "", false, nil
+	case errors.Is(err, ErrLoss):
+		err = fmt.Errorf("%w; --accept-loss goes on from the last commit, and keeps the journal as an orphan", err)
+	}
+	if err != nil {
+		return nil, "", false, fmt.Errorf("volume %s: %w", h.Name, err)
+	}
 	h, version, swapped, err = swapHead(ctx, t.opts.Store, h, next, version, w)
+	if err != nil {
+		return nil, "", false, halfTaken{err}
+	}
 	if swapped && h.Nonce != next.Nonce {
 		swapped = false // and taken by another since
 	}
-	return h, version, swapped, err
+	return h, version, swapped, nil
+}
+
+// notOwned returns ErrNotOwned once nothing that this node has sent can make the volume its own: what is still on its way is to
+// replace a head that is no longer there. It returns nil if somebody else has replaced it. What the node has of the volume is put aside.
+func (t *taking) notOwned(ctx context.Context, h *Head, version string, w waiter) error {
+	next := h.clone()
+	next.next()
+	_, _, swapped, err := swapHead(ctx, t.opts.Store, h, next, version, w)
+	if err != nil || !swapped {
+		return err
+	}
+	return cmp.Or(errors.Join(t.removeReleased(h), t.journals.Orphan(h.ID, ID{})), fmt.Errorf("volume %s: %w", h.Name, ErrNotOwned))
+}
+
+// removeReleased removes the journal with which a volume was given up, if it has nothing else than the store.
+func (t *taking) removeReleased(h *Head) error {
+	if h.Released == nil || h.Released.Journal.Node != t.member.opts.ID {
+		return nil
+	}
+	j := h.Released.Journal
+	f, err := t.journals.Open(h.ID, j.ID)
+	if errors.Is(err, ErrNoJournal) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r, err := replay(f, h.ID, j.ID, nil, false, func(uint64, []entry, cursor) {})
+	if err = errors.Join(err, f.Close()); err != nil || r.end.seq != j.Record || r.end.prev != j.Sum {
+		return nil // an orphan
+	}
+	return t.journals.Remove(h.ID, j.ID)
+}
+
+// past is what a journal has, before its volume is taken.
+type past struct {
+	*replayed
+	records []pastRecord
+}
+
+// pastRecord is a record without the data: that is found in the journal.
+type pastRecord struct {
+	first   uint64 // sequence number of its first write
+	entries []entry
+	end     cursor
+}
+
+// readPast reads a journal, and insists that it continues what the store has.
+func readPast(disk Disk, id ID, h *Head, sameBoot bool) (p past, err error) {
+	p.replayed, err = replay(disk, h.ID, id, h, sameBoot, func(first uint64, entries []entry, end cursor) {
+		for i := range entries {
+			entries[i].data = nil
+		}
+		p.records = append(p.records, pastRecord{first, entries, end})
+	})
+	return p, err
 }
 
 // findJournal opens the journal that the head names, or makes one. One that an attempt before has opened is let go: another
@@ -199,24 +292,19 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	if err := t.journals.Orphan(h.ID, t.journal); err != nil {
 		return nil, err
 	}
-	loading, loadCtx := errgroup.WithContext(ctx)
-	loading.Go(func() error { return v.load(loadCtx) })
-	active := v.active
-	var stored cursor // behind the last record that the store has
-	r, err := replay(t.disk, h.ID, t.journal, h, t.opts.Resume, func(first uint64, entries []entry, end cursor) {
-		for len(entries) > 0 && first <= h.Write {
-			first, entries = first+1, entries[1:]
-		}
-		if len(entries) == 0 {
-			stored = end
-		}
-		v.applyLocked(first, entries)
-	})
-	if errors.Is(err, ErrLoss) {
-		err = fmt.Errorf("%w; --accept-loss goes on from the last commit, and keeps the journal as an orphan", err)
-	}
-	if err := errors.Join(err, loading.Wait()); err != nil {
+	if err := v.load(ctx); err != nil {
 		return nil, fmt.Errorf("volume %s: %w", h.Name, err)
+	}
+	active, r := v.active, t.past
+	var stored cursor // behind the last record that the store has
+	for _, p := range r.records {
+		for len(p.entries) > 0 && p.first <= h.Write {
+			p.first, p.entries = p.first+1, p.entries[1:]
+		}
+		if len(p.entries) == 0 {
+			stored = p.end
+		}
+		v.applyLocked(p.first, p.entries)
 	}
 	if t.existing {
 		// What was written before this process began may not be on stable storage, while what follows it will be.
@@ -234,6 +322,9 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	if t.from != nil && t.from.Node != t.member.opts.ID {
 		v.tell(EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit",
 			t.from.Node, h.Write))
+	}
+	if t.back != nil {
+		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what an earlier state of the store lacks: %v", t.back))
 	}
 	switch {
 	case t.lost && t.why != nil:
@@ -320,6 +411,7 @@ func (v *Volume) Detach(ctx context.Context) error {
 	}
 	v.halt(ErrClosed) // nothing else changes the head from here on
 	if err := v.update(ctx, func(h *Head) error {
+		h.Released = &Released{Epoch: h.Epoch, Write: h.Write, Nonce: NewID(), Journal: *h.Journal}
 		h.Owner, h.Journal = nil, nil
 		return nil
 	}, func() {}); err != nil {

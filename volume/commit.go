@@ -154,7 +154,9 @@ func (v *Volume) update(ctx context.Context, change func(*Head) error, apply fun
 			v.mu.Unlock()
 			return nil
 		}
-		if slices.ContainsFunc(unsure, func(h *Head) bool { return h.Owner == nil && current.wrote(h.Nonce) }) {
+		if r := current.Released; r != nil && slices.ContainsFunc(unsure, func(h *Head) bool {
+			return h.Owner == nil && h.Released.Nonce == r.Nonce
+		}) {
 			return nil // the volume was given up by a change whose caller did not wait for its end
 		}
 		if !current.sameOwner(old) {

@@ -17,7 +17,8 @@ func testHead() *Head {
 		Size: 1 << 30, Block: Block, Class: Local, MaxAge: 5, FS: "ext4",
 		Epoch: 3, Owner: &Owner{NewID(), NewID()}, Journal: &JournalRef{NewID(), NewID(), 3, 20, 9}, Segment: 9, Write: 1234,
 		Root: &NodeRef{Gen: 5, Random: 6, Off: 7, Len: 800, Sum: 9}, Created: time.Unix(1e9, 0).UTC(),
-		Tail: segmentSet{{Seq: 8, Epoch: 2, Random: 1, Size: 5000, Table: 4000}, {Seq: 9, Epoch: 3, Random: 2, Size: 6000, Table: 5000}},
+		Released: &Released{Epoch: 2, Write: 1000, Nonce: NewID(), Journal: JournalRef{NewID(), NewID(), 2, 10, 8}},
+		Tail:     segmentSet{{Seq: 8, Epoch: 2, Random: 1, Size: 5000, Table: 4000}, {Seq: 9, Epoch: 3, Random: 2, Size: 6000, Table: 5000}},
 	}
 }
 
@@ -38,6 +39,14 @@ func TestHead(t *testing.T) {
 		if _, err := decodeHead(q); err == nil {
 			t.Errorf("byte %d of %q may be changed", i, p)
 		}
+	}
+	h.Released = nil // as in heads of before releases were noted
+	earlier, err := h.encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := decodeHead(earlier); err != nil || !reflect.DeepEqual(got, h) {
+		t.Errorf("without a release: got %+v, %v, want %+v", got, err, h)
 	}
 	newer := bytes.Replace(p, []byte("remora-head 2 "), []byte("remora-head 3 "), 1)
 	if _, err := decodeHead(newer); !errors.Is(err, ErrVersion) {

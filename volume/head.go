@@ -52,6 +52,9 @@ type Head struct {
 	Owner   *Owner      `json:"owner,omitempty"`   // who may write; nil for nobody
 	Journal *JournalRef `json:"journal,omitempty"` // what may hold acknowledged writes that are not committed
 
+	// Released says how the volume was given up last. It stays until that happens again.
+	Released *Released `json:"released,omitempty"`
+
 	Segment uint64     `json:"segment"`        // number of the last segment that counts
 	Write   uint64     `json:"write"`          // every write up to this sequence number is committed
 	Root    *NodeRef   `json:"root,omitempty"` // of the map as of the last checkpoint
@@ -86,6 +89,15 @@ type JournalRef struct {
 	Epoch  uint64 `json:"epoch,omitempty"`
 	Record uint64 `json:"record,omitempty"`
 	Sum    uint32 `json:"crc32c,omitempty"`
+}
+
+// Released is how a volume was given up: in an epoch, with all writes up to one in the store. Whoever did not hear of the end of his
+// release finds it here, however much others have written since.
+type Released struct {
+	Epoch   uint64     `json:"epoch"`
+	Write   uint64     `json:"write"`
+	Nonce   ID         `json:"nonce"`   // of the release
+	Journal JournalRef `json:"journal"` // which is of no use any more, and where it ended
 }
 
 // A SegmentRef names a segment.

@@ -137,6 +137,9 @@ func fork(ctx context.Context, v *Volume, at *simNode, st store.Store) (*Volume,
 	with := v.opts
 	with.Store = st
 	t := taking{id: v.id, member: twin, journals: on, opts: AttachOptions{Options: with}, disk: disk, journal: v.owned.id, existing: true}
+	if t.past, err = readPast(disk, t.journal, head, false); err != nil {
+		return nil, nil, err
+	}
 	w, err := t.open(ctx, head, version)
 	return w, on, err
 }

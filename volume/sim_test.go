@@ -141,11 +141,18 @@ func simulate(t *testing.T, seed uint64) {
 	for round := range 2 + rnd.IntN(4) {
 		st.SetFaults(faults)
 		cut := &parted{Store: Marked(st, mark)}
+		if spells.IntN(3) == 0 {
+			giveUp(t, cut, h.ID, at, m, time.Duration(spells.Int64N(int64(800*time.Millisecond))))
+		}
 		node := NewMember(cut, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot), Diary: &at.diary})
 		v, err := Attach(ctx, h.ID, node, at, AttachOptions{Options: Options{Store: cut, Memory: memory()}, AcceptLoss: true})
 		if err != nil {
 			t.Fatalf("round %d: attach: %v", round, err)
 		}
+		if err := v.Head().follows(at.seen); err != nil { // which no store that was not put back is to be taken for
+			t.Fatalf("round %d: attach: %v", round, err)
+		}
+		at.seen = v.Head().Seen()
 		if rnd.IntN(4) == 0 { // as for a store on the same machine
 			v.journal.mu.Lock()
 			v.journal.lead = 2*(maxRecord+Block) + 256<<10
@@ -212,6 +219,7 @@ func simulate(t *testing.T, seed uint64) {
 			if err := v.Detach(ctx); err != nil {
 				t.Fatalf("round %d: detach: %v", round, err)
 			}
+			at.seen = v.Head().Seen()
 			m.all()
 			if rnd.IntN(2) == 0 {
 				at = nodes[rnd.IntN(2)]
@@ -265,6 +273,35 @@ func simulate(t *testing.T, seed uint64) {
 	if r := checkSim(t, st); r.Unused.Objects > 0 {
 		t.Errorf("%d objects that nothing uses have stayed after a sweep", r.Unused.Objects)
 	}
+}
+
+// giveUp attaches, and leaves it after a while. What the store then says of the volume is found out, as the next verb does: if it is the
+// node's, that gives it up with all that its journal has.
+func giveUp(t *testing.T, st store.Store, id ID, at *simNode, m *model, after time.Duration) {
+	t.Helper()
+	ctx, leave := context.WithTimeout(context.Background(), after)
+	defer leave()
+	attach := func(ctx context.Context, settle bool) (*Volume, error) {
+		node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: strconv.Itoa(at.boot), Diary: &at.diary})
+		opts := AttachOptions{Options: Options{Store: st, Memory: 4 << 20}, Settle: settle}
+		return Attach(ctx, id, node, at, opts)
+	}
+	v, err := attach(ctx, false)
+	if errors.Is(err, ErrHalfTaken) {
+		v, err = attach(context.Background(), true)
+		if err != nil && !errors.Is(err, ErrNotOwned) && !errors.Is(err, ErrLoss) {
+			t.Fatalf("settle: %v", err)
+		}
+	}
+	if err != nil {
+		return
+	}
+	m.verify(t, v)
+	if err := v.Detach(context.Background()); err != nil {
+		t.Fatalf("settle: detach: %v", err)
+	}
+	at.seen = v.Head().Seen()
+	m.all()
 }
 
 // checkSim walks over everything that the store holds of the volume at this moment, and stops the test at a problem.

@@ -186,6 +186,7 @@ type simNode struct {
 	delay    time.Duration
 	boot     int
 	diary    simDiary
+	seen     Seen
 	full     atomic.Bool // its disk
 	damaged  string      // what replay must say of the journals: the test has damaged them on purpose
 }
@@ -250,7 +251,7 @@ func (n *simNode) Orphan(_, except ID) error {
 func (n *simNode) copy() *simNode {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	c := &simNode{id: n.id, journals: map[ID]*simDisk{}, rnd: n.rnd, delay: n.delay, boot: n.boot}
+	c := &simNode{id: n.id, journals: map[ID]*simDisk{}, rnd: n.rnd, delay: n.delay, boot: n.boot, seen: n.seen}
 	c.diary.e, _ = n.diary.Read()
 	for id, d := range n.journals {
 		c.journals[id] = d.copy()

@@ -66,7 +66,7 @@ type opened struct {
 }
 
 // newOpened returns a volume that is about to be taken. stop ends that.
-func (h *Host) newOpened(a Attached, stop context.CancelFunc) *opened {
+func newOpened(h *Host, a Attached, stop context.CancelFunc) *opened {
 	return &opened{Attached: a, ready: make(chan struct{}), stop: stop, quiet: volume.NewQuiet(), journals: h.journals}
 }
 
@@ -172,7 +172,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 		h.mu.Unlock()
 		return nil, s.unsafe
 	}
-	o := h.newOpened(a, func() {})
+	o := newOpened(h, a, func() {})
 	h.open[a.ID] = o
 	known := slices.ContainsFunc(h.record.Attached, func(x Attached) bool { return x.ID == a.ID })
 	if !known {
@@ -183,13 +183,16 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 	h.mu.Unlock()
 	if err == nil {
 		o.v, err = volume.Attach(ctx, a.ID, s.member, h.journals, volume.AttachOptions{
-			Options: h.volumeOptions(s, o), AcceptLoss: opts.AcceptLoss, Progress: opts.Progress,
+			Options: h.volumeOptions(s, o), AcceptLoss: opts.AcceptLoss, Seen: seen(h, a.ID), Progress: opts.Progress,
 		})
 	}
 	if err != nil {
 		o.err = err
 		close(o.ready)
-		return nil, errors.Join(err, h.forget(a.ID, !known))
+		return nil, errors.Join(err, h.forget(a.ID, !known && !errors.Is(err, volume.ErrHalfTaken)))
+	}
+	if err := saw(h, o.v.Head()); err != nil { // what it protects from is rare
+		h.opts.Log.Warn("how a volume's head was seen is not written down", "volume", o.Name, "err", err)
 	}
 	close(o.ready)
 	h.started.Go(h.tellEvents)
@@ -238,20 +241,24 @@ func (h *Host) Resume(id volume.ID, used bool) (*Device, error) {
 		return nil, h.notAttached(id)
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	o := h.newOpened(h.record.Attached[i], stop)
+	o := newOpened(h, h.record.Attached[i], stop)
 	h.open[id] = o
 	h.started.Go(func() {
 		defer close(o.ready)
 		s, err := finder{h}.await(ctx, o.Store, func(err error) { h.waitsForStore(o, err) })
 		if err == nil {
 			o.v, err = volume.Attach(ctx, id, s.member, h.journals, volume.AttachOptions{
-				Options: h.volumeOptions(s, o), Resume: used,
+				Options: h.volumeOptions(s, o), Resume: used, Settle: !used, Seen: seen(h, id),
 				Progress: func(what string) { h.opts.Log.Info("attaching again", "volume", o.Name, "waits", what) },
 			})
 		}
 		if err != nil {
 			o.err = err
-			if ctx.Err() == nil {
+			switch {
+			case ctx.Err() != nil:
+			case errors.Is(err, volume.ErrNotOwned):
+				h.opts.Log.Info("a volume is not this node's: what was begun with it did not get that far", "volume", o.Name)
+			default:
 				h.opts.Log.Error("a volume cannot be opened again: everything that uses it fails until it is detached", "volume", o.Name, "err", err)
 			}
 		}
@@ -270,8 +277,13 @@ func (h *Host) ResumeAll() error {
 }
 
 // Detach gives a volume up when its store has every acknowledged write. It waits for that until ctx ends; the volume
-// stays this node's then. One that this node does not own is no error.
+// stays this node's then. One that this node does not own is no error. Where an Attach has left that open, Detach finds out.
 func (h *Host) Detach(ctx context.Context, id volume.ID) error {
+	if _, err := h.Resume(id, false); errors.Is(err, ErrNotAttached) {
+		return nil
+	} else if err != nil {
+		return err
+	}
 	o := h.find(id)
 	if o == nil {
 		return nil
@@ -290,7 +302,25 @@ func (h *Host) Detach(ctx context.Context, id volume.ID) error {
 	case err != nil:
 		return fmt.Errorf("volume %s: %w", o.Name, err)
 	}
+	h.mu.Lock()
+	h.record.Seen[id] = o.v.Head().Seen()
+	h.mu.Unlock()
 	return h.forget(id, true)
+}
+
+// seen returns what is known of a volume's head, nothing for one that was never attached here.
+func seen(h *Host, id volume.ID) volume.Seen {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.record.Seen[id]
+}
+
+// saw notes a volume's head.
+func saw(h *Host, head *volume.Head) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.record.Seen[head.ID] = head.Seen()
+	return h.saveLocked()
 }
 
 // Abandon lets a volume go with acknowledged writes in this node's journal only. They come back when the volume is
@@ -298,7 +328,7 @@ func (h *Host) Detach(ctx context.Context, id volume.ID) error {
 func (h *Host) Abandon(id volume.ID) error {
 	o := h.find(id)
 	if o == nil {
-		return nil
+		return h.forget(id, true)
 	}
 	o.stop()
 	<-o.ready

@@ -69,6 +69,9 @@ func (h *Host) Forget(name, url string) error {
 
 // Removed forgets a volume that is no more, and whatever journals this node has of it.
 func (h *Host) Removed(name, url string, id volume.ID) error {
+	h.mu.Lock()
+	delete(h.record.Seen, id)
+	h.mu.Unlock()
 	return errors.Join(h.Forget(name, url), h.journals.RemoveAll(id))
 }
 

@@ -18,7 +18,9 @@ type record struct {
 	Attached []Attached        `json:"attached"`
 	// Stores are which store each URL led to that this node has used.
 	Stores map[string]volume.ID `json:"stores,omitempty"`
-	Events []pendingEvent       `json:"events,omitempty"` // that their stores do not have yet
+	// Seen are the heads of volumes as this node took them, or gave them up, last.
+	Seen   map[volume.ID]volume.Seen `json:"seen,omitempty"`
+	Events []pendingEvent            `json:"events,omitempty"` // that their stores do not have yet
 }
 
 const recordVersion = 1
@@ -56,6 +58,9 @@ func (h *Host) loadRecord() error {
 	}
 	if h.record.Stores == nil {
 		h.record.Stores = map[string]volume.ID{}
+	}
+	if h.record.Seen == nil {
+		h.record.Seen = map[volume.ID]volume.Seen{}
 	}
 	return nil
 }

@@ -32,6 +32,8 @@ var (
 	ErrAttachedAgain = errors.New("it was attached again meanwhile")
 	// ErrDetachedMeanwhile says that a volume was not attached because somebody detached it meanwhile.
 	ErrDetachedMeanwhile = errors.New("it was detached meanwhile")
+	// ErrHalfTaken is what Hands.Open returns if nobody knows whether the volume is this node's, or it is and cannot be used.
+	ErrHalfTaken = errors.New("half taken")
 	// ErrKept is what Hands.Leave returns if it was stopped while the volume could still be kept, and was.
 	ErrKept = errors.New("not given up")
 	// ErrHalfLeft is what Hands.Leave returns if it was stopped and nobody knows whether the store has released the volume.
@@ -42,7 +44,7 @@ var (
 type machine struct {
 	owned  bool // this node has taken the volume, and did not give it up
 	device bool // the kernel has its device
-	half   bool // it works no more, and its store may have released it
+	half   bool // it does not work, and its store may say that it is not this node's
 
 	want    want
 	doing   action
@@ -122,8 +124,13 @@ func (m *machine) ended(err error) (out []effect) {
 	switch {
 	case was == open && err == nil:
 		m.owned = true
-	case was == open && stopped: // whoever wants it by now has not had a try of his own
+	case was == open && stopped && !errors.Is(err, ErrHalfTaken): // whoever wants it by now has not had a try of his own
 	case was == open:
+		if errors.Is(err, ErrHalfTaken) {
+			if m.owned, m.half = true, true; stopped {
+				break
+			}
+		}
 		// Nor has who accepts what this try did not.
 		out = m.answer(err, func(c caller) bool { return c.want == attached && (c.how == m.how || m.how.AcceptLoss) })
 		if m.want == attached && !slices.ContainsFunc(m.callers, func(c caller) bool { return c.want == attached }) {

@@ -140,6 +140,9 @@ func TestEveryOrder(t *testing.T) {
 			continue
 		}
 		ends := []error{nil, errWorld}
+		if at.w.m.doing == open {
+			ends = append(ends, ErrHalfTaken)
+		}
 		if at.w.stop && at.w.m.doing == leave {
 			ends = append(ends, ErrHalfLeft)
 			if !at.w.m.half {
