@@ -13,7 +13,7 @@ import (
 // closed, not when a caller leaves.
 type Hands interface {
 	// Open takes the volume for this node, and tells what it waits for. When stop is closed it may come back with any error,
-	// unless the volume was taken.
+	// unless the volume was taken. ErrHalfTaken has Leave find out whose the volume is.
 	Open(ctx context.Context, how How, stop <-chan struct{}, tell func(string)) error
 	// Export gives the kernel the volume's block device. It fails if the volume has failed.
 	Export(ctx context.Context) error
@@ -178,7 +178,7 @@ func (a *Attachments) doLocked(v *attachment, effects []effect) {
 func (a *Attachments) beginLocked(v *attachment, e effect) {
 	v.told = make(chan struct{})
 	told, hands := v.told, v.hands
-	work := func() {
+	a.begun.Go(func() {
 		err := a.do(v, hands, e, told)
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -186,14 +186,7 @@ func (a *Attachments) beginLocked(v *attachment, e effect) {
 			return // the next process goes on from what is on disk
 		}
 		a.doLocked(v, v.ended(err))
-	}
-	// What the kernel does with a device may wait for the volume's store, whatever becomes of a context. Close does not: the next
-	// process finds the device as it is.
-	if e.begin == export || e.begin == withdraw {
-		go work()
-	} else {
-		a.begun.Go(work)
-	}
+	})
 }
 
 func (a *Attachments) do(v *attachment, hands Hands, e effect, told <-chan struct{}) error {
@@ -249,7 +242,8 @@ func (a action) String() string {
 	return map[action]string{open: "opening", export: "exporting", withdraw: "withdrawing", leave: "leaving", abandon: "abandoning"}[a]
 }
 
-// Close stops what is under way, and waits for the end of all but the kernel's part. What was taken stays so.
+// Close stops what is under way, and waits for its end: whoever serves devices goes on until then, since the kernel may need them to
+// come to it. What was taken stays so.
 func (a *Attachments) Close() {
 	a.mu.Lock()
 	a.closed = true

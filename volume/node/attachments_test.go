@@ -3,6 +3,7 @@ package node_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,7 +19,8 @@ type hands struct {
 	did    []string
 	opens  chan error // what Open returns; it waits for that
 	leaves chan error
-	in     bool // the device is in use
+	in     bool          // the device is in use
+	kernel chan struct{} // closed when the kernel gives the device up; nil for immediately
 }
 
 func newHands() *hands {
@@ -52,6 +54,10 @@ func (h *hands) Export(context.Context) error { h.note("export"); return nil }
 
 func (h *hands) Withdraw(context.Context) error {
 	h.note("withdraw")
+	if h.kernel != nil {
+		<-h.kernel
+		h.note("withdrawn")
+	}
 	if h.in {
 		return errors.New("in use")
 	}
@@ -225,6 +231,41 @@ func TestCallers(t *testing.T) {
 		if err := b.attach(t.Context()); err == nil {
 			t.Error("attached after the end")
 		}
+	})
+	within("the end of remorad while the kernel gives a device up", func(t *testing.T, b bed) {
+		open(t, b)
+		b.kernel = make(chan struct{})
+		v := begin(b.detach)
+		closed := make(chan struct{})
+		go func() {
+			b.all.Close()
+			close(closed)
+		}()
+		if err := <-v.err; err == nil {
+			t.Error("given up, though nobody knows")
+		}
+		synctest.Wait()
+		select {
+		case <-closed:
+			t.Error("closed, and something is under way still")
+		default:
+		}
+		close(b.kernel)
+		<-closed
+		if !slices.Contains(b.did, "withdrawn") {
+			t.Errorf("done before the end: %q", b.did)
+		}
+	})
+	within("half taken", func(t *testing.T, b bed) {
+		v := begin(b.attach)
+		b.opens <- node.ErrHalfTaken
+		v.ends(t, node.ErrHalfTaken)
+		b.is(t, "leaving")
+		v = begin(b.attach) // first it must be known whose it is
+		v.waits(t)
+		b.leaves <- nil
+		b.opens <- nil
+		v.ends(t, nil)
 	})
 	within("an earlier process left it without a device", func(t *testing.T, b bed) {
 		b.all.Adopt(b.id, b.hands, false)
