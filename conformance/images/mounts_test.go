@@ -510,6 +510,49 @@ func TestBackendOfRepository(t *testing.T) {
 	testbed.RunImage(t, s, lazy, "c", "remora", testbed.Python)
 }
 
+// looksAround prints what a container sees of its node: sockets, files that are open, what is mounted from elsewhere, and those of some
+// paths that there are.
+const looksAround = `import os, stat, sys
+for top, dirs, files in os.walk("/"):
+    if top == "/": dirs[:] = [d for d in dirs if d not in ("proc", "sys", "dev")]
+    for f in files + dirs:
+        try:
+            if stat.S_ISSOCK(os.lstat(os.path.join(top, f)).st_mode): print("socket", os.path.join(top, f))
+        except FileNotFoundError: pass
+for fd in range(3, 1024):
+    try: print("open", os.readlink("/proc/1/fd/%d" % fd))
+    except OSError: pass
+for line in open("/proc/self/mountinfo"):
+    before, after = line.split(" - ")
+    if after.split()[0] not in ("overlay", "proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"):
+        print("mount", before.split()[4], after.split()[0])
+for path in sys.argv[1:]:
+    if os.path.lexists(path): print("path", path)
+`
+
+// TestContainersSeeNothingOfOurs: a container sees no socket and no file of Remora's, unless somebody mounts one into it.
+func TestContainersSeeNothingOfOurs(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{LogLevel: "info"})
+	_, lazy := testbed.Pushed(t, s, testbed.Python)
+	_, err := s.Snapctl(t.Context(), "pull", lazy)
+	testbed.Must(t, err)
+	look := func(name string, args ...string) string {
+		t.Helper()
+		args = append([]string{"run", "--rm", "--snapshotter", "remora"}, args...)
+		out, err := s.Ctr(t.Context(), append(args, lazy, name, "python3", "-c", looksAround, s.Root, s.Remora, s.Dir)...)
+		testbed.Must(t, err)
+		return strings.TrimSpace(out)
+	}
+	if out := look("looks"); out != "" {
+		t.Errorf("it sees %s", out)
+	}
+	out := look("is-shown", "--mount", "type=bind,src="+s.Remora+",dst=/shown,options=bind")
+	if !strings.Contains(out, "socket /shown") {
+		t.Errorf("of a socket that is mounted it sees %q", out)
+	}
+}
+
 // TestLayersAreReadOnly: nobody writes to a mounted layer or uses a device of it, root included, in whichever way it is mounted.
 func TestLayersAreReadOnly(t *testing.T) {
 	t.Parallel()
