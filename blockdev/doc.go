@@ -1,8 +1,8 @@
-// Package blockdev is the wall between our engines and the kernel: a Device is bytes by offset,
-// and an export makes a path of it that the kernel can mount, or a socket that clients speak NBD to.
+// Package blockdev is the wall between our engines and the kernel. A Device is bytes by offset. An export makes a
+// path of it that the kernel can mount, or a socket that clients speak NBD to.
 //
-// Belongs here: the Device contract, devices that are a file or memory, wrappers of one duty each, the names
-// of the back ends, loop devices, mounting, the lock of a directory; in packages below, each export, what keeps
+// Belongs here: the Device contract, devices that are a file or memory, wrappers of one duty each, the names of
+// the back ends, loop devices, mounting, the lock of a directory. In packages below: each export, what keeps
 // exports alive, and finding out what this kernel can do by doing it.
 // Does not: where bytes come from (cache, volume), which snapshot needs what (snapshotter). It is ground: nothing
 // below this folder imports another room, but for durable.

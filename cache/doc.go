@@ -9,8 +9,8 @@
 //	cache → proof → fetch → image → blob → inflate
 //	            cache, image, objects → budget
 //
-// An image knows no source, a fetch no promise, and a blob no disk. Where something below has news for what is above (a disk
-// lost bytes), it calls a function that it was given when it was opened, with no lock of its own that the function may need.
+// An image knows no source, a fetch no promise, and a blob no disk. Where something below has news for what is above (a disk lost
+// bytes), it calls a function that it was given when it was opened. It holds no lock of its own then that the function may need.
 //
 // Cache.mu is taken before the locks of packages below; the doc.go of each says what their order is.
 //

@@ -1,4 +1,4 @@
-// Package export is the contract of the ways into the kernel: an Exporter makes a path of a Device, and what the kernel
+// Package export is the contract of the ways into the kernel. An Exporter makes a path of a Device, and what the kernel
 // does with that path outlives the process that made it.
 //
 // Three things make that true. The number of an export is never used again, so it means the same bytes to every process

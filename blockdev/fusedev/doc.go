@@ -1,9 +1,9 @@
 // Package fusedev serves a FUSE connection that outlives the process which serves it.
 //
 // go-fuse gives us the protocol's types and the RawFileSystem interface. Its server cannot take
-// over a connection: it waits for an INIT, which the kernel sends once in a connection's life,
-// and what it had read when it died is lost (before Linux 6.9 for good). So the loop between the
-// kernel and a RawFileSystem is our own:
+// over a connection: it waits for an INIT, which the kernel sends once in a connection's life. What
+// it had read when it died is lost (before Linux 6.9 for good). So the loop between the kernel and
+// a RawFileSystem is our own:
 //
 //   - a request is read straight into a slot of memory that another process keeps too
 //     (blockdev/slots) and stays there until the kernel has its answer;

@@ -1,6 +1,6 @@
 // Package image keeps images on local disk: sparse files whose extents come and go.
 //
-// An Image may be killed at any moment: an extent is recorded only after its bytes are verified and synced, so what is recorded
+// An Image may be killed at any moment. An extent is recorded only after its bytes are verified and synced, so what is recorded
 // is right and is never fetched or verified again. An extent is recorded as gone before it is punched out. Where a sync fails,
 // nothing that it may have lost is believed.
 //

@@ -1,9 +1,9 @@
 // Package inflate decodes gzip so that decoding can begin again in the middle.
 //
-// A Stream decodes a file from its start and notes, every so many plain bytes, a Point: where in the
-// file a DEFLATE block begins, to the bit, and which bytes before it that block's data refers back to.
-// From a Point and the packed bytes behind it the plain bytes behind it can be had, without anything
-// before.
+// A Stream decodes a file from its start and notes, every so many plain bytes, a Point. That says
+// where in the file a DEFLATE block begins, to the bit, and which bytes before it that block's data
+// refers back to. From a Point and the packed bytes behind it the plain bytes behind it can be had,
+// without anything before.
 //
 // Library inflaters can do neither: they do not say where a block begins, and cannot start inside a
 // byte.

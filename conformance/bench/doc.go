@@ -1,5 +1,6 @@
-// Command bench measures what docs/performance.md shows: cold starts beside containerd's own snapshotters, complete
-// layers beside a local EROFS file, devices beside other servers, volumes beside a local disk, and memory.
+// Command bench measures what docs/performance.md shows: cold starts beside containerd's own snapshotters, and
+// complete layers beside a local EROFS file. It measures devices beside other servers, volumes beside a local disk,
+// and memory.
 //
 //	go run ./conformance/bench [-rounds 3] [-rtt 20ms] [-mbit 1000] [PART ...]
 //

@@ -1,4 +1,4 @@
-// Package boltfile tells whether bbolt can open a file. bbolt maps its file and believes it: of a damaged one it may panic in a
+// Package boltfile tells whether bbolt can open a file. bbolt maps its file and believes it. Of a damaged one it may panic in a
 // goroutine of its own, read behind the file's end, or follow pages in a circle. Check reads the same pages without trusting
 // any of them.
 //
