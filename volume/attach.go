@@ -320,25 +320,26 @@ func (t *taking) open(ctx context.Context, h *Head, version string) (*Volume, er
 	}
 	v.run()
 	if t.from != nil && t.from.Node != t.member.opts.ID {
-		v.tell(EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit",
+		v.tell(h, EventTakeover, fmt.Sprintf("from node %s, whose lease had ended; the volume is as of write %d, its last commit",
 			t.from.Node, h.Write))
 	}
 	if t.back != nil {
-		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what an earlier state of the store lacks: %v", t.back))
+		v.tell(h, EventLoss, fmt.Sprintf("the loss was accepted of what an earlier state of the store lacks: %v", t.back))
 	}
 	switch {
 	case t.lost && t.why != nil:
-		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d: %v", h.Write, t.why))
+		v.tell(h, EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d: %v", h.Write, t.why))
 	case t.lost:
-		v.tell(EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d, at most %s before", h.Write,
+		v.tell(h, EventLoss, fmt.Sprintf("the loss was accepted of what was flushed after write %d, at most %s before", h.Write,
 			time.Duration(h.MaxAge)*time.Second))
 	}
 	return v, nil
 }
 
-// tell keeps an event in the store.
-func (v *Volume) tell(what, detail string) {
-	e := Event{Time: time.Now().UTC(), Volume: v.id, Name: v.Head().Name, Node: &v.owned.member.opts.ID, What: what, Detail: detail}
+// tell keeps in the store how the volume was taken: by the head that was swapped.
+func (v *Volume) tell(h *Head, what, detail string) {
+	e := Event{Time: time.Now().UTC(), Volume: v.id, Name: h.Name, Node: &v.owned.member.opts.ID, What: what, Detail: detail,
+		Epoch: h.Epoch, Write: h.Write}
 	v.log.Warn(what, "detail", detail)
 	v.spawn(func(ctx context.Context) {
 		if err := v.wait.until(ctx, "write down an event", func() error { return e.Store(ctx, v.opts.Store) }); err != nil && ctx.Err() == nil {

@@ -17,6 +17,7 @@ const (
 	EventLoss     = "loss"     // a volume was attached although flushed writes may be missing
 	EventRepair   = "repair"   // a map was made anew
 	EventRebuild  = "rebuild"  // a volume was made of what was left of another one
+	EventSalvage  = "salvage"  // a volume was made of what a journal has that another one went on without
 )
 
 // An Event is something that was done to a volume which somebody may ask about later. It is an object of its own in the
@@ -28,6 +29,10 @@ type Event struct {
 	Node   *ID       `json:"node,omitempty"` // that did it, if one did
 	What   string    `json:"what"`
 	Detail string    `json:"detail"`
+	// Of a volume that was taken from another node, or went back to its last commit: the epoch that began, and the last write of
+	// those before.
+	Epoch uint64 `json:"epoch,omitempty"`
+	Write uint64 `json:"write,omitempty"`
 }
 
 const eventVersion = 1

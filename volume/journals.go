@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -161,6 +162,56 @@ func (d *JournalDir) Remove(vid, id ID) error {
 		return err
 	}
 	return durable.SyncDir(d.dir)
+}
+
+// A Stray is the file of a journal.
+type Stray struct {
+	Volume, ID ID
+	File       string
+	Orphan     bool // its volume has gone on without it
+	Size       int64
+	Written    time.Time // when something of it was written last
+}
+
+// All returns every journal that there is.
+func (d *JournalDir) All() (all []Stray, err error) {
+	entries, err := os.ReadDir(d.dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		name, orphan := strings.CutSuffix(e.Name(), orphanSuffix)
+		name, journal := strings.CutSuffix(name, journalSuffix)
+		vid, id, ok := strings.Cut(name, "-")
+		if !ok || orphan == journal {
+			continue
+		}
+		s := Stray{File: filepath.Join(d.dir, e.Name()), Orphan: orphan}
+		if s.Volume, err = ParseID(vid); err != nil {
+			continue
+		}
+		if s.ID, err = ParseID(id); err != nil {
+			continue
+		}
+		st, err := os.Stat(s.File)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it went meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		s.Size, s.Written = st.Size(), st.ModTime()
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+// OpenStray opens a journal to read it.
+func (d *JournalDir) OpenStray(s Stray) (JournalFile, error) { return openJournalFile(s.File, 0) }
+
+// RemoveStray removes a journal that nobody uses.
+func (d *JournalDir) RemoveStray(s Stray) error {
+	return errors.Join(os.Remove(s.File), durable.SyncDir(d.dir))
 }
 
 // Orphan implements Journals. One that holds nothing, as an Attach leaves that was given up, is removed.

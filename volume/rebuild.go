@@ -76,23 +76,45 @@ func Rebuild(ctx context.Context, st store.Store, from, to string, progress func
 			return nil, err
 		}
 	}
-	if _, err := lookupID(ctx, st, to); err == nil {
-		return nil, fmt.Errorf("%s: %w", to, ErrNameTaken)
-	} else if !errors.Is(err, ErrNotFound) {
+	if err := nameFree(ctx, st, to); err != nil {
 		return nil, err
 	}
-	b := rebuild{store: st, progress: progress, nodes: newMapNodes(st, id, defaultMemory/4, quiet())}
-	b.From, b.Name, b.Problems, b.Stale, b.Lost = id, to, []string{}, []Range{}, []Range{}
+	b := newRebuild(st, id, to, progress)
 	if err := b.collect(ctx); err != nil {
 		return nil, err
 	}
+	b.measure()
+	return &b.Rebuilt, b.finish(ctx, Event{What: EventRebuild,
+		Detail: fmt.Sprintf("of volume %s: %s; %d are missing", b.From, b.Base(), b.Missing)})
+}
+
+// nameFree fails unless a volume may be made that is called so.
+func nameFree(ctx context.Context, st store.Store, name string) error {
+	_, err := lookupID(ctx, st, name)
+	switch {
+	case err == nil:
+		return fmt.Errorf("%s: %w", name, ErrNameTaken)
+	case errors.Is(err, ErrNotFound):
+		return nil
+	}
+	return err
+}
+
+func newRebuild(st store.Store, from ID, to string, progress func(what string)) *rebuild {
+	b := &rebuild{store: st, progress: progress, nodes: newMapNodes(st, from, defaultMemory/4, quiet()), refs: map[uint64]SegmentRef{}}
+	b.From, b.Name, b.Problems, b.Stale, b.Lost = from, to, []string{}, []Range{}, []Range{}
+	return b
+}
+
+// finish makes the new volume of what was found, and tells of it.
+func (b *rebuild) finish(ctx context.Context, e Event) error {
 	b.ID = NewID()
 	if err := b.copy(ctx); err != nil {
-		_, derr := removeObjects(context.WithoutCancel(ctx), st, b.ID)
-		return nil, errors.Join(err, derr)
+		_, derr := removeObjects(context.WithoutCancel(ctx), b.store, b.ID)
+		return errors.Join(err, derr)
 	}
-	return &b.Rebuilt, Event{Time: time.Now().UTC(), Volume: b.ID, Name: b.Name, What: EventRebuild,
-		Detail: fmt.Sprintf("of volume %s: %s; %d are missing", b.From, b.Base(), b.Missing)}.Store(ctx, st)
+	e.Time, e.Volume, e.Name = time.Now().UTC(), b.ID, b.Name
+	return e.Store(ctx, b.store)
 }
 
 type rebuild struct {
@@ -104,6 +126,12 @@ type rebuild struct {
 	head  *Head // nil if it cannot be read
 	refs  map[uint64]SegmentRef
 	found extents
+	doubt uint64 // what is older than this segment may be stale
+
+	// Of a journal that is salvaged: the log that it follows has no write, segment or epoch after this head's.
+	before  *Head
+	journal Disk
+	certain extents // that are not in doubt, whatever is missing
 }
 
 // leftover is a segment that was found in the store.
@@ -125,10 +153,18 @@ func (b *rebuild) collect(ctx context.Context) error {
 	default:
 		return err
 	}
+	if b.before != nil {
+		h = b.before
+	}
 	b.progress("maps")
 	root, err := b.newestMap(ctx, h)
 	if err != nil {
 		return err
+	}
+	if b.before != nil {
+		if root, err = b.rootBefore(ctx, root); err != nil {
+			return err
+		}
 	}
 	b.Map = root.Segment
 	b.progress("segments")
@@ -136,7 +172,6 @@ func (b *rebuild) collect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.refs = map[uint64]SegmentRef{}
 	if err := b.nodes.lookup(ctx, root.Extents, 0, MaxSize/Block, func(e extent) bool {
 		b.found.set(e)
 		return true
@@ -153,13 +188,12 @@ func (b *rebuild) collect(ctx context.Context) error {
 	}
 	b.Write = root.Write
 	last := root.Segment
-	doubt := uint64(0) // what is older than this segment may be stale
 	all = counting(all, root.Segment)
 	b.Ignored -= len(all)
 	for _, s := range all {
 		if gap := s.at.seq - last - 1; gap > 0 {
 			b.Missing += gap
-			doubt = s.at.seq
+			b.doubt = s.at.seq
 		}
 		last = s.at.seq
 		b.refs[s.at.seq] = s.ref
@@ -168,34 +202,56 @@ func (b *rebuild) collect(ctx context.Context) error {
 			b.found.setNewer(e)
 		}
 	}
-	if b.head != nil && last < b.head.Segment { // the end of the log is lost
+	if b.head != nil && b.before == nil && last < b.head.Segment { // the end of the log is lost
 		b.Missing += b.head.Segment - last
-		doubt = math.MaxUint64
+		b.doubt = math.MaxUint64
 	}
 	b.Segments = len(all)
+	if b.before != nil && b.head != nil {
+		return b.overlay(ctx)
+	}
+	return nil
+}
+
+// measure says how much was found, and what of it is in doubt.
+func (b *rebuild) measure() {
 	if b.head == nil {
 		b.Guessed = true
 		b.Size = MinSize
+	}
+	var stale extents
+	unsure := b.before != nil && b.Missing > 0 // of what was written over since nobody knows what was there
+	if unsure {
+		stale.set(extent{blocks: uint32(b.Size / Block)})
 	}
 	b.found.all(func(e extent) bool {
 		if b.Guessed {
 			b.Size = max(b.Size, int64(e.end())*Block)
 		}
-		if e.hole {
-			return true
+		switch { // a hole does not say since when
+		case e.place.seg > 0 && e.place.seg < b.doubt:
+			stale.set(e)
+		case e.place.seg > 0:
+			stale.clear(e.lba, e.end())
 		}
-		b.Bytes += int64(e.blocks) * Block
-		if e.place.seg < doubt {
-			b.Stale = addRange(b.Stale, e)
+		if !e.hole {
+			b.Bytes += int64(e.blocks) * Block
 		}
 		return true
 	})
-	return nil
+	b.certain.all(func(e extent) bool {
+		stale.clear(e.lba, e.end())
+		return true
+	})
+	stale.all(func(e extent) bool {
+		b.Stale = addRange(b.Stale, e)
+		return true
+	})
 }
 
 // newestMap returns the newest map that can be read as a whole, an empty one if none can.
 func (b *rebuild) newestMap(ctx context.Context, h *Head) (*mapRoot, error) {
-	if b.head != nil && h.Root != nil {
+	if b.head != nil && b.before == nil && h.Root != nil {
 		root, err := readMap(ctx, b.nodes, h.Root)
 		if err == nil {
 			return root, nil
@@ -299,52 +355,39 @@ func counting(all []leftover, after uint64) []leftover {
 	return slices.DeleteFunc(counts, func(s leftover) bool { return s.at.seq <= after })
 }
 
-// copy makes the new volume: a segment for each of the old one that is in use.
+// copy makes the new volume: a segment for each of the old one that is in use, and what the journal has of it.
 func (b *rebuild) copy(ctx context.Context) error {
-	bySegment := map[uint64][]extent{}
-	b.found.all(func(e extent) bool {
-		if !e.hole {
-			bySegment[e.place.seg] = append(bySegment[e.place.seg], e)
-		}
-		return true
-	})
 	put := func(ctx context.Context, key string, p []byte) error {
 		_, err := b.store.Put(ctx, key, p)
 		return err
 	}
 	var refs []SegmentRef
 	var lost, located extents
-	for i, seq := range slices.Sorted(maps.Keys(bySegment)) {
+	groups := b.groups()
+	for i, group := range groups {
 		if i%16 == 0 {
-			b.progress(fmt.Sprintf("segment %d of %d", i+1, len(bySegment)))
+			b.progress(fmt.Sprintf("segment %d of %d", i+1, len(groups)))
 		}
-		ref, ok := b.refs[seq]
-		var p []byte
-		var err error
-		if ok {
-			p, _, err = b.store.Get(ctx, ref.key(b.From), 0, -1)
-		}
-		if err != nil && !errors.Is(err, store.ErrNoObject) {
+		blocks, err := b.blocks(ctx, group[0].place.seg)
+		if err != nil {
 			return err
 		}
 		frames := int64(0)
-		for _, e := range bySegment[seq] {
+		for _, e := range group {
 			frames += frameSize(e.blocks)
 		}
 		w := newSegmentWriter(logPosition{id: b.ID, epoch: 1, seq: uint64(len(refs)) + 1, previous: uint64(len(refs)), write: b.Write},
-			random32(), make([]byte, 0, segmentCapacity(frames, len(bySegment[seq]))))
-		for _, e := range bySegment[seq] {
-			end := e.place.off + frameSize(e.place.whole)
-			if end > int64(len(p)) {
+			random32(), make([]byte, 0, segmentCapacity(frames, len(group))))
+		for _, e := range group {
+			p, err := blocks(e)
+			switch {
+			case errors.Is(err, ErrCorrupt):
 				lost.set(e)
-				continue
+			case err != nil:
+				return err
+			default:
+				copy(w.frame(e), p)
 			}
-			blocks, err := openFrame(p[e.place.off:end], b.From, ref, e.place.off)
-			if err != nil {
-				lost.set(e)
-				continue
-			}
-			copy(w.frame(e), blocks[int(e.place.skip)*Block:])
 		}
 		if len(w.extents) == 0 {
 			continue
@@ -376,4 +419,59 @@ func (b *rebuild) copy(ctx context.Context) error {
 	}
 	h.Root = &cp.ref
 	return publish(ctx, b.store, h)
+}
+
+// groups returns what is to be copied, each part from one place and no more than a segment holds.
+func (b *rebuild) groups() (all [][]extent) {
+	by := map[uint64][]extent{}
+	b.found.all(func(e extent) bool {
+		if !e.hole {
+			by[e.place.seg] = append(by[e.place.seg], e)
+		}
+		return true
+	})
+	for _, seq := range slices.Sorted(maps.Keys(by)) {
+		if seq > 0 {
+			all = append(all, by[seq])
+			continue
+		}
+		size := int64(0) // the journal's
+		for _, e := range by[seq] {
+			if size == 0 {
+				all = append(all, nil)
+			}
+			all[len(all)-1] = append(all[len(all)-1], e)
+			if size += frameSize(e.blocks); size >= segmentTarget {
+				size = 0
+			}
+		}
+	}
+	return all
+}
+
+// blocks returns what reads extents of a segment, or of the journal. It says ErrCorrupt of what is not there.
+func (b *rebuild) blocks(ctx context.Context, seq uint64) (func(extent) ([]byte, error), error) {
+	if seq == 0 {
+		return func(e extent) ([]byte, error) { return readJournal(b.journal, e) }, nil
+	}
+	ref, ok := b.refs[seq]
+	var p []byte
+	var err error
+	if ok {
+		p, _, err = b.store.Get(ctx, ref.key(b.From), 0, -1)
+	}
+	if err != nil && !errors.Is(err, store.ErrNoObject) {
+		return nil, err
+	}
+	return func(e extent) ([]byte, error) {
+		end := e.place.off + frameSize(e.place.whole)
+		if end > int64(len(p)) {
+			return nil, fmt.Errorf("segment %d: %w: it is not there", seq, ErrCorrupt)
+		}
+		q, err := openFrame(p[e.place.off:end], b.From, ref, e.place.off)
+		if err != nil {
+			return nil, err
+		}
+		return q[int(e.place.skip)*Block:], nil
+	}, nil
 }

@@ -92,7 +92,9 @@ func (v *volumes) ListVolumes(ctx context.Context, req *controlv1.ListVolumesReq
 			reply.Volumes = append(reply.Volumes, &controlv1.Volume{Store: text(url), Error: text(err.Error())})
 		}
 	}
-	return reply, nil
+	var err error
+	reply.StrayJournals, err = v.strayJournals()
+	return reply, err
 }
 
 // addVolumes adds the volumes of a store to a list.

@@ -26,6 +26,7 @@ func TestHelp(t *testing.T) {
 		{"volume", "init"}, {"volume", "probe"}, {"volume", "create"}, {"volume", "ls"}, {"volume", "inspect"}, {"volume", "attach"},
 		{"volume", "detach"},
 		{"volume", "mount"}, {"volume", "umount"}, {"volume", "resize"}, {"volume", "rm"}, {"volume", "fsck"}, {"volume", "bench"},
+		{"volume", "journal", "ls"}, {"volume", "journal", "salvage"}, {"volume", "journal", "rm"},
 	} {
 		words := "snapctl"
 		for _, a := range args {
@@ -102,8 +103,9 @@ func TestVolumeJSON(t *testing.T) {
 		"init": {{"file:/s"}}, "probe": {{"file:/s"}}, "create": {{"new", "1G"}, {"data", "1G"}}, "ls": {{}}, "inspect": {{"data"}},
 		"attach": {{"data"}}, "detach": {{"data"}, {"none"}}, "umount": {{"data"}, {"--keep-attached", "data"}, {"none"}},
 		"resize": {{"data", "2G"}}, "rm": {{"data"}, {"--dry-run", "data"}, {"none"}}, "fsck": {{"data"}, {"--rebuild-into", "w", "data"}},
-		"bench": {{"--size", "16M", "--time", "1ms"}},
-		"mount": {}, // needs a block device: conformance/volumes
+		"bench":   {{"--size", "16M", "--time", "1ms"}},
+		"journal": {{"ls"}, {"salvage", "5f2a", "--into", "old"}, {"rm", "5f2a"}},
+		"mount":   {}, // needs a block device: conformance/volumes
 	}
 	for _, c := range u.app(nil, nil).volumeCommand().Commands() {
 		all, ok := calls[c.Name()]
@@ -136,6 +138,7 @@ func TestNobodyAnswers(t *testing.T) {
 		{"volume", "mount", "v", u.path("dir")}, {"volume", "umount", "v"}, {"volume", "resize", "v", "2G"}, {"volume", "rm", "v"},
 		{"volume", "fsck", "v"},
 		{"volume", "fsck", "--rebuild-into", "w", "v"}, {"volume", "bench"},
+		{"volume", "journal", "ls"}, {"volume", "journal", "salvage", "5f", "--into", "w"}, {"volume", "journal", "rm", "5f"},
 	} {
 		u.run(args...).fails(1, "remorad does not answer on "+u.remorad, "systemctl status remorad")
 	}

@@ -48,6 +48,7 @@ type fakeRemorad struct {
 	fresh    bool   // volumes that are attached were never written to
 	report   *controlv1.VolumeReport
 	rebuilt  *controlv1.RebuiltVolume
+	journals []*controlv1.Journal
 	ended    int // streams that their caller has ended
 }
 

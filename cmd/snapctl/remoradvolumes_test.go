@@ -164,3 +164,26 @@ func (f *fakeRemorad) RebuildVolume(req *controlv1.RebuildVolumeRequest,
 		return append(all, &controlv1.RebuildVolumeResponse{Rebuilt: f.rebuilt})
 	})
 }
+
+func (f *fakeRemorad) ListJournals(_ context.Context, req *controlv1.ListJournalsRequest) (*controlv1.ListJournalsResponse, error) {
+	return answer(f, req, func() (*controlv1.ListJournalsResponse, error) {
+		return &controlv1.ListJournalsResponse{Journals: f.journals}, nil
+	})
+}
+
+func (f *fakeRemorad) SalvageJournal(req *controlv1.SalvageJournalRequest,
+	to grpc.ServerStreamingServer[controlv1.SalvageJournalResponse]) error {
+	return stream(f, req, to, func() (all []*controlv1.SalvageJournalResponse) {
+		for _, s := range f.steps {
+			all = append(all, &controlv1.SalvageJournalResponse{Step: s})
+		}
+		return append(all, &controlv1.SalvageJournalResponse{Salvaged: &controlv1.SalvagedJournal{Volume: f.rebuilt, Journal: req.Journal,
+			FirstWrite: 7, LastWrite: 9, JournalBytes: 3 << 20}})
+	})
+}
+
+func (f *fakeRemorad) RemoveJournal(_ context.Context, req *controlv1.RemoveJournalRequest) (*controlv1.RemoveJournalResponse, error) {
+	return answer(f, req, func() (*controlv1.RemoveJournalResponse, error) {
+		return &controlv1.RemoveJournalResponse{Journal: &controlv1.Journal{Id: req.Journal, Volume: "data", FileBytes: 1 << 30}}, nil
+	})
+}

@@ -43,7 +43,8 @@ run out, and what the first writes then is refused.`,
 	}
 	c.AddCommand(a.volumeInitCommand(), a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(),
 		a.volumeAttachCommand(), a.volumeDetachCommand(), a.volumeMountCommand(), a.volumeUmountCommand(),
-		a.volumeResizeCommand(), a.volumeRemoveCommand(), a.volumeFsckCommand(), a.volumeBenchCommand(), a.volumeProbeCommand())
+		a.volumeResizeCommand(), a.volumeRemoveCommand(), a.volumeFsckCommand(), a.volumeBenchCommand(), a.volumeProbeCommand(),
+		journalCommand(a))
 	return c
 }
 
@@ -200,6 +201,9 @@ name, id, store, size_bytes, class, fs, owner (a node's id), here, device.`,
 					fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, size(v.Size), v.Class, v.FS, whereAttached(&v), v.Store)
 				}
 				t.Flush()
+				if n := reply.Strays; n > 0 {
+					fmt.Fprintf(w, "%d journals on this node are of no volume that is attached here: snapctl volume journal ls\n", n)
+				}
 			})
 		},
 	}

@@ -127,7 +127,7 @@ func Open(opts Options) (*Host, error) {
 	if h.journals, err = volume.NewJournalDir(filepath.Join(opts.Root, "journals"), opts.Journal); err != nil {
 		return nil, err
 	}
-	h.spare = newSpareMaker(h.journals, opts.Log)
+	h.spare = newSpareMaker(h)
 	if err := h.loadRecord(); err != nil {
 		return nil, err
 	}
@@ -179,6 +179,7 @@ func (h *Host) Attach(ctx context.Context, url string, head *volume.Head, opts A
 		h.record.Attached = append(h.record.Attached, a)
 	}
 	h.record.remember(a.Name, s.url)
+	h.record.Had[a.ID] = a
 	err = h.saveLocked()
 	h.mu.Unlock()
 	if err == nil {

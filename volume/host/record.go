@@ -21,6 +21,8 @@ type record struct {
 	// Seen are the heads of volumes as this node took them, or gave them up, last.
 	Seen   map[volume.ID]volume.Seen `json:"seen,omitempty"`
 	Events []pendingEvent            `json:"events,omitempty"` // that their stores do not have yet
+	// Had are the volumes of which a journal may be here.
+	Had map[volume.ID]Attached `json:"had,omitempty"`
 }
 
 const recordVersion = 1
@@ -61,6 +63,9 @@ func (h *Host) loadRecord() error {
 	}
 	if h.record.Seen == nil {
 		h.record.Seen = map[volume.ID]volume.Seen{}
+	}
+	if h.record.Had == nil {
+		h.record.Had = map[volume.ID]Attached{}
 	}
 	return nil
 }

@@ -500,7 +500,8 @@ func (x *ListVolumesRequest) GetStore() string {
 
 type ListVolumesResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Volumes       []*Volume              `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"` // a store that does not answer is one without a name, with an error
+	Volumes       []*Volume              `protobuf:"bytes,1,rep,name=volumes,proto3" json:"volumes,omitempty"`                                   // a store that does not answer is one without a name, with an error
+	StrayJournals int64                  `protobuf:"varint,2,opt,name=stray_journals,json=strayJournals,proto3" json:"stray_journals,omitempty"` // journals on this node whose volumes are not attached here
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -540,6 +541,13 @@ func (x *ListVolumesResponse) GetVolumes() []*Volume {
 		return x.Volumes
 	}
 	return nil
+}
+
+func (x *ListVolumesResponse) GetStrayJournals() int64 {
+	if x != nil {
+		return x.StrayJournals
+	}
+	return 0
 }
 
 type ListAttachedVolumesRequest struct {
@@ -2254,6 +2262,520 @@ func (x *ByteRange) GetLength() int64 {
 	return 0
 }
 
+// Journal is a journal on this node.
+type Journal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Volume        string                 `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"` // its name, empty if that is not known
+	VolumeId      string                 `protobuf:"bytes,3,opt,name=volume_id,json=volumeId,proto3" json:"volume_id,omitempty"`
+	Store         string                 `protobuf:"bytes,4,opt,name=store,proto3" json:"store,omitempty"`                   // empty if it is not known
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`                   // in use, kept (its volume goes on from it when it is attached here), orphan, or unknown
+	Reason        string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`                 // for the state
+	Epoch         uint64                 `protobuf:"varint,7,opt,name=epoch,proto3" json:"epoch,omitempty"`                  // of the last record
+	Writes        uint64                 `protobuf:"varint,8,opt,name=writes,proto3" json:"writes,omitempty"`                // that the store did not have when the volume went on without the journal, or does not have
+	Bytes         int64                  `protobuf:"varint,9,opt,name=bytes,proto3" json:"bytes,omitempty"`                  // of them
+	AtMost        bool                   `protobuf:"varint,10,opt,name=at_most,json=atMost,proto3" json:"at_most,omitempty"` // writes and bytes are all that it holds: what the store has of them is not known
+	Written       *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=written,proto3" json:"written,omitempty"`              // when something was last written to it
+	FileBytes     int64                  `protobuf:"varint,12,opt,name=file_bytes,json=fileBytes,proto3" json:"file_bytes,omitempty"`
+	File          string                 `protobuf:"bytes,13,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Journal) Reset() {
+	*x = Journal{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Journal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Journal) ProtoMessage() {}
+
+func (x *Journal) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Journal.ProtoReflect.Descriptor instead.
+func (*Journal) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Journal) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Journal) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Journal) GetVolumeId() string {
+	if x != nil {
+		return x.VolumeId
+	}
+	return ""
+}
+
+func (x *Journal) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *Journal) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Journal) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Journal) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Journal) GetWrites() uint64 {
+	if x != nil {
+		return x.Writes
+	}
+	return 0
+}
+
+func (x *Journal) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Journal) GetAtMost() bool {
+	if x != nil {
+		return x.AtMost
+	}
+	return false
+}
+
+func (x *Journal) GetWritten() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Written
+	}
+	return nil
+}
+
+func (x *Journal) GetFileBytes() int64 {
+	if x != nil {
+		return x.FileBytes
+	}
+	return 0
+}
+
+func (x *Journal) GetFile() string {
+	if x != nil {
+		return x.File
+	}
+	return ""
+}
+
+type ListJournalsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListJournalsRequest) Reset() {
+	*x = ListJournalsRequest{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListJournalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListJournalsRequest) ProtoMessage() {}
+
+func (x *ListJournalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListJournalsRequest.ProtoReflect.Descriptor instead.
+func (*ListJournalsRequest) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{32}
+}
+
+type ListJournalsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Journals      []*Journal             `protobuf:"bytes,1,rep,name=journals,proto3" json:"journals,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListJournalsResponse) Reset() {
+	*x = ListJournalsResponse{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListJournalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListJournalsResponse) ProtoMessage() {}
+
+func (x *ListJournalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListJournalsResponse.ProtoReflect.Descriptor instead.
+func (*ListJournalsResponse) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ListJournalsResponse) GetJournals() []*Journal {
+	if x != nil {
+		return x.Journals
+	}
+	return nil
+}
+
+type SalvageJournalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Journal       string                 `protobuf:"bytes,1,opt,name=journal,proto3" json:"journal,omitempty"` // an id, or its beginning
+	Store         string                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`     // empty: the one of its volume
+	Into          string                 `protobuf:"bytes,3,opt,name=into,proto3" json:"into,omitempty"`       // name of the new volume
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SalvageJournalRequest) Reset() {
+	*x = SalvageJournalRequest{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SalvageJournalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SalvageJournalRequest) ProtoMessage() {}
+
+func (x *SalvageJournalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SalvageJournalRequest.ProtoReflect.Descriptor instead.
+func (*SalvageJournalRequest) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *SalvageJournalRequest) GetJournal() string {
+	if x != nil {
+		return x.Journal
+	}
+	return ""
+}
+
+func (x *SalvageJournalRequest) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *SalvageJournalRequest) GetInto() string {
+	if x != nil {
+		return x.Into
+	}
+	return ""
+}
+
+type SalvageJournalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          string                 `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"` // what is being read
+	Salvaged      *SalvagedJournal       `protobuf:"bytes,2,opt,name=salvaged,proto3" json:"salvaged,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SalvageJournalResponse) Reset() {
+	*x = SalvageJournalResponse{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SalvageJournalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SalvageJournalResponse) ProtoMessage() {}
+
+func (x *SalvageJournalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SalvageJournalResponse.ProtoReflect.Descriptor instead.
+func (*SalvageJournalResponse) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *SalvageJournalResponse) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *SalvageJournalResponse) GetSalvaged() *SalvagedJournal {
+	if x != nil {
+		return x.Salvaged
+	}
+	return nil
+}
+
+// SalvagedJournal is a volume that was made of a journal.
+type SalvagedJournal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Volume        *RebuiltVolume         `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"` // its stale has what was written over since, where the store no longer says what was there
+	Journal       string                 `protobuf:"bytes,2,opt,name=journal,proto3" json:"journal,omitempty"`
+	FirstWrite    uint64                 `protobuf:"varint,3,opt,name=first_write,json=firstWrite,proto3" json:"first_write,omitempty"` // that the journal holds
+	LastWrite     uint64                 `protobuf:"varint,4,opt,name=last_write,json=lastWrite,proto3" json:"last_write,omitempty"`
+	JournalBytes  int64                  `protobuf:"varint,5,opt,name=journal_bytes,json=journalBytes,proto3" json:"journal_bytes,omitempty"` // of the volume's data, from the journal
+	Store         string                 `protobuf:"bytes,6,opt,name=store,proto3" json:"store,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SalvagedJournal) Reset() {
+	*x = SalvagedJournal{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SalvagedJournal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SalvagedJournal) ProtoMessage() {}
+
+func (x *SalvagedJournal) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SalvagedJournal.ProtoReflect.Descriptor instead.
+func (*SalvagedJournal) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *SalvagedJournal) GetVolume() *RebuiltVolume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *SalvagedJournal) GetJournal() string {
+	if x != nil {
+		return x.Journal
+	}
+	return ""
+}
+
+func (x *SalvagedJournal) GetFirstWrite() uint64 {
+	if x != nil {
+		return x.FirstWrite
+	}
+	return 0
+}
+
+func (x *SalvagedJournal) GetLastWrite() uint64 {
+	if x != nil {
+		return x.LastWrite
+	}
+	return 0
+}
+
+func (x *SalvagedJournal) GetJournalBytes() int64 {
+	if x != nil {
+		return x.JournalBytes
+	}
+	return 0
+}
+
+func (x *SalvagedJournal) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+type RemoveJournalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Journal       string                 `protobuf:"bytes,1,opt,name=journal,proto3" json:"journal,omitempty"`                          // an id, or its beginning
+	AcceptLoss    bool                   `protobuf:"varint,2,opt,name=accept_loss,json=acceptLoss,proto3" json:"accept_loss,omitempty"` // though it may be the only copy of writes
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveJournalRequest) Reset() {
+	*x = RemoveJournalRequest{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveJournalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveJournalRequest) ProtoMessage() {}
+
+func (x *RemoveJournalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveJournalRequest.ProtoReflect.Descriptor instead.
+func (*RemoveJournalRequest) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *RemoveJournalRequest) GetJournal() string {
+	if x != nil {
+		return x.Journal
+	}
+	return ""
+}
+
+func (x *RemoveJournalRequest) GetAcceptLoss() bool {
+	if x != nil {
+		return x.AcceptLoss
+	}
+	return false
+}
+
+type RemoveJournalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Journal       *Journal               `protobuf:"bytes,1,opt,name=journal,proto3" json:"journal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveJournalResponse) Reset() {
+	*x = RemoveJournalResponse{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveJournalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveJournalResponse) ProtoMessage() {}
+
+func (x *RemoveJournalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveJournalResponse.ProtoReflect.Descriptor instead.
+func (*RemoveJournalResponse) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *RemoveJournalResponse) GetJournal() *Journal {
+	if x != nil {
+		return x.Journal
+	}
+	return nil
+}
+
 var File_cmd_control_v1_volumes_proto protoreflect.FileDescriptor
 
 const file_cmd_control_v1_volumes_proto_rawDesc = "" +
@@ -2299,9 +2821,10 @@ const file_cmd_control_v1_volumes_proto_rawDesc = "" +
 	"\x04made\x18\x02 \x01(\bR\x04made\x12\x1a\n" +
 	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"*\n" +
 	"\x12ListVolumesRequest\x12\x14\n" +
-	"\x05store\x18\x01 \x01(\tR\x05store\"J\n" +
+	"\x05store\x18\x01 \x01(\tR\x05store\"q\n" +
 	"\x13ListVolumesResponse\x123\n" +
-	"\avolumes\x18\x01 \x03(\v2\x19.remora.control.v1.VolumeR\avolumes\"\x1c\n" +
+	"\avolumes\x18\x01 \x03(\v2\x19.remora.control.v1.VolumeR\avolumes\x12%\n" +
+	"\x0estray_journals\x18\x02 \x01(\x03R\rstrayJournals\"\x1c\n" +
 	"\x1aListAttachedVolumesRequest\"R\n" +
 	"\x1bListAttachedVolumesResponse\x123\n" +
 	"\avolumes\x18\x01 \x03(\v2\x19.remora.control.v1.VolumeR\avolumes\"@\n" +
@@ -2443,7 +2966,48 @@ const file_cmd_control_v1_volumes_proto_rawDesc = "" +
 	"\x04lost\x18\x0e \x03(\v2\x1c.remora.control.v1.ByteRangeR\x04lost\";\n" +
 	"\tByteRange\x12\x16\n" +
 	"\x06offset\x18\x01 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x02 \x01(\x03R\x06length2\xc0\t\n" +
+	"\x06length\x18\x02 \x01(\x03R\x06length\"\xd8\x02\n" +
+	"\aJournal\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tvolume_id\x18\x03 \x01(\tR\bvolumeId\x12\x14\n" +
+	"\x05store\x18\x04 \x01(\tR\x05store\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05epoch\x18\a \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06writes\x18\b \x01(\x04R\x06writes\x12\x14\n" +
+	"\x05bytes\x18\t \x01(\x03R\x05bytes\x12\x17\n" +
+	"\aat_most\x18\n" +
+	" \x01(\bR\x06atMost\x124\n" +
+	"\awritten\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\awritten\x12\x1d\n" +
+	"\n" +
+	"file_bytes\x18\f \x01(\x03R\tfileBytes\x12\x12\n" +
+	"\x04file\x18\r \x01(\tR\x04file\"\x15\n" +
+	"\x13ListJournalsRequest\"N\n" +
+	"\x14ListJournalsResponse\x126\n" +
+	"\bjournals\x18\x01 \x03(\v2\x1a.remora.control.v1.JournalR\bjournals\"[\n" +
+	"\x15SalvageJournalRequest\x12\x18\n" +
+	"\ajournal\x18\x01 \x01(\tR\ajournal\x12\x14\n" +
+	"\x05store\x18\x02 \x01(\tR\x05store\x12\x12\n" +
+	"\x04into\x18\x03 \x01(\tR\x04into\"l\n" +
+	"\x16SalvageJournalResponse\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\tR\x04step\x12>\n" +
+	"\bsalvaged\x18\x02 \x01(\v2\".remora.control.v1.SalvagedJournalR\bsalvaged\"\xe0\x01\n" +
+	"\x0fSalvagedJournal\x128\n" +
+	"\x06volume\x18\x01 \x01(\v2 .remora.control.v1.RebuiltVolumeR\x06volume\x12\x18\n" +
+	"\ajournal\x18\x02 \x01(\tR\ajournal\x12\x1f\n" +
+	"\vfirst_write\x18\x03 \x01(\x04R\n" +
+	"firstWrite\x12\x1d\n" +
+	"\n" +
+	"last_write\x18\x04 \x01(\x04R\tlastWrite\x12#\n" +
+	"\rjournal_bytes\x18\x05 \x01(\x03R\fjournalBytes\x12\x14\n" +
+	"\x05store\x18\x06 \x01(\tR\x05store\"Q\n" +
+	"\x14RemoveJournalRequest\x12\x18\n" +
+	"\ajournal\x18\x01 \x01(\tR\ajournal\x12\x1f\n" +
+	"\vaccept_loss\x18\x02 \x01(\bR\n" +
+	"acceptLoss\"M\n" +
+	"\x15RemoveJournalResponse\x124\n" +
+	"\ajournal\x18\x01 \x01(\v2\x1a.remora.control.v1.JournalR\ajournal2\xee\v\n" +
 	"\aVolumes\x12X\n" +
 	"\tInitStore\x12#.remora.control.v1.InitStoreRequest\x1a$.remora.control.v1.InitStoreResponse0\x01\x12_\n" +
 	"\fCreateVolume\x12&.remora.control.v1.CreateVolumeRequest\x1a'.remora.control.v1.CreateVolumeResponse\x12\\\n" +
@@ -2456,7 +3020,10 @@ const file_cmd_control_v1_volumes_proto_rawDesc = "" +
 	"\fResizeVolume\x12&.remora.control.v1.ResizeVolumeRequest\x1a'.remora.control.v1.ResizeVolumeResponse\x12_\n" +
 	"\fRemoveVolume\x12&.remora.control.v1.RemoveVolumeRequest\x1a'.remora.control.v1.RemoveVolumeResponse\x12^\n" +
 	"\vCheckVolume\x12%.remora.control.v1.CheckVolumeRequest\x1a&.remora.control.v1.CheckVolumeResponse0\x01\x12d\n" +
-	"\rRebuildVolume\x12'.remora.control.v1.RebuildVolumeRequest\x1a(.remora.control.v1.RebuildVolumeResponse0\x01B;Z9github.com/remora-storage/remora/cmd/control/v1;controlv1b\x06proto3"
+	"\rRebuildVolume\x12'.remora.control.v1.RebuildVolumeRequest\x1a(.remora.control.v1.RebuildVolumeResponse0\x01\x12_\n" +
+	"\fListJournals\x12&.remora.control.v1.ListJournalsRequest\x1a'.remora.control.v1.ListJournalsResponse\x12g\n" +
+	"\x0eSalvageJournal\x12(.remora.control.v1.SalvageJournalRequest\x1a).remora.control.v1.SalvageJournalResponse0\x01\x12b\n" +
+	"\rRemoveJournal\x12'.remora.control.v1.RemoveJournalRequest\x1a(.remora.control.v1.RemoveJournalResponseB;Z9github.com/remora-storage/remora/cmd/control/v1;controlv1b\x06proto3"
 
 var (
 	file_cmd_control_v1_volumes_proto_rawDescOnce sync.Once
@@ -2470,7 +3037,7 @@ func file_cmd_control_v1_volumes_proto_rawDescGZIP() []byte {
 	return file_cmd_control_v1_volumes_proto_rawDescData
 }
 
-var file_cmd_control_v1_volumes_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_cmd_control_v1_volumes_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_cmd_control_v1_volumes_proto_goTypes = []any{
 	(*InitStoreRequest)(nil),            // 0: remora.control.v1.InitStoreRequest
 	(*InitStoreResponse)(nil),           // 1: remora.control.v1.InitStoreResponse
@@ -2503,59 +3070,78 @@ var file_cmd_control_v1_volumes_proto_goTypes = []any{
 	(*RebuildVolumeResponse)(nil),       // 28: remora.control.v1.RebuildVolumeResponse
 	(*RebuiltVolume)(nil),               // 29: remora.control.v1.RebuiltVolume
 	(*ByteRange)(nil),                   // 30: remora.control.v1.ByteRange
-	(*timestamppb.Timestamp)(nil),       // 31: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 32: google.protobuf.Duration
+	(*Journal)(nil),                     // 31: remora.control.v1.Journal
+	(*ListJournalsRequest)(nil),         // 32: remora.control.v1.ListJournalsRequest
+	(*ListJournalsResponse)(nil),        // 33: remora.control.v1.ListJournalsResponse
+	(*SalvageJournalRequest)(nil),       // 34: remora.control.v1.SalvageJournalRequest
+	(*SalvageJournalResponse)(nil),      // 35: remora.control.v1.SalvageJournalResponse
+	(*SalvagedJournal)(nil),             // 36: remora.control.v1.SalvagedJournal
+	(*RemoveJournalRequest)(nil),        // 37: remora.control.v1.RemoveJournalRequest
+	(*RemoveJournalResponse)(nil),       // 38: remora.control.v1.RemoveJournalResponse
+	(*timestamppb.Timestamp)(nil),       // 39: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 40: google.protobuf.Duration
 }
 var file_cmd_control_v1_volumes_proto_depIdxs = []int32{
-	31, // 0: remora.control.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	32, // 1: remora.control.v1.CreateVolumeRequest.max_age:type_name -> google.protobuf.Duration
+	39, // 0: remora.control.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	40, // 1: remora.control.v1.CreateVolumeRequest.max_age:type_name -> google.protobuf.Duration
 	2,  // 2: remora.control.v1.CreateVolumeResponse.volume:type_name -> remora.control.v1.Volume
 	2,  // 3: remora.control.v1.ListVolumesResponse.volumes:type_name -> remora.control.v1.Volume
 	2,  // 4: remora.control.v1.ListAttachedVolumesResponse.volumes:type_name -> remora.control.v1.Volume
 	2,  // 5: remora.control.v1.InspectVolumeResponse.volume:type_name -> remora.control.v1.Volume
-	32, // 6: remora.control.v1.InspectVolumeResponse.max_age:type_name -> google.protobuf.Duration
-	32, // 7: remora.control.v1.InspectVolumeResponse.at_risk:type_name -> google.protobuf.Duration
-	32, // 8: remora.control.v1.InspectVolumeResponse.lease_margin:type_name -> google.protobuf.Duration
+	40, // 6: remora.control.v1.InspectVolumeResponse.max_age:type_name -> google.protobuf.Duration
+	40, // 7: remora.control.v1.InspectVolumeResponse.at_risk:type_name -> google.protobuf.Duration
+	40, // 8: remora.control.v1.InspectVolumeResponse.lease_margin:type_name -> google.protobuf.Duration
 	11, // 9: remora.control.v1.InspectVolumeResponse.waits:type_name -> remora.control.v1.VolumeWait
 	12, // 10: remora.control.v1.InspectVolumeResponse.events:type_name -> remora.control.v1.VolumeEvent
 	13, // 11: remora.control.v1.InspectVolumeResponse.store_requests:type_name -> remora.control.v1.StoreRequests
-	32, // 12: remora.control.v1.VolumeWait.waited:type_name -> google.protobuf.Duration
-	31, // 13: remora.control.v1.VolumeEvent.time:type_name -> google.protobuf.Timestamp
+	40, // 12: remora.control.v1.VolumeWait.waited:type_name -> google.protobuf.Duration
+	39, // 13: remora.control.v1.VolumeEvent.time:type_name -> google.protobuf.Timestamp
 	2,  // 14: remora.control.v1.AttachVolumeResponse.volume:type_name -> remora.control.v1.Volume
 	2,  // 15: remora.control.v1.ResizeVolumeResponse.volume:type_name -> remora.control.v1.Volume
 	26, // 16: remora.control.v1.CheckVolumeResponse.report:type_name -> remora.control.v1.VolumeReport
 	29, // 17: remora.control.v1.RebuildVolumeResponse.rebuilt:type_name -> remora.control.v1.RebuiltVolume
 	30, // 18: remora.control.v1.RebuiltVolume.stale:type_name -> remora.control.v1.ByteRange
 	30, // 19: remora.control.v1.RebuiltVolume.lost:type_name -> remora.control.v1.ByteRange
-	0,  // 20: remora.control.v1.Volumes.InitStore:input_type -> remora.control.v1.InitStoreRequest
-	3,  // 21: remora.control.v1.Volumes.CreateVolume:input_type -> remora.control.v1.CreateVolumeRequest
-	5,  // 22: remora.control.v1.Volumes.ListVolumes:input_type -> remora.control.v1.ListVolumesRequest
-	7,  // 23: remora.control.v1.Volumes.ListAttachedVolumes:input_type -> remora.control.v1.ListAttachedVolumesRequest
-	9,  // 24: remora.control.v1.Volumes.InspectVolume:input_type -> remora.control.v1.InspectVolumeRequest
-	14, // 25: remora.control.v1.Volumes.AttachVolume:input_type -> remora.control.v1.AttachVolumeRequest
-	16, // 26: remora.control.v1.Volumes.DetachVolume:input_type -> remora.control.v1.DetachVolumeRequest
-	18, // 27: remora.control.v1.Volumes.SetVolumeFileSystem:input_type -> remora.control.v1.SetVolumeFileSystemRequest
-	20, // 28: remora.control.v1.Volumes.ResizeVolume:input_type -> remora.control.v1.ResizeVolumeRequest
-	22, // 29: remora.control.v1.Volumes.RemoveVolume:input_type -> remora.control.v1.RemoveVolumeRequest
-	24, // 30: remora.control.v1.Volumes.CheckVolume:input_type -> remora.control.v1.CheckVolumeRequest
-	27, // 31: remora.control.v1.Volumes.RebuildVolume:input_type -> remora.control.v1.RebuildVolumeRequest
-	1,  // 32: remora.control.v1.Volumes.InitStore:output_type -> remora.control.v1.InitStoreResponse
-	4,  // 33: remora.control.v1.Volumes.CreateVolume:output_type -> remora.control.v1.CreateVolumeResponse
-	6,  // 34: remora.control.v1.Volumes.ListVolumes:output_type -> remora.control.v1.ListVolumesResponse
-	8,  // 35: remora.control.v1.Volumes.ListAttachedVolumes:output_type -> remora.control.v1.ListAttachedVolumesResponse
-	10, // 36: remora.control.v1.Volumes.InspectVolume:output_type -> remora.control.v1.InspectVolumeResponse
-	15, // 37: remora.control.v1.Volumes.AttachVolume:output_type -> remora.control.v1.AttachVolumeResponse
-	17, // 38: remora.control.v1.Volumes.DetachVolume:output_type -> remora.control.v1.DetachVolumeResponse
-	19, // 39: remora.control.v1.Volumes.SetVolumeFileSystem:output_type -> remora.control.v1.SetVolumeFileSystemResponse
-	21, // 40: remora.control.v1.Volumes.ResizeVolume:output_type -> remora.control.v1.ResizeVolumeResponse
-	23, // 41: remora.control.v1.Volumes.RemoveVolume:output_type -> remora.control.v1.RemoveVolumeResponse
-	25, // 42: remora.control.v1.Volumes.CheckVolume:output_type -> remora.control.v1.CheckVolumeResponse
-	28, // 43: remora.control.v1.Volumes.RebuildVolume:output_type -> remora.control.v1.RebuildVolumeResponse
-	32, // [32:44] is the sub-list for method output_type
-	20, // [20:32] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	39, // 20: remora.control.v1.Journal.written:type_name -> google.protobuf.Timestamp
+	31, // 21: remora.control.v1.ListJournalsResponse.journals:type_name -> remora.control.v1.Journal
+	36, // 22: remora.control.v1.SalvageJournalResponse.salvaged:type_name -> remora.control.v1.SalvagedJournal
+	29, // 23: remora.control.v1.SalvagedJournal.volume:type_name -> remora.control.v1.RebuiltVolume
+	31, // 24: remora.control.v1.RemoveJournalResponse.journal:type_name -> remora.control.v1.Journal
+	0,  // 25: remora.control.v1.Volumes.InitStore:input_type -> remora.control.v1.InitStoreRequest
+	3,  // 26: remora.control.v1.Volumes.CreateVolume:input_type -> remora.control.v1.CreateVolumeRequest
+	5,  // 27: remora.control.v1.Volumes.ListVolumes:input_type -> remora.control.v1.ListVolumesRequest
+	7,  // 28: remora.control.v1.Volumes.ListAttachedVolumes:input_type -> remora.control.v1.ListAttachedVolumesRequest
+	9,  // 29: remora.control.v1.Volumes.InspectVolume:input_type -> remora.control.v1.InspectVolumeRequest
+	14, // 30: remora.control.v1.Volumes.AttachVolume:input_type -> remora.control.v1.AttachVolumeRequest
+	16, // 31: remora.control.v1.Volumes.DetachVolume:input_type -> remora.control.v1.DetachVolumeRequest
+	18, // 32: remora.control.v1.Volumes.SetVolumeFileSystem:input_type -> remora.control.v1.SetVolumeFileSystemRequest
+	20, // 33: remora.control.v1.Volumes.ResizeVolume:input_type -> remora.control.v1.ResizeVolumeRequest
+	22, // 34: remora.control.v1.Volumes.RemoveVolume:input_type -> remora.control.v1.RemoveVolumeRequest
+	24, // 35: remora.control.v1.Volumes.CheckVolume:input_type -> remora.control.v1.CheckVolumeRequest
+	27, // 36: remora.control.v1.Volumes.RebuildVolume:input_type -> remora.control.v1.RebuildVolumeRequest
+	32, // 37: remora.control.v1.Volumes.ListJournals:input_type -> remora.control.v1.ListJournalsRequest
+	34, // 38: remora.control.v1.Volumes.SalvageJournal:input_type -> remora.control.v1.SalvageJournalRequest
+	37, // 39: remora.control.v1.Volumes.RemoveJournal:input_type -> remora.control.v1.RemoveJournalRequest
+	1,  // 40: remora.control.v1.Volumes.InitStore:output_type -> remora.control.v1.InitStoreResponse
+	4,  // 41: remora.control.v1.Volumes.CreateVolume:output_type -> remora.control.v1.CreateVolumeResponse
+	6,  // 42: remora.control.v1.Volumes.ListVolumes:output_type -> remora.control.v1.ListVolumesResponse
+	8,  // 43: remora.control.v1.Volumes.ListAttachedVolumes:output_type -> remora.control.v1.ListAttachedVolumesResponse
+	10, // 44: remora.control.v1.Volumes.InspectVolume:output_type -> remora.control.v1.InspectVolumeResponse
+	15, // 45: remora.control.v1.Volumes.AttachVolume:output_type -> remora.control.v1.AttachVolumeResponse
+	17, // 46: remora.control.v1.Volumes.DetachVolume:output_type -> remora.control.v1.DetachVolumeResponse
+	19, // 47: remora.control.v1.Volumes.SetVolumeFileSystem:output_type -> remora.control.v1.SetVolumeFileSystemResponse
+	21, // 48: remora.control.v1.Volumes.ResizeVolume:output_type -> remora.control.v1.ResizeVolumeResponse
+	23, // 49: remora.control.v1.Volumes.RemoveVolume:output_type -> remora.control.v1.RemoveVolumeResponse
+	25, // 50: remora.control.v1.Volumes.CheckVolume:output_type -> remora.control.v1.CheckVolumeResponse
+	28, // 51: remora.control.v1.Volumes.RebuildVolume:output_type -> remora.control.v1.RebuildVolumeResponse
+	33, // 52: remora.control.v1.Volumes.ListJournals:output_type -> remora.control.v1.ListJournalsResponse
+	35, // 53: remora.control.v1.Volumes.SalvageJournal:output_type -> remora.control.v1.SalvageJournalResponse
+	38, // 54: remora.control.v1.Volumes.RemoveJournal:output_type -> remora.control.v1.RemoveJournalResponse
+	40, // [40:55] is the sub-list for method output_type
+	25, // [25:40] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_cmd_control_v1_volumes_proto_init() }
@@ -2569,7 +3155,7 @@ func file_cmd_control_v1_volumes_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cmd_control_v1_volumes_proto_rawDesc), len(file_cmd_control_v1_volumes_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

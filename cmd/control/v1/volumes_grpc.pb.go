@@ -33,6 +33,9 @@ const (
 	Volumes_RemoveVolume_FullMethodName        = "/remora.control.v1.Volumes/RemoveVolume"
 	Volumes_CheckVolume_FullMethodName         = "/remora.control.v1.Volumes/CheckVolume"
 	Volumes_RebuildVolume_FullMethodName       = "/remora.control.v1.Volumes/RebuildVolume"
+	Volumes_ListJournals_FullMethodName        = "/remora.control.v1.Volumes/ListJournals"
+	Volumes_SalvageJournal_FullMethodName      = "/remora.control.v1.Volumes/SalvageJournal"
+	Volumes_RemoveJournal_FullMethodName       = "/remora.control.v1.Volumes/RemoveJournal"
 )
 
 // VolumesClient is the client API for Volumes service.
@@ -72,6 +75,14 @@ type VolumesClient interface {
 	CheckVolume(ctx context.Context, in *CheckVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckVolumeResponse], error)
 	// RebuildVolume makes a new, read-only volume of what is left of another one. The last message has rebuilt.
 	RebuildVolume(ctx context.Context, in *RebuildVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RebuildVolumeResponse], error)
+	// ListJournals lists the journals on this node, with what they hold that their volumes' stores do not have.
+	ListJournals(ctx context.Context, in *ListJournalsRequest, opts ...grpc.CallOption) (*ListJournalsResponse, error)
+	// SalvageJournal makes a new, read-only volume of what a journal holds and of what its volume was before. It changes neither.
+	// FAILED_PRECONDITION while the volume is attached here. The last message has salvaged.
+	SalvageJournal(ctx context.Context, in *SalvageJournalRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SalvageJournalResponse], error)
+	// RemoveJournal removes a journal. FAILED_PRECONDITION while its volume is attached here; DATA_LOSS if it may be the only copy
+	// of writes: see accept_loss.
+	RemoveJournal(ctx context.Context, in *RemoveJournalRequest, opts ...grpc.CallOption) (*RemoveJournalResponse, error)
 }
 
 type volumesClient struct {
@@ -247,6 +258,45 @@ func (c *volumesClient) RebuildVolume(ctx context.Context, in *RebuildVolumeRequ
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Volumes_RebuildVolumeClient = grpc.ServerStreamingClient[RebuildVolumeResponse]
 
+func (c *volumesClient) ListJournals(ctx context.Context, in *ListJournalsRequest, opts ...grpc.CallOption) (*ListJournalsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListJournalsResponse)
+	err := c.cc.Invoke(ctx, Volumes_ListJournals_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *volumesClient) SalvageJournal(ctx context.Context, in *SalvageJournalRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SalvageJournalResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[5], Volumes_SalvageJournal_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SalvageJournalRequest, SalvageJournalResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_SalvageJournalClient = grpc.ServerStreamingClient[SalvageJournalResponse]
+
+func (c *volumesClient) RemoveJournal(ctx context.Context, in *RemoveJournalRequest, opts ...grpc.CallOption) (*RemoveJournalResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveJournalResponse)
+	err := c.cc.Invoke(ctx, Volumes_RemoveJournal_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // VolumesServer is the server API for Volumes service.
 // All implementations must embed UnimplementedVolumesServer
 // for forward compatibility.
@@ -284,6 +334,14 @@ type VolumesServer interface {
 	CheckVolume(*CheckVolumeRequest, grpc.ServerStreamingServer[CheckVolumeResponse]) error
 	// RebuildVolume makes a new, read-only volume of what is left of another one. The last message has rebuilt.
 	RebuildVolume(*RebuildVolumeRequest, grpc.ServerStreamingServer[RebuildVolumeResponse]) error
+	// ListJournals lists the journals on this node, with what they hold that their volumes' stores do not have.
+	ListJournals(context.Context, *ListJournalsRequest) (*ListJournalsResponse, error)
+	// SalvageJournal makes a new, read-only volume of what a journal holds and of what its volume was before. It changes neither.
+	// FAILED_PRECONDITION while the volume is attached here. The last message has salvaged.
+	SalvageJournal(*SalvageJournalRequest, grpc.ServerStreamingServer[SalvageJournalResponse]) error
+	// RemoveJournal removes a journal. FAILED_PRECONDITION while its volume is attached here; DATA_LOSS if it may be the only copy
+	// of writes: see accept_loss.
+	RemoveJournal(context.Context, *RemoveJournalRequest) (*RemoveJournalResponse, error)
 	mustEmbedUnimplementedVolumesServer()
 }
 
@@ -329,6 +387,15 @@ func (UnimplementedVolumesServer) CheckVolume(*CheckVolumeRequest, grpc.ServerSt
 }
 func (UnimplementedVolumesServer) RebuildVolume(*RebuildVolumeRequest, grpc.ServerStreamingServer[RebuildVolumeResponse]) error {
 	return status.Error(codes.Unimplemented, "method RebuildVolume not implemented")
+}
+func (UnimplementedVolumesServer) ListJournals(context.Context, *ListJournalsRequest) (*ListJournalsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListJournals not implemented")
+}
+func (UnimplementedVolumesServer) SalvageJournal(*SalvageJournalRequest, grpc.ServerStreamingServer[SalvageJournalResponse]) error {
+	return status.Error(codes.Unimplemented, "method SalvageJournal not implemented")
+}
+func (UnimplementedVolumesServer) RemoveJournal(context.Context, *RemoveJournalRequest) (*RemoveJournalResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveJournal not implemented")
 }
 func (UnimplementedVolumesServer) mustEmbedUnimplementedVolumesServer() {}
 func (UnimplementedVolumesServer) testEmbeddedByValue()                 {}
@@ -532,6 +599,53 @@ func _Volumes_RebuildVolume_Handler(srv interface{}, stream grpc.ServerStream) e
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Volumes_RebuildVolumeServer = grpc.ServerStreamingServer[RebuildVolumeResponse]
 
+func _Volumes_ListJournals_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListJournalsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).ListJournals(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_ListJournals_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).ListJournals(ctx, req.(*ListJournalsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Volumes_SalvageJournal_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SalvageJournalRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(VolumesServer).SalvageJournal(m, &grpc.GenericServerStream[SalvageJournalRequest, SalvageJournalResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_SalvageJournalServer = grpc.ServerStreamingServer[SalvageJournalResponse]
+
+func _Volumes_RemoveJournal_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveJournalRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(VolumesServer).RemoveJournal(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Volumes_RemoveJournal_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(VolumesServer).RemoveJournal(ctx, req.(*RemoveJournalRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Volumes_ServiceDesc is the grpc.ServiceDesc for Volumes service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -567,6 +681,14 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "RemoveVolume",
 			Handler:    _Volumes_RemoveVolume_Handler,
 		},
+		{
+			MethodName: "ListJournals",
+			Handler:    _Volumes_ListJournals_Handler,
+		},
+		{
+			MethodName: "RemoveJournal",
+			Handler:    _Volumes_RemoveJournal_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -592,6 +714,11 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "RebuildVolume",
 			Handler:       _Volumes_RebuildVolume_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "SalvageJournal",
+			Handler:       _Volumes_SalvageJournal_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -92,6 +92,7 @@ func imageCalls() map[protoreflect.FullName]call {
 
 func volumeCalls() map[protoreflect.FullName]call {
 	detach, check, rebuild := new(DetachVolumeRequest), new(CheckVolumeRequest), new(RebuildVolumeRequest)
+	salvage := new(SalvageJournalRequest)
 	step := func(told func(any)) func(string) { return func(s string) { told(map[string]string{"step": s}) } }
 	return map[protoreflect.FullName]call{
 		"Volumes.InitStore":           stepwise("step", (*Client).InitStore),
@@ -117,5 +118,12 @@ func volumeCalls() map[protoreflect.FullName]call {
 				rebuilt, err := c.RebuildVolume(ctx, rebuild, step(told))
 				return map[string]any{"rebuilt": rebuilt}, err
 			}},
+		"Volumes.ListJournals": asked((*Client).Journals),
+		"Volumes.SalvageJournal": {request: salvage, tells: []protoreflect.Name{"step"},
+			do: func(ctx context.Context, c *Client, told func(any)) (any, error) {
+				salvaged, err := c.SalvageJournal(ctx, salvage, step(told))
+				return map[string]any{"salvaged": salvaged}, err
+			}},
+		"Volumes.RemoveJournal": plain((*Client).RemoveJournal),
 	}
 }

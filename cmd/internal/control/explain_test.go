@@ -113,6 +113,7 @@ func TestEmptyLists(t *testing.T) {
 		"Volumes.InspectVolume":       {"waits", "events"},
 		"Volumes.CheckVolume":         {"problems"},
 		"Volumes.RebuildVolume":       {"problems", "stale", "lost"},
+		"Volumes.ListJournals":        {"journals"},
 	} {
 		reply, err := all[protoreflect.FullName("remora.control.v1."+name)].do(t.Context(), c, func(any) {})
 		if err != nil {

@@ -60,6 +60,7 @@ type VolumesRequest struct {
 // VolumesReply lists them.
 type VolumesReply struct {
 	Volumes []Volume `json:"volumes"`
+	Strays  int64    `json:"stray_journals"` // on this node, whose volumes are not attached here
 }
 
 // AttachedReply lists what this node owns, as far as it knows without asking stores.
@@ -106,7 +107,7 @@ func (c *Client) CreateVolume(ctx context.Context, req *CreateVolumeRequest) (*C
 // Volumes lists volumes.
 func (c *Client) Volumes(ctx context.Context, req *VolumesRequest) (*VolumesReply, error) {
 	m, err := c.volumes.ListVolumes(ctx, &controlv1.ListVolumesRequest{Store: req.Store})
-	return &VolumesReply{Volumes: all(m.GetVolumes(), volumeOf)}, err
+	return &VolumesReply{Volumes: all(m.GetVolumes(), volumeOf), Strays: m.GetStrayJournals()}, err
 }
 
 // AttachedVolumes lists what this node owns.
