@@ -17,6 +17,7 @@ import (
 // imagesService does what clients ask for images.
 type imagesService struct {
 	controlv1.UnsafeImagesServer
+	cfg        *config
 	sn         *snapshotter.Snapshotter
 	registry   *registry.Registry
 	containerd *client.Client
@@ -36,7 +37,7 @@ func (i *imagesService) Prime(ctx context.Context, req *controlv1.PrimeRequest) 
 	if err != nil {
 		return nil, err
 	}
-	return &controlv1.PrimeResponse{Documents: list(docs, documentMessage)}, nil
+	return &controlv1.PrimeResponse{Documents: list(docs, documentMessage), Registry: registryMessage(i.cfg)}, nil
 }
 
 func documentMessage(d start.Document) *controlv1.Document {

@@ -38,12 +38,15 @@ func (n *nodeService) Status(context.Context, *controlv1.StatusRequest) (*contro
 	}
 	return &controlv1.StatusResponse{
 		Version: version.String(), Root: n.root, Backend: backendMessage(st.Capabilities), Cache: n.usage(),
-		Registry: &controlv1.Registry{
-			ConfigPath: n.cfg.Registry.ConfigPath, DockerConfig: n.cfg.Registry.DockerConfig, PrivatePlaces: n.cfg.Registry.PrivatePlaces,
-		},
-		Layers: list(st.Layers, layerMessage), Broken: list(st.Broken, brokenMessage), Waiting: list(st.Waiting, waitingMessage),
+		Registry: registryMessage(n.cfg),
+		Layers:   list(st.Layers, layerMessage), Broken: list(st.Broken, brokenMessage), Waiting: list(st.Waiting, waitingMessage),
 		Holder: &controlv1.Holder{Pid: int32(n.holder.pid())}, Damaged: list(damaged, damagedMessage),
 	}, nil
+}
+
+func registryMessage(cfg *config) *controlv1.Registry {
+	r := &cfg.Registry
+	return &controlv1.Registry{ConfigPath: r.ConfigPath, DockerConfig: r.DockerConfig, PrivatePlaces: r.PrivatePlaces}
 }
 
 // damagedFiles lists what was set aside below the root, whenever that was.

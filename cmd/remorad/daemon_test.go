@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -30,6 +31,9 @@ func TestPrimeAndResolve(t *testing.T) {
 	if err != nil || len(docs.Documents) != 2 || docs.Documents[0].Digest != img.Target.Digest ||
 		!bytes.Equal(docs.Documents[0].Data, img.Docs[img.Target.Digest].Data) {
 		t.Errorf("primed %+v, %v", docs, err)
+	}
+	if st, err := d.Status(t.Context()); err != nil || docs.Registry == nil || !reflect.DeepEqual(*docs.Registry, st.Registry) {
+		t.Errorf("registries are reached by %+v, and status says %+v, %v", docs.Registry, st, err)
 	}
 	_, err = d.Prime(t.Context(), &control.PrimeRequest{Namespace: "default", Ref: reg.Ref("none:1")})
 	fails(t, err, "none")

@@ -174,7 +174,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	snapshotsapi.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(sn))
 	controls{
 		node:    &nodeService{root: f.root, cfg: cfg, cache: images, sn: sn, holder: h},
-		images:  &imagesService{sn: sn, registry: reg, containerd: containerd},
+		images:  &imagesService{cfg: cfg, sn: sn, registry: reg, containerd: containerd},
 		disks:   &disksService{disks: disks, host: owned},
 		volumes: vols,
 	}.register(server)

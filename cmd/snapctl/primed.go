@@ -9,6 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/cmd/internal/control"
+	"github.com/remora-storage/remora/remote/registry"
 )
 
 // primedResolver returns a resolver that knows what remorad has read already, and asks another one
@@ -18,6 +19,23 @@ func primedResolver(r remotes.Resolver, ref string, primed *control.PrimeReply) 
 		return r
 	}
 	return &knownDocuments{Resolver: r, ref: ref, docs: primed.Documents}
+}
+
+// reachedAs returns how remorad reaches registries. It says so as it answers Prime; where that has failed, or remorad is older, it
+// is asked, which costs more the more layers it has.
+func reachedAs(ctx context.Context, remora *control.Client, primed *control.PrimeReply) (registry.Options, error) {
+	if primed != nil && primed.Registry != nil {
+		return optionsOf(primed.Registry), nil
+	}
+	st, err := remora.Status(ctx)
+	if err != nil {
+		return registry.Options{}, err
+	}
+	return optionsOf(&st.Registry), nil
+}
+
+func optionsOf(r *control.Registry) registry.Options {
+	return registry.Options{ConfigPath: r.ConfigPath, DockerConfig: r.DockerConfig, PrivatePlaces: r.PrivatePlaces}
 }
 
 type knownDocuments struct {

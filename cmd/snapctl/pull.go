@@ -96,8 +96,7 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 		return err
 	}
 	defer closer.Close()
-	status, err := remora.Status(ctx)
-	if err != nil {
+	if err := control.Try(ctx, a.remora); err != nil { // before containerd is waited for
 		return control.Explain(err, a.remora)
 	}
 	logins := new(registry.Logins)
@@ -122,20 +121,22 @@ func (a *app) pull(ctx context.Context, image string, o pullOptions) error {
 		return err
 	}
 	defer containerd.Close()
-	reg := registry.New(registry.Options{
-		ConfigPath: status.Registry.ConfigPath, DockerConfig: status.Registry.DockerConfig, Logins: logins,
-		PrivatePlaces: status.Registry.PrivatePlaces,
-	})
 	// A lease keeps what the pull makes until its root file system was mounted once.
 	ctx, release, err := containerd.WithLease(ctx)
 	if err != nil {
 		return fmt.Errorf("containerd at %s: %w", a.containerd, err)
 	}
 	defer func() { _ = release(context.WithoutCancel(ctx)) }() // it would expire by itself
+	known := <-primed
+	options, err := reachedAs(ctx, remora, known)
+	if err != nil {
+		return control.Explain(err, a.remora)
+	}
+	options.Logins = logins
 	var (
 		early    *layerResolver
 		img      client.Image
-		resolver = primedResolver(reg.Resolver(ctx), ref, <-primed)
+		resolver = primedResolver(registry.New(options).Resolver(ctx), ref, known)
 	)
 	err = a.untilReached(ctx, func() (err error) {
 		early = &layerResolver{remora: remora, namespace: a.namespace, ref: ref, progress: a.importProgress()}

@@ -82,6 +82,29 @@ func TestPullLazily(t *testing.T) {
 	contains(t, n.run("pull", n.ref).ok(), n.ref+"@"+n.image.Target.Digest.String()+" is ready after", "lazy")
 }
 
+// TestPullAsksStatusOnce: a node's status is dearer the more layers it has. It is asked for once, for what became of the image's, and again
+// only where remorad does not say by itself how registries are reached.
+func TestPullAsksStatusOnce(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(f *fakeRemorad)
+		want  int
+	}{
+		"":                       {func(*fakeRemorad) {}, 1},
+		"an older remorad":       {func(f *fakeRemorad) { f.older = true }, 2},
+		"it could not be primed": {func(f *fakeRemorad) { f.refuse["PrimeRequest"] = refusal("no such image") }, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.lazy(2)
+			n.remorad.set(func() { c.spoil(n.remorad) })
+			n.run("pull", n.ref).ok()
+			if got := len(requests[*controlv1.StatusRequest](n.remorad)); got != c.want {
+				t.Errorf("asked %d times, want %d", got, c.want)
+			}
+		})
+	}
+}
+
 // TestPullOrdinary has containerd download what cannot be lazy, and says why; an imported layer is neither.
 func TestPullOrdinary(t *testing.T) {
 	n := newNode(t)

@@ -32,6 +32,7 @@ type fakeRemorad struct {
 	status   *controlv1.StatusResponse
 	cache    *controlv1.ListCacheResponse
 	prime    []*controlv1.Document
+	older    bool // it does not say with them how registries are reached
 	resolve  []*controlv1.ResolveResponse
 	fetch    []*controlv1.FetchResponse
 	expose   string
@@ -187,7 +188,13 @@ func (f *fakeRemorad) Login(_ context.Context, req *controlv1.LoginRequest) (*co
 }
 
 func (f *fakeRemorad) Prime(_ context.Context, req *controlv1.PrimeRequest) (*controlv1.PrimeResponse, error) {
-	return answer(f, req, func() (*controlv1.PrimeResponse, error) { return &controlv1.PrimeResponse{Documents: f.prime}, nil })
+	return answer(f, req, func() (*controlv1.PrimeResponse, error) {
+		m := &controlv1.PrimeResponse{Documents: f.prime}
+		if !f.older {
+			m.Registry = f.status.GetRegistry()
+		}
+		return m, nil
+	})
 }
 
 func (f *fakeRemorad) Resolve(req *controlv1.ResolveRequest, to grpc.ServerStreamingServer[controlv1.ResolveResponse]) error {

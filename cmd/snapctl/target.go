@@ -88,9 +88,7 @@ func (a *app) registryOptions(ctx context.Context) registry.Options {
 	if remora, closer, err := a.dialRemora(); err == nil {
 		defer closer.Close()
 		if st, err := remora.Status(ctx); err == nil {
-			return registry.Options{
-				ConfigPath: st.Registry.ConfigPath, DockerConfig: st.Registry.DockerConfig, PrivatePlaces: st.Registry.PrivatePlaces,
-			}
+			return optionsOf(&st.Registry)
 		}
 	}
 	o := registry.Options{ConfigPath: []string{"/etc/containerd/certs.d"}}

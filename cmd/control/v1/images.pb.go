@@ -184,6 +184,7 @@ func (x *PrimeRequest) GetRef() string {
 type PrimeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Documents     []*Document            `protobuf:"bytes,1,rep,name=documents,proto3" json:"documents,omitempty"` // the one that the reference names is first
+	Registry      *Registry              `protobuf:"bytes,2,opt,name=registry,proto3" json:"registry,omitempty"`   // as Status has it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -221,6 +222,13 @@ func (*PrimeResponse) Descriptor() ([]byte, []int) {
 func (x *PrimeResponse) GetDocuments() []*Document {
 	if x != nil {
 		return x.Documents
+	}
+	return nil
+}
+
+func (x *PrimeResponse) GetRegistry() *Registry {
+	if x != nil {
+		return x.Registry
 	}
 	return nil
 }
@@ -1400,7 +1408,7 @@ var File_cmd_control_v1_images_proto protoreflect.FileDescriptor
 
 const file_cmd_control_v1_images_proto_rawDesc = "" +
 	"\n" +
-	"\x1bcmd/control/v1/images.proto\x12\x11remora.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n" +
+	"\x1bcmd/control/v1/images.proto\x12\x11remora.control.v1\x1a\x19cmd/control/v1/node.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"m\n" +
 	"\fLoginRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
 	"\x04user\x18\x02 \x01(\tR\x04user\x12\x16\n" +
@@ -1410,9 +1418,10 @@ const file_cmd_control_v1_images_proto_rawDesc = "" +
 	"\rLoginResponse\">\n" +
 	"\fPrimeRequest\x12\x1c\n" +
 	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x10\n" +
-	"\x03ref\x18\x02 \x01(\tR\x03ref\"J\n" +
+	"\x03ref\x18\x02 \x01(\tR\x03ref\"\x83\x01\n" +
 	"\rPrimeResponse\x129\n" +
-	"\tdocuments\x18\x01 \x03(\v2\x1b.remora.control.v1.DocumentR\tdocuments\"U\n" +
+	"\tdocuments\x18\x01 \x03(\v2\x1b.remora.control.v1.DocumentR\tdocuments\x127\n" +
+	"\bregistry\x18\x02 \x01(\v2\x1b.remora.control.v1.RegistryR\bregistry\"U\n" +
 	"\bDocument\x12\x1d\n" +
 	"\n" +
 	"media_type\x18\x01 \x01(\tR\tmediaType\x12\x16\n" +
@@ -1545,45 +1554,47 @@ var file_cmd_control_v1_images_proto_goTypes = []any{
 	(*TraceRequest)(nil),          // 24: remora.control.v1.TraceRequest
 	(*TraceResponse)(nil),         // 25: remora.control.v1.TraceResponse
 	nil,                           // 26: remora.control.v1.ResolveResponse.OrdinaryEntry
-	(*timestamppb.Timestamp)(nil), // 27: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*Registry)(nil),              // 27: remora.control.v1.Registry
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
 }
 var file_cmd_control_v1_images_proto_depIdxs = []int32{
 	4,  // 0: remora.control.v1.PrimeResponse.documents:type_name -> remora.control.v1.Document
-	7,  // 1: remora.control.v1.ResolveResponse.importing:type_name -> remora.control.v1.LayerProgress
-	26, // 2: remora.control.v1.ResolveResponse.ordinary:type_name -> remora.control.v1.ResolveResponse.OrdinaryEntry
-	7,  // 3: remora.control.v1.FetchResponse.layer:type_name -> remora.control.v1.LayerProgress
-	27, // 4: remora.control.v1.TraceResponse.began:type_name -> google.protobuf.Timestamp
-	28, // 5: remora.control.v1.TraceResponse.took:type_name -> google.protobuf.Duration
-	0,  // 6: remora.control.v1.Images.Login:input_type -> remora.control.v1.LoginRequest
-	2,  // 7: remora.control.v1.Images.Prime:input_type -> remora.control.v1.PrimeRequest
-	5,  // 8: remora.control.v1.Images.Resolve:input_type -> remora.control.v1.ResolveRequest
-	8,  // 9: remora.control.v1.Images.Fetch:input_type -> remora.control.v1.FetchRequest
-	10, // 10: remora.control.v1.Images.Expose:input_type -> remora.control.v1.ExposeRequest
-	12, // 11: remora.control.v1.Images.Record:input_type -> remora.control.v1.RecordRequest
-	14, // 12: remora.control.v1.Images.GetRecording:input_type -> remora.control.v1.GetRecordingRequest
-	16, // 13: remora.control.v1.Images.EndRecording:input_type -> remora.control.v1.EndRecordingRequest
-	18, // 14: remora.control.v1.Images.GetProfile:input_type -> remora.control.v1.GetProfileRequest
-	20, // 15: remora.control.v1.Images.AddProfile:input_type -> remora.control.v1.AddProfileRequest
-	22, // 16: remora.control.v1.Images.RemoveProfile:input_type -> remora.control.v1.RemoveProfileRequest
-	24, // 17: remora.control.v1.Images.Trace:input_type -> remora.control.v1.TraceRequest
-	1,  // 18: remora.control.v1.Images.Login:output_type -> remora.control.v1.LoginResponse
-	3,  // 19: remora.control.v1.Images.Prime:output_type -> remora.control.v1.PrimeResponse
-	6,  // 20: remora.control.v1.Images.Resolve:output_type -> remora.control.v1.ResolveResponse
-	9,  // 21: remora.control.v1.Images.Fetch:output_type -> remora.control.v1.FetchResponse
-	11, // 22: remora.control.v1.Images.Expose:output_type -> remora.control.v1.ExposeResponse
-	13, // 23: remora.control.v1.Images.Record:output_type -> remora.control.v1.RecordResponse
-	15, // 24: remora.control.v1.Images.GetRecording:output_type -> remora.control.v1.GetRecordingResponse
-	17, // 25: remora.control.v1.Images.EndRecording:output_type -> remora.control.v1.EndRecordingResponse
-	19, // 26: remora.control.v1.Images.GetProfile:output_type -> remora.control.v1.GetProfileResponse
-	21, // 27: remora.control.v1.Images.AddProfile:output_type -> remora.control.v1.AddProfileResponse
-	23, // 28: remora.control.v1.Images.RemoveProfile:output_type -> remora.control.v1.RemoveProfileResponse
-	25, // 29: remora.control.v1.Images.Trace:output_type -> remora.control.v1.TraceResponse
-	18, // [18:30] is the sub-list for method output_type
-	6,  // [6:18] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	27, // 1: remora.control.v1.PrimeResponse.registry:type_name -> remora.control.v1.Registry
+	7,  // 2: remora.control.v1.ResolveResponse.importing:type_name -> remora.control.v1.LayerProgress
+	26, // 3: remora.control.v1.ResolveResponse.ordinary:type_name -> remora.control.v1.ResolveResponse.OrdinaryEntry
+	7,  // 4: remora.control.v1.FetchResponse.layer:type_name -> remora.control.v1.LayerProgress
+	28, // 5: remora.control.v1.TraceResponse.began:type_name -> google.protobuf.Timestamp
+	29, // 6: remora.control.v1.TraceResponse.took:type_name -> google.protobuf.Duration
+	0,  // 7: remora.control.v1.Images.Login:input_type -> remora.control.v1.LoginRequest
+	2,  // 8: remora.control.v1.Images.Prime:input_type -> remora.control.v1.PrimeRequest
+	5,  // 9: remora.control.v1.Images.Resolve:input_type -> remora.control.v1.ResolveRequest
+	8,  // 10: remora.control.v1.Images.Fetch:input_type -> remora.control.v1.FetchRequest
+	10, // 11: remora.control.v1.Images.Expose:input_type -> remora.control.v1.ExposeRequest
+	12, // 12: remora.control.v1.Images.Record:input_type -> remora.control.v1.RecordRequest
+	14, // 13: remora.control.v1.Images.GetRecording:input_type -> remora.control.v1.GetRecordingRequest
+	16, // 14: remora.control.v1.Images.EndRecording:input_type -> remora.control.v1.EndRecordingRequest
+	18, // 15: remora.control.v1.Images.GetProfile:input_type -> remora.control.v1.GetProfileRequest
+	20, // 16: remora.control.v1.Images.AddProfile:input_type -> remora.control.v1.AddProfileRequest
+	22, // 17: remora.control.v1.Images.RemoveProfile:input_type -> remora.control.v1.RemoveProfileRequest
+	24, // 18: remora.control.v1.Images.Trace:input_type -> remora.control.v1.TraceRequest
+	1,  // 19: remora.control.v1.Images.Login:output_type -> remora.control.v1.LoginResponse
+	3,  // 20: remora.control.v1.Images.Prime:output_type -> remora.control.v1.PrimeResponse
+	6,  // 21: remora.control.v1.Images.Resolve:output_type -> remora.control.v1.ResolveResponse
+	9,  // 22: remora.control.v1.Images.Fetch:output_type -> remora.control.v1.FetchResponse
+	11, // 23: remora.control.v1.Images.Expose:output_type -> remora.control.v1.ExposeResponse
+	13, // 24: remora.control.v1.Images.Record:output_type -> remora.control.v1.RecordResponse
+	15, // 25: remora.control.v1.Images.GetRecording:output_type -> remora.control.v1.GetRecordingResponse
+	17, // 26: remora.control.v1.Images.EndRecording:output_type -> remora.control.v1.EndRecordingResponse
+	19, // 27: remora.control.v1.Images.GetProfile:output_type -> remora.control.v1.GetProfileResponse
+	21, // 28: remora.control.v1.Images.AddProfile:output_type -> remora.control.v1.AddProfileResponse
+	23, // 29: remora.control.v1.Images.RemoveProfile:output_type -> remora.control.v1.RemoveProfileResponse
+	25, // 30: remora.control.v1.Images.Trace:output_type -> remora.control.v1.TraceResponse
+	19, // [19:31] is the sub-list for method output_type
+	7,  // [7:19] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_cmd_control_v1_images_proto_init() }
@@ -1591,6 +1602,7 @@ func file_cmd_control_v1_images_proto_init() {
 	if File_cmd_control_v1_images_proto != nil {
 		return
 	}
+	file_cmd_control_v1_node_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -6,7 +6,9 @@ import (
 	"net"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 )
@@ -25,6 +27,15 @@ func New(conn grpc.ClientConnInterface) *Client {
 		node: controlv1.NewNodeClient(conn), images: controlv1.NewImagesClient(conn),
 		disks: controlv1.NewDisksClient(conn), volumes: controlv1.NewVolumesClient(conn),
 	}
+}
+
+// Try returns the error that a call would end with if nobody listens on a remorad's socket. It makes none.
+func Try(ctx context.Context, socket string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return status.Error(codes.Unavailable, err.Error())
+	}
+	return conn.Close()
 }
 
 // Dial returns a Client of the remorad behind a Unix socket. It connects at the first call.

@@ -22,9 +22,11 @@ type PrimeRequest struct {
 	Ref       string `json:"ref"`
 }
 
-// PrimeReply holds the documents that containerd will ask for, the one that the reference names first.
+// PrimeReply holds the documents that containerd will ask for, the one that the reference names first. An older remorad does not say how
+// registries are reached.
 type PrimeReply struct {
 	Documents []Document `json:"documents"`
+	Registry  *Registry  `json:"registry,omitempty"`
 }
 
 // Document is a manifest, an index or a configuration.
@@ -84,7 +86,7 @@ func (c *Client) Login(ctx context.Context, req *LoginRequest) error {
 // Prime has the start of an image begin before containerd knows of it.
 func (c *Client) Prime(ctx context.Context, req *PrimeRequest) (*PrimeReply, error) {
 	m, err := c.images.Prime(ctx, &controlv1.PrimeRequest{Namespace: req.Namespace, Ref: req.Ref})
-	return &PrimeReply{Documents: all(m.GetDocuments(), documentOf)}, err
+	return &PrimeReply{Documents: all(m.GetDocuments(), documentOf), Registry: point(m.GetRegistry(), registryOf)}, err
 }
 
 func documentOf(m *controlv1.Document) Document {

@@ -117,14 +117,14 @@ func (c *Client) Status(ctx context.Context) (*StatusReply, error) {
 			Direct: m.GetBackend().GetDirect(), DirectReason: m.GetBackend().GetDirectReason(),
 			IDMap: m.GetBackend().GetIdmap(), IDMapReason: m.GetBackend().GetIdmapReason(),
 		},
-		Cache: usageOf(m.GetCache()),
-		Registry: Registry{
-			ConfigPath: m.GetRegistry().GetConfigPath(), DockerConfig: m.GetRegistry().GetDockerConfig(),
-			PrivatePlaces: m.GetRegistry().GetPrivatePlaces(),
-		},
+		Cache: usageOf(m.GetCache()), Registry: registryOf(m.GetRegistry()),
 		Layers: all(m.GetLayers(), layerOf), Broken: all(m.GetBroken(), brokenOf), Waiting: all(m.GetWaiting(), waitingOf),
 		Holder: Holder{PID: int(m.GetHolder().GetPid())}, Damaged: all(m.GetDamaged(), damagedOf),
 	}, nil
+}
+
+func registryOf(m *controlv1.Registry) Registry {
+	return Registry{ConfigPath: m.GetConfigPath(), DockerConfig: m.GetDockerConfig(), PrivatePlaces: m.GetPrivatePlaces()}
 }
 
 func damagedOf(m *controlv1.DamagedFile) Damaged {
