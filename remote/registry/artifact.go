@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/golang/groupcache/lru"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -26,12 +29,10 @@ type ArtifactKind struct {
 
 // ArtifactTag is the tag under which an artifact that refers to an image is found without asking
 // for a list first: one round trip instead of three.
-func ArtifactTag(image digest.Digest, kind string) string {
-	return image.Algorithm().String() + "-" + image.Encoded() + "." + kind
-}
+func ArtifactTag(image digest.Digest, kind string) string { return listTag(image) + "." + kind }
 
 // Artifact returns the content of the newest artifact of a kind that refers to an image. It asks for it under its own tag
-// and, at the same time, by the Referrers API. An error that wraps ErrNotFound says that there is none.
+// and, at the same time, for the list of what refers to the image. An error that wraps ErrNotFound says that there is none.
 //
 // take, if it is not nil, is called before a content is read, with the bytes of memory that reading it takes. It may wait, and
 // its error ends the call. It is called once more if what came first was wrong; nothing of that is in memory then.
@@ -90,34 +91,102 @@ type contentReader struct {
 	turn chan struct{}                      // holds a token while a content is read, and for ever once it was right
 }
 
-// referrer finds an artifact by the Referrers API.
+// referrer finds an artifact by the list of what refers to an image. One that is listed and was deleted makes way for the next.
 func (c *contentReader) referrer(ctx context.Context, image digest.Digest, kind ArtifactKind) ([]byte, error) {
-	what := "referrers/" + image.String() + "?" + url.Values{"artifactType": {kind.Type}}.Encode()
-	p, mediaType, err := c.r.document(ctx, c.repo, docker.HostCapabilityPull, what, ocispec.MediaTypeImageIndex)
+	all, err := c.r.referrers(ctx, c.repo, image, kind)
 	if err != nil {
 		return nil, err
 	}
-	if strings.HasPrefix(mediaType, "text/html") { // as some answer to what they do not know
-		return nil, fmt.Errorf("no Referrers API, but a page for people: %w", ErrNotFound)
+	err = fmt.Errorf("no referrer: %w", ErrNotFound)
+	for _, d := range all {
+		var p []byte
+		if p, err = c.at(ctx, d.Digest.String(), image, kind); !errors.Is(err, ErrNotFound) {
+			return p, err
+		}
+	}
+	return nil, err
+}
+
+// referrers returns the artifacts of a kind that refer to an image, the newest first.
+func (r *Registry) referrers(
+	ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind,
+) (all []ocispec.Descriptor, err error) {
+	p, err := r.referrersList(ctx, repo, image, kind)
+	if err != nil {
+		return nil, err
 	}
 	var index ocispec.Index
 	if err := json.Unmarshal(p, &index); err != nil {
 		return nil, fmt.Errorf("list of referrers: %w", err)
 	}
-	newest, when := "", time.Time{}
 	for _, d := range index.Manifests {
-		if d.ArtifactType != kind.Type {
-			continue // a registry need not filter
+		if d.ArtifactType == kind.Type && len(all) < referrersMost { // a registry need not filter
+			all = append(all, d)
 		}
+	}
+	created := func(d ocispec.Descriptor) time.Time {
 		at, _ := time.Parse(time.RFC3339, d.Annotations[ocispec.AnnotationCreated]) // the zero time if it does not say
-		if newest == "" || at.After(when) {
-			newest, when = d.Digest.String(), at
+		return at
+	}
+	slices.SortStableFunc(all, func(a, b ocispec.Descriptor) int { return created(b).Compare(created(a)) })
+	return all, nil
+}
+
+// referrersMost is how many artifacts of a kind are looked at.
+const referrersMost = 16
+
+// referrersList returns the list of what refers to an image: by the Referrers API, or where a repository has none, from under the tag that
+// clients keep the list under then. So they do when they copy an image with all that belongs to it.
+func (r *Registry) referrersList(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) ([]byte, error) {
+	if !r.listed.lately(repo) {
+		what := "referrers/" + image.String() + "?" + url.Values{"artifactType": {kind.Type}}.Encode()
+		p, mediaType, err := r.document(ctx, repo, docker.HostCapabilityPull, what, ocispec.MediaTypeImageIndex)
+		if err == nil && strings.HasPrefix(mediaType, "text/html") { // as some answer to what they do not know
+			err = fmt.Errorf("no Referrers API, but a page for people: %w", ErrNotFound)
 		}
+		if !unknownCall(err) {
+			return p, err
+		}
+		r.listed.note(repo)
 	}
-	if newest == "" {
-		return nil, fmt.Errorf("no referrer: %w", ErrNotFound)
-	}
-	return c.at(ctx, newest, image, kind)
+	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "manifests/"+listTag(image), ocispec.MediaTypeImageIndex)
+	return p, err
+}
+
+// listTag is the tag under which the list of what refers to an image is, as the distribution specification has it.
+func listTag(image digest.Digest) string { return image.Algorithm().String() + "-" + image.Encoded() }
+
+// unknownCall reports whether an answer may be that of a registry which does not know a call.
+func unknownCall(err error) bool {
+	var status *StatusError
+	return errors.Is(err, ErrNotFound) || errors.As(err, &status) && status.Status != http.StatusUnauthorized &&
+		(status.Status == http.StatusNotImplemented || !Retryable(err))
+}
+
+// listedHolds is how long a repository is known to have no Referrers API, and listedMost how many are.
+const (
+	listedHolds = time.Hour
+	listedMost  = 1024
+)
+
+// listed are the repositories without a Referrers API: where nothing is published either, asking them takes a round trip less.
+type listed struct {
+	mu    sync.Mutex // guards since
+	since lru.Cache  // when it was found out, by Repository
+}
+
+func (l *listed) note(repo Repository) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.since.MaxEntries = listedMost
+	l.since.Add(repo, time.Now())
+}
+
+func (l *listed) lately(repo Repository) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	since, ok := l.since.Get(repo)
+	return ok && time.Since(since.(time.Time)) < listedHolds
 }
 
 // read returns a content.

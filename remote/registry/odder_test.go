@@ -11,16 +11,20 @@ import (
 	"testing"
 
 	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/remote/registry"
 )
 
-// TestNoReferrers: what is published under a tag is found whatever a registry without the Referrers API answers there, and where nothing
-// is published, that is no fault of the registry.
+// TestNoReferrers: what is published is found under its own tag, or by the list under the tag that clients keep for that, whatever a
+// registry without the Referrers API answers there. That it has none is found out once. Where nothing is published, that is no fault of
+// the registry.
 func TestNoReferrers(t *testing.T) {
 	image, want := digest.FromString("image"), []byte("what is published")
-	tag := "/manifests/" + registry.ArtifactTag(image, "kind")
+	published := artifact(t, image, want, true)
+	list := "manifests/" + image.Algorithm().String() + "-" + image.Encoded()
+	itself := "manifests/" + digest.FromBytes(published).String()
+	foreign := referrer(published, "2030-01-01T00:00:00Z")
+	foreign.ArtifactType = "application/vnd.else"
 	for name, absent := range map[string]func(w http.ResponseWriter){
 		"404": func(w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) },
 		"400": func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadRequest) },
@@ -32,22 +36,33 @@ func TestNoReferrers(t *testing.T) {
 			_, _ = io.WriteString(w, "<!doctype html>") // or the client is gone
 		},
 	} {
-		for _, published := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, published %v", name, published), func(t *testing.T) {
+		for how, has := range map[string]documents{
+			"under its tag":      {"manifests/" + registry.ArtifactTag(image, "kind"): published},
+			"by a list":          {list: listOf(t, foreign, referrer(published, "")), itself: published},
+			"nothing":            {},
+			"an empty list":      {list: listOf(t)},
+			"what lists no more": {list: listOf(t, referrer(published, ""))},
+		} {
+			t.Run(name+", "+how, func(t *testing.T) {
+				var asked atomic.Int64
 				r, repo := registryOf(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					switch {
-					case strings.Contains(r.URL.Path, "/referrers/"):
+					if strings.Contains(r.URL.Path, "/referrers/") {
+						asked.Add(1)
 						absent(w)
-					case published && strings.HasSuffix(r.URL.Path, tag):
-						w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
-						_, _ = w.Write(artifact(t, image, want, true)) // or the client is gone
-					default:
-						http.NotFound(w, r)
+						return
 					}
+					has.ServeHTTP(w, r)
 				}))
-				got, err := r.Artifact(t.Context(), repo, image, registry.ArtifactKind{Type: artifactType, Tag: "kind", Limit: 1 << 20}, nil)
-				if published && (err != nil || !bytes.Equal(got, want)) || !published && !errors.Is(err, registry.ErrNotFound) {
-					t.Errorf("got %q, %v", got, err)
+				for range 3 {
+					kind := registry.ArtifactKind{Type: artifactType, Tag: "kind", Limit: 1 << 20}
+					got, err := r.Artifact(t.Context(), repo, image, kind, nil)
+					there := how == "under its tag" || how == "by a list"
+					if there && (err != nil || !bytes.Equal(got, want)) || !there && !errors.Is(err, registry.ErrNotFound) {
+						t.Errorf("got %q, %v", got, err)
+					}
+				}
+				if n := asked.Load(); n > 1 && how != "under its tag" { // which ends the other way before it has an answer
+					t.Errorf("the Referrers API was asked for %d times", n)
 				}
 			})
 		}

@@ -74,22 +74,34 @@ func pushIfAbsent(ctx context.Context, repo *oras.Repository, desc ocispec.Descr
 	return repo.Push(ctx, desc, bytes.NewReader(data))
 }
 
-// RemoveArtifact deletes an image's artifact of a kind. One that is not there is no error.
+// RemoveArtifact deletes an image's artifacts of a kind: the one under the tag, and earlier ones, which are found by the list of what
+// refers to the image. One that is not there is no error.
 func (r *Registry) RemoveArtifact(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) error {
 	w, err := r.Writable(ctx, repo)
 	if err != nil {
 		return err
 	}
+	var all []ocispec.Descriptor
 	desc, err := w.Resolve(ctx, ArtifactTag(image, kind.Tag))
-	if errors.Is(err, errdef.ErrNotFound) {
-		return nil
-	}
 	if err == nil {
-		err = w.Delete(ctx, desc)
+		all = append(all, desc)
+	} else if !errors.Is(err, errdef.ErrNotFound) {
+		return err
 	}
-	var answer *errcode.ErrorResponse
-	if errors.As(err, &answer) && answer.StatusCode == http.StatusMethodNotAllowed {
-		return fmt.Errorf("%s does not allow deletion: %w", repo.Host, err)
+	listed, err := r.referrers(ctx, repo, image, kind)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
 	}
-	return err
+	for _, desc := range append(all, listed...) {
+		err := w.Delete(ctx, desc)
+		var answer *errcode.ErrorResponse
+		switch {
+		case err == nil, errors.Is(err, errdef.ErrNotFound):
+		case errors.As(err, &answer) && answer.StatusCode == http.StatusMethodNotAllowed:
+			return fmt.Errorf("%s does not allow deletion: %w", repo.Host, err)
+		default:
+			return err
+		}
+	}
+	return nil
 }

@@ -41,6 +41,7 @@ type Registry struct {
 	elsewhere *http.Client          // of layers' own URLs
 	public    func(netip.Addr) bool // whether an address is one of the internet
 	era       atomic.Int64          // of outages: those of an earlier one count no longer
+	listed    listed
 
 	mu        sync.Mutex // guards the fields below
 	hosts     *lru.Cache // cachedHosts by registry host
