@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -248,6 +249,31 @@ func TestUnaskedIsNotWhole(t *testing.T) {
 		t.Error("the layer was asked for whole")
 	}
 	b.sees(b.run("container", b.pull(im)), "a", body)
+}
+
+// TestRangesFail: a registry that answers 5xx to ranges alone is asked for whole layers, though it is left alone for a while for that, the
+// longer the more layers an image has.
+func TestRangesFail(t *testing.T) {
+	for i := range 8 {
+		var all []layer
+		for k := range 1 + i%4 {
+			all = append(all, gzipLayer(t, file(fmt.Sprint(k), noise(uint64(10*i+k), 300_000))))
+		}
+		im := newImage(t, fmt.Sprint("app", i), nil, all...)
+		o := newOrigin(t, im)
+		o.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
+			fails := r.Header.Get("Range") != ""
+			if fails {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+			return fails
+		})
+		b := newBed(t, o, nil)
+		b.fetch(im)
+		if reasons := b.resolve(im); len(reasons) > 0 {
+			t.Errorf("of %d layers: %v", len(all), reasons)
+		}
+	}
 }
 
 // TestStoredOffline: what containerd has is used for layers of every kind while no registry answers.

@@ -84,6 +84,12 @@ func (e *restError) Error() string {
 // Unasked reports whether an error is that of a request which was not made, since its host is left alone.
 func Unasked(err error) bool { return errors.As(err, new(*restError)) }
 
+// Rest returns once a host may be asked again that err says was left alone, and reports whether that is so. It waits no longer than most.
+func Rest(ctx context.Context, err error, most time.Duration) bool {
+	var rest *restError
+	return errors.As(err, &rest) && rest.RetryAfter <= most && backoff.Sleep(ctx, rest.RetryAfter) == nil
+}
+
 // enter waits until the host may be asked once more for a repository. release must be called once. A brisk request waits for no host
 // that has said that it is asked too much, and gets a busyError. None waits for a host that fails: it gets a restError.
 func (p *pace) enter(ctx context.Context, host string, who fair.User) (release func(), err error) {

@@ -30,11 +30,21 @@ func (r Retry) withDefaults() Retry {
 }
 
 // do calls try until it succeeds, fails for good, or has been tried often enough. A wait ends
-// with ctx, and is not begun if ctx would end in it.
-func (r Retry) do(ctx context.Context, try func(attempt int) error) error {
+// with ctx, and is not begun if ctx would end in it. If the last request was not made, since the host is left alone, the error is that of
+// the last one that was: it says what the host does.
+func (r Retry) do(ctx context.Context, try func(attempt int) error) (err error) {
+	var answered error
+	defer func() {
+		if Unasked(err) && answered != nil && ctx.Err() == nil {
+			err = answered
+		}
+	}()
 	waits := backoff.Backoff{First: r.First, Max: r.Max, Jitter: true}
 	for attempt := 0; ; attempt++ {
 		err := try(attempt)
+		if err != nil && !Unasked(err) {
+			answered = err
+		}
 		var status *StatusError
 		attempts := r.Attempts
 		if errors.As(err, &status) && status.Status == http.StatusTooManyRequests {

@@ -44,6 +44,9 @@ const (
 	// importTries is how often a layer is asked for whose bytes are wrong, each time elsewhere if there
 	// are several places.
 	importTries = 3
+	// importRest is how long a registry is waited for at most that is left alone since it fails, as often. That it was not asked says
+	// nothing of what it serves: who fails ranges may serve the whole.
+	importRest = 2 * time.Second
 )
 
 // Imports are how layers are read whole.
@@ -83,7 +86,7 @@ func (i *Imports) layer(ctx context.Context, o *Opening, codec blob.Codec) (*Tre
 
 func (i *Imports) tryImport(ctx context.Context, o *Opening, codec blob.Codec, limits layout.Limits) (*Tree, error) {
 	whole := i.places.lacksRanges(ctx, &o.src)
-	for try := 0; ; try++ {
+	for try, rests := 0, 0; ; {
 		im, err := i.cache.Import(ctx, o.key) // another repository's is another import: it may never end
 		if err != nil {
 			return nil, err
@@ -99,12 +102,15 @@ func (i *Imports) tryImport(ctx context.Context, o *Opening, codec blob.Codec, l
 		switch {
 		case wrong && again:
 			i.log.Warn("layer has wrong bytes, asking again", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
-			whole = whole || try+2 == importTries // who spoils ranges may serve the whole
+			try++
+			whole = whole || try+1 == importTries // who spoils ranges may serve the whole
 		case wrong || beyond:
 			return nil, NotLazy("%w", err)
 		case !whole && ctx.Err() == nil && (errors.Is(err, registry.ErrRange) || registry.Retryable(err) && !registry.Unasked(err)):
 			i.log.Info("layer is asked for without ranges", "digest", o.src.Descriptor.Digest, "image", o.src.Image, "err", err)
-			whole = true
+			try, whole = try+1, true
+		case rests < importTries && registry.Rest(ctx, err, importRest):
+			rests++
 		default:
 			return nil, err
 		}
