@@ -27,6 +27,7 @@ var keepContexts = map[string]string{
 	"main.mergedContext":   "is a context itself",
 	"fetch.wholeReader":    "one Read of a whole blob",
 	"fetch.streamReader":   "one Stream",
+	"fetch.wholeOr":        "one ReadBlob",
 	"scan.pieces":          "one scan",
 	"scan.chunks":          "one scan",
 	"convert.limiter":      "one layer's conversion",

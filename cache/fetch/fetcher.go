@@ -56,7 +56,8 @@ type Fetcher struct {
 	policy   Policy
 	trouble  error // why the source does not answer; nil while it does
 	inflight map[uint32]*fill
-	closing  bool // no fetch begins from now on
+	pass     *pass // over all of the blob; nil for none
+	closing  bool  // no fetch begins from now on
 	ahead    readahead
 	waits    int64 // reads that waited for the network
 	waited   time.Duration
@@ -71,6 +72,7 @@ func (p *Pool) Fetcher(img *image.Image, src Source, policy Policy) *Fetcher {
 func (f *Fetcher) Close(cause error) {
 	f.mu.Lock()
 	f.closing = true
+	p := f.pass
 	f.mu.Unlock()
 	jobs := f.jobs()
 	for j := range jobs {
@@ -79,12 +81,22 @@ func (f *Fetcher) Close(cause error) {
 	for j := range jobs {
 		<-j.ended
 	}
+	if p != nil {
+		p.cancel(cause)
+		<-p.done
+	}
 }
 
 // Await waits for all fetches that are under way.
 func (f *Fetcher) Await() {
 	for j := range f.jobs() {
 		<-j.ended
+	}
+	f.mu.Lock()
+	p := f.pass
+	f.mu.Unlock()
+	if p != nil {
+		<-p.done
 	}
 }
 

@@ -103,6 +103,9 @@ func (j *job) fetchRun(ctx context.Context, fills []*fill) error {
 	try := 0
 	for len(fills) > 0 {
 		err := j.fetchStream(ctx, fills, try)
+		if src := onlyWhole(j.src, err); src != nil {
+			err = j.byPass(ctx, src, fills)
+		}
 		before := len(fills)
 		fills = f.unfinished(fills)
 		if len(fills) < before {

@@ -138,7 +138,7 @@ func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.
 		return err
 	}
 	first, last := f.t.Unit(from), f.t.Unit(to-1)
-	r, err := src.Open(ctx, first.Off, last.Off+last.Len-first.Off, 0)
+	r, err := openFrom(ctx, src, first.Off, last.Off+last.Len-first.Off)
 	if err != nil {
 		return err
 	}
@@ -153,7 +153,7 @@ func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.
 		if packed != nil {
 			one = io.TeeReader(one, packed)
 		}
-		if err := f.streamUnit(ctx, u, one, plain); err != nil {
+		if _, err := f.streamUnit(ctx, u, one, plain); err != nil {
 			return err
 		}
 		if progress != nil {
@@ -163,19 +163,19 @@ func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.
 	return nil
 }
 
-// streamUnit decodes and stores one unit of a Stream. It has a place while it decodes, and none while it waits for packed.
-func (f *Fetcher) streamUnit(ctx context.Context, u uint32, packed io.Reader, also io.Writer) error {
+// streamUnit decodes, stores and returns one unit of a stream. It has a place while it decodes, and none while it waits for packed.
+func (f *Fetcher) streamUnit(ctx context.Context, u uint32, packed io.Reader, also io.Writer) ([]byte, error) {
 	in, err := f.memoryFor(ctx, u, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer in.share.Release()
 	place := f.pool.placeFor(ctx, f.user(ctx), prefetch)
 	defer place.give()
 	plain, err := f.decode(u, place.steps(packed, f.t.Unit(u).Len), also, &in)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	f.store(&fill{unit: u, plain: plain})
-	return nil
+	return plain, nil
 }

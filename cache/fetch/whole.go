@@ -83,7 +83,8 @@ func (s *streamReader) Close() error {
 
 // ReadBlob returns a reader of the image's whole blob.
 func (f *Fetcher) ReadBlob(ctx context.Context) io.ReadCloser {
-	return f.pool.Read(ctx, f.source(ctx), 0, f.t.BlobSize, 0, false)
+	src := f.source(ctx)
+	return &wholeOr{ReadCloser: f.pool.Read(ctx, src, 0, f.t.BlobSize, 0, false), ctx: ctx, f: f, src: src}
 }
 
 // readPart fetches one piece.

@@ -103,8 +103,6 @@ type rangeReader struct {
 	whole    bool // answers without a range will do
 	packed   bool // there was an encoding around the last answer: it serves no ranges
 	ranged   bool // the last answer was a range
-	lacking  bool // a host was asked that serves no ranges
-	skips    bool // the beginnings of answers without a range may be skipped
 	try      int
 	meter    *meter
 	body     *stallReader
@@ -130,7 +128,9 @@ func (r *rangeReader) connect() error {
 		if err != nil {
 			return err
 		}
-		tried, err := r.askHosts(hosts)
+		tried, err := reg.ask(r.ctx, turn{
+			hosts: hosts, first: r.try, needs: docker.HostCapabilityPull, repo: r.b.repo, blob: r.b.digest.String(), ranged: !r.whole,
+		}, r.ask)
 		if r.body != nil {
 			return nil
 		}
@@ -177,7 +177,6 @@ func (r *rangeReader) ask(ctx context.Context, host docker.RegistryHost) error {
 	body, err := r.askBy(ctx, host.Host, func(ctx context.Context, rng string) (*http.Response, error) {
 		return r.b.r.request(ctx, host, r.b.repo, r.b.digest.String(), rng)
 	})
-	r.lacking = r.lacking || errors.Is(err, ErrRange)
 	if errors.Is(err, ErrRange) || err == nil && !r.whole {
 		r.b.r.noteRanges(host, r.ranged && err == nil, err)
 	}
@@ -254,10 +253,10 @@ func (r *rangeReader) isWhole(resp *http.Response) bool {
 // check insists on 206 and on the very range that was asked for, unless the whole blob will do.
 func (r *rangeReader) check(resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
-		if r.isWhole(resp) && (r.whole || r.skips || r.off == 0 && r.end == r.b.size) {
+		if r.isWhole(resp) && (r.whole || r.off == 0 && r.end == r.b.size) {
 			return nil // the whole blob is the range, or the rest of it
 		}
-		return fmt.Errorf("%w: %s answers 200 with the whole blob%s", ErrRange, resp.Request.URL.Host, r.beyond())
+		return fmt.Errorf("%w: %s answers 200 with the whole blob", ErrRange, resp.Request.URL.Host)
 	}
 	if resp.StatusCode != http.StatusPartialContent {
 		return statusError(resp)

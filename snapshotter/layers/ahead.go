@@ -191,6 +191,9 @@ func (a *Ahead) Place() (host, user string) { return a.blob.Place() }
 // Link implements cache.Measured.
 func (a *Ahead) Link() (time.Duration, int64) { return a.blob.Link() }
 
+// Whole implements Blob's method of that name.
+func (a *Ahead) Whole(ctx context.Context) (io.ReadCloser, error) { return a.blob.Whole(ctx) }
+
 // Open implements cache.Source.
 func (a *Ahead) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
 	if try > 0 || off >= int64(len(a.buf)) {

@@ -74,6 +74,10 @@ func (b *fakeBody) Read(p []byte) (int, error) {
 
 func (b *fakeBody) Close() error { return nil }
 
+func (p *fakePlace) Whole(ctx context.Context) (io.ReadCloser, error) {
+	return p.Open(ctx, 0, int64(len(p.blob)), 0)
+}
+
 // among are repositories that have a blob, in the order in which they came.
 func among(places ...*fakePlace) *repositories {
 	x := &repositories{

@@ -41,6 +41,8 @@ type placedSource interface {
 	cache.Source
 	cache.Placed
 	cache.Measured
+	// Whole is Blob's.
+	Whole(ctx context.Context) (io.ReadCloser, error)
 }
 
 // Sources are where the images in the cache are read from, by their names.
@@ -203,6 +205,9 @@ func (a *askedBy) Open(ctx context.Context, off, n int64, try int) (io.ReadClose
 	return a.open(ctx, a.own, off, n, try)
 }
 
+// Whole implements fetch.Streamed.
+func (a *askedBy) Whole(ctx context.Context) (io.ReadCloser, error) { return a.whole(ctx, a.own) }
+
 // Place implements cache.Placed.
 func (a *askedBy) Place() (host, user string) { return a.order(a.own)[0].Place() }
 
@@ -220,13 +225,34 @@ func (x *repositories) open(ctx context.Context, own registry.Repository, off, n
 	if err != nil && ctx.Err() == nil && x.look(ctx, began) {
 		r, err = x.openAny(ctx, own, off, n, 0)
 	}
-	if errors.Is(err, registry.ErrRange) && ctx.Err() == nil { // nobody else downloads what was claimed
-		r, err = x.openAny(registry.Skipping(ctx), own, off, n, 0)
-	}
 	if IsGone(err) {
 		x.lost()
 	}
 	return r, err
+}
+
+// OnlyWhole implements fetch.Streamed.
+func (x *repositories) OnlyWhole(err error) bool { return errors.Is(err, registry.ErrRange) }
+
+// Whole implements fetch.Streamed: nobody else downloads what was claimed.
+func (x *repositories) Whole(ctx context.Context) (io.ReadCloser, error) {
+	return x.whole(ctx, registry.Repository{})
+}
+
+func (x *repositories) whole(ctx context.Context, own registry.Repository) (io.ReadCloser, error) {
+	var errs []error
+	for _, one := range x.order(own) {
+		r, err := one.Whole(ctx)
+		if err == nil {
+			return r, nil
+		}
+		errs = append(errs, err)
+	}
+	err := errors.Join(errs...)
+	if IsGone(err) {
+		x.lost()
+	}
+	return nil, err
 }
 
 // look adds other places that may have the blob. It reports whether some were added since a time.

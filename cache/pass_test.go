@@ -1,0 +1,202 @@
+package cache_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/remora-storage/remora/cache"
+)
+
+// A rangeless source serves no range, but all of its blob.
+type rangeless struct {
+	source
+	wholes  atomic.Int64 // how many times
+	came    atomic.Int64 // bytes that were read
+	doubted atomic.Int64
+	hold    chan struct{} // an answer waits for it before its second half; nil for never
+}
+
+var errNoRange = errors.New("no range is served")
+
+func newRangeless(blob []byte) *rangeless {
+	s := &rangeless{source: source{blob: blob}}
+	s.fault = func(context.Context, int64, int64, int) (io.ReadCloser, error) { return nil, errNoRange }
+	return s
+}
+
+func (s *rangeless) OnlyWhole(err error) bool { return errors.Is(err, errNoRange) }
+func (s *rangeless) Doubt()                   { s.doubted.Add(1) }
+
+func (s *rangeless) Whole(ctx context.Context) (io.ReadCloser, error) {
+	s.wholes.Add(1)
+	r := &half{s: s, ctx: ctx, r: bytes.NewReader(s.blob)}
+	return io.NopCloser(r), nil
+}
+
+// lastOf returns where the last byte of an image's data is.
+func lastOf(im *image) int {
+	e := &im.spec.Extents[len(im.spec.Extents)-1]
+	return int(e.Off) + int(e.Len) - 1
+}
+
+type half struct {
+	s   *rangeless
+	ctx context.Context
+	r   *bytes.Reader
+}
+
+func (h *half) Read(p []byte) (int, error) {
+	middle := h.r.Size() / 2
+	if at := h.r.Size() - int64(h.r.Len()); at < middle {
+		p = p[:min(int64(len(p)), middle-at)]
+	} else if h.s.hold != nil {
+		select {
+		case <-h.s.hold:
+		case <-h.ctx.Done():
+			return 0, context.Cause(h.ctx)
+		}
+	}
+	n, err := h.r.Read(p)
+	h.s.came.Add(int64(n))
+	return n, err
+}
+
+// TestOnlyWhole: where no range is to be had, all that is missing comes by one request for the whole blob, however many ask, and
+// wherever; what nobody has asked for, too, and what the check of the layer lacks.
+func TestOnlyWhole(t *testing.T) {
+	im := newImage(t, 31, 40, 50_000)
+	for name, read := range map[string]func(f *cache.File) error{
+		"readers": func(f *cache.File) error {
+			var all sync.WaitGroup
+			for i := range 20 {
+				all.Go(func() { wantRange(t, f, im, len(im.bytes)*i/20, len(im.bytes)/20) })
+			}
+			all.Wait()
+			return nil
+		},
+		"the last byte": func(f *cache.File) error { wantRange(t, f, im, lastOf(im), 1); return nil },
+		"the kernel": func(f *cache.File) error {
+			f.Pin()
+			defer f.Unpin()
+			return f.Fill(t.Context(), int64(len(im.bytes))/2, 1)
+		},
+		"completing": func(f *cache.File) error { return f.PrefetchAll(t.Context()) },
+		"checking":   func(f *cache.File) error { return f.Verify(t.Context(), im.diffID) },
+		"copying": func(f *cache.File) error {
+			var got bytes.Buffer
+			if err := f.Stream(t.Context(), im.diffID, &got, nil); err != nil || !bytes.Equal(got.Bytes(), im.blob) {
+				t.Errorf("%d bytes of %d, %v", got.Len(), len(im.blob), err)
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			src := newRangeless(im.blob)
+			c := open(t, t.TempDir(), cache.Options{})
+			defer closeAndCheck(t, c)
+			f := create(t, c, "a", im, src)
+			if err := read(f); err != nil {
+				t.Fatal(err)
+			}
+			if name != "checking" && name != "copying" {
+				if err := f.PrefetchAll(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			wantAll(t, f, im)
+			if n := src.wholes.Load(); n != 1 {
+				t.Errorf("all of it was asked for %d times", n)
+			}
+			if err := f.Verify(t.Context(), im.diffID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestOnlyWholeWithoutRoom: where there is no room for what comes by, readers get what they ask for all the same, the limit is kept, and no
+// more comes than somebody waits for.
+func TestOnlyWholeWithoutRoom(t *testing.T) {
+	im := newImage(t, 32, 40, 50_000)
+	src := newRangeless(im.blob)
+	limit := int64(64 << 10)
+	c := open(t, t.TempDir(), cache.Options{Limit: limit})
+	f := create(t, c, "a", im, src)
+	for _, at := range []int{lastOf(im), len(im.bytes) / 2, lastOf(im), 5000} {
+		wantRange(t, f, im, at, 1)
+		if used, _ := c.Usage(); used > limit {
+			t.Errorf("%d bytes of %d are used", used, limit)
+		}
+	}
+	if err := c.Close(); err != nil { // which waits for what is under way
+		t.Error(err)
+	}
+	if n := src.came.Load(); n > 3*int64(len(im.blob)) {
+		t.Errorf("%d bytes came, for a blob of %d and four readers", n, len(im.blob))
+	}
+}
+
+// TestOnlyWholeLeft: a reader that leaves does not wait for the blob, nor do others that have theirs; those that come too late for what is
+// under way get it from the next one. Closing ends it.
+func TestOnlyWholeLeft(t *testing.T) {
+	im := newImage(t, 33, 40, 50_000)
+	src := newRangeless(im.blob)
+	src.hold = make(chan struct{})
+	c := open(t, t.TempDir(), cache.Options{Limit: 1 << 20})
+	defer closeAndCheck(t, c)
+	f := create(t, c, "a", im, src)
+	wantRange(t, f, im, 5000, 1) // of the first half
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() {
+		_, err := f.ReadAt(ctx, make([]byte, 1), int64(lastOf(im)))
+		left <- err
+	}()
+	cancel()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("a reader that left: %v", err)
+	}
+	if err := c.Remove("a"); err != nil {
+		t.Error(err)
+	}
+	if _, err := f.ReadAt(t.Context(), make([]byte, 1), int64(lastOf(im))); err == nil {
+		t.Error("what was removed was read")
+	}
+	close(src.hold)
+	again := create(t, c, "a", im, src)
+	wantAll(t, again, im)
+}
+
+// TestOnlyWholeWrong: bytes that are wrong fail those that ask for them, after as many tries as by ranges, and no others.
+func TestOnlyWholeWrong(t *testing.T) {
+	im := newImage(t, 34, 20, 50_000)
+	bad := bytes.Clone(im.blob)
+	u := im.spec.Units[10]
+	for i := u.Off; i < u.Off+u.Len; i++ {
+		bad[i] ^= 0x55
+	}
+	src := newRangeless(bad)
+	c := open(t, t.TempDir(), cache.Options{})
+	defer closeAndCheck(t, c)
+	f := create(t, c, "a", im, src)
+	for i := range im.spec.Extents {
+		e := &im.spec.Extents[i]
+		if e.Unit != 10 {
+			wantRange(t, f, im, int(e.Off), int(e.Len))
+			continue
+		}
+		if _, err := f.ReadAt(t.Context(), make([]byte, e.Len), e.Off); err == nil {
+			t.Error("wrong bytes were read")
+		}
+	}
+	if n := src.doubted.Load(); n == 0 {
+		t.Error("its table is not doubted")
+	}
+	src.blob = im.blob
+	wantAll(t, f, im)
+}
