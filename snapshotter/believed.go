@@ -131,6 +131,12 @@ func inNamespaces(uses []Use, places []layers.Source) []Use {
 
 // lostBy returns nil if a repository is believed to have lost a layer for good.
 func (r *releasing) lostBy(ctx context.Context, c *layers.Claim, operator bool) error {
+	if r.layers.Imports.Beyond(&c.Source) != nil { // it has the layer, and no image can have it from there
+		if operator {
+			return nil
+		}
+		return r.mayRelease(c)
+	}
 	repository, err := r.layers.Places.Lost(ctx, c)
 	switch {
 	case operator && errors.Is(err, layers.ErrStorage):

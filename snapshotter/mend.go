@@ -33,7 +33,7 @@ func (m *mending) contentOf(ctx context.Context, b *binding, saved *savedBinding
 		m.log.Warn("layer is asked for elsewhere", "key", saved.Name, "digest", others[i].Descriptor.Digest,
 			"repository", others[i].Repo, "err", err)
 	}
-	with, err = m.firstOf(ctx, b, others, []error{err, lerr}, layers.IsGone(err) && lerr == nil)
+	with, err = m.firstOf(ctx, b, others, []error{err, lerr}, isHopeless(err) && lerr == nil)
 	if err == nil && !b.isMissed() { // else its being back is told
 		m.telling.image(EventMended, &saved.Source, "it comes from "+with.src.Image)
 	}
@@ -41,7 +41,8 @@ func (m *mending) contentOf(ctx context.Context, b *binding, saved *savedBinding
 }
 
 // firstOf returns what a binding can be filled with from the first source whose bytes are proven to be what the binding promises. The
-// error has those of all, and others that were there before; if all say that the layer is gone, and it was before, it is a goneError.
+// error has those of all, and others that were there before; if none of them will ever give the layer, and so it was before, it is a
+// goneError.
 func (m *mending) firstOf(
 	ctx context.Context, b *binding, all []layers.Source, before []error, gone bool,
 ) (with filled, err error) {
@@ -59,13 +60,16 @@ func (m *mending) firstOf(
 		if ctx.Err() != nil {
 			return filled{}, context.Cause(ctx)
 		}
-		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", all[i].Image, err)), gone && layers.IsGone(err)
+		errs, gone = append(errs, fmt.Errorf("as %s has it: %w", all[i].Image, err)), gone && isHopeless(err)
 	}
 	if err = errors.Join(errs...); gone {
 		err = &goneError{err}
 	}
 	return filled{}, err
 }
+
+// isHopeless reports whether an error says that a place has not the layer, or one that can be shown in no way within [limits].
+func isHopeless(err error) bool { return layers.IsGone(err) || layers.IsBeyond(err) }
 
 // elsewhere returns the layers, other than the binding's own, by which images of containerd say that the binding's snapshot can be
 // made.

@@ -14,12 +14,12 @@ var layersDesc = prometheus.NewDesc("remora_snapshotter_layers",
 	[]string{"backend"}, nil)
 
 var brokenDesc = prometheus.NewDesc("remora_snapshotter_broken_layers",
-	`Remote layers that cannot be used: "failed" ones could not be opened and are tried again, "gone" ones are no longer anywhere, `+
-		`"quarantined" ones are not what their image says.`,
+	`Remote layers that cannot be used: "failed" ones could not be opened and are tried again, "gone" ones are no longer anywhere `+
+		`or beyond [limits], "quarantined" ones are not what their image says.`,
 	[]string{"state"}, nil)
 
 var releasedDesc = prometheus.NewDesc("remora_snapshotter_released_images_total",
-	"Images that were removed from containerd since a layer of them is no longer anywhere.", nil, nil)
+	"Images that were removed from containerd since a layer of them is no longer anywhere, or beyond [limits].", nil, nil)
 
 // Describe implements prometheus.Collector.
 func (c layerCollector) Describe(ch chan<- *prometheus.Desc) {

@@ -19,7 +19,8 @@ import (
 
 // While containerd has an image whose claimed layer is nowhere any more, every pull of it ends in "already exists", and no container
 // starts. So such an image is released: its names go, with those of the other images that have the layer, and containerd drops the
-// snapshots. The next pull begins anew.
+// snapshots. The next pull begins anew. So it is with a layer that turned out to be beyond what [limits] allow, also unpacked, wherever it
+// is: containerd unpacks it then.
 
 // releasing has images removed whose layers are nowhere any more.
 type releasing struct {
@@ -65,10 +66,15 @@ const (
 	goneLeast, goneMost = 30 * time.Second, 10 * time.Minute
 )
 
-// A goneError says that no place that is known has a layer: neither is it an outage, nor do credentials matter.
+// A goneError says that no place that is known has a layer which can be shown: neither is it an outage, nor do credentials matter.
 type goneError struct{ err error }
 
-func (e *goneError) Error() string { return "it is no longer anywhere: " + e.err.Error() }
+func (e *goneError) Error() string {
+	if layers.IsBeyond(e.err) {
+		return "it is beyond [limits]: " + e.err.Error()
+	}
+	return "it is no longer anywhere: " + e.err.Error()
+}
 func (e *goneError) Unwrap() error { return e.err }
 
 // gone is what is known of a layer that is nowhere any more.
@@ -275,6 +281,10 @@ func (r *releasing) release(ctx context.Context, b *binding, others []layers.Sou
 	if r.opts.ReleaseAsk && !operator && len(lost) > 0 {
 		return fmt.Errorf("remove them by snapctl repair --release %s, and pull again", b.source().Image)
 	}
+	why := "a layer of it is no longer anywhere"
+	if ours := b.source(); r.layers.Imports.Beyond(&ours) != nil {
+		why = "a layer of it is beyond [limits], and was claimed before that was known"
+	}
 	for i := range lost {
 		use := &lost[i]
 		if err := r.noteRelease(use, operator); err != nil {
@@ -288,9 +298,9 @@ func (r *releasing) release(ctx context.Context, b *binding, others []layers.Sou
 			continue
 		}
 		r.released.Add(1)
-		r.telling.note(Event{EventReleased, use.Namespace, use.Name, b.source().Descriptor.Digest, "a layer of it is no longer anywhere"})
-		r.log.Warn("image was removed from containerd, since a layer of it is no longer anywhere: pull it again", "image", use.Name,
-			"namespace", use.Namespace, "digest", b.source().Descriptor.Digest)
+		r.telling.note(Event{EventReleased, use.Namespace, use.Name, b.source().Descriptor.Digest, why})
+		r.log.Warn("image was removed from containerd: pull it again", "image", use.Name, "namespace", use.Namespace,
+			"digest", b.source().Descriptor.Digest, "reason", why)
 		tell(use.ImageName)
 	}
 	return nil

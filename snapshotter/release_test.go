@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/internal/durable"
 	"github.com/remora-storage/remora/remote/registry"
 	"github.com/remora-storage/remora/snapshotter/layers"
@@ -381,6 +382,76 @@ func TestReleasedMounted(t *testing.T) {
 			if n := b.values("remora_snapshotter_released_images_total")[""]; n < 1 {
 				t.Errorf("%v images were released", n)
 			}
+		})
+	}
+}
+
+// TestReleasedBeyond: an image whose layer was claimed, and turned out to be beyond what [limits] allow, unpacked, too, is removed by all
+// its names, from whichever repository it came, so that the next pull leaves the layer to containerd: also after a restart, and where
+// something else had kept an image from being made of it. While something uses the layer, its images stay.
+func TestReleasedBeyond(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root gives files to root")
+	}
+	many := func(n int, more ...member) (all []member) {
+		for i := range n {
+			all = append(all, file(fmt.Sprint(i), noise(uint64(i), 3000)))
+		}
+		return append(all, more...)
+	}
+	for name, c := range map[string]struct {
+		l      layer
+		limits layout.Limits
+		used   bool
+	}{
+		"files":                 {l: gzipLayer(t, many(100)...), limits: layout.Limits{Nodes: 40}},
+		"files, and a device":   {l: gzipLayer(t, append([]member{device("odd")}, many(100)...)...), limits: layout.Limits{Nodes: 40}},
+		"files behind a table":  {l: estargzLayer(t, many(100)...), limits: layout.Limits{Nodes: 40}},
+		"a bomb":                {l: gzipLayer(t, many(100)...), limits: layout.Limits{Plain: 100_000}},
+		"files of one in use":   {l: gzipLayer(t, many(100)...), limits: layout.Limits{Nodes: 40}, used: true},
+		"files that fit beside": {l: gzipLayer(t, many(60)...), limits: layout.Limits{Nodes: 40}, used: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			im, twin := newImage(t, "app", nil, c.l), newImage(t, "twin", []string{"twin"}, c.l)
+			r := &released{}
+			b := newBed(t, newOrigin(t, im, twin), func(b *bed) {
+				r.all = append(b.uses(im, ImageName{Namespace: "default", Name: "app:1"}, ImageName{Namespace: "default", Name: "app@1"}),
+					b.uses(twin, ImageName{Namespace: "default", Name: "twin:1"})...)
+				b.opts.Releases, b.opts.GoneFor, b.opts.Layers.Limits = r, time.Nanosecond, c.limits
+			})
+			b.fetch(twin)
+			layer := refusedLate(b, im)
+			if c.used {
+				if _, err := b.Prepare(b.ctx, "user", layer); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if name == "files that fit beside" {
+				if _, err := b.Mounts(b.ctx, "user"); err != nil {
+					t.Error(err)
+				}
+				b.restart()
+			} else {
+				b.fails(im)
+			}
+			if c.used {
+				if name == "files of one in use" {
+					eventually(t, "status to say that the container keeps it", func() bool {
+						return strings.Contains(b.statusOf(c.l).Reason, "containers (user)") && strings.Contains(b.statusOf(c.l).Reason, "[limits]")
+					})
+				}
+				if got := r.names(); len(got) > 0 {
+					t.Errorf("removed %v", got)
+				}
+				return
+			}
+			eventually(t, "all names are removed", func() bool { return len(r.names()) >= len(r.all) })
+			if err := errors.Join(b.Remove(b.ctx, layer), b.Cleanup(b.ctx)); err != nil {
+				t.Fatal(err)
+			}
+			b.restart()
+			b.decline(im, 0, "")
+			b.decline(twin, 0, "")
 		})
 	}
 }

@@ -63,6 +63,8 @@ type Imports struct {
 	log     *slog.Logger
 	started *sync.WaitGroup
 
+	refusals *refusals
+
 	mu      sync.Mutex // guards refused
 	refused *lru.Cache // refusedLayer, by granted: what may not be unpacked
 }
@@ -98,6 +100,9 @@ func (i *Imports) tryImport(ctx context.Context, o *Opening, codec blob.Codec, l
 		beyond := errors.Is(err, layout.ErrBeyond) || errors.Is(err, scan.ErrBomb)
 		wrong := !beyond && (errors.Is(err, errWrongBlob) || errors.Is(err, layout.ErrInvalid))
 		im.Stop(!wrong && !beyond && !o.gone.Load())
+		if errors.Is(err, scan.ErrBomb) { // which is not unpacked either
+			i.noteBeyond(&o.src, err)
+		}
 		again := try+1 < importTries && (errors.Is(err, errWrongBlob) || !i.places.Stored(ctx, &o.src)) // else its bytes are the layer's
 		switch {
 		case wrong && again:

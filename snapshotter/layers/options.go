@@ -117,7 +117,7 @@ func New(life context.Context, root string, c *cache.Cache, reg Registry, opts O
 	l.Imports = &Imports{
 		opts: &opts, places: l.Places, proofs: l.Proofs, decoder: l.decoder, indexes: l.Indexes, granted: l.Granted, cache: c, tracer: l.Tracer,
 		pool: fair.NewTieredPool(importAtOnce, importAtOnceOfOne, importAtOnceWithin), log: opts.Log, started: &l.started,
-		refused: lru.New(unpackRefusedKept),
+		refusals: l.refusals, refused: lru.New(unpackRefusedKept),
 	}
 	l.Indexes.clean()
 	return l

@@ -17,7 +17,6 @@ import (
 	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/internal/durable"
-	"github.com/remora-storage/remora/internal/memory"
 	"github.com/remora-storage/remora/remote/registry"
 )
 
@@ -93,10 +92,10 @@ func openRefusals(root string, opts *Options) *refusals {
 
 // note remembers a layer that an error says to be beyond [limits], if it does.
 func (r *refusals) note(s *Source, err error) {
-	bomb := errors.Is(err, scan.ErrBomb)
-	if !bomb && !errors.Is(err, layout.ErrBeyond) && !errors.Is(err, memory.ErrBeyond) || errors.As(err, new(*remembered)) {
+	if !IsBeyond(err) || errors.As(err, new(*remembered)) {
 		return
 	}
+	bomb := errors.Is(err, scan.ErrBomb)
 	by := r.contentOf(s)
 	why := err.Error()
 	why = strings.ToValidUTF8(why[:min(len(why), refusalsWhy)], "")

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,20 +15,19 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/cache/blob"
-	"github.com/remora-storage/remora/fs/layout"
 	"github.com/remora-storage/remora/fs/scan"
 	"github.com/remora-storage/remora/internal/memory"
 )
 
 // UnpackInto unpacks a whole layer into a directory that it makes. lowers are the directories of the layers below, the nearest first.
 // What is there afterwards has the digests that were promised, and is on stable storage. It may have beyondImages times as much as
-// [limits] allow an image; a layer that has more is refused with layout.ErrBeyond, and known for a while.
+// [limits] allow an image; a layer that has more is refused with an error of IsBeyond, and known for a while.
 func (i *Imports) UnpackInto(ctx context.Context, src *Source, dir string, lowers []string) error {
 	if err := i.unpackable(src); err != nil {
 		return err
 	}
 	err := i.unpackInto(ctx, src, dir, lowers)
-	if errors.Is(err, layout.ErrBeyond) || errors.Is(err, scan.ErrBomb) || errors.Is(err, memory.ErrBeyond) {
+	if IsBeyond(err) {
 		i.noteBeyond(src, err)
 	}
 	return err

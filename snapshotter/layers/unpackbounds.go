@@ -128,8 +128,12 @@ func (i *Imports) unpackable(s *Source) error {
 	return nil
 }
 
-// noteBeyond remembers that a layer cannot be unpacked.
+// Beyond returns why a layer can be shown in no way within [limits], if that was found out lately; else nil.
+func (i *Imports) Beyond(s *Source) error { return i.unpackable(s) }
+
+// noteBeyond remembers that a layer cannot be unpacked, and is to be claimed no more.
 func (i *Imports) noteBeyond(s *Source, err error) {
+	i.refusals.note(s, err)
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.refused.Add(granted{s.Repo, s.BlobName()}, refusedLayer{time.Now().Add(unpackRefusedHolds), err})
