@@ -147,6 +147,7 @@ func (v *operated) do(s *testbed.Stack, name, dir string) (string, error) {
 type listing struct {
 	Name, ID, FS, Owner, State, Device, Failed, Error string
 	Here                                              bool
+	Size                                              int64 `json:"size_bytes"`
 }
 
 // listed is what ls says of the volume on a node; nil if there is none of its name.

@@ -142,7 +142,7 @@ type theatre struct {
 // look finds out what is true of a volume, where that could not be known.
 func (th *theatre) look(m *modelled) error {
 	had := m.id
-	m.id, m.owner, m.device, m.mount = "", nobody, false, false
+	m.id, m.owner, m.device, m.mount, m.grown = "", nobody, false, false, false
 	for n, s := range th.nodes {
 		l, err := m.settled(s)
 		if err != nil {
@@ -167,7 +167,7 @@ func (th *theatre) look(m *modelled) error {
 			}
 			return th.look(m)
 		}
-		m.id = l.ID
+		m.id, m.grown = l.ID, l.Size > operatedSize
 		if err := m.truthful(l, m.dirs[n]); err != nil {
 			return fmt.Errorf("node %d: %w", n, err)
 		}
@@ -185,7 +185,7 @@ func (th *theatre) look(m *modelled) error {
 		}
 	}
 	if had != m.id { // another one, or none
-		m.grown, m.holds = false, false
+		m.holds = false
 	}
 	return nil
 }
