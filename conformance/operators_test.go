@@ -18,7 +18,7 @@ var operatorsTrials = map[string][]string{
 		"TestForked", "TestFormat1", "TestSegment",
 	},
 	"a store is put back to an earlier state, and the journal is younger": {
-		"TestPutBack", "TestLeaseOfEarlierLife",
+		"TestPutBack", "TestLeaseOfEarlierLife", "TestSeenHead", "TestSeenLater",
 	},
 	"attach while a detach still drains": {
 		"TestVolumeBounces", "TestCallers", "TestEveryOrder", "TestVolumePairs",
@@ -49,13 +49,13 @@ var operatorsTrials = map[string][]string{
 		"TestVolumeCopiedRoot", "TestNodeLock", "TestCopiedDiary",
 	},
 	"one store hangs, and another one's volume is read": {
-		"TestVolumeOperators", "TestHangingStore",
+		"TestVolumeOperators", "TestHangingStore", "TestVolumeApart", "TestEachAlone",
 	},
 	"verbs beside a detach that waits for its store": {
-		"TestVolumeBounces", "TestVolumeAbandoned", "TestQuiet",
+		"TestVolumeBounces", "TestVolumeAbandoned", "TestQuiet", "TestDetachWaits",
 	},
 	"a node comes back without its device, and another one wants the volume": {
-		"TestVolumeWithoutDevice", "TestDetachLater",
+		"TestVolumeWithoutDevice", "TestDetachLater", "TestSettleAnothers",
 	},
 	"the machine's id changes": {
 		"TestMachineID",
@@ -76,7 +76,7 @@ var operatorsTrials = map[string][]string{
 		"TestVolumePostgresFaults",
 	},
 	"Ctrl-C while a file system is made or grows, and while a volume is attached": {
-		"TestVolumePairs", "TestVolumeOperators", "TestProgramsAreLeftAlone",
+		"TestVolumePairs", "TestVolumeOperators", "TestProgramsAreLeftAlone", "TestHalfTaken",
 	},
 	// Habits.
 	"a synonym or a mistyped verb": {
