@@ -75,6 +75,9 @@ func sourceOpener(h *host.Host) func(context.Context, string, bool) (disk.Device
 func (v *volumes) describe(url string, h *volume.Head) *controlv1.Volume {
 	m := headMessage(url, h, v.host.NodeID())
 	v.tellState(m, h.ID)
+	if ours := v.host.Head(h.ID); ours != nil && ours.Epoch < h.Epoch && m.GetFailed() == "" { // nobody has used it since
+		m.Failed = volume.ErrFenced.Error()
+	}
 	return m
 }
 

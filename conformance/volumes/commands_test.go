@@ -416,6 +416,9 @@ func TestVolumeTakenOver(t *testing.T) {
 	testbed.Must(t, os.WriteFile(filepath.Join(other, "new"), []byte("of b"), 0o600))
 	testbed.SyncFS(t, other)
 	testbed.Must(t, unix.Kill(a.RemoradPID(), unix.SIGCONT))
+	if out := snapctl(t, a, "volume", "ls", "--store", store); !strings.Contains(out, "another node has taken the volume") {
+		t.Errorf("ls on the first node:\n%s", out)
+	}
 	testbed.WaitFor(t, "the first node to learn that it has lost the volume", func() bool {
 		f, err := os.OpenFile(filepath.Join(mnt, "late"), os.O_CREATE|os.O_WRONLY|unix.O_SYNC, 0o600)
 		if err != nil {
