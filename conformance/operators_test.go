@@ -91,6 +91,9 @@ var operatorsTrials = map[string][]string{
 	"a read-only mount of each file system": {
 		"TestVolumeMountRefused",
 	},
+	"journals that another node's taking has left behind": {
+		"TestVolumeJournals", "TestVolumeJournalCommands", "TestSalvage",
+	},
 	"an attach beside a journal of the default size": {
 		"TestVolumeSpareJournal", "TestSpare",
 	},

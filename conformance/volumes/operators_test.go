@@ -482,7 +482,7 @@ func TestVolumeOperators(t *testing.T) {
 			testbed.Must(t, th.give(m, "umount", i))
 		}
 	}
-	for i := range testbed.Rounds(50, 4000) {
+	for i := range testbed.Rounds(50, 2000) {
 		if err := th.step(); err != nil {
 			t.Fatalf("step %d: %v", i, err)
 		}
