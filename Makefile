@@ -127,7 +127,7 @@ SOAK_kinds   := images TestForgedLayer|TestPretender|TestLayersOfEveryKind|TestM
 SOAK_disks   := disks TestDisk.*
 SOAK_volumes := volumes TestVolumeKilled.*|TestVolumePostgres
 SOAK_cuts    := volumes TestVolumePowerCut
-SOAK_outages := volumes TestVolumeOutage.*|TestVolumeSlowLink|TestVolumeFileSystems
+SOAK_outages := volumes TestVolumeOutage.*|TestVolumeSlowLink|TestVolumeSilentLink|TestVolumeFileSystems
 SOAK_operators := volumes TestVolumePairs|TestVolumeOperators|TestVolumePostgresFaults
 
 soak: ## full counts, in parts of at most 45 minutes; SOAK="disks cuts" for some

@@ -167,6 +167,28 @@ func TestVolumeSlowLink(t *testing.T) {
 	mustBeWhole(t, s)
 }
 
+// TestVolumeSilentLink: connections die silently while segments are sent, so that neither side hears of it. What was to go by them goes
+// by others within seconds, without an error.
+func TestVolumeSilentLink(t *testing.T) {
+	t.Parallel()
+	testbed.NeedRoot(t)
+	srv := startS3(t, "minio")
+	k, err := link.New(strings.TrimPrefix(srv.endpoint, "http://"), link.Options{})
+	testbed.Must(t, err)
+	t.Cleanup(func() { testbed.Must(t, k.Close()) })
+	s, mnt := onS3(t, srv, "http://"+k.Addr(), "remote", volumeConfig)
+	l := testbed.StartLoad(t, mnt)
+	for range testbed.Rounds(2, 20) {
+		l.MustReach(t, l.Count()+100)
+		k.Silence()
+		begin := time.Now()
+		l.MustReach(t, l.Count()+100) // of which most are written after what was under way
+		t.Logf("100 more writes were flushed %v after connections had died", time.Since(begin).Round(time.Millisecond))
+	}
+	mustComeBack(t, s, mnt, l.End(t))
+	mustBeWhole(t, s)
+}
+
 // TestVolumeDiskFull: without room for its journal a volume is not attached, and nothing stays; when the disk becomes full
 // later, flushes of class local go on until the journal is full, then they wait, and go on when there is room.
 func TestVolumeDiskFull(t *testing.T) {

@@ -2,14 +2,17 @@ package s3store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/minio/minio-go/v7"
 	"github.com/minio/minio-go/v7/pkg/credentials"
@@ -29,6 +32,8 @@ type Options struct {
 	Credentials string
 	Profile     string // in that file
 	Transport   http.RoundTripper
+	// Still is how long a request may be under way without a byte of it moving; 0 for the default.
+	Still time.Duration
 }
 
 // A Store is a bucket, or the part of one below a prefix.
@@ -82,12 +87,17 @@ func Open(o Options) (*Store, error) {
 	})
 	transport := o.Transport
 	if transport == nil {
-		if transport, err = minio.DefaultTransport(u.Scheme == "https"); err != nil {
+		own, err := minio.DefaultTransport(u.Scheme == "https")
+		if err != nil {
 			return nil, fmt.Errorf("s3 at %s: %w", o.Endpoint, err)
 		}
+		own.DialContext = (&net.Dialer{Timeout: cmp.Or(o.Still, stillFor), KeepAlive: 30 * time.Second}).DialContext
+		own.ResponseHeaderTimeout = 0 // moving knows better
+		transport = own
 	}
 	client, err := minio.New(u.Host, &minio.Options{
-		Creds: creds, Secure: u.Scheme == "https", Region: o.Region, Transport: documented{transport}, MaxRetries: 1,
+		Creds: creds, Secure: u.Scheme == "https", Region: o.Region, MaxRetries: 1,
+		Transport: documented{newMoving(transport, cmp.Or(o.Still, stillFor))},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("s3 at %s: %w", o.Endpoint, err)
