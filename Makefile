@@ -190,7 +190,9 @@ proto:
 
 install: build ## into DESTDIR/PREFIX, with the systemd unit and a sample configuration
 	install -D -m 0755 -t $(DESTDIR)$(PREFIX)/bin bin/remorad bin/snapctl
-	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system cmd/remorad/remorad.service cmd/remorad/remora-holder.service
+	install -D -m 0644 -t $(DESTDIR)/etc/systemd/system cmd/remorad/remorad.service cmd/remorad/remora-holder.service \
+	  cmd/remorad/remora-drain.service
+	install -D -m 0755 -t $(DESTDIR)/usr/sbin cmd/remorad/mount.remora
 	install -D -m 0644 cmd/remorad/config.toml $(DESTDIR)/etc/remora/config.toml.sample
 	install -D -m 0644 cmd/remorad/containerd.toml $(DESTDIR)/etc/remora/containerd.toml.sample
 

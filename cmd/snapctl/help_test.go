@@ -26,7 +26,7 @@ func TestHelp(t *testing.T) {
 		{"volume", "init"}, {"volume", "probe"}, {"volume", "create"}, {"volume", "ls"}, {"volume", "inspect"}, {"volume", "attach"},
 		{"volume", "detach"},
 		{"volume", "mount"}, {"volume", "umount"}, {"volume", "resize"}, {"volume", "rm"}, {"volume", "fsck"}, {"volume", "bench"},
-		{"volume", "journal", "ls"}, {"volume", "journal", "salvage"}, {"volume", "journal", "rm"},
+		{"volume", "journal", "ls"}, {"volume", "journal", "salvage"}, {"volume", "journal", "rm"}, {"volume", "drain"},
 	} {
 		words := "snapctl"
 		for _, a := range args {
@@ -104,6 +104,7 @@ func TestVolumeJSON(t *testing.T) {
 		"attach": {{"data"}}, "detach": {{"data"}, {"none"}}, "umount": {{"data"}, {"--keep-attached", "data"}, {"none"}},
 		"resize": {{"data", "2G"}}, "rm": {{"data"}, {"--dry-run", "data"}, {"none"}}, "fsck": {{"data"}, {"--rebuild-into", "w", "data"}},
 		"bench":   {{"--size", "16M", "--time", "1ms"}},
+		"drain":   {}, // unmounts what has the device: conformance/volumes
 		"journal": {{"ls"}, {"salvage", "5f2a", "--into", "old"}, {"rm", "5f2a"}},
 		"mount":   {}, // needs a block device: conformance/volumes
 	}
@@ -139,6 +140,7 @@ func TestNobodyAnswers(t *testing.T) {
 		{"volume", "fsck", "v"},
 		{"volume", "fsck", "--rebuild-into", "w", "v"}, {"volume", "bench"},
 		{"volume", "journal", "ls"}, {"volume", "journal", "salvage", "5f", "--into", "w"}, {"volume", "journal", "rm", "5f"},
+		{"volume", "drain"},
 	} {
 		u.run(args...).fails(1, "remorad does not answer on "+u.remorad, "systemctl status remorad")
 	}

@@ -44,7 +44,7 @@ run out, and what the first writes then is refused.`,
 	c.AddCommand(a.volumeInitCommand(), a.volumeCreateCommand(), a.volumeListCommand(), a.volumeInspectCommand(),
 		a.volumeAttachCommand(), a.volumeDetachCommand(), a.volumeMountCommand(), a.volumeUmountCommand(),
 		a.volumeResizeCommand(), a.volumeRemoveCommand(), a.volumeFsckCommand(), a.volumeBenchCommand(), a.volumeProbeCommand(),
-		journalCommand(a))
+		journalCommand(a), drainCommand(a))
 	return c
 }
 
