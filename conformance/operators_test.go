@@ -73,7 +73,7 @@ var operatorsTrials = map[string][]string{
 		"TestReadConfig",
 	},
 	"connections die without a word": {
-		"TestVolumePostgresFaults",
+		"TestVolumeSilentLink", "TestSilentConnections", "TestVolumePostgresFaults",
 	},
 	"Ctrl-C while a file system is made or grows, and while a volume is attached": {
 		"TestVolumePairs", "TestVolumeOperators", "TestProgramsAreLeftAlone", "TestHalfTaken",
