@@ -27,7 +27,11 @@ func storeOpener(credentials string) func(url string) (store.Store, error) {
 				return nil, err
 			}
 			o.Credentials = credentials
-			return s3store.Open(o)
+			s, err := s3store.Open(o)
+			if err != nil {
+				return nil, err
+			}
+			return store.Hedged(s), nil
 		}
 		return nil, fmt.Errorf("store %q: want file:/path or s3://BUCKET/PREFIX?endpoint=URL", url)
 	}

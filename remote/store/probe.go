@@ -18,6 +18,9 @@ import (
 func Probe(ctx context.Context, s Store, prefix string, progress func(step string)) error {
 	var run [6]byte
 	rand.Read(run[:]) // never fails
+	if h, ok := As[*Hedge](s); ok {
+		s = h.Store // who won is to be told, not whether it is there
+	}
 	p := probe{s: s, prefix: prefix + hex.EncodeToString(run[:]) + "/"}
 	defer p.clean(context.WithoutCancel(ctx))
 	for _, step := range []struct {
