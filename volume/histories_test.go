@@ -366,6 +366,49 @@ func TestPutBack(t *testing.T) {
 	}
 }
 
+// TestPutBackBehindJournal: the store goes back to an earlier state, and the journal has let go of all that the store had: it holds nothing
+// that shows a hole. The volume is refused all the same.
+func TestPutBackBehindJournal(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		st := newTestStore(t)
+		h, at, v := newOpened(t, st, Spec{Size: 8 << 20}, Options{})
+		mustSet(t, v, 0, 1)
+		mustFlush(t, v)
+		earlier := st.Snapshot()
+		emptied := func() bool {
+			v.journal.mu.Lock()
+			defer v.journal.mu.Unlock()
+			return v.journal.super.start.seq > 1 && v.journal.super.start == v.journal.end
+		}
+		for tries := 0; !emptied(); tries++ {
+			if tries == 100 {
+				t.Fatal("the journal lets nothing go")
+			}
+			if err := v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, 512<<10), 1<<20); err != nil {
+				t.Fatal(err)
+			}
+			mustFlush(t, v)
+			time.Sleep(time.Second)
+		}
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+		st.Restore(earlier)
+		if _, err := openVolume(t, st, at, h.ID, Options{}); !errors.Is(err, ErrLoss) || !strings.Contains(err.Error(), "were let go") {
+			t.Fatalf("a store that lacks what the journal let go: %v", err)
+		}
+		v, err := accept(t, st, at, h.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustBe(t, v, 1)
+		if err := v.Detach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
 // TestJournalDiskFull: a write waits while the journal's disk is full, and status says so; it ends when there is room. Reads and what
 // makes room in the ring go on. A failed sync is final.
 func TestJournalDiskFull(t *testing.T) {

@@ -46,6 +46,11 @@ func replay(disk Disk, vid, id ID, h *Head, sameBoot bool, apply func(first uint
 		apply(b.first, b.entries, b.next)
 		r.epoch, r.write, r.end = epoch, b.first+uint64(len(b.entries))-1, b.next
 	}
+	// What is before the journal's start was let go once the store had it.
+	if h != nil && h.Journal != nil && h.Journal.Record != 0 && super.start.seq > h.Journal.Record {
+		return nil, fmt.Errorf("journal %s: %w: its records %d to %d were let go when the store had them, and it has them no longer: the store "+
+			"was put back to an earlier state", id, ErrLoss, h.Journal.Record, super.start.seq-1)
+	}
 	return r, mustEnd(disk, &super, r.end, sameBoot)
 }
 
