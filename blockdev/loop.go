@@ -130,6 +130,17 @@ func LoopSize(dev string) (int64, error) {
 	return sectors * 512, err // of which this file counts, whatever the device's sectors have
 }
 
+// LoopSetup returns what tells apart all times that loop devices of this boot were set up, of one that is. It does not ask the device's
+// file, which may not answer.
+func LoopSetup(dev string) (string, error) {
+	dir := filepath.Join("/sys/block", filepath.Base(dev))
+	if _, err := os.Stat(filepath.Join(dir, "loop/backing_file")); err != nil {
+		return "", err
+	}
+	seq, err := os.ReadFile(filepath.Join(dir, "diskseq"))
+	return strings.TrimSpace(string(seq)), err
+}
+
 // DetachLoop ends a loop device that nobody uses: that is not mounted, and that nobody has open. What was written to it has
 // reached the file then. EBUSY says that somebody does; the device stays as it was. held is called once nobody can mount the device, and
 // what it returns when that is so no longer.

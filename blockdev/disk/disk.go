@@ -42,6 +42,10 @@ type Disk struct {
 	Sector   int    `json:"sector"` // bytes of a logical block
 	Size     int64  `json:"size"`   // bytes
 	Node     uint64 `json:"node"`   // of its file, never used again
+	// At is where the kernel has it, if that can be told when its bytes are gone.
+	At *place `json:"at,omitempty"`
+	// Dead says that nobody serves its bytes any longer.
+	Dead bool `json:"dead,omitempty"`
 	// Path is the block device. It is not written down: the kernel knows.
 	Path string `json:"-"`
 	// Reason says why every request fails, if one does: the bytes could not be opened again.
@@ -105,6 +109,12 @@ func Open(ctx context.Context, opts Options) (*Disks, error) {
 
 // takeOver serves the disks of an earlier process, or lets them go where what they depend on has ended with it.
 func (d *Disks) takeOver(ctx context.Context, left []Disk) error {
+	left = slices.DeleteFunc(left, func(k Disk) bool {
+		if k.Dead && k.At != nil && k.At.there() {
+			d.keepDead(k)
+		}
+		return k.Dead
+	})
 	if d.opts.Taken {
 		d.prepare()
 		for _, k := range left {
@@ -121,7 +131,7 @@ func (d *Disks) takeOver(ctx context.Context, left []Disk) error {
 	}
 	d.opts.Log.Error("the disks that were attached have ended with who kept them: what uses them gets errors", "disks", len(left))
 	for _, k := range left {
-		d.drop(k)
+		d.bury(k)
 	}
 	return errors.Join(d.save(), d.opts.Way.End())
 }
@@ -144,11 +154,15 @@ func (d *Disks) fit() {
 // adopt serves a disk that is attached already, if it is.
 func (d *Disks) adopt(ctx context.Context, k Disk) {
 	path, err := d.opts.Way.Find(k.Node)
+	if err == nil && path == "" && k.At != nil && k.At.there() {
+		d.bury(k)
+		return
+	}
 	if err != nil || path == "" {
 		d.opts.Log.Info("a disk is no longer attached", "source", k.Source, "err", err)
 		return
 	}
-	k.Path = path
+	k.Path, k.At = path, placeOf(path)
 	dev, err := d.open(ctx, k)
 	if err == nil && dev.Size() < k.Size {
 		err = errors.Join(fmt.Errorf("it has %d bytes now, not %d", dev.Size(), k.Size), dev.Close())
@@ -164,7 +178,7 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 	case errors.Is(err, export.ErrLost):
 		d.opts.Log.Error("a disk has ended with who kept it: what uses it gets errors", "source", k.Source, "device", path,
 			"err", errors.Join(err, dev.Close()))
-		d.drop(k)
+		d.bury(k)
 		return
 	case err != nil: // its device went just now
 		d.opts.Log.Info("a disk is no longer attached", "source", k.Source, "err", errors.Join(err, dev.Close()))
@@ -233,6 +247,7 @@ func (d *Disks) prepare() {
 func (d *Disks) Find(source string) Disk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.sweepLocked()
 	for _, a := range d.disks {
 		if a.Source == source {
 			return a.now()
@@ -260,6 +275,7 @@ func (d *Disks) List() []Disk {
 }
 
 func (d *Disks) listLocked() []Disk {
+	d.sweepLocked()
 	all := make([]Disk, 0, len(d.disks))
 	for _, a := range d.disks {
 		all = append(all, a.now())
@@ -307,7 +323,7 @@ func (d *Disks) Attach(ctx context.Context, source string, readOnly bool, sector
 			continue
 		}
 		if d.isLost(k) {
-			return k, fmt.Errorf("%s is attached as %s, which fails (%s); detach that first", source, k.Path, k.Reason)
+			return k, fmt.Errorf("%s is attached as %s, which fails (%s); unmount and detach that first", source, k.Path, k.Reason)
 		}
 		if k.ReadOnly != readOnly || k.Sector != sector {
 			return k, fmt.Errorf("%s is attached as %s in another way; detach it first", source, k.Path)
@@ -350,8 +366,11 @@ func (d *Disks) attach(source string, dev Device, readOnly bool, sector int) (Di
 		return undo(err)
 	}
 	d.mu.Lock()
-	a.Path = path.String()
+	a.Path, a.At = path.String(), placeOf(path.String())
 	d.mu.Unlock()
+	if err := d.save(); err != nil {
+		d.opts.Log.Warn("where a disk is is not noted, should its keeper be killed", "source", source, "err", err)
+	}
 	return a.Disk, path.Release()
 }
 
@@ -406,6 +425,9 @@ func (d *Disks) detachNow(ctx context.Context, name string) (Disk, error) {
 	if !ok || k.Source != source { // it went meanwhile, and its device is another's
 		return Disk{}, nil
 	}
+	if k.Dead {
+		return k, d.detachDead(k)
+	}
 	return k, d.detach(ctx, k)
 }
 
@@ -455,11 +477,13 @@ func (d *Disks) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var err error
-	if len(d.disks) > 0 && d.opts.Outlive {
+	if d.livesLocked() && d.opts.Outlive {
 		err = d.opts.Way.Stop()
 	} else {
 		for _, a := range d.disks {
-			d.drop(a.Disk)
+			if !a.Dead {
+				d.drop(a.Disk)
+			}
 		}
 		err = d.opts.Way.End()
 	}

@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
+
+	"github.com/docker/go-units"
 
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/remote/store"
@@ -127,7 +130,7 @@ func (v *volumes) ListAttachedVolumes(context.Context, *controlv1.ListAttachedVo
 	return reply, nil
 }
 
-// ResizeVolume makes a volume larger, and its device if it has one.
+// ResizeVolume makes a volume larger, and its device if it has one, with the file system that is mounted.
 func (v *volumes) ResizeVolume(ctx context.Context, req *controlv1.ResizeVolumeRequest) (*controlv1.ResizeVolumeResponse, error) {
 	url, s, h, err := v.find(ctx, req)
 	if err != nil {
@@ -142,6 +145,10 @@ func (v *volumes) ResizeVolume(ctx context.Context, req *controlv1.ResizeVolumeR
 		}
 		if err := v.disks.Grow(ctx, sourceOf(h.ID)); err != nil {
 			return nil, err
+		}
+		if err := v.grow(ctx, h.ID); err != nil {
+			return nil, fmt.Errorf("the volume has %s now, its file system has not grown; unmount it and mount it again: %w",
+				units.BytesSize(float64(req.GetSizeBytes())), err)
 		}
 		return &controlv1.ResizeVolumeResponse{Volume: v.describe(url, open.Head())}, nil
 	}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/version"
 	"github.com/remora-storage/remora/snapshotter"
+	"github.com/remora-storage/remora/volume/mount"
 )
 
 // Where things are unless flags say otherwise.
@@ -64,6 +66,8 @@ to use it: snapctl pull IMAGE, ctr run --snapshotter remora, or CRI's snapshotte
 			RunE: func(*cobra.Command, []string) error { _, err := stdout.Write(sampleConfig); return err }},
 		&cobra.Command{Use: "containerd-config", Short: "Print what belongs in containerd's config.toml", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return printContainerdConfig(stdout, f.root) }},
+		&cobra.Command{Use: onDeviceCommand, Short: "Do what remorad asks for with a volume's device", Hidden: true, Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error { return mount.Serve(os.Stdin, stdout) }},
 		&cobra.Command{Use: "holder", Short: "Keep mounts alive while remorad is not there (remorad starts it itself)", Args: cobra.NoArgs,
 			Long: `holder is a second, small process beside remorad. It has a reference to everything that mounts of
 lazy layers depend on. It keeps reads that the kernel has handed out until they are answered. So

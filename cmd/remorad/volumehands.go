@@ -26,8 +26,9 @@ func (v *volumes) adoptVolumes() error {
 		return err
 	}
 	for _, a := range v.host.Attached() {
-		device, _ := v.device(a.ID)
-		v.node.Adopt(a.ID, v.hands(a.Store, &volume.Head{ID: a.ID, Name: a.Name, Size: a.Size}), device != "")
+		k := v.disks.Find(sourceOf(a.ID))
+		works := k.Path != "" && !k.Dead
+		v.node.Adopt(a.ID, v.hands(a.Store, &volume.Head{ID: a.ID, Name: a.Name, Size: a.Size}), works)
 	}
 	return nil
 }

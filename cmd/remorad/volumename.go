@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/remora-storage/remora/blockdev/disk"
 	"github.com/remora-storage/remora/remote/store"
 	"github.com/remora-storage/remora/volume"
 )
@@ -63,7 +64,8 @@ func (v *volumes) target(ctx context.Context, req named) (target, error) {
 	return v.only(ctx, found)
 }
 
-// ownTarget is target for verbs of volumes that this node owns: it chooses among those. ok is false if it owns none that is meant.
+// ownTarget is target for verbs of what is here: it chooses among the volumes that this node owns, and then among those of which it has
+// a dead device. ok is false if it has none that is meant.
 func (v *volumes) ownTarget(ctx context.Context, req named) (t target, ok bool, err error) {
 	found, err := v.owned(ctx, req)
 	switch {
@@ -72,6 +74,13 @@ func (v *volumes) ownTarget(ctx context.Context, req named) (t target, ok bool, 
 	case len(found) > 0:
 		t, err = v.only(ctx, found)
 		return t, err == nil, err
+	case slices.ContainsFunc(v.disks.List(), func(k disk.Disk) bool { return k.Dead }):
+		url, _, h, err := v.find(ctx, req)
+		if err != nil {
+			return t, false, err
+		}
+		t = target{h.Name, url, h.ID}
+		return t, v.disks.Find(sourceOf(h.ID)).Dead, nil
 	case req.GetStore() == "" && v.byName == "" && len(v.host.StoresOf(req.GetName())) == 0:
 		return t, false, fmt.Errorf("volume %s: %w: name it with --store", req.GetName(), errUnknownName)
 	}

@@ -61,7 +61,18 @@ func TestVolumes(t *testing.T) {
 	}
 	_, err = d.ResizeVolume(ctx, &control.ResizeVolumeRequest{VolumeRequest: named, Size: 1 << 30})
 	fails(t, err, "shrink")
-	fails(t, d.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: named, FS: "ext4"}), "volume data")
+	for want, req := range map[string]*control.MountVolumeRequest{
+		"mnt is no absolute path":                       {VolumeRequest: named, Dir: "mnt"},
+		`file system "ntfs": want ext4, xfs or btrfs`:   {VolumeRequest: named, Dir: "/mnt", FS: "ntfs"},
+		`mount option "remount": not for a volume's fi`: {VolumeRequest: named, Dir: "/mnt", Options: "remount"},
+	} {
+		_, err := d.MountVolume(ctx, req, step)
+		fails(t, err, want)
+	}
+	if r, err := d.UnmountVolume(ctx, &control.UnmountVolumeRequest{VolumeRequest: named}, func(*control.UnmountVolumeReply) {}); err != nil ||
+		r.Was || !r.Detached || len(r.Dirs) > 0 {
+		t.Errorf("unmounted, though it never was attached: %+v, %v", r, err)
+	}
 	if r, err := d.DetachVolume(ctx, &control.DetachVolumeRequest{VolumeRequest: named}, func(*control.DetachVolumeReply) {}); err != nil ||
 		r.Was {
 		t.Errorf("detached, though it never was attached: %+v, %v", r, err)

@@ -102,11 +102,17 @@ func TestAttachedVolume(t *testing.T) {
 	if err != nil || d.JournalBytes == 0 || d.Written != volume.Block || d.LeaseSeconds <= 0 || d.Journal == "" || !d.Here {
 		t.Errorf("inspected: %+v, %v", d, err)
 	}
-	if err := c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: named, FS: "ext4"}); err != nil {
-		t.Error(err)
+	id, err := volume.ParseID(made.ID)
+	if err != nil {
+		t.Fatal(err)
 	}
+	if open, err := h.Volume(ctx, id); err != nil || open.SetFS(ctx, "making ext4") != nil {
+		t.Errorf("its file system is not noted: %v", err)
+	}
+	_, err = c.MountVolume(ctx, &control.MountVolumeRequest{VolumeRequest: named, Dir: filepath.Join(dir, "mnt")}, func(string) {})
+	fails(t, err, "it was detached meanwhile") // here it has no device
 	if v, err := c.ResizeVolume(ctx, &control.ResizeVolumeRequest{VolumeRequest: named, Size: 2 << 30}); err != nil || v.Size != 2<<30 ||
-		v.FS != "ext4" {
+		v.FS != "making ext4" {
 		t.Errorf("resized: %+v, %v", v, err)
 	}
 	_, err = c.RemoveVolume(ctx, &control.RemoveVolumeRequest{VolumeRequest: named})
@@ -115,7 +121,7 @@ func TestAttachedVolume(t *testing.T) {
 		!r.Was {
 		t.Errorf("detached: %+v, %v", r, err)
 	}
-	if d, err = c.InspectVolume(ctx, &named); err != nil || d.Here || d.FS != "ext4" || d.Size != 2<<30 {
+	if d, err = c.InspectVolume(ctx, &named); err != nil || d.Here || d.FS != "making ext4" || d.Size != 2<<30 {
 		t.Errorf("after that: %+v, %v", d, err)
 	}
 	// Given up with what only the journal has.

@@ -107,14 +107,36 @@ func (f *fakeRemorad) DetachVolume(req *controlv1.DetachVolumeRequest,
 	})
 }
 
-func (f *fakeRemorad) SetVolumeFileSystem(_ context.Context,
-	req *controlv1.SetVolumeFileSystemRequest) (*controlv1.SetVolumeFileSystemResponse, error) {
-	return answer(f, req, func() (*controlv1.SetVolumeFileSystemResponse, error) {
-		v, err := f.volumeLocked(req.Name)
-		if err == nil {
-			v.Fs = req.Fs
+func (f *fakeRemorad) MountVolume(req *controlv1.MountVolumeRequest, to grpc.ServerStreamingServer[controlv1.MountVolumeResponse]) error {
+	f.mu.Lock()
+	v, err := f.volumeLocked(req.Name)
+	f.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	return stream(f, req, to, func() (all []*controlv1.MountVolumeResponse) {
+		for _, s := range f.steps {
+			all = append(all, &controlv1.MountVolumeResponse{Step: s})
 		}
-		return &controlv1.SetVolumeFileSystemResponse{}, err
+		v.Here = true
+		return append(all, &controlv1.MountVolumeResponse{Volume: proto.CloneOf(v), Dir: req.Dir})
+	})
+}
+
+func (f *fakeRemorad) UnmountVolume(req *controlv1.UnmountVolumeRequest,
+	to grpc.ServerStreamingServer[controlv1.UnmountVolumeResponse]) error {
+	return stream(f, req, to, func() (all []*controlv1.UnmountVolumeResponse) {
+		end := &controlv1.UnmountVolumeResponse{Done: true, Detached: !req.KeepAttached}
+		if v, err := f.volumeLocked(req.Name); err == nil && v.Here {
+			for _, dir := range v.MountPoints {
+				all = append(all, &controlv1.UnmountVolumeResponse{Unmounted: dir})
+			}
+			end.Dirs, end.WasAttached, v.MountPoints, v.Here = v.MountPoints, true, nil, req.KeepAttached
+			for _, s := range f.steps {
+				all = append(all, &controlv1.UnmountVolumeResponse{AtRiskBytes: 1 << 20, Reason: s})
+			}
+		}
+		return append(all, end)
 	})
 }
 

@@ -68,12 +68,13 @@ func absStore(url string) (string, error) {
 	return "", cli.Usagef("store %q: want file:/path or s3://BUCKET/PREFIX?endpoint=URL", url)
 }
 
+// parseSize reads a size, which may have a fraction, and makes whole blocks of it.
 func parseSize(s string) (int64, error) {
 	n, err := units.RAMInBytes(s)
-	if err != nil || n <= 0 {
+	if err != nil || n <= 0 || n > volume.MaxSize {
 		return 0, cli.Usagef("size %q: want for example 10G", s)
 	}
-	return n, nil
+	return (n + volume.Block - 1) / volume.Block * volume.Block, nil
 }
 
 func (a *app) volumeInitCommand() *cobra.Command {

@@ -34,13 +34,13 @@ Attaching a volume that is attached here prints its device.`,
 			return a.print(reply.Volume, func(w io.Writer) { fmt.Fprintln(w, reply.Volume.Device) })
 		},
 	}
-	attachFlags(c, &req)
+	attachFlags(c, &req.VolumeRequest, &req.AcceptLoss)
 	return c
 }
 
-func attachFlags(c *cobra.Command, req *control.AttachVolumeRequest) {
-	storeFlag(c, &req.VolumeRequest)
-	c.Flags().BoolVar(&req.AcceptLoss, "accept-loss", false,
+func attachFlags(c *cobra.Command, req *control.VolumeRequest, acceptLoss *bool) {
+	storeFlag(c, req)
+	c.Flags().BoolVar(acceptLoss, "accept-loss", false,
 		"attach even if only another node's journal has some flushed writes, and lose these")
 }
 
@@ -79,7 +79,7 @@ the volume is attached on this node. If another node attaches it first, that nod
 			if err != nil {
 				return err
 			}
-			return a.print(reply, func(w io.Writer) { printDetached(w, req.Name, reply) })
+			return a.print(reply, func(w io.Writer) { printDetached(w, req.Name, reply.Was) })
 		},
 	}
 	storeFlag(c, &req.VolumeRequest)
@@ -88,8 +88,8 @@ the volume is attached on this node. If another node attaches it first, that nod
 	return c
 }
 
-func printDetached(w io.Writer, name string, reply *control.DetachVolumeReply) {
-	if reply.Was {
+func printDetached(w io.Writer, name string, was bool) {
+	if was {
 		fmt.Fprintf(w, "%s detached\n", name)
 	} else {
 		fmt.Fprintf(w, "%s is not attached here\n", name)
@@ -100,17 +100,23 @@ func (a *app) detachVolume(ctx context.Context, req control.DetachVolumeRequest)
 	if req.Store, err = absStore(req.Store); err != nil {
 		return nil, err
 	}
-	said := ""
+	late := a.tellsLate()
 	return ask(a, func(c *control.Client) (*control.DetachVolumeReply, error) {
-		return c.DetachVolume(ctx, &req, func(r *control.DetachVolumeReply) {
-			now := fmt.Sprintf("%s are not in the store yet", size(r.AtRisk))
-			if r.Reason != "" {
-				now += ": " + r.Reason
-			}
-			if now != said {
-				a.note("%s", now)
-			}
-			said = now
-		})
+		return c.DetachVolume(ctx, &req, func(r *control.DetachVolumeReply) { late(r.AtRisk, r.Reason) })
 	})
+}
+
+// tellsLate returns what tells how much the store does not have yet, and why, when that has changed.
+func (a *app) tellsLate() func(atRisk int64, reason string) {
+	said := ""
+	return func(atRisk int64, reason string) {
+		now := fmt.Sprintf("%s are not in the store yet", size(atRisk))
+		if reason != "" {
+			now += ": " + reason
+		}
+		if now != said {
+			a.note("%s", now)
+		}
+		said = now
+	}
 }

@@ -4,12 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
-	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
 	"github.com/remora-storage/remora/volume/mount"
 )
@@ -22,157 +21,107 @@ type mounted struct {
 
 // unmounted is what umount prints with --json.
 type unmounted struct {
-	Name string   `json:"name"`
-	Dirs []string `json:"dirs"`
-	*control.DetachVolumeReply
+	Name string `json:"name"`
+	*control.UnmountVolumeReply
 }
 
 func (a *app) volumeMountCommand() *cobra.Command {
-	req := control.AttachVolumeRequest{}
-	fs, options := "", ""
+	req := control.MountVolumeRequest{}
 	c := &cobra.Command{
 		Use:   "mount NAME DIR",
 		Short: "Attach a volume and mount its file system",
 		Long: `mount attaches a volume and mounts it on a directory, which is made if need be. A volume that was never written to gets a
 file system first: ext4, or what --fs says. mount never formats a volume that was
-written to: if it finds no file system there that it knows, it fails.
+written to: if it finds no file system there that it knows, it fails. remorad does all this. If you interrupt mount, it goes on
+without you; run mount again to wait for its end. A file system that was not made to its end is made again.
 
 Device nodes and set-user-ID programs on a volume have no effect: it is mounted nodev,nosuid, because everyone who can
 write to its store could put them there and so become root here. "-o dev,suid", or one of the two, allows them, for a
 volume that is a root file system.`,
 		Args: exactly(2, "a NAME and a DIR"),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			req.Name = args[0]
-			return a.mountVolume(cmd.Context(), req, args[1], fs, options)
+			if req.Dir, err = filepath.Abs(args[1]); err != nil {
+				return err
+			}
+			if req.Store, err = absStore(req.Store); err != nil {
+				return err
+			}
+			return a.mountVolume(cmd.Context(), &req)
 		},
 	}
-	attachFlags(c, &req)
-	c.Flags().StringVar(&fs, "fs", "", "`kind` of the file system of a new volume: ext4 (default), xfs or btrfs")
-	c.Flags().StringVarP(&options, "options", "o", "", "mount `options`, as for mount(8); nodev,nosuid come before them, so dev and suid "+
+	attachFlags(c, &req.VolumeRequest, &req.AcceptLoss)
+	c.Flags().StringVar(&req.FS, "fs", "", "`kind` of the file system of a new volume: ext4 (default), xfs or btrfs")
+	c.Flags().StringVarP(&req.Options, "options", "o", "", "mount `options`, as for mount(8); nodev,nosuid come before them, so dev and suid "+
 		"must be asked for")
 	return c
 }
 
-func (a *app) mountVolume(ctx context.Context, req control.AttachVolumeRequest, dir, fs, options string) error {
-	if fs != "" && !mount.Known(fs) {
-		return cli.Usagef("--fs %s: want ext4, xfs or btrfs", fs)
-	}
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return err
-	}
-	reply, err := a.attachVolume(ctx, req)
+func (a *app) mountVolume(ctx context.Context, req *control.MountVolumeRequest) error {
+	reply, err := ask(a, func(c *control.Client) (*control.MountVolumeReply, error) {
+		return c.MountVolume(ctx, req, func(what string) { a.note("%s", what) })
+	})
 	if err != nil {
 		return err
 	}
 	v := reply.Volume
-	if where, err := mount.On(v.Device); err != nil {
-		return err
-	} else if len(where) > 0 {
-		real, err := filepath.EvalSymlinks(dir)
-		if err == nil && where[0] == real {
-			return a.printMounted(v, dir, "is mounted on")
-		}
-		return fmt.Errorf("%s is mounted on %s", v.Name, where[0])
+	if dirs, err := mount.On(v.Device); err != nil || !slices.Contains(dirs, resolved(reply.Dir)) {
+		a.note("this process's mount namespace is not remorad's, where it is mounted, and does not show it")
 	}
-	kind, err := mount.Prepare(ctx, mount.Volume{Name: v.Name, Device: v.Device, ReadOnly: v.ReadOnly, Fresh: reply.Fresh}, fs,
-		func(what string) { a.note("%s", what) })
-	if err != nil {
-		return err
-	}
-	if err := a.noteFileSystem(ctx, v, kind); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	if err := mount.Mount(v.FS, v.Device, dir, options, v.ReadOnly); err != nil {
-		return err
-	}
-	if v.FS != mount.Default && !v.ReadOnly && !mount.ReadOnly(options) { // an ext4 has grown before
-		if err := mount.Grow(v.FS, v.Device, dir); err != nil {
-			return fmt.Errorf("%s is mounted on %s, but has not grown: %w", v.Name, dir, err)
-		}
-	}
-	return a.printMounted(v, dir, "mounted on")
-}
-
-func (a *app) printMounted(v *control.Volume, dir, how string) error {
-	return a.print(mounted{*v, dir}, func(w io.Writer) { fmt.Fprintf(w, "%s (%s, %s) %s %s\n", v.Name, v.Device, v.FS, how, dir) })
-}
-
-// noteFileSystem has remorad note which file system a volume has, where it did not know.
-func (a *app) noteFileSystem(ctx context.Context, v *control.Volume, kind string) error {
-	known := v.FS
-	v.FS = kind
-	if known == kind || v.ReadOnly {
-		return nil
-	}
-	_, err := ask(a, func(c *control.Client) (struct{}, error) {
-		return struct{}{}, c.SetVolumeFS(ctx, &control.SetVolumeFSRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store},
-			FS: kind})
+	return a.print(mounted{*v, reply.Dir}, func(w io.Writer) {
+		fmt.Fprintf(w, "%s (%s, %s) mounted on %s\n", v.Name, v.Device, v.FS, reply.Dir)
 	})
-	return err
+}
+
+// resolved returns a path without symbolic links, as the kernel lists it.
+func resolved(path string) string {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		return real
+	}
+	return path
 }
 
 func (a *app) volumeUmountCommand() *cobra.Command {
-	req := control.DetachVolumeRequest{}
-	keep := false
+	req := control.UnmountVolumeRequest{}
 	c := &cobra.Command{
 		Use:   "umount NAME",
 		Short: "Unmount a volume and detach it",
-		Long: `umount unmounts a volume's file system wherever this mount namespace has it, and detaches the volume: it returns when the
-store has everything. A volume that is not mounted is only detached. With --json one object is printed: name, dirs[] that
-were unmounted, was_attached, done (it is detached).`,
+		Long: `umount unmounts a volume's file system wherever remorad's mount namespace has it, which is the host's, and detaches the volume:
+it returns when the store has everything. A volume that is not mounted is only detached. With --json one object is printed: name,
+dirs[] that were unmounted, was_attached, detached.`,
 		Args: exactly(1, "one NAME"),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			req.Name = args[0]
 			if req.Store, err = absStore(req.Store); err != nil {
 				return err
 			}
-			return a.umountVolume(cmd.Context(), req, keep)
+			return a.umountVolume(cmd.Context(), &req)
 		},
 	}
 	storeFlag(c, &req.VolumeRequest)
-	c.Flags().BoolVar(&keep, "keep-attached", false, "do not detach the volume")
+	c.Flags().BoolVar(&req.Keep, "keep-attached", false, "do not detach the volume")
 	return c
 }
 
-func (a *app) umountVolume(ctx context.Context, req control.DetachVolumeRequest, keep bool) error {
-	v, err := a.findAttached(ctx, req.VolumeRequest)
+func (a *app) umountVolume(ctx context.Context, req *control.UnmountVolumeRequest) error {
+	late := a.tellsLate()
+	reply, err := ask(a, func(c *control.Client) (*control.UnmountVolumeReply, error) {
+		return c.UnmountVolume(ctx, req, func(r *control.UnmountVolumeReply) {
+			if r.Unmounted != "" {
+				a.note("%s unmounted", r.Unmounted)
+			} else {
+				late(r.AtRisk, r.Reason)
+			}
+		})
+	})
 	if err != nil {
 		return err
 	}
-	done := unmounted{Name: req.Name, Dirs: []string{}, DetachVolumeReply: &control.DetachVolumeReply{Was: v != nil}}
-	if v != nil && v.Device != "" {
-		if err := mount.Free(ctx, v.Device, func(dir string) {
-			a.note("%s unmounted", dir)
-			done.Dirs = append(done.Dirs, dir)
-		}); err != nil {
-			return err
+	return a.print(unmounted{req.Name, reply}, func(w io.Writer) {
+		if reply.Detached {
+			printDetached(w, req.Name, reply.Was)
 		}
-	}
-	if keep {
-		return a.print(done, func(io.Writer) {})
-	}
-	if done.DetachVolumeReply, err = a.detachVolume(ctx, req); err != nil {
-		return err
-	}
-	return a.print(done, func(w io.Writer) { printDetached(w, req.Name, done.DetachVolumeReply) })
-}
-
-// findAttached returns a volume that has a device here, nil if it has none.
-func (a *app) findAttached(ctx context.Context, req control.VolumeRequest) (*control.Volume, error) {
-	disks, err := ask(a, func(c *control.Client) (*control.AttachedReply, error) { return c.AttachedVolumes(ctx) })
-	if err != nil {
-		return nil, err
-	}
-	for _, v := range disks.Volumes {
-		if v.Name == req.Name && (req.Store == "" || v.Store == req.Store) {
-			return &v, nil
-		}
-	}
-	return nil, nil
+	})
 }
 
 func (a *app) volumeResizeCommand() *cobra.Command {
@@ -195,15 +144,6 @@ mount. Volumes do not shrink.`,
 			v, err := ask(a, func(c *control.Client) (*control.Volume, error) { return c.ResizeVolume(ctx, &req) })
 			if err != nil {
 				return err
-			}
-			if v.Device != "" && v.FS != "" {
-				dirs, err := mount.On(v.Device)
-				if err == nil && len(dirs) > 0 {
-					err = mount.Grow(v.FS, v.Device, dirs[0])
-				}
-				if err != nil {
-					return fmt.Errorf("the volume has %s now, its file system has not grown; unmount it and mount it again: %w", size(v.Size), err)
-				}
 			}
 			return a.print(v, func(w io.Writer) { fmt.Fprintf(w, "%s has %s\n", v.Name, size(v.Size)) })
 		},

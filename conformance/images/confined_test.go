@@ -138,10 +138,18 @@ func confinedDisks(t *testing.T, s *testbed.Stack) {
 	dev := snapctl("dev", "attach", file)
 	testbed.Tool(t, "mkfs.ext4", "-q", dev)
 	snapctl("dev", "detach", dev)
-	store, mnt := "file:"+filepath.Join(t.TempDir(), "store"), filepath.Join(t.TempDir(), "mnt")
-	snapctl("volume", "create", "--store", store, "data", "1G")
-	snapctl("volume", "mount", "data", mnt)
-	testbed.Must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("content"), 0o600))
-	snapctl("volume", "umount", "data")
-	snapctl("volume", "fsck", "data")
+	store, mnt := "file:"+filepath.Join(t.TempDir(), "store"), filepath.Join(t.TempDir(), "a", "mnt")
+	for _, fs := range testbed.FileSystems {
+		snapctl("volume", "create", "--store", store, fs.Name, "1G")
+		snapctl("volume", "mount", "--fs", fs.Name, fs.Name, mnt)
+		testbed.Must(t, os.WriteFile(filepath.Join(mnt, "file"), []byte("content"), 0o600))
+		if st, err := os.Stat(filepath.Dir(mnt)); err != nil || st.Mode().Perm() != 0o755 {
+			t.Errorf("the unit's umask made a directory %v, %v", st, err)
+		}
+		snapctl("volume", "umount", fs.Name)
+		snapctl("volume", "resize", fs.Name, "2G")
+		snapctl("volume", "mount", fs.Name, mnt)
+		snapctl("volume", "umount", fs.Name)
+		snapctl("volume", "fsck", fs.Name)
+	}
 }

@@ -88,7 +88,7 @@ func TestVolumeCopiedStore(t *testing.T) {
 	dev := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data"))
 	testbed.Tool(t, "cp", "-a", dir, dir+".backup")
 	for _, verb := range [][]string{{"attach", "data"}, {"ls"}, {"rm", "data"}, {"fsck", "data"}, {"detach", "data"},
-		{"inspect", "data"}, {"resize", "data", "2G"}} {
+		{"umount", "data"}, {"inspect", "data"}, {"resize", "data", "2G"}} {
 		mustRefuse(t, s, "it is a copy of that store", append([]string{"volume", verb[0], "--store", store + ".backup"}, verb[1:]...)...)
 	}
 	if again := strings.TrimSpace(snapctl(t, s, "volume", "attach", "data")); again != dev {
@@ -111,7 +111,7 @@ func TestVolumeSameNames(t *testing.T) {
 		snapctl(t, s, "volume", "mount", "--store", url, "data", filepath.Join(dir, name))
 		testbed.Must(t, os.WriteFile(filepath.Join(dir, name, "of"), []byte(name), 0o600))
 	}
-	for _, verb := range [][]string{{"detach", "data"}, {"mount", "data", dir + "/c"}, {"attach", "data"},
+	for _, verb := range [][]string{{"umount", "data"}, {"detach", "data"}, {"mount", "data", dir + "/c"}, {"attach", "data"},
 		{"inspect", "data"}, {"resize", "data", "2G"}, {"rm", "data"}, {"rm", "--dry-run", "data"}, {"fsck", "data"}, {"create", "data", "1G"}} {
 		_, err := s.Snapctl(t.Context(), append([]string{"volume"}, verb...)...)
 		if err == nil {
@@ -139,7 +139,7 @@ func TestVolumeSameNames(t *testing.T) {
 	}
 	link := filepath.Join(dir, "link")
 	testbed.Must(t, os.Symlink(strings.TrimPrefix(store["a"], "file:"), link))
-	snapctl(t, s, "volume", "umount", "--store", store["a"], "data")
+	snapctl(t, s, "volume", "umount", "--store", "file:"+link+"/", "data")
 	if p, err := os.ReadFile(filepath.Join(dir, "b", "of")); err != nil || string(p) != "b" {
 		t.Errorf("the other one has %q, %v", p, err)
 	}

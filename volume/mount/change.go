@@ -22,18 +22,26 @@ var makers = map[string][]string{
 	"btrfs": {"mkfs.btrfs", "-q", "-K"},
 }
 
+// over are what makers need to make one over what they have made half.
+var over = map[string][]string{"xfs": {"-f"}, "btrfs": {"-f"}}
+
 const mkfsTries = 20
 
 // Known reports whether volumes can have a kind of file system.
 func Known(kind string) bool { return makers[kind] != nil }
 
-// Make makes a file system, which is on stable storage when it returns. Whatever was on the device is lost.
-func Make(kind, dev string) error {
+// Make makes a file system, which the device has flushed when it returns. Whatever was on the device is lost. again says that a half
+// made one may be there.
+func Make(kind, dev string, again bool) error {
 	m := makers[kind]
 	if m == nil {
 		return fmt.Errorf("%s: not a file system of volumes", kind)
 	}
-	args := append(m[1:len(m):len(m)], dev)
+	args := m[1:len(m):len(m)]
+	if again {
+		args = append(args, over[kind]...)
+	}
+	args = append(args, dev)
 	err := program(m[0], args...)
 	// mkfs.btrfs looks at all loop devices that are mounted anywhere, and gives up, before it writes, if one of them ends meanwhile.
 	for tries := 1; tries < mkfsTries && err != nil && strings.Contains(err.Error(), "cannot check mount status"); tries++ {

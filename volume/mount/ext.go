@@ -40,6 +40,7 @@ func (b ends) ext() (c Content, ok bool) {
 	default:
 		c.Kind = "ext2"
 	}
+	c.Used = u32(0x2c) != 0 || u16(0x34) != 0 // when it was mounted last, and how often
 	c.Suspect = state&extErrors != 0 || !journal && state&extValid == 0
 	log := u32(0x18)
 	if log > 6 { // 64 KiB are the largest blocks

@@ -64,16 +64,17 @@ func TestReady(t *testing.T) {
 		if err := os.Truncate(dev, size); err != nil {
 			t.Fatal(err)
 		}
-		kind, err := mount.Prepare(t.Context(), mount.Volume{Name: "data", Device: dev}, "", func(string) {})
+		v := mount.Volume{Name: "data", Device: dev, FS: "ext4"}
+		kind, err := mount.Prepare(t.Context(), v, "", false, func(string) {})
 		if got := calls(); err != nil || kind != "ext4" || got != c.want {
 			t.Errorf("%s: %s, %v, called %q, want %q", name, kind, err, got, c.want)
 		}
-		kind, err = mount.Prepare(t.Context(), mount.Volume{Name: "data", Device: dev, ReadOnly: true}, "", nil)
-		if err != nil || kind != "ext4" {
-			t.Errorf("%s: read-only: %s, %v", name, kind, err)
-		}
-		if got := calls(); got != "" {
-			t.Errorf("%s: called %q for what is read-only", name, got)
+		for _, readOnly := range []bool{false, true} {
+			v.ReadOnly = readOnly
+			kind, err = mount.Prepare(t.Context(), v, "", !readOnly, nil)
+			if got := calls(); err != nil || kind != "ext4" || got != "" {
+				t.Errorf("%s: for what stays as it is: %s, %v, called %q", name, kind, err, got)
+			}
 		}
 	}
 }
@@ -85,7 +86,7 @@ func TestPrograms(t *testing.T) {
 	if err := os.WriteFile(dev, ext(32768, 3), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := mount.Prepare(t.Context(), mount.Volume{Name: "data", Device: dev}, "", func(string) {})
+	_, err := mount.Prepare(t.Context(), mount.Volume{Name: "data", Device: dev, FS: "ext4"}, "", false, func(string) {})
 	if err == nil || !strings.Contains(err.Error(), "run e2fsck -f "+dev) {
 		t.Errorf("e2fsck that left errors: %v", err)
 	}
@@ -99,7 +100,7 @@ func TestPrograms(t *testing.T) {
 			t.Errorf("%s: %v", kind, err)
 		}
 	}
-	for _, err := range []error{mount.Grow("ntfs", dev, "/mnt"), mount.Make("ntfs", dev)} {
+	for _, err := range []error{mount.Grow("ntfs", dev, "/mnt"), mount.Make("ntfs", dev, false)} {
 		if err == nil || calls() != "" {
 			t.Errorf("ntfs: %v", err)
 		}
@@ -115,11 +116,11 @@ func TestMkfsTriesAgain(t *testing.T) {
 	}
 	programs(t, map[string]string{"mkfs.btrfs": "test -e " + stumbled + " && exit 0; touch " + stumbled +
 		"; echo 'ERROR: cannot check mount status of " + dev + ": No such device or address'; exit 1"})
-	if err := mount.Make("btrfs", dev); err != nil {
+	if err := mount.Make("btrfs", dev, false); err != nil {
 		t.Error(err)
 	}
 	programs(t, map[string]string{"mkfs.btrfs": "echo 'ERROR: no room'; exit 1"})
-	if err := mount.Make("btrfs", dev); err == nil || !strings.Contains(err.Error(), "no room") {
+	if err := mount.Make("btrfs", dev, false); err == nil || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("without room: %v", err)
 	}
 }

@@ -92,6 +92,12 @@ func split(s string) []string {
 	return all
 }
 
+// CheckOptions says what is wrong with the options of a mount, as far as the kernel need not be asked.
+func CheckOptions(asked string) error {
+	_, err := parse(asked, false)
+	return err
+}
+
 // ReadOnly reports whether a mount with these options is.
 func ReadOnly(asked string) bool {
 	o, err := parse(asked, false)

@@ -20,6 +20,10 @@ type Content struct {
 	Size  int64 // bytes of an ext4, xfs or btrfs by its own account, 0 if it has none that can be
 	// Suspect is an ext4 that has noted errors, or that was not unmounted and has no journal: e2fsck has to look at it first.
 	Suspect bool
+	// Used is an ext4 that was mounted before. It was made to its end.
+	Used bool
+	// Sector are the bytes of an xfs's sectors: its device must not have larger ones. 0 for others.
+	Sector int
 
 	least int64 // bytes that an ext4 can grow by: fewer make no new group
 }
@@ -95,7 +99,7 @@ func Probe(dev io.ReaderAt, size int64) (Content, error) {
 	}
 	for _, s := range signatures {
 		if b.has(s) && (len(found) == 0 || found[len(found)-1].Kind != s.kind) {
-			found = append(found, Content{Kind: s.kind, Size: b.sizeOf(s.kind)})
+			found = append(found, Content{Kind: s.kind, Size: b.sizeOf(s.kind), Sector: b.sectorOf(s.kind)})
 		}
 	}
 	switch len(found) {
@@ -190,6 +194,14 @@ func (b ends) sizeOf(kind string) int64 {
 		if sb := b.at(btrfsAt+0x70, 8); sb != nil {
 			return product(binary.LittleEndian.Uint64(sb), 1)
 		}
+	}
+	return 0
+}
+
+// sectorOf returns how many bytes the sectors of an xfs have.
+func (b ends) sectorOf(kind string) int {
+	if sb := b.at(102, 2); kind == "xfs" && sb != nil {
+		return int(binary.BigEndian.Uint16(sb))
 	}
 	return 0
 }

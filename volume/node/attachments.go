@@ -35,6 +35,7 @@ type Attachments struct {
 	mu      sync.Mutex // guards the fields below, and all of volumes
 	closed  bool
 	volumes map[volume.ID]*attachment
+	jobs    map[volume.ID]*job
 	callers int // so far
 }
 
@@ -58,7 +59,7 @@ var errClosed = errors.New("remorad is ending")
 
 // New returns Attachments without any. Close must be called.
 func New() *Attachments {
-	a := &Attachments{volumes: map[volume.ID]*attachment{}}
+	a := &Attachments{volumes: map[volume.ID]*attachment{}, jobs: map[volume.ID]*job{}}
 	a.ctx, a.stop = context.WithCancel(context.Background())
 	return a
 }
@@ -196,7 +197,7 @@ func (a *Attachments) do(v *attachment, hands Hands, e effect, told <-chan struc
 	case export:
 		return hands.Export(a.ctx)
 	case withdraw:
-		return hands.Withdraw(a.ctx)
+		return a.alone(v.id, func() error { return hands.Withdraw(a.ctx) })
 	case leave:
 		return hands.Leave(a.ctx, told)
 	}

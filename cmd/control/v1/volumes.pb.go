@@ -161,7 +161,7 @@ type Volume struct {
 	Store         string                 `protobuf:"bytes,3,opt,name=store,proto3" json:"store,omitempty"`
 	SizeBytes     int64                  `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
 	Class         string                 `protobuf:"bytes,5,opt,name=class,proto3" json:"class,omitempty"` // when a flush returns: remote, local or writethrough
-	Fs            string                 `protobuf:"bytes,6,opt,name=fs,proto3" json:"fs,omitempty"`       // the file system that was made on it
+	Fs            string                 `protobuf:"bytes,6,opt,name=fs,proto3" json:"fs,omitempty"`       // the file system that was made on it, or "making" and that: it is to be made again
 	Created       *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=created,proto3" json:"created,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,8,opt,name=epoch,proto3" json:"epoch,omitempty"` // grows with each owner
 	Owner         string                 `protobuf:"bytes,9,opt,name=owner,proto3" json:"owner,omitempty"`  // id of the node that has it attached
@@ -1383,29 +1383,32 @@ func (x *DetachVolumeResponse) GetWasAttached() bool {
 	return false
 }
 
-type SetVolumeFileSystemRequest struct {
+type MountVolumeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Store         string                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
-	Fs            string                 `protobuf:"bytes,3,opt,name=fs,proto3" json:"fs,omitempty"` // ext4, xfs, btrfs; flushed already
+	AcceptLoss    bool                   `protobuf:"varint,3,opt,name=accept_loss,json=acceptLoss,proto3" json:"accept_loss,omitempty"` // as for AttachVolume
+	Dir           string                 `protobuf:"bytes,4,opt,name=dir,proto3" json:"dir,omitempty"`                                  // an absolute path, which is made if need be
+	Fs            string                 `protobuf:"bytes,5,opt,name=fs,proto3" json:"fs,omitempty"`                                    // of a new volume: ext4 (empty), xfs or btrfs
+	Options       string                 `protobuf:"bytes,6,opt,name=options,proto3" json:"options,omitempty"`                          // as for mount(8); nodev,nosuid come before them
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SetVolumeFileSystemRequest) Reset() {
-	*x = SetVolumeFileSystemRequest{}
+func (x *MountVolumeRequest) Reset() {
+	*x = MountVolumeRequest{}
 	mi := &file_cmd_control_v1_volumes_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SetVolumeFileSystemRequest) String() string {
+func (x *MountVolumeRequest) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SetVolumeFileSystemRequest) ProtoMessage() {}
+func (*MountVolumeRequest) ProtoMessage() {}
 
-func (x *SetVolumeFileSystemRequest) ProtoReflect() protoreflect.Message {
+func (x *MountVolumeRequest) ProtoReflect() protoreflect.Message {
 	mi := &file_cmd_control_v1_volumes_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1417,52 +1420,76 @@ func (x *SetVolumeFileSystemRequest) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SetVolumeFileSystemRequest.ProtoReflect.Descriptor instead.
-func (*SetVolumeFileSystemRequest) Descriptor() ([]byte, []int) {
+// Deprecated: Use MountVolumeRequest.ProtoReflect.Descriptor instead.
+func (*MountVolumeRequest) Descriptor() ([]byte, []int) {
 	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{18}
 }
 
-func (x *SetVolumeFileSystemRequest) GetName() string {
+func (x *MountVolumeRequest) GetName() string {
 	if x != nil {
 		return x.Name
 	}
 	return ""
 }
 
-func (x *SetVolumeFileSystemRequest) GetStore() string {
+func (x *MountVolumeRequest) GetStore() string {
 	if x != nil {
 		return x.Store
 	}
 	return ""
 }
 
-func (x *SetVolumeFileSystemRequest) GetFs() string {
+func (x *MountVolumeRequest) GetAcceptLoss() bool {
+	if x != nil {
+		return x.AcceptLoss
+	}
+	return false
+}
+
+func (x *MountVolumeRequest) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+func (x *MountVolumeRequest) GetFs() string {
 	if x != nil {
 		return x.Fs
 	}
 	return ""
 }
 
-type SetVolumeFileSystemResponse struct {
+func (x *MountVolumeRequest) GetOptions() string {
+	if x != nil {
+		return x.Options
+	}
+	return ""
+}
+
+type MountVolumeResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Step          string                 `protobuf:"bytes,1,opt,name=step,proto3" json:"step,omitempty"` // what is being done, or waited for
+	Volume        *Volume                `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	Dir           string                 `protobuf:"bytes,3,opt,name=dir,proto3" json:"dir,omitempty"` // with volume
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *SetVolumeFileSystemResponse) Reset() {
-	*x = SetVolumeFileSystemResponse{}
+func (x *MountVolumeResponse) Reset() {
+	*x = MountVolumeResponse{}
 	mi := &file_cmd_control_v1_volumes_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *SetVolumeFileSystemResponse) String() string {
+func (x *MountVolumeResponse) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*SetVolumeFileSystemResponse) ProtoMessage() {}
+func (*MountVolumeResponse) ProtoMessage() {}
 
-func (x *SetVolumeFileSystemResponse) ProtoReflect() protoreflect.Message {
+func (x *MountVolumeResponse) ProtoReflect() protoreflect.Message {
 	mi := &file_cmd_control_v1_volumes_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1474,9 +1501,182 @@ func (x *SetVolumeFileSystemResponse) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use SetVolumeFileSystemResponse.ProtoReflect.Descriptor instead.
-func (*SetVolumeFileSystemResponse) Descriptor() ([]byte, []int) {
+// Deprecated: Use MountVolumeResponse.ProtoReflect.Descriptor instead.
+func (*MountVolumeResponse) Descriptor() ([]byte, []int) {
 	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *MountVolumeResponse) GetStep() string {
+	if x != nil {
+		return x.Step
+	}
+	return ""
+}
+
+func (x *MountVolumeResponse) GetVolume() *Volume {
+	if x != nil {
+		return x.Volume
+	}
+	return nil
+}
+
+func (x *MountVolumeResponse) GetDir() string {
+	if x != nil {
+		return x.Dir
+	}
+	return ""
+}
+
+type UnmountVolumeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Store         string                 `protobuf:"bytes,2,opt,name=store,proto3" json:"store,omitempty"`
+	KeepAttached  bool                   `protobuf:"varint,3,opt,name=keep_attached,json=keepAttached,proto3" json:"keep_attached,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmountVolumeRequest) Reset() {
+	*x = UnmountVolumeRequest{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmountVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmountVolumeRequest) ProtoMessage() {}
+
+func (x *UnmountVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmountVolumeRequest.ProtoReflect.Descriptor instead.
+func (*UnmountVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *UnmountVolumeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *UnmountVolumeRequest) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+func (x *UnmountVolumeRequest) GetKeepAttached() bool {
+	if x != nil {
+		return x.KeepAttached
+	}
+	return false
+}
+
+type UnmountVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Unmounted     string                 `protobuf:"bytes,1,opt,name=unmounted,proto3" json:"unmounted,omitempty"`                           // a mount that was taken away just now
+	AtRiskBytes   int64                  `protobuf:"varint,2,opt,name=at_risk_bytes,json=atRiskBytes,proto3" json:"at_risk_bytes,omitempty"` // then: that the store does not have yet
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`                                 // why it is late
+	Done          bool                   `protobuf:"varint,4,opt,name=done,proto3" json:"done,omitempty"`
+	Dirs          []string               `protobuf:"bytes,5,rep,name=dirs,proto3" json:"dirs,omitempty"`                                   // with done: all that was unmounted
+	WasAttached   bool                   `protobuf:"varint,6,opt,name=was_attached,json=wasAttached,proto3" json:"was_attached,omitempty"` // with done
+	Detached      bool                   `protobuf:"varint,7,opt,name=detached,proto3" json:"detached,omitempty"`                          // with done: it is not attached here now
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnmountVolumeResponse) Reset() {
+	*x = UnmountVolumeResponse{}
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnmountVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnmountVolumeResponse) ProtoMessage() {}
+
+func (x *UnmountVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnmountVolumeResponse.ProtoReflect.Descriptor instead.
+func (*UnmountVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *UnmountVolumeResponse) GetUnmounted() string {
+	if x != nil {
+		return x.Unmounted
+	}
+	return ""
+}
+
+func (x *UnmountVolumeResponse) GetAtRiskBytes() int64 {
+	if x != nil {
+		return x.AtRiskBytes
+	}
+	return 0
+}
+
+func (x *UnmountVolumeResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *UnmountVolumeResponse) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *UnmountVolumeResponse) GetDirs() []string {
+	if x != nil {
+		return x.Dirs
+	}
+	return nil
+}
+
+func (x *UnmountVolumeResponse) GetWasAttached() bool {
+	if x != nil {
+		return x.WasAttached
+	}
+	return false
+}
+
+func (x *UnmountVolumeResponse) GetDetached() bool {
+	if x != nil {
+		return x.Detached
+	}
+	return false
 }
 
 type ResizeVolumeRequest struct {
@@ -1490,7 +1690,7 @@ type ResizeVolumeRequest struct {
 
 func (x *ResizeVolumeRequest) Reset() {
 	*x = ResizeVolumeRequest{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[20]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1502,7 +1702,7 @@ func (x *ResizeVolumeRequest) String() string {
 func (*ResizeVolumeRequest) ProtoMessage() {}
 
 func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[20]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1515,7 +1715,7 @@ func (x *ResizeVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{20}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResizeVolumeRequest) GetName() string {
@@ -1548,7 +1748,7 @@ type ResizeVolumeResponse struct {
 
 func (x *ResizeVolumeResponse) Reset() {
 	*x = ResizeVolumeResponse{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[21]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1760,7 @@ func (x *ResizeVolumeResponse) String() string {
 func (*ResizeVolumeResponse) ProtoMessage() {}
 
 func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[21]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1773,7 @@ func (x *ResizeVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeVolumeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{21}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResizeVolumeResponse) GetVolume() *Volume {
@@ -1594,7 +1794,7 @@ type RemoveVolumeRequest struct {
 
 func (x *RemoveVolumeRequest) Reset() {
 	*x = RemoveVolumeRequest{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[22]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1606,7 +1806,7 @@ func (x *RemoveVolumeRequest) String() string {
 func (*RemoveVolumeRequest) ProtoMessage() {}
 
 func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[22]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1619,7 +1819,7 @@ func (x *RemoveVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{22}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemoveVolumeRequest) GetName() string {
@@ -1655,7 +1855,7 @@ type RemoveVolumeResponse struct {
 
 func (x *RemoveVolumeResponse) Reset() {
 	*x = RemoveVolumeResponse{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[23]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1867,7 @@ func (x *RemoveVolumeResponse) String() string {
 func (*RemoveVolumeResponse) ProtoMessage() {}
 
 func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[23]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1880,7 @@ func (x *RemoveVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{23}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RemoveVolumeResponse) GetStore() string {
@@ -1723,7 +1923,7 @@ type CheckVolumeRequest struct {
 
 func (x *CheckVolumeRequest) Reset() {
 	*x = CheckVolumeRequest{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[24]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +1935,7 @@ func (x *CheckVolumeRequest) String() string {
 func (*CheckVolumeRequest) ProtoMessage() {}
 
 func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[24]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +1948,7 @@ func (x *CheckVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeRequest.ProtoReflect.Descriptor instead.
 func (*CheckVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{24}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CheckVolumeRequest) GetName() string {
@@ -1789,7 +1989,7 @@ type CheckVolumeResponse struct {
 
 func (x *CheckVolumeResponse) Reset() {
 	*x = CheckVolumeResponse{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[25]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +2001,7 @@ func (x *CheckVolumeResponse) String() string {
 func (*CheckVolumeResponse) ProtoMessage() {}
 
 func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[25]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +2014,7 @@ func (x *CheckVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckVolumeResponse.ProtoReflect.Descriptor instead.
 func (*CheckVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{25}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CheckVolumeResponse) GetStep() string {
@@ -1850,7 +2050,7 @@ type VolumeReport struct {
 
 func (x *VolumeReport) Reset() {
 	*x = VolumeReport{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[26]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1862,7 +2062,7 @@ func (x *VolumeReport) String() string {
 func (*VolumeReport) ProtoMessage() {}
 
 func (x *VolumeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[26]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1875,7 +2075,7 @@ func (x *VolumeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VolumeReport.ProtoReflect.Descriptor instead.
 func (*VolumeReport) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{26}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *VolumeReport) GetName() string {
@@ -1959,7 +2159,7 @@ type RebuildVolumeRequest struct {
 
 func (x *RebuildVolumeRequest) Reset() {
 	*x = RebuildVolumeRequest{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[27]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2171,7 @@ func (x *RebuildVolumeRequest) String() string {
 func (*RebuildVolumeRequest) ProtoMessage() {}
 
 func (x *RebuildVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[27]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2184,7 @@ func (x *RebuildVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildVolumeRequest.ProtoReflect.Descriptor instead.
 func (*RebuildVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{27}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RebuildVolumeRequest) GetName() string {
@@ -2018,7 +2218,7 @@ type RebuildVolumeResponse struct {
 
 func (x *RebuildVolumeResponse) Reset() {
 	*x = RebuildVolumeResponse{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[28]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2230,7 @@ func (x *RebuildVolumeResponse) String() string {
 func (*RebuildVolumeResponse) ProtoMessage() {}
 
 func (x *RebuildVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[28]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2243,7 @@ func (x *RebuildVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuildVolumeResponse.ProtoReflect.Descriptor instead.
 func (*RebuildVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{28}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RebuildVolumeResponse) GetStep() string {
@@ -2083,7 +2283,7 @@ type RebuiltVolume struct {
 
 func (x *RebuiltVolume) Reset() {
 	*x = RebuiltVolume{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[29]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2295,7 @@ func (x *RebuiltVolume) String() string {
 func (*RebuiltVolume) ProtoMessage() {}
 
 func (x *RebuiltVolume) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[29]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2308,7 @@ func (x *RebuiltVolume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RebuiltVolume.ProtoReflect.Descriptor instead.
 func (*RebuiltVolume) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{29}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RebuiltVolume) GetDamagedId() string {
@@ -2220,7 +2420,7 @@ type ByteRange struct {
 
 func (x *ByteRange) Reset() {
 	*x = ByteRange{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[30]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2232,7 +2432,7 @@ func (x *ByteRange) String() string {
 func (*ByteRange) ProtoMessage() {}
 
 func (x *ByteRange) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[30]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2245,7 +2445,7 @@ func (x *ByteRange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ByteRange.ProtoReflect.Descriptor instead.
 func (*ByteRange) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{30}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ByteRange) GetOffset() int64 {
@@ -2284,7 +2484,7 @@ type Journal struct {
 
 func (x *Journal) Reset() {
 	*x = Journal{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[31]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2296,7 +2496,7 @@ func (x *Journal) String() string {
 func (*Journal) ProtoMessage() {}
 
 func (x *Journal) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[31]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2309,7 +2509,7 @@ func (x *Journal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Journal.ProtoReflect.Descriptor instead.
 func (*Journal) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{31}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Journal) GetId() string {
@@ -2411,7 +2611,7 @@ type ListJournalsRequest struct {
 
 func (x *ListJournalsRequest) Reset() {
 	*x = ListJournalsRequest{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[32]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2623,7 @@ func (x *ListJournalsRequest) String() string {
 func (*ListJournalsRequest) ProtoMessage() {}
 
 func (x *ListJournalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[32]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2636,7 @@ func (x *ListJournalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJournalsRequest.ProtoReflect.Descriptor instead.
 func (*ListJournalsRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{32}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{34}
 }
 
 type ListJournalsResponse struct {
@@ -2448,7 +2648,7 @@ type ListJournalsResponse struct {
 
 func (x *ListJournalsResponse) Reset() {
 	*x = ListJournalsResponse{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[33]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2660,7 @@ func (x *ListJournalsResponse) String() string {
 func (*ListJournalsResponse) ProtoMessage() {}
 
 func (x *ListJournalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[33]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2673,7 @@ func (x *ListJournalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJournalsResponse.ProtoReflect.Descriptor instead.
 func (*ListJournalsResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{33}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListJournalsResponse) GetJournals() []*Journal {
@@ -2494,7 +2694,7 @@ type SalvageJournalRequest struct {
 
 func (x *SalvageJournalRequest) Reset() {
 	*x = SalvageJournalRequest{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[34]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2506,7 +2706,7 @@ func (x *SalvageJournalRequest) String() string {
 func (*SalvageJournalRequest) ProtoMessage() {}
 
 func (x *SalvageJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[34]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2519,7 +2719,7 @@ func (x *SalvageJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SalvageJournalRequest.ProtoReflect.Descriptor instead.
 func (*SalvageJournalRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{34}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SalvageJournalRequest) GetJournal() string {
@@ -2553,7 +2753,7 @@ type SalvageJournalResponse struct {
 
 func (x *SalvageJournalResponse) Reset() {
 	*x = SalvageJournalResponse{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[35]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2565,7 +2765,7 @@ func (x *SalvageJournalResponse) String() string {
 func (*SalvageJournalResponse) ProtoMessage() {}
 
 func (x *SalvageJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[35]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2578,7 +2778,7 @@ func (x *SalvageJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SalvageJournalResponse.ProtoReflect.Descriptor instead.
 func (*SalvageJournalResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{35}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *SalvageJournalResponse) GetStep() string {
@@ -2610,7 +2810,7 @@ type SalvagedJournal struct {
 
 func (x *SalvagedJournal) Reset() {
 	*x = SalvagedJournal{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[36]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2822,7 @@ func (x *SalvagedJournal) String() string {
 func (*SalvagedJournal) ProtoMessage() {}
 
 func (x *SalvagedJournal) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[36]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2835,7 @@ func (x *SalvagedJournal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SalvagedJournal.ProtoReflect.Descriptor instead.
 func (*SalvagedJournal) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{36}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *SalvagedJournal) GetVolume() *RebuiltVolume {
@@ -2690,7 +2890,7 @@ type RemoveJournalRequest struct {
 
 func (x *RemoveJournalRequest) Reset() {
 	*x = RemoveJournalRequest{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[37]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2702,7 +2902,7 @@ func (x *RemoveJournalRequest) String() string {
 func (*RemoveJournalRequest) ProtoMessage() {}
 
 func (x *RemoveJournalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[37]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2715,7 +2915,7 @@ func (x *RemoveJournalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveJournalRequest.ProtoReflect.Descriptor instead.
 func (*RemoveJournalRequest) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{37}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RemoveJournalRequest) GetJournal() string {
@@ -2741,7 +2941,7 @@ type RemoveJournalResponse struct {
 
 func (x *RemoveJournalResponse) Reset() {
 	*x = RemoveJournalResponse{}
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[38]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2753,7 +2953,7 @@ func (x *RemoveJournalResponse) String() string {
 func (*RemoveJournalResponse) ProtoMessage() {}
 
 func (x *RemoveJournalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_cmd_control_v1_volumes_proto_msgTypes[38]
+	mi := &file_cmd_control_v1_volumes_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2766,7 +2966,7 @@ func (x *RemoveJournalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveJournalResponse.ProtoReflect.Descriptor instead.
 func (*RemoveJournalResponse) Descriptor() ([]byte, []int) {
-	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{38}
+	return file_cmd_control_v1_volumes_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RemoveJournalResponse) GetJournal() *Journal {
@@ -2895,12 +3095,31 @@ const file_cmd_control_v1_volumes_proto_rawDesc = "" +
 	"\rat_risk_bytes\x18\x01 \x01(\x03R\vatRiskBytes\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x12\n" +
 	"\x04done\x18\x03 \x01(\bR\x04done\x12!\n" +
-	"\fwas_attached\x18\x04 \x01(\bR\vwasAttached\"V\n" +
-	"\x1aSetVolumeFileSystemRequest\x12\x12\n" +
+	"\fwas_attached\x18\x04 \x01(\bR\vwasAttached\"\x9b\x01\n" +
+	"\x12MountVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
-	"\x05store\x18\x02 \x01(\tR\x05store\x12\x0e\n" +
-	"\x02fs\x18\x03 \x01(\tR\x02fs\"\x1d\n" +
-	"\x1bSetVolumeFileSystemResponse\"^\n" +
+	"\x05store\x18\x02 \x01(\tR\x05store\x12\x1f\n" +
+	"\vaccept_loss\x18\x03 \x01(\bR\n" +
+	"acceptLoss\x12\x10\n" +
+	"\x03dir\x18\x04 \x01(\tR\x03dir\x12\x0e\n" +
+	"\x02fs\x18\x05 \x01(\tR\x02fs\x12\x18\n" +
+	"\aoptions\x18\x06 \x01(\tR\aoptions\"n\n" +
+	"\x13MountVolumeResponse\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\tR\x04step\x121\n" +
+	"\x06volume\x18\x02 \x01(\v2\x19.remora.control.v1.VolumeR\x06volume\x12\x10\n" +
+	"\x03dir\x18\x03 \x01(\tR\x03dir\"e\n" +
+	"\x14UnmountVolumeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05store\x18\x02 \x01(\tR\x05store\x12#\n" +
+	"\rkeep_attached\x18\x03 \x01(\bR\fkeepAttached\"\xd8\x01\n" +
+	"\x15UnmountVolumeResponse\x12\x1c\n" +
+	"\tunmounted\x18\x01 \x01(\tR\tunmounted\x12\"\n" +
+	"\rat_risk_bytes\x18\x02 \x01(\x03R\vatRiskBytes\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04done\x18\x04 \x01(\bR\x04done\x12\x12\n" +
+	"\x04dirs\x18\x05 \x03(\tR\x04dirs\x12!\n" +
+	"\fwas_attached\x18\x06 \x01(\bR\vwasAttached\x12\x1a\n" +
+	"\bdetached\x18\a \x01(\bR\bdetached\"^\n" +
 	"\x13ResizeVolumeRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05store\x18\x02 \x01(\tR\x05store\x12\x1d\n" +
@@ -3007,7 +3226,7 @@ const file_cmd_control_v1_volumes_proto_rawDesc = "" +
 	"\vaccept_loss\x18\x02 \x01(\bR\n" +
 	"acceptLoss\"M\n" +
 	"\x15RemoveJournalResponse\x124\n" +
-	"\ajournal\x18\x01 \x01(\v2\x1a.remora.control.v1.JournalR\ajournal2\xee\v\n" +
+	"\ajournal\x18\x01 \x01(\v2\x1a.remora.control.v1.JournalR\ajournal2\xbe\f\n" +
 	"\aVolumes\x12X\n" +
 	"\tInitStore\x12#.remora.control.v1.InitStoreRequest\x1a$.remora.control.v1.InitStoreResponse0\x01\x12_\n" +
 	"\fCreateVolume\x12&.remora.control.v1.CreateVolumeRequest\x1a'.remora.control.v1.CreateVolumeResponse\x12\\\n" +
@@ -3015,8 +3234,9 @@ const file_cmd_control_v1_volumes_proto_rawDesc = "" +
 	"\x13ListAttachedVolumes\x12-.remora.control.v1.ListAttachedVolumesRequest\x1a..remora.control.v1.ListAttachedVolumesResponse\x12b\n" +
 	"\rInspectVolume\x12'.remora.control.v1.InspectVolumeRequest\x1a(.remora.control.v1.InspectVolumeResponse\x12a\n" +
 	"\fAttachVolume\x12&.remora.control.v1.AttachVolumeRequest\x1a'.remora.control.v1.AttachVolumeResponse0\x01\x12a\n" +
-	"\fDetachVolume\x12&.remora.control.v1.DetachVolumeRequest\x1a'.remora.control.v1.DetachVolumeResponse0\x01\x12t\n" +
-	"\x13SetVolumeFileSystem\x12-.remora.control.v1.SetVolumeFileSystemRequest\x1a..remora.control.v1.SetVolumeFileSystemResponse\x12_\n" +
+	"\fDetachVolume\x12&.remora.control.v1.DetachVolumeRequest\x1a'.remora.control.v1.DetachVolumeResponse0\x01\x12^\n" +
+	"\vMountVolume\x12%.remora.control.v1.MountVolumeRequest\x1a&.remora.control.v1.MountVolumeResponse0\x01\x12d\n" +
+	"\rUnmountVolume\x12'.remora.control.v1.UnmountVolumeRequest\x1a(.remora.control.v1.UnmountVolumeResponse0\x01\x12_\n" +
 	"\fResizeVolume\x12&.remora.control.v1.ResizeVolumeRequest\x1a'.remora.control.v1.ResizeVolumeResponse\x12_\n" +
 	"\fRemoveVolume\x12&.remora.control.v1.RemoveVolumeRequest\x1a'.remora.control.v1.RemoveVolumeResponse\x12^\n" +
 	"\vCheckVolume\x12%.remora.control.v1.CheckVolumeRequest\x1a&.remora.control.v1.CheckVolumeResponse0\x01\x12d\n" +
@@ -3037,7 +3257,7 @@ func file_cmd_control_v1_volumes_proto_rawDescGZIP() []byte {
 	return file_cmd_control_v1_volumes_proto_rawDescData
 }
 
-var file_cmd_control_v1_volumes_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_cmd_control_v1_volumes_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_cmd_control_v1_volumes_proto_goTypes = []any{
 	(*InitStoreRequest)(nil),            // 0: remora.control.v1.InitStoreRequest
 	(*InitStoreResponse)(nil),           // 1: remora.control.v1.InitStoreResponse
@@ -3057,91 +3277,96 @@ var file_cmd_control_v1_volumes_proto_goTypes = []any{
 	(*AttachVolumeResponse)(nil),        // 15: remora.control.v1.AttachVolumeResponse
 	(*DetachVolumeRequest)(nil),         // 16: remora.control.v1.DetachVolumeRequest
 	(*DetachVolumeResponse)(nil),        // 17: remora.control.v1.DetachVolumeResponse
-	(*SetVolumeFileSystemRequest)(nil),  // 18: remora.control.v1.SetVolumeFileSystemRequest
-	(*SetVolumeFileSystemResponse)(nil), // 19: remora.control.v1.SetVolumeFileSystemResponse
-	(*ResizeVolumeRequest)(nil),         // 20: remora.control.v1.ResizeVolumeRequest
-	(*ResizeVolumeResponse)(nil),        // 21: remora.control.v1.ResizeVolumeResponse
-	(*RemoveVolumeRequest)(nil),         // 22: remora.control.v1.RemoveVolumeRequest
-	(*RemoveVolumeResponse)(nil),        // 23: remora.control.v1.RemoveVolumeResponse
-	(*CheckVolumeRequest)(nil),          // 24: remora.control.v1.CheckVolumeRequest
-	(*CheckVolumeResponse)(nil),         // 25: remora.control.v1.CheckVolumeResponse
-	(*VolumeReport)(nil),                // 26: remora.control.v1.VolumeReport
-	(*RebuildVolumeRequest)(nil),        // 27: remora.control.v1.RebuildVolumeRequest
-	(*RebuildVolumeResponse)(nil),       // 28: remora.control.v1.RebuildVolumeResponse
-	(*RebuiltVolume)(nil),               // 29: remora.control.v1.RebuiltVolume
-	(*ByteRange)(nil),                   // 30: remora.control.v1.ByteRange
-	(*Journal)(nil),                     // 31: remora.control.v1.Journal
-	(*ListJournalsRequest)(nil),         // 32: remora.control.v1.ListJournalsRequest
-	(*ListJournalsResponse)(nil),        // 33: remora.control.v1.ListJournalsResponse
-	(*SalvageJournalRequest)(nil),       // 34: remora.control.v1.SalvageJournalRequest
-	(*SalvageJournalResponse)(nil),      // 35: remora.control.v1.SalvageJournalResponse
-	(*SalvagedJournal)(nil),             // 36: remora.control.v1.SalvagedJournal
-	(*RemoveJournalRequest)(nil),        // 37: remora.control.v1.RemoveJournalRequest
-	(*RemoveJournalResponse)(nil),       // 38: remora.control.v1.RemoveJournalResponse
-	(*timestamppb.Timestamp)(nil),       // 39: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),         // 40: google.protobuf.Duration
+	(*MountVolumeRequest)(nil),          // 18: remora.control.v1.MountVolumeRequest
+	(*MountVolumeResponse)(nil),         // 19: remora.control.v1.MountVolumeResponse
+	(*UnmountVolumeRequest)(nil),        // 20: remora.control.v1.UnmountVolumeRequest
+	(*UnmountVolumeResponse)(nil),       // 21: remora.control.v1.UnmountVolumeResponse
+	(*ResizeVolumeRequest)(nil),         // 22: remora.control.v1.ResizeVolumeRequest
+	(*ResizeVolumeResponse)(nil),        // 23: remora.control.v1.ResizeVolumeResponse
+	(*RemoveVolumeRequest)(nil),         // 24: remora.control.v1.RemoveVolumeRequest
+	(*RemoveVolumeResponse)(nil),        // 25: remora.control.v1.RemoveVolumeResponse
+	(*CheckVolumeRequest)(nil),          // 26: remora.control.v1.CheckVolumeRequest
+	(*CheckVolumeResponse)(nil),         // 27: remora.control.v1.CheckVolumeResponse
+	(*VolumeReport)(nil),                // 28: remora.control.v1.VolumeReport
+	(*RebuildVolumeRequest)(nil),        // 29: remora.control.v1.RebuildVolumeRequest
+	(*RebuildVolumeResponse)(nil),       // 30: remora.control.v1.RebuildVolumeResponse
+	(*RebuiltVolume)(nil),               // 31: remora.control.v1.RebuiltVolume
+	(*ByteRange)(nil),                   // 32: remora.control.v1.ByteRange
+	(*Journal)(nil),                     // 33: remora.control.v1.Journal
+	(*ListJournalsRequest)(nil),         // 34: remora.control.v1.ListJournalsRequest
+	(*ListJournalsResponse)(nil),        // 35: remora.control.v1.ListJournalsResponse
+	(*SalvageJournalRequest)(nil),       // 36: remora.control.v1.SalvageJournalRequest
+	(*SalvageJournalResponse)(nil),      // 37: remora.control.v1.SalvageJournalResponse
+	(*SalvagedJournal)(nil),             // 38: remora.control.v1.SalvagedJournal
+	(*RemoveJournalRequest)(nil),        // 39: remora.control.v1.RemoveJournalRequest
+	(*RemoveJournalResponse)(nil),       // 40: remora.control.v1.RemoveJournalResponse
+	(*timestamppb.Timestamp)(nil),       // 41: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),         // 42: google.protobuf.Duration
 }
 var file_cmd_control_v1_volumes_proto_depIdxs = []int32{
-	39, // 0: remora.control.v1.Volume.created:type_name -> google.protobuf.Timestamp
-	40, // 1: remora.control.v1.CreateVolumeRequest.max_age:type_name -> google.protobuf.Duration
+	41, // 0: remora.control.v1.Volume.created:type_name -> google.protobuf.Timestamp
+	42, // 1: remora.control.v1.CreateVolumeRequest.max_age:type_name -> google.protobuf.Duration
 	2,  // 2: remora.control.v1.CreateVolumeResponse.volume:type_name -> remora.control.v1.Volume
 	2,  // 3: remora.control.v1.ListVolumesResponse.volumes:type_name -> remora.control.v1.Volume
 	2,  // 4: remora.control.v1.ListAttachedVolumesResponse.volumes:type_name -> remora.control.v1.Volume
 	2,  // 5: remora.control.v1.InspectVolumeResponse.volume:type_name -> remora.control.v1.Volume
-	40, // 6: remora.control.v1.InspectVolumeResponse.max_age:type_name -> google.protobuf.Duration
-	40, // 7: remora.control.v1.InspectVolumeResponse.at_risk:type_name -> google.protobuf.Duration
-	40, // 8: remora.control.v1.InspectVolumeResponse.lease_margin:type_name -> google.protobuf.Duration
+	42, // 6: remora.control.v1.InspectVolumeResponse.max_age:type_name -> google.protobuf.Duration
+	42, // 7: remora.control.v1.InspectVolumeResponse.at_risk:type_name -> google.protobuf.Duration
+	42, // 8: remora.control.v1.InspectVolumeResponse.lease_margin:type_name -> google.protobuf.Duration
 	11, // 9: remora.control.v1.InspectVolumeResponse.waits:type_name -> remora.control.v1.VolumeWait
 	12, // 10: remora.control.v1.InspectVolumeResponse.events:type_name -> remora.control.v1.VolumeEvent
 	13, // 11: remora.control.v1.InspectVolumeResponse.store_requests:type_name -> remora.control.v1.StoreRequests
-	40, // 12: remora.control.v1.VolumeWait.waited:type_name -> google.protobuf.Duration
-	39, // 13: remora.control.v1.VolumeEvent.time:type_name -> google.protobuf.Timestamp
+	42, // 12: remora.control.v1.VolumeWait.waited:type_name -> google.protobuf.Duration
+	41, // 13: remora.control.v1.VolumeEvent.time:type_name -> google.protobuf.Timestamp
 	2,  // 14: remora.control.v1.AttachVolumeResponse.volume:type_name -> remora.control.v1.Volume
-	2,  // 15: remora.control.v1.ResizeVolumeResponse.volume:type_name -> remora.control.v1.Volume
-	26, // 16: remora.control.v1.CheckVolumeResponse.report:type_name -> remora.control.v1.VolumeReport
-	29, // 17: remora.control.v1.RebuildVolumeResponse.rebuilt:type_name -> remora.control.v1.RebuiltVolume
-	30, // 18: remora.control.v1.RebuiltVolume.stale:type_name -> remora.control.v1.ByteRange
-	30, // 19: remora.control.v1.RebuiltVolume.lost:type_name -> remora.control.v1.ByteRange
-	39, // 20: remora.control.v1.Journal.written:type_name -> google.protobuf.Timestamp
-	31, // 21: remora.control.v1.ListJournalsResponse.journals:type_name -> remora.control.v1.Journal
-	36, // 22: remora.control.v1.SalvageJournalResponse.salvaged:type_name -> remora.control.v1.SalvagedJournal
-	29, // 23: remora.control.v1.SalvagedJournal.volume:type_name -> remora.control.v1.RebuiltVolume
-	31, // 24: remora.control.v1.RemoveJournalResponse.journal:type_name -> remora.control.v1.Journal
-	0,  // 25: remora.control.v1.Volumes.InitStore:input_type -> remora.control.v1.InitStoreRequest
-	3,  // 26: remora.control.v1.Volumes.CreateVolume:input_type -> remora.control.v1.CreateVolumeRequest
-	5,  // 27: remora.control.v1.Volumes.ListVolumes:input_type -> remora.control.v1.ListVolumesRequest
-	7,  // 28: remora.control.v1.Volumes.ListAttachedVolumes:input_type -> remora.control.v1.ListAttachedVolumesRequest
-	9,  // 29: remora.control.v1.Volumes.InspectVolume:input_type -> remora.control.v1.InspectVolumeRequest
-	14, // 30: remora.control.v1.Volumes.AttachVolume:input_type -> remora.control.v1.AttachVolumeRequest
-	16, // 31: remora.control.v1.Volumes.DetachVolume:input_type -> remora.control.v1.DetachVolumeRequest
-	18, // 32: remora.control.v1.Volumes.SetVolumeFileSystem:input_type -> remora.control.v1.SetVolumeFileSystemRequest
-	20, // 33: remora.control.v1.Volumes.ResizeVolume:input_type -> remora.control.v1.ResizeVolumeRequest
-	22, // 34: remora.control.v1.Volumes.RemoveVolume:input_type -> remora.control.v1.RemoveVolumeRequest
-	24, // 35: remora.control.v1.Volumes.CheckVolume:input_type -> remora.control.v1.CheckVolumeRequest
-	27, // 36: remora.control.v1.Volumes.RebuildVolume:input_type -> remora.control.v1.RebuildVolumeRequest
-	32, // 37: remora.control.v1.Volumes.ListJournals:input_type -> remora.control.v1.ListJournalsRequest
-	34, // 38: remora.control.v1.Volumes.SalvageJournal:input_type -> remora.control.v1.SalvageJournalRequest
-	37, // 39: remora.control.v1.Volumes.RemoveJournal:input_type -> remora.control.v1.RemoveJournalRequest
-	1,  // 40: remora.control.v1.Volumes.InitStore:output_type -> remora.control.v1.InitStoreResponse
-	4,  // 41: remora.control.v1.Volumes.CreateVolume:output_type -> remora.control.v1.CreateVolumeResponse
-	6,  // 42: remora.control.v1.Volumes.ListVolumes:output_type -> remora.control.v1.ListVolumesResponse
-	8,  // 43: remora.control.v1.Volumes.ListAttachedVolumes:output_type -> remora.control.v1.ListAttachedVolumesResponse
-	10, // 44: remora.control.v1.Volumes.InspectVolume:output_type -> remora.control.v1.InspectVolumeResponse
-	15, // 45: remora.control.v1.Volumes.AttachVolume:output_type -> remora.control.v1.AttachVolumeResponse
-	17, // 46: remora.control.v1.Volumes.DetachVolume:output_type -> remora.control.v1.DetachVolumeResponse
-	19, // 47: remora.control.v1.Volumes.SetVolumeFileSystem:output_type -> remora.control.v1.SetVolumeFileSystemResponse
-	21, // 48: remora.control.v1.Volumes.ResizeVolume:output_type -> remora.control.v1.ResizeVolumeResponse
-	23, // 49: remora.control.v1.Volumes.RemoveVolume:output_type -> remora.control.v1.RemoveVolumeResponse
-	25, // 50: remora.control.v1.Volumes.CheckVolume:output_type -> remora.control.v1.CheckVolumeResponse
-	28, // 51: remora.control.v1.Volumes.RebuildVolume:output_type -> remora.control.v1.RebuildVolumeResponse
-	33, // 52: remora.control.v1.Volumes.ListJournals:output_type -> remora.control.v1.ListJournalsResponse
-	35, // 53: remora.control.v1.Volumes.SalvageJournal:output_type -> remora.control.v1.SalvageJournalResponse
-	38, // 54: remora.control.v1.Volumes.RemoveJournal:output_type -> remora.control.v1.RemoveJournalResponse
-	40, // [40:55] is the sub-list for method output_type
-	25, // [25:40] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	2,  // 15: remora.control.v1.MountVolumeResponse.volume:type_name -> remora.control.v1.Volume
+	2,  // 16: remora.control.v1.ResizeVolumeResponse.volume:type_name -> remora.control.v1.Volume
+	28, // 17: remora.control.v1.CheckVolumeResponse.report:type_name -> remora.control.v1.VolumeReport
+	31, // 18: remora.control.v1.RebuildVolumeResponse.rebuilt:type_name -> remora.control.v1.RebuiltVolume
+	32, // 19: remora.control.v1.RebuiltVolume.stale:type_name -> remora.control.v1.ByteRange
+	32, // 20: remora.control.v1.RebuiltVolume.lost:type_name -> remora.control.v1.ByteRange
+	41, // 21: remora.control.v1.Journal.written:type_name -> google.protobuf.Timestamp
+	33, // 22: remora.control.v1.ListJournalsResponse.journals:type_name -> remora.control.v1.Journal
+	38, // 23: remora.control.v1.SalvageJournalResponse.salvaged:type_name -> remora.control.v1.SalvagedJournal
+	31, // 24: remora.control.v1.SalvagedJournal.volume:type_name -> remora.control.v1.RebuiltVolume
+	33, // 25: remora.control.v1.RemoveJournalResponse.journal:type_name -> remora.control.v1.Journal
+	0,  // 26: remora.control.v1.Volumes.InitStore:input_type -> remora.control.v1.InitStoreRequest
+	3,  // 27: remora.control.v1.Volumes.CreateVolume:input_type -> remora.control.v1.CreateVolumeRequest
+	5,  // 28: remora.control.v1.Volumes.ListVolumes:input_type -> remora.control.v1.ListVolumesRequest
+	7,  // 29: remora.control.v1.Volumes.ListAttachedVolumes:input_type -> remora.control.v1.ListAttachedVolumesRequest
+	9,  // 30: remora.control.v1.Volumes.InspectVolume:input_type -> remora.control.v1.InspectVolumeRequest
+	14, // 31: remora.control.v1.Volumes.AttachVolume:input_type -> remora.control.v1.AttachVolumeRequest
+	16, // 32: remora.control.v1.Volumes.DetachVolume:input_type -> remora.control.v1.DetachVolumeRequest
+	18, // 33: remora.control.v1.Volumes.MountVolume:input_type -> remora.control.v1.MountVolumeRequest
+	20, // 34: remora.control.v1.Volumes.UnmountVolume:input_type -> remora.control.v1.UnmountVolumeRequest
+	22, // 35: remora.control.v1.Volumes.ResizeVolume:input_type -> remora.control.v1.ResizeVolumeRequest
+	24, // 36: remora.control.v1.Volumes.RemoveVolume:input_type -> remora.control.v1.RemoveVolumeRequest
+	26, // 37: remora.control.v1.Volumes.CheckVolume:input_type -> remora.control.v1.CheckVolumeRequest
+	29, // 38: remora.control.v1.Volumes.RebuildVolume:input_type -> remora.control.v1.RebuildVolumeRequest
+	34, // 39: remora.control.v1.Volumes.ListJournals:input_type -> remora.control.v1.ListJournalsRequest
+	36, // 40: remora.control.v1.Volumes.SalvageJournal:input_type -> remora.control.v1.SalvageJournalRequest
+	39, // 41: remora.control.v1.Volumes.RemoveJournal:input_type -> remora.control.v1.RemoveJournalRequest
+	1,  // 42: remora.control.v1.Volumes.InitStore:output_type -> remora.control.v1.InitStoreResponse
+	4,  // 43: remora.control.v1.Volumes.CreateVolume:output_type -> remora.control.v1.CreateVolumeResponse
+	6,  // 44: remora.control.v1.Volumes.ListVolumes:output_type -> remora.control.v1.ListVolumesResponse
+	8,  // 45: remora.control.v1.Volumes.ListAttachedVolumes:output_type -> remora.control.v1.ListAttachedVolumesResponse
+	10, // 46: remora.control.v1.Volumes.InspectVolume:output_type -> remora.control.v1.InspectVolumeResponse
+	15, // 47: remora.control.v1.Volumes.AttachVolume:output_type -> remora.control.v1.AttachVolumeResponse
+	17, // 48: remora.control.v1.Volumes.DetachVolume:output_type -> remora.control.v1.DetachVolumeResponse
+	19, // 49: remora.control.v1.Volumes.MountVolume:output_type -> remora.control.v1.MountVolumeResponse
+	21, // 50: remora.control.v1.Volumes.UnmountVolume:output_type -> remora.control.v1.UnmountVolumeResponse
+	23, // 51: remora.control.v1.Volumes.ResizeVolume:output_type -> remora.control.v1.ResizeVolumeResponse
+	25, // 52: remora.control.v1.Volumes.RemoveVolume:output_type -> remora.control.v1.RemoveVolumeResponse
+	27, // 53: remora.control.v1.Volumes.CheckVolume:output_type -> remora.control.v1.CheckVolumeResponse
+	30, // 54: remora.control.v1.Volumes.RebuildVolume:output_type -> remora.control.v1.RebuildVolumeResponse
+	35, // 55: remora.control.v1.Volumes.ListJournals:output_type -> remora.control.v1.ListJournalsResponse
+	37, // 56: remora.control.v1.Volumes.SalvageJournal:output_type -> remora.control.v1.SalvageJournalResponse
+	40, // 57: remora.control.v1.Volumes.RemoveJournal:output_type -> remora.control.v1.RemoveJournalResponse
+	42, // [42:58] is the sub-list for method output_type
+	26, // [26:42] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_cmd_control_v1_volumes_proto_init() }
@@ -3155,7 +3380,7 @@ func file_cmd_control_v1_volumes_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_cmd_control_v1_volumes_proto_rawDesc), len(file_cmd_control_v1_volumes_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   39,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

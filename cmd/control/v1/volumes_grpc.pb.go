@@ -28,7 +28,8 @@ const (
 	Volumes_InspectVolume_FullMethodName       = "/remora.control.v1.Volumes/InspectVolume"
 	Volumes_AttachVolume_FullMethodName        = "/remora.control.v1.Volumes/AttachVolume"
 	Volumes_DetachVolume_FullMethodName        = "/remora.control.v1.Volumes/DetachVolume"
-	Volumes_SetVolumeFileSystem_FullMethodName = "/remora.control.v1.Volumes/SetVolumeFileSystem"
+	Volumes_MountVolume_FullMethodName         = "/remora.control.v1.Volumes/MountVolume"
+	Volumes_UnmountVolume_FullMethodName       = "/remora.control.v1.Volumes/UnmountVolume"
 	Volumes_ResizeVolume_FullMethodName        = "/remora.control.v1.Volumes/ResizeVolume"
 	Volumes_RemoveVolume_FullMethodName        = "/remora.control.v1.Volumes/RemoveVolume"
 	Volumes_CheckVolume_FullMethodName         = "/remora.control.v1.Volumes/CheckVolume"
@@ -65,9 +66,14 @@ type VolumesClient interface {
 	// DetachVolume ends the device and gives the volume up when its store has everything. Cancelled, it leaves the volume
 	// with this node, which goes on storing. FAILED_PRECONDITION while the device is in use. The last message has done.
 	DetachVolume(ctx context.Context, in *DetachVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[DetachVolumeResponse], error)
-	// SetVolumeFileSystem records which file system was made. FAILED_PRECONDITION if the volume is not attached here.
-	SetVolumeFileSystem(ctx context.Context, in *SetVolumeFileSystemRequest, opts ...grpc.CallOption) (*SetVolumeFileSystemResponse, error)
-	// ResizeVolume makes a volume larger, and its device if it has one. Volumes do not shrink.
+	// MountVolume attaches a volume and mounts its file system in remorad's mount namespace, which is the host's. A volume that nobody
+	// has ever written to gets a file system first. What it has begun goes on when it is cancelled, and the next call for the same
+	// joins it. A volume that is mounted there is no error. The last message has volume.
+	MountVolume(ctx context.Context, in *MountVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MountVolumeResponse], error)
+	// UnmountVolume unmounts a volume wherever remorad's mount namespace has it, and gives it up as DetachVolume does. The last message
+	// has done.
+	UnmountVolume(ctx context.Context, in *UnmountVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UnmountVolumeResponse], error)
+	// ResizeVolume makes a volume larger, its device if it has one, and the file system on that if it is mounted. Volumes do not shrink.
 	ResizeVolume(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*ResizeVolumeResponse, error)
 	// RemoveVolume deletes a volume and everything in it. FAILED_PRECONDITION while it is attached anywhere.
 	RemoveVolume(ctx context.Context, in *RemoveVolumeRequest, opts ...grpc.CallOption) (*RemoveVolumeResponse, error)
@@ -190,15 +196,43 @@ func (c *volumesClient) DetachVolume(ctx context.Context, in *DetachVolumeReques
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Volumes_DetachVolumeClient = grpc.ServerStreamingClient[DetachVolumeResponse]
 
-func (c *volumesClient) SetVolumeFileSystem(ctx context.Context, in *SetVolumeFileSystemRequest, opts ...grpc.CallOption) (*SetVolumeFileSystemResponse, error) {
+func (c *volumesClient) MountVolume(ctx context.Context, in *MountVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MountVolumeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(SetVolumeFileSystemResponse)
-	err := c.cc.Invoke(ctx, Volumes_SetVolumeFileSystem_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[3], Volumes_MountVolume_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[MountVolumeRequest, MountVolumeResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_MountVolumeClient = grpc.ServerStreamingClient[MountVolumeResponse]
+
+func (c *volumesClient) UnmountVolume(ctx context.Context, in *UnmountVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[UnmountVolumeResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[4], Volumes_UnmountVolume_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[UnmountVolumeRequest, UnmountVolumeResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_UnmountVolumeClient = grpc.ServerStreamingClient[UnmountVolumeResponse]
 
 func (c *volumesClient) ResizeVolume(ctx context.Context, in *ResizeVolumeRequest, opts ...grpc.CallOption) (*ResizeVolumeResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -222,7 +256,7 @@ func (c *volumesClient) RemoveVolume(ctx context.Context, in *RemoveVolumeReques
 
 func (c *volumesClient) CheckVolume(ctx context.Context, in *CheckVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckVolumeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[3], Volumes_CheckVolume_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[5], Volumes_CheckVolume_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -241,7 +275,7 @@ type Volumes_CheckVolumeClient = grpc.ServerStreamingClient[CheckVolumeResponse]
 
 func (c *volumesClient) RebuildVolume(ctx context.Context, in *RebuildVolumeRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RebuildVolumeResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[4], Volumes_RebuildVolume_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[6], Volumes_RebuildVolume_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -270,7 +304,7 @@ func (c *volumesClient) ListJournals(ctx context.Context, in *ListJournalsReques
 
 func (c *volumesClient) SalvageJournal(ctx context.Context, in *SalvageJournalRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[SalvageJournalResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[5], Volumes_SalvageJournal_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Volumes_ServiceDesc.Streams[7], Volumes_SalvageJournal_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -324,9 +358,14 @@ type VolumesServer interface {
 	// DetachVolume ends the device and gives the volume up when its store has everything. Cancelled, it leaves the volume
 	// with this node, which goes on storing. FAILED_PRECONDITION while the device is in use. The last message has done.
 	DetachVolume(*DetachVolumeRequest, grpc.ServerStreamingServer[DetachVolumeResponse]) error
-	// SetVolumeFileSystem records which file system was made. FAILED_PRECONDITION if the volume is not attached here.
-	SetVolumeFileSystem(context.Context, *SetVolumeFileSystemRequest) (*SetVolumeFileSystemResponse, error)
-	// ResizeVolume makes a volume larger, and its device if it has one. Volumes do not shrink.
+	// MountVolume attaches a volume and mounts its file system in remorad's mount namespace, which is the host's. A volume that nobody
+	// has ever written to gets a file system first. What it has begun goes on when it is cancelled, and the next call for the same
+	// joins it. A volume that is mounted there is no error. The last message has volume.
+	MountVolume(*MountVolumeRequest, grpc.ServerStreamingServer[MountVolumeResponse]) error
+	// UnmountVolume unmounts a volume wherever remorad's mount namespace has it, and gives it up as DetachVolume does. The last message
+	// has done.
+	UnmountVolume(*UnmountVolumeRequest, grpc.ServerStreamingServer[UnmountVolumeResponse]) error
+	// ResizeVolume makes a volume larger, its device if it has one, and the file system on that if it is mounted. Volumes do not shrink.
 	ResizeVolume(context.Context, *ResizeVolumeRequest) (*ResizeVolumeResponse, error)
 	// RemoveVolume deletes a volume and everything in it. FAILED_PRECONDITION while it is attached anywhere.
 	RemoveVolume(context.Context, *RemoveVolumeRequest) (*RemoveVolumeResponse, error)
@@ -373,8 +412,11 @@ func (UnimplementedVolumesServer) AttachVolume(*AttachVolumeRequest, grpc.Server
 func (UnimplementedVolumesServer) DetachVolume(*DetachVolumeRequest, grpc.ServerStreamingServer[DetachVolumeResponse]) error {
 	return status.Error(codes.Unimplemented, "method DetachVolume not implemented")
 }
-func (UnimplementedVolumesServer) SetVolumeFileSystem(context.Context, *SetVolumeFileSystemRequest) (*SetVolumeFileSystemResponse, error) {
-	return nil, status.Error(codes.Unimplemented, "method SetVolumeFileSystem not implemented")
+func (UnimplementedVolumesServer) MountVolume(*MountVolumeRequest, grpc.ServerStreamingServer[MountVolumeResponse]) error {
+	return status.Error(codes.Unimplemented, "method MountVolume not implemented")
+}
+func (UnimplementedVolumesServer) UnmountVolume(*UnmountVolumeRequest, grpc.ServerStreamingServer[UnmountVolumeResponse]) error {
+	return status.Error(codes.Unimplemented, "method UnmountVolume not implemented")
 }
 func (UnimplementedVolumesServer) ResizeVolume(context.Context, *ResizeVolumeRequest) (*ResizeVolumeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ResizeVolume not implemented")
@@ -523,23 +565,27 @@ func _Volumes_DetachVolume_Handler(srv interface{}, stream grpc.ServerStream) er
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Volumes_DetachVolumeServer = grpc.ServerStreamingServer[DetachVolumeResponse]
 
-func _Volumes_SetVolumeFileSystem_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(SetVolumeFileSystemRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _Volumes_MountVolume_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(MountVolumeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(VolumesServer).SetVolumeFileSystem(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Volumes_SetVolumeFileSystem_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(VolumesServer).SetVolumeFileSystem(ctx, req.(*SetVolumeFileSystemRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(VolumesServer).MountVolume(m, &grpc.GenericServerStream[MountVolumeRequest, MountVolumeResponse]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_MountVolumeServer = grpc.ServerStreamingServer[MountVolumeResponse]
+
+func _Volumes_UnmountVolume_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(UnmountVolumeRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(VolumesServer).UnmountVolume(m, &grpc.GenericServerStream[UnmountVolumeRequest, UnmountVolumeResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Volumes_UnmountVolumeServer = grpc.ServerStreamingServer[UnmountVolumeResponse]
 
 func _Volumes_ResizeVolume_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ResizeVolumeRequest)
@@ -670,10 +716,6 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Volumes_InspectVolume_Handler,
 		},
 		{
-			MethodName: "SetVolumeFileSystem",
-			Handler:    _Volumes_SetVolumeFileSystem_Handler,
-		},
-		{
 			MethodName: "ResizeVolume",
 			Handler:    _Volumes_ResizeVolume_Handler,
 		},
@@ -704,6 +746,16 @@ var Volumes_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "DetachVolume",
 			Handler:       _Volumes_DetachVolume_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "MountVolume",
+			Handler:       _Volumes_MountVolume_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "UnmountVolume",
+			Handler:       _Volumes_UnmountVolume_Handler,
 			ServerStreams: true,
 		},
 		{

@@ -93,6 +93,7 @@ func imageCalls() map[protoreflect.FullName]call {
 func volumeCalls() map[protoreflect.FullName]call {
 	detach, check, rebuild := new(DetachVolumeRequest), new(CheckVolumeRequest), new(RebuildVolumeRequest)
 	salvage := new(SalvageJournalRequest)
+	unmount := new(UnmountVolumeRequest)
 	step := func(told func(any)) func(string) { return func(s string) { told(map[string]string{"step": s}) } }
 	return map[protoreflect.FullName]call{
 		"Volumes.InitStore":           stepwise("step", (*Client).InitStore),
@@ -105,9 +106,13 @@ func volumeCalls() map[protoreflect.FullName]call {
 			do: func(ctx context.Context, c *Client, told func(any)) (any, error) {
 				return c.DetachVolume(ctx, detach, func(r *DetachVolumeReply) { told(r) })
 			}},
-		"Volumes.SetVolumeFileSystem": order((*Client).SetVolumeFS),
-		"Volumes.ResizeVolume":        plain((*Client).ResizeVolume),
-		"Volumes.RemoveVolume":        plain((*Client).RemoveVolume),
+		"Volumes.MountVolume": stepwise("step", (*Client).MountVolume),
+		"Volumes.UnmountVolume": {request: unmount, tells: []protoreflect.Name{"unmounted", "at_risk_bytes", "reason"},
+			do: func(ctx context.Context, c *Client, told func(any)) (any, error) {
+				return c.UnmountVolume(ctx, unmount, func(r *UnmountVolumeReply) { told(r) })
+			}},
+		"Volumes.ResizeVolume": plain((*Client).ResizeVolume),
+		"Volumes.RemoveVolume": plain((*Client).RemoveVolume),
 		"Volumes.CheckVolume": {request: check, tells: []protoreflect.Name{"step"},
 			do: func(ctx context.Context, c *Client, told func(any)) (any, error) {
 				report, err := c.CheckVolume(ctx, check, step(told))
