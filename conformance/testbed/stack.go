@@ -280,6 +280,10 @@ func (s *Stack) StartRemoradOnly() error {
 	if level == "" {
 		level = "debug"
 	}
+	// That of one that was killed may be open for a moment still, in a process that it was about to start.
+	if err := os.Remove(s.Remora); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
 	var err error
 	s.remorad, err = Start(s.RemoradLog(), accepts("unix", s.Remora), s.opts.RemoradEnv, cmp.Or(s.program, "remorad"),
 		"--config", path, "--root", s.Root, "--address", s.Remora, "--log-level", level)
