@@ -68,7 +68,7 @@ const (
 	// of it.
 	maxWrite   = 256 << 10
 	writeLead  = pageSize - inHeader - writeHeader
-	writeSlots = 256 // twice what a loop device has under way
+	writeSlots = 64 // of one disk: 16.6 MB once they were all used, half of them by a loop device
 )
 
 // background is how many requests that nobody in particular waits for may be under way: reads that wait

@@ -81,7 +81,7 @@ func newRAM(t *testing.T) *blockdev.RAM {
 	return r
 }
 
-const mostRequests = 256 // of one connection
+const mostRequests = 64 // of one connection
 
 // page is what a writer writes.
 func page(i int) []byte {
