@@ -10,6 +10,7 @@ import (
 
 	controlv1 "github.com/remora-storage/remora/cmd/control/v1"
 	"github.com/remora-storage/remora/volume"
+	"github.com/remora-storage/remora/volume/host"
 	"github.com/remora-storage/remora/volume/mount"
 	"github.com/remora-storage/remora/volume/node"
 )
@@ -67,6 +68,9 @@ func (v *volumes) onDevice(ctx context.Context, id volume.ID, what string, t mou
 				Name: h.Name, Device: k.Path, ReadOnly: k.ReadOnly, Sector: k.Sector, Fresh: open.Fresh(), FS: h.FS,
 				Note: open.SetFS, Store: open.Commit,
 			}
+		}
+		if t.Free {
+			defer host.Quiet(v.host, id, mount.Unused(k.Path))()
 		}
 		return mount.Apart(ctx, exec.Command(ownProgram, onDeviceCommand), t, say)
 	}}, tell)

@@ -177,6 +177,41 @@ func TestVolumeBounces(t *testing.T) {
 	mustBeWhole(t, s)
 }
 
+// TestVolumeUnmountedWithoutStore: the store of a mounted volume of class remote is away for longer than the lease. The volume is unmounted
+// meanwhile, and given up to its journal, as at a machine's end. What was written and not flushed is there when it is mounted again.
+func TestVolumeUnmountedWithoutStore(t *testing.T) {
+	t.Parallel()
+	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
+	store := newVolume(t, s, "data")
+	dir := strings.TrimPrefix(store, "file:")
+	mnt := filepath.Join(t.TempDir(), "mnt")
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = unix.Unmount(mnt, unix.MNT_DETACH)
+		}
+	})
+	testbed.Must(t, os.Rename(dir, dir+".aside"))
+	back := sync.OnceFunc(func() { testbed.Must(t, os.Rename(dir+".aside", dir)) })
+	t.Cleanup(back)
+	testbed.WaitFor(t, "the lease to run out", func() bool { return inspectOutage(t, s).Lease <= 0 })
+	want := bytes.Repeat([]byte("data"), 64<<10)
+	testbed.Must(t, os.WriteFile(filepath.Join(mnt, "file"), want, 0o600))
+	waited := time.AfterFunc(time.Minute, back) // so that nothing stays hung
+	snapctl(t, s, "volume", "umount", "--keep-attached", "data")
+	snapctl(t, s, "volume", "detach", "--abandon-to-journal", "data")
+	if !waited.Stop() {
+		t.Error("an unmount has waited for a store that is away")
+	}
+	back()
+	snapctl(t, s, "volume", "mount", "data", mnt)
+	if got, err := os.ReadFile(filepath.Join(mnt, "file")); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was written is not there (%v)", err)
+	}
+	snapctl(t, s, "volume", "umount", "data")
+	mustBeWhole(t, s)
+}
+
 // TestVolumeAbandoned: the store of a volume of class remote is away for longer than the lease. The volume is given up to its journal
 // with what a program has written to the device and not flushed, and a volume of another store is attached and detached as ever. So it is
 // where remorad was killed meanwhile, and never found the store again. All of it is there when the volume is attached again.

@@ -27,6 +27,16 @@ func (d *Device) Leave(context.Context) error { return nil }
 // Quiet implements export.Quieter.
 func (d *Device) Quiet(alone func() bool) (end func()) { return d.o.quiet.Begin(alone) }
 
+// Quiet has a volume answer flushes when its journal has everything, whenever alone says that only its node uses the device, until end is
+// called.
+func Quiet(h *Host, id volume.ID, alone func() bool) (end func()) {
+	o := h.find(id)
+	if o == nil {
+		return func() {}
+	}
+	return o.quiet.Begin(alone)
+}
+
 // Failed implements disk.Failer.
 func (d *Device) Failed() error {
 	select {
