@@ -69,6 +69,7 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 		if err := v.wait.until(ctx, "hold the lease", func() error { return v.lease.Wait(ctx) }); err != nil {
 			return err
 		}
+		v.claim(h)
 		if cp != nil {
 			h.Root = &cp.ref
 			h.Tail = h.Tail[len(cp.segments):]
@@ -83,6 +84,7 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 		}
 		return nil
 	}, func() {
+		v.claimedLocked()
 		if cp != nil {
 			v.root, v.due, v.frozen, v.making = cp.root, nil, nil, false
 			for _, s := range cp.segments {
@@ -159,12 +161,13 @@ func (v *Volume) update(ctx context.Context, change func(*Head) error, apply fun
 		}) {
 			return nil // the volume was given up by a change whose caller did not wait for its end
 		}
-		if !current.sameOwner(old) {
+		// A change whose caller did not wait for its end may have been carried out.
+		mine := slices.ContainsFunc(unsure, func(h *Head) bool { return current.sameOwner(h) && h.departs(current) == "" })
+		if !current.sameOwner(old) && !mine {
 			return fmt.Errorf("epoch %d, this node's is %d: %w", current.Epoch, old.Epoch, ErrFenced)
 		}
 		what := old.departs(current)
-		// A change whose caller did not wait for its end may have been carried out.
-		if what != "" && !slices.ContainsFunc(unsure, func(h *Head) bool { return h.departs(current) == "" }) {
+		if what != "" && !mine {
 			return fencing("the head is not what this node has left: " + what +
 				". A copy of this machine writes to the volume, or the store was put back to an earlier state")
 		}

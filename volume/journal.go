@@ -418,6 +418,13 @@ func (j *journal) sync() error {
 	return j.err
 }
 
+// setEpoch says in which epoch records are written from now on.
+func (j *journal) setEpoch(epoch uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.epoch = epoch
+}
+
 // passed says that segments were made, and stored, of all records before a position.
 func (j *journal) passed(pos int64) {
 	j.mu.Lock()

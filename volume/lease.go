@@ -295,7 +295,7 @@ func (m *Member) swap(ctx context.Context, next memberState, last Word, version 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if err != nil {
-		if errors.Is(err, ErrFenced) {
+		if errors.Is(err, ErrFenced) && (!errors.Is(err, errRevoked) || m.owns == 0) {
 			m.err = err
 			m.tellLocked()
 		}
@@ -307,6 +307,29 @@ func (m *Member) swap(ctx context.Context, next memberState, last Word, version 
 	} // else it may be an old one, which is to be renewed immediately
 	m.tellLocked()
 	return nil
+}
+
+// errRevoked says that another node has fenced this one, to take one of its volumes. Whose each of them is, their heads say.
+var errRevoked = fmt.Errorf("this node was fenced: %w", ErrFenced)
+
+// liveAgain takes the lease once more, as another life, after another node has fenced this one. Nothing is acknowledged meanwhile, nor
+// before a volume's head says that it is this life's.
+func (m *Member) liveAgain(ctx context.Context) error {
+	m.opts.Log.Warn("another node has fenced this one, to take a volume of it: the others go on")
+	m.mu.Lock()
+	m.opts.Incarnation = NewID()
+	m.mu.Unlock()
+	return m.take(ctx)
+}
+
+// lose says that the lease cannot be had again.
+func (m *Member) lose(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.err == nil {
+		m.err = fmt.Errorf("%w: %w", ErrFenced, err)
+	}
+	m.tellLocked()
 }
 
 // errReplaced says why a renewal that was refused is tried again.
@@ -326,7 +349,7 @@ func (m *Member) refused(ctx context.Context, next memberState, version string) 
 		case s.Nonce == next.Nonce:
 			return now, true, nil
 		case s.State == stateFenced && !(earlier && m.unexpired()):
-			return version, false, fmt.Errorf("this node was fenced: %w", ErrFenced)
+			return version, false, errRevoked
 		}
 		if mine = earlier || s.Incarnation == next.Incarnation && s.Counter < next.Counter; !mine {
 			return version, false, fmt.Errorf("%w (%s): %w", errRival, s.Host, ErrFenced)
@@ -403,9 +426,14 @@ func (m *Member) renew(ctx context.Context) {
 		last := next.word()
 		next.Counter++
 		next.Nonce = NewID()
-		if err := m.swap(ctx, next, last, version); err != nil {
+		err := m.swap(ctx, next, last, version)
+		for errors.Is(err, errRevoked) {
+			err = m.liveAgain(ctx)
+		}
+		if err != nil {
 			if ctx.Err() == nil {
 				m.opts.Log.Error("this node has lost its lease", "err", err)
+				m.lose(err)
 			}
 			return
 		}
@@ -413,9 +441,16 @@ func (m *Member) renew(ctx context.Context) {
 }
 
 // Certain implements Lease.
-func (m *Member) Certain() (bool, error) {
-	certain, _, err := m.now()
-	return certain, err
+func (m *Member) Certain() (life ID, certain bool, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.opts.Incarnation, m.lookLocked(false) < m.until && m.err == nil, m.err
+}
+
+// Changed implements Lease.
+func (m *Member) Changed() <-chan struct{} {
+	_, changed, _ := m.now()
+	return changed
 }
 
 // now says whether the lease is certain, and what is closed when that may be otherwise.

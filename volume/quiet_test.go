@@ -65,7 +65,7 @@ func TestQuiet(t *testing.T) {
 					t.Errorf("given up without its store: %v", err)
 				}
 				end()
-				if certain, err := v.lease.Certain(); certain || err != nil {
+				if _, certain, err := v.lease.Certain(); certain || err != nil {
 					t.Errorf("a lease without its store: %v, %v", certain, err)
 				}
 				at.crash(true)

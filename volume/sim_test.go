@@ -190,6 +190,24 @@ func simulate(t *testing.T, seed uint64) {
 				other = nodes[1]
 			}
 			rival := NewMember(st, MemberOptions{ID: other.id, Incarnation: NewID(), Boot: strconv.Itoa(other.boot), Diary: &other.diary})
+			if spells.IntN(2) == 0 { // or has fenced the node, and died: the volume goes on under the node's next life
+				if err := rival.awaitEnd(ctx, *v.Head().Owner, func(string) {}); err != nil {
+					t.Fatalf("round %d: fence: %v", round, err)
+				}
+				cut.apart(false)
+				time.Sleep(time.Duration(rnd.Int64N(int64(20 * time.Second))))
+				if err := v.failed(); err != nil {
+					t.Fatalf("round %d: nobody has taken the volume: %v", round, err)
+				}
+				at.crash(false)
+				kill()
+				v.halt(errors.New("killed"))
+				node.Release()
+				writers.Wait()
+				m.settle()
+				m.flushed = m.acked
+				break
+			}
 			w, err := Attach(ctx, h.ID, rival, other, AttachOptions{Options: Options{Store: st, Memory: 4 << 20}, AcceptLoss: true})
 			if err != nil {
 				t.Fatalf("round %d: take over: %v", round, err)

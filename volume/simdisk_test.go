@@ -235,11 +235,11 @@ func (n *simNode) Remove(_, id ID) error {
 	return nil
 }
 
-func (n *simNode) Orphan(_, except ID) error {
+func (n *simNode) Orphan(vid, except ID) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for id := range n.journals {
-		if id != except {
+	for id, d := range n.journals {
+		if d.vid == vid && id != except {
 			delete(n.journals, id)
 			n.orphans++
 		}

@@ -37,10 +37,12 @@ type Cache interface {
 // A Lease is what a node holds while it owns volumes.
 type Lease interface {
 	// Wait returns nil at once while the lease is certain, and waits while it is not. It fails with ErrFenced if
-	// the node has lost it.
+	// the node has lost it, and cannot have it again.
 	Wait(ctx context.Context) error
-	// Certain says whether it is certain now. It fails as Wait does.
-	Certain() (bool, error)
+	// Certain says whether it is certain now, and which life of the node has it. It fails as Wait does.
+	Certain() (life ID, certain bool, err error)
+	// Changed returns what is closed when any of that is to be asked again.
+	Changed() <-chan struct{}
 }
 
 // Options of a Volume. Store is needed.
@@ -98,7 +100,8 @@ type Volume struct {
 	class    Class
 	readOnly bool
 
-	size    atomic.Int64 // bytes
+	size    atomic.Int64       // bytes
+	life    atomic.Pointer[ID] // of the node, that owns it
 	opts    Options
 	lease   Lease
 	nodes   *mapNodes
@@ -185,6 +188,7 @@ func newVolume(h *Head, version string, lease Lease, opts Options) *Volume {
 		updating: semaphore.NewWeighted(1), progress: make(chan struct{}), kick: make(chan struct{}, 1), waiting: map[string]waitState{},
 	}
 	v.size.Store(h.Size)
+	v.life.Store(&h.Owner.Incarnation)
 	v.wait = waiter{log: v.log, waits: v.setWaiting}
 	v.nodes = newMapNodes(opts.Store, h.ID, opts.Memory*3/16, v.wait)
 	v.sums = newBlockSums(opts.Memory / 32)
@@ -202,6 +206,7 @@ func (v *Volume) run() {
 		v.started.Go(func() { v.journal.run(ctx) })
 	}
 	v.started.Go(func() { v.pump(ctx) })
+	v.started.Go(func() { v.keep(ctx) })
 }
 
 // Size implements blockdev.Device.

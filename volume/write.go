@@ -99,9 +99,17 @@ func (v *Volume) journalError(err error) error {
 // leased waits while it is not certain that this node owns the volume, and others may use it. Requests ask when they begin and before
 // they are answered.
 func (v *Volume) leased(ctx context.Context) error {
-	certain, err := v.lease.Certain()
-	if !certain && err == nil {
-		_, err = v.opts.Quiet.Or(ctx, v.lease.Wait)
+	life, certain, err := v.lease.Certain()
+	for err == nil && (!certain || life != *v.life.Load()) {
+		own := false
+		if certain {
+			err = v.reassert(ctx)
+		} else if own, err = v.opts.Quiet.Or(ctx, v.lease.Wait); own {
+			return nil
+		}
+		if err == nil {
+			life, certain, err = v.lease.Certain()
+		}
 	}
 	if errors.Is(err, ErrFenced) {
 		v.fail(err)
