@@ -28,6 +28,6 @@ func Unused(dev string) func() bool {
 			return false
 		}
 		by, err := openers.Of(dev)
-		return err == nil && by.None()
+		return err == nil && by.Others().None() // the process that unmounts it has it open
 	}
 }
