@@ -69,7 +69,7 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 		if err := v.wait.until(ctx, "hold the lease", func() error { return v.lease.Wait(ctx) }); err != nil {
 			return err
 		}
-		v.claim(h)
+		v.life.claim(h)
 		if cp != nil {
 			h.Root = &cp.ref
 			h.Tail = h.Tail[len(cp.segments):]
@@ -84,7 +84,7 @@ func (v *Volume) commit(ctx context.Context, gens []*generation, cp *checkpoint)
 		}
 		return nil
 	}, func() {
-		v.claimedLocked()
+		v.life.claimedLocked()
 		if cp != nil {
 			v.root, v.due, v.frozen, v.making = cp.root, nil, nil, false
 			for _, s := range cp.segments {

@@ -76,8 +76,8 @@ func TestReassert(t *testing.T) {
 					mustFlush(t, v)
 					mustBe(t, v, 0, 1, 2)
 					mustSet(t, v, 3, 3)
-					if epoch != 2 || v.Head().Epoch != epoch || *v.life.Load() != m.owner().Incarnation {
-						t.Errorf("epochs %d and %d, life %s of %s", epoch, v.Head().Epoch, v.life.Load(), m.owner().Incarnation)
+					if epoch != 2 || v.Head().Epoch != epoch || *v.life.named.Load() != m.owner().Incarnation {
+						t.Errorf("epochs %d and %d, life %s of %s", epoch, v.Head().Epoch, v.life.named.Load(), m.owner().Incarnation)
 					}
 				}
 				if _, err := Attach(t.Context(), all[0].id, rival, other, AttachOptions{Options: Options{Store: sure}}); !errors.Is(err, ErrOwned) {

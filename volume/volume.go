@@ -100,8 +100,8 @@ type Volume struct {
 	class    Class
 	readOnly bool
 
-	size    atomic.Int64       // bytes
-	life    atomic.Pointer[ID] // of the node, that owns it
+	size    atomic.Int64 // bytes
+	life    life
 	opts    Options
 	lease   Lease
 	nodes   *mapNodes
@@ -188,7 +188,8 @@ func newVolume(h *Head, version string, lease Lease, opts Options) *Volume {
 		updating: semaphore.NewWeighted(1), progress: make(chan struct{}), kick: make(chan struct{}, 1), waiting: map[string]waitState{},
 	}
 	v.size.Store(h.Size)
-	v.life.Store(&h.Owner.Incarnation)
+	v.life.v = v
+	v.life.named.Store(&h.Owner.Incarnation)
 	v.wait = waiter{log: v.log, waits: v.setWaiting}
 	v.nodes = newMapNodes(opts.Store, h.ID, opts.Memory*3/16, v.wait)
 	v.sums = newBlockSums(opts.Memory / 32)
@@ -206,7 +207,7 @@ func (v *Volume) run() {
 		v.started.Go(func() { v.journal.run(ctx) })
 	}
 	v.started.Go(func() { v.pump(ctx) })
-	v.started.Go(func() { v.keep(ctx) })
+	v.started.Go(func() { v.life.keep(ctx) })
 }
 
 // Size implements blockdev.Device.

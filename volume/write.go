@@ -100,10 +100,10 @@ func (v *Volume) journalError(err error) error {
 // they are answered.
 func (v *Volume) leased(ctx context.Context) error {
 	life, certain, err := v.lease.Certain()
-	for err == nil && (!certain || life != *v.life.Load()) {
+	for err == nil && (!certain || life != *v.life.named.Load()) {
 		own := false
 		if certain {
-			err = v.reassert(ctx)
+			err = v.life.reassert(ctx)
 		} else if own, err = v.opts.Quiet.Or(ctx, v.lease.Wait); own {
 			return nil
 		}

@@ -218,8 +218,8 @@ func TestVolumeMountBesideMkfs(t *testing.T) {
 	mustBeRight(t, s, "data", store)
 }
 
-// TestMeasuredVolumeMountAgain says what the second mount of an ext4 with 60,000 files costs beside mount(8) of the same device. Of ours most
-// is the starts of two programs.
+// TestMeasuredVolumeMountAgain says what the second mount of an ext4 with 60,000 files costs beside mount(8) of the same device. Of ours
+// most is the starts of two programs.
 func TestMeasuredVolumeMountAgain(t *testing.T) {
 	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	mnt := filepath.Join(t.TempDir(), "mnt")
