@@ -341,7 +341,10 @@ func (v *Volume) tell(h *Head, what, detail string) {
 	e := Event{Time: time.Now().UTC(), Volume: v.id, Name: h.Name, Node: &v.owned.member.opts.ID, What: what, Detail: detail,
 		Epoch: h.Epoch, Write: h.Write}
 	v.log.Warn(what, "detail", detail)
+	told := make(chan struct{})
+	v.owned.telling = append(v.owned.telling, told)
 	v.spawn(func(ctx context.Context) {
+		defer close(told)
 		if err := v.wait.until(ctx, "write down an event", func() error { return e.Store(ctx, v.opts.Store) }); err != nil && ctx.Err() == nil {
 			v.log.Error("an event was not written down", "event", what, "err", err)
 		}
@@ -355,6 +358,7 @@ type owned struct {
 	disk     JournalFile
 	id       ID
 	once     sync.Once
+	telling  []chan struct{} // each closed when an event of the attach is written down, or cannot be any longer
 }
 
 // load reads the map's root and the tables of the tail's segments.
@@ -408,6 +412,13 @@ func (v *Volume) Detach(ctx context.Context) error {
 		v.mu.RUnlock()
 		if clean {
 			break
+		}
+	}
+	for _, told := range v.owned.telling {
+		select {
+		case <-told:
+		case <-ctx.Done():
+			return giveUp(ctx.Err())
 		}
 	}
 	v.halt(ErrClosed) // nothing else changes the head from here on
