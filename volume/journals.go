@@ -35,7 +35,8 @@ const (
 type JournalDir struct {
 	dir  string
 	size int64
-	mu   sync.Mutex // held while the spare comes or goes
+	room func(n int64) (bool, error) // roomLeft, but on the full disks of tests
+	mu   sync.Mutex                  // held while the spare comes or goes
 }
 
 // NewJournalDir returns the journals in dir, which is made if need be. Those that it makes have size bytes, 0 for
@@ -50,8 +51,8 @@ func NewJournalDir(dir string, size int64) (*JournalDir, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	d := &JournalDir{dir: dir, size: size}
-	if err := os.Remove(filepath.Join(dir, makingName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	d := &JournalDir{dir: dir, size: size, room: func(n int64) (bool, error) { return roomLeft(dir, n) }}
+	if err := d.removeMaking(); err != nil {
 		return nil, err
 	}
 	return d, nil
@@ -99,10 +100,7 @@ func (j *journalFile) Close() error                             { return j.f.Clo
 // has gone round once, each sync costs the file system a change of its own.
 func (d *JournalDir) Create(vid, id ID) (_ JournalFile, err error) {
 	path := d.path(vid, id)
-	f, err := d.takeSpare(path)
-	if err != nil {
-		return nil, err
-	}
+	f := d.takeSpare(path)
 	if f == nil {
 		if f, err = openJournalFile(path, os.O_CREATE|os.O_EXCL); err == nil {
 			if err = d.allocate(f); errors.Is(err, unix.EOPNOTSUPP) {

@@ -43,10 +43,15 @@ func (d *JournalDir) MakeSpare(ctx context.Context, hurry bool) error {
 	if made || err != nil {
 		return err
 	}
-	if ok, err := roomLeft(d.dir, d.size); !ok || err != nil {
-		return err
-	}
 	path := filepath.Join(d.dir, makingName)
+	need, err := roomWanted(path, d.size)
+	ok := false
+	if err == nil {
+		ok, err = d.room(need)
+	}
+	if !ok || err != nil {
+		return errors.Join(err, d.removeMaking())
+	}
 	f, err := openJournalFile(path, os.O_CREATE)
 	if err != nil {
 		return err
@@ -62,6 +67,27 @@ func (d *JournalDir) MakeSpare(ctx context.Context, hurry bool) error {
 		}
 	}
 	return errors.Join(err, os.Remove(path))
+}
+
+// roomWanted returns how many bytes of the disk a file of a size lacks, all if it is not there.
+func roomWanted(path string, size int64) (int64, error) {
+	var st unix.Stat_t
+	err := unix.Stat(path, &st)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return size, nil
+	case err != nil:
+		return 0, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return max(0, size-st.Blocks*512), nil
+}
+
+// removeMaking removes what was to be a spare, if it is there.
+func (d *JournalDir) removeMaking() error {
+	if err := os.Remove(filepath.Join(d.dir, makingName)); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // fill writes a new file to its end, and syncs it.
@@ -109,7 +135,7 @@ func (d *JournalDir) checkSpare() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	ok, err := roomLeft(d.dir, 0)
+	ok, err := d.room(0)
 	if err != nil {
 		return true, err
 	}
@@ -141,7 +167,7 @@ func (d *JournalDir) keepAsSpare(path string, replace bool) (bool, error) {
 	if err != nil || st.Size() != d.size {
 		return false, err
 	}
-	if ok, err := roomLeft(d.dir, 0); !ok || err != nil {
+	if ok, err := d.room(0); !ok || err != nil {
 		return false, err
 	}
 	spare := filepath.Join(d.dir, spareName)
@@ -151,31 +177,37 @@ func (d *JournalDir) keepAsSpare(path string, replace bool) (bool, error) {
 	return true, errors.Join(os.Rename(path, spare), durable.SyncDir(d.dir))
 }
 
-// takeSpare gives the spare another name, and returns it, nil if there is none. Its superblocks say first, on stable storage, that
-// it is no journal yet: under its new name it is never taken for the one that it was.
-func (d *JournalDir) takeSpare(path string) (*journalFile, error) {
+// takeSpare gives the spare another name, and returns it, nil if there is none that can be used: it is removed then. Its superblocks say
+// first, on stable storage, that it is no journal yet: under its new name it is never taken for the one that it was.
+func (d *JournalDir) takeSpare(path string) *journalFile {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	spare := filepath.Join(d.dir, spareName)
 	f, err := openJournalFile(spare, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if f.size != d.size {
-		return nil, errors.Join(f.Close(), os.Remove(spare))
-	}
-	_, err = f.WriteAt(blockdev.AlignedBuffer(journalRing), 0)
-	if err == nil {
-		err = f.Sync()
+		return nil
 	}
 	if err == nil {
-		err = os.Rename(spare, path)
+		if err = f.becomes(spare, path, d.size); err == nil {
+			return f
+		}
+		f.Close() // nothing of it is wanted
 	}
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", spare, err), f.Close())
+	// Its errors stop nobody, for all that it holds is room. A disk that takes no new file either says so to whoever makes that.
+	os.Remove(spare)
+	return nil
+}
+
+// becomes makes a spare of a size the file of a journal.
+func (j *journalFile) becomes(spare, path string, size int64) error {
+	if j.size != size {
+		return fmt.Errorf("%s has %d bytes", spare, j.size)
 	}
-	return f, nil
+	if _, err := j.WriteAt(blockdev.AlignedBuffer(journalRing), 0); err != nil {
+		return err
+	}
+	if err := j.Sync(); err != nil {
+		return err
+	}
+	return os.Rename(spare, path)
 }

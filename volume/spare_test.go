@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -155,5 +156,108 @@ func TestSpare(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, spareName)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("a spare of another size stays: %v", err)
+	}
+}
+
+// TestSpareOnFullDisk: a journal that was let go is written round in its own room, on a disk that has none for another one. Where even
+// that is wanted by others meanwhile, it goes.
+func TestSpareOnFullDisk(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		looks  int // after which the disk is full
+		remain bool
+	}{
+		{"room for one", 100, true},
+		{"room for none by then", 2, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			d, err := NewJournalDir(dir, minJournal)
+			if err != nil {
+				t.Fatal(err)
+			}
+			looks := 0
+			d.room = func(n int64) (bool, error) {
+				entries, err := os.ReadDir(dir)
+				for _, e := range entries {
+					var st unix.Stat_t
+					err = errors.Join(err, unix.Stat(filepath.Join(dir, e.Name()), &st))
+					n += st.Blocks * 512
+				}
+				looks++
+				return looks <= c.looks && n <= minJournal*3/2, err
+			}
+			vid, id := NewID(), NewID()
+			f, err := d.Create(vid, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(f.Close(), d.Remove(vid, id), d.MakeSpare(t.Context(), true)); err != nil {
+				t.Fatal(err)
+			}
+			left, err := os.ReadDir(dir)
+			if err != nil || len(left) > 1 || len(left) == 1 && left[0].Name() != spareName {
+				t.Errorf("%v is there, not a spare (%v)", left, err)
+			}
+			if !c.remain {
+				if len(left) > 0 && looks > c.looks {
+					t.Errorf("%v is left on a disk without room", left)
+				}
+				return
+			}
+			if full, err := isWritten(filepath.Join(dir, spareName), minJournal); err != nil || !full {
+				t.Errorf("the spare is not written to its end (%v)", err)
+			}
+		})
+	}
+}
+
+// TestSpareDamaged: a spare that cannot be used keeps nobody from having a journal, and goes.
+func TestSpareDamaged(t *testing.T) {
+	t.Parallel()
+	for name, damage := range map[string]func(t *testing.T, spare string) error{
+		"cannot be opened": func(_ *testing.T, spare string) error { return os.Mkdir(spare, 0o700) },
+		"cannot be written": func(t *testing.T, spare string) error {
+			fd, err := unix.MemfdCreate("spare", unix.MFD_ALLOW_SEALING|unix.MFD_CLOEXEC)
+			if err != nil {
+				return err
+			}
+			f := os.NewFile(uintptr(fd), "spare")
+			t.Cleanup(func() { f.Close() })
+			if err := f.Truncate(minJournal); err != nil {
+				return err
+			}
+			if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE); err != nil {
+				return err
+			}
+			return os.Symlink(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), spare)
+		},
+		"has another size": func(_ *testing.T, spare string) error { return os.WriteFile(spare, make([]byte, Block), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			d, err := NewJournalDir(dir, minJournal)
+			if err != nil {
+				t.Fatal(err)
+			}
+			spare := filepath.Join(dir, spareName)
+			if err := damage(t, spare); err != nil {
+				t.Fatal(err)
+			}
+			f, err := d.Create(NewID(), NewID())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			if f.Size() != minJournal {
+				t.Errorf("a journal of %d bytes", f.Size())
+			}
+			if _, err := os.Lstat(spare); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the damaged spare stays: %v", err)
+			}
+		})
 	}
 }
