@@ -70,6 +70,13 @@ func (x *extents) set(e extent) {
 	x.m.Set(e.lba, e)
 }
 
+// cover puts holes over [0, end): there are volumes of more blocks than one extent has.
+func (x *extents) cover(end uint64) {
+	for lba := uint64(0); lba < end; lba += maxHole {
+		x.set(extent{lba: lba, blocks: uint32(min(end-lba, maxHole)), hole: true})
+	}
+}
+
 // clear takes [lo, hi) out.
 func (x *extents) clear(lo, hi uint64) {
 	var before extent

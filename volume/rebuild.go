@@ -222,7 +222,7 @@ func (b *rebuild) measure() {
 	var stale extents
 	unsure := b.before != nil && b.Missing > 0 // of what was written over since nobody knows what was there
 	if unsure {
-		stale.set(extent{blocks: uint32(b.Size / Block)})
+		stale.cover(uint64(b.Size / Block))
 	}
 	b.found.all(func(e extent) bool {
 		if b.Guessed {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 
@@ -138,5 +139,23 @@ func TestSalvage(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestStaleOfLarge: of the largest volume, too, all is in doubt that the journal and the segments after it do not vouch for.
+func TestStaleOfLarge(t *testing.T) {
+	t.Parallel()
+	const known = uint64(5) << 40 / Block
+	for _, size := range []int64{MinSize, 16<<40 - Block, 16 << 40, 16<<40 + Block, MaxSize} {
+		h := &Head{Size: size}
+		b := &rebuild{Rebuilt: Rebuilt{Size: size, Missing: 1}, head: h, before: h}
+		want := []Range{{0, size}}
+		if size > int64(known+1)*Block {
+			b.certain.set(extent{lba: known, blocks: 1})
+			want = []Range{{0, int64(known) * Block}, {int64(known+1) * Block, size - int64(known+1)*Block}}
+		}
+		if b.measure(); !slices.Equal(b.Stale, want) {
+			t.Errorf("of %d bytes %v are stale, want %v", size, b.Stale, want)
+		}
 	}
 }
