@@ -13,13 +13,27 @@ import (
 // and nothing waits for the lease: what the kernel still writes would wait for a store that is away, and the machine with it. Giving the
 // volume up still needs everything in the store; whoever abandons it to the journal finds it there.
 type Quiet struct {
+	turn chan struct{} // held by the request that looks, for all that wait
+
 	mu      sync.Mutex // guards the fields below
 	alone   []*func() bool
 	changed chan struct{} // closed, and made anew, when alone changes
+	begun   uint64        // looks
+	last    looked
+}
+
+// looked is what one look has found.
+type looked struct {
+	number  uint64 // of the look, from 1 on
+	own     bool
+	asked   bool            // there was somebody to ask
+	changed <-chan struct{} // closed when others are to be asked
 }
 
 // NewQuiet returns a Quiet of a device that others may use.
-func NewQuiet() *Quiet { return &Quiet{changed: make(chan struct{})} }
+func NewQuiet() *Quiet {
+	return &Quiet{turn: make(chan struct{}, 1), changed: make(chan struct{})}
+}
 
 // quietLooks is how often it is looked whether a device has become its node's own.
 const quietLooks = 100 * time.Millisecond
@@ -46,13 +60,6 @@ func (q *Quiet) tellLocked() {
 	q.changed = make(chan struct{})
 }
 
-// now returns whom to ask whether the device is its node's own, and what is closed when that is another.
-func (q *Quiet) now() (alone []*func() bool, changed <-chan struct{}) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return slices.Clone(q.alone), q.changed
-}
-
 // Or returns what wait does, which is something that a request waits for. Where the device becomes its node's own meanwhile, it ends
 // wait's context, and own says that the request needs no more than the journal. wait must return the cause with which its context ended.
 func (q *Quiet) Or(ctx context.Context, wait func(context.Context) error) (own bool, err error) {
@@ -68,25 +75,58 @@ func (q *Quiet) Or(ctx context.Context, wait func(context.Context) error) (own b
 	return false, err
 }
 
-// look calls found once the device is its node's own, unless ctx ends before.
+// look calls found once the device is its node's own, unless ctx ends before. A look scans the machine, so one looks for all that wait.
 func (q *Quiet) look(ctx context.Context, found func()) {
-	for {
-		alone, changed := q.now()
-		if slices.ContainsFunc(alone, func(is *func() bool) bool { return (*is)() }) {
+	for known := q.looks(); ; {
+		l, ok := q.lookAfter(ctx, known)
+		if !ok {
+			return
+		}
+		if l.own {
 			found()
 			return
 		}
-		var again <-chan time.Time
-		if len(alone) > 0 {
-			t := time.NewTimer(quietLooks)
-			defer t.Stop()
-			again = t.C
+		known = l.number
+		again := time.NewTimer(quietLooks)
+		if !l.asked {
+			again.Stop()
 		}
 		select {
-		case <-again:
-		case <-changed:
+		case <-again.C:
+		case <-l.changed:
 		case <-ctx.Done():
-			return
 		}
+		again.Stop()
 	}
+}
+
+// looks returns how many have begun.
+func (q *Quiet) looks() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.begun
+}
+
+// lookAfter returns what was found by a look that began after a number of them, unless ctx ends before there is one.
+func (q *Quiet) lookAfter(ctx context.Context, number uint64) (l looked, ok bool) {
+	select {
+	case q.turn <- struct{}{}:
+		defer func() { <-q.turn }()
+	case <-ctx.Done():
+		return l, false
+	}
+	q.mu.Lock()
+	if q.last.number > number && q.last.changed == q.changed {
+		defer q.mu.Unlock()
+		return q.last, true
+	}
+	q.begun++
+	l = looked{number: q.begun, asked: len(q.alone) > 0, changed: q.changed}
+	alone := slices.Clone(q.alone)
+	q.mu.Unlock()
+	l.own = slices.ContainsFunc(alone, func(is *func() bool) bool { return (*is)() })
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.last = l
+	return l, true
 }

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -121,5 +122,82 @@ func TestQuietEnds(t *testing.T) {
 		if err := v.Detach(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+	})
+}
+
+// waitQuiet is a request that waits for what does not come.
+func waitQuiet(t *testing.T, q *Quiet) (own bool, err error) {
+	return q.Or(t.Context(), func(ctx context.Context) error {
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+}
+
+// TestQuietLooksTogether: however many requests wait, the machine is looked at ten times a second.
+func TestQuietLooksTogether(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := NewQuiet()
+		var looks, looking atomic.Int32
+		var alone atomic.Bool
+		defer q.Begin(func() bool {
+			if looking.Add(1) > 1 {
+				t.Error("two look")
+			}
+			defer looking.Add(-1)
+			looks.Add(1)
+			time.Sleep(10 * time.Millisecond)
+			return alone.Load()
+		})()
+		var requests sync.WaitGroup
+		for range 64 {
+			requests.Go(func() {
+				if own, err := waitQuiet(t, q); !own || err != nil {
+					t.Errorf("answered %v: %v", own, err)
+				}
+			})
+			time.Sleep(time.Millisecond) // so that no two began together
+		}
+		before := looks.Load()
+		time.Sleep(10 * time.Second)
+		if n := looks.Load() - before; n < 50 || n > 101 {
+			t.Errorf("the machine was looked at %d times in ten seconds", n)
+		}
+		alone.Store(true)
+		requests.Wait()
+	})
+}
+
+// TestQuietLooksAfterRequest: a request is not answered by a look that had begun before it came.
+func TestQuietLooksAfterRequest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := NewQuiet()
+		looks := make(chan bool)
+		defer q.Begin(func() bool { return <-looks })()
+		answers := make(chan string, 2)
+		request := func(name string) {
+			go func() {
+				if own, err := waitQuiet(t, q); !own || err != nil {
+					t.Errorf("%s was answered %v: %v", name, own, err)
+				}
+				answers <- name
+			}()
+			synctest.Wait()
+		}
+		request("first")
+		request("second") // while it is looked for the first
+		looks <- true
+		if name := <-answers; name != "first" {
+			t.Errorf("the %s request was answered", name)
+		}
+		looks <- false // a program has come
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(answers) > 0 {
+			t.Error("the second request was answered though a program was there since")
+		}
+		looks <- true
+		<-answers
 	})
 }
