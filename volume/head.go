@@ -48,7 +48,7 @@ type Head struct {
 	MaxAge int64  `json:"max_age_seconds"` // after which a write that nobody flushed is committed
 	FS     string `json:"fs,omitempty"`    // the file system that mkfs made; "" if none was made
 
-	Epoch   uint64      `json:"epoch"`             // rises with each taking
+	Epoch   uint64      `json:"epoch"`             // rises with each taking, and with each life of the owner
 	Owner   *Owner      `json:"owner,omitempty"`   // who may write; nil for nobody
 	Journal *JournalRef `json:"journal,omitempty"` // what may hold acknowledged writes that are not committed
 

@@ -43,7 +43,8 @@ type Fate struct {
 	Named bool
 	// Write is the last one that the store had when the volume went on without the journal, or has.
 	Write uint64
-	// Certain says that Write is known, not concluded. All may be missing that the journal holds, where it is not.
+	// Certain says that Write is known, not concluded. All may be missing that the journal holds, where it is not. A node that was fenced
+	// and kept the volume has made an epoch of which no event tells: what became of the journals of those before it is not certain.
 	Certain bool
 }
 
