@@ -121,7 +121,7 @@ func (f *File) Keep(keep bool) error { return f.img.Keep(keep) }
 func (f *File) Kept() (kept, evictable bool) { return f.img.Kept() }
 
 // Fits reports whether all of the image would fit the budget beside what cannot be evicted.
-func (f *File) Fits() bool { return f.c.images.Fits(f.img) }
+func (f *File) Fits() bool { return image.Fits(f.img) }
 
 // DropPages gives back the page cache of the image file itself. The kernel keeps what a mounted
 // file system has read once more for that, so that these pages are second copies.

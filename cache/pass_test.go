@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/remora-storage/remora/cache"
 )
@@ -18,7 +19,9 @@ type rangeless struct {
 	wholes  atomic.Int64 // how many times
 	came    atomic.Int64 // bytes that were read
 	doubted atomic.Int64
-	hold    chan struct{} // an answer waits for it before its second half; nil for never
+	begin   chan struct{} // an answer waits for it; nil for never
+	hold    chan struct{} // and for this before its second half
+	over    chan struct{} // is told of the end of an answer; nil for nobody
 }
 
 var errNoRange = errors.New("no range is served")
@@ -34,8 +37,21 @@ func (s *rangeless) Doubt()                   { s.doubted.Add(1) }
 
 func (s *rangeless) Whole(ctx context.Context) (io.ReadCloser, error) {
 	s.wholes.Add(1)
-	r := &half{s: s, ctx: ctx, r: bytes.NewReader(s.blob)}
-	return io.NopCloser(r), nil
+	if s.begin != nil {
+		select {
+		case <-s.begin:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	return &half{s: s, ctx: ctx, r: bytes.NewReader(s.blob)}, nil
+}
+
+// asked returns when so many ranges were asked for in vain.
+func (s *rangeless) asked(n int64) {
+	for s.opens.Load() < n {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // lastOf returns where the last byte of an image's data is.
@@ -64,6 +80,13 @@ func (h *half) Read(p []byte) (int, error) {
 	n, err := h.r.Read(p)
 	h.s.came.Add(int64(n))
 	return n, err
+}
+
+func (h *half) Close() error {
+	if h.s.over != nil {
+		h.s.over <- struct{}{}
+	}
+	return nil
 }
 
 // TestOnlyWhole: where no range is to be had, all that is missing comes by one request for the whole blob, however many ask, and
@@ -157,6 +180,7 @@ func TestOnlyWholeLeft(t *testing.T) {
 		_, err := f.ReadAt(ctx, make([]byte, 1), int64(lastOf(im)))
 		left <- err
 	}()
+	src.asked(2)
 	cancel()
 	if err := <-left; !errors.Is(err, context.Canceled) {
 		t.Errorf("a reader that left: %v", err)
@@ -172,15 +196,132 @@ func TestOnlyWholeLeft(t *testing.T) {
 	wantAll(t, again, im)
 }
 
-// TestOnlyWholeWrong: bytes that are wrong fail those that ask for them, after as many tries as by ranges, and no others.
-func TestOnlyWholeWrong(t *testing.T) {
-	im := newImage(t, 34, 20, 50_000)
+// TestOnlyWholeForFew: where the image does not fit, no more comes than somebody waits for, and nothing else is evicted for it. Those that
+// ask while that ends are served by the next answer.
+func TestOnlyWholeForFew(t *testing.T) {
+	im, other := newImage(t, 35, 200, 50_000), newImage(t, 36, 10, 20_000)
+	src := newRangeless(im.blob)
+	src.over = make(chan struct{}, 100)
+	c := open(t, t.TempDir(), cache.Options{Limit: 3 << 20})
+	defer closeAndCheck(t, c)
+	beside := create(t, c, "other", other, &source{blob: other.blob})
+	wantAll(t, beside, other)
+	f := create(t, c, "a", im, src)
+	wantRange(t, f, im, 5000, 1)
+	<-src.over
+	if n := src.came.Load(); n > int64(len(im.blob))/4 {
+		t.Fatalf("%d bytes came, of %d", n, len(im.blob))
+	}
+	if !beside.Complete() {
+		t.Fatal("another image was evicted for what nobody has asked for")
+	}
+	var all sync.WaitGroup
+	var once sync.Once
+	ending := make(chan struct{})
+	defer c.Observe(func(e cache.Event) {
+		if e.For != "prefetch" {
+			return
+		}
+		once.Do(func() {
+			defer close(ending)
+			before := src.opens.Load()
+			for i := range 3 {
+				all.Go(func() { wantRange(t, f, im, len(im.bytes)*(2*i+3)/8, 1) })
+				src.asked(before + int64(i) + 1)
+			}
+		})
+	})()
+	wantRange(t, f, im, len(im.bytes)/8, 1)
+	<-ending
+	all.Wait()
+}
+
+// A rangelessForAll is a rangeless source that several share.
+type rangelessForAll struct {
+	*rangeless
+	unasked atomic.Int64 // how often its place was wanted for nobody
+}
+
+func (s *rangelessForAll) For(who any) cache.Source { return rangelessFor{s.rangeless, who.(string)} }
+func (s *rangelessForAll) Place() (host, user string) {
+	s.unasked.Add(1)
+	return "host", "nobody"
+}
+
+type rangelessFor struct {
+	*rangeless
+	who string
+}
+
+func (s rangelessFor) Place() (host, user string) { return "host", s.who }
+
+// TestOnlyWholeAskedBy: what one answer for all takes is taken for who asked.
+func TestOnlyWholeAskedBy(t *testing.T) {
+	im := newImage(t, 37, 20, 50_000)
+	src := &rangelessForAll{rangeless: newRangeless(im.blob)}
+	c := open(t, t.TempDir(), cache.Options{})
+	defer closeAndCheck(t, c)
+	f := create(t, c, "a", im, src)
+	wantAll(t, cache.For(f, "who"), im)
+	if n := src.unasked.Load(); n != 0 {
+		t.Errorf("%d times for nobody", n)
+	}
+}
+
+// spoiled returns an image's blob with one unit wrong.
+func spoiled(im *image, unit int) []byte {
 	bad := bytes.Clone(im.blob)
-	u := im.spec.Units[10]
+	u := im.spec.Units[unit]
 	for i := u.Off; i < u.Off+u.Len; i++ {
 		bad[i] ^= 0x55
 	}
-	src := newRangeless(bad)
+	return bad
+}
+
+// TestOnlyWholeWrongBeside: wrong bytes fail nobody that waits for others, not even for those that were asked for with them.
+func TestOnlyWholeWrongBeside(t *testing.T) {
+	im := newImage(t, 38, 100, 50_000)
+	for name, limit := range map[string]int64{"all fits": 0, "too large": 300 << 10} {
+		t.Run(name, func(t *testing.T) {
+			src := newRangeless(spoiled(im, 10))
+			src.begin = make(chan struct{})
+			c := open(t, t.TempDir(), cache.Options{Limit: limit})
+			defer closeAndCheck(t, c)
+			f := create(t, c, "a", im, src)
+			var all sync.WaitGroup
+			for i, unit := range []uint32{10, 50, 90, 11, 51, 9} {
+				e := im.spec.Extents[unit-1] // of that unit
+				all.Go(func() {
+					_, err := f.ReadAt(t.Context(), make([]byte, e.Len), e.Off)
+					if (err != nil) != (unit == 10) {
+						t.Errorf("unit %d: %v", unit, err)
+					}
+				})
+				src.asked(min(int64(i)+1, 3)) // the others join what reads ahead, but for the last
+			}
+			all.Go(func() {
+				if err := f.PrefetchAll(t.Context()); err == nil {
+					t.Error("all of it came")
+				}
+			})
+			close(src.begin)
+			all.Wait()
+			for u := range uint32(len(im.spec.Units)) {
+				if n := f.UnitBytes(u); limit == 0 && n > 0 && f.Wants(u) != (u == 10) {
+					t.Errorf("unit %d is wanted: %v", u, f.Wants(u))
+				}
+			}
+			if n := src.wholes.Load(); n > 10 {
+				t.Errorf("all of it was asked for %d times", n)
+			}
+		})
+	}
+}
+
+// TestOnlyWholeWrong: bytes that are wrong fail those that ask for them, after as many tries as by ranges, and no others.
+func TestOnlyWholeWrong(t *testing.T) {
+	im := newImage(t, 34, 20, 50_000)
+	src := newRangeless(spoiled(im, 10))
 	c := open(t, t.TempDir(), cache.Options{})
 	defer closeAndCheck(t, c)
 	f := create(t, c, "a", im, src)

@@ -1,18 +1,19 @@
 package fetch
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
+	"math"
 	"time"
 
-	"github.com/remora-storage/remora/cache/blob"
+	"github.com/remora-storage/remora/cache/image"
 )
 
 // A host may begin to serve nothing but whole blobs while containers read: a cache was put before it, or lost a setting. The image was
 // promised, so nobody else downloads the layer. Then its blob is read once, from its beginning to its end, for all that miss something of
-// it. Each gets its unit when that comes by. What nobody has asked for is stored as far as there is room, so that nobody need ask again.
+// it. Each gets its unit when that comes by. What nobody has asked for is stored if all of the image fits, so that nobody need ask again.
 
 // A Streamed source can be read whole where no range of it is to be had.
 type Streamed interface {
@@ -53,15 +54,22 @@ func wholeFrom(ctx context.Context, src Streamed, off int64) (io.ReadCloser, err
 	return r, nil
 }
 
-// A pass reads a blob once. Its fields but the first three are guarded by Fetcher.mu.
+// A pass reads a blob once.
 type pass struct {
 	f      *Fetcher
 	cancel context.CancelCauseFunc
 	done   chan struct{}
+	full   bool // what nobody waits for is not kept; run's own
 
+	// Guarded by Fetcher.mu.
 	at    int64            // packed bytes that it has gone by, or is about to
-	wants map[uint32]*fill // what somebody waits for
-	err   error            // why it ended early; after done
+	wants map[uint32]*want // what somebody waits for
+}
+
+// A want is a unit that somebody waits for.
+type want struct {
+	one  *fill
+	told chan error // is sent once how it ended; has room for that
 }
 
 // byPass returns when a pass has brought what is to be filled, or has failed. The job has no ticket meanwhile, since the pass has one.
@@ -80,12 +88,9 @@ func (j *job) byPass(ctx context.Context, src Streamed, fills []*fill) error {
 		if fills = j.f.unfinished(fills); len(fills) == 0 {
 			return nil
 		}
-		p, joined, err := joinPass(j.f, src, fills)
+		p, joined, err := joinPass(ctx, j.f, src, fills)
 		if err == nil {
 			err = p.await(ctx, joined)
-		}
-		if err == nil && joined != nil && len(j.f.unfinished(joined)) > 0 && ctx.Err() == nil {
-			err = fmt.Errorf("a unit of it: %w", io.ErrUnexpectedEOF)
 		}
 		if err != nil && ctx.Err() == nil {
 			j.ticket.renew()
@@ -97,46 +102,47 @@ func (j *job) byPass(ctx context.Context, src Streamed, fills []*fill) error {
 
 // joinPass has the pass that is under way bring what is to be filled, and starts one if there is none. Where the one under way has gone by
 // some of that, nothing is joined.
-func joinPass(f *Fetcher, src Streamed, fills []*fill) (p *pass, joined []*fill, err error) {
+func joinPass(ctx context.Context, f *Fetcher, src Streamed, fills []*fill) (p *pass, joined []*want, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closing {
 		return nil, nil, errors.New("image was removed, or the cache is closed")
 	}
 	if f.pass == nil {
-		startPassLocked(f, src)
+		startPassLocked(ctx, f, src)
 	}
 	if f.t.Unit(fills[0].unit).Off < f.pass.at {
 		return f.pass, nil, nil
 	}
 	for _, one := range fills {
-		f.pass.wants[one.unit] = one
+		w := &want{one, make(chan error, 1)}
+		f.pass.wants[one.unit] = w
+		joined = append(joined, w)
 	}
-	return f.pass, fills, nil
+	return f.pass, joined, nil
 }
 
-// await returns when a pass has brought what was joined, or else has ended; with the error by which it did.
-func (p *pass) await(ctx context.Context, joined []*fill) error {
+// await returns when a pass has told how each of what was joined ended, with the first error; or if nothing was, when the pass has ended.
+func (p *pass) await(ctx context.Context, joined []*want) (err error) {
 	defer func() {
 		p.f.mu.Lock()
 		defer p.f.mu.Unlock()
-		for _, one := range joined {
-			if p.wants[one.unit] == one {
-				delete(p.wants, one.unit)
+		for _, w := range joined {
+			if p.wants[w.one.unit] == w {
+				delete(p.wants, w.one.unit)
 			}
 		}
 	}()
-	for _, one := range joined {
+	for _, w := range joined {
 		select {
-		case <-one.done:
-		case <-p.done:
-			return p.err
+		case told := <-w.told:
+			err = cmp.Or(err, told)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
 	}
 	if joined != nil {
-		return nil
+		return err
 	}
 	select {
 	case <-p.done: // how it ended says nothing of the next one
@@ -146,9 +152,10 @@ func (p *pass) await(ctx context.Context, joined []*fill) error {
 	}
 }
 
-func startPassLocked(f *Fetcher, src Streamed) {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	p := &pass{f: f, cancel: cancel, done: make(chan struct{}), wants: map[uint32]*fill{}}
+// startPassLocked starts a pass, which outlives ctx. That says for whom it is.
+func startPassLocked(ctx context.Context, f *Fetcher, src Streamed) {
+	ctx, cancel := context.WithCancelCause(AskedBy(context.Background(), ctx.Value(asker{})))
+	p := &pass{f: f, cancel: cancel, done: make(chan struct{}), wants: map[uint32]*want{}}
 	f.pass = p
 	ticket := f.pool.scheds.enter(src, prefetch)
 	f.pool.started.Go(func() {
@@ -162,12 +169,15 @@ func startPassLocked(f *Fetcher, src Streamed) {
 			Kind: Fetched, ID: f.img.ID(), Len: n, For: prefetch.String(), Began: began, Took: time.Since(began), Err: err,
 		})
 		f.mu.Lock()
-		f.pass, p.err = nil, err
-		f.mu.Unlock()
+		defer f.mu.Unlock()
+		f.pass = nil
+		for _, w := range p.wants {
+			w.told <- cmp.Or(err, io.ErrUnexpectedEOF)
+		}
 	})
 }
 
-// run reads a blob and returns how many bytes of it came. It ends early where nobody waits for more and there is no room for it.
+// run reads a blob and returns how many bytes of it came. Where not all of the image would stay, it ends when nobody waits for more.
 func (p *pass) run(ctx context.Context, src Streamed, ticket *ticket) (n int64, err error) {
 	f := p.f
 	if err := ticket.wait(ctx); err != nil {
@@ -183,61 +193,84 @@ func (p *pass) run(ctx context.Context, src Streamed, ticket *ticket) (n int64, 
 		f.fetched.Add(in.n)
 		f.pool.metrics.fetchBytes.Add(float64(in.n))
 	}()
-	full := false
+	p.full = !image.Fits(f.img) // what came would evict others, and in the end its own beginning
 	for u := range uint32(f.t.NUnits) {
-		one, awaited := p.comes(u)
+		w, awaited := p.comes(u)
+		to, skipped := f.t.Unit(u).Off, w == nil && (p.full || !f.img.Wants(u))
 		switch {
-		case one == nil && full && !awaited:
+		case p.full && !awaited:
 			return in.n, nil
-		case one == nil && !f.img.Wants(u):
+		case skipped && !awaited:
 			continue
+		case skipped: // not before its bytes have come: somebody may want what is behind it
+			to += f.t.Unit(u).Len
 		case !awaited:
 			ticket.yield(ctx)
 		}
-		unit := f.t.Unit(u)
-		if _, err := io.CopyN(io.Discard, in, unit.Off-in.n); err != nil {
+		if _, err := io.CopyN(io.Discard, in, to-in.n); err != nil {
+			return in.n, p.tell(w, err)
+		}
+		if skipped {
+			continue
+		}
+		if err := p.take(ctx, u, w, in); err != nil {
 			return in.n, err
 		}
-		if err := p.take(ctx, u, one, in); err != nil {
-			return in.n, err
-		}
-		extents, _ := f.t.UnitExtents(u)
-		full = extents > 0 && !f.img.HasUnit(u)
 	}
 	return in.n, nil
 }
 
-// comes notes that a unit comes by, and returns who waits for it, and whether anybody waits for anything.
-func (p *pass) comes(u uint32) (one *fill, awaited bool) {
+// comes notes that a unit comes by, and returns who waits for it, and whether anybody waits for anything. Where nobody does and the pass is
+// full, it ends, and nobody joins it from now on.
+func (p *pass) comes(u uint32) (w *want, awaited bool) {
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
 	unit := p.f.t.Unit(u)
-	one, awaited, p.at = p.wants[u], len(p.wants) > 0, unit.Off+unit.Len
+	w, awaited, p.at = p.wants[u], len(p.wants) > 0, unit.Off+unit.Len
+	if p.full && !awaited {
+		p.at = math.MaxInt64
+	}
 	delete(p.wants, u)
-	return one, awaited
+	return w, awaited
 }
 
-// take decodes a unit that comes by, and stores it. What is wrong of one that nobody waits for is found by who does.
-func (p *pass) take(ctx context.Context, u uint32, one *fill, in io.Reader) error {
+// tell tells who waits for a unit, if anybody does, how that ended, and returns it.
+func (p *pass) tell(w *want, err error) error {
+	if w != nil {
+		w.told <- err
+	}
+	return err
+}
+
+// take decodes a unit that comes by, and stores it. What is wrong of it ends no more than what its own job waits for.
+func (p *pass) take(ctx context.Context, u uint32, w *want, in io.Reader) error {
 	rest := &io.LimitedReader{R: in, N: p.f.t.Unit(u).Len}
 	plain, err := p.f.streamUnit(ctx, u, rest, nil)
-	if one == nil && errors.Is(err, blob.ErrBytes) {
-		_, err = io.Copy(io.Discard, rest)
+	if err != nil {
+		_, broken := io.Copy(io.Discard, rest)
+		_ = p.tell(w, err) // its job logs it; who has not asked finds it when they do
+		if broken != nil || rest.N > 0 || ctx.Err() != nil {
+			return err
+		}
+		return nil
 	}
-	if one == nil || err != nil {
-		return err
+	if extents, _ := p.f.t.UnitExtents(u); extents > 0 && !p.f.img.HasUnit(u) {
+		p.full = true
 	}
-	if one.job.prio != background {
-		p.f.img.NoteFetched(u, one.job.prio == demand)
+	if w == nil {
+		return nil
+	}
+	if w.one.job.prio != background {
+		p.f.img.NoteFetched(u, w.one.job.prio == demand)
 	}
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
-	if p.f.inflight[u] == one { // else its job has ended
-		one.plain = plain
+	if p.f.inflight[u] == w.one { // else its job has ended
+		w.one.plain = plain
 		delete(p.f.inflight, u)
-		close(one.done)
+		close(w.one.done)
 	}
-	return nil
+	return p.tell(w, nil)
 }
 
 // wholeOr reads a blob by pieces, and goes on by a stream of all of it where no range is to be had.

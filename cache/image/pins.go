@@ -78,13 +78,13 @@ func (d *Dir) Pinned() (n int64) {
 }
 
 // Fits reports whether all of an image would fit the budget beside what cannot be evicted.
-func (d *Dir) Fits(m *Image) bool {
-	_, limit := d.budget.Usage()
+func Fits(m *Image) bool {
+	_, limit := m.d.budget.Usage()
 	if limit == 0 {
 		return true
 	}
 	need := int64(0)
-	for _, other := range d.Images() {
+	for _, other := range m.d.Images() {
 		other.mu.Lock()
 		if other == m || !other.evictableLocked() {
 			need += other.table.dataPages // once it is complete
