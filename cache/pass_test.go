@@ -196,6 +196,33 @@ func TestOnlyWholeLeft(t *testing.T) {
 	wantAll(t, again, im)
 }
 
+// TestOnlyWholeCheckedWithGaps: the check of a layer of which much is missing, here and there, makes one request.
+func TestOnlyWholeCheckedWithGaps(t *testing.T) {
+	im := newImage(t, 39, 40, 50_000)
+	c := open(t, t.TempDir(), cache.Options{})
+	defer closeAndCheck(t, c)
+	f := create(t, c, "a", im, &source{blob: im.blob})
+	var some []uint32
+	for u := 1; u < len(im.spec.Units); u += 2 {
+		some = append(some, uint32(u))
+	}
+	if err := f.Prefetch(t.Context(), some); err != nil {
+		t.Fatal(err)
+	}
+	if f.Complete() {
+		t.Fatal("nothing is missing")
+	}
+	src := newRangeless(im.blob)
+	f.SetSource(src)
+	if err := f.Verify(t.Context(), im.diffID); err != nil {
+		t.Error(err)
+	}
+	if n, came := src.wholes.Load(), src.came.Load(); n != 1 || came > int64(len(im.blob)) {
+		t.Errorf("all of it was asked for %d times, and %d bytes came of %d", n, came, len(im.blob))
+	}
+	wantAll(t, f, im)
+}
+
 // TestOnlyWholeForFew: where the image does not fit, no more comes than somebody waits for, and nothing else is evicted for it. Those that
 // ask while that ends are served by the next answer.
 func TestOnlyWholeForFew(t *testing.T) {

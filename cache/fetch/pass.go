@@ -32,16 +32,6 @@ func onlyWhole(src Source, err error) Streamed {
 	return nil
 }
 
-// openFrom opens a range of a source, or where none is to be had all of it, behind what comes before.
-func openFrom(ctx context.Context, src Source, off, n int64) (io.ReadCloser, error) {
-	r, err := src.Open(ctx, off, n, 0)
-	whole := onlyWhole(src, err)
-	if whole == nil {
-		return r, err
-	}
-	return wholeFrom(ctx, whole, off)
-}
-
 // wholeFrom reads all of a blob, behind what comes before off.
 func wholeFrom(ctx context.Context, src Streamed, off int64) (io.ReadCloser, error) {
 	r, err := src.Whole(ctx)

@@ -103,7 +103,7 @@ func reading(t *testing.T, p *Pool, src *served, plain []byte) chan error {
 func streaming(t *testing.T, p *Pool, src *served, plain []byte, packedTo, plainTo io.Writer) chan error {
 	t.Helper()
 	f, ended := oneUnit(t, p, src, plain), make(chan error, 1)
-	go func() { ended <- f.Stream(t.Context(), 0, 1, packedTo, plainTo, nil) }()
+	go func() { ended <- f.Stretches().Stream(t.Context(), 0, 1, packedTo, plainTo, nil) }()
 	return ended
 }
 

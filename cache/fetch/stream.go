@@ -125,9 +125,48 @@ func (f *Fetcher) store(one *fill) {
 	}
 }
 
+// A Stretches makes several Streams of one image, each behind the last. Where no range is to be had, one request serves all. It must be
+// closed, and is for one goroutine.
+type Stretches struct {
+	f     *Fetcher
+	whole io.ReadCloser // of the blob; nil as long as no range was refused
+	in    countingReader
+}
+
+// Stretches returns one that has asked for nothing yet.
+func (f *Fetcher) Stretches() *Stretches { return &Stretches{f: f} }
+
+// Close ends the request that serves all.
+func (s *Stretches) Close() error {
+	if s.whole == nil {
+		return nil
+	}
+	return s.whole.Close()
+}
+
+// open opens a range of a source, or where none is to be had all of it, behind what comes before.
+func (s *Stretches) open(ctx context.Context, src Source, off, n int64) (io.ReadCloser, error) {
+	if s.whole == nil {
+		r, err := src.Open(ctx, off, n, 0)
+		whole := onlyWhole(src, err)
+		if whole == nil {
+			return r, err
+		}
+		if s.whole, err = whole.Whole(ctx); err != nil {
+			return nil, err
+		}
+		s.in.r = s.whole
+	}
+	if _, err := io.CopyN(io.Discard, &s.in, off-s.in.n); err != nil {
+		return nil, err
+	}
+	return io.NopCloser(&s.in), nil
+}
+
 // Stream reads units [from, to) by one request, stores their extents, and writes the packed
 // and the plain bytes to where they are wanted. progress, if not nil, is told how many bytes were read so far.
-func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.Writer, progress func(int64)) error {
+func (s *Stretches) Stream(ctx context.Context, from, to uint32, packed, plain io.Writer, progress func(int64)) error {
+	f := s.f
 	src := f.source(ctx)
 	if src == nil {
 		return errors.New("no source for this image")
@@ -138,7 +177,7 @@ func (f *Fetcher) Stream(ctx context.Context, from, to uint32, packed, plain io.
 		return err
 	}
 	first, last := f.t.Unit(from), f.t.Unit(to-1)
-	r, err := openFrom(ctx, src, first.Off, last.Off+last.Len-first.Off)
+	r, err := s.open(ctx, src, first.Off, last.Off+last.Len-first.Off)
 	if err != nil {
 		return err
 	}

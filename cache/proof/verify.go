@@ -89,9 +89,11 @@ func (p *Prover) writePlain(ctx context.Context, w io.Writer, guesses bool) erro
 		at, ok := p.img.Residue().At(u)
 		return at, ok && (guesses || !at.Guess())
 	}
+	stretches := p.fetch.Stretches()
+	defer stretches.Close() // only read
 	for u := uint32(0); int(u) < p.t.NUnits; {
 		if at, ok := kept(u); ok {
-			if err := p.writeKept(ctx, w, u, at); err != nil {
+			if err := p.writeKept(ctx, w, u, at, stretches); err != nil {
 				return err
 			}
 			u++
@@ -104,7 +106,7 @@ func (p *Prover) writePlain(ctx context.Context, w io.Writer, guesses bool) erro
 			}
 			end++
 		}
-		if err := p.fetch.Stream(ctx, u, end, nil, w, nil); err != nil {
+		if err := stretches.Stream(ctx, u, end, nil, w, nil); err != nil {
 			return err
 		}
 		u = end
@@ -137,14 +139,14 @@ func (b *boundedWriter) Write(p []byte) (int, error) {
 const pieceSize = 256 << 10
 
 // writeKept writes a unit's plain bytes from the image and the residue. A unit of which something was evicted is fetched.
-func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.Record) error {
+func (p *Prover) writeKept(ctx context.Context, w io.Writer, u uint32, at image.Record, fetched *fetch.Stretches) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	p.img.Pin()
 	defer p.img.Unpin()
 	if !at.Packed() && !p.img.HasUnit(u) {
-		return p.fetch.Stream(ctx, u, u+1, nil, w, nil)
+		return fetched.Stream(ctx, u, u+1, nil, w, nil)
 	}
 	takes := p.img.Residue().Takes(at) + pieceSize
 	if at.Packed() {
@@ -217,7 +219,9 @@ func (p *Prover) Stream(ctx context.Context, diffID digest.Digest, packed io.Wri
 		return p.copyPacked(ctx, diffID, packed, progress)
 	}
 	h := sha256.New()
-	if err := p.fetch.Stream(ctx, 0, uint32(p.t.NUnits), packed, p.bounded(h), progress); err != nil {
+	all := p.fetch.Stretches()
+	defer all.Close() // only read
+	if err := all.Stream(ctx, 0, uint32(p.t.NUnits), packed, p.bounded(h), progress); err != nil {
 		return fmt.Errorf("read blob of image %s: %w", p.img.ID(), err)
 	}
 	return p.conclude(diffID, digest.NewDigestFromBytes(digest.SHA256, h.Sum(nil)))
