@@ -19,6 +19,7 @@ type rangeless struct {
 	wholes  atomic.Int64 // how many times
 	came    atomic.Int64 // bytes that were read
 	doubted atomic.Int64
+	tries   [][]byte      // what comes by these instead
 	begin   chan struct{} // an answer waits for it; nil for never
 	hold    chan struct{} // and for this before its second half
 	over    chan struct{} // is told of the end of an answer; nil for nobody
@@ -35,8 +36,12 @@ func newRangeless(blob []byte) *rangeless {
 func (s *rangeless) OnlyWhole(err error) bool { return errors.Is(err, errNoRange) }
 func (s *rangeless) Doubt()                   { s.doubted.Add(1) }
 
-func (s *rangeless) Whole(ctx context.Context) (io.ReadCloser, error) {
+func (s *rangeless) Whole(ctx context.Context, try int) (io.ReadCloser, error) {
 	s.wholes.Add(1)
+	blob := s.blob
+	if try < len(s.tries) {
+		blob = s.tries[try]
+	}
 	if s.begin != nil {
 		select {
 		case <-s.begin:
@@ -44,7 +49,7 @@ func (s *rangeless) Whole(ctx context.Context) (io.ReadCloser, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
-	return &half{s: s, ctx: ctx, r: bytes.NewReader(s.blob)}, nil
+	return &half{s: s, ctx: ctx, r: bytes.NewReader(blob)}, nil
 }
 
 // asked returns when so many ranges were asked for in vain.
@@ -342,6 +347,20 @@ func TestOnlyWholeWrongBeside(t *testing.T) {
 				t.Errorf("all of it was asked for %d times", n)
 			}
 		})
+	}
+}
+
+// TestOnlyWholeTries: after wrong bytes, another place is asked.
+func TestOnlyWholeTries(t *testing.T) {
+	im := newImage(t, 40, 20, 50_000)
+	src := newRangeless(im.blob)
+	src.tries = [][]byte{spoiled(im, 10), spoiled(im, 10)}
+	c := open(t, t.TempDir(), cache.Options{})
+	defer closeAndCheck(t, c)
+	f := create(t, c, "a", im, src)
+	wantAll(t, f, im)
+	if n := src.wholes.Load(); n != 3 {
+		t.Errorf("all of it was asked for %d times", n)
 	}
 }
 

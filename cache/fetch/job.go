@@ -104,7 +104,7 @@ func (j *job) fetchRun(ctx context.Context, fills []*fill) error {
 	for len(fills) > 0 {
 		err := j.fetchStream(ctx, fills, try)
 		if src := onlyWhole(j.src, err); src != nil {
-			err = j.byPass(ctx, src, fills)
+			err = j.byPass(ctx, src, fills, try)
 		}
 		before := len(fills)
 		fills = f.unfinished(fills)

@@ -20,8 +20,8 @@ type Streamed interface {
 	Source
 	// OnlyWhole reports whether an error of Open says that no range is to be had, though all of the blob may be.
 	OnlyWhole(err error) bool
-	// Whole returns a reader of the blob from its beginning.
-	Whole(ctx context.Context) (io.ReadCloser, error)
+	// Whole returns a reader of the blob from its beginning. try is as of Open.
+	Whole(ctx context.Context, try int) (io.ReadCloser, error)
 }
 
 // onlyWhole returns a source as one of which no range is to be had, if an error of its Open says so; else nil.
@@ -34,7 +34,7 @@ func onlyWhole(src Source, err error) Streamed {
 
 // wholeFrom reads all of a blob, behind what comes before off.
 func wholeFrom(ctx context.Context, src Streamed, off int64) (io.ReadCloser, error) {
-	r, err := src.Whole(ctx)
+	r, err := src.Whole(ctx, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -63,7 +63,7 @@ type want struct {
 }
 
 // byPass returns when a pass has brought what is to be filled, or has failed. The job has no ticket meanwhile, since the pass has one.
-func (j *job) byPass(ctx context.Context, src Streamed, fills []*fill) error {
+func (j *job) byPass(ctx context.Context, src Streamed, fills []*fill, try int) error {
 	j.ticket.release()
 	for ctx.Err() == nil {
 		for _, one := range fills { // a pass may have stored it
@@ -78,7 +78,7 @@ func (j *job) byPass(ctx context.Context, src Streamed, fills []*fill) error {
 		if fills = j.f.unfinished(fills); len(fills) == 0 {
 			return nil
 		}
-		p, joined, err := joinPass(ctx, j.f, src, fills)
+		p, joined, err := joinPass(ctx, j.f, src, fills, try)
 		if err == nil {
 			err = p.await(ctx, joined)
 		}
@@ -92,14 +92,14 @@ func (j *job) byPass(ctx context.Context, src Streamed, fills []*fill) error {
 
 // joinPass has the pass that is under way bring what is to be filled, and starts one if there is none. Where the one under way has gone by
 // some of that, nothing is joined.
-func joinPass(ctx context.Context, f *Fetcher, src Streamed, fills []*fill) (p *pass, joined []*want, err error) {
+func joinPass(ctx context.Context, f *Fetcher, src Streamed, fills []*fill, try int) (p *pass, joined []*want, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.closing {
 		return nil, nil, errors.New("image was removed, or the cache is closed")
 	}
 	if f.pass == nil {
-		startPassLocked(ctx, f, src)
+		startPassLocked(ctx, f, src, try)
 	}
 	if f.t.Unit(fills[0].unit).Off < f.pass.at {
 		return f.pass, nil, nil
@@ -143,7 +143,7 @@ func (p *pass) await(ctx context.Context, joined []*want) (err error) {
 }
 
 // startPassLocked starts a pass, which outlives ctx. That says for whom it is.
-func startPassLocked(ctx context.Context, f *Fetcher, src Streamed) {
+func startPassLocked(ctx context.Context, f *Fetcher, src Streamed, try int) {
 	ctx, cancel := context.WithCancelCause(AskedBy(context.Background(), ctx.Value(asker{})))
 	p := &pass{f: f, cancel: cancel, done: make(chan struct{}), wants: map[uint32]*want{}}
 	f.pass = p
@@ -153,7 +153,7 @@ func startPassLocked(ctx context.Context, f *Fetcher, src Streamed) {
 		defer close(p.done)
 		defer ticket.release()
 		began := time.Now()
-		n, err := p.run(ctx, src, ticket)
+		n, err := p.run(ctx, src, ticket, try)
 		f.pool.log.Info("blob was read whole, since no range of it is to be had", "digest", f.img.ID(), "bytes", n, "err", err)
 		f.pool.observers.tell(Event{
 			Kind: Fetched, ID: f.img.ID(), Len: n, For: prefetch.String(), Began: began, Took: time.Since(began), Err: err,
@@ -168,12 +168,12 @@ func startPassLocked(ctx context.Context, f *Fetcher, src Streamed) {
 }
 
 // run reads a blob and returns how many bytes of it came. Where not all of the image would stay, it ends when nobody waits for more.
-func (p *pass) run(ctx context.Context, src Streamed, ticket *ticket) (n int64, err error) {
+func (p *pass) run(ctx context.Context, src Streamed, ticket *ticket, try int) (n int64, err error) {
 	f := p.f
 	if err := ticket.wait(ctx); err != nil {
 		return 0, err
 	}
-	r, err := src.Whole(ctx)
+	r, err := src.Whole(ctx, try)
 	if err != nil {
 		return 0, err
 	}

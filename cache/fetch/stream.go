@@ -152,7 +152,7 @@ func (s *Stretches) open(ctx context.Context, src Source, off, n int64) (io.Read
 		if whole == nil {
 			return r, err
 		}
-		if s.whole, err = whole.Whole(ctx); err != nil {
+		if s.whole, err = whole.Whole(ctx, 0); err != nil {
 			return nil, err
 		}
 		s.in.r = s.whole

@@ -90,6 +90,26 @@ func among(places ...*fakePlace) *repositories {
 	return x
 }
 
+// TestRepositoriesWhole: whoever wants all of a layer anew, since something of it was wrong, gets it from another repository.
+func TestRepositoriesWhole(t *testing.T) {
+	blob := imagetest.Noise(2, 1000)
+	places := []*fakePlace{{blob: blob}, {blob: blob}, {blob: blob}}
+	x := among(places...)
+	own := x.For(registry.Repository{Host: "reg.test", Path: "1"}).(interface {
+		Whole(ctx context.Context, try int) (io.ReadCloser, error)
+	})
+	for try, want := range []int{1, 0, 2, 1} { // its own, and then as they came
+		before := places[want].opens.Load()
+		r, err := own.Whole(t.Context(), try)
+		if err != nil || r.Close() != nil {
+			t.Fatal(err)
+		}
+		if places[want].opens.Load() != before+1 {
+			t.Errorf("try %d asked another one than %d", try, want)
+		}
+	}
+}
+
 // read reads a range of a blob and says how long that took.
 func (x *repositories) read(t *testing.T, blob []byte, off, n int64) (took time.Duration, err error) {
 	t.Helper()

@@ -206,7 +206,9 @@ func (a *askedBy) Open(ctx context.Context, off, n int64, try int) (io.ReadClose
 }
 
 // Whole implements fetch.Streamed.
-func (a *askedBy) Whole(ctx context.Context) (io.ReadCloser, error) { return a.whole(ctx, a.own) }
+func (a *askedBy) Whole(ctx context.Context, try int) (io.ReadCloser, error) {
+	return a.whole(ctx, a.own, try)
+}
 
 // Place implements cache.Placed.
 func (a *askedBy) Place() (host, user string) { return a.order(a.own)[0].Place() }
@@ -235,13 +237,15 @@ func (x *repositories) open(ctx context.Context, own registry.Repository, off, n
 func (x *repositories) OnlyWhole(err error) bool { return errors.Is(err, registry.ErrRange) }
 
 // Whole implements fetch.Streamed: nobody else downloads what was claimed.
-func (x *repositories) Whole(ctx context.Context) (io.ReadCloser, error) {
-	return x.whole(ctx, registry.Repository{})
+func (x *repositories) Whole(ctx context.Context, try int) (io.ReadCloser, error) {
+	return x.whole(ctx, registry.Repository{}, try)
 }
 
-func (x *repositories) whole(ctx context.Context, own registry.Repository) (io.ReadCloser, error) {
+func (x *repositories) whole(ctx context.Context, own registry.Repository, try int) (io.ReadCloser, error) {
 	var errs []error
-	for _, one := range x.order(own) {
+	order := x.order(own)
+	first := try % len(order)
+	for _, one := range append(order[first:], order[:first]...) {
 		r, err := one.Whole(ctx)
 		if err == nil {
 			return r, nil
