@@ -23,14 +23,15 @@ func WalkStore(ctx context.Context, st store.Store) error {
 	var names []string
 	var errs []error
 	there := map[string]bool{}
-	errs = append(errs, volume.List(ctx, st, func(name string, h *volume.Head, err error) {
+	err := volume.List(ctx, st, func(name string, h *volume.Head, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("volume %s: %w", name, err))
 			return
 		}
 		names = append(names, name)
 		there[h.ID.String()] = true
-	}))
+	})
+	errs = append(errs, err)
 	for _, name := range names {
 		r, err := volume.Check(ctx, st, name, true, func(string) {})
 		if err != nil {
@@ -41,7 +42,7 @@ func WalkStore(ctx context.Context, st store.Store) error {
 			errs = append(errs, fmt.Errorf("volume %s: %s", name, p))
 		}
 	}
-	errs = append(errs, st.List(ctx, "", func(o store.Object) bool {
+	err = st.List(ctx, "", func(o store.Object) bool {
 		kind, rest, _ := strings.Cut(o.Key, "/")
 		id, _, _ := strings.Cut(rest, "/")
 		outlives := o.Key == store.MarkKey || kind == "name" || kind == "node" || kind == "audit"
@@ -49,7 +50,8 @@ func WalkStore(ctx context.Context, st store.Store) error {
 			errs = append(errs, fmt.Errorf("%s is of no volume", o.Key))
 		}
 		return true
-	}))
+	})
+	errs = append(errs, err)
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("%s: %w", st, err)
 	}
