@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/core/snapshots/storage"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/cache"
@@ -128,6 +129,26 @@ func (x *bindings) chainsOf(ctx context.Context, all []*binding) (map[*binding]d
 		return nil
 	})
 	return chains, err
+}
+
+// apartFrom returns the other namespaces that have snapshots of their own for the chainID of a binding's.
+func (x *bindings) apartFrom(ctx context.Context, b *binding, chainID digest.Digest) (map[string]bool, error) {
+	apart, ours := map[string]bool{}, b.source().Namespace
+	for _, other := range x.all() {
+		namespace := other.source().Namespace
+		if namespace == ours || namespace == "" || apart[namespace] {
+			continue
+		}
+		chains, err := x.chainsOf(ctx, []*binding{other})
+		if errdefs.IsNotFound(err) {
+			continue // it was removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		apart[namespace] = chains[other] == chainID
+	}
+	return apart, nil
 }
 
 func sortBindings(all []*binding) {

@@ -260,8 +260,9 @@ func (r *releasing) stillGone(ctx context.Context, b *binding, others []layers.S
 }
 
 // release removes the images that have a binding's layer, unless something uses it, or says what an operator is to do who wants to be
-// asked. others are the places, beyond its own, where the layer could have been. operator says that somebody has asked for it now. It
-// tells of each image.
+// asked. Those of a namespace that has a snapshot of its own are not the binding's: it may be in use, and they are released with it. others
+// are the places, beyond its own, where the layer could have been. operator says that somebody has asked for it now. It tells of each
+// image.
 func (r *releasing) release(ctx context.Context, b *binding, others []layers.Source, operator bool, tell func(ImageName)) error {
 	chains, err := r.bindings.chainsOf(ctx, []*binding{b})
 	if err != nil {
@@ -274,6 +275,11 @@ func (r *releasing) release(ctx context.Context, b *binding, others []layers.Sou
 	if err != nil {
 		return fmt.Errorf("which images have layer %s: %w", chains[b], err)
 	}
+	apart, err := r.bindings.apartFrom(ctx, b, chains[b])
+	if err != nil {
+		return err
+	}
+	uses = slices.DeleteFunc(uses, func(use Use) bool { return apart[use.Namespace] })
 	lost, err := r.lostOf(ctx, b, others, uses, operator)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/remora-storage/remora/fs/layout"
@@ -340,6 +341,42 @@ func TestNeighbourRefuses(t *testing.T) {
 	if got, err := lost(); err == nil {
 		t.Errorf("beside none that serves: %v", got)
 	}
+}
+
+// TestReleasedApart: each namespace has a snapshot of its own of a layer, and the images of one are not removed for the other's, which
+// nothing uses. They are once nothing uses their own.
+func TestReleasedApart(t *testing.T) {
+	im := newImage(t, "app", nil, gzipLayer(t, file("a", noise(1, 300_000))))
+	o := newOrigin(t, im)
+	release := lose(o, http.StatusNotFound, func(_, _, what string) bool { return what == im.Layers[0].Digest().String() })
+	idle, busy := ImageName{Namespace: "default", Name: "app:1"}, ImageName{Namespace: "k8s.io", Name: "app:1"}
+	r := &released{}
+	b := newBed(t, o, func(b *bed) {
+		r.all = b.uses(im, idle, busy)
+		b.opts.Releases, b.opts.GoneFor = r, time.Nanosecond
+	})
+	b.pull(im)
+	used := *b
+	used.ctx = namespaces.WithNamespace(t.Context(), busy.Namespace)
+	if _, err := b.Prepare(used.ctx, "user", used.pull(im)); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	b.fails(im)
+	used.fails(im)
+	eventually(t, "the image is removed that nothing uses", func() bool { return len(r.names()) > 0 })
+	eventually(t, "what uses the other one to be told", func() bool {
+		return slices.ContainsFunc(b.Status().Layers, func(st LayerStatus) bool {
+			return strings.Contains(st.Reason, "snapshots are made of it")
+		})
+	})
+	if got := r.names(); slices.Contains(got, busy) {
+		t.Errorf("removed %v", got)
+	}
+	if err := b.Remove(used.ctx, "user"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the other image is removed, too", func() bool { return slices.Contains(r.names(), busy) })
 }
 
 // TestReleasedMounted: a layer that is mounted, and of which something turns out to be nowhere any more when a container reads it, is
