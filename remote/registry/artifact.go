@@ -93,7 +93,7 @@ type contentReader struct {
 
 // referrer finds an artifact by the list of what refers to an image. One that is listed and was deleted makes way for the next.
 func (c *contentReader) referrer(ctx context.Context, image digest.Digest, kind ArtifactKind) ([]byte, error) {
-	all, err := c.r.referrers(ctx, c.repo, image, kind)
+	all, err := c.r.referrers(ctx, c.repo, image, kind, referrersMost)
 	if err != nil {
 		return nil, err
 	}
@@ -107,9 +107,9 @@ func (c *contentReader) referrer(ctx context.Context, image digest.Digest, kind 
 	return nil, err
 }
 
-// referrers returns the artifacts of a kind that refer to an image, the newest first.
+// referrers returns so many artifacts of a kind that are said to refer to an image, the newest first.
 func (r *Registry) referrers(
-	ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind,
+	ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind, most int,
 ) (all []ocispec.Descriptor, err error) {
 	p, err := r.referrersList(ctx, repo, image, kind)
 	if err != nil {
@@ -120,7 +120,7 @@ func (r *Registry) referrers(
 		return nil, fmt.Errorf("list of referrers: %w", err)
 	}
 	for _, d := range index.Manifests {
-		if d.ArtifactType == kind.Type && len(all) < referrersMost { // a registry need not filter
+		if d.ArtifactType == kind.Type && len(all) < most { // a registry need not filter
 			all = append(all, d)
 		}
 	}
@@ -132,7 +132,7 @@ func (r *Registry) referrers(
 	return all, nil
 }
 
-// referrersMost is how many artifacts of a kind are looked at.
+// referrersMost is how many artifacts of a kind are looked at for a content.
 const referrersMost = 16
 
 // referrersList returns the list of what refers to an image: by the Referrers API, or where a repository has none, from under the tag that
@@ -226,7 +226,7 @@ func (c *contentReader) at(ctx context.Context, ref string, image digest.Digest,
 	if err := json.Unmarshal(p, &m); err != nil {
 		return nil, fmt.Errorf("manifest %s: %w", ref, err)
 	}
-	if m.ArtifactType != kind.Type || m.Subject == nil || m.Subject.Digest != image || len(m.Layers) != 1 {
+	if !isArtifact(&m, image, kind) || len(m.Layers) != 1 {
 		return nil, fmt.Errorf("manifest %s is no %s of %s: %w", ref, kind.Type, image, ErrNotFound)
 	}
 	d := m.Layers[0]
@@ -246,6 +246,11 @@ func (c *contentReader) at(ctx context.Context, ref string, image digest.Digest,
 		<-c.turn
 	}
 	return content, err
+}
+
+// isArtifact reports whether a manifest is one of a kind that refers to an image.
+func isArtifact(m *ocispec.Manifest, image digest.Digest, kind ArtifactKind) bool {
+	return m.ArtifactType == kind.Type && m.Subject != nil && m.Subject.Digest == image
 }
 
 func checked(content []byte, d ocispec.Descriptor) ([]byte, error) {

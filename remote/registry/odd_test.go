@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/core/remotes/docker/config"
 	"github.com/containerd/log"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remora-storage/remora/remote/registry"
@@ -207,6 +208,8 @@ func TestOddities(t *testing.T) {
 
 // TestHeadRefused: what is done by HEAD beside reading works where HEAD is refused.
 func TestHeadRefused(t *testing.T) {
+	image := digest.FromString("image")
+	manifest, none := artifact(t, image, nil, true), listOf(t)
 	for _, says := range []bool{true, false} { // which digest a manifest has
 		var deleted atomic.Bool
 		s := newServer(t, func(w http.ResponseWriter, r *http.Request, _ int64) bool {
@@ -217,17 +220,23 @@ func TestHeadRefused(t *testing.T) {
 				deleted.Store(true)
 				w.WriteHeader(http.StatusAccepted)
 			default:
+				if strings.Contains(r.URL.Path, "/referrers/") {
+					w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+					_, _ = w.Write(none) // or the client is gone
+					return true
+				}
 				w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
 				if says {
-					w.Header().Set("Docker-Content-Digest", bedDigest.String())
+					w.Header().Set("Docker-Content-Digest", digest.FromBytes(manifest).String())
 				}
-				_, _ = w.Write(bedManifest) // or the client is gone
+				_, _ = w.Write(manifest) // or the client is gone
 			}
 			return true
 		})
 		toml := strings.Replace(plain(s.host()), `"resolve"`, `"resolve","push"`, 1)
 		r := registry.New(registry.Options{ConfigPath: []string{hostsDir(t, "reg.test", toml)}})
-		err := r.RemoveArtifact(t.Context(), registry.Repository{Host: "reg.test", Path: repo}, bedDigest, registry.ArtifactKind{Tag: "x"})
+		kind := registry.ArtifactKind{Type: artifactType, Tag: "x"}
+		err := r.RemoveArtifact(t.Context(), registry.Repository{Host: "reg.test", Path: repo}, image, kind)
 		if err != nil || !deleted.Load() {
 			t.Errorf("deleted %v, %v", deleted.Load(), err)
 		}

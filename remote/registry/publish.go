@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -74,34 +76,74 @@ func pushIfAbsent(ctx context.Context, repo *oras.Repository, desc ocispec.Descr
 	return repo.Push(ctx, desc, bytes.NewReader(data))
 }
 
+// removedMost is how many manifests RemoveArtifact looks at.
+const removedMost = 256
+
 // RemoveArtifact deletes an image's artifacts of a kind: the one under the tag, and earlier ones, which are found by the list of what
-// refers to the image. One that is not there is no error.
+// refers to the image. One that is not there is no error. Whoever may push decides where the tag leads and, where a registry has no
+// Referrers API, what is listed: a manifest that is not such an artifact stays, and is an error.
 func (r *Registry) RemoveArtifact(ctx context.Context, repo Repository, image digest.Digest, kind ArtifactKind) error {
 	w, err := r.Writable(ctx, repo)
 	if err != nil {
 		return err
 	}
-	var all []ocispec.Descriptor
+	var all []digest.Digest
 	desc, err := w.Resolve(ctx, ArtifactTag(image, kind.Tag))
 	if err == nil {
-		all = append(all, desc)
+		all = append(all, desc.Digest)
 	} else if !errors.Is(err, errdef.ErrNotFound) {
 		return err
 	}
-	listed, err := r.referrers(ctx, repo, image, kind)
+	listed, err := r.referrers(ctx, repo, image, kind, removedMost+1)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	for _, desc := range append(all, listed...) {
-		err := w.Delete(ctx, desc)
+	var errs []error
+	if len(listed) > removedMost {
+		listed = listed[:removedMost]
+		errs = append(errs, fmt.Errorf("%s lists more than %d artifacts of %s: the others stay", repo, removedMost, image))
+	}
+	for _, desc := range listed {
+		if !slices.Contains(all, desc.Digest) {
+			all = append(all, desc.Digest)
+		}
+	}
+	for _, d := range all {
+		desc, err := artifactOf(ctx, r, repo, d, image, kind)
+		if err == nil {
+			err = w.Delete(ctx, desc)
+		}
 		var answer *errcode.ErrorResponse
 		switch {
-		case err == nil, errors.Is(err, errdef.ErrNotFound):
+		case err == nil, errors.Is(err, ErrNotFound), errors.Is(err, errdef.ErrNotFound):
+		case errors.Is(err, errOther):
+			errs = append(errs, fmt.Errorf("%s stays: %w", d, err))
 		case errors.As(err, &answer) && answer.StatusCode == http.StatusMethodNotAllowed:
 			return fmt.Errorf("%s does not allow deletion: %w", repo.Host, err)
 		default:
 			return err
 		}
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// errOther is of what is no artifact of an image.
+var errOther = errors.New("it is something else")
+
+// artifactOf returns the descriptor of an image's artifact of a kind, as its own bytes have it, or an error that wraps errOther.
+func artifactOf(
+	ctx context.Context, r *Registry, repo Repository, d, image digest.Digest, kind ArtifactKind,
+) (desc ocispec.Descriptor, err error) {
+	if err := d.Validate(); err != nil {
+		return desc, fmt.Errorf("%w than an artifact: %w", errOther, err)
+	}
+	p, _, err := r.document(ctx, repo, docker.HostCapabilityPull, "manifests/"+d.String(), ocispec.MediaTypeImageManifest)
+	if err != nil {
+		return desc, err
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(p, &m); err != nil || !isArtifact(&m, image, kind) {
+		return desc, fmt.Errorf("%w than an artifact %s of %s", errOther, kind.Type, image)
+	}
+	return ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: d, Size: int64(len(p))}, nil
 }

@@ -16,10 +16,16 @@ import (
 // told as it is.
 func TestDeletionRefused(t *testing.T) {
 	for code, allows := range map[int]bool{http.StatusMethodNotAllowed: false, http.StatusForbidden: true} {
-		manifest := []byte(`{"schemaVersion":2}`)
+		image := digest.FromString("image")
+		manifest, none := artifact(t, image, nil, true), listOf(t)
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method == http.MethodDelete {
 				w.WriteHeader(code)
+				return
+			}
+			if strings.Contains(r.URL.Path, "/referrers/") {
+				w.Header().Set("Content-Type", ocispec.MediaTypeImageIndex)
+				_, _ = w.Write(none)
 				return
 			}
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
@@ -30,8 +36,8 @@ func TestDeletionRefused(t *testing.T) {
 		host := s.Listener.Addr().String()
 		toml := strings.Replace(plain(host), `"resolve"`, `"resolve","push"`, 1)
 		r := registry.New(registry.Options{ConfigPath: []string{hostsDir(t, "reg.test", toml)}})
-		kind := registry.ArtifactKind{Tag: "index"}
-		err := r.RemoveArtifact(t.Context(), registry.Repository{Host: "reg.test", Path: repo}, digest.FromBytes(manifest), kind)
+		kind := registry.ArtifactKind{Type: artifactType, Tag: "index"}
+		err := r.RemoveArtifact(t.Context(), registry.Repository{Host: "reg.test", Path: repo}, image, kind)
 		if err == nil || strings.Contains(err.Error(), "does not allow deletion") == allows {
 			t.Errorf("the registry answers %d: %v", code, err)
 		}
