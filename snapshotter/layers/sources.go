@@ -96,7 +96,8 @@ func (x *Sources) repositories(id string) (repos []registry.Repository) {
 	return repos
 }
 
-// Mixed reports whether an image is read from several registries.
+// Mixed reports whether an image is read from several registries. Several repositories of one are not meant: those share most of their
+// layers.
 func (x *Sources) Mixed(id string) bool {
 	repos := x.repositories(id)
 	return slices.ContainsFunc(repos, func(repo registry.Repository) bool { return repo.Host != repos[0].Host })
