@@ -409,7 +409,7 @@ func (b *rebuild) copy(ctx context.Context) error {
 	h := &Head{ID: b.ID, Name: b.Name, Mode: ModeReadOnly, Gen: 1, Nonce: NewID(), Size: b.Size, Block: Block, Class: Remote,
 		MaxAge: int64(defaultMaxAge / time.Second), Epoch: 1, Segment: uint64(len(refs)), Write: b.Write,
 		Created: time.Now().UTC().Truncate(time.Second)}
-	if b.head != nil {
+	if b.head != nil && !strings.HasPrefix(b.head.FS, "making ") { // nobody can make that to its end on a read-only volume
 		h.FS = b.head.FS
 	}
 	nodes := newMapNodes(b.store, b.ID, defaultMemory/4, quiet())

@@ -160,6 +160,27 @@ func TestRebuild(t *testing.T) {
 	}
 }
 
+// TestRebuildHalfMade: a read-only volume's head does not say that a file system is being made, which nobody can do there.
+func TestRebuildHalfMade(t *testing.T) {
+	t.Parallel()
+	for fs, want := range map[string]string{"xfs": "xfs", "making xfs": ""} {
+		v, st, _ := newTestVolume(t, 8<<20, Remote)
+		if err := v.SetFS(t.Context(), fs); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Detach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r, err := Rebuild(t.Context(), st, "v", "copy", func(string) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if h, _, err := readHead(t.Context(), st, r.ID); err != nil || h.FS != want {
+			t.Errorf("of %q: %+v, %v; want %q", fs, h, err, want)
+		}
+	}
+}
+
 func within(all []Range, off int64) bool {
 	for _, r := range all {
 		if r.Off <= off && off < r.Off+r.Len {
