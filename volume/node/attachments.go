@@ -117,6 +117,7 @@ func (a *Attachments) call(ctx context.Context, id volume.ID, hands Hands, c cal
 	c.n = a.callers
 	v.waiting[c.n] = w
 	a.doLocked(v, v.call(c))
+	a.hastenLocked(v)
 	a.mu.Unlock()
 	for waits := true; waits; {
 		select {
@@ -197,7 +198,7 @@ func (a *Attachments) do(v *attachment, hands Hands, e effect, told <-chan struc
 	case export:
 		return hands.Export(a.ctx)
 	case withdraw:
-		return a.alone(v.id, func() error { return hands.Withdraw(a.ctx) })
+		return a.alone(v, func() error { return hands.Withdraw(a.ctx) })
 	case leave:
 		return hands.Leave(a.ctx, told)
 	}

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/remora-storage/remora/volume"
@@ -12,14 +13,16 @@ import (
 type Job struct {
 	// What tells jobs apart and completes "it is being". Whoever wants what is being done already waits for that.
 	What string
-	// Do does it. It goes on without those who asked for it: its context ends when the Attachments are closed.
+	// Do does it. It goes on without those who asked for it: its context ends when the Attachments are closed, and when the volume is
+	// abandoned, since whoever abandons it waits for no store.
 	Do func(ctx context.Context, say func(string)) error
 }
 
 // job is one under way.
 type job struct {
 	what   string
-	done   chan struct{} // closed when err is set
+	stop   context.CancelCauseFunc // ends what it waits for, not what it has begun; nil for a withdrawal
+	done   chan struct{}           // closed when err is set
 	err    error
 	said   []string      // so far, guarded by Attachments.mu
 	spoken chan struct{} // closed and replaced when more is said, guarded by Attachments.mu
@@ -38,8 +41,10 @@ func (a *Attachments) Run(ctx context.Context, id volume.ID, j Job, tell func(st
 		begun := w == nil
 		if begun {
 			w = a.occupyLocked(id, j.What)
+			ctx, stop := context.WithCancelCause(a.ctx)
+			w.stop = stop
 			// Close does not wait for it: a program that changes a device runs to its end, and the next process finds what it did.
-			go a.work(id, w, j)
+			go a.work(ctx, id, w, j)
 		}
 		a.mu.Unlock()
 		if begun || w.what == j.What {
@@ -77,15 +82,26 @@ func (a *Attachments) vacate(id volume.ID, w *job) {
 	close(w.done)
 }
 
-func (a *Attachments) work(id volume.ID, w *job, j Job) {
+func (a *Attachments) work(ctx context.Context, id volume.ID, w *job, j Job) {
 	defer a.vacate(id, w)
-	w.err = j.Do(a.ctx, func(what string) {
+	defer w.stop(nil)
+	w.err = j.Do(ctx, func(what string) {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		w.said = append(w.said, what)
 		close(w.spoken)
 		w.spoken = make(chan struct{})
 	})
+}
+
+// errAbandoned says why a job did not wait for the store.
+var errAbandoned = errors.New("the volume is given up to its journal")
+
+// hastenLocked has a volume's job wait for nothing more if the volume is abandoned.
+func (a *Attachments) hastenLocked(v *attachment) {
+	if w := a.jobs[v.id]; w != nil && w.stop != nil && v.want == abandoned {
+		w.stop(errAbandoned)
+	}
 }
 
 // follow waits for a job's end.
@@ -115,18 +131,19 @@ func (a *Attachments) follow(ctx context.Context, w *job, tell func(string)) err
 }
 
 // alone does something with a volume while no job is under way.
-func (a *Attachments) alone(id volume.ID, do func() error) error {
+func (a *Attachments) alone(v *attachment, do func() error) error {
 	a.mu.Lock()
-	for a.jobs[id] != nil {
-		w := a.jobs[id]
+	for a.jobs[v.id] != nil {
+		a.hastenLocked(v) // one that was waiting for the one before
+		w := a.jobs[v.id]
 		a.mu.Unlock()
 		if err := a.await(a.ctx, w); err != nil {
 			return err
 		}
 		a.mu.Lock()
 	}
-	w := a.occupyLocked(id, "withdrawn")
+	w := a.occupyLocked(v.id, "withdrawn")
 	a.mu.Unlock()
-	defer a.vacate(id, w)
+	defer a.vacate(v.id, w)
 	return do()
 }

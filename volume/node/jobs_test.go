@@ -89,3 +89,45 @@ func TestJobsKeepDevices(t *testing.T) {
 		away.ends(t, nil)
 	})
 }
+
+// TestJobsOfAbandoned: whoever abandons a volume does not wait for jobs that wait for its store: neither for the one under way, also
+// where a detach waits for it already, nor for one that comes next.
+func TestJobsOfAbandoned(t *testing.T) {
+	for name, detach := range map[string]bool{"abandoned": false, "detached first": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := bed{newHands(), node.New(), volume.NewID()}
+				defer b.all.Close()
+				v := begin(b.attach)
+				b.opens <- nil
+				v.ends(t, nil)
+				job := func(what string) verb {
+					return begin(func(ctx context.Context) error {
+						return b.all.Run(ctx, b.id, node.Job{What: what, Do: func(ctx context.Context, _ func(string)) error {
+							b.mu.Lock()
+							gone := slices.Contains(b.did, "withdraw")
+							b.mu.Unlock()
+							if gone {
+								return node.ErrDetachedMeanwhile
+							}
+							<-ctx.Done() // as a Note or a Store waits while the store is away
+							return ctx.Err()
+						}}, func(string) {})
+					})
+				}
+				mounted, grown := job("mounted"), job("grown")
+				if detach {
+					away := begin(b.detach)
+					away.waits(t)
+					defer away.ends(t, nil)
+				}
+				mounted.waits(t)
+				begin(b.abandon).ends(t, nil)
+				mounted.ends(t, context.Canceled)
+				if synctest.Wait(); len(grown.err) == 0 || <-grown.err == nil {
+					t.Error("a job for which there is no volume goes on")
+				}
+			})
+		})
+	}
+}
