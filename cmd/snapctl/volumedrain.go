@@ -11,7 +11,6 @@ import (
 
 	"github.com/remora-storage/remora/cmd/internal/cli"
 	"github.com/remora-storage/remora/cmd/internal/control"
-	"github.com/remora-storage/remora/volume/mount"
 )
 
 // drained is what drain prints of a volume with --json.
@@ -29,8 +28,8 @@ func drainCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "drain",
 		Short: "Unmount and detach all volumes of this node, as before a reboot",
-		Long: `drain unmounts the volumes of this node wherever this mount namespace has them, and detaches all of them side by side.
-remora-drain.service runs it when the machine shuts down.
+		Long: `drain unmounts the volumes of this node wherever remorad's mount namespace has them, which is the host's, and detaches all
+of them side by side. remora-drain.service runs it when the machine shuts down.
 
 What the store does not have within --timeout stays in the journal: remorad stores it after its next start, and gives the
 volume up then. drain exits with 1 if a device is still there, since it is in use, and names its users. With --json it prints
@@ -100,34 +99,18 @@ func drain(ctx context.Context, a *app) error {
 	return nil
 }
 
-// drainOne unmounts one volume and detaches it. An unmount that waits for the store when ctx ends is left alone.
+// drainOne unmounts one volume and detaches it. What waits for the store when ctx ends goes on without it.
 func drainOne(ctx context.Context, a *app, v control.Volume) (d drained) {
 	d = drained{Name: v.Name, Store: v.Store, Dirs: []string{}}
-	if v.Device != "" {
-		type freed struct {
-			dirs []string
-			err  error
-		}
-		ended := make(chan freed, 1)
-		go func() {
-			f := freed{dirs: []string{}}
-			f.err = mount.Free(ctx, v.Device, func(dir string) { f.dirs = append(f.dirs, dir) })
-			ended <- f
-		}()
-		select {
-		case f := <-ended:
-			if d.Dirs = f.dirs; f.err != nil {
-				d.Reason = f.err.Error()
-				return d
+	req := &control.UnmountVolumeRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store}}
+	_, err := ask(a, func(c *control.Client) (*control.UnmountVolumeReply, error) {
+		return c.UnmountVolume(ctx, req, func(r *control.UnmountVolumeReply) {
+			if r.Unmounted != "" {
+				d.Dirs = append(d.Dirs, r.Unmounted)
+			} else {
+				d.Reason = r.Reason
 			}
-		case <-ctx.Done():
-			d.Reason = "unmounting waits for the store"
-			return d
-		}
-	}
-	_, err := ask(a, func(c *control.Client) (*control.DetachVolumeReply, error) {
-		return c.DetachVolume(ctx, &control.DetachVolumeRequest{VolumeRequest: control.VolumeRequest{Name: v.Name, Store: v.Store}},
-			func(r *control.DetachVolumeReply) { d.Reason = r.Reason })
+		})
 	})
 	switch {
 	case err == nil:

@@ -1,9 +1,11 @@
 package volumes_test
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,11 +32,15 @@ func TestVolumeShutdown(t *testing.T) {
 	t.Parallel()
 	s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: volumeConfig})
 	dir := filepath.Join(t.TempDir(), "store")
-	names := []string{"one", "two"}
+	names := []string{"one", "two", "remote"}
 	mnt := map[string]string{}
 	for _, name := range names {
+		class := []string{"--class", "local", "--max-age", "1h"}
+		if name == "remote" {
+			class = []string{"--class", "remote"}
+		}
 		mnt[name] = filepath.Join(t.TempDir(), "mnt")
-		snapctl(t, s, "volume", "create", "--store", "file:"+dir, "--class", "local", "--max-age", "1h", name, "1G")
+		snapctl(t, s, append(append([]string{"volume", "create", "--store", "file:" + dir}, class...), name, "1G")...)
 		fstab(t, s, name, mnt[name])
 		t.Cleanup(func() {
 			if t.Failed() {
@@ -47,7 +53,7 @@ func TestVolumeShutdown(t *testing.T) {
 		own, err := mounts.Own()
 		testbed.Must(t, err)
 		for _, m := range own {
-			if m.Dir == mnt["one"] || m.Dir == mnt["two"] {
+			if slices.Contains(slices.Collect(maps.Values(mnt)), m.Dir) {
 				t.Errorf("%s is mounted after drain", m.Dir)
 			}
 		}
@@ -64,8 +70,9 @@ func TestVolumeShutdown(t *testing.T) {
 			t.Errorf("%s has %q, want %q (%v)", name, got, want, err)
 		}
 	}
-	write("one", "first")
-	write("two", "first")
+	for _, name := range names {
+		write(name, "first")
+	}
 	f, err := os.Open(filepath.Join(mnt["one"], "file"))
 	testbed.Must(t, err)
 	mustRefuse(t, s, "1 volumes are in use", "volume", "drain", "--timeout", "20s")
@@ -80,7 +87,7 @@ func TestVolumeShutdown(t *testing.T) {
 		write(name, "second")
 	}
 	testbed.Must(t, os.Rename(dir, dir+".away"))
-	if out := shutdown("--timeout", "5s"); strings.Count(out, "left to its journal") != len(names) {
+	if out := shutdown("--timeout", "10s"); strings.Count(out, "left to its journal") != len(names) {
 		t.Errorf("drain without the store says:\n%s", out)
 	}
 	testbed.Must(t, os.Rename(dir+".away", dir))
