@@ -81,7 +81,8 @@ const (
 	onDeviceCommand = "on-device"
 )
 
-// finish makes a file system again that was not made to its end, before people get the device.
+// finish makes a file system again that was not made to its end, before people get the device. One that somebody may have made there
+// since is left as it is, and tell is told.
 func (v *volumes) finish(ctx context.Context, id volume.ID, tell func(string)) error {
 	open, err := v.host.Volume(ctx, id)
 	if err != nil || mount.HalfMade(open.Head().FS) == "" {

@@ -33,7 +33,8 @@ func (a *app) volumeMountCommand() *cobra.Command {
 		Long: `mount attaches a volume and mounts it on a directory, which is made if need be. A volume that was never written to gets a
 file system first: ext4, or what --fs says. mount never formats a volume that was
 written to: if it finds no file system there that it knows, it fails. remorad does all this. If you interrupt mount, it goes on
-without you; run mount again to wait for its end. A file system that was not made to its end is made again.
+without you; run mount again to wait for its end. A file system that was not made to its end is made again;
+where somebody may have made one by hand since, only --fs makes one over it.
 
 Device nodes and set-user-ID programs on a volume have no effect: it is mounted nodev,nosuid, because everyone who can
 write to its store could put them there and so become root here. "-o dev,suid", or one of the two, allows them, for a

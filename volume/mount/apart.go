@@ -15,7 +15,7 @@ import (
 type Task struct {
 	Volume Volume
 	Bring  *Place // mount it there
-	Finish bool   // make a file system again that was not made to its end
+	Finish bool   // make a file system again that was not made to its end, unless somebody may have made one there since
 	Grow   bool   // make the mounted file system as large as the device
 	Free   bool   // unmount it everywhere; each place is said
 }
@@ -130,6 +130,10 @@ func (t Task) do(say func(string)) error {
 		return Bring(ctx, v, *t.Bring, say)
 	case t.Finish:
 		_, err := Prepare(ctx, v, "", true, say)
+		if left := (unfinished{}); errors.As(err, &left) { // whoever mounts it is refused
+			say(left.Error())
+			return nil
+		}
 		return err
 	case t.Grow:
 		dirs, err := On(v.Device)

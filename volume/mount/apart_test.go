@@ -57,6 +57,17 @@ func TestApart(t *testing.T) {
 	if got := calls(); got != "mkfs.xfs -q -K -f "+dev {
 		t.Errorf("called %q", got)
 	}
+	if err := os.WriteFile(dev, with(0, "XFSB"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	did = nil
+	said, err = apart(t, mount.Task{Volume: v, Finish: true})
+	if err != nil || len(did) > 0 || len(said) != 1 || !strings.Contains(said[0], "holds xfs") || calls() != "" {
+		t.Errorf("what somebody may have made: did %q, said %q, %v", did, said, err)
+	}
+	if err := os.WriteFile(dev, make([]byte, 128<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	v.Store = func(context.Context) error { return errors.New("the store is away") }
 	if _, err := apart(t, mount.Task{Volume: v, Finish: true}); err == nil || err.Error() != "the store is away" {
 		t.Errorf("not stored: %v", err)

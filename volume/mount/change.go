@@ -30,6 +30,16 @@ const mkfsTries = 20
 // Known reports whether volumes can have a kind of file system.
 func Known(kind string) bool { return makers[kind] != nil }
 
+// canMake says what is missing to make a kind of file system.
+func canMake(kind string) error {
+	m := makers[kind]
+	if m == nil {
+		return fmt.Errorf("%s: not a file system of volumes", kind)
+	}
+	_, err := exec.LookPath(m[0])
+	return err
+}
+
 // Make makes a file system, which the device has flushed when it returns. Whatever was on the device is lost. again says that a half
 // made one may be there.
 func Make(kind, dev string, again bool) error {

@@ -108,9 +108,10 @@ func makeDir(dir string) error {
 }
 
 // Prepare makes sure that a volume has a file system that can be mounted, and returns its kind. One that nobody has ever written to
-// gets one, of the kind that is wanted or the default, and so does one on which that was begun and not ended. No other does, ever. stays
-// says that a file system which is there is not to be changed. What changes the device runs to its end, though ctx ends; one that
-// somebody else changes meanwhile is in use. say is told what takes a while.
+// gets one, of the kind that is wanted or the default, and so does one on which that was begun and not ended. No other does, ever: where
+// it was begun, and there is what nobody leaves who is stopped in the midst of it, somebody may have made that by hand, and it is made
+// again only if a kind is wanted. stays says that a file system which is there is not to be changed. What changes the device runs to its
+// end, though ctx ends; one that somebody else changes meanwhile is in use. say is told what takes a while.
 func Prepare(ctx context.Context, v Volume, want string, stays bool, say func(string)) (kind string, err error) {
 	mounted, err := waitUnused(ctx, v.Device, HalfMade(v.FS) != "", say)
 	if err != nil {
@@ -125,7 +126,12 @@ func Prepare(ctx context.Context, v Volume, want string, stays bool, say func(st
 	case err != nil && (begun == "" || !errors.Is(err, ErrAmbiguous)):
 		return "", err
 	case begun != "" && v.ReadOnly:
-		return "", fmt.Errorf("%s is read-only, and its file system was not made to the end", v.Name)
+		return "", unfinished{fmt.Errorf("%s is read-only, and its file system was not made to the end", v.Name)}
+	case begun != "" && want == "" && err != nil:
+		return "", unfinished{fmt.Errorf("%w; --fs %s makes a file system over all of them", err, begun)}
+	case begun != "" && want == "" && !has.remnant(begun):
+		return "", unfinished{fmt.Errorf("%s holds %s, though its head says that %s was not made to its end: to keep what is there, "+
+			"mount %s yourself and attach the volume once more; --fs %s makes a file system over it", v.Name, has, begun, v.Device, begun)}
 	case begun != "":
 		return v.format(ctx, first(want, begun), true, say)
 	case has.Kind != "" && !Known(has.Kind):
@@ -152,6 +158,11 @@ func Prepare(ctx context.Context, v Volume, want string, stays bool, say func(st
 	return has.Kind, Ready(v.Device, has, size, say)
 }
 
+// unfinished says why a file system that was not made to its end is left as it is.
+type unfinished struct{ error }
+
+func (u unfinished) Unwrap() error { return u.error }
+
 func first(a, b string) string {
 	if a != "" {
 		return a
@@ -162,6 +173,9 @@ func first(a, b string) string {
 // format makes a file system. Until the volume's store has all of it, the head says that it is being made: whoever mounts the volume
 // then, on whatever node, makes it again.
 func (v Volume) format(ctx context.Context, kind string, again bool, say func(string)) (string, error) {
+	if err := canMake(kind); err != nil {
+		return "", err // before the head says that it was begun
+	}
 	if v.FS != making+kind {
 		if err := v.Note(ctx, making+kind); err != nil {
 			return "", err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,9 +13,9 @@ import (
 	"github.com/remora-storage/remora/volume/mount"
 )
 
-// TestPrepare: a volume that nobody has written to gets a file system, and so does one on which that was begun and not ended, whatever
-// it holds by now; no other does. What the head says is written before the device is, and what the device has is in the store before
-// the head says so.
+// TestPrepare: a volume that nobody has written to gets a file system, and so does one on which that was begun and not ended, unless
+// somebody may have made what it holds by now; no other does. What the head says is written before the device is, and what the device
+// has is in the store before the head says so.
 func TestPrepare(t *testing.T) {
 	dev := filepath.Join(t.TempDir(), "dev")
 	calls := programs(t, nil)
@@ -25,6 +26,9 @@ func TestPrepare(t *testing.T) {
 	copy(both, "XFSB")
 	small := with(0, "XFSB", 102, "\x02\x00")
 	large := with(0, "XFSB", 102, "\x10\x00")
+	begun := with(0, "XFSB", 126, "\x01")
+	btrfs := with(64<<10+0x40, "_BHRfS_M")
+	halfXFS, halfBtrfs := mount.Volume{FS: "making xfs"}, mount.Volume{FS: "making btrfs"}
 	fresh, half := mount.Volume{Fresh: true}, mount.Volume{FS: "making ext4"}
 	words := strings.NewReplacer("DEV", dev, "XFS", "mkfs.xfs -q -K", "BTRFS", "mkfs.btrfs -q -K", "EXT", "mkfs.ext4 -q -F -E nodiscard "+dev)
 	for name, c := range map[string]struct {
@@ -41,7 +45,15 @@ func TestPrepare(t *testing.T) {
 		"written to, empty again":    {holds: nothing, err: "has been written to"},
 		"half made, nothing there":   {holds: nothing, v: mount.Volume{FS: "making xfs"}, does: "XFS -f DEV,store,xfs", kind: "xfs"},
 		"half made":                  {holds: garbage, v: half, does: "EXT,store,ext4", kind: "ext4"},
-		"half made, two of them":     {holds: both, v: mount.Volume{FS: "making btrfs"}, does: "BTRFS -f DEV,store,btrfs", kind: "btrfs"},
+		"half made, two of them":     {holds: both, v: halfBtrfs, want: "btrfs", does: "BTRFS -f DEV,store,btrfs", kind: "btrfs"},
+		"half made, two, not asked":  {holds: both, v: halfBtrfs, err: "several kinds are on it"},
+		"half made, as xfs says":     {holds: begun, v: halfXFS, does: "XFS -f DEV,store,xfs", kind: "xfs"},
+		"half made, xfs since":       {holds: large, v: halfXFS, err: "mount " + dev + " yourself"},
+		"half made, btrfs since":     {holds: btrfs, v: halfBtrfs, err: "--fs btrfs makes a file system over it"},
+		"half made, others since":    {holds: large, v: half, err: "data holds xfs, though its head says that ext4"},
+		"half made, ext4 since":      {holds: ext(1000, 1), v: halfXFS, err: "data holds ext4, though"},
+		"half made, swap since":      {holds: with(4096-10, "SWAPSPACE2"), v: half, err: "data holds swap, though"},
+		"half made, xfs, asked for":  {holds: large, v: halfXFS, want: "xfs", does: "XFS -f DEV,store,xfs", kind: "xfs"},
 		"half made, by all signs":    {holds: ext(1000, 1), v: half, does: "EXT,store,ext4", kind: "ext4"},
 		"half made, now another one": {holds: garbage, v: half, want: "xfs", does: "making xfs,XFS -f DEV,store,xfs", kind: "xfs"},
 		"half made, mounted since":   {holds: used, v: half, does: "ext4", kind: "ext4"},
@@ -96,6 +108,13 @@ func TestPrepare(t *testing.T) {
 	if _, err := mount.Prepare(t.Context(), v, "", false, func(string) {}); err == nil || mount.HalfMade(head) != "ext4" {
 		t.Errorf("mkfs failed: %v, the head says %q", err, head)
 	}
+	head = ""
+	path := os.Getenv("PATH")
+	t.Setenv("PATH", t.TempDir())
+	if _, err := mount.Prepare(t.Context(), v, "xfs", false, func(string) {}); !errors.Is(err, exec.ErrNotFound) || head != "" {
+		t.Errorf("no mkfs.xfs: %v, the head says %q", err, head)
+	}
+	t.Setenv("PATH", path)
 	programs(t, nil)
 	away := errors.New("the store is away")
 	v.Store = func(context.Context) error { return away }

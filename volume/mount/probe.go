@@ -22,6 +22,8 @@ type Content struct {
 	Suspect bool
 	// Used is an ext4 that was mounted before. It was made to its end.
 	Used bool
+	// Half is an xfs whose mkfs has not come to its end, as its superblock says.
+	Half bool
 	// Sector are the bytes of an xfs's sectors: its device must not have larger ones. 0 for others.
 	Sector int
 
@@ -37,6 +39,12 @@ func (c Content) String() string {
 		return "nothing that is known"
 	}
 	return c.Kind
+}
+
+// remnant reports whether it may be all that a maker of a kind has left that was killed. mkfs.xfs notes its end in the superblock, and
+// mkfs.btrfs writes its signature last; no ext4 says that it is whole before it is mounted.
+func (c Content) remnant(kind string) bool {
+	return c.Kind == "" || c.Kind == kind && (c.Kind == "ext4" || c.Half)
 }
 
 // ErrAmbiguous says that a device has signatures of several kinds, one of which is a left-over.
@@ -99,7 +107,7 @@ func Probe(dev io.ReaderAt, size int64) (Content, error) {
 	}
 	for _, s := range signatures {
 		if b.has(s) && (len(found) == 0 || found[len(found)-1].Kind != s.kind) {
-			found = append(found, Content{Kind: s.kind, Size: b.sizeOf(s.kind), Sector: b.sectorOf(s.kind)})
+			found = append(found, Content{Kind: s.kind, Size: b.sizeOf(s.kind), Sector: b.sectorOf(s.kind), Half: b.halfOf(s.kind)})
 		}
 	}
 	switch len(found) {
@@ -204,6 +212,12 @@ func (b ends) sectorOf(kind string) int {
 		return int(binary.BigEndian.Uint16(sb))
 	}
 	return 0
+}
+
+// halfOf reports whether an xfs is being made, or was and never will be.
+func (b ends) halfOf(kind string) bool {
+	sb := b.at(126, 1)
+	return kind == "xfs" && sb != nil && sb[0] != 0
 }
 
 const btrfsAt = 64 << 10 // where its superblock lies
