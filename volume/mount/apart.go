@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // A Task is one thing to be done with a volume's device.
@@ -94,6 +96,7 @@ func textOf(err error) string {
 
 // Serve does the task that it reads.
 func Serve(from io.Reader, to io.Writer) error {
+	resign()
 	in, out := json.NewDecoder(from), json.NewEncoder(to)
 	var t Task
 	if err := in.Decode(&t); err != nil {
@@ -115,6 +118,13 @@ func Serve(from io.Reader, to io.Writer) error {
 		_ = out.Encode(message{Say: what}) // whoever is not there any longer is missed at the next question
 	})
 	return out.Encode(message{Done: true, Err: textOf(err)})
+}
+
+// resign gives back what the kernel grants to whoever serves devices: neither this process nor a mkfs that it starts is spared when
+// memory is short, or may take the last of it. What the kernel refuses stays as it was.
+func resign() {
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
+	_, _, _ = syscall.AllThreadsSyscall6(unix.SYS_PRCTL, unix.PR_SET_IO_FLUSHER, 0, 0, 0, 0, 0)
 }
 
 // do does it. The device stays open meanwhile, so that no other bytes can be there.

@@ -3,12 +3,17 @@ package mount_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/remora-storage/remora/volume/mount"
 )
@@ -82,5 +87,47 @@ func TestApart(t *testing.T) {
 	programs(t, map[string]string{"mkfs.xfs": "kill -9 $PPID"})
 	if _, err := apart(t, mount.Task{Volume: v, Finish: true}); err == nil || !strings.Contains(err.Error(), "has ended") {
 		t.Errorf("killed: %v", err)
+	}
+}
+
+// TestApartResigns: what works on a device has none of what the kernel grants to whoever serves it, nor has a mkfs that it starts.
+func TestApartResigns(t *testing.T) {
+	const score, flusher = "/proc/self/oom_score_adj", 0x00080000 // PF_MEMALLOC_NOIO
+	had, err := os.ReadFile(score)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(score, []byte("500"), 0); err != nil { // to be spared needs a right
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(score, had, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	runtime.LockOSThread() // which ends with this test: children have what the thread has that starts them
+	if err := unix.Prctl(unix.PR_SET_IO_FLUSHER, 1, 0, 0, 0); err != nil {
+		t.Log("not a flusher, which needs a right: ", err)
+	}
+	_, _, cgo := syscall.AllThreadsSyscall(unix.SYS_GETPID, 0, 0, 0) // then nobody can change all threads
+	out := filepath.Join(t.TempDir(), "out")
+	programs(t, map[string]string{"mkfs.xfs": "cat " + score + " > " + out + "; cut -d' ' -f9 /proc/$$/stat >> " + out})
+	dev := filepath.Join(t.TempDir(), "dev")
+	if err := os.WriteFile(dev, make([]byte, 128<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v := mount.Volume{Name: "data", Device: dev, FS: "making xfs"}
+	v.Note = func(context.Context, string) error { return nil }
+	v.Store = func(context.Context) error { return nil }
+	if _, err := apart(t, mount.Task{Volume: v, Finish: true}); err != nil {
+		t.Fatal(err)
+	}
+	p, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got, flags int
+	if _, err := fmt.Sscan(string(p), &got, &flags); err != nil || got != 0 || cgo == 0 && flags&flusher != 0 {
+		t.Errorf("mkfs has the score %d and the flags %#x (%v)", got, flags, err)
 	}
 }
