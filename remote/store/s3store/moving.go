@@ -30,7 +30,8 @@ var errStill = errors.New("nothing has moved on the connection: given up")
 
 // moving gives a request up whose bytes do not move: a connection that has died silently says nothing else. What is tried again then
 // goes by another connection. A server may also take long to answer what it has received whole, or be behind something that takes
-// all immediately and passes it on slowly: so the same request has twice the time at each further try.
+// all immediately and passes it on slowly: so the same request has twice the time at each further try, and keeps that as long as it
+// needs it.
 type moving struct {
 	http.RoundTripper
 	still time.Duration
@@ -48,11 +49,14 @@ func newMoving(inner http.RoundTripper, still time.Duration) *moving {
 // RoundTrip implements http.RoundTripper.
 func (m *moving) RoundTrip(r *http.Request) (*http.Response, error) {
 	for {
-		still := m.stillOf(r)
+		still, begun := m.stillOf(r), time.Now()
 		resp, err := m.once(r, still)
-		if err == nil || !errors.Is(err, errStill) {
-			m.moved(r)
-			return resp, err
+		switch {
+		case err == nil:
+			m.answered(r, time.Since(begun))
+			return resp, nil
+		case !errors.Is(err, errStill): // it tells nothing of the server: whoever made the request may have left
+			return nil, err
 		}
 		m.gaveUp(r, still)
 		if r.Body != nil && r.Body != http.NoBody || still >= longStill {
@@ -69,10 +73,17 @@ func (m *moving) stillOf(r *http.Request) time.Duration {
 	return max(m.still, min(2*m.given[keyOf(r)], mostStill))
 }
 
-func (m *moving) moved(r *http.Request) {
+// answered gives the next such request less time, unless this one needed more than that.
+func (m *moving) answered(r *http.Request, took time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	delete(m.given, keyOf(r))
+	switch had := m.given[keyOf(r)]; {
+	case took >= had:
+	case had <= m.still:
+		delete(m.given, keyOf(r))
+	default:
+		m.given[keyOf(r)] = had / 2
+	}
 }
 
 func (m *moving) gaveUp(r *http.Request, still time.Duration) {
