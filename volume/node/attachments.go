@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/remora-storage/remora/volume"
 )
@@ -53,6 +54,9 @@ type waiter struct {
 	says   chan string // what the volume waits for; what finds no room is left out
 	answer chan error  // room for one
 }
+
+// mostClosing is how long a shutdown waits for what is under way. The next process goes on with the rest.
+const mostClosing = 10 * time.Second
 
 // errClosed says that remorad is ending: what was begun goes on with the next one.
 var errClosed = errors.New("remorad is ending")
@@ -244,12 +248,21 @@ func (a action) String() string {
 	return map[action]string{open: "opening", export: "exporting", withdraw: "withdrawing", leave: "leaving", abandon: "abandoning"}[a]
 }
 
-// Close stops what is under way, and waits for its end: whoever serves devices goes on until then, since the kernel may need them to
-// come to it. What was taken stays so.
+// Close stops what is under way, and waits for its end, but not longer than mostClosing: whoever serves devices goes on until then,
+// since the kernel may need them to come to it. A device that waits for its store has no end, and a shutdown must. What was taken stays
+// so.
 func (a *Attachments) Close() {
 	a.mu.Lock()
 	a.closed = true
 	a.mu.Unlock()
 	a.stop()
-	a.begun.Wait()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		a.begun.Wait()
+	}()
+	select {
+	case <-ended:
+	case <-time.After(mostClosing):
+	}
 }

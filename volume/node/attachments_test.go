@@ -256,6 +256,21 @@ func TestCallers(t *testing.T) {
 			t.Errorf("done before the end: %q", b.did)
 		}
 	})
+	within("the end of remorad while the kernel never gives a device up", func(t *testing.T, b bed) {
+		open(t, b)
+		b.kernel = make(chan struct{})
+		v := begin(b.detach)
+		synctest.Wait()
+		began := time.Now()
+		b.all.Close()
+		if took := time.Since(began); took < time.Second || took > time.Minute {
+			t.Errorf("closed after %v", took)
+		}
+		if err := <-v.err; err == nil {
+			t.Error("given up, though nobody knows")
+		}
+		close(b.kernel)
+	})
 	within("half taken", func(t *testing.T, b bed) {
 		v := begin(b.attach)
 		b.opens <- node.ErrHalfTaken
