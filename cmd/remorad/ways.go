@@ -34,7 +34,7 @@ func waysOfLayers(s snapshotter.Site) []export.Exporter {
 
 // wayOfDisks is the way by which the kernel has disks: each by a connection of its own. Earlier versions had one for all.
 func wayOfDisks(root string, keeper holder.Keeper, log *slog.Logger) export.Blocks {
-	return loop.NewDisks(
+	return loop.NewDisks(log,
 		fusefile.NewEach(fusefile.EachOptions{Dir: disk.Dir(root), Item: "fuse-disks", Keeper: keeper, Writable: true, Log: log}),
 		fusefile.NewExporter(fusefile.ExporterOptions{Dir: disk.EarlierDir(root), Item: "disks", Keeper: keeper, Writable: true, Log: log}),
 	)

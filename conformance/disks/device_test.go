@@ -31,7 +31,7 @@ func attached(sector int) func(t *testing.T, size int64) blockdev.Device {
 	return func(t *testing.T, size int64) blockdev.Device {
 		log := slog.New(slog.NewTextHandler(t.Output(), nil))
 		root := t.TempDir()
-		way := loop.NewDisks(fusefile.NewEach(fusefile.EachOptions{Dir: disk.Dir(root), Writable: true, Log: log}))
+		way := loop.NewDisks(log, fusefile.NewEach(fusefile.EachOptions{Dir: disk.Dir(root), Writable: true, Log: log}))
 		disks, err := disk.Open(t.Context(), disk.Options{
 			Root: root, Way: way, Log: log,
 			Open: func(context.Context, string, bool) (disk.Device, error) { return blockdev.NewRAM(size) },

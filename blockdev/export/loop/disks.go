@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,10 +25,11 @@ import (
 // Disks is the way of disks: loop devices that stay, past the page cache of the file below, so that only the file system
 // above keeps pages.
 type Disks struct {
-	files   Files   // of what is exported
-	earlier []Files // of what earlier versions exported: nothing new comes here
+	files Files // of what is exported
+	log   *slog.Logger
 
 	mu      sync.Mutex // guards the fields below
+	earlier []Files    // of what earlier versions exported, until it ends: nothing new comes here
 	at      map[uint64]place
 	started bool // all that there is of earlier versions is in at
 }
@@ -43,14 +45,18 @@ var _ export.Blocks = (*Disks)(nil)
 
 // NewDisks returns the way of loop devices on files. earlier are the ways by which earlier versions have exported files: what is
 // there is taken over, and each of them ends with its last device.
-func NewDisks(files Files, earlier ...Files) *Disks {
-	return &Disks{files: files, earlier: earlier, at: map[uint64]place{}}
+func NewDisks(log *slog.Logger, files Files, earlier ...Files) *Disks {
+	return &Disks{files: files, earlier: earlier, log: log, at: map[uint64]place{}}
 }
 
 // Backend implements export.Exporter.
 func (*Disks) Backend() blockdev.Backend { return "loop" }
 
-func (d *Disks) all() []Files { return append([]Files{d.files}, d.earlier...) }
+func (d *Disks) all() []Files {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append([]Files{d.files}, d.earlier...)
+}
 
 // each does the same on each of the ways of files.
 func (d *Disks) each(do func(Files) error) error {
@@ -76,11 +82,13 @@ func (d *Disks) Start() error {
 	d.mu.Lock()
 	d.started = true
 	d.mu.Unlock()
-	return errors.Join(d.endUnused(), d.each(Files.Start))
+	d.endUnused()
+	return d.each(Files.Start)
 }
 
-// endUnused ends the ways of earlier versions that have no device any more.
-func (d *Disks) endUnused() error {
+// endUnused ends the ways of earlier versions that have no device any more. One that does not end is nobody's trouble, and ends when the
+// next device has gone.
+func (d *Disks) endUnused() {
 	d.mu.Lock()
 	unused := slices.Clone(d.earlier)
 	if !d.started {
@@ -90,11 +98,15 @@ func (d *Disks) endUnused() error {
 		unused = slices.DeleteFunc(unused, func(f Files) bool { return f == p.files })
 	}
 	d.mu.Unlock()
-	var errs []error
 	for _, f := range unused {
-		errs = append(errs, f.End())
+		if err := f.End(); err != nil {
+			d.log.Warn("what an earlier version's disks were read by stays", "err", err)
+			continue
+		}
+		d.mu.Lock()
+		d.earlier = slices.DeleteFunc(slices.Clone(d.earlier), func(e Files) bool { return e == f })
+		d.mu.Unlock()
 	}
-	return errors.Join(errs...)
 }
 
 // Stop implements export.Life.
@@ -240,7 +252,9 @@ func (d *Disks) forget(ctx context.Context, id uint64, files Files) error {
 	d.mu.Lock()
 	delete(d.at, id)
 	d.mu.Unlock()
-	return errors.Join(files.Withdraw(ctx, id), d.endUnused())
+	err := files.Withdraw(ctx, id)
+	d.endUnused()
+	return err
 }
 
 // Drop implements export.Blocks.

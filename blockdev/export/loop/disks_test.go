@@ -108,14 +108,14 @@ func TestEarlierDisks(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	was := loop.NewDisks(earlier())
+	was := loop.NewDisks(log, earlier())
 	export1(was, 2)
 	export1(was, 3)
 	if err := was.Stop(); err != nil {
 		t.Fatal(err)
 	}
 
-	now := loop.NewDisks(each(), earlier())
+	now := loop.NewDisks(log, each(), earlier())
 	if taken, err := now.Take(k.kept); !taken || err != nil {
 		t.Fatalf("taken %v, %v", taken, err)
 	}
@@ -153,5 +153,35 @@ func TestEarlierDisks(t *testing.T) {
 	}
 	if err := now.End(); err != nil {
 		t.Error(err)
+	}
+}
+
+// stays is a way of an earlier version that does not end until it is told to.
+type stays struct {
+	loop.Files
+	err  error
+	asks int
+}
+
+func (s *stays) Withdraw(context.Context, uint64) error { return nil }
+func (s *stays) Start() error                           { return nil }
+func (s *stays) End() error                             { s.asks++; return s.err }
+
+// TestEarlierStays: what an earlier version left and does not end is nobody's trouble. It is asked again as disks go, until it ends.
+func TestEarlierStays(t *testing.T) {
+	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	was := &stays{err: errors.New("busy")}
+	d := loop.NewDisks(log, &stays{}, was)
+	if err := errors.Join(d.Start(), d.Withdraw(t.Context(), 2)); err != nil || was.asks != 2 {
+		t.Errorf("asked to end %d times: %v", was.asks, err)
+	}
+	was.err = nil
+	for range 3 {
+		if err := d.Withdraw(t.Context(), 2); err != nil {
+			t.Error(err)
+		}
+	}
+	if was.asks != 3 {
+		t.Errorf("asked to end %d times: it had ended", was.asks)
 	}
 }
