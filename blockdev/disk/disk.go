@@ -120,11 +120,7 @@ func (d *Disks) takeOver(ctx context.Context, left []Disk) error {
 		for _, k := range left {
 			d.adopt(ctx, k)
 		}
-		err := d.opts.Way.Start()
-		if err == nil {
-			d.fit()
-		}
-		return err
+		return d.opts.Way.Start()
 	}
 	if len(left) == 0 {
 		return nil
@@ -136,19 +132,54 @@ func (d *Disks) takeOver(ctx context.Context, left []Disk) error {
 	return errors.Join(d.save(), d.opts.Way.End())
 }
 
-// fit gives devices the size of their bytes that another process, which was killed, was about to give them.
-func (d *Disks) fit() {
-	for _, k := range d.List() {
-		size, err := blockdev.LoopSize(k.Path)
-		if err != nil || k.Reason != "" || size >= k.Size { // none, or none to be read
-			continue
-		}
-		d.opts.Log.Warn("a block device has too few bytes, as one has whose growing was cut short", "source", k.Source, "device", k.Path,
-			"size", size, "want", k.Size)
-		if err := d.opts.Way.Grow(k.Node); err != nil {
-			d.opts.Log.Error("a block device keeps too few bytes", "source", k.Source, "device", k.Path, "err", err)
+// Fit gives devices the size of their bytes that another process, which was killed, was about to give them. It may take as long as
+// their files do to answer: no start waits for it.
+func (d *Disks) Fit(ctx context.Context) {
+	left, err := d.opts.Way.Left()
+	if err != nil {
+		d.opts.Log.Warn("whether block devices have all their bytes is not known", "err", err)
+	}
+	for _, b := range left {
+		if err := d.fit(ctx, b); err != nil {
+			d.opts.Log.Error("a block device keeps too few bytes", "device", b.Path, "err", err)
 		}
 	}
+}
+
+func (d *Disks) fit(ctx context.Context, b export.Block) error {
+	k, _, ok := d.wants(b.ID)
+	if !ok {
+		return nil
+	}
+	end, err := d.turn(ctx, k.Source)
+	if err != nil {
+		return err
+	}
+	defer end()
+	k, want, ok := d.wants(b.ID)
+	if !ok || b.Size >= want && k.Size == want {
+		return nil
+	}
+	if b.Size < want {
+		d.opts.Log.Warn("a block device has too few bytes, as one has whose growing was cut short", "source", k.Source, "device", k.Path,
+			"size", b.Size, "want", want)
+	}
+	return d.grow(k.Node)
+}
+
+// wants returns a disk that works, and how many bytes its device should have. What cannot be written to stays as it was.
+func (d *Disks) wants(node uint64) (k Disk, size int64, ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	a := d.disks[node]
+	if a == nil {
+		return k, 0, false
+	}
+	k = a.now()
+	if size = k.Size; !k.ReadOnly {
+		size = a.dev.Size()
+	}
+	return k, size, k.Reason == ""
 }
 
 // adopt serves a disk that is attached already, if it is.
@@ -160,6 +191,7 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 	}
 	if err != nil || path == "" {
 		d.opts.Log.Info("a disk is no longer attached", "source", k.Source, "err", err)
+		d.drop(k) // whoever was killed may have left what its device was to read
 		return
 	}
 	k.Path, k.At = path, placeOf(path)
@@ -182,6 +214,7 @@ func (d *Disks) adopt(ctx context.Context, k Disk) {
 		return
 	case err != nil: // its device went just now
 		d.opts.Log.Info("a disk is no longer attached", "source", k.Source, "err", errors.Join(err, dev.Close()))
+		d.drop(k)
 		return
 	}
 	d.disks[k.Node] = &attached{k, dev}
@@ -385,16 +418,22 @@ func (d *Disks) Grow(ctx context.Context, source string) error {
 		if k.Source != source || k.Reason != "" {
 			continue
 		}
-		if err := d.opts.Way.Grow(k.Node); err != nil {
-			return err
-		}
-		d.mu.Lock()
-		a := d.disks[k.Node]
-		a.Size = a.dev.Size()
-		d.mu.Unlock()
-		return d.save()
+		return d.grow(k.Node)
 	}
 	return nil
+}
+
+// grow is Grow of a disk whose turn it is.
+func (d *Disks) grow(node uint64) error {
+	if err := d.opts.Way.Grow(node); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	if a := d.disks[node]; a != nil {
+		a.Size = a.dev.Size()
+	}
+	d.mu.Unlock()
+	return d.save()
 }
 
 // Detach ends the disk of a source or of a block device. It fails with ErrInUse, immediately if this process sees it mounted,

@@ -1,6 +1,7 @@
 package disk_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,6 +25,8 @@ type kernel struct {
 	busy    map[uint64]bool
 	served  map[uint64]blockdev.Device
 	calls   []string
+	sizes   map[uint64]int64 // of devices, 1 MiB by default
+	dropped map[uint64]bool
 	lost    uint64     // its connection has ended
 	mu      sync.Mutex // guards all
 	holds   map[uint64]held
@@ -42,6 +45,7 @@ func (k *kernel) hold(id uint64) held {
 func newKernel() *kernel {
 	return &kernel{
 		devices: map[uint64]string{}, busy: map[uint64]bool{}, served: map[uint64]blockdev.Device{}, holds: map[uint64]held{},
+		sizes: map[uint64]int64{}, dropped: map[uint64]bool{},
 	}
 }
 
@@ -64,11 +68,15 @@ func (k *kernel) End() error                               { return k.call("end"
 func (k *kernel) Find(id uint64) (string, error)           { return k.devices[id], nil }
 func (k *kernel) Left() (left []export.Block, err error) {
 	for id, path := range k.devices {
-		left = append(left, export.Block{ID: id, Path: path, Size: 1 << 20, How: export.How{Sector: 512}})
+		left = append(left, export.Block{ID: id, Path: path, Size: cmp.Or(k.sizes[id], 1<<20), How: export.How{Sector: 512}})
 	}
 	return left, nil
 }
-func (k *kernel) Grow(id uint64) error { return k.call("grow") }
+func (k *kernel) Grow(id uint64) error {
+	k.sizes[id] = k.served[id].Size()
+	return k.call("grow")
+}
+
 func (k *kernel) Adopt(id uint64, dev blockdev.Device) error {
 	if id == k.lost {
 		return export.ErrLost
@@ -106,6 +114,7 @@ func (k *kernel) Drop(id uint64) error {
 	defer k.mu.Unlock()
 	delete(k.devices, id)
 	delete(k.served, id)
+	k.dropped[id] = true
 	return nil
 }
 
@@ -178,6 +187,9 @@ func TestDisksTakenOver(t *testing.T) {
 	}
 	if strings.Join(k.calls, " ") != "start" {
 		t.Errorf("calls %v", k.calls)
+	}
+	if !k.dropped[b.Node] || k.dropped[a.Node] {
+		t.Errorf("dropped %v: what disk %d was read by is left", k.dropped, b.Node)
 	}
 	if c := attach(t, d, "b"); c.Node <= b.Node {
 		t.Errorf("number %d again", c.Node)
@@ -311,5 +323,49 @@ func TestGrow(t *testing.T) {
 	}
 	if err := d.Grow(t.Context(), "a"); err != nil || strings.Join(k.calls, " ") != "grow" {
 		t.Errorf("grown: %v, %v", err, k.calls)
+	}
+}
+
+// TestFit: a device whose growing was cut short, or that was not written down, gets the size of its bytes after the start, and the
+// record knows. Others are left alone, and what is done with a disk meanwhile is waited for.
+func TestFit(t *testing.T) {
+	root, k, s := t.TempDir(), newKernel(), newStore()
+	d := open(t, root, k, s, false)
+	a, b := attach(t, d, "a"), attach(t, d, "b")
+	k.sizes[b.Node] = 2 << 20
+	k.kill()
+	s.sizes["a"] = 3 << 20
+	d = open(t, root, k, s, true)
+	if strings.Join(k.calls, " ") != "start" {
+		t.Fatalf("calls %v before the start has ended", k.calls)
+	}
+	d.Fit(t.Context())
+	if strings.Join(k.calls, " ") != "start grow" || k.sizes[a.Node] != 3<<20 {
+		t.Errorf("calls %v, sizes %v", k.calls, k.sizes)
+	}
+	d.Fit(t.Context())
+	if len(k.calls) != 2 {
+		t.Errorf("calls %v", k.calls)
+	}
+	k.kill()
+	if d = open(t, root, k, s, true); d.Find("a").Size != 3<<20 || d.Find("b").Size != 2<<20 {
+		t.Errorf("written down: %+v", d.List())
+	}
+	waits := k.hold(b.Node)
+	detached := make(chan error, 1)
+	go func() {
+		_, err := d.Detach(t.Context(), "b")
+		detached <- err
+	}()
+	<-waits.begun
+	k.sizes[b.Node] = 1 << 20
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	if d.Fit(gone); len(k.calls) != 1 {
+		t.Errorf("calls %v while it is detached", k.calls)
+	}
+	close(waits.end)
+	if err := <-detached; err != nil {
+		t.Error(err)
 	}
 }

@@ -41,7 +41,8 @@ type Life interface {
 	// not at all where nothing was kept. taken says that there is a connection to adopt exports of.
 	Take(kept map[string][]*os.File) (taken bool, err error)
 
-	// Start serves what was taken over. All of it has been adopted before. A connection that Export makes needs no Start.
+	// Start serves what was taken over. All of it has been adopted before: what serves nothing else may end. A connection that Export
+	// makes needs no Start.
 	Start() error
 
 	// Stop ends serving. The exports wait for the next process: a request that is not answered yet is lost to nobody, but

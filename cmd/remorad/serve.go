@@ -146,6 +146,7 @@ func serve(ctx context.Context, f flags, stderr io.Writer) (err error) {
 	dailyCtx, stopDaily := context.WithCancel(ctx)
 	defer stopDaily()
 	daily.Go(func() { owned.Run(dailyCtx) })
+	go disks.Fit(dailyCtx) // nobody waits: the file of a device may take as long as its store
 	containerd, err := client.New(cfg.Containerd.Address)
 	if err != nil {
 		return fmt.Errorf("containerd at %s: %w", cfg.Containerd.Address, err)

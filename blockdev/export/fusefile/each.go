@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -32,13 +33,16 @@ type Each struct {
 
 	mu   sync.Mutex // guards the fields below
 	ways map[uint64]*Exporter
-	over bool // what is exported is the next process's
+	used map[uint64]bool // by somebody of this process
+	over bool            // what is exported is the next process's
 }
 
 var _ export.Exporter = (*Each)(nil)
 
 // NewEach returns an Each without files.
-func NewEach(opts EachOptions) *Each { return &Each{opts: opts, ways: map[uint64]*Exporter{}} }
+func NewEach(opts EachOptions) *Each {
+	return &Each{opts: opts, ways: map[uint64]*Exporter{}, used: map[uint64]bool{}}
+}
 
 // Backend implements export.Exporter.
 func (e *Each) Backend() blockdev.Backend { return blockdev.FuseFile }
@@ -83,7 +87,7 @@ func (e *Each) Export(id uint64, dev blockdev.Device, how export.How) (export.Pa
 	e.mu.Lock()
 	over := e.over
 	if !over {
-		e.ways[id] = w
+		e.ways[id], e.used[id] = w, true
 	}
 	e.mu.Unlock()
 	if over {
@@ -102,7 +106,13 @@ func (e *Each) Adopt(id uint64, dev blockdev.Device) error {
 	if w == nil {
 		return export.ErrLost
 	}
-	return w.Adopt(id, dev)
+	err := w.Adopt(id, dev)
+	if err == nil {
+		e.mu.Lock()
+		e.used[id] = true
+		e.mu.Unlock()
+	}
+	return err
 }
 
 // Withdraw implements export.Exporter. The export's connection ends.
@@ -113,6 +123,7 @@ func (e *Each) end(id uint64) error {
 	e.mu.Lock()
 	w := e.ways[id]
 	delete(e.ways, id)
+	delete(e.used, id)
 	e.mu.Unlock()
 	if w == nil {
 		w = e.new(id)
@@ -156,14 +167,49 @@ func (e *Each) Take(kept map[string][]*os.File) (taken bool, err error) {
 	return len(e.all(false)) > 0, nil
 }
 
-// Start implements export.Life.
+// Start implements export.Life. Whatever an earlier process left that nobody has adopted ends: that process was killed before it gave
+// the connection to the keeper, or before it took it away.
 func (e *Each) Start() error {
+	e.endUnused()
 	for _, w := range e.all(false) {
 		if err := w.Start(); err != nil {
 			e.opts.Log.Error("an export of an earlier process is not served", "dir", w.opts.Dir, "err", err)
 		}
 	}
 	return nil
+}
+
+func (e *Each) endUnused() {
+	unused, err := e.left()
+	if err != nil {
+		e.opts.Log.Warn("exports of an earlier process may stay", "dir", e.opts.Dir, "err", err)
+	}
+	e.mu.Lock()
+	for id := range e.ways {
+		unused = append(unused, id) // somebody may have removed its directory
+	}
+	slices.Sort(unused)
+	unused = slices.DeleteFunc(slices.Compact(unused), func(id uint64) bool { return e.used[id] })
+	e.mu.Unlock()
+	for _, id := range unused {
+		if err := e.end(id); err != nil {
+			e.opts.Log.Warn("an export of an earlier process stays, which nobody uses", "dir", e.dir(id), "err", err)
+		}
+	}
+}
+
+// left returns the exports that have directories, whoever made them.
+func (e *Each) left() (ids []uint64, err error) {
+	entries, err := os.ReadDir(e.opts.Dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	for _, l := range entries {
+		if id, err := strconv.ParseUint(l.Name(), 10, 64); err == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, err
 }
 
 // Stop implements export.Life.
@@ -180,15 +226,12 @@ func (e *Each) Stop() error {
 
 // End implements export.Life.
 func (e *Each) End() error {
-	left, err := os.ReadDir(e.opts.Dir)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
+	left, err := e.left()
+	for _, id := range left {
+		err = errors.Join(err, e.end(id))
 	}
-	for _, l := range left {
-		id, perr := strconv.ParseUint(l.Name(), 10, 64)
-		if perr == nil {
-			err = errors.Join(err, e.end(id))
-		}
+	if rerr := os.Remove(e.opts.Dir); !errors.Is(rerr, os.ErrNotExist) {
+		err = errors.Join(err, rerr)
 	}
-	return errors.Join(err, os.Remove(e.opts.Dir))
+	return err
 }

@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -174,5 +176,68 @@ func TestEachAlone(t *testing.T) {
 	}
 	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) || len(k.kept) != 0 {
 		t.Errorf("after the end: %v; kept %v", err, k.kept)
+	}
+}
+
+// TestEachUnused: a start ends what an earlier process left that nobody adopts: one whose device was never made, or went, and one that
+// was mounted and not given to the keeper yet.
+func TestEachUnused(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := filepath.Join(t.TempDir(), "each")
+	k := &keeper{t: t, kept: map[string][]*os.File{}}
+	opts := fusefile.EachOptions{Dir: dir, Item: "each", Keeper: k, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	each, dev := fusefile.NewEach(opts), newRAM(t)
+	for _, id := range []uint64{2, 3} {
+		if _, err := each.Export(id, dev, export.How{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := each.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	kept := k.all()
+	unkept := fusefile.NewEach(fusefile.EachOptions{Dir: dir, Item: "each", Log: opts.Log})
+	if _, err := unkept.Export(4, dev, export.How{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unkept.Stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	each = fusefile.NewEach(opts)
+	t.Cleanup(func() {
+		if err := each.End(); err != nil {
+			t.Error(err)
+		}
+	})
+	if taken, err := each.Take(kept); !taken || err != nil {
+		t.Fatalf("taken %v, %v", taken, err)
+	}
+	if err := each.Adopt(3, dev); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := each.Export(5, dev, export.How{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := each.Start(); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	var names []string
+	for _, l := range left {
+		names = append(names, l.Name())
+	}
+	if err != nil || !slices.Equal(names, []string{"3", "5"}) {
+		t.Errorf("left: %v, %v", names, err)
+	}
+	if names := slices.Sorted(maps.Keys(k.kept)); !slices.Equal(names, []string{"each/3", "each/5"}) {
+		t.Errorf("kept: %v", names)
+	}
+	for _, id := range []uint64{3, 5} {
+		if got, err := os.ReadFile(each.File(id)); err != nil || int64(len(got)) != dev.Size() {
+			t.Errorf("file %d: %d bytes, %v", id, len(got), err)
+		}
 	}
 }
