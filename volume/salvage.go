@@ -48,8 +48,8 @@ type Fate struct {
 	Certain bool
 }
 
-// FateOf finds out what became of a journal whose last record is of an epoch. Its volume may be no more; that is no error.
-func FateOf(ctx context.Context, st store.Store, vid, id ID, epoch uint64) (f Fate, err error) {
+// FateByHead is FateOf as far as the volume's head alone tells. Where it is Certain nothing of the journal needs to be known.
+func FateByHead(ctx context.Context, st store.Store, vid, id ID) (f Fate, err error) {
 	h, _, err := readHead(ctx, st, vid)
 	if errors.Is(err, ErrNotFound) || err == nil && h.removing() {
 		return Fate{Certain: true}, nil
@@ -57,11 +57,17 @@ func FateOf(ctx context.Context, st store.Store, vid, id ID, epoch uint64) (f Fa
 	if err != nil {
 		return f, err
 	}
-	f = Fate{Head: h, Write: h.Write}
-	if h.Journal != nil && h.Journal.ID == id {
-		f.Named, f.Certain = true, true
-		return f, nil
+	named := h.Journal != nil && h.Journal.ID == id
+	return Fate{Head: h, Write: h.Write, Named: named, Certain: named}, nil
+}
+
+// FateOf finds out what became of a journal whose last record is of an epoch. Its volume may be no more; that is no error.
+func FateOf(ctx context.Context, st store.Store, vid, id ID, epoch uint64) (f Fate, err error) {
+	f, err = FateByHead(ctx, st, vid, id)
+	if err != nil || f.Certain {
+		return f, err
 	}
+	h := f.Head
 	if h.Epoch == epoch { // given up with everything
 		f.Certain = h.Owner == nil && h.Journal == nil
 		return f, nil

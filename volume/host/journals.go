@@ -37,7 +37,10 @@ type Journal struct {
 }
 
 // Journals are what a Host knows of its journals.
-type Journals struct{ h *Host }
+type Journals struct {
+	h    *Host
+	rest func(ctx context.Context, took time.Duration) error // after each read of a journal, nil for none
+}
 
 // Errors that callers act on.
 var (
@@ -50,7 +53,7 @@ var (
 )
 
 // JournalsOf returns what is known of a node's journals.
-func JournalsOf(h *Host) Journals { return Journals{h} }
+func JournalsOf(h *Host) Journals { return Journals{h: h} }
 
 // Strays returns how many journals are not of a volume that is attached here. It asks no store.
 func (j Journals) Strays() (n int, err error) {
@@ -121,12 +124,17 @@ func (j Journals) look(ctx context.Context, s volume.Stray) (k Journal) {
 		return k
 	}
 	defer f.Close()
+	if j.rest != nil {
+		f = restful{f, func(took time.Duration) error { return j.rest(ctx, took) }}
+	}
 	if k.Content, err = volume.ReadJournal(f, s.Volume, s.ID, 0); err != nil {
 		k.Why = err.Error()
 		k.AtMost, k.Writes, k.Bytes = true, k.Last, k.Content.Bytes
 		return k
 	}
-	fate, err := j.fate(ctx, &k, ok)
+	fate, err := j.fate(ctx, &k, ok, func(ctx context.Context, s store.Store) (volume.Fate, error) {
+		return volume.FateOf(ctx, s, k.Volume, k.ID, k.Epoch)
+	})
 	if err != nil {
 		k.Why = err.Error()
 		k.AtMost, k.Writes, k.Bytes = true, k.Last, k.Content.Bytes
@@ -152,18 +160,21 @@ func (j Journals) look(ctx context.Context, s volume.Stray) (k Journal) {
 	return k
 }
 
+// asker asks a store what became of a journal.
+type asker func(ctx context.Context, s store.Store) (volume.Fate, error)
+
 // fate finds the store of a journal's volume, and what became of the volume there.
-func (j Journals) fate(ctx context.Context, k *Journal, known bool) (f volume.Fate, err error) {
+func (j Journals) fate(ctx context.Context, k *Journal, known bool, ask asker) (f volume.Fate, err error) {
 	urls := []string{k.Store}
 	if !known {
 		urls = j.h.Stores()
 	}
 	var failed error
 	for _, url := range urls {
-		s, err := finder(j).find(ctx, url)
+		s, err := finder{j.h}.find(ctx, url)
 		if err == nil {
 			asking, stop := context.WithTimeout(ctx, patience)
-			f, err = volume.FateOf(asking, s, k.Volume, k.ID, k.Epoch)
+			f, err = ask(asking, s)
 			stop()
 		}
 		switch {
@@ -219,7 +230,7 @@ func (j Journals) Salvage(ctx context.Context, id, url, into string, progress fu
 		if url == "" {
 			return nil, "", fmt.Errorf("journal %s: the store of its volume is not known (%s): name it with --store", k.ID, k.Why)
 		}
-		s, err := finder(j).find(ctx, url)
+		s, err := finder{j.h}.find(ctx, url)
 		if err != nil {
 			return nil, "", err
 		}
@@ -234,42 +245,4 @@ func (j Journals) Salvage(ctx context.Context, id, url, into string, progress fu
 		return nil, "", fmt.Errorf("journal %s: %w", k.ID, err)
 	}
 	return made, k.Store, j.h.Remember(into, k.Store)
-}
-
-const tidyTimeout = time.Minute
-
-// tidy removes orphans that hold nothing which their store did not have, and forgets volumes of which no journal is left.
-func (j Journals) tidy(ctx context.Context) {
-	ctx, stop := context.WithTimeout(ctx, tidyTimeout)
-	defer stop()
-	all, err := j.h.journals.All()
-	if err != nil {
-		return
-	}
-	here := map[volume.ID]bool{}
-	for _, s := range all {
-		here[s.Volume] = true
-		if s.Orphan || !j.uses(s.Volume) {
-			k := j.look(ctx, s)
-			if k.State != JournalOrphan || k.Writes > 0 || k.AtMost || ctx.Err() != nil {
-				continue
-			}
-			if err := j.remove(k, false); err == nil {
-				j.h.opts.Log.Info("a journal was removed: the store has all that it held", "volume", k.Name, "journal", k.ID)
-			}
-		}
-	}
-	j.h.mu.Lock()
-	defer j.h.mu.Unlock()
-	n := len(j.h.record.Had)
-	for id := range j.h.record.Had {
-		if !here[id] && !j.usesLocked(id) {
-			delete(j.h.record.Had, id)
-		}
-	}
-	if len(j.h.record.Had) < n {
-		if err := j.h.saveLocked(); err != nil {
-			j.h.opts.Log.Warn("the record was not saved", "err", err)
-		}
-	}
 }

@@ -16,7 +16,7 @@ type spareMaker struct {
 }
 
 func newSpareMaker(h *Host) spareMaker {
-	return spareMaker{h.journals, Journals{h}.tidy, make(chan struct{}, 1), h.opts.Log}
+	return spareMaker{h.journals, newTidier(h).tidy, make(chan struct{}, 1), h.opts.Log}
 }
 
 // want asks for a journal to be ready, or for one to go that the disk has no room for by now.
