@@ -66,7 +66,7 @@ type want struct {
 func (j *job) byPass(ctx context.Context, src Streamed, fills []*fill, try int) error {
 	j.ticket.release()
 	for ctx.Err() == nil {
-		for _, one := range fills { // a pass may have stored it
+		for _, one := range j.f.unfinished(fills) { // a pass may have stored it
 			here, err := j.f.fillLocally(ctx, one)
 			if err != nil {
 				return err
