@@ -151,7 +151,7 @@ func (v *Volume) update(ctx context.Context, change func(*Head) error, apply fun
 				current, at = next, ""
 			}
 			v.mu.Lock()
-			v.head, v.version = current, at
+			v.head, v.version, v.unsure = current, at, nil // what was sent before can no longer be carried out
 			apply()
 			v.mu.Unlock()
 			return nil

@@ -14,10 +14,10 @@ import (
 	"github.com/remora-storage/remora/remote/store"
 )
 
-// A node's lease is an object that the node rewrites, by compare-and-swap, while it owns volumes. Whoever wants one of
-// them must have seen the object unchanged for TTL and a margin, and swap it for one that says fenced: so a renewal
-// that succeeds proves that nobody has. Only another's word in the object tells the node that it has lost all its volumes.
-// Whatever else befalls a renewal is waited out: errors, a store that is away, an object that is gone. Clocks of different
+// A node's lease is an object that the node rewrites, by compare-and-swap, while it owns volumes. Whoever wants one of them must have seen
+// the object unchanged for TTL and a margin, and swap it for one that says fenced: so a renewal that succeeds proves that nobody has.
+// Another's word in the object tells the node that it was fenced: it lives again, and each head says whether the volume is still its own
+// (reassert.go). Whatever else befalls a renewal is waited out: errors, a store that is away, an object that is gone. Clocks of different
 // nodes are never compared; each measures its own waiting.
 
 // memberState is that object.
@@ -107,11 +107,12 @@ func NewMember(st store.Store, opts MemberOptions) *Member {
 	}
 }
 
-// owner is who owns what this node takes. The caller has acquired the lease.
+// owner is who owns what this node takes. The caller has acquired the lease. It is the last life that the lease in the store was seen to
+// have: where a head named a later one, others would still find the node fenced, and take the volume from a life that is to begin.
 func (m *Member) owner() *Owner {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return &Owner{Node: m.opts.ID, Incarnation: m.opts.Incarnation}
+	return &Owner{Node: m.opts.ID, Incarnation: m.state.Incarnation}
 }
 
 // readMember returns a node's object. Of one that is damaged it returns the version.
@@ -198,12 +199,16 @@ func (m *Member) take(ctx context.Context) error {
 		if err == nil {
 			err = m.takeLease(ctx, old, version)
 		}
-		// A renewal of this node's dead daemon may have been on its way still. There are not many of them.
-		if err == nil || !errors.Is(err, errRival) || tries == 3 {
+		// A renewal of this node's dead daemon may have been on its way still. There are not many of them. Or another node has fenced
+		// this one meanwhile, to take one of its volumes: what this life is to have of them is then another's to say.
+		if err == nil || !errors.Is(err, errRival) && !errors.Is(err, errRevoked) || tries == 3 {
 			return err
 		}
 		m.mu.Lock()
 		m.err = nil
+		if errors.Is(err, errRevoked) {
+			m.opts.Incarnation = NewID()
+		}
 		m.mu.Unlock()
 	}
 }
@@ -444,7 +449,7 @@ func (m *Member) renew(ctx context.Context) {
 func (m *Member) Certain() (life ID, certain bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.opts.Incarnation, m.lookLocked(false) < m.until && m.err == nil, m.err
+	return m.state.Incarnation, m.lookLocked(false) < m.until && m.err == nil, m.err
 }
 
 // Changed implements Lease.

@@ -19,9 +19,13 @@ type life struct {
 
 var errReasserted = errors.New("the head says so already")
 
-// reassert makes the volume that of the node's present life. ErrFenced says that it was taken.
+// reassert makes the volume that of the node's present life. ErrFenced says that it was taken. An error fails the volume, unless ctx has
+// ended.
 func (l *life) reassert(ctx context.Context) error {
 	err := l.v.update(ctx, func(h *Head) error {
+		if err := l.v.failed(); err != nil {
+			return err
+		}
 		if !l.claim(h) {
 			return errReasserted
 		}
@@ -32,6 +36,12 @@ func (l *life) reassert(ctx context.Context) error {
 		l.claimedLocked()
 		l.v.mu.Unlock()
 		return nil
+	}
+	if errors.Is(err, ErrNotFound) {
+		err = fencing("the volume is no more")
+	}
+	if err != nil && ctx.Err() == nil {
+		l.v.fail(err)
 	}
 	return err
 }

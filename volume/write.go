@@ -101,10 +101,12 @@ func (v *Volume) journalError(err error) error {
 func (v *Volume) leased(ctx context.Context) error {
 	life, certain, err := v.lease.Certain()
 	for err == nil && (!certain || life != *v.life.named.Load()) {
-		own := false
+		wait := v.lease.Wait
 		if certain {
-			err = v.life.reassert(ctx)
-		} else if own, err = v.opts.Quiet.Or(ctx, v.lease.Wait); own {
+			wait = v.life.reassert
+		}
+		var own bool
+		if own, err = v.opts.Quiet.Or(ctx, wait); own {
 			return nil
 		}
 		if err == nil {
