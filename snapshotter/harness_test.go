@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -63,7 +65,7 @@ func newBed(t *testing.T, o *origin, change func(*bed)) *bed {
 	}
 	b.kernel = newDouble(b.root)
 	contents := filepath.Join(t.TempDir(), "content")
-	store, err := local.NewLabeledStore(contents, labels{})
+	store, err := local.NewLabeledStore(contents, &labels{})
 	if err == nil {
 		err = os.MkdirAll(filepath.Join(contents, "blobs", "sha256"), 0o700) // which an empty store lacks, and cannot walk
 	}
@@ -148,24 +150,39 @@ func (b *bed) restart() {
 	b.open()
 }
 
-// labels are what a content store knows of its blobs.
-type labels map[digest.Digest]map[string]string
+// labels are what a content store knows of its blobs. Its methods are safe for concurrent use, as those of containerd's are.
+type labels struct {
+	mu  sync.Mutex
+	all map[digest.Digest]map[string]string
+}
 
-func (l labels) Get(d digest.Digest) (map[string]string, error) { return l[d], nil }
+func (l *labels) Get(d digest.Digest) (map[string]string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.all[d]), nil
+}
 
-func (l labels) Set(d digest.Digest, all map[string]string) error {
-	l[d] = all
+func (l *labels) Set(d digest.Digest, all map[string]string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = map[digest.Digest]map[string]string{}
+	}
+	l.all[d] = maps.Clone(all)
 	return nil
 }
 
-func (l labels) Update(d digest.Digest, some map[string]string) (map[string]string, error) {
-	if l[d] == nil {
-		l[d] = map[string]string{}
+func (l *labels) Update(d digest.Digest, some map[string]string) (map[string]string, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == nil {
+		l.all = map[digest.Digest]map[string]string{}
 	}
-	for k, v := range some {
-		l[d][k] = v
+	if l.all[d] == nil {
+		l.all[d] = map[string]string{}
 	}
-	return l[d], nil
+	maps.Copy(l.all[d], some)
+	return maps.Clone(l.all[d]), nil
 }
 
 // ref is how a client names an image.

@@ -83,6 +83,10 @@ func Tool(t *testing.T, name string, args ...string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	out, err := Output(ctx, nil, name, args...)
+	// mkfs.btrfs looks at all loop devices that are mounted anywhere, and gives up, before it writes, if another test's ends meanwhile.
+	for err != nil && ctx.Err() == nil && strings.Contains(out+err.Error(), "cannot check mount status") {
+		out, err = Output(ctx, nil, name, args...)
+	}
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}

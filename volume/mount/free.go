@@ -70,7 +70,7 @@ func lastIndex(all []mounts.Mount, on func(mounts.Mount) bool) int {
 // unmount takes a mount away. What it was used by a moment ago may take another to be gone: a file that was closed is open in
 // every process that is about to start.
 func unmount(ctx context.Context, dir string) (err error) {
-	mounts.While(ctx, time.Second, func() bool {
+	mounts.While(ctx, 3*time.Second, func() bool {
 		err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
 		return errors.Is(err, unix.EBUSY)
 	})
