@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -241,6 +242,15 @@ func TestVolumeAbandoned(t *testing.T) {
 				testbed.Must(t, err)
 				closed := make(chan error, 1)
 				go func() { closed <- f.Close() }() // for which the kernel hands them down
+				// snapctl would close the file as its last user, and wait, if it were started before.
+				testbed.WaitFor(t, "the file to be closed here", func() bool {
+					open, err := filepath.Glob("/proc/self/fd/*")
+					testbed.Must(t, err)
+					return !slices.ContainsFunc(open, func(fd string) bool {
+						to, err := os.Readlink(fd)
+						return err == nil && to == dev
+					})
+				})
 				defer func() { testbed.Must(t, <-closed) }()
 			}
 			waited := time.AfterFunc(time.Minute, back) // so that nothing stays hung
