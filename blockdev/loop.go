@@ -120,16 +120,6 @@ func FindLoop(path string) (string, error) {
 	return "", err
 }
 
-// LoopSize returns how many bytes a loop device has.
-func LoopSize(dev string) (int64, error) {
-	p, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), "size"))
-	if err != nil {
-		return 0, err
-	}
-	sectors, err := strconv.ParseInt(strings.TrimSpace(string(p)), 10, 64)
-	return sectors * 512, err // of which this file counts, whatever the device's sectors have
-}
-
 // LoopSetup returns what tells apart all times that loop devices of this boot were set up, of one that is. It does not ask the device's
 // file, which may not answer.
 func LoopSetup(dev string) (string, error) {
@@ -154,7 +144,7 @@ func DetachLoop(dev string, held func() (end func())) error {
 	}
 	defer f.Close()
 	defer held()()
-	if err := handDown(f); err != nil {
+	if err := byAnother(f.Sync, "sync", dev); err != nil { // what was written reaches the file
 		return err
 	}
 	if err := clearLoop(f); err != nil {
@@ -173,11 +163,6 @@ func DetachLoop(dev string, held func() (end func())) error {
 		err = unix.EBUSY
 	}
 	return &os.PathError{Op: "detach", Path: dev, Err: err}
-}
-
-// handDown has all that was written to a device reach its file, by another process.
-func handDown(dev *os.File) error {
-	return byAnother(dev.Sync, "sync", dev.Name())
 }
 
 // byAnother has another process do what waits for a loop device's file: it is this one that may serve that. Killed meanwhile, this one

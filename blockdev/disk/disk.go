@@ -351,10 +351,7 @@ func (d *Disks) Attach(ctx context.Context, source string, readOnly bool, sector
 		return Disk{}, err
 	}
 	defer end()
-	for _, k := range d.List() {
-		if k.Source != source {
-			continue
-		}
+	if k := d.Find(source); k.Source != "" {
 		if d.isLost(k) {
 			return k, fmt.Errorf("%s is attached as %s, which fails (%s); unmount and detach that first", source, k.Path, k.Reason)
 		}
@@ -414,13 +411,11 @@ func (d *Disks) Grow(ctx context.Context, source string) error {
 		return err
 	}
 	defer end()
-	for _, k := range d.List() {
-		if k.Source != source || k.Reason != "" {
-			continue
-		}
-		return d.grow(k.Node)
+	k := d.Find(source)
+	if k.Source == "" || k.Reason != "" {
+		return nil
 	}
-	return nil
+	return d.grow(k.Node)
 }
 
 // grow is Grow of a disk whose turn it is.

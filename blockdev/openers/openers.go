@@ -89,6 +89,12 @@ func processes(st unix.Stat_t) (all []Process, err error) {
 	return all, nil
 }
 
+// Alone reports whether no program has a device open but those that this process has started. It is false where that cannot be told.
+func Alone(dev string) bool {
+	by, err := Of(dev)
+	return err == nil && by.Others().None()
+}
+
 // Others are those whom this process has not started.
 func (o Openers) Others() Openers {
 	o.Processes = slices.DeleteFunc(slices.Clone(o.Processes), func(p Process) bool { return startedHere(p.PID) })

@@ -27,7 +27,6 @@ func Unused(dev string) func() bool {
 		if err != nil || mounted {
 			return false
 		}
-		by, err := openers.Of(dev)
-		return err == nil && by.Others().None() // the process that unmounts it has it open
+		return openers.Alone(dev) // the process that unmounts it has it open
 	}
 }

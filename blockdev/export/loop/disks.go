@@ -156,12 +156,15 @@ func (d *Disks) find(id uint64) (place, error) {
 	if p := d.known(id); p.path != "" {
 		return p, nil
 	}
+	all, err := blockdev.LoopFiles()
 	for _, f := range d.all() {
-		if path, err := blockdev.FindLoop(f.File(id)); err != nil || path != "" {
-			return place{path: path, files: f}, err
+		for _, l := range all {
+			if l.File == f.File(id) {
+				return place{path: l.Dev, files: f}, nil
+			}
 		}
 	}
-	return place{files: d.files}, nil
+	return place{files: d.files}, err
 }
 
 // Find implements export.Blocks.
@@ -177,12 +180,13 @@ func (d *Disks) Left() ([]export.Block, error) {
 		return nil, err
 	}
 	var left []export.Block
+	ways := d.all()
 	for _, l := range all {
 		id, err := strconv.ParseUint(filepath.Base(l.File), 10, 64)
-		if err != nil || !slices.ContainsFunc(d.all(), func(f Files) bool { return f.File(id) == l.File }) {
+		if err != nil || !slices.ContainsFunc(ways, func(f Files) bool { return f.File(id) == l.File }) {
 			continue // it is on another file
 		}
-		size, err := blockdev.LoopSize(l.Dev)
+		size, err := sysfs(l.Dev, "size")
 		ro, rerr := sysfs(l.Dev, "ro")
 		sector, serr := sysfs(l.Dev, "queue/logical_block_size")
 		if err := errors.Join(err, rerr, serr); errors.Is(err, fs.ErrNotExist) {
@@ -191,12 +195,14 @@ func (d *Disks) Left() ([]export.Block, error) {
 			return nil, err
 		}
 		left = append(left, export.Block{
-			ID: id, Path: l.Dev, Size: size, How: export.How{ReadOnly: ro != 0, Sector: int(sector)},
+			ID: id, Path: l.Dev, Size: size * sysfsSector, How: export.How{ReadOnly: ro != 0, Sector: int(sector)},
 		})
 	}
 	slices.SortFunc(left, func(a, b export.Block) int { return cmp.Compare(a.ID, b.ID) })
 	return left, nil
 }
+
+const sysfsSector = 512 // bytes of what /sys/block/*/size counts, whatever the device's sectors have
 
 func sysfs(dev, name string) (int64, error) {
 	p, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), name))
@@ -241,10 +247,7 @@ func (p place) quiet() (end func()) {
 	if !ok {
 		return func() {}
 	}
-	return q.Quiet(func() bool {
-		by, err := openers.Of(p.path)
-		return err == nil && by.Others().None() // what hands down what was written is ours
-	})
+	return q.Quiet(func() bool { return openers.Alone(p.path) }) // what hands down what was written is ours
 }
 
 // forget takes the file of an export away, whose device has gone.
