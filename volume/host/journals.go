@@ -127,14 +127,12 @@ func (j Journals) look(ctx context.Context, s volume.Stray) (k Journal) {
 	if j.rest != nil {
 		f = restful{f, func(took time.Duration) error { return j.rest(ctx, took) }}
 	}
-	if k.Content, err = volume.ReadJournal(f, s.Volume, s.ID, 0); err != nil {
-		k.Why = err.Error()
-		k.AtMost, k.Writes, k.Bytes = true, k.Last, k.Content.Bytes
-		return k
+	var fate volume.Fate
+	if k.Content, err = volume.ReadJournal(f, s.Volume, s.ID, 0); err == nil {
+		fate, err = j.fate(ctx, &k, ok, func(ctx context.Context, s store.Store) (volume.Fate, error) {
+			return volume.FateOf(ctx, s, k.Volume, k.ID, k.Epoch)
+		})
 	}
-	fate, err := j.fate(ctx, &k, ok, func(ctx context.Context, s store.Store) (volume.Fate, error) {
-		return volume.FateOf(ctx, s, k.Volume, k.ID, k.Epoch)
-	})
 	if err != nil {
 		k.Why = err.Error()
 		k.AtMost, k.Writes, k.Bytes = true, k.Last, k.Content.Bytes
@@ -154,9 +152,19 @@ func (j Journals) look(ctx context.Context, s volume.Stray) (k Journal) {
 	if k.AtMost = !fate.Certain && k.Last > 0; k.AtMost {
 		after = 0
 	}
-	if left, err := volume.ReadJournal(f, s.Volume, s.ID, after); err == nil && k.Last > after {
-		k.Bytes, k.Writes = left.Bytes, k.Last-max(after, k.First-1)
+	if k.Last <= after {
+		return k
 	}
+	k.Writes, k.Bytes = k.Last-max(after, k.First-1), k.Content.Bytes
+	if after < k.First {
+		return k // all of it
+	}
+	left, err := volume.ReadJournal(f, s.Volume, s.ID, after)
+	if err != nil {
+		k.Why, k.AtMost = err.Error(), true
+		return k
+	}
+	k.Bytes = left.Bytes
 	return k
 }
 

@@ -75,7 +75,23 @@ func TestTidy(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	tidy(ctx, true, 1, "it holds what the store lacks")
+	all, err := h.journals.All()
+	if err != nil || len(all) != 1 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	f, err := h.journals.OpenStray(all[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	reads = 0
+	_, err = volume.ReadJournal(restful{f, func(time.Duration) error { reads++; return nil }}, head.ID, all[0].ID, 0)
+	if err = errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	once := reads
+	if tidy(ctx, true, 1, "it holds what the store lacks"); reads != once {
+		t.Errorf("%d reads of a journal, which has %d", reads, once)
+	}
 	tidy(ctx, false, 1, "it was read before")
 	touch()
 	tidies.rest = func(ctx context.Context, _ time.Duration) error { reads++; stop(); <-ctx.Done(); return ctx.Err() }
