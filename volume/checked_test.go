@@ -103,7 +103,7 @@ func openVolume(t *testing.T, st store.Store, at *simNode, id ID, opts Options) 
 	if opts.Store == nil {
 		opts.Store = st
 	}
-	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary})
+	node := at.member(st)
 	return Attach(t.Context(), id, node, at, AttachOptions{Options: opts})
 }
 

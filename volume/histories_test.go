@@ -240,7 +240,7 @@ func TestCommitLeased(t *testing.T) {
 
 // accept attaches a volume though it may have lost writes.
 func accept(t *testing.T, st store.Store, at *simNode, id ID) (*Volume, error) {
-	node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary})
+	node := at.member(st)
 	return Attach(t.Context(), id, node, at, AttachOptions{Options: Options{Store: st}, AcceptLoss: true})
 }
 

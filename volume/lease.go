@@ -454,21 +454,16 @@ func (m *Member) Certain() (life ID, certain bool, err error) {
 
 // Changed implements Lease.
 func (m *Member) Changed() <-chan struct{} {
-	_, changed, _ := m.now()
-	return changed
-}
-
-// now says whether the lease is certain, and what is closed when that may be otherwise.
-func (m *Member) now() (certain bool, changed <-chan struct{}, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.lookLocked(false) < m.until && m.err == nil, m.changed, m.err
+	return m.changed
 }
 
 // Wait implements Lease.
 func (m *Member) Wait(ctx context.Context) error {
 	for {
-		certain, changed, err := m.now()
+		changed := m.Changed() // before it is asked, so that no change is missed
+		_, certain, err := m.Certain()
 		if err != nil || certain {
 			return err
 		}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -36,8 +37,8 @@ func TestQuiet(t *testing.T) {
 				var answered atomic.Int32
 				answers := make(chan error, 3)
 				for _, request := range []func() error{
-					func() error { return v.WriteAt(t.Context(), stamped(1), Block) },
-					func() error { return v.WriteSync(t.Context(), stamped(2), 2*Block) },
+					func() error { return v.WriteAt(t.Context(), bytes.Repeat([]byte{1}, Block), Block) },
+					func() error { return v.WriteSync(t.Context(), bytes.Repeat([]byte{2}, Block), 2*Block) },
 					flush,
 				} {
 					go func() {
@@ -85,15 +86,6 @@ func TestQuiet(t *testing.T) {
 			})
 		})
 	}
-}
-
-// stamped returns a block full of b.
-func stamped(b byte) []byte {
-	p := make([]byte, Block)
-	for i := range p {
-		p[i] = b
-	}
-	return p
 }
 
 // TestQuietEnds: what only this node used is used by others again, and flushes wait for the store as before.

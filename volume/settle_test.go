@@ -51,16 +51,13 @@ func TestHalfTaken(t *testing.T) {
 				}
 				at := newSimNode(t)
 				slow := &silent{Store: st, arrives: arrives}
-				member := func() *Member {
-					return NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary})
-				}
 				ctx, stop := context.WithTimeout(t.Context(), time.Second)
 				defer stop()
-				if _, err := Attach(ctx, h.ID, member(), at, AttachOptions{Options: Options{Store: slow}}); !errors.Is(err, ErrHalfTaken) ||
+				if _, err := Attach(ctx, h.ID, at.member(st), at, AttachOptions{Options: Options{Store: slow}}); !errors.Is(err, ErrHalfTaken) ||
 					!errors.Is(err, context.DeadlineExceeded) {
 					t.Fatalf("given up without an answer: %v", err)
 				}
-				v, err := Attach(t.Context(), h.ID, member(), at, AttachOptions{Options: Options{Store: st}, Settle: true})
+				v, err := Attach(t.Context(), h.ID, at.member(st), at, AttachOptions{Options: Options{Store: st}, Settle: true})
 				switch {
 				case arrives && err != nil, !arrives && !errors.Is(err, ErrNotOwned):
 					t.Fatalf("settle: %v", err)
@@ -77,7 +74,7 @@ func TestHalfTaken(t *testing.T) {
 					t.Errorf("%+v, %v: want nobody's", h, err)
 				}
 				settle := AttachOptions{Options: Options{Store: st}, Settle: true}
-				if _, err := Attach(t.Context(), h.ID, member(), at, settle); !errors.Is(err, ErrNotOwned) {
+				if _, err := Attach(t.Context(), h.ID, at.member(st), at, settle); !errors.Is(err, ErrNotOwned) {
 					t.Errorf("settled once more: %v", err)
 				}
 				if n := len(at.journals); n > 0 {
@@ -103,7 +100,7 @@ func TestSettleAnothers(t *testing.T) {
 			t.Fatal(err)
 		}
 		mustSet(t, w, 0, 2)
-		node := NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary})
+		node := at.member(st)
 		settle := AttachOptions{Options: Options{Store: st}, Settle: true}
 		if _, err := Attach(t.Context(), h.ID, node, at, settle); !errors.Is(err, ErrNotOwned) {
 			t.Errorf("settle: %v", err)
@@ -203,18 +200,15 @@ func TestSeenHead(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				node := func() *Member {
-					return NewMember(st, MemberOptions{ID: at.id, Incarnation: NewID(), Boot: "0", Diary: &at.diary})
-				}
 				opts := AttachOptions{Options: Options{Store: st}, Seen: seen}
-				if _, err := Attach(t.Context(), h.ID, node(), at, opts); !errors.Is(err, ErrLoss) || !strings.Contains(err.Error(), why) {
+				if _, err := Attach(t.Context(), h.ID, at.member(st), at, opts); !errors.Is(err, ErrLoss) || !strings.Contains(err.Error(), why) {
 					t.Errorf("a store that was put back: %v, want %q", err, why)
 				}
 				if now, err := Lookup(t.Context(), st, "v"); err != nil || now.Nonce != before.Nonce {
 					t.Errorf("an attach that is refused has changed the head (%v)", err)
 				}
 				opts.AcceptLoss = true
-				if v, err = Attach(t.Context(), h.ID, node(), at, opts); err != nil {
+				if v, err = Attach(t.Context(), h.ID, at.member(st), at, opts); err != nil {
 					t.Fatal(err)
 				}
 				st.Wait()

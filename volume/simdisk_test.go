@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remora-storage/remora/remote/store"
 )
 
 // simDisk is a journal's file whose unsynced writes a power cut loses, tears or keeps.
@@ -189,6 +191,11 @@ type simNode struct {
 	seen     Seen
 	full     atomic.Bool // its disk
 	damaged  string      // what replay must say of the journals: the test has damaged them on purpose
+}
+
+// member returns another life of the machine, as a node with the default TTL.
+func (n *simNode) member(st store.Store) *Member {
+	return NewMember(st, MemberOptions{ID: n.id, Incarnation: NewID(), Boot: "0", Diary: &n.diary})
 }
 
 // simDiary is a diary that outlives what the simulation does to a machine.

@@ -38,9 +38,6 @@ func (h volumeHands) Open(ctx context.Context, how node.How, stop <-chan struct{
 	ctx, end := until(ctx, stop)
 	defer end()
 	_, err := h.host.Attach(ctx, h.url, h.head, host.AttachOptions{AcceptLoss: how.AcceptLoss, Progress: tell})
-	if errors.Is(err, volume.ErrHalfTaken) {
-		err = halfTaken{err}
-	}
 	return err
 }
 
@@ -89,13 +86,6 @@ func (h volumeHands) Abandon(context.Context) error {
 	h.log.Warn("a volume is given up with acknowledged writes in this node's journal alone", "volume", h.head.Name)
 	return h.host.Abandon(h.head.ID)
 }
-
-// halfTaken is a node.ErrHalfTaken that says why.
-type halfTaken struct{ error }
-
-func (halfTaken) Is(err error) bool { return err == node.ErrHalfTaken }
-
-func (e halfTaken) Unwrap() error { return e.error }
 
 var errNotWanted = errors.New("somebody wants something else of the volume by now")
 

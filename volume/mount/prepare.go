@@ -1,6 +1,7 @@
 package mount
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -133,7 +134,7 @@ func Prepare(ctx context.Context, v Volume, want string, stays bool, say func(st
 		return "", unfinished{fmt.Errorf("%s holds %s, though its head says that %s was not made to its end: to keep what is there, "+
 			"mount %s yourself and attach the volume once more; --fs %s makes a file system over it", v.Name, has, begun, v.Device, begun)}
 	case begun != "":
-		return v.format(ctx, first(want, begun), true, say)
+		return v.format(ctx, cmp.Or(want, begun), true, say)
 	case has.Kind != "" && !Known(has.Kind):
 		return "", fmt.Errorf("%s holds %s, not a file system that can be mounted", v.Name, has)
 	case has.Kind == "" && (!v.Fresh || mounted):
@@ -142,7 +143,7 @@ func Prepare(ctx context.Context, v Volume, want string, stays bool, say func(st
 	case has.Kind != "" && want != "" && has.Kind != want:
 		return "", fmt.Errorf("%s holds %s, not %s", v.Name, has, want)
 	case has.Kind == "":
-		return v.format(ctx, first(want, Default), false, say)
+		return v.format(ctx, cmp.Or(want, Default), false, say)
 	case has.Sector > 0 && has.Sector < v.Sector:
 		return "", fmt.Errorf("%s holds an xfs with sectors of %d bytes, and the device has %d: mount a device with such sectors on it "+
 			"(losetup --sector-size %d -f --show %s), or copy the files into a new volume", v.Name, has.Sector, v.Sector, has.Sector, v.Device)
@@ -162,13 +163,6 @@ func Prepare(ctx context.Context, v Volume, want string, stays bool, say func(st
 type unfinished struct{ error }
 
 func (u unfinished) Unwrap() error { return u.error }
-
-func first(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
-}
 
 // format makes a file system. Until the volume's store has all of it, the head says that it is being made: whoever mounts the volume
 // then, on whatever node, makes it again.
@@ -201,7 +195,11 @@ func waitUnused(ctx context.Context, dev string, begun bool, say func(string)) (
 		if f, err = os.OpenFile(dev, os.O_RDONLY|unix.O_EXCL, 0); err == nil {
 			err = f.Close()
 		}
-		mounted = errors.Is(err, unix.EBUSY) && mountedAnywhere(dev)
+		mounted = false
+		if errors.Is(err, unix.EBUSY) {
+			is, merr := mountedAnywhere(dev)
+			mounted = is && merr == nil
+		}
 		if !errors.Is(err, unix.EBUSY) || mounted {
 			return false
 		}
@@ -236,10 +234,11 @@ func users(dev string) string {
 	return by.String()
 }
 
-func mountedAnywhere(dev string) (is bool) {
+// mountedAnywhere reports whether a device is mounted in some mount namespace.
+func mountedAnywhere(dev string) (is bool, err error) {
 	on, err := mounts.On(dev)
 	if err == nil {
 		err = mounts.Everywhere(func(_ mounts.Namespace, m mounts.Mount) { is = is || on(m) })
 	}
-	return is && err == nil
+	return is, err
 }

@@ -3,7 +3,6 @@ package mount
 import (
 	"time"
 
-	"github.com/remora-storage/remora/blockdev/mounts"
 	"github.com/remora-storage/remora/blockdev/openers"
 )
 
@@ -19,12 +18,7 @@ func Unused(dev string) func() bool {
 		if time.Since(begin) < flushing {
 			return false
 		}
-		on, err := mounts.On(dev)
-		mounted := false
-		if err == nil {
-			err = mounts.Everywhere(func(_ mounts.Namespace, m mounts.Mount) { mounted = mounted || on(m) })
-		}
-		if err != nil || mounted {
+		if mounted, err := mountedAnywhere(dev); err != nil || mounted {
 			return false
 		}
 		return openers.Alone(dev) // the process that unmounts it has it open

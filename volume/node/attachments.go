@@ -14,7 +14,7 @@ import (
 // closed, not when a caller leaves.
 type Hands interface {
 	// Open takes the volume for this node, and tells what it waits for. When stop is closed it may come back with any error,
-	// unless the volume was taken. ErrHalfTaken has Leave find out whose the volume is.
+	// unless the volume was taken. volume.ErrHalfTaken has Leave find out whose the volume is.
 	Open(ctx context.Context, how How, stop <-chan struct{}, tell func(string)) error
 	// Export gives the kernel the volume's block device. It fails if the volume has failed.
 	Export(ctx context.Context) error

@@ -273,8 +273,8 @@ func TestCallers(t *testing.T) {
 	})
 	within("half taken", func(t *testing.T, b bed) {
 		v := begin(b.attach)
-		b.opens <- node.ErrHalfTaken
-		v.ends(t, node.ErrHalfTaken)
+		b.opens <- volume.ErrHalfTaken
+		v.ends(t, volume.ErrHalfTaken)
 		b.is(t, "leaving")
 		v = begin(b.attach) // first it must be known whose it is
 		v.waits(t)

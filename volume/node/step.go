@@ -3,6 +3,8 @@ package node
 import (
 	"errors"
 	"slices"
+
+	"github.com/remora-storage/remora/volume"
 )
 
 // want is what was asked of a volume last.
@@ -32,8 +34,6 @@ var (
 	ErrAttachedAgain = errors.New("it was attached again meanwhile")
 	// ErrDetachedMeanwhile says that a volume was not attached because somebody detached it meanwhile.
 	ErrDetachedMeanwhile = errors.New("it was detached meanwhile")
-	// ErrHalfTaken is what Hands.Open returns if nobody knows whether the volume is this node's, or it is and cannot be used.
-	ErrHalfTaken = errors.New("half taken")
 	// ErrKept is what Hands.Leave returns if it was stopped while the volume could still be kept, and was.
 	ErrKept = errors.New("not given up")
 	// ErrHalfLeft is what Hands.Leave returns if it was stopped and nobody knows whether the store has released the volume.
@@ -124,9 +124,9 @@ func (m *machine) ended(err error) (out []effect) {
 	switch {
 	case was == open && err == nil:
 		m.owned = true
-	case was == open && stopped && !errors.Is(err, ErrHalfTaken): // whoever wants it by now has not had a try of his own
+	case was == open && stopped && !errors.Is(err, volume.ErrHalfTaken): // whoever wants it by now has not had a try of his own
 	case was == open:
-		if errors.Is(err, ErrHalfTaken) {
+		if errors.Is(err, volume.ErrHalfTaken) {
 			if m.owned, m.half = true, true; stopped {
 				break
 			}

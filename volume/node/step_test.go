@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+
+	"github.com/remora-storage/remora/volume"
 )
 
 // world is a machine, and what a world that does as it is told makes of its effects.
@@ -141,7 +143,7 @@ func TestEveryOrder(t *testing.T) {
 		}
 		ends := []error{nil, errWorld}
 		if at.w.m.doing == open {
-			ends = append(ends, ErrHalfTaken)
+			ends = append(ends, volume.ErrHalfTaken)
 		}
 		if at.w.stop && at.w.m.doing == leave {
 			ends = append(ends, ErrHalfLeft)
