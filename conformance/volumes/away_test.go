@@ -2,9 +2,6 @@ package volumes_test
 
 import (
 	"fmt"
-	"io"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,11 +24,7 @@ func mountTwo(t *testing.T, s *testbed.Stack, store string) (names []string, loa
 		mnt := filepath.Join(t.TempDir(), "mnt")
 		snapctl(t, s, "volume", "create", "--store", store, "--class", class, class, "1G")
 		snapctl(t, s, "volume", "mount", class, mnt)
-		t.Cleanup(func() {
-			if t.Failed() {
-				_ = unix.Unmount(mnt, unix.MNT_DETACH)
-			}
-		})
+		unmountIfFailed(t, mnt)
 		l := testbed.StartLoad(t, mnt)
 		l.MustReach(t, 200)
 		names, loads = append(names, class), append(loads, l)
@@ -113,19 +106,10 @@ func TestVolumeStoreNotFound(t *testing.T) {
 			t.Parallel()
 			srv := startS3(t, c.server)
 			var missing atomic.Bool
-			proxy := proxyTo(t, srv.endpoint)
-			front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if !missing.Load() {
-					proxy.ServeHTTP(w, r)
-					return
-				}
-				w.WriteHeader(http.StatusNotFound)
-				_, _ = io.WriteString(w, c.body)
-			}))
-			t.Cleanup(front.Close)
+			front := missingFront(t, srv.endpoint, c.body, &missing)
 			config := volumeConfig + fmt.Sprintf("credentials = %q\n", srv.credentials)
 			s := testbed.New(t, testbed.Options{Bare: true, LogLevel: "info", Config: config})
-			outlive(t, s, strings.Replace(srv.url("away"), srv.endpoint, front.URL, 1), "the store is not there",
+			outlive(t, s, strings.Replace(srv.url("away"), srv.endpoint, front, 1), "the store is not there",
 				func() { missing.Store(true) }, func() { missing.Store(false) })
 		})
 	}
@@ -148,11 +132,7 @@ func TestVolumeRestartedWithoutStore(t *testing.T) {
 	store := newVolume(t, s, "data")
 	dir := strings.TrimPrefix(store, "file:")
 	snapctl(t, s, "volume", "mount", "data", mnt)
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
+	unmountIfFailed(t, mnt)
 	l := testbed.StartLoad(t, mnt)
 	l.MustReach(t, 200)
 	testbed.Must(t, s.StopRemorad(unix.SIGKILL))

@@ -1,7 +1,6 @@
 package volumes_test
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
@@ -9,7 +8,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,10 +30,7 @@ func stateOf(t *testing.T, s *testbed.Stack) string {
 }
 
 // A detaching is a detach under way, which waits for its store.
-type detaching struct {
-	cmd   *exec.Cmd
-	lines *bufio.Scanner // what it says
-}
+type detaching struct{ verb }
 
 // beginDetach begins to detach data, whose store is away, and returns when remorad has said what that waits for.
 func beginDetach(t *testing.T, s *testbed.Stack) *detaching {
@@ -46,23 +41,17 @@ func beginDetach(t *testing.T, s *testbed.Stack) *detaching {
 // beginDetachOf is beginDetach for a volume of another name.
 func beginDetachOf(t *testing.T, s *testbed.Stack, name string) *detaching {
 	t.Helper()
-	c, err := testbed.Command(t.Context(), "snapctl", "volume", "detach", name)
-	testbed.Must(t, err)
-	c.Env = append(c.Env, s.SnapctlEnv()...)
-	says, err := c.StderrPipe()
-	testbed.Must(t, err)
-	testbed.Must(t, c.Start())
-	d := &detaching{c, bufio.NewScanner(says)}
-	if !d.lines.Scan() || !strings.Contains(d.lines.Text(), "not in the store yet") {
-		t.Errorf("a detach says %q", d.lines.Text())
+	d := &detaching{beginVerb(t, s, "detach", name)}
+	if !d.says.Scan() || !strings.Contains(d.says.Text(), "not in the store yet") {
+		t.Errorf("a detach says %q", d.says.Text())
 	}
 	return d
 }
 
 // end waits for the end and returns the last line.
 func (d *detaching) end() (last string, err error) {
-	for d.lines.Scan() {
-		last = d.lines.Text()
+	for d.says.Scan() {
+		last = d.says.Text()
 	}
 	return last, d.cmd.Wait()
 }
@@ -187,11 +176,7 @@ func TestVolumeUnmountedWithoutStore(t *testing.T) {
 	dir := strings.TrimPrefix(store, "file:")
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	snapctl(t, s, "volume", "mount", "data", mnt)
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
+	unmountIfFailed(t, mnt)
 	testbed.Must(t, os.Rename(dir, dir+".aside"))
 	back := sync.OnceFunc(func() { testbed.Must(t, os.Rename(dir+".aside", dir)) })
 	t.Cleanup(back)

@@ -48,6 +48,15 @@ func newVolume(t *testing.T, s *testbed.Stack, name string, args ...string) (sto
 	return store
 }
 
+// unmountIfFailed lets a test that has failed end: nothing stays mounted there.
+func unmountIfFailed(t *testing.T, dir string) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			_ = unix.Unmount(dir, unix.MNT_DETACH)
+		}
+	})
+}
+
 // mustBeRight checks a volume that is not attached, and removes it: nothing but its node's lease may stay in the store.
 func mustBeRight(t *testing.T, s *testbed.Stack, name, store string) {
 	t.Helper()
@@ -319,11 +328,7 @@ func TestVolumeKilled(t *testing.T) {
 			mnt := filepath.Join(t.TempDir(), "mnt")
 			store := newVolume(t, s, "data", "--class", class)
 			snapctl(t, s, "volume", "mount", "data", mnt)
-			t.Cleanup(func() {
-				if t.Failed() {
-					_ = unix.Unmount(mnt, unix.MNT_DETACH)
-				}
-			})
+			unmountIfFailed(t, mnt)
 			writers := testbed.KillUnderLoad(t, s, mnt, testbed.Rounds(10, 500))
 			testbed.Must(t, s.AwaitContainerd())
 			mustComeBack(t, s, mnt, writers)
@@ -340,11 +345,7 @@ func TestVolumeKilledClean(t *testing.T) {
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data")
 	snapctl(t, s, "volume", "mount", "data", mnt)
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
+	unmountIfFailed(t, mnt)
 	for round := range testbed.Rounds(3, 30) {
 		want := make([]byte, 64<<20)
 		_, _ = rand.NewChaCha8([32]byte{byte(round)}).Read(want)

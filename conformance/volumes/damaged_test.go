@@ -29,11 +29,7 @@ func TestVolumeDamagedFiles(t *testing.T) {
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data", "--class", "local")
 	snapctl(t, s, "volume", "mount", "data", mnt)
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
+	unmountIfFailed(t, mnt)
 	for name, again := range map[string][]string{
 		"volumes/node.json": nil, "volumes/volumes.json": {"--store", store}, "disks.json": {},
 	} {

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/remora-storage/remora/conformance/testbed"
 )
 
@@ -46,11 +44,7 @@ func TestVolumeTwoSpellings(t *testing.T) {
 				snapctl(t, s, "volume", "create", "--store", one, name, "1G")
 				mnt := filepath.Join(t.TempDir(), "mnt")
 				snapctl(t, s, "volume", "mount", "--store", url, name, mnt)
-				t.Cleanup(func() {
-					if t.Failed() {
-						_ = unix.Unmount(mnt, unix.MNT_DETACH)
-					}
-				})
+				unmountIfFailed(t, mnt)
 				loads = append(loads, testbed.StartLoad(t, mnt))
 			}
 			for end := time.Now().Add(awayFor); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
@@ -161,11 +155,7 @@ func TestVolumeCopiedRoot(t *testing.T) {
 	mnt := filepath.Join(t.TempDir(), "mnt")
 	store := newVolume(t, s, "data")
 	snapctl(t, s, "volume", "mount", "data", mnt)
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
+	unmountIfFailed(t, mnt)
 	l := testbed.StartLoad(t, mnt)
 	l.MustReach(t, 200)
 	dir := t.TempDir()

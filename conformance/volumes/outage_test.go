@@ -26,11 +26,7 @@ func onS3(t *testing.T, srv *s3Server, endpoint, class, config string) (s *testb
 	url := strings.Replace(srv.url("node"), srv.endpoint, endpoint, 1)
 	snapctl(t, s, "volume", "create", "--store", url, "--class", class, "data", "1G")
 	snapctl(t, s, "volume", "mount", "data", mnt)
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
+	unmountIfFailed(t, mnt)
 	return s, mnt
 }
 

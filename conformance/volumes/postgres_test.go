@@ -216,11 +216,7 @@ func TestVolumePostgres(t *testing.T) {
 			mnt := filepath.Join(publicDir(t), "mnt")
 			store := newVolume(t, a, "data", "--class", class)
 			snapctl(t, a, "volume", "mount", "data", mnt)
-			t.Cleanup(func() {
-				if t.Failed() {
-					_ = unix.Unmount(mnt, unix.MNT_DETACH)
-				}
-			})
+			unmountIfFailed(t, mnt)
 			pg := newPostgres(t, mnt)
 			load := pg.startCommits(t)
 			for range testbed.Rounds(5, 100) {

@@ -2,11 +2,8 @@ package volumes_test
 
 import (
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -115,21 +112,9 @@ func directoryBed(t *testing.T) *databaseBed {
 func bucketBed(t *testing.T) *databaseBed {
 	t.Helper()
 	srv := startS3(t, "minio")
-	k, err := link.New(strings.TrimPrefix(srv.endpoint, "http://"), link.Options{})
-	testbed.Must(t, err)
-	t.Cleanup(func() { testbed.Must(t, k.Close()) })
 	var missing atomic.Bool
-	proxy := proxyTo(t, srv.endpoint)
-	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if missing.Load() {
-			w.WriteHeader(http.StatusNotFound)
-			_, _ = io.WriteString(w, "<html><body>no route</body></html>")
-			return
-		}
-		proxy.ServeHTTP(w, r)
-	}))
-	t.Cleanup(front.Close)
-	behind, err := link.New(strings.TrimPrefix(front.URL, "http://"), link.Options{})
+	front := missingFront(t, srv.endpoint, "<html><body>no route</body></html>", &missing)
+	behind, err := link.New(strings.TrimPrefix(front, "http://"), link.Options{})
 	testbed.Must(t, err)
 	t.Cleanup(func() { testbed.Must(t, behind.Close()) })
 	b := &databaseBed{config: volumeConfig + fmt.Sprintf("credentials = %q\n", srv.credentials)}
@@ -163,11 +148,7 @@ func (b *databaseBed) outlive(t *testing.T, class string, faults []string) {
 	mnt := filepath.Join(publicDir(t), "mnt")
 	snapctl(t, b.node, "volume", "create", "--store", b.store, "--class", class, "data", "1G")
 	snapctl(t, b.node, "volume", "mount", "data", mnt)
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
+	unmountIfFailed(t, mnt)
 	pg := newPostgres(t, mnt)
 	b.load = pg.startCommits(t)
 	for _, f := range faults {

@@ -53,11 +53,7 @@ func TestVolumeKilledAtSteps(t *testing.T) {
 			mnt := filepath.Join(t.TempDir(), "mnt")
 			store := newVolume(t, s, "data", "--class", class, "--max-age", "1s")
 			snapctl(t, s, "volume", "mount", "data", mnt)
-			t.Cleanup(func() {
-				if t.Failed() {
-					_ = unix.Unmount(mnt, unix.MNT_DETACH)
-				}
-			})
+			unmountIfFailed(t, mnt)
 			hits, i := map[string]int{}, 0
 			writers := testbed.EndUnderLoad(t, s, mnt, testbed.Rounds(2, 50)*len(volumeSteps), func(rnd *rand.Rand) {
 				step, n, within := volumeSteps[i%len(volumeSteps)], 1+rnd.IntN(6), 10*time.Second

@@ -2,13 +2,16 @@ package volumes_test
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -178,11 +181,7 @@ func TestVolumeS3(t *testing.T) {
 	st := srv.url("node")
 	snapctl(t, a, "volume", "create", "--store", st, "data", "1G")
 	snapctl(t, a, "volume", "mount", "data", mnt)
-	t.Cleanup(func() {
-		if t.Failed() {
-			_ = unix.Unmount(mnt, unix.MNT_DETACH)
-		}
-	})
+	unmountIfFailed(t, mnt)
 	writers := testbed.KillUnderLoad(t, a, mnt, 3)
 	testbed.Must(t, a.AwaitContainerd())
 
@@ -251,4 +250,20 @@ func proxyTo(t *testing.T, endpoint string) http.Handler {
 		r.SetURL(to)
 		r.Out.Host = r.In.Host
 	}}
+}
+
+// missingFront is a server before another one that answers 404 with a body while missing says so.
+func missingFront(t *testing.T, endpoint, body string, missing *atomic.Bool) (url string) {
+	t.Helper()
+	proxy := proxyTo(t, endpoint)
+	front := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !missing.Load() {
+			proxy.ServeHTTP(w, r)
+			return
+		}
+		w.WriteHeader(http.StatusNotFound)
+		_, _ = io.WriteString(w, body)
+	}))
+	t.Cleanup(front.Close)
+	return front.URL
 }
