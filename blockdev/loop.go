@@ -109,6 +109,12 @@ func LoopFiles() (all []LoopFile, err error) {
 	return all, err
 }
 
+// LoopFileOf returns the file that a loop device is set up on.
+func LoopFileOf(dev string) (string, error) {
+	p, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(dev), "loop/backing_file"))
+	return strings.TrimSuffix(string(p), "\n"), err
+}
+
 // FindLoop returns the loop device that is set up on the file at path, or "".
 func FindLoop(path string) (string, error) {
 	all, err := LoopFiles()

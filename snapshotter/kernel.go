@@ -55,13 +55,8 @@ func (k machine) Probe(dir string, pinned blockdev.Backend, safe bool) (Capabili
 }
 
 func (machine) LoopFile(dev string) string {
-	all, _ := blockdev.LoopFiles() // what of them is not known counts as ours
-	for _, l := range all {
-		if l.Dev == dev {
-			return l.File
-		}
-	}
-	return ""
+	file, _ := blockdev.LoopFileOf(dev) // what is not known counts as ours
+	return file
 }
 
 func (machine) TryUpper(dir string) error { return tryUpper(dir) }

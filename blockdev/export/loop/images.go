@@ -1,8 +1,6 @@
 package loop
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/remora-storage/remora/blockdev"
@@ -44,8 +42,8 @@ func Back(m mounts.Mount) (path string, ok bool) {
 	if m.Type != "erofs" || !strings.HasPrefix(m.Source, "/dev/loop") {
 		return "", false
 	}
-	back, err := os.ReadFile("/sys/block/" + filepath.Base(m.Source) + "/loop/backing_file")
-	return strings.TrimSpace(string(back)), err == nil
+	path, err := blockdev.LoopFileOf(m.Source)
+	return path, err == nil
 }
 
 // device is a Path that is a loop device.
