@@ -114,7 +114,7 @@ func TestRepositoriesWhole(t *testing.T) {
 func (x *repositories) read(t *testing.T, blob []byte, off, n int64) (took time.Duration, err error) {
 	t.Helper()
 	began := time.Now()
-	r, err := x.Open(t.Context(), off, n, 0)
+	r, err := x.For(nil).Open(t.Context(), off, n, 0)
 	if err != nil {
 		return time.Since(began), err
 	}
@@ -274,7 +274,7 @@ func TestRaceLeaves(t *testing.T) {
 				ctx, leave := context.WithCancel(t.Context())
 				left := make(chan error)
 				go func() {
-					r, err := among(p, &fakePlace{silent: true}).Open(ctx, 0, 1<<20, 0)
+					r, err := among(p, &fakePlace{silent: true}).For(nil).Open(ctx, 0, 1<<20, 0)
 					if err == nil {
 						_, err = io.ReadAll(r)
 						r.Close()

@@ -76,7 +76,7 @@ func (x *Sources) Add(f *cache.File, s *Source) *cache.File {
 		x.all[id] = all
 	}
 	all.add(repositorySource{repo: s.Repo, placedSource: from})
-	f.SetSource(all)
+	f.SetSource(all.For(nil))
 	return f
 }
 
@@ -203,12 +203,15 @@ type askedBy struct {
 
 // Open implements cache.Source.
 func (a *askedBy) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
-	return a.open(ctx, a.own, off, n, try)
-}
-
-// Whole implements fetch.Streamed.
-func (a *askedBy) Whole(ctx context.Context, try int) (io.ReadCloser, error) {
-	return a.whole(ctx, a.own, try)
+	began := time.Now()
+	r, err := a.openAny(ctx, a.own, off, n, try)
+	if err != nil && ctx.Err() == nil && a.look(ctx, began) {
+		r, err = a.openAny(ctx, a.own, off, n, 0)
+	}
+	if IsGone(err) {
+		a.lost()
+	}
+	return r, err
 }
 
 // Place implements cache.Placed.
@@ -217,34 +220,13 @@ func (a *askedBy) Place() (host, user string) { return a.order(a.own)[0].Place()
 // Link implements cache.Measured.
 func (a *askedBy) Link() (time.Duration, int64) { return a.order(a.own)[0].Link() }
 
-// Open implements cache.Source.
-func (x *repositories) Open(ctx context.Context, off, n int64, try int) (io.ReadCloser, error) {
-	return x.open(ctx, registry.Repository{}, off, n, try)
-}
-
-func (x *repositories) open(ctx context.Context, own registry.Repository, off, n int64, try int) (io.ReadCloser, error) {
-	began := time.Now()
-	r, err := x.openAny(ctx, own, off, n, try)
-	if err != nil && ctx.Err() == nil && x.look(ctx, began) {
-		r, err = x.openAny(ctx, own, off, n, 0)
-	}
-	if IsGone(err) {
-		x.lost()
-	}
-	return r, err
-}
-
 // OnlyWhole implements fetch.Streamed.
 func (x *repositories) OnlyWhole(err error) bool { return errors.Is(err, registry.ErrRange) }
 
 // Whole implements fetch.Streamed: nobody else downloads what was claimed.
-func (x *repositories) Whole(ctx context.Context, try int) (io.ReadCloser, error) {
-	return x.whole(ctx, registry.Repository{}, try)
-}
-
-func (x *repositories) whole(ctx context.Context, own registry.Repository, try int) (io.ReadCloser, error) {
+func (a *askedBy) Whole(ctx context.Context, try int) (io.ReadCloser, error) {
 	var errs []error
-	order := x.order(own)
+	order := a.order(a.own)
 	first := try % len(order)
 	for _, one := range append(order[first:], order[:first]...) {
 		r, err := one.Whole(ctx)
@@ -255,7 +237,7 @@ func (x *repositories) whole(ctx context.Context, own registry.Repository, try i
 	}
 	err := errors.Join(errs...)
 	if IsGone(err) {
-		x.lost()
+		a.lost()
 	}
 	return nil, err
 }
@@ -289,9 +271,3 @@ func (x *repositories) openAny(ctx context.Context, own registry.Repository, off
 
 // Doubt is told of bytes that are not what the layer's table says.
 func (x *repositories) Doubt() { x.doubt() }
-
-// Place implements cache.Placed.
-func (x *repositories) Place() (host, user string) { return x.For(nil).(*askedBy).Place() }
-
-// Link implements cache.Measured.
-func (x *repositories) Link() (time.Duration, int64) { return x.For(nil).(*askedBy).Link() }
